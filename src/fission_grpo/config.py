@@ -1,0 +1,113 @@
+"""FissionGRPOConfig: TRL's GRPOConfig plus the fields of fission. All of TRL's fields pass through untouched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+
+@dataclass
+class FissionGRPOConfig(GRPOConfig):
+    """Every `trl.GRPOConfig` field, and these. Marks: [paper] known, [inferred], [ours] our own choice.
+
+    Raises ValueError for a value out of range, before anything is loaded.
+    """
+
+    fission: bool = field(
+        default=True,
+        metadata={"help": "Run recover cycles [paper]. False is TRL's GRPO exactly: same seeds, same losses."},
+    )
+    num_recoveries: int | None = field(
+        default=None,
+        metadata={
+            "help": "G', recovery rollouts sampled per corrective instance; at least 2, must divide "
+            "generation_batch_size. None: as many as num_generations [ours; the paper's value is not known]."
+        },
+    )
+    failure_threshold: float = field(
+        default=0.5,
+        metadata={
+            "help": "With reward functions of your own: a rollout whose weighted reward sum is below this has failed "
+            "(in your rewards' unit). Step tasks judged by StepReward use its correctness_threshold instead [ours]."
+        },
+    )
+    buffer_capacity: int = field(
+        default=256, metadata={"help": "Most corrective instances held; the oldest is dropped for a new one [ours]."}
+    )
+    max_age_steps: int = field(
+        default=32,
+        metadata={"help": "Optimizer steps after which a waiting corrective instance is dropped; 0: never [ours]."},
+    )
+    max_depth: int = field(
+        default=1,
+        metadata={
+            "help": "1: only failures of data set tasks are recovered from. 2: failures of recoveries too, and so on. "
+            "0: nothing is ever fissioned [ours]."
+        },
+    )
+    buffer_order: str = field(
+        default="lifo",
+        metadata={
+            "help": "Which waiting instances are recovered first: lifo (newest) [paper]; fifo, random: ablations."
+        },
+    )
+    recover_trigger: int | None = field(
+        default=None,
+        metadata={
+            "help": "Unique instances that must wait before a recover cycle runs. None: one full batch, "
+            "generation_batch_size / num_recoveries, which is also the least allowed [ours; the paper's is unknown]."
+        },
+    )
+    max_generated_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "Stop after the step in which the policy has sampled this many tokens in all, explore and recover "
+            "cycles together, so that methods are compared at equal cost; 0: no limit [ours]."
+        },
+    )
+    journal: bool = field(
+        default=True,
+        metadata={
+            "help": "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_recoveries is None:
+            self.num_recoveries = self.num_generations
+        if self.fission:
+            self._check_fission()
+
+    def _check_fission(self) -> None:
+        size, recoveries = self.generation_batch_size or 0, self.num_recoveries or 0
+        if recoveries < 2:
+            raise ValueError(
+                f"num_recoveries is {recoveries}, but advantages are normalised within each recovery group, "
+                "which takes at least 2. Set num_recoveries to 2 or more."
+            )
+        if size % recoveries:
+            divisors = [n for n in range(2, size + 1) if size % n == 0]
+            raise ValueError(
+                f"num_recoveries ({recoveries}) does not divide generation_batch_size ({size} = "
+                "per_device_train_batch_size x processes x steps_per_generation), so recovery groups would not fill "
+                f"a batch. Set num_recoveries to one of {divisors}, or change the batch size."
+            )
+        contexts, trigger = self.contexts_per_cycle, self.recover_trigger
+        for name, least in (("buffer_capacity", contexts), ("max_age_steps", 0), ("max_depth", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+        if self.buffer_order not in ("lifo", "fifo", "random"):
+            raise ValueError(f"buffer_order is {self.buffer_order!r}; set it to 'lifo', 'fifo' or 'random'.")
+        if trigger is not None and not contexts <= trigger <= self.buffer_capacity:
+            raise ValueError(
+                f"recover_trigger is {trigger}, but must lie between {contexts} (one full batch of recovery groups) "
+                f"and buffer_capacity ({self.buffer_capacity}). Leave it unset for one full batch."
+            )
+
+    @property
+    def contexts_per_cycle(self) -> int:
+        """Corrective instances used by one recover cycle: generation_batch_size / num_recoveries."""
+        assert self.generation_batch_size is not None and self.num_recoveries is not None
+        return self.generation_batch_size // self.num_recoveries

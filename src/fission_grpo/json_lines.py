@@ -1,0 +1,86 @@
+"""JSON lines as a run writes them, read back with the place of every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class RunFileError(ValueError):
+    """A file of a run directory is missing or broken; the message says which, where, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A parsed JSON line that knows where it stands, so that a missing field can be named."""
+
+    path: Path
+    number: int
+    record: Mapping[str, Any]
+
+    def wrong(self, what: str) -> RunFileError:
+        return RunFileError(f"{self.path}, line {self.number}: {what}; mend or delete this line")
+
+    def take(self, name: str, kind: type | tuple[type, ...], *, optional: bool = False) -> Any:
+        """The field's value; None where `optional` and missing or null. Raises RunFileError naming the field."""
+        value = self.record.get(name)
+        if value is None and optional:
+            return None
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(k.__name__ for k in kinds)
+            found = "is missing" if name not in self.record else f"is {json.dumps(value)[:60]}"
+            raise self.wrong(f"field '{name}' must be {wanted}, but {found}")
+        return value
+
+    def take_all(self, name: str, kind: type | tuple[type, ...], *, gaps: bool = False) -> tuple[Any, ...]:
+        """A list field as a tuple of `kind` (and None where `gaps`)."""
+        values = self.take(name, list)
+        for i, value in enumerate(values):
+            if not (isinstance(value, kind) and not isinstance(value, bool)) and not (gaps and value is None):
+                raise self.wrong(f"field '{name}[{i}]' has the wrong type: {json.dumps(value)[:60]}")
+        return tuple(values)
+
+
+def read_lines(path: Path, notes: list[str]) -> list[Line]:
+    """The objects of a JSONL file, empty if there is none; RunFileError names the first broken line.
+
+    A line cut off by a kill (the last one, without a newline, or one just before a `resumed` event) is left out, and
+    a sentence about it added to `notes`.
+    """
+    if not path.is_file():
+        return []
+    raws = path.read_bytes().split(b"\n")  # not splitlines: U+2028 may stand inside a string
+    lines: list[Line] = []
+    half: tuple[int, ValueError] | None = None
+    for number, raw in enumerate(raws, start=1):
+        if not raw.strip():
+            continue
+        record, error = _parsed(raw)
+        if half is not None and (record is None or record.get("event") != "resumed"):
+            break
+        if half is not None:
+            notes.append(f"{path.parent.name}/{path.name}: line {half[0]}, half-written before a resume, left out")
+            half = None
+        if error is not None:
+            half = number, error
+        elif record is not None:
+            lines.append(Line(path, number, record))
+    if half is not None and half[0] < len(raws):
+        raise RunFileError(f"{path}, line {half[0]}: not a JSON object ({half[1]}); mend or delete this line")
+    if half is not None:
+        notes.append(f"{path.parent.name}/{path.name}: 1 half-written last line (line {half[0]}) left out")
+    return lines
+
+
+def _parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, ValueError | None]:
+    try:
+        record = json.loads(raw.decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return None, error
+    if not isinstance(record, dict):
+        return None, ValueError(f"it is a {type(record).__name__}")
+    return record, None

@@ -1,0 +1,108 @@
+"""Fission itself: a failed rollout and a feedback text become a task (paper, stage 2)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.diagnose import Feedback
+from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, Turn
+
+AS_TOOL_RESULT = frozenset(
+    {ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED, ErrorKind.WRONG_CALL}
+)
+"""Kinds whose feedback is what a runtime would answer to the call; the others are told by the user."""
+
+
+def recovery_id(failure: Failure) -> str:
+    """Name of the corrective instance: a hash of the task and what the policy wrote, so equal failures are equal."""
+    digest = hashlib.sha1(failure.task.id.encode("utf-8", "surrogatepass"))
+    for turn in failure.turns:
+        digest.update(b"\0" + turn.text.encode("utf-8", "surrogatepass"))
+    return "x" + digest.hexdigest()[:15]
+
+
+def recovery_task(failure: Failure, feedback: str) -> Task:
+    """x_corr = [x; failed rollout; feedback]: the same type the data set yields, one deeper.
+
+    The prompt continues the failed task's with exactly what the policy wrote, its tool results, and the feedback:
+    as the failing call's result if there was a call, else as a user message. A plain-string prompt continues as
+    text: prompt, rollout, feedback, separated by blank lines. `history` gains every call made so far, so that an
+    environment can be brought back to this point.
+    """
+    task = failure.task
+    if isinstance(task.prompt, str):
+        prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + failure.turns[-1].text, feedback, ""))
+    else:
+        messages = [*task.prompt]
+        for turn in failure.turns[:-1]:
+            messages += _turn_messages(turn)
+        prompt = (*messages, *_failing_turn_messages(failure, feedback))
+    return Task(
+        id=recovery_id(failure),
+        prompt=prompt,
+        tools=task.tools,
+        reference=task.reference,
+        columns=task.columns,
+        history=task.history + tuple(result.call for turn in failure.turns for result in turn.results),
+        root=task.root,
+        parent=task.id,
+        depth=task.depth + 1,
+    )
+
+
+def corrective_instance(failure: Failure, feedback: Feedback, step: int, zero_variance: bool) -> CorrectiveInstance:
+    """The recovery task with its provenance, as the buffer keeps it. `step` is the optimizer step of the failure."""
+    return CorrectiveInstance(
+        task=recovery_task(failure, feedback.text),
+        step=step,
+        kind=failure.kind,
+        source=feedback.source,
+        feedback=feedback.text,
+        failed=failure.turns[-1].text,
+        reward=failure.reward or 0.0,
+        leaked=feedback.leaked,
+        fallback=feedback.fallback,
+        zero_variance=zero_variance,
+    )
+
+
+def _turn_messages(turn: Turn) -> list[Message]:
+    results = [{"role": "tool", "name": r.call.name, "content": r.content} for r in turn.results]
+    return [{"role": "assistant", "content": turn.text}, *results]
+
+
+def _failing_turn_messages(failure: Failure, feedback: str) -> list[Message]:
+    turn, index = failure.turns[-1], failure.call_index
+    messages = _turn_messages(turn)
+    if index is not None and turn.results:
+        told = turn.results[index].content
+        if feedback not in told:  # the environment's own message stays as it is
+            messages[1 + index] = {**messages[1 + index], "content": f"{told}\n{feedback}"}
+    elif failure.kind in AS_TOOL_RESULT:
+        name = turn.calls[index or 0].name if turn.calls else "error"
+        messages.append({"role": "tool", "name": name, "content": feedback})
+    else:
+        messages.append({"role": "user", "content": feedback})
+    return messages
+
+
+def select(failures: Iterable[Failure], max_depth: int, known: Callable[[str], bool]) -> tuple[list[Failure], int]:
+    """One failure per root task, the first that is new and not too deep; also how many were already known.
+
+    Args:
+        failures: this cycle's, in rollout order.
+        max_depth: deepest recovery task allowed; a failed task of this depth is not fissioned again.
+        known: tells whether a `recovery_id` is in the buffer already.
+    """
+    chosen: dict[str, Failure] = {}
+    duplicates = 0
+    for failure in failures:
+        if failure.task.depth >= max_depth or failure.task.root in chosen:
+            continue
+        if known(recovery_id(failure)):
+            duplicates += 1
+        else:
+            chosen[failure.task.root] = failure
+    return list(chosen.values()), duplicates

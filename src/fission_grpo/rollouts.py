@@ -1,0 +1,138 @@
+"""From TRL's rows and completions to our Tasks, Turns and Verdicts, and from a Task back to a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+from fission_grpo.chat import parse, read_result, render
+from fission_grpo.environment import TASK_KEY
+from fission_grpo.tasks import task_from_json, task_to_json
+from fission_grpo.trajectory import Message, Task, ToolCall, Trajectory, Turn, Verdict
+
+STEP_KEY = "fission_task"
+"""Column that holds a step task as JSON (see `tasks.to_rows`)."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One judged rollout."""
+
+    trajectory: Trajectory
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        """What was said, for people to read."""
+        parts = []
+        for turn in self.trajectory.turns:
+            parts += [turn.text, *(f"[{result.call.name}] {result.content}" for result in turn.results)]
+        return "\n".join(parts)
+
+    @property
+    def erred(self) -> bool:
+        """Whether at least one tool call failed."""
+        return any(turn.error or any(result.error for result in turn.results) for turn in self.trajectory.turns)
+
+
+step_task = lru_cache(maxsize=4096)(task_from_json)
+"""`task_from_json`, remembering: all rollouts of a group come with the same text."""
+
+
+def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
+    """The Task a TRL row stands for. `prompt` is the prompt as sampled from (with the environment's observation)."""
+    if TASK_KEY in row:
+        return row[TASK_KEY]
+    if STEP_KEY in row:
+        columns = {key: value for key, value in row.items() if key not in ("prompt", STEP_KEY)}
+        return replace(step_task(row[STEP_KEY]), columns=columns)
+    name = row.get("id")
+    if not isinstance(name, str):
+        text = json.dumps(row, sort_keys=True, default=str)
+        name = "t" + hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:15]
+    return Task(id=name, prompt=prompt if isinstance(prompt, str) else tuple(prompt), columns=dict(row))
+
+
+def row_of_task(task: Task, tokenizer: Any) -> dict[str, Any]:
+    """The TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
+    row = {**task.columns, TASK_KEY: task}
+    if task.reference is not None:
+        row[STEP_KEY] = task_to_json(replace(task, columns={}))
+    if isinstance(task.prompt, str):
+        return {**row, "prompt": task.prompt}
+    if task.reference is not None:
+        return {**row, "prompt": render([dict(message) for message in task.prompt], task.tools, tokenizer)}
+    return {**row, "prompt": [dict(message) for message in task.prompt]}
+
+
+def read_turns(
+    completion: str | Sequence[Message],
+    sampled: Sequence[Sequence[int]],
+    decode: Callable[[list[int]], str],
+    eos_ids: Iterable[int],
+    calls_tools: bool,
+) -> tuple[Turn, ...]:
+    """The assistant turns of one completion, each with exactly the text the policy wrote.
+
+    Args:
+        completion: TRL's: a string, or messages `assistant, tool, tool, assistant, ...`.
+        sampled: token ids the policy sampled, one list per assistant turn (see `sampled_segments`).
+        decode: token ids to text, special tokens kept.
+        eos_ids: ids that end a turn.
+        calls_tools: whether text is to be read for tool calls at all.
+    """
+    eos = set(eos_ids)
+    texts = [decode([*ids[:-1]] if ids and ids[-1] in eos else [*ids]) for ids in sampled]
+    truncated = [not ids or ids[-1] not in eos for ids in sampled]
+    if isinstance(completion, str):
+        text, cut = ("".join(texts), truncated[-1] if truncated else True)
+        return (parse(text, truncated=cut) if calls_tools else Turn(text, content=text, truncated=cut),)
+    groups = _assistant_groups(completion)
+    turns = []
+    for index, (message, results) in enumerate(groups):
+        known = len(texts) == len(groups)  # else the template hid a turn: fall back to the parsed content
+        text = texts[index] if known else str(message.get("content") or "")
+        cut = truncated[index] if known else False
+        turns.append(_turn(text, cut, message, results) if calls_tools else Turn(text, content=text, truncated=cut))
+    return tuple(turns)
+
+
+def _assistant_groups(completion: Sequence[Message]) -> list[tuple[Message, list[Message]]]:
+    groups: list[tuple[Message, list[Message]]] = []
+    for message in completion:
+        if message["role"] == "assistant":
+            groups.append((message, []))
+        elif groups:
+            groups[-1][1].append(message)
+    return groups
+
+
+def _turn(text: str, truncated: bool, message: Message, results: Sequence[Message]) -> Turn:
+    turn = parse(text, truncated=truncated)
+    called = [
+        call["function"] for call in message.get("tool_calls") or () if isinstance(call.get("function"), Mapping)
+    ]
+    if not called:
+        return turn
+    calls = tuple(
+        ToolCall(str(c.get("name")), c["arguments"] if isinstance(c.get("arguments"), Mapping) else {}) for c in called
+    )
+    answers = tuple(read_result(call, str(answer["content"])) for call, answer in zip(calls, results, strict=False))
+    return replace(turn, calls=calls, error=None, results=answers)
+
+
+def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[list[int]]:
+    """Split completion ids into the runs the policy sampled (mask 1), leaving out tool results (mask 0).
+
+    >>> sampled_segments([5, 6, 7, 8, 9], [1, 1, 0, 0, 1])
+    [[5, 6], [9]]
+    """
+    if mask is None:
+        return [list(ids)]
+    pairs = groupby(zip(ids, mask, strict=False), key=lambda pair: pair[1])
+    return [[token for token, _ in run] for sampled, run in pairs if sampled]

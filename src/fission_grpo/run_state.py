@@ -1,0 +1,86 @@
+"""What a checkpoint holds beside TRL's: the buffer, the phase, and rows that wait to be explored. Plain JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+FILE = "fission_state.json"
+
+PackedRows = list[tuple[dict[str, Any], int]]
+"""Rows with how often each is repeated in a row."""
+
+
+def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
+    """Equal neighbours become one row and a count (a group's G rows are equal).
+
+    >>> pack_rows([{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}])
+    [({'prompt': 'a'}, 2), ({'prompt': 'b'}, 1)]
+    """
+    return [(row, len(list(run))) for row, run in groupby(rows)]
+
+
+def unpack_rows(packed: Iterable[tuple[dict[str, Any], int]]) -> list[dict[str, Any]]:
+    """The rows again, each its own dict."""
+    return [dict(row) for row, count in packed for _ in range(count)]
+
+
+def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int, processes: int) -> list[PackedRows]:
+    """This rank's share of the displaced batches, which may come from another number of ranks.
+
+    Args:
+        displaced: per rank of the saving run, its batches in order.
+    """
+    batches = []
+    for parts in zip(*displaced, strict=True):
+        rows = [row for part in parts for row in unpack_rows(part)]
+        size = len(rows) // processes
+        batches.append(pack_rows(rows[process_index * size : (process_index + 1) * size]))
+    return batches
+
+
+def check_columns(dataset: Any) -> None:
+    """Raise ValueError if the first row cannot be kept in a JSON checkpoint; the message names the column."""
+    if not len(dataset):
+        raise ValueError("train_dataset is empty: it needs at least one row.")
+    for column, value in dict(dataset[0]).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"train_dataset row 0, column {column!r}: {error}. With fission=True the buffer keeps rows as JSON; "
+                "turn the column into text or numbers, remove it, or set fission=False."
+            ) from error
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state into a checkpoint folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / (FILE + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"version": 1, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / FILE)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read it back. Raises ValueError naming the file if it is missing, cut off or of another version."""
+    path = folder / FILE
+    if not path.exists():
+        raise ValueError(
+            f"{path} does not exist: this checkpoint has no fission buffer, so it was not saved by "
+            "FissionGRPOTrainer. Resume from one of its checkpoints, or load the model alone (model=CHECKPOINT) and "
+            "train without resume_from_checkpoint."
+        )
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
+    if not isinstance(state, dict) or state.get("version") != 1:
+        raise ValueError(f"{path} is not a fission state of version 1. Resume from another checkpoint.")
+    return state
