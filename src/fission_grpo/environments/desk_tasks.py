@@ -19,6 +19,8 @@ from fission_grpo.trajectory import ToolCall
 
 KINDS = ("plain", "formats", "names", "ids", "locked", "conflicts")
 SPLITS = ("train", "held_out")
+MIX = ("plain", "names", "formats", "ids", "plain", "locked", "formats", "conflicts")
+"""The kinds in the order in which rows take them: half of the tasks can be done without meeting an error. [ours]"""
 WORDS = (
     "agenda budget contract diary essay forecast guide handbook invoice journal letter memo notes offer plan "
     "quote report recipe script survey ticket thesis update voucher"
@@ -51,7 +53,7 @@ class DeskTask:
 
 
 def make_rows(count: int, seed: int, split: str) -> list[dict[str, Any]]:
-    """Data set rows `{"id", "prompt", "scenario", "kind"}`, the kinds in turn.
+    """Data set rows `{"id", "prompt", "scenario", "kind"}`, the kinds in the order of MIX.
 
     The splits share no combination of word and number (files) or title and day (events); see `combinations`.
 
@@ -67,7 +69,10 @@ def make_rows(count: int, seed: int, split: str) -> list[dict[str, Any]]:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
-    return [_row(draw_task(KINDS[i % len(KINDS)], split, _rng(seed, split, i)), f"{split}-{seed}-{i}") for i in range(count)]
+    return [
+        _row(draw_task(MIX[i % len(MIX)], split, random.Random(f"desk {seed} {split} {i}")), f"{split}-{seed}-{i}")
+        for i in range(count)
+    ]
 
 
 def draw_task(kind: str, split: str, rng: random.Random) -> DeskTask:
@@ -235,8 +240,6 @@ def _conflicts(draw: _Draw) -> DeskTask:
         draw.event(date, taken[-1])
         taken.append(_half_an_hour_later(taken[-1]))
     wanted = {"title": title, "date": date, "time": time}
-    while title in (event["title"] for event in draw.events.values()):
-        return _conflicts(draw)
     request = f"Add {title} on {date} at {time} or the next free time."
     return draw.task(
         "conflicts", request, ToolCall("add_event", wanted), (ToolCall("add_event", {**wanted, "time": taken[-1]}),)
@@ -275,10 +278,6 @@ def _taken(draw: _Draw, date: str, time: str) -> bool:
 def _half_an_hour_later(time: str) -> str:
     minutes = int(time[:2]) * 60 + int(time[3:]) + 30
     return f"{minutes // 60:02d}:{minutes % 60:02d}"
-
-
-def _rng(seed: int, split: str, index: int) -> random.Random:
-    return random.Random(f"desk {seed} {split} {index}")
 
 
 def _call(value: list[Any]) -> ToolCall:

@@ -1,0 +1,68 @@
+"""From a failed rollout to the turn and the call where it went wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fission_grpo.schema import check_call
+from fission_grpo.trajectory import ErrorKind, Failure, Trajectory, Turn, Verdict
+
+
+def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = ()) -> Failure | None:
+    """Find what went wrong in a rollout that was judged a failure.
+
+    The first turn with an invalid form or a failing call wins, and in it the first failing call; then a truncated
+    turn; then, with a reference, `no_call` or `wrong_call`; `low_reward` if nothing finer is known. A call with a
+    result is judged by the result alone (an environment that accepted it did accept it); the schema then only says
+    which kind of error it was. A call that was never executed is judged by the schema. `detail` never derives from
+    the reference.
+
+    Args:
+        trajectory: the rollout.
+        verdict: its verdict.
+        tools: the schemas of the tools it had; by default the task's. With none at all, calls are not checked.
+
+    Returns:
+        Failure: cut after the turn to recover from; None if the rollout did not fail, could not be judged
+        (infrastructure: reward None or NaN), or has no turns.
+
+    Example:
+        Of two calls, the second answered "{'error': 'no such file'}": kind `raised`, call_index 1, detail "no such
+        file".
+    """
+    if not verdict.failed or verdict.reward is None or math.isnan(verdict.reward) or not trajectory.turns:
+        return None
+    task, turns = trajectory.task, trajectory.turns
+    tools = tools or task.tools
+
+    def failure(end: int, kind: ErrorKind, detail: str = "", call_index: int | None = None) -> Failure:
+        return Failure(task, turns[: end + 1], kind, detail, call_index, verdict.reward)
+
+    for index, turn in enumerate(turns):
+        if turn.error is not None:
+            return failure(index, ErrorKind.UNPARSED, turn.error)
+        if found := _failing_call(turn, tools):
+            return failure(index, *found)
+    for index, turn in enumerate(turns):
+        if turn.truncated:
+            return failure(index, ErrorKind.TRUNCATED, "the answer was cut off at its length limit")
+    last = len(turns) - 1
+    if task.reference is None:
+        return failure(last, ErrorKind.LOW_REWARD)
+    called = any(turn.calls for turn in turns)
+    return failure(last, ErrorKind.WRONG_CALL if called or not task.reference else ErrorKind.NO_CALL)
+
+
+def _failing_call(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[ErrorKind, str, int] | None:
+    for index, call in enumerate(turn.calls):
+        result = turn.results[index] if index < len(turn.results) else None
+        if result is not None and result.error is None:
+            continue
+        problem = check_call(call, tools) if tools else None
+        if result is not None and result.error is not None:
+            return problem.kind if problem else ErrorKind.RAISED, result.error, index
+        if problem:
+            return problem.kind, problem.message, index
+    return None

@@ -1,0 +1,202 @@
+"""Does a diagnosis give the answer away? The guard that every source's text passes.
+
+The paper's simulator sees the reference call and must not tell it (96% by human check); here a text that does is
+found, replaced and counted. Strict where in doubt: a false alarm costs one diagnosis, a missed leak rewards copying.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fission_grpo.json_text import quoted
+from fission_grpo.schema import parameter_schema, tool_names
+from fission_grpo.trajectory import ToolCall
+
+WINDOW = 24
+"""How many letters and digits in a row of a longer value count as telling it. [ours]"""
+
+_WORDS = set("a an and as at be by for i if in is it must no not of on one or the to try value you".split())  # noqa: SIM905
+_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october")
+_MONTHS += ("november", "december")
+_NUMBER = re.compile(r"(?<![\w.,/:-])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\d|[-/:.,]\d)")
+_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)")
+_HIDDEN = "\x00"  # stands where public text was; neither a letter nor space, so nothing is joined across it
+
+
+def leaks(
+    feedback: str,
+    reference: Sequence[ToolCall] | None,
+    failed: Sequence[ToolCall] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str | None:
+    """What `feedback` gives away of the reference calls, None if nothing.
+
+    A leak is a reference argument's value (leaves of nested values one by one) or a reference tool's name. Compared
+    without regard to case, spacing and quotes; numbers by value (3, "3", 3.0); dates in any usual order; long values
+    by any `WINDOW` characters of theirs; short ones as whole words, and very common words only in quotes. No leaks
+    are: parameter names (in backticks) and types; what the failed calls wrote for the same parameter, or the tool
+    they called; a list of all options of an enum, of true and false, or of all tools' names.
+
+    Args:
+        reference: the expected calls; None or empty (nothing to give away) is never leaked.
+        failed: the calls of the failed turn.
+        tools: the task's tools, for their enums and names.
+
+    Returns:
+        str: what is leaked, such as "the value of `date`", for logs only (never shown to the policy).
+
+    Example:
+        `leaks("use Rome", [ToolCall("go", {"to": "rome"})])` is "the value of `to`"
+    """
+    if not reference:
+        return None
+    text = _without_public(_plain(feedback), reference, failed, tools)
+    called = {call.name for call in failed}
+    for call in reference:
+        if call.name not in called and _says(text, call.name):
+            return f"the name of tool {quoted(call.name)}"
+    for name, value in _arguments(reference):
+        wrote = [given for key, given in _arguments(failed) if key == name]
+        if any(_same(value, given) for given in wrote):
+            continue
+        hidden = text
+        for form in sorted({form for given in wrote for form in _quotations(given)}, key=len, reverse=True):
+            hidden = _hide(hidden, form) if form in hidden else hidden
+        if _says(hidden, value):
+            return f"the value of `{name}`"
+    return None
+
+
+def _arguments(calls: Sequence[ToolCall]) -> Iterator[tuple[str, Any]]:
+    """(top-level parameter, scalar leaf) for every leaf of every call. Keys of nested objects count as names."""
+    for call in calls:
+        for name, value in call.arguments.items():
+            waiting = [value]
+            while waiting:
+                item = waiting.pop()
+                if isinstance(item, Mapping):
+                    waiting += item.values()
+                elif isinstance(item, list | tuple):
+                    waiting += item
+                else:
+                    yield name, item
+
+
+def _plain(value: Any) -> str:
+    """Text without differences that do not matter: case, width, kinds of quotes and dashes, spacing."""
+    text = value if isinstance(value, str) else quoted(value)
+    text = unicodedata.normalize("NFKC", text).casefold().replace(_HIDDEN, " ")
+    text = re.sub('[“”„«»`´‘’"]', "'", text) if "`" not in text else re.sub('[“”„«»´‘’"]', "'", text)
+    return re.sub(r"\s+", " ", re.sub("[‐-―−]", "-", text)).strip()
+
+
+def _without_public(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall], tools: Any) -> str:
+    """The text with parameter names in backticks and complete lists of options hidden, and backticks as quotes."""
+    names = {name for call in (*reference, *failed) for name in call.arguments}
+    lists: list[Sequence[Any]] = [["true", "false"]]
+    for tool in tools:
+        schema = parameter_schema(tool)
+        names |= set(schema.get("properties", {}))
+        lists += [options for options in _enums(schema) if len(options) > 1]
+    known = {_plain(name) for name in names}
+    text = re.sub(r"`([^`]*)`", lambda m: _HIDDEN if _top(m[1]) in known else f"'{m[1]}'", text).replace("`", "'")
+    for options in [tool_names(tools), *lists]:
+        text = _hide_list(text, [_plain(option) for option in options])
+    return text
+
+
+def _top(path: str) -> str:
+    """The parameter that a dotted path such as `a.b[0]` begins with."""
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
+def _enums(schema: Any) -> Iterator[Sequence[Any]]:
+    waiting = [schema]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            if isinstance(item.get("enum"), list):
+                yield item["enum"]
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+
+
+def _hide_list(text: str, options: Sequence[str]) -> str:
+    """Hide each run of options, separated by nothing but punctuation, "and" and "or", that names every one of them."""
+    if not options or not all(option and option in text for option in options):
+        return text
+    one = "|".join(re.escape(option) for option in sorted(set(options), key=len, reverse=True))
+    run = rf"(?<!\w)(?:{one})(?:['\s,;/|()\[\]]+(?:(?:and|or)[\s']+)?(?:{one}))*(?!\w)"
+
+    def hidden(match: re.Match[str]) -> str:
+        return _HIDDEN if set(re.findall(rf"(?<!\w)(?:{one})(?!\w)", match[0])) == set(options) else match[0]
+
+    return re.sub(run, hidden, text)
+
+
+def _quotations(given: Any) -> set[str]:
+    """How a message may quote what a failed call wrote: in full, or cut by `json_text.quoted`."""
+    cut = _plain(quoted(given).removesuffix("...").strip("'\""))
+    return {form for form in (_plain(given) if len(str(given)) < 4096 else "", cut) if form}
+
+
+def _hide(text: str, form: str) -> str:
+    if len(form) > WINDOW:
+        return text.replace(form, _HIDDEN)
+    return re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", _HIDDEN, text)
+
+
+def _number(value: Any) -> float | None:
+    """The number a value is or spells, None for any other value."""
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        return float(value.strip().replace(",", "")) if isinstance(value, str) else float(value)
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+def _same(value: Any, given: Any) -> bool:
+    number = _number(value)
+    return _plain(value) == _plain(given) or (number is not None and number == _number(given))
+
+
+def _squashed(text: str) -> str:
+    return "".join(char for char in text if char.isalnum() or char == _HIDDEN)
+
+
+def _says(text: str, value: Any) -> bool:
+    """Whether normalised text states a value."""
+    number = _number(value)
+    if number is not None and any(_number(found.rstrip(",")) == number for found in _NUMBER.findall(text)):
+        return True
+    plain = _plain(value).replace("`", "'")
+    core = _squashed(plain)
+    if not core or plain in _WORDS:
+        return f"'{plain}'" in text
+    if not core.isascii() or len(core) >= 8:
+        squashed = _squashed(text)
+        windows = range(max(1, len(core) - WINDOW + 1))
+        if any(core[at : at + WINDOW] in squashed for at in windows):
+            return True
+    if re.search(rf"(?<!\w){re.escape(plain)}(?!\w)", text):
+        return True
+    date = _DATE.match(plain)
+    return date is not None and _says_date(text, *map(int, date.groups()))
+
+
+def _says_date(text: str, year: int, month: int, day: int) -> bool:
+    """Whether text names a date: digits in any usual order and with any separator, or the month by name."""
+    if 1 <= month <= 12:
+        name = _MONTHS[month - 1]
+        word = rf"(?:{name}|{name[:3]}\.?|{name[:4]}\.?)"
+        of_day = rf"0?{day}(?:st|nd|rd|th)?"
+        if re.search(rf"\b(?:{word} {of_day}|{of_day}(?: of)? {word})(?!\w)", text):
+            return True
+    orders = ((year, month, day), (day, month, year), (month, day, year), (day, month, year % 100))
+    forms = "|".join(r"\s?[-/. ]\s?".join(rf"0*{part}" for part in order) for order in orders)
+    return re.search(rf"(?<!\d)(?:{forms})(?!\d)", text) is not None

@@ -1,0 +1,291 @@
+"""Tasks as JSON, and step-task files: one task per line, every mistake named by file, row and field.
+
+A row of a step-task file (JSONL):
+
+    {"id": "weather-1",                                                      # optional, unique
+     "messages": [{"role": "user", "content": "Rain in Oslo?"}],             # the dialogue up to the turn to judge
+     "tools": [{"name": "weather", "description": "...", "parameters": {"type": "object", "properties": {...}}}],
+     "reference": [{"name": "weather", "arguments": {"city": "Oslo"}}]}      # the calls expected of that turn
+
+An empty `reference` means that the right turn calls nothing. Further fields are kept in `Task.columns`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.chat import render
+from fission_grpo.json_text import NotJson, quoted, read_json
+from fission_grpo.schema import check_call, check_tool_schema
+from fission_grpo.trajectory import ErrorKind, Message, Task, ToolCall
+
+ROLES = ("system", "user", "assistant", "tool")
+FIELDS = ("id", "messages", "tools", "reference")
+_TASK_FIELDS = ("id", "prompt", "tools", "reference", "columns", "history", "root", "parent", "depth")
+
+
+class TaskFileError(ValueError):
+    """A task file is missing or broken. The message says which file, row and field, and how to mend it."""
+
+
+class _Wrong(Exception):
+    """A mistake in one row, before file and row number are known."""
+
+    def __init__(self, field: str, what: str):
+        super().__init__(field, what)
+        self.field, self.what = field, what
+
+
+def task_to_json(task: Task) -> str:
+    """The task as one line of JSON; `task_from_json` gives an equal task back.
+
+    Raises:
+        ValueError: a column, message or argument does not survive JSON (a date, a tuple, NaN, a non-string key);
+            the message names it.
+    """
+    fields: dict[str, Any] = {
+        "id": task.id,
+        "prompt": task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt],
+        "tools": [dict(tool) for tool in task.tools],
+        "reference": None if task.reference is None else [_call_fields(call) for call in task.reference],
+        "columns": dict(task.columns),
+        "history": [_call_fields(call) for call in task.history],
+        "root": task.root,
+        "parent": task.parent,
+        "depth": task.depth,
+    }
+    text = _faithful(fields)
+    if text is None:
+        raise ValueError(_unfaithful(task.id, fields))
+    return text
+
+
+def task_from_json(text: str) -> Task:
+    """The task that `task_to_json` wrote. Raises ValueError, naming the field, for any other text."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not a task: {error}; it must be what task_to_json wrote") from error
+    missing = [name for name in _TASK_FIELDS if name not in fields] if isinstance(fields, dict) else ["all fields"]
+    if missing or len(fields) != len(_TASK_FIELDS):
+        raise ValueError(
+            f"not a task: fields missing: {missing}, unknown: {sorted(set(fields) - set(_TASK_FIELDS))}; "
+            "it must be what this version's task_to_json wrote"
+        )
+    prompt, reference = fields["prompt"], fields["reference"]
+    return Task(
+        **{
+            **fields,
+            "prompt": prompt if isinstance(prompt, str) else tuple(prompt),
+            "tools": tuple(fields["tools"]),
+            "reference": None if reference is None else tuple(ToolCall(**call) for call in reference),
+            "history": tuple(ToolCall(**call) for call in fields["history"]),
+        }
+    )
+
+
+def load_tasks(path: str | Path) -> list[Task]:
+    """Read a step-task file (the format is at the top of this module), checking everything before training starts.
+
+    A row without `id` is called after its file and line: "weather.jsonl:3". Tools may come in OpenAI's wrapper,
+    `{"type": "function", "function": {...}}`, and are unwrapped. Arguments in the reference that its own schema
+    rejects are errors too: such a row would punish the right call.
+
+    Raises:
+        TaskFileError: the first mistake, with file, row (line, from 1), field and how to mend it.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")  # not splitlines: U+2028 may stand inside a string
+    except OSError as error:
+        raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a step-task file") from error
+    tasks: list[Task] = []
+    rows: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            task = _task(_object(line), f"{path.name}:{number}")
+            if task.id in rows:
+                raise _Wrong(
+                    "id", f"{quoted(task.id)} is row {rows[task.id]}'s already; make it unique or leave it out"
+                )
+        except _Wrong as wrong:
+            raise TaskFileError(f"{path}, row {number}, field '{wrong.field}': {wrong.what}") from None
+        rows[task.id] = number
+        tasks.append(task)
+    if not tasks:
+        raise TaskFileError(f"{path}: no tasks in it; write one JSON object per line, with {', '.join(FIELDS[1:])}")
+    return tasks
+
+
+def task_from_row(row: Mapping[str, Any], name: str) -> Task:
+    """A checked step task from one row of a step-task file; `name` is its id if the row has none.
+
+    Raises:
+        TaskFileError: naming the field.
+    """
+    try:
+        return _task(row, name)
+    except _Wrong as wrong:
+        raise TaskFileError(f"row {name}, field '{wrong.field}': {wrong.what}") from None
+
+
+def row_of_step_task(task: Task) -> str:
+    """The line of a step-task file that `load_tasks` reads back as `task`.
+
+    Raises:
+        ValueError: the task is no step task (no reference, or a plain-string prompt), or holds what JSON cannot.
+    """
+    if task.reference is None or isinstance(task.prompt, str):
+        raise ValueError(f"task {task.id!r} is no step task: it needs messages as prompt and a reference")
+    fields = {
+        **task.columns,
+        "id": task.id,
+        "messages": [dict(message) for message in task.prompt],
+        "tools": [dict(tool) for tool in task.tools],
+        "reference": [_call_fields(call) for call in task.reference],
+    }
+    text = _faithful(fields)
+    if text is None:
+        raise ValueError(_unfaithful(task.id, fields))
+    return text
+
+
+def to_rows(tasks: Iterable[Task], tokenizer: Any) -> list[dict[str, str]]:
+    """The tasks as TRL rows: `prompt` rendered with the task's own tools, `fission_task` the task as JSON.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template; without one TRL could not sample either.
+    """
+    return [
+        {"prompt": render(task.prompt, task.tools, tokenizer), "fission_task": task_to_json(task)} for task in tasks
+    ]
+
+
+def _object(line: bytes) -> Mapping[str, Any]:
+    try:
+        text = line.decode("utf-8").strip()
+        row, end = read_json(text)
+    except (UnicodeDecodeError, NotJson) as error:
+        raise _Wrong("(whole row)", f"not JSON: {error}; write one JSON object per line") from None
+    if not isinstance(row, dict) or end != len(text):
+        raise _Wrong("(whole row)", "not one JSON object; write one JSON object per line, nothing after it")
+    return row
+
+
+def _task(row: Mapping[str, Any], name: str) -> Task:
+    known = f"a row has the fields {', '.join(FIELDS[1:])} and optionally id"
+    for field in FIELDS[1:]:
+        if field not in row:
+            raise _Wrong(field, f"missing; {known}")
+        if not isinstance(row[field], list):
+            raise _Wrong(field, f"must be a list, got {quoted(row[field])}")
+    identity = row.get("id", name)
+    if not isinstance(identity, str) or not identity:
+        raise _Wrong("id", f"must be a non-empty string, got {quoted(identity)}; or leave it out")
+    tools = _tools(row["tools"])
+    return Task(
+        id=identity,
+        prompt=_messages(row["messages"]),
+        tools=tools,
+        reference=_reference(row["reference"], tools),
+        columns={key: value for key, value in row.items() if key not in FIELDS},
+    )
+
+
+def _messages(messages: Sequence[Any]) -> tuple[Message, ...]:
+    for i, message in enumerate(messages):
+        at = f"messages[{i}]"
+        if not isinstance(message, dict):
+            raise _Wrong(at, f'must be an object like {{"role": "user", "content": "..."}}, got {quoted(message)}')
+        role = message.get("role")
+        if role not in ROLES:
+            raise _Wrong(f"{at}.role", f"must be one of {', '.join(ROLES)}, got {quoted(role)}")
+        if role == "system" and i:
+            raise _Wrong(f"{at}.role", "a system message may only be the first; move it there or make it a user's")
+        calls = message.get("tool_calls") or []
+        _message_calls(calls, f"{at}.tool_calls", role)
+        content = message.get("content")
+        if not isinstance(content, str) and not (content is None and calls):
+            raise _Wrong(f"{at}.content", f"must be a string, got {quoted(content)}")
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        raise _Wrong("messages", "must end with a user or tool message, for the assistant's turn to follow")
+    return tuple(messages)
+
+
+def _message_calls(calls: Any, at: str, role: str) -> None:
+    if calls and (role != "assistant" or not isinstance(calls, list)):
+        raise _Wrong(at, "must be a list, in assistant messages only")
+    for j, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise _Wrong(f"{at}[{j}]", f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(call)}')
+        if not isinstance(function.get("arguments"), dict):
+            raise _Wrong(f"{at}[{j}].arguments", f"must be an object, got {quoted(function.get('arguments'))}")
+
+
+def _tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
+    seen: dict[str, int] = {}
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
+    for i, tool in enumerate(functions):
+        try:
+            check_tool_schema(tool)
+        except ValueError as error:
+            raise _Wrong(f"tools[{i}]", f"{error}; mend the schema") from None
+        if tool["name"] in seen:
+            raise _Wrong(
+                f"tools[{i}].name", f"{quoted(tool['name'])} is the name of tools[{seen[tool['name']]}] already"
+            )
+        seen[tool["name"]] = i
+    return tuple(functions)
+
+
+def _reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
+    reference = []
+    for i, fields in enumerate(calls):
+        at = f"reference[{i}]"
+        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+            raise _Wrong(at, f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(fields)}')
+        if not isinstance(fields.get("arguments"), dict):
+            raise _Wrong(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}")
+        call = ToolCall(fields["name"], fields["arguments"])
+        problem = check_call(call, tools)
+        if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
+            raise _Wrong(f"{at}.name", f"{problem.message}; correct the name or add the tool to 'tools'")
+        if problem is not None:
+            raise _Wrong(
+                f"{at}.arguments", f"{problem.message}; correct the value, or the schema of {quoted(call.name)}"
+            )
+        reference.append(call)
+    return tuple(reference)
+
+
+def _call_fields(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": dict(call.arguments)}
+
+
+def _faithful(value: Any) -> str | None:
+    """`value` as JSON, None unless reading it gives an equal value back."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+        return text if json.loads(text) == value else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _unfaithful(name: str, fields: Mapping[str, Any]) -> str:
+    """The sentence that names the innermost column or field JSON cannot hold."""
+    bad = next(key for key, value in fields.items() if _faithful(value) is None)
+    value, path = fields[bad], [str(bad)]
+    while isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        key = next(key for key, item in value.items() if _faithful(item) is None)
+        value, path = value[key], [*path, key]
+    where = f"column {'.'.join(path[1:])!r}" if bad == "columns" and path[1:] else f"field {'.'.join(path)!r}"
+    return (
+        f"task {name!r}: {where} holds a {type(value).__name__} that JSON cannot give back: {quoted(value)}. "
+        "Use strings, finite numbers, booleans, null, lists, and objects with string keys, or remove it"
+    )

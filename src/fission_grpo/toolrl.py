@@ -1,0 +1,221 @@
+"""ToolRL's data (github.com/qiancheng0/ToolRL, Apache-2.0) as step tasks.
+
+Two layouts, one content: `rlla_sft.json` is a list of {"instruction", "input", "output"}; the RL parquet files hold
+the same three texts as `prompt[0].content`, `prompt[1].content` and `reward_model.ground_truth`. The instruction lists
+the tools, the input is the dialogue so far, the output holds the calls expected next.
+
+Judgements of ours [ours], as the layout leaves them open:
+- types are Python's ("List[int]", "str, optional") or JSON's; one we do not know puts no constraint on the value;
+- only where a tool marks some parameters ", optional" are its unmarked ones without a default required; elsewhere
+  nothing tells which are, and the reference itself often leaves some out;
+- part of the data writes every value as a string ("2025.0" for a float): where the schema forbids a string, the value
+  written in it is taken, and the row counted in `Converted.restored`;
+- thoughts of earlier turns and the output's are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.schema import check_call
+from fission_grpo.tasks import TaskFileError
+from fission_grpo.toolrl_tools import RowDropped, read_tools
+from fission_grpo.trajectory import ErrorKind, Message, Task, ToolCall
+
+_BLOCK = re.compile(r"<(user|think|tool_call|response|obs)>(.*?)</\1>", re.S)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The tasks of a ToolRL file, and what became of the rest.
+
+    `rows` counts the file's rows, `dropped` those left out by reason, `restored` the kept ones of which a string was
+    turned into the value its schema asks for.
+    """
+
+    tasks: tuple[Task, ...]
+    rows: int
+    dropped: Mapping[str, int]
+    restored: int
+
+    def summary(self) -> str:
+        """The report for people: one line of totals, one per reason for dropping."""
+        lines = [f"{len(self.tasks)} of {self.rows} rows kept ({self.restored} with strings restored to their types)"]
+        return "\n".join([*lines, *(f"  dropped {count:4d}: {reason}" for reason, count in self.dropped.items())])
+
+
+def read_toolrl(path: str | Path) -> Converted:
+    """Read a ToolRL file, `.json` or `.parquet`, into step tasks with ids like "rlla_sft:17" (rows from 1).
+
+    Raises:
+        TaskFileError: the file is missing, in neither layout, or holds no usable row.
+    """
+    path = Path(path)
+    texts = _parquet_texts(path) if path.suffix == ".parquet" else _json_texts(path)
+    tasks: list[Task] = []
+    dropped: Counter[str] = Counter()
+    rows = restored = 0
+    for rows, (instruction, dialogue, output) in enumerate(texts, start=1):
+        try:
+            task, changed = toolrl_task(instruction, dialogue, output, f"{path.stem}:{rows}")
+        except RowDropped as reason:
+            dropped[str(reason)] += 1
+            continue
+        tasks.append(task)
+        restored += changed
+    if not tasks:
+        why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "it has no rows"
+        raise TaskFileError(f"{path}: none of its {rows} rows can become a task ({why}); is it a ToolRL file?")
+    return Converted(tuple(tasks), rows, dict(dropped.most_common()), restored)
+
+
+def toolrl_task(instruction: str, dialogue: str, output: str, name: str) -> tuple[Task, bool]:
+    """One row as a task, and whether strings in its reference were restored to their types.
+
+    Raises:
+        RowDropped: the row cannot be a step task; the message is the reason.
+    """
+    tools = read_tools(instruction)
+    calls = _calls(_answer(output))
+    if not calls:
+        raise RowDropped("no reference call")
+    reference = tuple(_restored(call, tools) for call in calls)
+    for call in reference:
+        problem = check_call(call, tools)
+        if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
+            raise RowDropped("the reference calls a tool that is not listed")
+        if problem is not None:
+            raise RowDropped("the reference violates its tool's schema")
+    return Task(name, _messages(dialogue), tools, reference), list(reference) != calls
+
+
+def _messages(dialogue: str) -> tuple[Message, ...]:
+    """The dialogue as chat messages; consecutive blocks of the assistant's are one message."""
+    text = dialogue.replace("**Dialogue Records History**", "", 1)
+    if _BLOCK.sub("", text).strip():
+        raise RowDropped("the dialogue cannot be read")
+    messages: list[dict[str, Any]] = []
+    for tag, body in _BLOCK.findall(text):
+        content = body.strip()
+        if tag == "user":
+            messages.append({"role": "user", "content": content})
+        elif tag == "obs":
+            messages += _observations(content, messages)
+        elif tag != "think":
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            if tag == "response":
+                messages[-1]["content"] = content
+            else:
+                calls = [{"name": call.name, "arguments": dict(call.arguments)} for call in _calls(content)]
+                messages[-1]["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    if not messages or messages[-1]["role"] == "assistant":
+        raise RowDropped("the dialogue does not end before an assistant's turn")
+    return tuple(messages)
+
+
+def _observations(content: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Tool messages: one per call if the results are a list with one entry each, otherwise one for all."""
+    names = [call["function"]["name"] for call in messages[-1].get("tool_calls", ())] if messages else []
+    if not names:
+        raise RowDropped("the dialogue cannot be read")
+    try:
+        results = json.loads(content)
+    except ValueError:
+        results = None
+    if not isinstance(results, list) or len(results) != len(names):
+        return [{"role": "tool", "name": names[0], "content": content}]
+    return [
+        {"role": "tool", "name": name, "content": json.dumps(_inner(result), ensure_ascii=False)}
+        for name, result in zip(names, results, strict=True)
+    ]
+
+
+def _inner(result: Any) -> Any:
+    return result["results"] if isinstance(result, dict) and "results" in result else result
+
+
+def _answer(output: str) -> str:
+    """The text of the output's `<tool_call>` block, "" if there is none; thoughts may mention the tag."""
+    return next((body for tag, body in _BLOCK.findall(output) if tag == "tool_call"), "")
+
+
+def _calls(body: str) -> list[ToolCall]:
+    """ToolRL's calls: one JSON object a line, with `name` and `parameters`."""
+    calls = []
+    for line in filter(None, map(str.strip, body.split("\n"))):
+        try:
+            fields = json.loads(line)
+            name, arguments = fields["name"], fields["parameters"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RowDropped("a tool call cannot be read") from error
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise RowDropped("a tool call cannot be read")
+        calls.append(ToolCall(name.strip(), arguments))
+    return calls
+
+
+def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
+    """The call with strings replaced by the values written in them, where the schema forbids the string."""
+    schema = next((tool["parameters"] for tool in tools if tool["name"] == call.name), {"properties": {}})
+    single = {"name": call.name, "parameters": {"type": "object", "properties": schema["properties"]}}
+    arguments = dict(call.arguments)
+    for name, value in call.arguments.items():
+        if isinstance(value, str) and check_call(ToolCall(call.name, {name: value}), [single]) is not None:
+            meant = _written(value)
+            if check_call(ToolCall(call.name, {name: meant}), [single]) is None:
+                arguments[name] = meant
+    return ToolCall(call.name, arguments)
+
+
+def _written(text: str) -> Any:
+    """The JSON value or Python literal written in `text`, else the text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+            return json.loads(json.dumps(value, allow_nan=False))
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def _json_texts(path: Path) -> Iterable[tuple[str, str, str]]:
+    fields = ("instruction", "input", "output")
+    try:
+        rows = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a ToolRL file") from error
+    except ValueError as error:
+        raise TaskFileError(f"{path}: not JSON ({error}); ToolRL's layout is one list of objects") from error
+    if not isinstance(rows, list):
+        raise TaskFileError(f"{path}: must be a list of objects with {', '.join(fields)}")
+    for number, row in enumerate(rows, start=1):
+        for field in fields:
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                raise TaskFileError(f"{path}, row {number}, field '{field}': must be a string, as in ToolRL's layout")
+        yield row["instruction"], row["input"], row["output"]
+
+
+def _parquet_texts(path: Path) -> Iterable[tuple[str, str, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path, columns=["prompt", "reward_model"]).to_pylist()
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise TaskFileError(f"{path}: cannot be read ({what}); it needs the columns prompt, reward_model") from error
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield row["prompt"][0]["content"], row["prompt"][1]["content"], row["reward_model"]["ground_truth"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise TaskFileError(
+                f"{path}, row {number}: needs prompt[0].content, prompt[1].content and reward_model.ground_truth"
+            ) from error
