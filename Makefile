@@ -15,7 +15,7 @@ test: lint unit  ## lint, types, tests
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/installed
 	$(BIN)/pytest

@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from fission_grpo.tasks import task_from_json, task_to_json
 from fission_grpo.trajectory import ErrorKind, Task
-
-Order = Literal["lifo", "fifo", "random"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class FissionBuffer:
     >>> buffer = FissionBuffer(capacity=2)
     """
 
-    def __init__(self, capacity: int, max_age: int = 0, order: Order = "lifo", seed: int = 0):
+    def __init__(self, capacity: int, max_age: int = 0, order: str = "lifo", seed: int = 0):
         if capacity < 1:
             raise ValueError(f"buffer_capacity must be at least 1, got {capacity}")
         if order not in ("lifo", "fifo", "random"):

@@ -38,10 +38,6 @@ LEARNING = (
         "Of the explore rollouts with at least one tool error, the share that still succeeds.",
         explore_only=True, share=True, weight="fission/error_cases",
     ),
-    Curve(
-        "reward", "reward", "Reward of explore rollouts", "mean reward",
-        "Mean reward in explore cycles; recover cycles ask harder prompts and are left out.", explore_only=True,
-    ),
 )  # fmt: skip
 BUFFER = (
     Curve(
@@ -63,10 +59,15 @@ RECOVERY = (
         "Share of recovery groups whose rewards are all equal: they teach nothing.", share=True,
     ),
 )  # fmt: skip
-REWARD_PARTS = tuple(
-    Curve(
+REWARD = Curve(
+    "reward", "reward", "Reward of explore rollouts", "mean reward",
+    "Mean reward in explore cycles; recover cycles ask harder prompts and are left out.", explore_only=True,
+)  # fmt: skip
+REWARDS = (
+    REWARD,
+    *(Curve(
         f"reward_parts/{part}", f"reward_{part}", f"Reward part: {part}", f"mean {part} reward",
         f"The {part} part of the reward, before weighting, in explore cycles.", explore_only=True,
     )
-    for part in ("format", "correctness", "length")
+    for part in ("format", "correctness", "length")),
 )  # fmt: skip

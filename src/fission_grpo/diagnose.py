@@ -209,15 +209,18 @@ def _argument_faults(
             public = known is None or name in known
             yield f"`{name}` is missing" if public else "an argument is missing"
         elif not same_value(given[name], value):
-            path, inner = _where(name, given[name], value)
-            yield f"`{path}` is not right" + (f", got {quoted(inner)}" if told else "")
+            path, inner, wanted = _where(name, given[name], value)
+            if isinstance(inner, Mapping) and isinstance(wanted, Mapping) and inner.keys() < wanted.keys():
+                yield f"`{path}` lacks a field"
+            else:
+                yield f"`{path}` is not right" + (f", got {quoted(inner)}" if told else "")
 
 
-def _where(path: str, given: Any, expected: Any) -> tuple[str, Any]:
-    """The deepest path that the call wrote and that holds all of the difference, and what the call has there."""
+def _where(path: str, given: Any, expected: Any) -> tuple[str, Any, Any]:
+    """The deepest path that the call wrote and that holds all of the difference, and both values there."""
     while isinstance(given, Mapping) and isinstance(expected, Mapping) and given.keys() == expected.keys():
         wrong = [key for key in given if not same_value(given[key], expected[key])]
         if len(wrong) != 1:
             break
         path, given, expected = f"{path}.{quoted(wrong[0])[1:-1]}", given[wrong[0]], expected[wrong[0]]
-    return path, given
+    return path, given, expected

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fission_grpo.gallery import escape
-from fission_grpo.plots import family
+from fission_grpo.plots import FAMILIES, family
 from fission_grpo.run_files import Evaluation, Run
 
 SAME_COST = 0.05  # generated tokens that differ by more than this share are called unequal
@@ -36,8 +36,7 @@ def headline_rows(runs: Sequence[Run]) -> list[Row]:
         for name, same in by_name.items()
         for run_name, evaluation in same
     ]
-    order = ["base", "grpo", "fission", ""]
-    return sorted(rows, key=lambda row: order.index(family(row.label)))
+    return sorted(rows, key=lambda row: FAMILIES.index(family(row.label)))
 
 
 def headline(rows: Sequence[Row], colors: Mapping[str, str]) -> str:
@@ -58,11 +57,12 @@ def _row(row: Row, color: str) -> str:
     if e.recovery_rate is None or e.recovery_ci is None:
         recovery = '<span class="soft">no error cases</span>'
     else:
-        recovery = _rate(e.recovery_rate, e.recovery_ci, e.recovered, e.error_cases, "error cases", color)
-    broken = f'<div class="soft">{e.errors} not judged</div>' if e.errors else ""
+        recovery = _rate(
+            e.recovery_rate, e.recovery_ci, e.recovered, e.error_cases, f"error cases, {e.errors} errors", color
+        )
     return (
         f'<tr><td class="arm"><span class="dot" style="background:{color}"></span>{escape(row.label)}</td>'
-        f'<td data-label="Success"><div>{success}{broken}</div></td>'
+        f'<td data-label="Success"><div>{success}</div></td>'
         f'<td data-label="Error recovery"><div>{recovery}</div></td>'
         f'<td class="n" data-label="Tokens">{e.generated_tokens:,}</td>'
         f'<td class="n" data-label="Step">{e.step:,}</td></tr>'

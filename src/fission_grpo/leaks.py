@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from fission_grpo.json_text import quoted
@@ -21,8 +22,10 @@ WINDOW = 24
 _WORDS = set("a an and as at be by for i if in is it must no not of on one or the to try value you".split())  # noqa: SIM905
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october")
 _MONTHS += ("november", "december")
-_NUMBER = re.compile(r"(?<![\w.,/:-])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\d|[-/:.,]\d)")
+_NUMBER = re.compile(r"(?<!\w)(?<!\d[-/:.,])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\d|[-/:.,]\d)")
 _DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)")
+_NEITHER = re.compile(r"[^\w\x00]|_")
+_KINDS = {ord(char): "'" for char in '“”„«»´‘’"'} | {ord(char): "-" for char in "‐‑‒–—―−"}  # not backticks
 _HIDDEN = "\x00"  # stands where public text was; neither a letter nor space, so nothing is joined across it
 
 
@@ -58,8 +61,12 @@ def leaks(
     for call in reference:
         if call.name not in called and _says(text, call.name):
             return f"the name of tool {quoted(call.name)}"
+    written: dict[str, list[Any]] = {name: [] for name in {name for name, _ in _arguments(reference)}}
+    for name, value in _arguments(failed):
+        if name in written:
+            written[name].append(value)
     for name, value in _arguments(reference):
-        wrote = [given for key, given in _arguments(failed) if key == name]
+        wrote = written[name]
         if any(_same(value, given) for given in wrote):
             continue
         hidden = text
@@ -88,9 +95,15 @@ def _arguments(calls: Sequence[ToolCall]) -> Iterator[tuple[str, Any]]:
 def _plain(value: Any) -> str:
     """Text without differences that do not matter: case, width, kinds of quotes and dashes, spacing."""
     text = value if isinstance(value, str) else quoted(value)
-    text = unicodedata.normalize("NFKC", text).casefold().replace(_HIDDEN, " ")
-    text = re.sub('[“”„«»`´‘’"]', "'", text) if "`" not in text else re.sub('[“”„«»´‘’"]', "'", text)
-    return re.sub(r"\s+", " ", re.sub("[‐-―−]", "-", text)).strip()
+    return _plain_short(text) if len(text) <= 200 else _plain_text(text)
+
+
+def _plain_text(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold().replace(_HIDDEN, " ").translate(_KINDS)
+    return " ".join(text.split())
+
+
+_plain_short = lru_cache(maxsize=8192)(_plain_text)  # names and options come up with every failure
 
 
 def _without_public(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall], tools: Any) -> str:
@@ -166,14 +179,16 @@ def _same(value: Any, given: Any) -> bool:
 
 
 def _squashed(text: str) -> str:
-    return "".join(char for char in text if char.isalnum() or char == _HIDDEN)
+    return _NEITHER.sub("", text)
 
 
 def _says(text: str, value: Any) -> bool:
     """Whether normalised text states a value."""
     number = _number(value)
-    if number is not None and any(_number(found.rstrip(",")) == number for found in _NUMBER.findall(text)):
+    if number is not None and any(_number(found) == number for found in _NUMBER.findall(text)):
         return True
+    if number is not None and not isinstance(value, str):
+        return False
     plain = _plain(value).replace("`", "'")
     core = _squashed(plain)
     if not core or plain in _WORDS:
@@ -183,7 +198,8 @@ def _says(text: str, value: Any) -> bool:
         windows = range(max(1, len(core) - WINDOW + 1))
         if any(core[at : at + WINDOW] in squashed for at in windows):
             return True
-    if re.search(rf"(?<!\w){re.escape(plain)}(?!\w)", text):
+    parts = map(re.escape, re.split(r"[\s_-]+", plain))
+    if re.search(rf"(?<!\w){'[ _-]*'.join(parts)}(?!\w)", text):
         return True
     date = _DATE.match(plain)
     return date is not None and _says_date(text, *map(int, date.groups()))
@@ -197,6 +213,7 @@ def _says_date(text: str, year: int, month: int, day: int) -> bool:
         of_day = rf"0?{day}(?:st|nd|rd|th)?"
         if re.search(rf"\b(?:{word} {of_day}|{of_day}(?: of)? {word})(?!\w)", text):
             return True
-    orders = ((year, month, day), (day, month, year), (month, day, year), (day, month, year % 100))
+    short = year % 100
+    orders = ((year, month, day), (day, month, year), (month, day, year), (day, month, short), (month, day, short))
     forms = "|".join(r"\s?[-/. ]\s?".join(rf"0*{part}" for part in order) for order in orders)
     return re.search(rf"(?<!\d)(?:{forms})(?!\d)", text) is not None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TOKENS = "fission/generated_tokens"
 KIND = "fission/kind/"
 INK, MUTED, GRID = "#1e293b", "#64748b", "#e2e8f0"
+FAMILIES = ("base", "grpo", "fission", "")  # in the order of tables and legends
 FAMILY_COLORS = {"base": "#64748b", "grpo": "#2563eb", "fission": "#d9480f"}
 MORE_COLORS = ("#0d9488", "#7c3aed", "#be185d", "#a16207", "#0369a1", "#4d7c0f")
 KIND_COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#bab0ac")
@@ -128,7 +129,7 @@ def _curve_chart(runs: Sequence[Run], curve: Curve, colors: Mapping[str, str], i
         _legend(figure, axes)
     caption = curve.caption
     if any_smooth:
-        caption += " Line: centred mean over a tenth of the run; dots: single log rows."
+        caption += " Dots: log rows; line: their moving average."
     absent = [run.name for run in runs if run.log_history and run not in [r for r, _ in drawn]]
     if absent:
         caption += f" Not logged by {', '.join(absent)}."
@@ -157,13 +158,17 @@ def _kinds_chart(run: Run, in_tokens: bool, alone: bool) -> Chart | None:
     scale, x_label = _x_scale(xs, in_tokens)
     per_bar = -(-len(rows) // BARS)
     chunks = [slice(i, i + per_bar) for i in range(0, len(rows), per_bar)]
-    middles = [sum(xs[c]) / len(xs[c]) / scale for c in chunks]
-    gap = (middles[-1] - middles[0]) / (len(middles) - 1) if len(middles) > 1 else 1.0
+    edges = [xs[c.start] / scale for c in chunks]
+    last = (xs[-1] / scale - edges[0]) / max(1, len(rows) - 1) * len(rows[chunks[-1]])
+    widths = [after - edge for edge, after in zip(edges, [*edges[1:], edges[-1] + (last or 1.0)], strict=True)]
+    bars = [0.9 * width for width in widths]
     floor = [0.0] * len(chunks)
     for kind in kinds:
         heights = [sum(row.get(kind, 0.0) for row in rows[c]) / len(rows[c]) for c in chunks]
         name = kind.removeprefix(KIND)
-        axes.bar(middles, heights, gap * 0.86, bottom=floor, color=_kind_color(name), label=_literal(_words(name)))
+        axes.bar(
+            edges, heights, bars, align="edge", bottom=floor, color=_kind_color(name), label=_literal(_words(name))
+        )
         floor = [low + height for low, height in zip(floor, heights, strict=True)]
     axes.set_xlabel(x_label)
     axes.set_ylabel("failed rollouts per explore cycle")
@@ -190,7 +195,7 @@ def _literal(text: str) -> str:
 def _axes(title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.8, 3.7), dpi=200, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5.8, 3.7), dpi=160, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=10)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -206,7 +211,7 @@ def _axes(title: str) -> tuple[Figure, Axes]:
 def _x_scale(xs: Sequence[float], in_tokens: bool) -> tuple[float, str]:
     if not in_tokens:
         return 1.0, "optimizer step"
-    if max(xs) >= 2e6:
+    if max(xs) >= 1e6:
         return 1e6, "generated tokens (millions)"
     return (1e3, "generated tokens (thousands)") if max(xs) >= 2e3 else (1.0, "generated tokens")
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fission_grpo.curves import BUFFER, LEARNING, RECOVERY, REWARD_PARTS
+from fission_grpo.curves import BUFFER, LEARNING, RECOVERY, REWARDS
 from fission_grpo.gallery import escape, gallery
 from fission_grpo.headline import headline, headline_rows
 from fission_grpo.json_lines import RunFileError
-from fission_grpo.plots import TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds
+from fission_grpo.plots import FAMILIES, TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds, family
 from fission_grpo.run_files import Instance, Run, read_runs
 
 DEFINITIONS = (
@@ -25,7 +25,7 @@ DEFINITIONS = (
         "Success",
         "share of tasks (table) or of explore rollouts (charts) that end solved, as the task's judge decides.",
     ),
-    ("Error case", "a rollout in which at least one tool call came back with an error."),
+    ("Error case", "a rollout in which at least one tool call came back with an error; errors counts those calls."),
     ("Error recovery rate", "of the error cases, the share that still ends in success."),
     ("95% interval", "where the rate plausibly lies given the number of tasks; it says nothing about other seeds."),
     ("Generated tokens", "tokens the policy sampled in training so far, explore and recover cycles together."),
@@ -35,6 +35,10 @@ DEFINITIONS = (
     ("Improved", "retried, and at least one recovery was rewarded above the failed rollout."),
     ("Recovery rate", "share of a recover cycle's rollouts that succeed."),
     ("Zero variance", "a group whose rewards are all equal; its advantages are 0 and it teaches nothing."),
+    (
+        "Moving average",
+        "centred, over a tenth of the run and at least 5 log rows; recovery rates weigh by error cases.",
+    ),
     ("Rescued group", "an explore group without variance whose failure later gave a recovery group with variance."),
     ("Age", "optimizer steps from a failure to its retry."),
     ("Leak", "feedback that would have given the reference answer away; it was replaced before training."),
@@ -51,7 +55,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     runs = read_runs(run_dir)
     folder = run_dir / "report" if output is None else Path(output)
     rows = headline_rows(runs)
-    trained = [run for run in runs if run.log_history]
+    trained = sorted((run for run in runs if run.log_history), key=lambda run: FAMILIES.index(family(run.name)))
     colors = arm_colors([run.name for run in trained])
     # An arm and its evaluation may be named differently ("fission", "Fission-GRPO"): each gets its family's colour.
     row_colors = arm_colors([row.label for row in rows])
@@ -60,7 +64,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
         ("Recover cycles", draw_curves(trained, RECOVERY, colors)),
         ("Buffer", draw_curves(trained, BUFFER, colors)),
         ("Errors", draw_error_kinds(trained)),
-        ("Reward parts", draw_curves(trained, REWARD_PARTS, colors)),
+        ("Reward", draw_curves(trained, REWARDS, colors)),
     ]
     sections = [(title, charts) for title, charts in sections if charts]
     page = _page(run_dir.resolve().name, runs, headline(rows, row_colors), sections)
@@ -131,7 +135,7 @@ def _figure(chart: Chart) -> str:
     caption = escape(chart.caption)
     alt = escape(f"{chart.title}. {chart.caption}")
     return (
-        f'<figure class="card"><img src="data:image/png;base64,{data}" alt="{alt}" width="1160" height="740">'
+        f'<figure class="card"><img src="data:image/png;base64,{data}" alt="{alt}" width="928" height="592">'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

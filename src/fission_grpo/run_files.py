@@ -60,7 +60,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One held-out evaluation: rates are shares in [0, 1], intervals 95%; `errors` are tasks that broke, unjudged."""
+    """One held-out evaluation: rates are shares in [0, 1], intervals 95%; `errors` counts erring calls."""
 
     name: str
     step: int
@@ -165,8 +165,8 @@ def _is_finite(value: Any) -> bool:
 def _read_instances(lines: list[Line], notes: list[str]) -> tuple[Instance, ...]:
     """`pushed` events in file order, each merged with its `recovered` or `dropped` event.
 
-    A `resumed` event voids what was written after its step. An outcome without its `pushed` event (a buffer carried
-    over from another directory) is left out and noted.
+    A `resumed` event voids what was written before it with its step or a later one. An outcome without its `pushed`
+    event (a buffer carried over from another directory) is left out and noted.
     """
     instances: dict[str, Instance] = {}
     strangers = 0
@@ -194,14 +194,14 @@ def _read_instances(lines: list[Line], notes: list[str]) -> tuple[Instance, ...]
 
 
 def _rewound(instances: dict[str, Instance], step: int) -> dict[str, Instance]:
-    """The instances as they were at the end of `step`."""
+    """The instances without what happened at `step` or later."""
     kept = {}
     for id_, item in instances.items():
-        if item.retried_at is not None and item.retried_at > step:
+        if item.retried_at is not None and item.retried_at >= step:
             item = replace(item, retried_at=None, age=None, rewards=(), completions=())
-        if item.dropped_at is not None and item.dropped_at > step:
+        if item.dropped_at is not None and item.dropped_at >= step:
             item = replace(item, dropped=None, dropped_at=None)
-        if item.step <= step:
+        if item.step < step:
             kept[id_] = item
     return kept
 

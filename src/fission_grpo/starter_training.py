@@ -43,12 +43,16 @@ def train_starter(output: Path, seed: int, steps: int, minutes: float | None, le
     tools = list(tool_methods(Desk()).values())
     tokenizer = _make_tokenizer(seed, tools)
     model = make_model(tokenizer)
-    optimizers = _optimizers(model, learning_rate)
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    optimizer = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    momenta = [torch.zeros_like(weight) for weight in matrices]
     began, step, progress, tokens = time.monotonic(), 0, 0.0, 0
     while progress < 1:
         quality = SKILLED if progress < 1 - MIXED_SHARE else MIXED
         rate = learning_rate * _schedule(progress)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if quality is MIXED and not (output / "skilled").exists(): model.save_pretrained(output / "skilled"); tokenizer.save_pretrained(output / "skilled")
+        for group in optimizer.param_groups:
             group["lr"] = rate
         loss = 0.0
         for ids, weights, share in _batches(tokenizer, tools, quality, seed * 1_000_003 + step):
@@ -56,9 +60,9 @@ def train_starter(output: Path, seed: int, steps: int, minutes: float | None, le
             part.backward()
             loss, tokens = loss + part.item(), tokens + ids.numel()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        _muon_step(matrices, momenta, rate)
+        model.zero_grad(set_to_none=True)
         step += 1
         elapsed = (time.monotonic() - began) / 60
         progress = max(step / steps, elapsed / minutes if minutes else 0)
@@ -102,19 +106,37 @@ def make_model(tokenizer: Any) -> Any:
     return Qwen3ForCausalLM(config)
 
 
-def _optimizers(model: Any, learning_rate: float) -> list[Any]:
-    """Muon for the layers' matrices, AdamW for embeddings and norms."""
-    import os
+def _muon_step(matrices: list[Any], momenta: list[Any], rate: float) -> None:
+    """One step of Muon (Jordan 2024), with Nesterov momentum 0.95: half as many steps as AdamW needs here."""
     import torch
 
-    layers = [parameter for name, parameter in model.named_parameters() if parameter.ndim == 2 and "embed" not in name]
-    rest = [parameter for name, parameter in model.named_parameters() if parameter.ndim != 2 or "embed" in name]
-    if os.environ.get("ADAMW"):
-        rest, layers = rest + layers, []
-    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    if not layers: return [adamw]
-    muon = torch.optim.Muon(layers, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw]
+    with torch.no_grad():
+        for shape in {tuple(weight.shape) for weight in matrices}:
+            same = [i for i, weight in enumerate(matrices) if tuple(weight.shape) == shape]
+            for i in same:
+                momenta[i].lerp_(matrices[i].grad, 0.05)
+            updates = _muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same])
+            for i, update in zip(same, updates, strict=True):
+                matrices[i].mul_(1 - 0.01 * rate).sub_(rate * update)
+
+
+def _muon_update(momenta: list[Any]) -> list[Any]:
+    """Newton-Schulz in float32 on equally shaped matrices at once (torch's Muon works in bfloat16, slow on CPUs).
+
+    Five quintic steps with Keller Jordan's coefficients bring every singular value near 1; the factor makes the
+    update's root mean square that of AdamW (Liu et al. 2025, arXiv 2502.16982).
+    """
+    import torch
+
+    x = torch.stack(momenta)
+    flat = x.shape[1] > x.shape[2]
+    x = x.mT if flat else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    x = x.mT if flat else x
+    return list(0.2 * max(x.shape[1:]) ** 0.5 * x)
 
 
 def _make_tokenizer(seed: int, tools: list[Any]) -> Any:

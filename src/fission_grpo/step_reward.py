@@ -39,8 +39,9 @@ class StepReward:
             self.verdict(step_task(task), parse(text), len(ids), progress)
             for task, text, ids in zip(fission_task, completions, completion_ids, strict=True)
         ]
-        for part in ("format", "correctness", "length") if log_metric is not None else ():
-            log_metric(f"reward_parts/{part}", sum(v.parts[part] for v in verdicts) / max(1, len(verdicts)))
+        if log_metric is not None:
+            for part in ("format", "correctness", "length"):
+                log_metric(f"reward_parts/{part}", sum(v.parts[part] for v in verdicts) / len(verdicts))
         return [verdict.reward for verdict in verdicts]
 
 

@@ -12,7 +12,6 @@ An empty `reference` means that the right turn calls nothing. Further fields are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,20 @@ from typing import Any
 from fission_grpo.chat import render
 from fission_grpo.json_text import NotJson, quoted, read_json
 from fission_grpo.schema import check_call, check_tool_schema
+from fission_grpo.task_json import call_fields, faithful, task_from_json, task_to_json, unfaithful
 from fission_grpo.trajectory import ErrorKind, Message, Task, ToolCall
+
+__all__ = [
+    "TaskFileError",
+    "load_tasks",
+    "row_of_step_task",
+    "task_from_json",
+    "task_to_json",
+    "to_rows",
+]
 
 ROLES = ("system", "user", "assistant", "tool")
 FIELDS = ("id", "messages", "tools", "reference")
-_TASK_FIELDS = ("id", "prompt", "tools", "reference", "columns", "history", "root", "parent", "depth")
 
 
 class TaskFileError(ValueError):
@@ -37,54 +45,6 @@ class _Wrong(Exception):
     def __init__(self, field: str, what: str):
         super().__init__(field, what)
         self.field, self.what = field, what
-
-
-def task_to_json(task: Task) -> str:
-    """The task as one line of JSON; `task_from_json` gives an equal task back.
-
-    Raises:
-        ValueError: a column, message or argument does not survive JSON (a date, a tuple, NaN, a non-string key);
-            the message names it.
-    """
-    fields: dict[str, Any] = {
-        "id": task.id,
-        "prompt": task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt],
-        "tools": [dict(tool) for tool in task.tools],
-        "reference": None if task.reference is None else [_call_fields(call) for call in task.reference],
-        "columns": dict(task.columns),
-        "history": [_call_fields(call) for call in task.history],
-        "root": task.root,
-        "parent": task.parent,
-        "depth": task.depth,
-    }
-    text = _faithful(fields)
-    if text is None:
-        raise ValueError(_unfaithful(task.id, fields))
-    return text
-
-
-def task_from_json(text: str) -> Task:
-    """The task that `task_to_json` wrote. Raises ValueError, naming the field, for any other text."""
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"not a task: {error}; it must be what task_to_json wrote") from error
-    missing = [name for name in _TASK_FIELDS if name not in fields] if isinstance(fields, dict) else ["all fields"]
-    if missing or len(fields) != len(_TASK_FIELDS):
-        raise ValueError(
-            f"not a task: fields missing: {missing}, unknown: {sorted(set(fields) - set(_TASK_FIELDS))}; "
-            "it must be what this version's task_to_json wrote"
-        )
-    prompt, reference = fields["prompt"], fields["reference"]
-    return Task(
-        **{
-            **fields,
-            "prompt": prompt if isinstance(prompt, str) else tuple(prompt),
-            "tools": tuple(fields["tools"]),
-            "reference": None if reference is None else tuple(ToolCall(**call) for call in reference),
-            "history": tuple(ToolCall(**call) for call in fields["history"]),
-        }
-    )
 
 
 def load_tasks(path: str | Path) -> list[Task]:
@@ -122,18 +82,6 @@ def load_tasks(path: str | Path) -> list[Task]:
     return tasks
 
 
-def task_from_row(row: Mapping[str, Any], name: str) -> Task:
-    """A checked step task from one row of a step-task file; `name` is its id if the row has none.
-
-    Raises:
-        TaskFileError: naming the field.
-    """
-    try:
-        return _task(row, name)
-    except _Wrong as wrong:
-        raise TaskFileError(f"row {name}, field '{wrong.field}': {wrong.what}") from None
-
-
 def row_of_step_task(task: Task) -> str:
     """The line of a step-task file that `load_tasks` reads back as `task`.
 
@@ -147,11 +95,11 @@ def row_of_step_task(task: Task) -> str:
         "id": task.id,
         "messages": [dict(message) for message in task.prompt],
         "tools": [dict(tool) for tool in task.tools],
-        "reference": [_call_fields(call) for call in task.reference],
+        "reference": [call_fields(call) for call in task.reference],
     }
-    text = _faithful(fields)
+    text = faithful(fields, allow_nan=False)
     if text is None:
-        raise ValueError(_unfaithful(task.id, fields))
+        raise ValueError(unfaithful(task.id, fields, allow_nan=False))
     return text
 
 
@@ -262,30 +210,3 @@ def _reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> tupl
             )
         reference.append(call)
     return tuple(reference)
-
-
-def _call_fields(call: ToolCall) -> dict[str, Any]:
-    return {"name": call.name, "arguments": dict(call.arguments)}
-
-
-def _faithful(value: Any) -> str | None:
-    """`value` as JSON, None unless reading it gives an equal value back."""
-    try:
-        text = json.dumps(value, allow_nan=False)
-        return text if json.loads(text) == value else None
-    except (TypeError, ValueError, RecursionError):
-        return None
-
-
-def _unfaithful(name: str, fields: Mapping[str, Any]) -> str:
-    """The sentence that names the innermost column or field JSON cannot hold."""
-    bad = next(key for key, value in fields.items() if _faithful(value) is None)
-    value, path = fields[bad], [str(bad)]
-    while isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        key = next(key for key, item in value.items() if _faithful(item) is None)
-        value, path = value[key], [*path, key]
-    where = f"column {'.'.join(path[1:])!r}" if bad == "columns" and path[1:] else f"field {'.'.join(path)!r}"
-    return (
-        f"task {name!r}: {where} holds a {type(value).__name__} that JSON cannot give back: {quoted(value)}. "
-        "Use strings, finite numbers, booleans, null, lists, and objects with string keys, or remove it"
-    )

@@ -57,6 +57,7 @@ class FissionGRPOTrainer(GRPOTrainer):
 
     _tag_names: ClassVar = ["trl", "grpo", "fission-grpo"]
     _name = "Fission-GRPO"
+    args: FissionGRPOConfig
 
     def __init__(self, *trl_args: Any, diagnose: str | Diagnose = "rules", **trl_kwargs: Any):
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
@@ -70,6 +71,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         super().__init__(**given)
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
         self.generated_tokens = 0
+        self._recoveries = args.num_recoveries or 0  # G'; the config has set it
         self._explored = False  # whether the last cycle explored: never two recover cycles in a row
         self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
         self._recovering: list[CorrectiveInstance] = []  # this cycle's contexts, one per recovery group
@@ -89,12 +91,12 @@ class FissionGRPOTrainer(GRPOTrainer):
     # -- one cycle ---------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not self.model.training:
+        if not self.model.training:  # pyright: ignore[reportOptionalMemberAccess]
             return super()._generate_and_score_completions(inputs)
         started = time.perf_counter()
         rows = self._next_rows(inputs) if self.args.fission else inputs
         spent = time.perf_counter() - started
-        group_size = self.args.num_recoveries if self._recovering else self.num_generations
+        group_size = self._recoveries if self._recovering else self.num_generations or 0
         with self._groups_of(group_size):
             output = super()._generate_and_score_completions(rows)
         started = time.perf_counter()
@@ -123,7 +125,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         if not recover:
             return unpack_rows(self._displaced.popleft())
         rows = [row_of_task(item.task, self.processing_class) for item in self._recovering]
-        batch = [row for row in rows for _ in range(self.args.num_recoveries)]
+        batch = [row for row in rows for _ in range(self._recoveries)]
         start = self.accelerator.process_index * len(inputs)
         return [dict(row) for row in batch[start : start + len(inputs)]]
 
@@ -192,7 +194,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         return rollouts
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
     def _failure(self, rollout: Rollout) -> Failure | None:
         tools = rollout.trajectory.task.tools or self._tool_schemas

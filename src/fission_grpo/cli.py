@@ -1,0 +1,64 @@
+"""`fission-grpo train | eval | report | tasks`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """\
+usage: fission-grpo COMMAND [options]
+
+commands:
+  train    train a policy with Fission-GRPO (or plain GRPO, --fission false): a YAML file and overrides, as in trl
+  eval     success and error recovery of a policy on held-out tasks, with intervals
+  report   an HTML page with charts and a gallery of failures, from a run's directory
+  tasks    check a step-task file, or convert other data into one
+
+`fission-grpo COMMAND --help` tells a command's options. Examples:
+
+  fission-grpo train --config configs/desk_fission.yaml --output_dir runs/mine
+  fission-grpo eval --model runs/mine --tasks desk --output runs/mine
+  fission-grpo report runs/mine
+  fission-grpo tasks check my_tasks.jsonl
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0, 1 or 2 for a mistake in the input, 128 + signal if interrupted."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        from fission_grpo import __version__
+
+        print(__version__)
+        return 0
+    if command == "train":
+        return _train(rest)
+    if command == "eval":
+        from fission_grpo.evaluate_command import evaluate_command
+
+        return evaluate_command(rest)
+    if command == "report":
+        from fission_grpo.report import report_command
+
+        return report_command(rest)
+    if command == "tasks":
+        from fission_grpo.tasks_command import tasks_command
+
+        return tasks_command(rest)
+    print(f"error: unknown command {command!r}; commands: train, eval, report, tasks", file=sys.stderr)
+    return 2
+
+
+def _train(rest: list[str]) -> int:
+    try:
+        from fission_grpo.train_command import train_command
+    except ModuleNotFoundError as error:
+        print(f"error: training needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
+        return 1
+    return train_command(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""`fission-grpo eval`: a policy on held-out tasks, one line added to `eval.jsonl`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def evaluate_command(argv: list[str]) -> int:
+    """Evaluate a model. Returns 0, or 2 after one line on stderr about what is wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        from fission_grpo.policies import LocalPolicy
+
+        policy_of = _load(arguments.model)
+        policy = LocalPolicy(
+            *policy_of,
+            temperature=arguments.temperature,
+            max_new_tokens=arguments.max_new_tokens,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+        )
+        print(run(policy, arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: evaluation needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(policy: Any, arguments: argparse.Namespace) -> str:
+    """Evaluate, append to `OUTPUT/eval.jsonl`, and return what to print."""
+    from fission_grpo.environments.desk import Desk
+    from fission_grpo.environments.desk_tasks import make_rows
+    from fission_grpo.evaluate import evaluate, summarise
+
+    rows = make_rows(arguments.num_tasks, arguments.seed, "held_out")
+    summary = summarise(evaluate(policy, Desk, rows, max_turns=arguments.max_turns))
+    step, tokens = trained(Path(arguments.model))
+    name = arguments.name or Path(arguments.model).name
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "eval.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(summary.to_json(name, step, tokens) + "\n")
+    low, high = summary.success_ci
+    lines = [f"{name}: success {summary.success:.3f} [{low:.3f}, {high:.3f}] on {summary.tasks} held-out tasks"]
+    if summary.recovery_rate is not None and summary.recovery_ci is not None:
+        low, high = summary.recovery_ci
+        lines.append(
+            f"error recovery {summary.recovery_rate:.3f} [{low:.3f}, {high:.3f}]: {summary.recovered} of the "
+            f"{summary.error_cases} tasks with an error"
+        )
+    else:
+        lines.append("no task met an error, so there is no recovery rate")
+    return "\n".join([*lines, f"added to {path}"])
+
+
+def trained(folder: Path) -> tuple[int, int]:
+    """Training steps and sampled tokens behind a run directory's model, zeros where nothing tells."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0, 0
+    tokens = [
+        entry["fission/generated_tokens"] for entry in state["log_history"] if "fission/generated_tokens" in entry
+    ]
+    return int(state["global_step"]), int(tokens[-1]) if tokens else 0
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fission_grpo.starter import load_starter
+
+    if name == "starter":
+        return load_starter()
+    if ("/" in name or name.startswith(".")) and Path(name).parent.is_dir() and not Path(name).is_dir():
+        raise ValueError(f"--model {name}: no such folder; give a folder, a hub id, or 'starter'")
+    return AutoModelForCausalLM.from_pretrained(name, dtype="auto"), AutoTokenizer.from_pretrained(name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fission-grpo eval",
+        description="Success and error recovery of a policy on held-out tasks in a live environment.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="folder, hub id, or 'starter'", default=argparse.SUPPRESS)
+    parser.add_argument("--tasks", choices=("desk",), default="desk", help="the built-in environment's held-out tasks")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="RUN_DIR",
+        default=argparse.SUPPRESS,
+        help="where eval.jsonl is appended to",
+    )
+    parser.add_argument("--num_tasks", type=int, default=256, help="number of tasks")
+    parser.add_argument("--seed", type=int, default=0, help="of the tasks and the sampling")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0: most probable token")
+    parser.add_argument("--max_turns", type=int, default=4, help="assistant turns per task")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="limit of one turn, in tokens")
+    parser.add_argument("--batch_size", type=int, default=64, help="dialogues sampled side by side")
+    parser.add_argument("--name", help="name in eval.jsonl; default: the model folder's")
+    return parser

@@ -1,0 +1,33 @@
+"""The starter policy that is shipped with the package: a Qwen3 of a million parameters that knows the desk, a little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def starter_path() -> Path:
+    """The shipped folder: `model.safetensors`, `config.json`, the tokenizer and `training.json`.
+
+    Raises:
+        FileNotFoundError: the package was installed without it.
+    """
+    path = Path(__file__).parent / "starter_policy"
+    if not (path / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"no starter policy in {path}; make one with: python -m fission_grpo.starter_training --output {path}"
+        )
+    return path
+
+
+def load_starter(path: Path | None = None) -> tuple[Any, Any]:
+    """Model (float32, on the CPU) and tokenizer of the starter policy, or of another folder `starter_training` wrote.
+
+    The tokenizer has its chat template and the `response_template` TRL reads tool calls with.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = path or starter_path()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,180 @@
+"""What the policy is told: specific, deterministic, never the answer, and never an exception."""
+
+import pytest
+
+from fission_grpo.chat import parse, render_call
+from fission_grpo.diagnose import (
+    FIXED_TEXT,
+    MAX_LENGTH,
+    SOURCES,
+    Feedback,
+    environment,
+    feedback_for,
+    resolve,
+    rules,
+)
+from fission_grpo.failure import find_failure
+from fission_grpo.leaks import leaks
+from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
+
+TOOLS = (
+    {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+                "units": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                "days": {"type": "integer", "minimum": 3},
+                "options": {"type": "object"},
+            },
+            "required": ["city"],
+        },
+    },
+    {"name": "get_time", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}},
+)
+OPTIONS = {"wind": {"unit": "knots", "gusts": True}}
+RIGHT = ToolCall("get_weather", {"city": "Oslo", "units": "celsius", "options": OPTIONS})
+
+
+def weather(**arguments) -> ToolCall:
+    return ToolCall("get_weather", {**RIGHT.arguments, **arguments})
+
+
+def told(*calls: ToolCall, reference=(RIGHT,), text: str | None = None) -> str | None:
+    """What `rules` says of a turn with these calls, or of this text."""
+    turn = parse(text if text is not None else "".join(map(render_call, calls)))
+    failure = find_failure(Trajectory(Task("t", "go", TOOLS, reference), (turn,)), Verdict(0.0, True))
+    assert failure is not None
+    said = rules(failure)
+    assert said is None or leaks(said, reference, turn.calls, TOOLS) is None
+    return said
+
+
+def failure(kind: ErrorKind = ErrorKind.RAISED, detail: str = "", reference=None) -> Failure:
+    return Failure(Task("t", "go", reference=reference), (Turn("x"),), kind, detail)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (weather(date=1706745600), "error: `date` must match YYYY-MM-DD, got 1706745600"),
+        (weather(units="kelvin"), "error: `units` must be one of celsius, fahrenheit, got 'kelvin'"),
+        (ToolCall("get_wether"), "error: unknown tool 'get_wether'; available: get_weather, get_time"),
+        (
+            weather(town="Oslo"),
+            "error: unexpected argument `town`; allowed: `city`, `date`, `units`, `days`, `options`",
+        ),
+        (weather(units="fahrenheit"), "error: `units` is not right, got 'fahrenheit'"),
+        (ToolCall("get_time"), "error: another tool than 'get_time' is needed"),
+    ],
+)
+def test_rules_are_specific(call, said):
+    assert told(call) == said
+
+
+def test_rules_name_every_wrong_missing_and_superfluous_argument_of_a_wrong_call():
+    call = ToolCall("get_weather", {"city": "Rome", "date": "2024-01-01", "options": OPTIONS})
+    assert told(call) == "error: `date` should not be given; `city` is not right, got 'Rome'; `units` is missing"
+
+
+def test_rules_go_down_to_the_one_wrong_field_that_the_call_itself_wrote():
+    said = told(weather(options={"wind": {"unit": "mph", "gusts": True}}))
+    assert said == "error: `options.wind.unit` is not right, got 'mph'"
+    # a field that is missing is not named: in a free-form object its name may be part of the answer
+    said = told(weather(options={"wind": {"unit": "knots"}}))
+    assert said == "error: `options.wind` lacks a field"
+
+
+def test_rules_say_that_calls_are_too_few_or_too_many():
+    second = ToolCall("get_time", {"zone": "CET"})
+    assert told(RIGHT, reference=(RIGHT, second)) == "error: at least one more tool call is needed"
+    assert told(RIGHT, second) == "error: a call 'get_time' is not needed"
+    assert told(RIGHT, reference=()) == "error: no tool call is needed here"
+    assert told(text="Done.") == "error: a tool call is needed here, but none was made"
+    assert told(text="", reference=()) == "error: the answer is empty"
+
+
+def test_rules_say_in_which_of_several_calls_an_argument_is_wrong():
+    second = ToolCall("get_time", {"zone": "CET"})
+    said = told(RIGHT, ToolCall("get_time", {"zone": "UTC"}), reference=(RIGHT, second))
+    assert said == "error: `zone` is not right, got 'UTC' in the call of 'get_time'"
+
+
+def test_rules_choose_a_vaguer_wording_where_the_schema_itself_holds_the_answer():
+    # "`days` must be at least 3, got 1" would name 3, the very value that is wanted
+    said = told(weather(days=1), reference=(weather(days=3),))
+    assert said == "error: `days` does not fit the tool's schema"
+    # with swapped arguments, quoting what was written would name the other one's value
+    reference = (ToolCall("get_weather", {"city": "Oslo", "options": {"to": "Rome"}}),)
+    said = told(ToolCall("get_weather", {"city": "Rome", "options": {"to": "Oslo"}}), reference=reference)
+    assert said == "error: `city` is not right; `options.to` is not right"
+
+
+def test_rules_report_the_parsers_message():
+    assert told(text="<tool_call>{") == "error: unclosed <tool_call>"
+
+
+def test_rules_pass_on_the_environments_message_unchanged():
+    assert rules(failure(detail="KeyError: 'a.txt'")) == "KeyError: 'a.txt'"
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.LOW_REWARD, ErrorKind.INFRASTRUCTURE])
+def test_rules_say_nothing_where_nothing_is_known(kind):
+    assert rules(failure(kind)) is None
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.TRUNCATED, ErrorKind.OUT_OF_TURNS, ErrorKind.NO_CALL])
+def test_rules_have_a_text_for_every_other_kind(kind):
+    assert rules(failure(kind)).startswith("error: ")
+
+
+def test_the_environment_source_is_the_message_or_nothing():
+    assert environment(failure(detail="no such file")) == "no such file"
+    assert environment(failure(ErrorKind.WRONG_CALL)) is None
+    result = ToolResult(RIGHT, "{'error': 'closed'}", "closed")
+    turn = Turn("x", calls=(RIGHT,), results=(result,))
+    found = find_failure(Trajectory(Task("t", "go"), (turn,)), Verdict(0.0, True))
+    assert feedback_for(found, "environment", environment) == Feedback("closed", "environment")
+
+
+def test_nothing_to_say_falls_back_to_the_papers_text():
+    for nothing in (None, "", "  \n"):
+        feedback = feedback_for(failure(), "mine", lambda _, nothing=nothing: nothing)
+        assert feedback == Feedback(FIXED_TEXT, "mine", fallback="no diagnosis")
+
+
+def test_a_source_that_raises_or_returns_no_text_never_stops_training(caplog):
+    def broken(_: Failure) -> str:
+        raise ValueError("endpoint down")
+
+    assert feedback_for(failure(), "mine", broken) == Feedback(FIXED_TEXT, "mine", fallback="raised ValueError")
+    assert "endpoint down" in caplog.text
+    assert feedback_for(failure(), "mine", lambda _: 3).fallback == "returned int"  # pyright: ignore
+
+
+def test_a_leaking_text_is_replaced_and_counted_whatever_the_source():
+    feedback = feedback_for(failure(reference=(RIGHT,)), "mine", lambda _: "error: it rains in Oslo")
+    assert feedback == Feedback(FIXED_TEXT, "mine", leaked=True)
+    raised = failure(detail="only Oslo is served", reference=(RIGHT,))
+    assert feedback_for(raised, "environment", environment).leaked
+    assert rules(raised) == "error: the tool reported an error"
+
+
+def test_feedback_is_cut_and_can_be_encoded():
+    feedback = feedback_for(failure(), "mine", lambda _: "\ud800" + "x" * 9999)
+    assert feedback.text == "?" + "x" * (MAX_LENGTH - 1)
+
+
+def test_sources_are_known_by_name_or_given_as_functions():
+    assert resolve("rules") == ("rules", rules)
+    assert set(SOURCES) == {"fixed", "environment", "rules"}
+
+    class Simulator:
+        def __call__(self, _: Failure) -> str | None:
+            return None
+
+    assert resolve(Simulator())[0] == "Simulator"
+    with pytest.raises(ValueError, match="diagnose must be one of fixed, environment, rules, or a function"):
+        resolve("rulez")
