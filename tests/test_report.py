@@ -92,7 +92,7 @@ def test_the_table_shows_the_numbers_of_eval_jsonl(tmp_path):
     assert cells[:5] == [
         "base",
         "41.0%34.4 to 47.982 of 200 tasks",
-        "10.0%5.4 to 17.99 of 90 error cases, 131 errors",
+        "10.0%5.4 to 17.99 of 90 error cases",
         "0",
         "0",
     ]

@@ -5,9 +5,6 @@ import math
 from itertools import pairwise
 
 import pytest
-
-pytest.importorskip("trl")
-
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -165,7 +166,7 @@ def summarise(cases: Sequence[Case]) -> Summary:
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share (Wilson 1927). Raises ValueError unless 0 <= successes <= trials and trials > 0.
+    """Wilson's 95% interval of a share (Wilson 1927). Raises ValueError unless 0 <= successes <= trials, trials > 0.
 
     Example:
         `wilson(5, 10)` is about (0.237, 0.763)
@@ -227,8 +228,7 @@ def _case(episode: _Episode, number: int, success_at: float) -> Case:
         turns=episode.turns,
         generated_tokens=episode.tokens,
         retries=sum(
-            result.error is not None and later.call == result.call
-            for result, later in zip(results, results[1:], strict=False)
+            result.error is not None and later.call == result.call for result, later in itertools.pairwise(results)
         ),
         transcript=tuple(episode.transcript),
     )

@@ -57,9 +57,7 @@ def _row(row: Row, color: str) -> str:
     if e.recovery_rate is None or e.recovery_ci is None:
         recovery = '<span class="soft">no error cases</span>'
     else:
-        recovery = _rate(
-            e.recovery_rate, e.recovery_ci, e.recovered, e.error_cases, f"error cases, {e.errors} errors", color
-        )
+        recovery = _rate(e.recovery_rate, e.recovery_ci, e.recovered, e.error_cases, "error cases", color)
     return (
         f'<tr><td class="arm"><span class="dot" style="background:{color}"></span>{escape(row.label)}</td>'
         f'<td data-label="Success"><div>{success}</div></td>'

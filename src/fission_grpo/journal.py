@@ -45,6 +45,11 @@ class Journal:
 
     def resumed(self, step: int) -> None:
         """Lines written before this one with a step >= `step` are void: the run goes on from there without them."""
+        if self.path is None or not self.path.exists():
+            return
+        if not self.path.read_bytes().endswith(b"\n"):  # a kill left half a line
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")
         self._write(event="resumed", step=step)
 
     def _write(self, **event: Any) -> None:

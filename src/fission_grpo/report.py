@@ -25,7 +25,7 @@ DEFINITIONS = (
         "Success",
         "share of tasks (table) or of explore rollouts (charts) that end solved, as the task's judge decides.",
     ),
-    ("Error case", "a rollout in which at least one tool call came back with an error; errors counts those calls."),
+    ("Error case", "a rollout in which at least one tool call came back with an error."),
     ("Error recovery rate", "of the error cases, the share that still ends in success."),
     ("95% interval", "where the rate plausibly lies given the number of tasks; it says nothing about other seeds."),
     ("Generated tokens", "tokens the policy sampled in training so far, explore and recover cycles together."),

@@ -1,4 +1,4 @@
-"""The starter policy that is shipped with the package: a Qwen3 of a million parameters that knows the desk, a little."""
+"""The starter policy shipped with the package: a Qwen3 of a million parameters that knows the desk a little."""
 
 from __future__ import annotations
 

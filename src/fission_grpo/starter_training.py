@@ -51,7 +51,9 @@ def train_starter(output: Path, seed: int, steps: int, minutes: float | None, le
     while progress < 1:
         quality = SKILLED if progress < 1 - MIXED_SHARE else MIXED
         rate = learning_rate * _schedule(progress)
-        if quality is MIXED and not (output / "skilled").exists(): model.save_pretrained(output / "skilled"); tokenizer.save_pretrained(output / "skilled")
+        if quality is MIXED and not (output / "skilled").exists():
+            model.save_pretrained(output / "skilled")
+            tokenizer.save_pretrained(output / "skilled")
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = 0.0
