@@ -13,8 +13,8 @@ from fission_grpo.environments.desk_demos import MIXED, SKILLED, demonstrations
 from fission_grpo.environments.desk_tasks import KINDS, combinations, first_call, make_rows, solution
 
 HOSTILE = [
-    None, True, -1, 10**5000, 1.5, float("nan"), "", " ", "\x00", "\ud800", "é" * 5000, "../../etc/passwd",
-    "__class__",   [], [[]], {}, {"name": "x"}, "24:00", "9:5", "2026-02-30", "2026-1-1", "E0", "E99999999999", "٢٢:٣٠",
+    None, True, -1, 10**5000, 1.5, float("nan"), "", " ", "\x00", "\ud800", "é" * 5000, "/etc/passwd",
+    "__class__", [], [[]], {}, {"name": "x"}, "24:00", "9:5", "2026-02-30", "2026-1-1", "E0", "E99999999999", "٢٢:٣٠",
 ]  # fmt: skip
 
 

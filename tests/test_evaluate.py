@@ -83,9 +83,7 @@ def test_a_result_with_an_error_key_counts_as_an_error():
     assert (case.calls, case.errors) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    "text", ['<tool_call>\n{"name": "add", "arguments": {"step": 2}\n</tool_call>', "<tool_call>"]
-)
+@pytest.mark.parametrize("text", ['<tool_call>{"name": "add", "arguments": {"step": 2}</tool_call>', "<tool_call>"])
 def test_a_turn_that_cannot_be_read_ends_the_episode_and_is_an_error(text):
     (case,) = run(text, add(2))
     assert (case.success, case.calls, case.errors, case.turns) == (False, 0, 1, 1)

@@ -94,3 +94,10 @@ def test_detail_does_not_depend_on_the_reference():
     turn = Turn("", calls=(RM,))
     other = ToolCall("ls", {"path": "/secret"})
     assert step(turn).detail == step(turn, reference=(other,)).detail == ""
+
+
+def test_an_episode_whose_last_calls_were_never_made_ran_out_of_turns():
+    failure = episode(ran((LS, None)), Turn("again", calls=(LS,)))
+    assert failure.kind == ErrorKind.OUT_OF_TURNS
+    assert len(failure.turns) == 2
+    assert episode(ran((LS, None)), Turn("Done.")).kind == ErrorKind.LOW_REWARD

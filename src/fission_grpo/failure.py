@@ -14,7 +14,8 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
     """Find what went wrong in a rollout that was judged a failure.
 
     The first turn with an invalid form or a failing call wins, and in it the first failing call; then a truncated
-    turn; then, with a reference, `no_call` or `wrong_call`; `low_reward` if nothing finer is known. A call with a
+    turn; then, with a reference, `no_call` or `wrong_call`, and without one, `out_of_turns` if the last turn's calls were
+    never made; `low_reward` if nothing finer is known. A call with a
     result is judged by the result alone (an environment that accepted it did accept it); the schema then only says
     which kind of error it was. A call that was never executed is judged by the schema. `detail` never derives from
     the reference.
@@ -50,7 +51,8 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
             return failure(index, ErrorKind.TRUNCATED, "the answer was cut off at its length limit")
     last = len(turns) - 1
     if task.reference is None:
-        return failure(last, ErrorKind.LOW_REWARD)
+        unmade = turns[last].calls and not turns[last].results
+        return failure(last, ErrorKind.OUT_OF_TURNS if unmade else ErrorKind.LOW_REWARD)
     called = any(turn.calls for turn in turns)
     return failure(last, ErrorKind.WRONG_CALL if called or not task.reference else ErrorKind.NO_CALL)
 
