@@ -87,7 +87,7 @@ def test_a_call_the_environment_accepted_is_accepted_whatever_the_schema_says():
 
 
 def test_without_any_tools_calls_are_not_checked():
-    assert episode(Turn("", calls=(UNKNOWN,)), tools=()).kind == ErrorKind.LOW_REWARD
+    assert episode(Turn("", calls=(UNKNOWN,)), tools=()).kind == ErrorKind.OUT_OF_TURNS
 
 
 def test_detail_does_not_depend_on_the_reference():
