@@ -123,11 +123,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with rlla_sft.json and rlla_test.parquet")
     parser.add_argument("--output", type=Path, required=True, help="folder for the warmed-up model")
     parser.add_argument("--num_tasks", type=int, default=240, help="train on the first N tasks of rlla_sft.json")
-    parser.add_argument("--max_prompt_tokens", type=int, default=600, help="leave longer prompts out")
+    parser.add_argument("--max_prompt_tokens", type=int, default=400, help="leave longer prompts out")
     parser.add_argument("--max_completion_tokens", type=int, default=96, help="leave longer references out")
     parser.add_argument("--epochs", type=float, default=2.0, help="passes over the tasks; 0: only measure")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="peak, of LoRA's weights")
-    parser.add_argument("--samples", type=int, default=32, help="held-out tasks to sample before and after; 0: none")
+    parser.add_argument("--samples", type=int, default=32, help="completions to sample before and after; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -135,13 +135,14 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
+    # float32: without AVX-512 or AMX, bfloat16 on a CPU is several times slower
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     limits = (arguments.max_prompt_tokens, arguments.max_completion_tokens)
     tasks = short_enough(
         read_toolrl(arguments.data / "rlla_sft.json").tasks[: arguments.num_tasks], tokenizer, *limits
     )
     held_out = short_enough(read_toolrl(arguments.data / "rlla_test.parquet").tasks, tokenizer, *limits)
-    held_out = held_out[: arguments.samples]
+    held_out = (held_out * arguments.samples)[: arguments.samples]  # several samples of a task if need be
     print(f"{len(tasks)} tasks to train on, {len(held_out)} held out", flush=True)
     if held_out:
         print("before:", measure(model, tokenizer, held_out, arguments.seed), flush=True)

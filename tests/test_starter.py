@@ -70,7 +70,13 @@ def test_trl_takes_the_tokenizer_as_it_was_saved(starter):
 
 def test_any_text_survives_the_tokenizer(starter):
     _, tokenizer = starter
-    for text in ["é 漢字 \U0001f600\n\t", "Move  plan_7.txt to home.", "<tool_call>\n{}\n</tool_call>", "a\x00b", "'\"}}"]:
+    for text in [
+        "é 漢字 \U0001f600\n\t",
+        "Move  plan_7.txt to home.",
+        "<tool_call>\n{}\n</tool_call>",
+        "a\x00b",
+        "'\"}}",
+    ]:
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
@@ -85,14 +91,16 @@ def test_a_prompt_shows_the_tools_as_signatures_and_is_short(starter):
 def test_dialogues_are_continued_as_the_template_renders_them_and_as_trl_concatenates_them(starter):
     _, tokenizer = starter
     for dialogue in demonstrations(16, 1, MIXED):
-        rendered = tokenizer.apply_chat_template(dialogue[:-1], tools=TOOLS, add_generation_prompt=True, tokenize=False)
+        rendered = tokenizer.apply_chat_template(
+            dialogue[:-1], tools=TOOLS, add_generation_prompt=True, tokenize=False
+        )
         assert continued_text(tokenizer, dialogue[:-1], TOOLS) == rendered
         # TRL: prompt ids + completion ids (up to the end of turn) + ids of what follows it
         opening = continued_text(tokenizer, dialogue[:1], TOOLS)
         turn = dialogue[1]["content"] + tokenizer.eos_token
         rest = continued_text(tokenizer, dialogue[:3], TOOLS).removeprefix(opening + turn)
         pieces = [tokenizer(part)["input_ids"] for part in (opening, turn, rest)]
-        assert sum(pieces, []) == tokenizer(opening + turn + rest)["input_ids"]
+        assert [token for piece in pieces for token in piece] == tokenizer(opening + turn + rest)["input_ids"]
 
 
 def test_what_the_policy_wrote_is_kept_to_the_letter(starter):
@@ -134,4 +142,4 @@ def test_training_is_repeatable_to_the_bit(tmp_path):
         subprocess.run([*command, "--steps", "1", "--seed", "3"], check=True, capture_output=True)
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1]
-    assert json.loads((tmp_path / "a" / "training.json").read_text())["steps"] == 1
+    assert json.loads((tmp_path / "a" / "training.json").read_text())["steps_done"] == 1

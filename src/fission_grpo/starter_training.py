@@ -12,13 +12,15 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.environment import tool_methods
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_demos import MIXED, SKILLED, Quality, demonstrations
+from fission_grpo.starter import load_starter
 from fission_grpo.starter_tokenizer import train_tokenizer
 
 BATCH = 32  # dialogues a step
@@ -27,63 +29,77 @@ WARM_UP = 0.03  # of the training
 OTHER_WEIGHT = 0.1  # loss weight of what the assistant did not write; predicting it teaches to copy [ours]
 
 
-def train_starter(output: Path, seed: int, steps: int, minutes: float | None, learning_rate: float) -> dict[str, Any]:
-    """Train and save model and tokenizer into `output`; what was done is returned and saved as `training.json`.
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
 
     Args:
-        output: folder, made if missing.
         seed: of weights and demonstrations.
         steps: optimizer steps of 32 dialogues each.
-        minutes: stop after so many minutes if `steps` take longer (the schedule follows the clock then), or None.
+        minutes: end after so many minutes if `steps` take longer (the schedule then follows the clock), or None.
         learning_rate: at its peak, after the warm-up; it falls to a twentieth as a cosine.
+        start: folder of a policy that has had skilled demonstrations already, to show mixed ones only; None begins
+            from random weights.
+    """
+
+    seed: int = 0
+    steps: int = 600
+    minutes: float | None = None
+    learning_rate: float = 3e-3
+    start: Path | None = None
+
+
+def train_starter(output: Path, plan: Plan) -> dict[str, Any]:
+    """Train and save model and tokenizer into `output`; what was done is returned and saved as `training.json`.
+
+    The policy as it was before the mixed demonstrations is saved in `output/skilled`.
     """
     import torch
 
-    torch.manual_seed(seed)
+    torch.manual_seed(plan.seed)
     tools = list(tool_methods(Desk()).values())
-    tokenizer = _make_tokenizer(seed, tools)
-    model = make_model(tokenizer)
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
-    optimizer = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    momenta = [torch.zeros_like(weight) for weight in matrices]
-    began, step, progress, tokens = time.monotonic(), 0, 0.0, 0
+    model, tokenizer = load_starter(plan.start) if plan.start else make_starter(plan.seed, tools)
+    step_optimizers = _optimizers(model)
+    began, step, tokens, beginning = time.monotonic(), 0, 0, 1 - MIXED_SHARE if plan.start else 0.0
+    progress, loss, skilled = beginning, math.nan, True
     while progress < 1:
-        quality = SKILLED if progress < 1 - MIXED_SHARE else MIXED
-        rate = learning_rate * _schedule(progress)
-        if quality is MIXED and not (output / "skilled").exists():
-            model.save_pretrained(output / "skilled")
-            tokenizer.save_pretrained(output / "skilled")
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = 0.0
-        for ids, weights, share in _batches(tokenizer, tools, quality, seed * 1_000_003 + step):
+        if skilled and progress >= 1 - MIXED_SHARE:
+            skilled = False
+            _save(model, tokenizer, output / "skilled")
+        rate, loss = plan.learning_rate * _schedule(progress), 0.0
+        quality = SKILLED if skilled else MIXED
+        for ids, weights, share in _batches(tokenizer, tools, quality, plan.seed * 1_000_003 + step):
             part = share * _loss(model, ids, weights)
             part.backward()
             loss, tokens = loss + part.item(), tokens + ids.numel()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        _muon_step(matrices, momenta, rate)
+        step_optimizers(rate)
         model.zero_grad(set_to_none=True)
         step += 1
         elapsed = (time.monotonic() - began) / 60
-        progress = max(step / steps, elapsed / minutes if minutes else 0)
+        progress = beginning + (1 - beginning) * max(step / plan.steps, elapsed / plan.minutes if plan.minutes else 0)
         if step % 25 == 0 or progress >= 1:
             print(f"step {step:5d}  loss {loss:.4f}  rate {rate:.1e}  {elapsed:5.1f} min  {progress:4.0%}", flush=True)
     record = {
-        "seed": seed,
-        "steps": step,
-        "minutes": round((time.monotonic() - began) / 60, 1),
+        **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan).items()},
+        "steps_done": step,
+        "minutes_taken": round((time.monotonic() - began) / 60, 1),
         "tokens": tokens,
-        "learning_rate": learning_rate,
         "last_loss": round(loss, 4),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    _save(model, tokenizer, output)
     (output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
+
+
+def make_starter(seed: int, tools: list[Any]) -> tuple[Any, Any]:
+    """An untrained model and its tokenizer."""
+    # the first tokenizer only renders the dialogues on which the second is trained
+    dialogues = demonstrations(1500, seed, MIXED)
+    first = train_tokenizer([message["content"] for dialogue in dialogues for message in dialogue])
+    tokenizer = train_tokenizer(first.apply_chat_template(dialogues, tools=tools, tokenize=False))
+    return make_model(tokenizer), tokenizer
 
 
 def make_model(tokenizer: Any) -> Any:
@@ -108,18 +124,33 @@ def make_model(tokenizer: Any) -> Any:
     return Qwen3ForCausalLM(config)
 
 
-def _muon_step(matrices: list[Any], momenta: list[Any], rate: float) -> None:
-    """One step of Muon (Jordan 2024), with Nesterov momentum 0.95: half as many steps as AdamW needs here."""
+def _optimizers(model: Any) -> Callable[[float], None]:
+    """A step at a given rate: Muon (Jordan 2024) for the layers' matrices, AdamW for embeddings and norms.
+
+    Here Muon needs about half as many steps as AdamW alone.
+    """
     import torch
 
-    with torch.no_grad():
-        for shape in {tuple(weight.shape) for weight in matrices}:
-            same = [i for i, weight in enumerate(matrices) if tuple(weight.shape) == shape]
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)
+    momenta = [torch.zeros_like(weight) for weight in matrices]
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, weight in enumerate(matrices):
+        by_shape.setdefault(tuple(weight.shape), []).append(i)
+
+    @torch.no_grad()
+    def step(rate: float) -> None:
+        adamw.param_groups[0]["lr"] = rate
+        adamw.step()
+        for same in by_shape.values():
             for i in same:
                 momenta[i].lerp_(matrices[i].grad, 0.05)
             updates = _muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same])
             for i, update in zip(same, updates, strict=True):
                 matrices[i].mul_(1 - 0.01 * rate).sub_(rate * update)
+
+    return step
 
 
 def _muon_update(momenta: list[Any]) -> list[Any]:
@@ -131,21 +162,20 @@ def _muon_update(momenta: list[Any]) -> list[Any]:
     import torch
 
     x = torch.stack(momenta)
-    flat = x.shape[1] > x.shape[2]
-    x = x.mT if flat else x
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    x = x.mT if flat else x
+    x = x.mT if tall else x
     return list(0.2 * max(x.shape[1:]) ** 0.5 * x)
 
 
-def _make_tokenizer(seed: int, tools: list[Any]) -> Any:
-    """Two passes: the first tokenizer only renders the dialogues on which the second is trained."""
-    dialogues = demonstrations(1500, seed, MIXED)
-    first = train_tokenizer([message["content"] for dialogue in dialogues for message in dialogue])
-    return train_tokenizer(first.apply_chat_template(dialogues, tools=tools, tokenize=False))
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _batches(tokenizer: Any, tools: list[Any], quality: Quality, seed: int) -> Iterator[tuple[Any, Any, float]]:
@@ -183,16 +213,19 @@ def _schedule(progress: float) -> float:
 
 
 def main() -> None:
+    plan = Plan()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, tokenizer and training.json")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and demonstrations (default 0)")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of 32 dialogues (default 1200)")
-    parser.add_argument("--minutes", type=float, help="stop after so many minutes, if the steps take longer")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default 3e-3)")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and demonstrations (default 0)")
+    parser.add_argument("--steps", type=int, default=plan.steps, help="steps of 32 dialogues (default %(default)s)")
+    parser.add_argument("--minutes", type=float, help="end after so many minutes, if the steps take longer")
+    parser.add_argument("--learning-rate", type=float, default=plan.learning_rate, help="peak (default %(default)s)")
+    parser.add_argument("--start", type=Path, help="a folder's `skilled`: show it the mixed demonstrations only")
     args = parser.parse_args()
     if args.steps < 1 or (args.minutes is not None and args.minutes <= 0):
         parser.error("--steps and --minutes must be positive")
-    print(json.dumps(train_starter(args.output, args.seed, args.steps, args.minutes, args.learning_rate)))
+    plan = Plan(args.seed, args.steps, args.minutes, args.learning_rate, args.start)
+    print(json.dumps(train_starter(args.output, plan)))
 
 
 if __name__ == "__main__":
