@@ -1,10 +1,11 @@
 """Reading TRL's completions: exact texts, calls with their results, tasks from rows and back."""
 
 from fission_grpo.environment import TASK_KEY
-from fission_grpo.rollouts import read_turns, row_of_task, sampled_segments, task_of_row
-from fission_grpo.trajectory import Task, ToolCall
+from fission_grpo.rollouts import Rollout, read_turns, row_of_task, sampled_segments, task_of_row
+from fission_grpo.trajectory import Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
 
 EOS = 0
+CALL = ToolCall("ls")
 WORDS = {1: '<tool_call>\n{"name": "ls",  "arguments": {}}\n</tool_call>', 2: "Done.", 3: "cut"}
 
 
@@ -70,3 +71,14 @@ def test_recovery_row_carries_its_task_and_the_roots_columns():
     row = row_of_task(task, tokenizer=None)
     assert row == {"prompt": [{"role": "user", "content": "hi"}], "answer": 4, TASK_KEY: task}
     assert task_of_row(row, row["prompt"]) is task
+
+
+def test_an_episode_erred_if_a_call_failed_or_could_not_be_read_and_a_step_task_never():
+    def erred(turn, **task):
+        return Rollout(Trajectory(Task("t", "p", **task), (turn,)), Verdict(0.0, True)).erred
+
+    failing = Turn("x", calls=(CALL,), results=(ToolResult(CALL, "{'error': 'no'}", error="no"),))
+    assert erred(failing)
+    assert erred(Turn("<tool_call>", error="unclosed"))
+    assert not erred(Turn("x", calls=(CALL,), results=(ToolResult(CALL, "ok"),)))
+    assert not erred(failing, reference=(CALL,))

@@ -36,7 +36,9 @@ class Rollout:
 
     @property
     def erred(self) -> bool:
-        """Whether at least one tool call failed."""
+        """Whether at least one tool call of an episode failed. Step tasks end with their first turn: never."""
+        if self.trajectory.task.reference is not None:
+            return False
         return any(turn.error or any(result.error for result in turn.results) for turn in self.trajectory.turns)
 
 
