@@ -73,7 +73,7 @@ def train(model: Any, tokenizer: Any, tasks: list[Task], arguments: argparse.Nam
         train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         args=SFTConfig(
-            output_dir=str(arguments.output / "sft"),
+            output_dir=str(arguments.output),
             num_train_epochs=arguments.epochs,
             per_device_train_batch_size=4,
             learning_rate=arguments.learning_rate,
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--num_tasks", type=int, default=240, help="train on the first N tasks of rlla_sft.json")
     parser.add_argument("--max_prompt_tokens", type=int, default=400, help="leave longer prompts out")
     parser.add_argument("--max_completion_tokens", type=int, default=96, help="leave longer references out")
-    parser.add_argument("--epochs", type=float, default=2.0, help="passes over the tasks; 0: only measure")
+    parser.add_argument("--epochs", type=float, default=1.2, help="passes over the tasks; 0: only measure")
     parser.add_argument("--learning_rate", type=float, default=5e-4, help="peak, of LoRA's weights")
     parser.add_argument("--samples", type=int, default=32, help="completions to sample before and after; 0: none")
     parser.add_argument("--seed", type=int, default=0)

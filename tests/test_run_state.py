@@ -41,7 +41,7 @@ def test_damaged_state_names_its_file(tmp_path, text):
 
 
 def test_column_that_is_no_json_is_named_before_training():
-    with pytest.raises(ValueError, match="row 0, column 'when'"):
+    with pytest.raises(ValueError, match="train_dataset, task 'row 0': column 'when'"):
         check_columns([{"prompt": "a", "when": object()}])
     with pytest.raises(ValueError, match="empty"):
         check_columns([])

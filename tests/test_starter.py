@@ -17,6 +17,7 @@ from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.evaluate import evaluate, summarise
 from fission_grpo.policies import LocalPolicy, continued_text
 from fission_grpo.starter import load_starter, starter_path
+from fission_grpo.starter_training import Plan, make_starter, train_starter
 from fission_grpo.trajectory import ToolCall
 
 TOOLS = list(tool_methods(Desk()).values())
@@ -138,8 +139,24 @@ def test_base_success_and_recovery_lie_in_the_documented_range(starter):
 def test_training_is_repeatable_to_the_bit(tmp_path):
     digests = []
     for name in ("a", "b"):
-        command = [sys.executable, "-m", "fission_grpo.starter_training", "--output", str(tmp_path / name)]
-        subprocess.run([*command, "--steps", "1", "--seed", "3"], check=True, capture_output=True)
+        train_starter(tmp_path / name, Plan(seed=3, steps=1, start=starter_path()))
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1]
+    assert digests[0] != hashlib.sha256((starter_path() / "model.safetensors").read_bytes()).hexdigest()
     assert json.loads((tmp_path / "a" / "training.json").read_text())["steps_done"] == 1
+    load_starter(tmp_path / "a")
+
+
+def test_an_untrained_starter_has_the_shipped_tokenizer(starter):
+    model, tokenizer = make_starter(0, TOOLS)
+    assert tokenizer.get_vocab() == starter[1].get_vocab()
+    assert model.config.hidden_size == starter[0].config.hidden_size
+
+
+def test_the_training_command_explains_itself():
+    command = [sys.executable, "-m", "fission_grpo.starter_training"]
+    out = subprocess.run([*command, "--help"], check=True, capture_output=True, text=True).stdout
+    assert all(option in out for option in ("--output", "--seed", "--steps", "--minutes", "--start"))
+    bad = subprocess.run([*command, "--output", "x", "--steps", "0"], check=False, capture_output=True, text=True)
+    assert bad.returncode == 2
+    assert "must be positive" in bad.stderr

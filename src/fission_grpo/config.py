@@ -109,5 +109,4 @@ class FissionGRPOConfig(GRPOConfig):
     @property
     def contexts_per_cycle(self) -> int:
         """Corrective instances used by one recover cycle: generation_batch_size / num_recoveries."""
-        assert self.generation_batch_size is not None and self.num_recoveries is not None
-        return self.generation_batch_size // self.num_recoveries
+        return (self.generation_batch_size or 0) // (self.num_recoveries or 1)

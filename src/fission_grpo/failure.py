@@ -14,11 +14,10 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
     """Find what went wrong in a rollout that was judged a failure.
 
     The first turn with an invalid form or a failing call wins, and in it the first failing call; then a truncated
-    turn; then, with a reference, `no_call` or `wrong_call`, and without one, `out_of_turns` if the last turn's calls were
-    never made; `low_reward` if nothing finer is known. A call with a
-    result is judged by the result alone (an environment that accepted it did accept it); the schema then only says
-    which kind of error it was. A call that was never executed is judged by the schema. `detail` never derives from
-    the reference.
+    turn; then, with a reference, `no_call` or `wrong_call`, and without one, `out_of_turns` if the last turn's calls
+    were never made; `low_reward` if nothing finer is known. A call with a result is judged by the result alone (an
+    environment that accepted it did accept it); the schema then only says which kind of error it was. A call that was
+    never executed is judged by the schema. `detail` never derives from the reference.
 
     Args:
         trajectory: the rollout.

@@ -51,8 +51,9 @@ def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task
     if TASK_KEY in row:
         return row[TASK_KEY]
     if STEP_KEY in row:
+        task = step_task(row[STEP_KEY])
         columns = {key: value for key, value in row.items() if key not in ("prompt", STEP_KEY)}
-        return replace(step_task(row[STEP_KEY]), columns=columns)
+        return replace(task, columns={**task.columns, **columns})
     name = row.get("id")
     if not isinstance(name, str):
         text = json.dumps(row, sort_keys=True, default=str)
@@ -64,7 +65,7 @@ def row_of_task(task: Task, tokenizer: Any) -> dict[str, Any]:
     """The TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
     row = {**task.columns, TASK_KEY: task}
     if task.reference is not None:
-        row[STEP_KEY] = task_to_json(replace(task, columns={}))
+        row[STEP_KEY] = task_to_json(task)
     if isinstance(task.prompt, str):
         return {**row, "prompt": task.prompt}
     if task.reference is not None:

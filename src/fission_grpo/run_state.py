@@ -9,6 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.task_json import task_to_json
+from fission_grpo.trajectory import Task
+
 FILE = "fission_state.json"
 
 PackedRows = list[tuple[dict[str, Any], int]]
@@ -47,14 +50,12 @@ def check_columns(dataset: Any) -> None:
     """Raise ValueError if the first row cannot be kept in a JSON checkpoint; the message names the column."""
     if not len(dataset):
         raise ValueError("train_dataset is empty: it needs at least one row.")
-    for column, value in dict(dataset[0]).items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"train_dataset row 0, column {column!r}: {error}. With fission=True the buffer keeps rows as JSON; "
-                "turn the column into text or numbers, remove it, or set fission=False."
-            ) from error
+    try:
+        task_to_json(Task("row 0", "", columns=dict(dataset[0])))
+    except ValueError as error:
+        raise ValueError(
+            f"train_dataset, {error} (with fission=True the buffer keeps rows as JSON; fission=False does without)"
+        ) from error
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

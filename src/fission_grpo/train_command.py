@@ -130,7 +130,8 @@ def train_command(argv: list[str]) -> int:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-        again = argv if "--resume_from_checkpoint" in argv else [*argv, "--resume_from_checkpoint", "true"]
+        resume = ["--resume_from_checkpoint", "true"]
+        again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
         print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
         print(f"  {shlex.join(['fission-grpo', 'train', *again])}")
         return 128 + stop.signal
@@ -219,8 +220,7 @@ def model_path(name: str | None) -> str:
         folder.is_absolute()
         or name.startswith((".", "~"))
         or name.count("/") > 1
-        or (folder.parent.is_dir()
-        and "/" in name)
+        or (folder.parent.is_dir() and "/" in name)
     ):
         raise UsageError(
             f"model_name_or_path: the folder {name} does not exist; give a folder, a hub id, or 'starter'"

@@ -8,6 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from fission_grpo.progress import Moment, progress_line
@@ -69,8 +70,8 @@ class LiveProgress(TrainerCallback):
 class StopAndSave(TrainerCallback):
     """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
 
-    `signal` is the number of the signal received, None if there was none. Use as a context manager around `train()`,
-    in the main thread.
+    `signal` is the number of the signal that some rank received, None if there was none. Use as a context manager
+    around `train()`, in the main thread.
     """
 
     def __init__(self) -> None:
@@ -92,9 +93,12 @@ class StopAndSave(TrainerCallback):
         print("\nstopping after this cycle, then saving; once more to stop at once", file=sys.stderr, flush=True)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.signal is None or state.global_step % steps_per_cycle(args):
+        if state.global_step % steps_per_cycle(args):
             return
-        control.should_save = control.should_training_stop = True
+        received = [number for number in gather_object([self.signal]) if number is not None]  # from all ranks
+        if received:
+            self.signal = received[0]
+            control.should_save = control.should_training_stop = True
 
 
 def steps_per_cycle(args: Any) -> int:
