@@ -127,7 +127,7 @@ def make_model(tokenizer: Any) -> Any:
 def _optimizers(model: Any) -> Callable[[float], None]:
     """A step at a given rate: Muon (Jordan 2024) for the layers' matrices, AdamW for embeddings and norms.
 
-    Here Muon needs about half as many steps as AdamW alone.
+    With Muon the loss AdamW alone had after 125 steps was reached after 75 (one run each).
     """
     import torch
 
