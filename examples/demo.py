@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from fission_grpo.run_files import read_runs
+from fission_grpo.run_files import read_run
 
 ROOT = Path(__file__).parent.parent
 ARMS = {"grpo": "GRPO", "fission": "Fission-GRPO"}
@@ -45,7 +45,7 @@ def evaluation(model: str, name: str, output: Path, options: argparse.Namespace)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="made anew")
-    parser.add_argument("--tokens", type=int, default=120_000, help="tokens each arm may sample in training")
+    parser.add_argument("--tokens", type=int, default=90_000, help="tokens each arm may sample in training")
     parser.add_argument("--eval_tasks", type=int, default=300, help="held-out tasks per evaluation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -55,9 +55,9 @@ def main() -> None:
         print(f"[{time.monotonic() - began:4.0f} s] {text}", flush=True)
 
     shutil.rmtree(options.output, ignore_errors=True)
-    folders = {arm: options.output / arm for arm in ("base", *ARMS)}
+    folders = {"base": options.output} | {arm: options.output / arm for arm in ARMS}
     for folder in folders.values():
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     say(f"training GRPO and Fission-GRPO, {options.tokens:,} sampled tokens each, one thread each")
     running = {}
@@ -75,7 +75,7 @@ def main() -> None:
         for arm in group:
             model = "starter" if arm == "base" else str(folders[arm])
             log = folders[arm] / "eval.log"
-            running[log] = start(evaluation(model, ARMS.get(arm, "starter policy"), folders[arm], options), log)
+            running[log] = start(evaluation(model, ARMS.get(arm, "base"), folders[arm], options), log)
         wait_for(running)
 
     log = options.output / "report.log"
@@ -88,8 +88,8 @@ def main() -> None:
 def print_table(output: Path) -> None:
     """Success and error recovery of every arm, with Wilson 95% intervals over the held-out tasks."""
     print(f"{'':16}{'success':>22}{'error recovery':>22}{'errors met':>14}{'sampled tokens':>17}")
-    for run in read_runs(output):
-        for line in run.evaluations:
+    for folder in (output, *(output / arm for arm in ARMS)):
+        for line in read_run(folder).evaluations:
             low, high = line.success_ci
             success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
             recovery = "no errors"
