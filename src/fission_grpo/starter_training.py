@@ -43,7 +43,7 @@ class Plan:
     """
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 640
     minutes: float | None = None
     learning_rate: float = 3e-3
     start: Path | None = None

@@ -66,7 +66,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         self._source, self._diagnose = resolve(diagnose)
         if args.fission and given.get("environment_factory") is not None:
             given["environment_factory"] = self._restorable(given["environment_factory"])
-        if args.fission and hasattr(given.get("train_dataset"), "__getitem__"):
+        if args.fission and hasattr(given.get("train_dataset"), "__len__"):
             check_columns(given["train_dataset"])
         super().__init__(**given)
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
