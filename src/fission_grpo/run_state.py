@@ -69,10 +69,15 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     temporary.replace(folder / FILE)
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a checkpoint folder holds fission's state (plain GRPO can do without it)."""
+    return (folder / FILE).exists()
+
+
 def load_state(folder: Path) -> dict[str, Any]:
     """Read it back. Raises ValueError naming the file if it is missing, cut off or of another version."""
     path = folder / FILE
-    if not path.exists():
+    if not has_state(folder):
         raise ValueError(
             f"{path} does not exist: this checkpoint has no fission buffer, so it was not saved by "
             "FissionGRPOTrainer. Resume from one of its checkpoints, or load the model alone (model=CHECKPOINT) and "

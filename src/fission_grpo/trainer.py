@@ -37,7 +37,15 @@ from fission_grpo.rollouts import (
     sampled_segments,
     task_of_row,
 )
-from fission_grpo.run_state import check_columns, load_state, pack_rows, save_state, split_batches, unpack_rows
+from fission_grpo.run_state import (
+    check_columns,
+    has_state,
+    load_state,
+    pack_rows,
+    save_state,
+    split_batches,
+    unpack_rows,
+)
 from fission_grpo.step_reward import StepReward, progress_of
 from fission_grpo.trajectory import Failure, Trajectory, Verdict
 
@@ -249,6 +257,7 @@ class FissionGRPOTrainer(GRPOTrainer):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
         state = {
             "buffer": self.buffer.state(),
             "explored": self._explored,
@@ -258,14 +267,11 @@ class FissionGRPOTrainer(GRPOTrainer):
         if self.accelerator.is_main_process:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             save_state(folder, state)
-        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if not self.args.fission:
-            return
         self.journal.resumed(self.state.global_step)
-        if checkpoint is None:
+        if checkpoint is None or not (self.args.fission or has_state(Path(checkpoint))):
             return
         state = load_state(Path(checkpoint))
         self.buffer.load_state(state["buffer"])
