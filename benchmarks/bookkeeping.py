@@ -21,6 +21,7 @@ from datasets import Dataset
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.diagnose import FIXED_TEXT
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.starter import starter_path
@@ -55,10 +56,8 @@ def train(steps: int, waiting: int, seed: int) -> dict[str, list[float]]:
             train_dataset=Dataset.from_list(make_rows(steps * 8, seed=seed, split="train")),
             environment_factory=Desk,
         )
-        blank = CorrectiveInstance(Task("w", "p", depth=1), 0, ErrorKind.RAISED, "rules", "feedback", "failed", 0.0)
-        for i in range(waiting):
-            trainer.buffer.push(replace(blank, task=Task(f"w{i}", "p", depth=1)))
-        trainer.buffer.order = "lifo"  # the fillers are the oldest and are never popped
+        for item in fillers(waiting, seed):
+            trainer.buffer.push(item)
         trainer.train()
         entries = [entry for entry in trainer.state.log_history if "fission/seconds" in entry]
     times: dict[str, list[float]] = {}
@@ -67,6 +66,15 @@ def train(steps: int, waiting: int, seed: int) -> dict[str, list[float]]:
         times.setdefault(f"{phase}_step", []).append(entry["step_time"])
         times.setdefault(f"{phase}_bookkeeping", []).append(entry["fission/seconds"])
     return times
+
+
+def fillers(count: int, seed: int) -> list[CorrectiveInstance]:
+    """Corrective instances as a silent failure would leave them."""
+    (row,) = make_rows(1, seed=seed, split="train")
+    said = ({"role": "assistant", "content": "Done."}, {"role": "user", "content": FIXED_TEXT})
+    task = Task("filler", (*row["prompt"], *said), columns=row, root=row["id"], parent=row["id"], depth=1)
+    item = CorrectiveInstance(task, 0, ErrorKind.LOW_REWARD, "fixed", FIXED_TEXT, "Done.", 0.0)
+    return [replace(item, task=replace(task, id=f"filler{i}")) for i in range(count)]
 
 
 def main():

@@ -1,7 +1,7 @@
 """The starter policy shipped with the package: a Qwen3 of a million parameters that knows the desk a little.
 
 Sampled at T = 1 on held-out tasks it succeeds in 30-60% of them, recovers from errors in 5-25%, and solves far more
-within eight tries (measured: 0.425, 0.149 and 0.738; `benchmarks/starter`).
+within eight tries (measured: 0.417, 0.150 and 0.733; `benchmarks/starter`).
 """
 
 from __future__ import annotations
