@@ -59,7 +59,7 @@ def main():
     options = parser.parse_args()
     rows = [
         {
-            "prompt": [{"role": "user", "content": f"move the {word} file to archive"}],
+            "prompt": [{"role": "user", "content": f"Move {word}_{number}.txt to archive."}],
             "name": f"{word}_{number}.txt",
             "locked": number % 2 == 0,
         }
