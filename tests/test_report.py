@@ -17,7 +17,7 @@ from fission_grpo.run_files import Evaluation, Instance, Run, RunFileError, read
 pytest.importorskip("matplotlib")
 
 PUSHED = {
-    "event": "pushed", "id": "t1/r1", "step": 1, "task": "t1", "root": "t1", "parent": "t1", "depth": 1,
+    "event": "pushed", "id": "t1/r1", "step": 1, "root": "t1", "parent": "t1", "depth": 1,
     "kind": "bad_arguments", "source": "rules", "feedback": "`date` must match YYYY-MM-DD", "leaked": False,
     "fallback": None, "failed": '<tool_call>{"name": "x"}</tool_call>', "reward": 0.25,
     "prompt": [{"role": "user", "content": "book it"}],
@@ -113,7 +113,7 @@ def test_the_difference_is_in_points_and_says_whether_intervals_overlap(tmp_path
 
 def test_nothing_a_rollout_wrote_becomes_markup(tmp_path):
     evil = '</pre><script>alert(1)</script><img src="http://evil.example/x" onerror="alert(2)">\x00\ud800'
-    pushed = PUSHED | dict.fromkeys(("id", "task", "root", "kind", "source", "feedback", "failed", "fallback"), evil)
+    pushed = PUSHED | dict.fromkeys(("id", "root", "kind", "source", "feedback", "failed", "fallback"), evil)
     pushed |= {"prompt": [{"role": evil, "content": evil}]}
     recovered = RECOVERED | {"id": evil, "completions": [evil] * 4}
     named = EVALUATION | {"name": evil}

@@ -21,7 +21,6 @@ class Journal:
             event="pushed",
             id=task.id,
             step=item.step,
-            task=task.parent,
             root=task.root,
             parent=task.parent,
             depth=task.depth,

@@ -33,7 +33,6 @@ class Instance:
 
     id: str
     step: int
-    task: str
     root: str
     kind: str
     source: str
@@ -211,7 +210,6 @@ def _pushed(line: Line) -> Instance:
     return Instance(
         id=line.take("id", str),
         step=line.take("step", int),
-        task=line.take("task", str),
         root=line.take("root", str),
         kind=line.take("kind", str),
         source=line.take("source", str),
