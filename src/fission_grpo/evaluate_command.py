@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from fission_grpo.model_path import model_path
+from fission_grpo.run_files import EVAL, STATE, read_history
 
 
 def evaluate_command(argv: list[str]) -> int:
@@ -15,9 +17,8 @@ def evaluate_command(argv: list[str]) -> int:
     try:
         from fission_grpo.policies import LocalPolicy
 
-        policy_of = _load(arguments.model)
         policy = LocalPolicy(
-            *policy_of,
+            *_load(arguments.model),
             temperature=arguments.temperature,
             max_new_tokens=arguments.max_new_tokens,
             batch_size=arguments.batch_size,
@@ -39,12 +40,12 @@ def run(policy: Any, arguments: argparse.Namespace) -> str:
     from fission_grpo.environments.desk_tasks import make_rows
     from fission_grpo.evaluate import evaluate, summarise
 
+    step, tokens = trained(Path(arguments.model))
     rows = make_rows(arguments.num_tasks, arguments.seed, "held_out")
     summary = summarise(evaluate(policy, Desk, rows, max_turns=arguments.max_turns))
-    step, tokens = trained(Path(arguments.model))
     name = arguments.name or Path(arguments.model).name
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "eval.jsonl"
+    path = arguments.output / EVAL
     with path.open("a", encoding="utf-8") as file:
         file.write(summary.to_json(name, step, tokens) + "\n")
     low, high = summary.success_ci
@@ -61,27 +62,23 @@ def run(policy: Any, arguments: argparse.Namespace) -> str:
 
 
 def trained(folder: Path) -> tuple[int, int]:
-    """Training steps and sampled tokens behind a run directory's model, zeros where nothing tells."""
-    try:
-        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0, 0
-    tokens = [
-        entry["fission/generated_tokens"] for entry in state["log_history"] if "fission/generated_tokens" in entry
-    ]
-    return int(state["global_step"]), int(tokens[-1]) if tokens else 0
+    """Training steps and sampled tokens behind a run directory's model, zeros if it has no training log.
+
+    Raises:
+        RunFileError: there is one, and it is damaged.
+    """
+    state = folder / STATE
+    history = read_history(state) if state.is_file() else ()
+    steps = [row["step"] for row in history if "step" in row]
+    tokens = [row["fission/generated_tokens"] for row in history if "fission/generated_tokens" in row]
+    return int(max(steps, default=0)), int(max(tokens, default=0))
 
 
 def _load(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fission_grpo.starter import load_starter
-
-    if name == "starter":
-        return load_starter()
-    if ("/" in name or name.startswith(".")) and Path(name).parent.is_dir() and not Path(name).is_dir():
-        raise ValueError(f"--model {name}: no such folder; give a folder, a hub id, or 'starter'")
-    return AutoModelForCausalLM.from_pretrained(name, dtype="auto"), AutoTokenizer.from_pretrained(name)
+    path = model_path(name)
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto"), AutoTokenizer.from_pretrained(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -117,7 +117,7 @@ def read_run(path: str | Path) -> Run:
         notes.append(f"{path.name}: no {STATE} and no checkpoint yet, so there are no curves")
     return Run(
         name=path.resolve().name,
-        log_history=() if state is None else _read_history(state),
+        log_history=() if state is None else read_history(state),
         instances=_read_instances(read_lines(path / FISSION, notes), notes),
         evaluations=tuple(_evaluation(line) for line in read_lines(path / EVAL, notes)),
         notes=tuple(notes),
@@ -142,8 +142,8 @@ def _numbered(state: Path) -> bool:
     return re.fullmatch(r"checkpoint-\d+", state.parent.name) is not None
 
 
-def _read_history(path: Path) -> tuple[Mapping[str, float], ...]:
-    """The finite numbers of every row of `log_history`."""
+def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
+    """The finite numbers of every row of a trainer state's `log_history`. Raises RunFileError if it is damaged."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -19,8 +19,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
+from fission_grpo.model_path import model_path
 from fission_grpo.run_state import load_state
-from fission_grpo.starter import starter_path
 from fission_grpo.step_reward import StepReward
 from fission_grpo.tasks import load_tasks, to_rows
 from fission_grpo.toolrl import read_toolrl
@@ -175,6 +175,8 @@ def make_trainer(
     Raises:
         UsageError, ValueError, OSError: the data or the model cannot be used.
     """
+    if not model.model_name_or_path:
+        raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
     name = model_path(model.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
@@ -203,29 +205,6 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def model_path(name: str | None) -> str:
-    """A folder or hub id: "starter" is the shipped policy's folder. Raises UsageError where nothing can be there."""
-    if not name:
-        raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
-    if name == "starter":
-        return str(starter_path())
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise UsageError(f"model_name_or_path: {name} holds no config.json, so it is no model folder")
-        return str(folder)
-    if (
-        folder.is_absolute()
-        or name.startswith((".", "~"))
-        or name.count("/") > 1
-        or (folder.parent.is_dir() and "/" in name)
-    ):
-        raise UsageError(
-            f"model_name_or_path: the folder {name} does not exist; give a folder, a hub id, or 'starter'"
-        )
-    return name
 
 
 def task_rows(script: ScriptArguments, seed: int, tokenizer: Any) -> list[dict[str, Any]]:
