@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
-from fission_grpo.trajectory import ErrorKind, Task, ToolCall
+from fission_grpo.trajectory import ErrorKind, Task, ToolCall, ToolResult
 
 
 def instance(name, step=0, **fields):
@@ -92,7 +92,13 @@ def test_state_survives_json_and_goes_on_the_same(order):
 
 
 def test_instance_keeps_reference_and_history_through_json():
-    task = Task("t", "say", reference=(ToolCall("f", {"x": [1, {"y": None}]}),), history=(ToolCall("g", {}),), depth=2)
+    task = Task(
+        "t",
+        "say",
+        reference=(ToolCall("f", {"x": [1, {"y": None}]}),),
+        history=(ToolResult(ToolCall("g", {}), "ok"),),
+        depth=2,
+    )
     item = instance("x", kind=ErrorKind.WRONG_CALL)
     item = CorrectiveInstance(**{**{n: getattr(item, n) for n in item.__dataclass_fields__}, "task": task})
     assert CorrectiveInstance.from_json(json.loads(json.dumps(item.to_json()))) == item

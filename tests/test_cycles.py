@@ -61,6 +61,7 @@ def test_recover_cycle_in_numbers():
         "recovery/reward": pytest.approx(1 / 4),
         "recovery/rate": 1 / 4,
         "recovery/zero_variance": 1 / 2,
+        "recovery/depth": 1.0,
         "fission/rescued_groups": 1.0,  # a: flat when explored, not when recovered
         "fission/age": ((7 - 3) + (7 - 5)) / 2,
     }

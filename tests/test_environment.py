@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fission_grpo.environment import TASK_KEY, replay, restorable, tool_methods, without_task
-from fission_grpo.trajectory import Task, ToolCall
+from fission_grpo.trajectory import Task, ToolCall, ToolResult
 
 
 class Counter:
@@ -33,7 +33,12 @@ class Counter:
 
 
 def task(*history):
-    return Task("x", "p", columns={"start": 5, "prompt": "old", "environment": "c"}, history=history, depth=1)
+    columns = {"start": 5, "prompt": "old", "environment": "c"}
+    return Task("x", "p", columns=columns, history=tuple(past(call) for call in history), depth=1)
+
+
+def past(call, content=""):
+    return ToolResult(call, content)
 
 
 def test_public_methods_are_the_tools():
@@ -58,18 +63,30 @@ def test_replay_leaves_out_what_is_no_tool():
     counter = Counter()
     counter.reset(start=0)
     hostile = [ToolCall(name, {}) for name in ("_secret", "reset", "get_reward", "__class__", "nowhere")]
-    replay(counter, [*hostile, ToolCall("add", {"amount": 2})], asyncio.run)
+    replay(counter, [past(call) for call in (*hostile, ToolCall("add", {"amount": 2}))], asyncio.run)
     assert counter.value == 2
 
 
-def test_replay_cannot_change_the_recorded_arguments():
+def test_replay_counts_answers_that_are_not_what_they_were():
+    counter = Counter()
+    counter.reset(start=0)
+    add = ToolCall("add", {"amount": 2})
+    first = str(counter.add(amount=2))
+    assert replay(counter, [past(add, "something else"), past(add, first)], asyncio.run) == 2
+    counter.reset(start=0)
+    assert replay(counter, [past(add, first)], asyncio.run) == 0
+
+
+def test_tools_cannot_change_the_recorded_arguments():
     class Taker:
+        def reset(self): ...
+
         def take(self, items: list) -> int:
             items.clear()
             return 0
 
     call = ToolCall("take", {"items": [1, 2]})
-    replay(Taker(), [call], asyncio.run)
+    replay(restorable(Taker, asyncio.run)(), [past(call)], asyncio.run)
     assert call.arguments == {"items": [1, 2]}
 
 
@@ -79,7 +96,7 @@ def test_environment_whose_reset_cannot_be_replaced_is_named():
 
         def reset(self): ...
 
-    with pytest.raises(TypeError, match="Slotted does not let `reset` be replaced"):
+    with pytest.raises(TypeError, match="Slotted does not let `_fission_watch` be replaced"):
         restorable(Slotted, asyncio.run)()
 
 

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from fission_grpo.chat import render_call
+from fission_grpo.chat import parse, read_result, render_call
+from fission_grpo.environment import InfrastructureError
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import first_call, make_rows, solution
 from fission_grpo.evaluate import Case, evaluate, summarise, wilson
@@ -40,13 +41,13 @@ class Counter:
 ROW = {"id": "a", "prompt": [{"role": "user", "content": "Count to two."}]}
 
 
-def run(*texts, rows=(ROW,), **options):
+def run(*texts, rows=(ROW,), make=None, **options):
     """Evaluate a policy that writes `texts` in turn."""
 
     def write(dialogue):
         return texts[sum(message["role"] == "assistant" for message in dialogue)]
 
-    return evaluate(ScriptedPolicy(write), Counter, rows, **options)
+    return evaluate(ScriptedPolicy(write), make or Counter, rows, **options)
 
 
 def add(step):
@@ -84,9 +85,11 @@ def test_a_result_with_an_error_key_counts_as_an_error():
 
 
 @pytest.mark.parametrize("text", ['<tool_call>{"name": "add", "arguments": {"step": 2}</tool_call>', "<tool_call>"])
-def test_a_turn_that_cannot_be_read_ends_the_episode_and_is_an_error(text):
-    (case,) = run(text, add(2))
-    assert (case.success, case.calls, case.errors, case.turns) == (False, 0, 1, 1)
+def test_a_turn_that_cannot_be_read_is_an_error_that_the_policy_is_told_and_can_mend(text):
+    (case,) = run(text, add(2), "Done.")
+    assert (case.success, case.calls, case.errors, case.turns) == (True, 1, 1, 3)
+    assert case.transcript[2]["role"] == "tool"
+    assert read_result(ToolCall("add"), case.transcript[2]["content"]).error == parse(text).error
 
 
 @pytest.mark.parametrize("name", ["_secret", "reset", "get_reward", "__class__", "total", "none such", ""])
@@ -123,6 +126,36 @@ def test_the_reference_policy_solves_every_desk_task_and_the_first_guess_half_of
     assert summarise(evaluate(ScriptedPolicy(reference), Desk, rows)).success == 1.0
     summary = summarise(evaluate(ScriptedPolicy(guess), Desk, rows))
     assert (summary.success, summary.error_cases, summary.recovered) == (0.5, 16, 0)
+
+
+def test_a_broken_world_is_no_failure_and_counts_nowhere():
+    class Flaky(Counter):
+        def add(self, step: int) -> str:
+            raise InfrastructureError("connection lost")
+
+    cases = run(add(2), "Done.", make=Flaky) + run(add(2), "Done.")
+    assert [case.broken for case in cases] == ["connection lost", None]
+    summary = summarise(cases)
+    assert (summary.tasks, summary.success, summary.broken) == (1, 1.0, 1)
+    with pytest.raises(ValueError, match="none of 1 cases could be judged.*connection lost"):
+        summarise(cases[:1])
+
+
+def test_each_row_may_have_an_environment_of_its_own():
+    class Other(Counter):
+        def only_here(self) -> str:
+            return "ok"
+
+    seen = []
+
+    class Policy:
+        def reply(self, dialogues, tools):
+            seen.extend(sorted(tool.__name__ for tool in own) for own in tools)
+            return [Reply("Done.") for _ in dialogues]
+
+    rows = [{**ROW, "environment": "b"}, {**ROW, "environment": "a"}]
+    evaluate(Policy(), {"a": Counter, "b": Other}, rows)
+    assert seen == [["add", "only_here", "peek"], ["add", "peek"]]
 
 
 def test_tokens_are_added_up_and_a_truncated_turn_makes_no_calls():

@@ -23,8 +23,8 @@ def test_displaced_batches_are_split_anew_over_another_number_of_ranks():
 
 
 def test_state_is_read_back(tmp_path):
-    save_state(tmp_path / "checkpoint-3", {"explored": True})
-    assert load_state(tmp_path / "checkpoint-3")["explored"] is True
+    save_state(tmp_path / "checkpoint-3", {"share": True})
+    assert load_state(tmp_path / "checkpoint-3")["share"] is True
     assert [path.name for path in (tmp_path / "checkpoint-3").iterdir()] == [FILE]
 
 

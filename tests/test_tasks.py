@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fission_grpo.tasks import TaskFileError, load_tasks, row_of_step_task, task_from_json, task_to_json, to_rows
-from fission_grpo.trajectory import Task, ToolCall
+from fission_grpo.trajectory import Task, ToolCall, ToolResult
 
 TOOL = {
     "name": "weather",
@@ -35,7 +35,14 @@ def write(path, *rows):
         Task("a", "plain prompt"),
         Task("b", ({"role": "user", "content": "hi \u2028 \ud800"},), (TOOL,), (ToolCall("weather", {"city": "Ås"}),)),
         Task("c", "p", reference=(), columns={"x": [1, 2.0, None, True], "y": {"z": "w"}}),
-        Task("d", "p", history=(ToolCall("f", {"n": 1}), ToolCall("g")), root="a", parent="b", depth=2),
+        Task(
+            "d",
+            "p",
+            history=(ToolResult(ToolCall("f", {"n": 1}), "{}", "no"), ToolResult(ToolCall("g"), "")),
+            root="a",
+            parent="b",
+            depth=2,
+        ),
     ],
     ids=lambda task: task.id,
 )

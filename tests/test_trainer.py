@@ -90,7 +90,7 @@ class Spy(FissionGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        self.seen = [*getattr(self, "seen", []), (list(self._recovering), output, self._weighted_rewards())]
+        self.seen = [*getattr(self, "seen", []), (list(self.fission.recovering), output, self._weighted_rewards())]
         return output
 
 
@@ -99,6 +99,8 @@ def test_recovery_starts_in_the_world_the_failed_calls_left(tmp_path):
 
     class Watched(Desk):
         """A user's environment that knows nothing of us, and notes which calls it got since its reset."""
+
+        _snapshot = _restore = None
 
         def reset(self, **row):
             super().reset(**row)
@@ -126,7 +128,7 @@ def test_recovery_starts_in_the_world_the_failed_calls_left(tmp_path):
     checked = 0
     for contexts, *_ in trainer.seen:
         for item in contexts:
-            replayed = [call.name for call in item.task.history if call.name in ("move_file", "delete_file")]
+            replayed = [past.call.name for past in item.task.history if past.call.name in ("move_file", "delete_file")]
             starts = [calls[: len(replayed)] for calls in made[str([dict(m) for m in item.task.prompt])]]
             assert starts == [replayed] * 8
             checked += bool(replayed)
@@ -251,7 +253,7 @@ def test_resumed_run_has_the_buffer_and_goes_on_as_if_never_stopped(tmp_path):
     straight.train()
     resumed = desk_trainer(tmp_path / "resumed", **fields)
     resumed.train(resume_from_checkpoint=str(tmp_path / "straight" / "checkpoint-2"))
-    assert list(resumed.buffer) == list(straight.buffer)
+    assert list(resumed.fission.buffer) == list(straight.fission.buffer)
     assert any(history(straight, "grad_norm")[-2:])  # something was learned after the checkpoint
     assert history(resumed, "loss")[-2:] == history(straight, "loss")[-2:]
     assert all(a.equal(b) for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True))

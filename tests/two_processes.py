@@ -37,7 +37,7 @@ trainer = FissionGRPOTrainer(
 )
 trainer.train()
 state = {
-    "buffer": trainer.buffer.state()["items"],
+    "buffer": trainer.fission.buffer.state()["items"],
     "pushed": [entry["fission/pushed"] for entry in trainer.state.log_history if "fission/pushed" in entry],
     "parameters": sum(parameter.double().sum().item() for parameter in trainer.model.parameters()),
 }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.tasks import task_from_json, task_to_json
 from fission_grpo.trajectory import ErrorKind, Task
+
+ORDERS = ("lifo", "variance", "fifo", "random")
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class CorrectiveInstance:
     """x_corr = [x; failed rollout; feedback] (paper, stage 2) with where it came from.
 
     `task.id` is derived from the task and the failed rollout's text, so equal ids mean the same failure.
-    `zero_variance` tells whether all rewards of the explore group it came from were equal (no gradient there).
+    `zero_variance` tells whether all rewards of the group it came from were equal (no gradient there),
+    `group_success` which share of that group's rollouts succeeded.
     """
 
     task: Task
@@ -29,6 +33,7 @@ class CorrectiveInstance:
     leaked: bool = False
     fallback: str | None = None
     zero_variance: bool = False
+    group_success: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("task", "kind")}
@@ -45,7 +50,8 @@ class FissionBuffer:
     Args:
         capacity: most instances held; the oldest is dropped for a new one. At least 1.
         max_age: optimizer steps after which an instance is dropped; 0 means no limit.
-        order: which are popped first: "lifo" (newest, the paper's), "fifo" or "random" (for ablation).
+        order: which are popped first: "lifo" (newest, the paper's), "variance" (highest score, see `pop`), "fifo" or
+            "random" (for ablation).
         seed: of the "random" order.
 
     >>> buffer = FissionBuffer(capacity=2)
@@ -54,8 +60,8 @@ class FissionBuffer:
     def __init__(self, capacity: int, max_age: int = 0, order: str = "lifo", seed: int = 0):
         if capacity < 1:
             raise ValueError(f"buffer_capacity must be at least 1, got {capacity}")
-        if order not in ("lifo", "fifo", "random"):
-            raise ValueError(f"buffer_order must be 'lifo', 'fifo' or 'random', got {order!r}")
+        if order not in ORDERS:
+            raise ValueError(f"buffer_order must be one of {', '.join(ORDERS)}, got {order!r}")
         self.capacity, self.max_age, self.order = capacity, max_age, order
         self._random = random.Random(seed)
         self._items: OrderedDict[str, CorrectiveInstance] = OrderedDict()  # oldest first
@@ -87,12 +93,22 @@ class FissionBuffer:
             expired.append(self._items.popitem(last=False)[1])
         return expired
 
-    def pop(self, count: int) -> list[CorrectiveInstance]:
-        """Take `count` instances in the buffer's order. Raises ValueError if it holds fewer."""
+    def pop(
+        self, count: int, score: Callable[[CorrectiveInstance], float] = lambda _: 0.0
+    ) -> list[CorrectiveInstance]:
+        """Take `count` instances in the buffer's order, for "variance" those of highest `score`, newest first.
+
+        Raises:
+            ValueError: it holds fewer.
+        """
         if count > len(self._items):
             raise ValueError(f"asked for {count} instances, the buffer holds {len(self._items)}")
         if self.order == "random":
             return [self._items.pop(key) for key in self._random.sample(list(self._items), count)]
+        if self.order == "variance":
+            newest_first = list(reversed(self._items.values()))
+            best = sorted(newest_first, key=lambda item: -score(item))[:count]
+            return [self._items.pop(item.task.id) for item in best]
         return [self._items.popitem(last=self.order == "lifo")[1] for _ in range(count)]
 
     def state(self) -> dict[str, Any]:

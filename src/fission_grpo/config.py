@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from fission_grpo.buffer import ORDERS
+from fission_grpo.failure import BRANCHES
+
 
 @dataclass
 class FissionGRPOConfig(GRPOConfig):
@@ -46,10 +49,36 @@ class FissionGRPOConfig(GRPOConfig):
             "0: nothing is ever fissioned [ours]."
         },
     )
+    branch: str = field(
+        default="first",
+        metadata={
+            "help": "Which failing turn of an episode is recovered from: first, last, or every (each of them) [ours]."
+        },
+    )
+    judge_recovery: str = field(
+        default="episode",
+        metadata={
+            "help": "How recoveries in environments are judged: episode (to its end, by your rewards), or turn (the "
+            "one corrective turn [paper], 1 if its calls work and the environment's _progress() rises, else 0; "
+            "nothing is sampled after it). The default is the better of the two in LOG.md [ours]."
+        },
+    )
     buffer_order: str = field(
         default="lifo",
         metadata={
-            "help": "Which waiting instances are recovered first: lifo (newest) [paper]; fifo, random: ablations."
+            "help": "Which waiting instances are recovered first: lifo (newest) [paper]; variance (greatest expected "
+            "reward variance, from the group's success and the running recovery rate of its kind of failure) [ours]; "
+            "fifo, random: ablations."
+        },
+    )
+    recover_share: float = field(
+        default=0.5,
+        metadata={"help": "Largest share of cycles that recover, above 0 to 0.5 (every second cycle) [ours]."},
+    )
+    adaptive_share: bool = field(
+        default=False,
+        metadata={
+            "help": "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
         },
     )
     recover_trigger: int | None = field(
@@ -58,6 +87,22 @@ class FissionGRPOConfig(GRPOConfig):
             "help": "Unique instances that must wait before a recover cycle runs. None: one full batch, "
             "generation_batch_size / num_recoveries, which is also the least allowed [ours; the paper's is unknown]."
         },
+    )
+    watch_tools: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Tell the policy when a tool call cannot be read (TRL ends the episode), keep to tool_seconds and "
+            "tool_characters, and give no reward in a broken environment. None: as `fission`; true with fission "
+            "false is plain GRPO in the same worlds, for comparisons [ours]."
+        },
+    )
+    tool_seconds: float = field(
+        default=60.0,
+        metadata={"help": "Time limit of one tool call in an environment, after which it counts as broken; 0: none."},
+    )
+    tool_characters: int = field(
+        default=20_000,
+        metadata={"help": "Longest tool result of an environment; what is longer is cut, and says so; 0: no limit."},
     )
     max_generated_tokens: int = field(
         default=0,
@@ -77,6 +122,8 @@ class FissionGRPOConfig(GRPOConfig):
         super().__post_init__()
         if self.num_recoveries is None:
             self.num_recoveries = self.num_generations
+        if self.watch_tools is None:
+            self.watch_tools = self.fission
         if self.fission:
             self._check_fission()
 
@@ -95,11 +142,19 @@ class FissionGRPOConfig(GRPOConfig):
                 f"a batch. Set num_recoveries to one of {divisors}, or change the batch size."
             )
         contexts, trigger = self.contexts_per_cycle, self.recover_trigger
-        for name, least in (("buffer_capacity", contexts), ("max_age_steps", 0), ("max_depth", 0)):
+        least_values = {"buffer_capacity": contexts, "max_age_steps": 0, "max_depth": 0, "tool_seconds": 0}
+        for name, least in {**least_values, "tool_characters": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        if self.buffer_order not in ("lifo", "fifo", "random"):
-            raise ValueError(f"buffer_order is {self.buffer_order!r}; set it to 'lifo', 'fifo' or 'random'.")
+        choices = {"buffer_order": ORDERS, "branch": BRANCHES, "judge_recovery": ("episode", "turn")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
+        if not 0 < self.recover_share <= 0.5:
+            raise ValueError(
+                f"recover_share is {self.recover_share}, but must lie above 0 and up to 0.5: there are never two "
+                "recover cycles in a row. Set fission to false for none at all."
+            )
         if trigger is not None and not contexts <= trigger <= self.buffer_capacity:
             raise ValueError(
                 f"recover_trigger is {trigger}, but must lie between {contexts} (one full batch of recovery groups) "

@@ -32,6 +32,16 @@ def flat_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
 
 
+def group_success(succeeded: Sequence[bool], group_size: int) -> list[float]:
+    """Share of successes in each group.
+
+    >>> group_success([True, False, True, True], group_size=2)
+    [0.5, 1.0]
+    """
+    groups = [succeeded[i : i + group_size] for i in range(0, len(succeeded), group_size)]
+    return [sum(group) / len(group) for group in groups]
+
+
 def count(rollouts: Iterable[Rollout], failures: Iterable[Failure]) -> Counter[str]:
     """Counts that add up over ranks. `recovered` are rollouts that met a tool error and still succeeded."""
     counts: Counter[str] = Counter()
@@ -85,6 +95,7 @@ def recover_metrics(
         "recovery/reward": sum(rewards) / max(1, len(rewards)),
         "recovery/rate": sum(not outcome.failed for outcome in judged) / max(1, len(judged)),
         "recovery/zero_variance": sum(flat) / max(1, len(flat)),
+        "recovery/depth": sum(item.task.depth for item in contexts) / max(1, len(contexts)),
         "fission/rescued_groups": float(rescued),
         "fission/age": sum(step - item.step for item in contexts) / max(1, len(contexts)),
     }

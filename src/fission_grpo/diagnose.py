@@ -130,7 +130,8 @@ def _wordings(failure: Failure) -> Iterator[str]:
     """What could be said of a failure, from specific to vague."""
     match failure.kind:
         case ErrorKind.UNPARSED:
-            yield f"error: {failure.detail}"
+            told = failure.turns[-1].results  # the policy has been told already, in these words
+            yield failure.detail if told else f"error: {failure.detail}"
             yield "error: the tool call could not be read"
         case ErrorKind.UNKNOWN_TOOL | ErrorKind.BAD_ARGUMENTS:
             yield from _schema_wordings(failure)

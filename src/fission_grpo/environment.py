@@ -1,85 +1,181 @@
 """Environments in TRL's convention (public methods are the tools, `reset(**row)`), brought back to a failed turn.
 
-An environment that knows nothing of us is restored by resetting it with the failed rollout's data set row and
-replaying the calls that led to the failure.
+What an environment may offer beside: `_snapshot() -> state` and `_restore(state)` (else its calls are replayed),
+`_progress() -> float` in [0, 1] (how much of the task is done; judges single corrective turns), and `_reward()`, which
+is `get_reward()` under a name that TRL does not turn into a reward function of its own.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.chat import read_result
+from fission_grpo.trajectory import ToolCall, ToolResult
+from fission_grpo.unreadable import UNREADABLE
+from fission_grpo.watch import InfrastructureError, Limits, Watch, can_snapshot, put, tool_methods, watch
 
-TASK_KEY = "_fission_recovery"
-"""Column of a recover cycle's rows that holds the recovery Task; taken out before anyone else sees the row."""
+__all__ = [
+    "InfrastructureError",
+    "Limits",
+    "make_call",
+    "replay",
+    "restorable",
+    "state_after",
+    "tool_methods",
+    "without_task",
+]
 
 Await = Callable[[Any], Any]
 """Runs a coroutine to its result."""
 
-
-def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
-    """The environment's tools by name: public methods of its class, without `reset` and `get_reward` (as in TRL)."""
-    return {
-        name: getattr(environment, name)
-        for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)
-        if name not in ("reset", "get_reward") and not name.startswith("_")
-    }
+TASK_KEY = "_fission_recovery"
+"""Column of a recover cycle's rows that holds the recovery Task; taken out before anyone else sees the row."""
 
 
-def replay(environment: Any, history: Iterable[ToolCall], run_async: Await) -> None:
-    """Make the calls of `history` again, in order. Calls that failed before fail again, and that is right.
+def make_call(tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: Await | None = None) -> ToolResult:
+    """Make one call and read what it answers, as TRL does: what a tool raises becomes `str({"error": message})`.
 
-    Calls to tools the environment does not have (unknown names, standalone tools) are left out.
+    Args:
+        tools: by name, see `tool_methods`. An unknown name is answered with an error.
+        call: its arguments are handed over as they are; watched tools copy them.
+        run_async: for tools that are coroutines; without it they are run to their end with `asyncio.run`.
+    """
+    try:
+        if call.name not in tools:
+            raise ValueError(f"Tool {call.name} not found.")
+        answer = tools[call.name](**call.arguments)
+        if inspect.isawaitable(answer):
+            answer = (run_async or _run)(answer)
+        return read_result(call, str(answer))
+    except Exception as error:  # noqa: BLE001 - the tool's own error, which is its answer
+        return ToolResult(call, str({"error": str(error)}), str(error) or type(error).__name__)
+
+
+def replay(environment: Any, history: Iterable[ToolResult], run_async: Await | None = None) -> int:
+    """Make the calls of `history` again, in order; returns how many answered otherwise than they did then.
+
+    Calls that failed before fail again, and that is right. Calls to tools the environment does not have (unknown
+    names, standalone tools) are left out.
     """
     tools = tool_methods(environment)
-    for call in history:
-        tool = tools.get(call.name)
-        if tool is None:
-            continue
-        try:
-            result = tool(**copy.deepcopy(dict(call.arguments)))
-            if inspect.isawaitable(result):
-                run_async(result)
-        except Exception:  # noqa: BLE001 - the tool's own error, which the first rollout met as well
-            continue
+    again = [(past, make_call(tools, past.call, run_async)) for past in history if past.call.name in tools]
+    return sum(now.content != past.content for past, now in again)
 
 
-def restorable(factory: Callable[[], Any], run_async: Await) -> Callable[[], Any]:
-    """An environment factory whose instances also take rows of recovery tasks.
+def restorable(
+    factory: Callable[[], Any],
+    run_async: Await,
+    state_of: Callable[[str], Any] = lambda task_id: None,
+    limits: Limits | None = None,
+) -> Callable[[], Any]:
+    """An environment factory whose instances are watched (see `watch`) and also take rows of recovery tasks.
 
-    Given such a row, `reset` resets with the root task's own row, replays the task's history, and adds no
-    observation (the recovery prompt holds it already). The class stays the user's own.
+    Given such a row, `reset` resets with the root task's own row, brings the world to where the task begins, and adds
+    no observation (the recovery prompt holds it already). The class stays the user's own.
+
+    Args:
+        factory: makes the user's environment.
+        run_async: runs a coroutine to its result.
+        state_of: the snapshot for a recovery task's id, or None. Without one, or if restoring fails, the task's
+            history is replayed.
+        limits: of every tool call.
     """
 
     def make() -> Any:
         environment = factory()
+        seen = watch(environment, limits or Limits())
         original = environment.reset
 
         @functools.wraps(original)
         def reset(**row: Any) -> Any:
+            seen.forget()
             task = row.pop(TASK_KEY, None)
-            if task is None:
-                return original(**row)
-            original(**{key: value for key, value in task.columns.items() if key in row})
-            replay(environment, task.history, run_async)
-            return None
+            columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
+            try:
+                observation = original(**columns)
+                if task is not None:
+                    _bring(environment, seen, task, state_of, lambda: original(**columns), run_async)
+            except InfrastructureError as error:
+                observation = seen.breaks(error, "reset failed")
+            seen.begin(environment)
+            return observation if task is None else None
 
-        try:
-            environment.reset = reset
-        except AttributeError as error:
-            raise TypeError(
-                f"{type(environment).__name__} does not let `reset` be replaced on an instance ({error}). Remove its "
-                "__slots__, or make it a plain class, so that fission can bring it back to the failed turn."
-            ) from error
+        put(environment, "reset", reset)
+        for name in ("get_reward", "_reward"):
+            if callable(judge := getattr(environment, name, None)):
+                put(environment, name, _unless_broken(judge, seen))
         return environment
 
     return make
 
 
+def _unless_broken(judge: Callable[[], Any], seen: Watch) -> Callable[[], Any]:
+    """The environment's reward, or None (as TRL wants it: no reward) in an episode that cannot be judged."""
+    if inspect.iscoroutinefunction(judge):
+
+        @functools.wraps(judge)
+        async def judge_async() -> Any:
+            try:
+                return None if seen.broken is not None else await judge()
+            except InfrastructureError as error:
+                return seen.breaks(error, "get_reward failed")
+
+        return judge_async
+
+    @functools.wraps(judge)
+    def judged() -> Any:
+        try:
+            return None if seen.broken is not None else judge()
+        except InfrastructureError as error:
+            return seen.breaks(error, "get_reward failed")
+
+    return judged
+
+
+def _bring(
+    environment: Any,
+    seen: Watch,
+    task: Any,
+    state_of: Callable[[str], Any],
+    reset: Callable[[], Any],
+    run_async: Await,
+) -> None:
+    """Bring an environment that was just reset to where a recovery task begins; says in `seen.counts` how."""
+    state = state_of(task.id)
+    if state is not None and can_snapshot(environment):
+        try:
+            environment._restore(state)
+            seen.counts["restored"] += 1
+            return
+        except InfrastructureError:
+            raise
+        except Exception:  # noqa: BLE001 - the user's code; counted, and replay does instead
+            seen.counts["restore_failed"] += 1
+            reset()
+    seen.counts["replay_mismatches"] += replay(environment, task.history, run_async)
+    seen.counts["replayed"] += 1
+
+
+def state_after(environment: Any, results: Iterable[ToolResult]) -> Any:
+    """The snapshot of a watched environment after these calls of its episode; None if it gives no snapshots."""
+    tools = tool_methods(environment)
+    made = sum(result.call.name in tools and UNREADABLE not in result.call.arguments for result in results)
+    taken = environment._fission_watch.states
+    return taken[made] if made < len(taken) else None
+
+
 def without_task(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row as the user's reward functions know it."""
     return {key: value for key, value in row.items() if key != TASK_KEY}
+
+
+def _run(coroutine: Any) -> Any:
+    import asyncio
+
+    async def to_the_end() -> Any:
+        return await coroutine
+
+    return asyncio.run(to_the_end())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import asyncio
+import inspect
 import itertools
 import json
 import math
@@ -10,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fission_grpo.chat import parse, read_result
-from fission_grpo.environment import tool_methods
+from fission_grpo.chat import parse
+from fission_grpo.environment import Limits, make_call, restorable, tool_methods
 from fission_grpo.policies import Policy, Reply
-from fission_grpo.trajectory import Message, ToolCall, ToolResult
+from fission_grpo.trajectory import Message, ToolResult
 
 Z95 = 1.959963984540054
 """97.5% quantile of the normal distribution."""
@@ -32,6 +33,8 @@ class Case:
         generated_tokens: tokens the policy wrote.
         retries: erring calls whose next call was the same again.
         transcript: the whole dialogue; assistant messages hold the raw text.
+        broken: why the episode could not be judged (the environment was out of order), None if it could.
+        injected: errors among `errors` that a fault wrapper made (see `faults`), not the policy's own.
     """
 
     id: str
@@ -42,14 +45,16 @@ class Case:
     generated_tokens: int
     retries: int = 0
     transcript: tuple[Message, ...] = ()
+    broken: str | None = None
+    injected: int = 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Shares over cases; intervals are Wilson's at 95%. Rates over no case at all are None.
+    """Shares over the cases that could be judged; intervals are Wilson's at 95%. Rates over no case at all are None.
 
     `recovery_rate` is P(success | at least one error). `retry_loop_rate` is the share of erring calls that were
-    followed by the very same call.
+    followed by the very same call. `broken` cases could not be judged and count nowhere else.
     """
 
     tasks: int
@@ -62,6 +67,7 @@ class Summary:
     errors: int
     generated_tokens: int
     retry_loop_rate: float | None
+    broken: int = 0
 
     def to_json(self, name: str, step: int, trained_on_tokens: int = 0) -> str:
         """A line of `eval.jsonl`.
@@ -85,6 +91,7 @@ class Summary:
                 "recovery_ci": list(self.recovery_ci) if self.recovery_ci else None,
                 "errors": self.errors,
                 "retry_loop_rate": self.retry_loop_rate,
+                "broken": self.broken,
             }
         )
 
@@ -106,37 +113,41 @@ class _Episode:
 
 def evaluate(
     policy: Policy,
-    make_environment: Callable[[], Any],
+    make_environment: Callable[[], Any] | Mapping[str, Callable[[], Any]],
     rows: Iterable[Mapping[str, Any]],
     *,
     max_turns: int = 4,
     success_at: float = 1.0,
+    limits: Limits | None = None,
 ) -> list[Case]:
     """Let the policy do every row's task, all episodes side by side.
 
-    As in TRL's trainer: tools are the environment's public methods, what a tool raises becomes the text
-    `str({"error": message})`, a turn that cannot be read ends the episode (and counts as an error), and so does a
-    turn without calls. Calls in the last of `max_turns` turns are not made, which is TRL's
+    As in FissionGRPOTrainer: tools are the environment's public methods, what a tool raises becomes the text
+    `str({"error": message})`, a turn that cannot be read is answered so too (and counts as an error), a turn without
+    calls ends the episode. Calls in the last of `max_turns` turns are not made, which is TRL's
     `max_tool_calling_iterations = max_turns - 1`.
 
     Args:
         policy: writes the turns.
-        make_environment: a fresh environment with `reset(**row)` and `get_reward()`.
+        make_environment: a fresh environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by
+            name, of which a row's column `environment` takes one, as in TRL.
         rows: with `prompt` (chat messages), and `id` (else their number).
         max_turns: assistant turns per episode, at least 1.
         success_at: the reward from which on an episode has succeeded.
+        limits: of every tool call; by default those of training.
 
     Raises:
         ValueError: a row without a prompt of chat messages; `max_turns` below 1.
     """
     if max_turns < 1:
         raise ValueError(f"max_turns must be at least 1, got {max_turns}")
-    episodes = [_begin(make_environment(), row, number) for number, row in enumerate(rows)]
+    make = _maker(make_environment, limits)
+    episodes = [_begin(make(row), row, number) for number, row in enumerate(rows)]
     for turn in range(max_turns):
         going = [episode for episode in episodes if episode.open]
         if not going:
             break
-        tools = list(going[0].tools.values())
+        tools = [list(episode.tools.values()) for episode in going]
         replies = policy.reply([episode.transcript for episode in going], tools)
         for episode, reply in zip(going, replies, strict=True):
             _take_turn(episode, reply, last=turn == max_turns - 1)
@@ -147,6 +158,9 @@ def summarise(cases: Sequence[Case]) -> Summary:
     """Success and recovery over cases. Raises ValueError if there are none."""
     if not cases:
         raise ValueError("no cases to summarise")
+    every, cases = cases, [case for case in cases if case.broken is None]
+    if not cases:
+        raise ValueError(f"none of {len(every)} cases could be judged, the first because: {every[0].broken}")
     successes = sum(case.success for case in cases)
     erring = [case for case in cases if case.errors]
     recovered = sum(case.success for case in erring)
@@ -162,6 +176,7 @@ def summarise(cases: Sequence[Case]) -> Summary:
         errors=errors,
         generated_tokens=sum(case.generated_tokens for case in cases),
         retry_loop_rate=sum(case.retries for case in cases) / errors if errors else None,
+        broken=len(every) - len(cases),
     )
 
 
@@ -180,12 +195,21 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(low, 0.0) if successes else 0.0, min(high, 1.0) if successes < trials else 1.0
 
 
+def _maker(given: Any, limits: Limits | None) -> Callable[[Mapping[str, Any]], Any]:
+    """From a row to its environment, watched as in training."""
+    named = given if isinstance(given, Mapping) else {None: given}
+    factories = {name: restorable(factory, asyncio.run, limits=limits) for name, factory in named.items()}
+    return lambda row: factories[row["environment"] if isinstance(given, Mapping) else None]()
+
+
 def _begin(environment: Any, row: Mapping[str, Any], number: int) -> _Episode:
     prompt = row.get("prompt")
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {row.get('id', number)!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
     transcript = [dict(message) for message in prompt]
-    observation = environment.reset(**row)
+    environment_name = isinstance(row.get("environment"), str)
+    columns = {key: value for key, value in row.items() if key != "environment"} if environment_name else row
+    observation = environment.reset(**columns)
     if observation:
         transcript[-1]["content"] += observation
     return _Episode(row, environment, tool_methods(environment), list(transcript))
@@ -198,31 +222,26 @@ def _take_turn(episode: _Episode, reply: Reply, last: bool) -> None:
     episode.transcript.append({"role": "assistant", "content": reply.text})
     turn = parse(reply.text, truncated=reply.truncated)
     episode.unread += turn.error is not None
-    episode.open = bool(turn.calls) and not last and not reply.truncated
+    episode.open = bool(turn.calls or turn.error) and not last and not reply.truncated
     if not episode.open:
         return
+    if turn.error is not None:
+        told = {"role": "tool", "name": next(iter(episode.tools), "error"), "content": str({"error": turn.error})}
+        episode.transcript.append(told)
     for call in turn.calls:
-        result = _make(episode.tools, call)
+        result = make_call(episode.tools, call, asyncio.run)
         episode.calls.append(result)
         episode.transcript.append({"role": "tool", "name": call.name, "content": result.content})
 
 
-def _make(tools: Mapping[str, Callable[..., Any]], call: ToolCall) -> ToolResult:
-    try:
-        if call.name not in tools:
-            raise ValueError(f"Tool {call.name} not found.")
-        content = str(tools[call.name](**copy.deepcopy(dict(call.arguments))))
-    except Exception as error:  # noqa: BLE001 - the user's environment; what it raises is its answer, as in TRL
-        content = str({"error": str(error)})
-        return ToolResult(call, content, str(error) or type(error).__name__)
-    return read_result(call, content)
-
-
 def _case(episode: _Episode, number: int, success_at: float) -> Case:
-    results = episode.calls
+    results, world = episode.calls, episode.environment
+    reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
+    reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
+    injected = {fault.index for fault in getattr(world, "injected", ())}
     return Case(
         id=str(episode.row.get("id", number)),
-        success=float(episode.environment.get_reward()) >= success_at,
+        success=reward is not None and float(reward) >= success_at,
         calls=len(results),
         errors=sum(result.error is not None for result in results) + episode.unread,
         turns=episode.turns,
@@ -231,4 +250,6 @@ def _case(episode: _Episode, number: int, success_at: float) -> Case:
             result.error is not None and later.call == result.call for result, later in itertools.pairwise(results)
         ),
         transcript=tuple(episode.transcript),
+        broken=world._fission_watch.broken or ("no reward" if reward is None else None),
+        injected=sum(result.error is not None and i in injected for i, result in enumerate(results)),
     )

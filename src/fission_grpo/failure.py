@@ -9,9 +9,11 @@ from typing import Any
 from fission_grpo.schema import check_call
 from fission_grpo.trajectory import ErrorKind, Failure, Trajectory, Turn, Verdict
 
+BRANCHES = ("first", "last", "every")
+
 
 def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = ()) -> Failure | None:
-    """Find what went wrong in a rollout that was judged a failure.
+    """Find what first went wrong in a rollout that was judged a failure.
 
     The first turn with an invalid form or a failing call wins, and in it the first failing call; then a truncated
     turn; then, with a reference, `no_call` or `wrong_call`, and without one, `out_of_turns` if the last turn's calls
@@ -32,31 +34,59 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
         Of two calls, the second answered "{'error': 'no such file'}": kind `raised`, call_index 1, detail "no such
         file".
     """
+    found = find_failures(trajectory, verdict, tools)
+    return found[0] if found else None
+
+
+def find_failures(
+    trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = (), branch: str = "first"
+) -> list[Failure]:
+    """The turns to recover from in a failed rollout: the first failing turn, the last, or every one.
+
+    Args:
+        trajectory, verdict, tools: as for `find_failure`.
+        branch: "first", "last" or "every". Where no turn fails by itself there is one failure whatever the branch.
+
+    Returns:
+        list: of failures in the order of their turns; empty where `find_failure` gives None.
+
+    Raises:
+        ValueError: no such branch.
+    """
+    if branch not in BRANCHES:
+        raise ValueError(f"branch must be one of {', '.join(BRANCHES)}, got {branch!r}")
     if not verdict.failed or verdict.reward is None or math.isnan(verdict.reward) or not trajectory.turns:
-        return None
+        return []
     task, turns = trajectory.task, trajectory.turns
     tools = tools or task.tools
 
     def failure(end: int, kind: ErrorKind, detail: str = "", call_index: int | None = None) -> Failure:
         return Failure(task, turns[: end + 1], kind, detail, call_index, verdict.reward)
 
-    for index, turn in enumerate(turns):
-        if turn.error is not None:
-            return failure(index, ErrorKind.UNPARSED, turn.error)
-        if found := _failing_call(turn, tools):
-            return failure(index, *found)
+    failing = [failure(end, *what) for end, turn in enumerate(turns) if (what := _failing(turn, tools))]
+    if failing:
+        return {"first": failing[:1], "last": failing[-1:], "every": failing}[branch]
+    return [failure(*_silent(trajectory))]
+
+
+def _silent(trajectory: Trajectory) -> tuple[int, ErrorKind, str]:
+    """Turn, kind and detail of a failure that no single turn shows."""
+    task, turns = trajectory.task, trajectory.turns
     for index, turn in enumerate(turns):
         if turn.truncated:
-            return failure(index, ErrorKind.TRUNCATED, "the answer was cut off at its length limit")
+            return index, ErrorKind.TRUNCATED, "the answer was cut off at its length limit"
     last = len(turns) - 1
     if task.reference is None:
         unmade = turns[last].calls and not turns[last].results
-        return failure(last, ErrorKind.OUT_OF_TURNS if unmade else ErrorKind.LOW_REWARD)
+        return last, ErrorKind.OUT_OF_TURNS if unmade else ErrorKind.LOW_REWARD, ""
     called = any(turn.calls for turn in turns)
-    return failure(last, ErrorKind.WRONG_CALL if called or not task.reference else ErrorKind.NO_CALL)
+    return last, ErrorKind.WRONG_CALL if called or not task.reference else ErrorKind.NO_CALL, ""
 
 
-def _failing_call(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[ErrorKind, str, int] | None:
+def _failing(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[ErrorKind, str, int | None] | None:
+    """Kind, detail and call index of what fails in a turn by itself."""
+    if turn.error is not None:
+        return ErrorKind.UNPARSED, turn.error, None
     for index, call in enumerate(turn.calls):
         result = turn.results[index] if index < len(turn.results) else None
         if result is not None and result.error is None:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from fission_grpo.trajectory import Message
 
+Tool = Callable[..., Any]
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -22,8 +24,11 @@ class Reply:
 class Policy(Protocol):
     """Writes the next assistant turn of every dialogue, in order."""
 
-    def reply(self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Callable[..., Any]]) -> list[Reply]:
-        """One reply per dialogue. Assistant messages in the dialogues hold the raw text of earlier replies."""
+    def reply(self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Sequence[Tool]]) -> list[Reply]:
+        """One reply per dialogue, of which each has its own tools.
+
+        Assistant messages in the dialogues hold the raw text of earlier replies.
+        """
         ...
 
 
@@ -33,7 +38,7 @@ class ScriptedPolicy:
     def __init__(self, write: Callable[[Sequence[Message]], str]):
         self._write = write
 
-    def reply(self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Callable[..., Any]]) -> list[Reply]:
+    def reply(self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Sequence[Tool]]) -> list[Reply]:
         return [Reply(self._write(dialogue)) for dialogue in dialogues]
 
 
@@ -68,12 +73,12 @@ class LocalPolicy:
         self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
         self._seed, self._calls = seed, 0
 
-    def reply(self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Callable[..., Any]]) -> list[Reply]:
+    def reply(self, dialogues: Sequence[Sequence[Message]], tools: Sequence[Sequence[Tool]]) -> list[Reply]:
         import torch
 
         prompts = [
-            self.tokenizer(continued_text(self.tokenizer, dialogue, tools), add_special_tokens=False)["input_ids"]
-            for dialogue in dialogues
+            self.tokenizer(continued_text(self.tokenizer, dialogue, own), add_special_tokens=False)["input_ids"]
+            for dialogue, own in zip(dialogues, tools, strict=True)
         ]
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         replies: dict[int, Reply] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fission_grpo.buffer import CorrectiveInstance
 from fission_grpo.diagnose import Feedback
@@ -45,14 +45,16 @@ def recovery_task(failure: Failure, feedback: str) -> Task:
         tools=task.tools,
         reference=task.reference,
         columns=task.columns,
-        history=task.history + tuple(result.call for turn in failure.turns for result in turn.results),
+        history=task.history + tuple(result for turn in failure.turns for result in turn.results),
         root=task.root,
         parent=task.id,
         depth=task.depth + 1,
     )
 
 
-def corrective_instance(failure: Failure, feedback: Feedback, step: int, zero_variance: bool) -> CorrectiveInstance:
+def corrective_instance(
+    failure: Failure, feedback: Feedback, step: int, zero_variance: bool, group_success: float = 0.0
+) -> CorrectiveInstance:
     """The recovery task with its provenance, as the buffer keeps it. `step` is the optimizer step of the failure."""
     return CorrectiveInstance(
         task=recovery_task(failure, feedback.text),
@@ -65,6 +67,7 @@ def corrective_instance(failure: Failure, feedback: Feedback, step: int, zero_va
         leaked=feedback.leaked,
         fallback=feedback.fallback,
         zero_variance=zero_variance,
+        group_success=group_success,
     )
 
 
@@ -76,7 +79,8 @@ def _turn_messages(turn: Turn) -> list[Message]:
 def _failing_turn_messages(failure: Failure, feedback: str) -> list[Message]:
     turn, index = failure.turns[-1], failure.call_index
     messages = _turn_messages(turn)
-    if index is not None and turn.results:
+    if turn.results and (index is not None or turn.error is not None):
+        index = index or 0
         told = turn.results[index].content
         if feedback not in told:  # the environment's own message stays as it is
             messages[1 + index] = {**messages[1 + index], "content": f"{told}\n{feedback}"}
@@ -88,21 +92,23 @@ def _failing_turn_messages(failure: Failure, feedback: str) -> list[Message]:
     return messages
 
 
-def select(failures: Iterable[Failure], max_depth: int, known: Callable[[str], bool]) -> tuple[list[Failure], int]:
-    """One failure per root task, the first that is new and not too deep; also how many were already known.
+def select(
+    failures: Iterable[Sequence[Failure]], max_depth: int, known: Callable[[str], bool]
+) -> tuple[list[Failure], int]:
+    """One rollout's failures per root task, the first new ones not too deep; also how many were already known.
 
     Args:
-        failures: this cycle's, in rollout order.
+        failures: this cycle's, per failed rollout, in order (see `failure.find_failures`).
         max_depth: deepest recovery task allowed; a failed task of this depth is not fissioned again.
         known: tells whether a `recovery_id` is in the buffer already.
     """
-    chosen: dict[str, Failure] = {}
+    chosen: dict[str, list[Failure]] = {}
     duplicates = 0
-    for failure in failures:
-        if failure.task.depth >= max_depth or failure.task.root in chosen:
+    for found in failures:
+        if not found or found[0].task.depth >= max_depth or found[0].task.root in chosen:
             continue
-        if known(recovery_id(failure)):
-            duplicates += 1
-        else:
-            chosen[failure.task.root] = failure
-    return list(chosen.values()), duplicates
+        new = [failure for failure in found if not known(recovery_id(failure))]
+        duplicates += len(found) - len(new)
+        if new:
+            chosen[found[0].task.root] = new
+    return [failure for some in chosen.values() for failure in some], duplicates

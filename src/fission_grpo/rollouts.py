@@ -13,7 +13,8 @@ from typing import Any
 from fission_grpo.chat import parse, read_result, render
 from fission_grpo.environment import TASK_KEY
 from fission_grpo.tasks import task_from_json, task_to_json
-from fission_grpo.trajectory import Message, Task, ToolCall, Trajectory, Turn, Verdict
+from fission_grpo.trajectory import Message, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
+from fission_grpo.unreadable import UNREADABLE
 
 STEP_KEY = "fission_task"
 """Column that holds a step task as JSON (see `tasks.to_rows`)."""
@@ -117,6 +118,8 @@ def _assistant_groups(completion: Sequence[Message]) -> list[tuple[Message, list
 
 def _turn(text: str, truncated: bool, message: Message, results: Sequence[Message]) -> Turn:
     turn = parse(text, truncated=truncated)
+    if len(results) == 1 and (told := _told(message, str(results[0]["content"]))):
+        return replace(turn, calls=(), error=told.error, results=(told,))
     called = [
         call["function"] for call in message.get("tool_calls") or () if isinstance(call.get("function"), Mapping)
     ]
@@ -127,6 +130,16 @@ def _turn(text: str, truncated: bool, message: Message, results: Sequence[Messag
     )
     answers = tuple(read_result(call, str(answer["content"])) for call, answer in zip(calls, results, strict=False))
     return replace(turn, calls=calls, error=None, results=answers)
+
+
+def _told(message: Message, content: str) -> ToolResult | None:
+    """What was answered to a turn that could not be read, None for any other turn."""
+    for call in message.get("tool_calls") or ():
+        function = call.get("function")
+        if isinstance(function, Mapping) and UNREADABLE in (function.get("arguments") or ()):
+            arguments = function["arguments"]
+            return ToolResult(ToolCall(function["name"], arguments), content, str(arguments[UNREADABLE]))
+    return None
 
 
 def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[list[int]]:

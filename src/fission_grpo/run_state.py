@@ -63,7 +63,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (FILE + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"version": 1, **state}, file)
+        json.dump({"version": 2, **state}, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / FILE)
@@ -87,6 +87,6 @@ def load_state(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
-    if not isinstance(state, dict) or state.get("version") != 1:
-        raise ValueError(f"{path} is not a fission state of version 1. Resume from another checkpoint.")
+    if not isinstance(state, dict) or state.get("version") != 2:
+        raise ValueError(f"{path} is not a fission state of version 2. Resume from another checkpoint.")
     return state

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fission_grpo.json_text import quoted
-from fission_grpo.trajectory import Task, ToolCall
+from fission_grpo.trajectory import Task, ToolCall, ToolResult
 
 _TASK_FIELDS = ("id", "prompt", "tools", "reference", "columns", "history", "root", "parent", "depth")
 
@@ -25,7 +25,7 @@ def task_to_json(task: Task) -> str:
         "tools": [dict(tool) for tool in task.tools],
         "reference": None if task.reference is None else [call_fields(call) for call in task.reference],
         "columns": dict(task.columns),
-        "history": [call_fields(call) for call in task.history],
+        "history": [{**call_fields(past.call), "content": past.content, "error": past.error} for past in task.history],
         "root": task.root,
         "parent": task.parent,
         "depth": task.depth,
@@ -55,9 +55,13 @@ def task_from_json(text: str) -> Task:
             "prompt": prompt if isinstance(prompt, str) else tuple(prompt),
             "tools": tuple(fields["tools"]),
             "reference": None if reference is None else tuple(ToolCall(**call) for call in reference),
-            "history": tuple(ToolCall(**call) for call in fields["history"]),
+            "history": tuple(_result(past) for past in fields["history"]),
         }
     )
+
+
+def _result(fields: Mapping[str, Any]) -> ToolResult:
+    return ToolResult(ToolCall(fields["name"], fields["arguments"]), fields["content"], fields["error"])
 
 
 def call_fields(call: ToolCall) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import math
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,22 +21,16 @@ from accelerate.utils import gather_object
 from transformers.utils import get_json_schema
 from trl import GRPOTrainer
 
-from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
 from fission_grpo.config import FissionGRPOConfig
-from fission_grpo.cycles import Outcome, by_context, count, explore_metrics, flat_groups, recover_metrics
-from fission_grpo.diagnose import Diagnose, feedback_for, resolve
-from fission_grpo.environment import restorable, without_task
-from fission_grpo.failure import find_failure
+from fission_grpo.corrective_turn import TurnVerdict, take_turn
+from fission_grpo.cycles import Outcome, count, explore_metrics, flat_groups, group_success
+from fission_grpo.diagnose import Diagnose, resolve
+from fission_grpo.environment import Limits, restorable, state_after, tool_methods, without_task
+from fission_grpo.failure import find_failures
+from fission_grpo.fission import Failed, Fission
 from fission_grpo.journal import Journal
-from fission_grpo.recovery import corrective_instance, select
-from fission_grpo.rollouts import (
-    STEP_KEY,
-    Rollout,
-    read_turns,
-    row_of_task,
-    sampled_segments,
-    task_of_row,
-)
+from fission_grpo.reader import Batch, Reader
+from fission_grpo.rollouts import Rollout, row_of_task
 from fission_grpo.run_state import (
     check_columns,
     has_state,
@@ -47,7 +41,10 @@ from fission_grpo.run_state import (
     unpack_rows,
 )
 from fission_grpo.step_reward import StepReward, progress_of
-from fission_grpo.trajectory import Failure, Trajectory, Verdict
+from fission_grpo.trajectory import Failure
+from fission_grpo.unreadable import answering, tell_unreadable
+
+_log = logging.getLogger(__name__)
 
 
 class FissionGRPOTrainer(GRPOTrainer):
@@ -71,30 +68,38 @@ class FissionGRPOTrainer(GRPOTrainer):
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
         given["args"] = args = _check_config(given.get("args"), given["model"])
-        self._source, self._diagnose = resolve(diagnose)
-        if args.fission and given.get("environment_factory") is not None:
-            given["environment_factory"] = self._restorable(given["environment_factory"])
+        source = resolve(diagnose)
+        if args.watch_tools and given.get("environment_factory") is not None:
+            given["environment_factory"] = self._restorable(given["environment_factory"], args)
+        if args.watch_tools and given.get("tools"):
+            given["tools"] = [answering(tool) for tool in given["tools"]]
         if args.fission and hasattr(given.get("train_dataset"), "__len__"):
             check_columns(given["train_dataset"])
         super().__init__(**given)
-        self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
-        self.generated_tokens = 0
-        self._recoveries = args.num_recoveries or 0  # G'; the config has set it
-        self._explored = False  # whether the last cycle explored: never two recover cycles in a row
-        self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
-        self._recovering: list[CorrectiveInstance] = []  # this cycle's contexts, one per recovery group
+        if args.watch_tools and self.tools and not tell_unreadable(self._tokenizer):
+            _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
         writes = args.fission and args.journal and self.accelerator.is_main_process
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
-        self._tool_schemas = [get_json_schema(tool) for tool in self.tools or ()]
-        self._step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
+        self.fission = Fission(args, *source, self.journal)
+        self.generated_tokens = 0
+        self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
+        self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
+        self._schemas: dict[type, list[Any]] = {}
+        step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
+        self._reader = Reader(self._decode, tuple(self.eos_token_ids), args.failure_threshold, step_reward)
 
-    def _restorable(self, factory: Any) -> Any:
-        def run_async(coroutine: Any) -> Any:
-            return asyncio.run_coroutine_threadsafe(coroutine, self.async_loop).result()
+    def _restorable(self, factory: Any, args: FissionGRPOConfig) -> Any:
+        limits = Limits(args.tool_seconds, args.tool_characters)
+
+        def wrap(make: Any) -> Any:
+            return restorable(make, self._run_async, lambda task_id: self.fission.states.get(task_id), limits)
 
         if isinstance(factory, dict):
-            return {name: restorable(make, run_async) for name, make in factory.items()}
-        return restorable(factory, run_async)
+            return {name: wrap(make) for name, make in factory.items()}
+        return wrap(factory)
+
+    def _run_async(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.async_loop).result()
 
     # -- one cycle ---------------------------------------------------------------------------------------------------
 
@@ -104,8 +109,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         started = time.perf_counter()
         rows = self._next_rows(inputs) if self.args.fission else inputs
         spent = time.perf_counter() - started
-        group_size = self._recoveries if self._recovering else self.num_generations or 0
-        with self._groups_of(group_size):
+        with self._cycle() as group_size:
             output = super()._generate_and_score_completions(rows)
         started = time.perf_counter()
         self._observe(rows, output, group_size)
@@ -113,67 +117,98 @@ class FissionGRPOTrainer(GRPOTrainer):
         return output
 
     @contextmanager
-    def _groups_of(self, size: int):
-        explore_size, self.num_generations = self.num_generations, size
+    def _cycle(self):
+        """TRL's settings for this cycle: in a recover cycle groups of G', and perhaps no turn after the corrective."""
+        explore = self.num_generations, self.max_tool_calling_iterations
+        if self.fission.recovering:
+            self.num_generations = self.args.num_recoveries or 0
+            if self._judges_turns():
+                self.max_tool_calling_iterations = 0
         try:
-            yield
+            yield self.num_generations
         finally:
-            self.num_generations = explore_size
+            self.num_generations, self.max_tool_calling_iterations = explore
+
+    def _judges_turns(self) -> bool:
+        by_turn = self.args.judge_recovery == "turn" and self.environment_factories is not None
+        return by_turn and bool(self.fission.recovering)
 
     def _next_rows(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """This cycle's rows on this rank. The data set's rows wait in a queue while a recover cycle runs."""
-        step = self.state.global_step
-        for item in self.buffer.expire(step):
-            self.journal.dropped(item, step, "age")
         self._displaced.append(pack_rows(inputs))
-        count = self.args.contexts_per_cycle
-        recover = self._explored and len(self.buffer) >= (self.args.recover_trigger or count)
-        self._explored = not recover
-        self._recovering = self.buffer.pop(count) if recover else []
-        if not recover:
+        contexts = self.fission.begin_cycle(self.state.global_step)
+        if not contexts:
             return unpack_rows(self._displaced.popleft())
-        rows = [row_of_task(item.task, self.processing_class) for item in self._recovering]
-        batch = [row for row in rows for _ in range(self._recoveries)]
+        rows = [row_of_task(item.task, self.processing_class) for item in contexts]
+        batch = [row for row in rows for _ in range(self.args.num_recoveries or 0)]
         start = self.accelerator.process_index * len(inputs)
         return [dict(row) for row in batch[start : start + len(inputs)]]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rows = [without_task(row) for row in inputs] if self._recovering else inputs
+        rows = [without_task(row) for row in inputs] if self.fission.recovering else inputs
+        self._corrected = {}
+        if self._judges_turns():
+            turns = zip(self.environments or (), completions, strict=True)
+            self._corrected = {i: take_turn(world, turn, self._run_async) for i, (world, turn) in enumerate(turns)}
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        if self._corrected:  # the corrective turn is judged, instead of the end of the episode
+            resolved = gather_object([self._corrected[i].resolved for i in range(len(inputs))])
+            counted = int(self.reward_weights.nonzero()[0])
+            rewards[:] = math.nan
+            rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
+        if self.args.watch_tools and self.environments:
+            broken = gather_object([world._fission_watch.broken is not None for world in self.environments])
+            rewards[broken] = math.nan
         self._judged = (prompts, completions, completion_ids_list, rewards)
         return rewards
 
     def _observe(self, rows: list[dict[str, Any]], output: dict[str, Any], group_size: int) -> None:
         """Read this rank's rollouts, share what matters with all ranks, fill the buffer, log."""
-        rewards = self._weighted_rewards()
+        rewards, step = self._weighted_rewards(), self.state.global_step
         flat = flat_groups(rewards, group_size)
         offset = self.accelerator.process_index * len(rows)
         rollouts = self._read(rows, output, rewards[offset : offset + len(rows)])
-        failures = [(i, f) for i, r in enumerate(rollouts) if (f := self._failure(r)) is not None]
-        counts = count(rollouts, [failure for _, failure in failures])
-        instances: list[CorrectiveInstance] = []
+        success = group_success(gather_object([not rollout.verdict.failed for rollout in rollouts]), group_size)
+        failed = []
+        for i, rollout in enumerate(rollouts):
+            group = (offset + i) // group_size
+            failed.append(Failed(self._failures(i, rollout), flat[group], success[group], self._state_at(i)))
+        counts = count(rollouts, [one.failures[0] for one in failed if one.failures])
+        counts.update(self._take_counts())
+        instances = []
         if self.args.fission:
-            instances, more = self._fission(failures, [flat[(offset + i) // group_size] for i in range(len(rows))])
+            instances, more = self.fission.instances(failed, step)
             counts.update(more)
-        outcomes = [_outcome(rollout) for rollout in rollouts] if self._recovering else []
+        outcomes = [_outcome(rollout) for rollout in rollouts] if self.fission.recovering else []
         shared = gather_object([(counts, instances, outcomes)])
         total = sum((counts for counts, _, _ in shared), Counter())
         self.generated_tokens += round(self._metrics["train"]["completions/mean_length"][-1] * len(rewards))
-        if self._recovering:
-            self._log_recoveries([outcome for *_, some in shared for outcome in some], flat)
+        if self.fission.recovering:
+            metrics = self.fission.recovered([outcome for *_, some in shared for outcome in some], flat, step)
         else:
-            self._log_cycle(explore_metrics(total, flat))
+            self.fission.explored(total, flat)
+            metrics = explore_metrics(total, flat)
         if self.args.fission:
-            self._push([item for _, items, _ in shared for item in items], total)
-        self._log_cycle(
-            {
-                "fission/phase": float(bool(self._recovering)),
-                "fission/generated_tokens": float(self.generated_tokens),
-                "fission/infrastructure": float(total["infrastructure"]),
-            }
-        )
+            metrics |= self.fission.push([items for _, items, _ in shared], total, step)
+        self._log_cycle(metrics | self._cycle_metrics(total))
         if 0 < self.args.max_generated_tokens <= self.generated_tokens:
             self.control.should_training_stop = True
+
+    def _cycle_metrics(self, total: Counter[str]) -> dict[str, float]:
+        return {
+            "fission/phase": float(bool(self.fission.recovering)),
+            "fission/generated_tokens": float(self.generated_tokens),
+            "fission/infrastructure": float(total["infrastructure"]),
+            **{f"fission/{name}": float(n) for name, n in total.items() if name.startswith("world/")},
+        }
+
+    def _take_counts(self) -> Counter[str]:
+        """What the environments' watches have counted since the last cycle."""
+        counts: Counter[str] = Counter()
+        for world in (self.environments or ()) if self.args.watch_tools else ():
+            counts.update({f"world/{name}": n for name, n in world._fission_watch.counts.items()})
+            world._fission_watch.counts.clear()
+        return counts
 
     def _weighted_rewards(self) -> list[float]:
         """Weighted sum of the reward functions for every rollout of all ranks; NaN where none gave a reward."""
@@ -184,71 +219,33 @@ class FissionGRPOTrainer(GRPOTrainer):
     def _read(self, rows: list[dict[str, Any]], output: dict[str, Any], rewards: list[float]) -> list[Rollout]:
         prompts, completions, completion_ids, _ = self._judged
         masks = output["tool_mask"].tolist() if output.get("tool_mask") is not None else [None] * len(rows)
-        progress = progress_of(self.state)
-        rollouts = []
-        for row, prompt, completion, ids, mask, reward in zip(
-            rows, prompts, completions, completion_ids, masks, rewards, strict=True
-        ):
-            task = task_of_row(row, prompt)
-            calls_tools = bool(self.tools) or STEP_KEY in row
-            turns = read_turns(completion, sampled_segments(ids, mask), self._decode, self.eos_token_ids, calls_tools)
-            verdict = Verdict(
-                reward=None if math.isnan(reward) else reward, failed=reward < self.args.failure_threshold
-            )
-            if self._step_reward and task.reference is not None and verdict.reward is not None:
-                judged = self._step_reward.verdict(task, turns[-1], len(ids), progress)
-                verdict = replace(verdict, failed=judged.failed, parts=judged.parts)
-            rollouts.append(Rollout(Trajectory(task, turns), verdict))
-        return rollouts
+        batch = Batch(rows, prompts, completions, completion_ids, masks, rewards, self._corrected)
+        return self._reader.read(batch, bool(self.tools), progress_of(self.state))
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _failure(self, rollout: Rollout) -> Failure | None:
-        tools = rollout.trajectory.task.tools or self._tool_schemas
-        return find_failure(rollout.trajectory, rollout.verdict, tools)
+    def _failures(self, i: int, rollout: Rollout) -> list[Failure]:
+        tools = rollout.trajectory.task.tools or self._tool_schemas(i)
+        return find_failures(rollout.trajectory, rollout.verdict, tools, self.args.branch)
 
-    # -- fission -----------------------------------------------------------------------------------------------------
+    def _tool_schemas(self, i: int) -> list[Any]:
+        """The tools of local rollout `i` as JSON schemas."""
+        world = self.environments[i] if self.environments else None
+        if type(world) not in self._schemas:
+            methods = tool_methods(world).values() if world is not None else ()
+            self._schemas[type(world)] = [get_json_schema(t) for t in (*(self._standalone_tools or ()), *methods)]
+        return self._schemas[type(world)]
 
-    def _fission(
-        self, failures: list[tuple[int, Failure]], flat: list[bool]
-    ) -> tuple[list[CorrectiveInstance], Counter[str]]:
-        """Corrective instances of this rank's failures, and how often a feedback leaked or fell back."""
-        place = {id(failure): i for i, failure in failures}
-        chosen, duplicates = select((f for _, f in failures), self.args.max_depth, self.buffer.__contains__)
-        instances, counts = [], Counter(duplicates=duplicates)
-        for failure in chosen:
-            feedback = feedback_for(failure, self._source, self._diagnose)
-            counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
-            step, zero_variance = self.state.global_step, flat[place[id(failure)]]
-            instances.append(corrective_instance(failure, feedback, step, zero_variance))
-        return instances, counts
+    def _state_at(self, i: int):
+        """From a failure of local rollout `i` to the snapshot of its environment there."""
 
-    def _push(self, instances: list[CorrectiveInstance], counts: Counter[str]) -> None:
-        """The same pushes in the same order on every rank: one per root task, even if its group straddled ranks."""
-        pushed: set[str] = set()
-        for item in instances:
-            if item.task.root in pushed or item.task.id in self.buffer:
-                continue
-            pushed.add(item.task.root)
-            self.journal.pushed(item)
-            for dropped in self.buffer.push(item):
-                self.journal.dropped(dropped, self.state.global_step, "capacity")
-        self._log_cycle(
-            {
-                "fission/pushed": float(len(pushed)),
-                "fission/buffer": float(len(self.buffer)),
-                **{f"fission/{name}": float(counts[name]) for name in ("leaks", "fallbacks", "duplicates")},
-            }
-        )
+        def state(failure: Failure) -> Any:
+            if not self.environments or not self.args.watch_tools:
+                return None
+            return state_after(self.environments[i], [r for turn in failure.turns for r in turn.results])
 
-    def _log_recoveries(self, outcomes: list[Outcome], flat: list[bool]) -> None:
-        step = self.state.global_step
-        groups = by_context(self._recovering, outcomes)
-        for item in self._recovering:
-            group = groups[item.task.id]
-            self.journal.recovered(item, step, [one.reward for one in group], [one.text for one in group])
-        self._log_cycle(recover_metrics(self._recovering, outcomes, flat, step))
+        return state
 
     def _log_cycle(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -259,8 +256,7 @@ class FissionGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         state = {
-            "buffer": self.buffer.state(),
-            "explored": self._explored,
+            "fission": self.fission.state(),
             "displaced": gather_object([list(self._displaced)]),
             "generated_tokens": self.generated_tokens,
         }
@@ -274,8 +270,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         if checkpoint is None or not (self.args.fission or has_state(Path(checkpoint))):
             return
         state = load_state(Path(checkpoint))
-        self.buffer.load_state(state["buffer"])
-        self._explored = state["explored"]
+        self.fission.load_state(state["fission"])
         self._displaced = deque(
             split_batches(state["displaced"], self.accelerator.process_index, self.accelerator.num_processes)
         )

@@ -53,7 +53,8 @@ class Turn:
     """One assistant turn: `text` is exactly what the policy wrote, the rest is read from it.
 
     `error` says why the text is not a valid turn (None if it is). `results` has one entry per call once the turn
-    was executed, and is empty for turns that never were (step tasks).
+    was executed, and is empty for turns that never were (step tasks). A turn that could not be read has no calls, but
+    one result if the policy was told so within the episode.
     """
 
     text: str
@@ -77,7 +78,8 @@ class Task:
             TRL `tools`/`environment_factory` the trainer holds them).
         reference: the calls expected of the next turn, or None.
         columns: the data set row it came from, handed to reward functions and `environment.reset`.
-        history: calls to replay after `environment.reset(**columns)` to reach the state of the prompt's end.
+        history: calls made, with their answers, between `environment.reset(**columns)` and the prompt's end; making
+            them again is how an environment without snapshots is brought back.
         root: id of the depth-0 task it descends from (its own id at depth 0).
         parent: id of the task whose rollout failed, None at depth 0.
         depth: 0 for data, 1 for a recovery, 2 for the recovery of a failed recovery, ...
@@ -88,7 +90,7 @@ class Task:
     tools: tuple[Mapping[str, Any], ...] = ()
     reference: tuple[ToolCall, ...] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[ToolCall, ...] = ()
+    history: tuple[ToolResult, ...] = ()
     root: str = ""
     parent: str | None = None
     depth: int = 0

@@ -10,6 +10,7 @@ import copy
 import datetime
 import json
 import re
+from collections import Counter
 from typing import Any
 
 FOLDERS = ("inbox", "archive", "drafts", "work", "home", "shared")
@@ -197,6 +198,12 @@ class Desk:
         self._event(event_id)
         del self._events[event_id]
         return "ok"
+
+    def _progress(self) -> float:
+        """The share of files and events, of those there are and those there should be, that are as they should be."""
+        now, goal = _comparable(self._files, self._events), _comparable(self._goal["files"], self._goal["events"])
+        has, wants = Counter([*now[0], *now[1]]), Counter([*goal[0], *goal[1]])
+        return (has & wants).total() / max(1, (has | wants).total())
 
     def _snapshot(self) -> dict[str, Any]:
         """A copy of the state that later calls do not change."""

@@ -1,0 +1,132 @@
+"""Fission between two cycles: failures become corrective instances, and corrective instances become the next batch.
+
+Everything here is the same on every rank, except `instances`, which looks at one rank's own failures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
+from fission_grpo.cycles import Outcome, by_context, recover_metrics
+from fission_grpo.diagnose import Diagnose, feedback_for
+from fission_grpo.journal import Journal
+from fission_grpo.recovery import corrective_instance, select
+from fission_grpo.schedule import RecoverShare, RecoveryOdds
+from fission_grpo.trajectory import Failure
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One failed rollout of this rank.
+
+    Args:
+        failures: where to branch from (`failure.find_failures`).
+        flat: whether all rewards of its group were equal.
+        success: share of its group that succeeded.
+        state_of: the snapshot of its environment at a failure, None if there is none.
+    """
+
+    failures: Sequence[Failure]
+    flat: bool
+    success: float
+    state_of: Callable[[Failure], Any]
+
+
+class Fission:
+    """The buffer with all that decides what goes in and out.
+
+    Args:
+        args: a FissionGRPOConfig.
+        source: name of the diagnosis, for the records.
+        diagnose: writes the feedback.
+        journal: where instances and outcomes are written down.
+    """
+
+    def __init__(self, args: Any, source: str, diagnose: Diagnose, journal: Journal):
+        self.args, self.source, self.diagnose, self.journal = args, source, diagnose, journal
+        self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
+        self.share = RecoverShare(args.recover_share, args.adaptive_share)
+        self.odds = RecoveryOdds()
+        self.recovering: list[CorrectiveInstance] = []
+        """This cycle's contexts, one per recovery group; empty while exploring."""
+        self.states: dict[str, Any] = {}
+        """Snapshots of this process, by instance: of those in the buffer and those being recovered from."""
+
+    def begin_cycle(self, step: int) -> list[CorrectiveInstance]:
+        """Decide what the next cycle does: the contexts to recover from, or an empty list to explore."""
+        for item in self.buffer.expire(step):
+            self.journal.dropped(item, step, "age")
+        count = self.args.contexts_per_cycle
+        recover = self.share.due() and len(self.buffer) >= (self.args.recover_trigger or count)
+        self.recovering = self.buffer.pop(count, self.odds.variance) if recover else []
+        held = {item.task.id for item in (*self.buffer, *self.recovering)}
+        self.states = {name: state for name, state in self.states.items() if name in held}
+        return self.recovering
+
+    def instances(self, failed: Sequence[Failed], step: int) -> tuple[list[CorrectiveInstance], Counter[str]]:
+        """Corrective instances of this rank's failures, and how often a feedback leaked or fell back."""
+        origin = {id(failure): one for one in failed for failure in one.failures}
+        known = self.buffer.__contains__
+        chosen, duplicates = select((one.failures for one in failed), self.args.max_depth, known)
+        made, counts = [], Counter(duplicates=duplicates)
+        for failure in chosen:
+            feedback = feedback_for(failure, self.source, self.diagnose)
+            counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
+            one = origin[id(failure)]
+            item = corrective_instance(failure, feedback, step, one.flat, one.success)
+            if (state := one.state_of(failure)) is not None:
+                self.states[item.task.id] = state
+            made.append(item)
+        return made, counts
+
+    def push(
+        self, by_rank: Sequence[Sequence[CorrectiveInstance]], counts: Mapping[str, int], step: int
+    ) -> dict[str, float]:
+        """The same pushes in the same order on every rank: one rollout's per root task, even if it straddled ranks."""
+        pushed: Counter[int] = Counter()
+        roots: set[str] = set()
+        for items in by_rank:
+            fresh = [item for item in items if item.task.root not in roots and item.task.id not in self.buffer]
+            for item in fresh:
+                pushed[item.task.depth] += 1
+                self.journal.pushed(item)
+                for dropped in self.buffer.push(item):
+                    self.journal.dropped(dropped, step, "capacity")
+            roots |= {item.task.root for item in fresh}
+        return {
+            "fission/pushed": float(pushed.total()),
+            "fission/buffer": float(len(self.buffer)),
+            "fission/recover_rate": self.share.rate,
+            **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
+            **{f"fission/{name}": float(counts[name]) for name in ("leaks", "fallbacks", "duplicates")},
+        }
+
+    def explored(self, counts: Mapping[str, int], flat: Sequence[bool]) -> None:
+        """Take note of an explore cycle of all ranks."""
+        self.share.explored(sum(flat) / max(1, len(flat)))
+        self.odds.explored(counts["succeeded"], counts["judged"])
+
+    def recovered(self, outcomes: Sequence[Outcome], flat: Sequence[bool], step: int) -> dict[str, float]:
+        """Take note of a recover cycle of all ranks; returns its metrics."""
+        self.share.recovered(sum(flat) / max(1, len(flat)))
+        groups = by_context(self.recovering, outcomes)
+        metrics = recover_metrics(self.recovering, outcomes, flat, step)
+        for item in self.recovering:
+            group = groups[item.task.id]
+            judged = [one for one in group if one.reward is not None]
+            self.odds.recovered(str(item.kind), sum(not one.failed for one in judged), len(judged))
+            self.journal.recovered(item, step, [one.reward for one in group], [one.text for one in group])
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps. Snapshots are left out: after a restart worlds are reached by replay."""
+        return {"buffer": self.buffer.state(), "share": self.share.state(), "odds": self.odds.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.buffer.load_state(state["buffer"])
+        self.share.load_state(state["share"])
+        self.odds.load_state(state["odds"])
