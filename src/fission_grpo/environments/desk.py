@@ -200,9 +200,8 @@ class Desk:
         return "ok"
 
     def _progress(self) -> float:
-        """The share of files and events, of those there are and those there should be, that are as they should be."""
-        now, goal = _comparable(self._files, self._events), _comparable(self._goal["files"], self._goal["events"])
-        has, wants = Counter([*now[0], *now[1]]), Counter([*goal[0], *goal[1]])
+        """The share of facts about files and events, of all that hold or should, that hold and should."""
+        has, wants = _facts(self._files, self._events), _facts(self._goal["files"], self._goal["events"])
         return (has & wants).total() / max(1, (has | wants).total())
 
     def _snapshot(self) -> dict[str, Any]:
@@ -258,6 +257,15 @@ def _comparable(files: dict[str, dict[str, Any]], events: dict[str, dict[str, st
         sorted((name, file["folder"], bool(file["locked"]), tuple(file["shared"])) for name, file in files.items()),
         sorted((event["title"], event["date"], event["time"]) for event in events.values()),
     )
+
+
+def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> Counter[tuple[Any, ...]]:
+    """What there is to say: of a file its folder, its lock and each person, of an event when it is."""
+    facts: Counter[tuple[Any, ...]] = Counter((e["title"], e["date"], e["time"]) for e in events.values())
+    for name, file in files.items():
+        facts.update([(name, "folder", file["folder"]), (name, "locked", bool(file["locked"]))])
+        facts.update((name, "shared", person) for person in file["shared"])
+    return facts
 
 
 def _check_date(date: Any) -> None:
