@@ -117,7 +117,7 @@ def test_what_the_policy_wrote_is_kept_to_the_letter(starter):
 
 def test_sampling_is_repeatable_and_left_padding_changes_nothing(starter):
     dialogues = [row["prompt"] for row in make_rows(8, 3, "held_out")]
-    first, second = (LocalPolicy(*starter, seed=5).reply(dialogues, TOOLS) for _ in range(2))
+    first, second = (LocalPolicy(*starter, seed=5).reply(dialogues, [TOOLS] * len(dialogues)) for _ in range(2))
     assert first == second
     together = LocalPolicy(*starter, temperature=0).reply(dialogues, TOOLS)
     alone = [LocalPolicy(*starter, temperature=0, batch_size=1).reply([each], TOOLS)[0] for each in dialogues]
@@ -148,7 +148,7 @@ def test_training_is_repeatable_to_the_bit(tmp_path):
 
 
 def test_an_untrained_starter_has_the_shipped_tokenizer(starter):
-    model, tokenizer = make_starter(0, TOOLS)
+    model, tokenizer = make_starter(Plan(seed=0))
     assert tokenizer.get_vocab() == starter[1].get_vocab()
     assert model.config.hidden_size == starter[0].config.hidden_size
 

@@ -60,14 +60,15 @@ PIECES = (
 pairs of digits, and the fixed phrases of calls, signatures and messages are one piece each. [ours]"""
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = 960) -> Any:
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 960, positions: int = 1024) -> Any:
     """A `PreTrainedTokenizerFast` trained on `texts`, ready for TRL's tool calling.
 
     Its `response_template` (how TRL reads tool calls) is TRL's own for Qwen3; `save_pretrained` keeps it.
 
     Args:
         texts: what the tokenizer should be good at.
-        vocabulary: number of tokens, at most 1,000 by convention here; 256 of them are the bytes.
+        vocabulary: number of tokens; 256 of them are the bytes.
+        positions: longest text of the model it is for, in tokens.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -93,7 +94,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 960) -> Any:
         additional_special_tokens=["<|im_start|>"],
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=1024,
+        model_max_length=positions,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.response_template = qwen3_template

@@ -1,6 +1,7 @@
 """Train the starter policy from nothing: demonstrations, tokenizer, then a small Qwen3 in a plain torch loop.
 
     python -m fission_grpo.starter_training --output DIR --seed 0
+    python -m fission_grpo.starter_training --output DIR --cases train.jsonl --vocabulary 2000 --positions 2048
 
 The first part of the training shows skilled demonstrations, the last part mixed ones (`desk_demos`), which is what
 the policy then behaves like. With --steps a run is repeatable to the bit on one machine; --minutes stops by the clock.
@@ -12,7 +13,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ WARM_UP = 0.03  # of the training
 OTHER_WEIGHT = 0.1  # loss weight of what the assistant did not write; predicting it teaches to copy [ours]
 
 
+Lessons = Callable[[int, int, Quality], list[tuple[list[Any], list[Any]]]]
+"""Draws demonstrations, `lessons(count, seed, quality)`: dialogues, each with its tools."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How to train.
@@ -40,6 +45,8 @@ class Plan:
         learning_rate: at its peak, after the warm-up; it falls to a twentieth as a cosine.
         start: folder of a policy that has had skilled demonstrations already, to show mixed ones only; None begins
             from random weights.
+        vocabulary: tokens of a new tokenizer.
+        positions: longest dialogue of a new model, in tokens; longer demonstrations are cut off.
     """
 
     seed: int = 0
@@ -47,9 +54,17 @@ class Plan:
     minutes: float | None = None
     learning_rate: float = 3e-3
     start: Path | None = None
+    vocabulary: int = 960
+    positions: int = 1024
 
 
-def train_starter(output: Path, plan: Plan) -> dict[str, Any]:
+def desk_lessons(count: int, seed: int, quality: Quality) -> list[tuple[list[Any], list[Any]]]:
+    """Demonstrations at the built-in desk."""
+    tools = list(tool_methods(Desk()).values())
+    return [(dialogue, tools) for dialogue in demonstrations(count, seed, quality)]
+
+
+def train_starter(output: Path, plan: Plan, lessons: Lessons = desk_lessons) -> dict[str, Any]:
     """Train and save model and tokenizer into `output`; what was done is returned and saved as `training.json`.
 
     The policy as it was before the mixed demonstrations is saved in `output/skilled`.
@@ -57,8 +72,7 @@ def train_starter(output: Path, plan: Plan) -> dict[str, Any]:
     import torch
 
     torch.manual_seed(plan.seed)
-    tools = list(tool_methods(Desk()).values())
-    model, tokenizer = load_starter(plan.start) if plan.start else make_starter(plan.seed, tools)
+    model, tokenizer = load_starter(plan.start) if plan.start else make_starter(plan, lessons)
     step_optimizers = _optimizers(model)
     began, step, tokens, beginning = time.monotonic(), 0, 0, 1 - MIXED_SHARE if plan.start else 0.0
     progress, loss, skilled = beginning, math.nan, True
@@ -68,7 +82,7 @@ def train_starter(output: Path, plan: Plan) -> dict[str, Any]:
             _save(model, tokenizer, output / "skilled")
         rate, loss = plan.learning_rate * _schedule(progress), 0.0
         quality = SKILLED if skilled else MIXED
-        for ids, weights, share in _batches(tokenizer, tools, quality, plan.seed * 1_000_003 + step):
+        for ids, weights, share in _batches(tokenizer, lessons(BATCH, plan.seed * 1_000_003 + step, quality)):
             part = share * _loss(model, ids, weights)
             part.backward()
             loss, tokens = loss + part.item(), tokens + ids.numel()
@@ -93,16 +107,17 @@ def train_starter(output: Path, plan: Plan) -> dict[str, Any]:
     return record
 
 
-def make_starter(seed: int, tools: list[Any]) -> tuple[Any, Any]:
+def make_starter(plan: Plan, lessons: Lessons = desk_lessons) -> tuple[Any, Any]:
     """An untrained model and its tokenizer."""
     # the first tokenizer only renders the dialogues on which the second is trained
-    dialogues = demonstrations(1500, seed, MIXED)
-    first = train_tokenizer([message["content"] for dialogue in dialogues for message in dialogue])
-    tokenizer = train_tokenizer(first.apply_chat_template(dialogues, tools=tools, tokenize=False))
-    return make_model(tokenizer), tokenizer
+    drawn = lessons(1500, plan.seed, MIXED)
+    first = train_tokenizer([message["content"] for dialogue, _ in drawn for message in dialogue])
+    texts = [first.apply_chat_template(dialogue, tools=tools, tokenize=False) for dialogue, tools in drawn]
+    tokenizer = train_tokenizer(texts, plan.vocabulary, plan.positions)
+    return make_model(tokenizer, plan.positions), tokenizer
 
 
-def make_model(tokenizer: Any) -> Any:
+def make_model(tokenizer: Any, positions: int = 1024) -> Any:
     """A Qwen3 of about a million parameters with random weights (float32), for the tokenizer's vocabulary."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -114,7 +129,7 @@ def make_model(tokenizer: Any) -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=1024,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         use_cache=True,
         bos_token_id=None,
@@ -175,21 +190,23 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: Any, tools: list[Any], quality: Quality, seed: int) -> Iterator[tuple[Any, Any, float]]:
+def _batches(tokenizer: Any, drawn: Sequence[tuple[list[Any], list[Any]]]) -> Iterator[tuple[Any, Any, float]]:
     """The step's dialogues as (ids (B, L), weights (B, L), share of the step), short and long ones apart."""
     import torch
 
-    encoded = tokenizer.apply_chat_template(
-        demonstrations(BATCH, seed, quality), tools=tools, return_dict=True, return_assistant_tokens_mask=True
-    )
-    rows = sorted(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True), key=lambda row: len(row[0]))
+    rows = []
+    for dialogue, tools in drawn:
+        one = tokenizer.apply_chat_template(dialogue, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        rows.append((one["input_ids"][: tokenizer.model_max_length], one["assistant_masks"]))
+    rows.sort(key=lambda row: len(row[0]))
     for part in (rows[: BATCH // 2], rows[BATCH // 2 :]):
         length = max(len(ids) for ids, _ in part)
         ids = torch.full((len(part), length), tokenizer.pad_token_id)
         weights = torch.zeros(len(part), length)
         for i, (row_ids, mask) in enumerate(part):
             ids[i, : len(row_ids)] = torch.tensor(row_ids)
-            weights[i, : len(row_ids)] = torch.tensor([1.0 if own else OTHER_WEIGHT for own in mask])
+            own_weights = [1.0 if own else OTHER_WEIGHT for own in mask[: len(row_ids)]]
+            weights[i, : len(row_ids)] = torch.tensor(own_weights)
         yield ids, weights, 0.5
 
 
@@ -218,11 +235,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="end after so many minutes, if the steps take longer")
     parser.add_argument("--learning-rate", type=float, default=plan.learning_rate, help="peak (default %(default)s)")
     parser.add_argument("--start", type=Path, help="a folder's `skilled`: show it the mixed demonstrations only")
+    parser.add_argument("--cases", type=Path, help="learn on this case file (`tasks generate`) instead of the desk")
+    parser.add_argument("--vocabulary", type=int, default=plan.vocabulary, help="tokens (default %(default)s)")
+    parser.add_argument("--positions", type=int, default=plan.positions, help="longest dialogue (default %(default)s)")
     args = parser.parse_args()
     if args.steps < 1 or (args.minutes is not None and args.minutes <= 0):
         parser.error("--steps and --minutes must be positive")
-    plan = Plan(args.seed, args.steps, args.minutes, args.learning_rate, args.start)
-    print(json.dumps(train_starter(args.output, plan)))
+    plan = Plan(args.seed, args.steps, args.minutes, args.learning_rate, args.start, args.vocabulary, args.positions)
+    lessons = desk_lessons
+    if args.cases:
+        from fission_grpo.bfcl.demos import case_lessons
+        from fission_grpo.bfcl.tasks import load_cases
+
+        lessons = case_lessons(load_cases(args.cases))
+    print(json.dumps(train_starter(args.output, plan, lessons)))
 
 
 if __name__ == "__main__":

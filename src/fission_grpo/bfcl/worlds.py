@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from fission_grpo.bfcl.docs import FILES, class_of
@@ -36,7 +38,9 @@ class World:
         try:
             class_name = _owner(call.name, self.instances)
             method = getattr(self.instances[class_name], call.name)
-            return _text(method(**copy.deepcopy(dict(call.arguments))))
+            return _text(
+                method(**copy.deepcopy({**_mutable_defaults(type(method.__self__), call.name), **call.arguments}))
+            )
         except Exception as error:  # noqa: BLE001 - the simulator's own error is its answer, as in the official executor
             self.error = error
             return f"Error during execution: {error}"
@@ -66,6 +70,13 @@ def new_world(classes: Iterable[str], config: Mapping[str, Any], long_context: b
         if name not in STATELESS:
             instances[name]._load_scenario(copy.deepcopy(config.get(name, {})), long_context=long_context)
     return World(instances)
+
+
+@cache
+def _mutable_defaults(owner: type, function: str) -> Mapping[str, Any]:
+    """Defaults that a simulator would share between all its instances, such as `post_tweet(tags=[])`."""
+    parameters = inspect.signature(getattr(owner, function)).parameters.values()
+    return {p.name: p.default for p in parameters if isinstance(p.default, list | dict | set)}
 
 
 def _owner(function: str, instances: Mapping[str, Any]) -> str:
