@@ -119,13 +119,13 @@ def test_sampling_is_repeatable_and_left_padding_changes_nothing(starter):
     dialogues = [row["prompt"] for row in make_rows(8, 3, "held_out")]
     first, second = (LocalPolicy(*starter, seed=5).reply(dialogues, [TOOLS] * len(dialogues)) for _ in range(2))
     assert first == second
-    together = LocalPolicy(*starter, temperature=0).reply(dialogues, TOOLS)
-    alone = [LocalPolicy(*starter, temperature=0, batch_size=1).reply([each], TOOLS)[0] for each in dialogues]
+    together = LocalPolicy(*starter, temperature=0).reply(dialogues, [TOOLS] * len(dialogues))
+    alone = [LocalPolicy(*starter, temperature=0, batch_size=1).reply([each], [TOOLS])[0] for each in dialogues]
     assert together == alone
 
 
 def test_a_reply_that_hits_the_limit_is_marked_truncated(starter):
-    (reply,) = LocalPolicy(*starter, max_new_tokens=3).reply([make_rows(1, 3, "held_out")[0]["prompt"]], TOOLS)
+    (reply,) = LocalPolicy(*starter, max_new_tokens=3).reply([make_rows(1, 3, "held_out")[0]["prompt"]], [TOOLS])
     assert (reply.tokens, reply.truncated) == (3, True)
 
 

@@ -1,4 +1,4 @@
-"""`fission-grpo train | eval | report | tasks`. Nothing heavy is imported before a command needs it."""
+"""`fission-grpo` and its commands. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ commands:
   train    train a policy with Fission-GRPO (or plain GRPO, --fission false): a YAML file and overrides, as in trl
   eval     success and error recovery of a policy on held-out tasks, with intervals
   report   an HTML page with charts and a gallery of failures, from a run's directory
-  tasks    check a step-task file, or convert other data into one
+  tasks    check a task file, convert other data into one, or generate tasks over BFCL's environments
+  check-environment   verdict on an environment class of yours: determinism, isolation, snapshots, errors
 
 `fission-grpo COMMAND --help` tells a command's options. Examples:
 
@@ -47,7 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         from fission_grpo.tasks_command import tasks_command
 
         return tasks_command(rest)
-    print(f"error: unknown command {command!r}; commands: train, eval, report, tasks", file=sys.stderr)
+    if command == "check-environment":
+        from fission_grpo.check_environment_command import check_environment_command
+
+        return check_environment_command(rest)
+    names = "train, eval, report, tasks, check-environment"
+    print(f"error: unknown command {command!r}; commands: {names}", file=sys.stderr)
     return 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,18 @@ def evaluate_command(argv: list[str]) -> int:
 
 def run(policy: Any, arguments: argparse.Namespace) -> str:
     """Evaluate, append to `OUTPUT/eval.jsonl`, and return what to print."""
-    from fission_grpo.environments.desk import Desk
-    from fission_grpo.environments.desk_tasks import make_rows
     from fission_grpo.evaluate import evaluate, summarise
 
     step, tokens = trained(Path(arguments.model))
-    rows = make_rows(arguments.num_tasks, arguments.seed, "held_out")
-    summary = summarise(evaluate(policy, Desk, rows, max_turns=arguments.max_turns))
+    rows, environments = tasks(arguments)
+    summary = summarise(evaluate(policy, environments, rows, max_turns=arguments.max_turns))
     name = arguments.name or Path(arguments.model).name
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / EVAL
     with path.open("a", encoding="utf-8") as file:
         file.write(summary.to_json(name, step, tokens) + "\n")
     low, high = summary.success_ci
-    lines = [f"{name}: success {summary.success:.3f} [{low:.3f}, {high:.3f}] on {summary.tasks} held-out tasks"]
+    lines = [f"{name}: success {summary.success:.3f} [{low:.3f}, {high:.3f}] on {summary.tasks} tasks"]
     if summary.recovery_rate is not None and summary.recovery_ci is not None:
         low, high = summary.recovery_ci
         lines.append(
@@ -59,6 +58,23 @@ def run(policy: Any, arguments: argparse.Namespace) -> str:
     else:
         lines.append("no task met an error, so there is no recovery rate")
     return "\n".join([*lines, f"added to {path}"])
+
+
+def tasks(arguments: argparse.Namespace) -> tuple[Sequence[Mapping[str, Any]], Any]:
+    """Rows and environments: the built-in ones, or a case file's. Raises ValueError if there are none."""
+    if arguments.tasks == "desk":
+        from fission_grpo.environments.desk import Desk
+        from fission_grpo.environments.desk_tasks import make_rows
+
+        return make_rows(arguments.num_tasks, arguments.seed, "held_out"), Desk
+    from fission_grpo.training_tasks import case_rows, is_case_file
+
+    if not is_case_file(arguments.tasks):
+        raise ValueError(
+            f"--tasks {arguments.tasks!r} is neither 'desk' nor a case file (`fission-grpo tasks generate`)"
+        )
+    rows, environments = case_rows(arguments.tasks, arguments.skip_tasks)
+    return rows[: arguments.num_tasks], environments
 
 
 def trained(folder: Path) -> tuple[int, int]:
@@ -88,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="folder, hub id, or 'starter'", default=argparse.SUPPRESS)
-    parser.add_argument("--tasks", choices=("desk",), default="desk", help="the built-in environment's held-out tasks")
+    parser.add_argument(
+        "--tasks", default="desk", help="'desk' (the built-in environment's held-out tasks), or a case file"
+    )
+    parser.add_argument(
+        "--skip_tasks", type=int, default=0, help="leave out so many cases of a file, as seen in training"
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import difflib
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -17,30 +15,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.config import FissionGRPOConfig
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.model_path import model_path
 from fission_grpo.run_state import load_state
-from fission_grpo.step_reward import StepReward
-from fission_grpo.tasks import load_tasks, to_rows
-from fission_grpo.toolrl import read_toolrl
 from fission_grpo.trainer import FissionGRPOTrainer
 from fission_grpo.training_callbacks import LiveProgress, StopAndSave
-from fission_grpo.trajectory import Task
+from fission_grpo.training_tasks import DESK_TASKS, UsageError, material
 from fission_grpo.verify import RewardConfig
-
-DESK_TASKS = 512
-"""Rows drawn for the built-in environment where `num_tasks` is 0. [ours]"""
 
 DESCRIPTION = """\
 Train with Fission-GRPO. Every option below can stand in the YAML file of --config FILE (without the dashes) and be
 overridden on the command line. Beyond our own options these are TRL's GRPOConfig and ModelConfig, untouched; the
 constants of the step-task reward (alpha, correctness_threshold, format_weight_*, correctness_weight_*, length_*) are
 documented in fission_grpo/verify.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
-
-
-class UsageError(ValueError):
-    """The command or its configuration is wrong; the message says what to mend."""
 
 
 @dataclass
@@ -50,8 +36,8 @@ class ScriptArguments:
     tasks: str | None = field(
         default=None,
         metadata={
-            "help": "What to train on: 'desk' (the built-in environment), a step-task file (.jsonl, see `fission-grpo "
-            "tasks`), or a ToolRL file (rlla_*.json, *.parquet). Required."
+            "help": "What to train on: 'desk' (the built-in environment), a step-task file or a case file over BFCL's "
+            "environments (.jsonl, see `fission-grpo tasks`), or a ToolRL file (rlla_*.json, *.parquet). Required."
         },
     )
     num_tasks: int = field(
@@ -181,7 +167,7 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
     )
-    rows = task_rows(script, args.seed, tokenizer)
+    given = material(script, args.seed, tokenizer, reward)
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,
@@ -189,57 +175,21 @@ def make_trainer(
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
     }
-    desk = script.tasks == "desk"
     trainer = FissionGRPOTrainer(
         model=name,
-        reward_funcs=None if desk else StepReward(reward),
+        reward_funcs=given.reward,
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(list(given.rows)),
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
-        environment_factory=Desk if desk else None,
+        environment_factory=given.environments,
         callbacks=[LiveProgress()],
         diagnose=script.diagnose,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def task_rows(script: ScriptArguments, seed: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """The data set's rows, in order; says on stderr what was left out. Raises UsageError if none are left."""
-    if script.num_tasks < 0 or script.skip_tasks < 0 or script.max_prompt_tokens < 0:
-        raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
-    if not script.tasks:
-        raise UsageError("tasks is missing; give 'desk', a step-task file (.jsonl) or a ToolRL file")
-    if script.tasks == "desk":
-        return make_rows(script.num_tasks or DESK_TASKS, seed, "train")
-    tasks = load_any(script.tasks)
-    chosen = tasks[script.skip_tasks :][: script.num_tasks or None]
-    rows = to_rows(chosen, tokenizer)
-    if script.max_prompt_tokens:
-        rows = [row for row in rows if len(tokenizer(row["prompt"])["input_ids"]) <= script.max_prompt_tokens]
-    print(
-        f"{script.tasks}: {len(tasks)} tasks, {len(chosen)} after skip_tasks and num_tasks, "
-        f"{len(rows)} within max_prompt_tokens",
-        file=sys.stderr,
-    )
-    if not rows:
-        raise UsageError(f"no task of {script.tasks} is left; lower skip_tasks or raise num_tasks, max_prompt_tokens")
-    return rows
-
-
-def load_any(path: str) -> Sequence[Task]:
-    """Tasks of a step-task file (.jsonl) or a ToolRL file (.json, .parquet), told apart by the name's ending."""
-    ending = Path(path).suffix
-    if ending == ".jsonl":
-        return load_tasks(path)
-    if ending in (".json", ".parquet"):
-        converted = read_toolrl(path)
-        print(f"{path}: {converted.summary()}", file=sys.stderr)
-        return converted.tasks
-    raise UsageError(f"tasks: {path!r} is neither 'desk' nor a .jsonl, .json or .parquet file")
 
 
 def _yaml_keys(path: str) -> list[str]:

@@ -33,7 +33,7 @@ class InfrastructureError(Exception):
     """
 
 
-class _TimeUp(BaseException):
+class TimeUp(BaseException):
     """Raised by the timer inside a tool; no Exception, so that the tool's own handlers let it pass."""
 
 
@@ -141,7 +141,7 @@ def _watched(environment: Any, seen: Watch, tool: Callable[..., Any], limits: Li
         _check(seen, kwargs)
         args, kwargs = copy.deepcopy((args, kwargs))
         try:
-            with _broken_if(seen, tool, limits), _time_limit(limits.seconds):
+            with _broken_if(seen, tool, limits), time_limit(limits.seconds):
                 return _shown(tool(*args, **kwargs), seen, limits)
         finally:
             seen.note_state(environment)
@@ -159,7 +159,7 @@ def _watched_async(environment: Any, seen: Watch, tool: Callable[..., Any], limi
                 try:
                     answer = await asyncio.wait_for(_outcome(tool, args, kwargs), limits.seconds or None)
                 except TimeoutError:
-                    raise _TimeUp from None
+                    raise TimeUp from None
                 return _shown(answer(), seen, limits)
         finally:
             seen.note_state(environment)
@@ -194,7 +194,7 @@ def _broken_if(seen: Watch, tool: Callable[..., Any], limits: Limits) -> Iterato
     name = getattr(tool, "__name__", "a tool")
     try:
         yield
-    except _TimeUp:
+    except TimeUp:
         seen.broken = f"{name} was stopped after {limits.seconds:g} s"
         seen.counts["timeouts"] += 1
         raise InfrastructureError(seen.broken) from None
@@ -220,14 +220,14 @@ def _shown(result: Any, seen: Watch, limits: Limits) -> Any:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _TimeUp in the body after so many seconds, and again every second until it lets go."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeUp in the body after so many seconds, and again every second until it lets go."""
     if seconds <= 0 or not _can_interrupt():
         yield
         return
 
     def stop(*_: Any) -> None:
-        raise _TimeUp
+        raise TimeUp
 
     before = signal.signal(signal.SIGALRM, stop)
     delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)

@@ -1,0 +1,232 @@
+"""What an environment has to keep to, one check a function: each returns a remark, or raises why it failed."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fission_grpo.chat import read_result
+from fission_grpo.check_calls import hostile_calls
+from fission_grpo.corrective_turn import progress
+from fission_grpo.environment_trial import Outcome, Trial, finish
+from fission_grpo.json_text import quoted
+from fission_grpo.trajectory import ToolCall
+from fission_grpo.watch import Limits, TimeUp, can_snapshot, tool_methods
+
+
+class CheckFailed(Exception):
+    """A check's reason to fail."""
+
+
+class CheckSkipped(Exception):
+    """A check's reason not to be made."""
+
+
+def _tools(trial: Trial) -> str:
+    environment = trial.make()
+    if not callable(getattr(environment, "reset", None)):
+        raise CheckFailed("there is no `reset` method; add `def reset(self, **row)`")
+    tools = tool_methods(environment)
+    if not tools:
+        raise CheckFailed("there are no tools; public methods (without a leading underscore) are the tools")
+    if not hasattr(environment, "__dict__"):
+        raise CheckFailed("instances take no new attributes, so that it cannot be watched; remove __slots__")
+    try:
+        from transformers.utils import get_json_schema
+    except ModuleNotFoundError:
+        raise CheckSkipped("transformers is not installed: pip install 'fission-grpo[train]'") from None
+    for name, tool in tools.items():
+        try:
+            trial.schemas.append(get_json_schema(tool)["function"])
+        except Exception as error:
+            what = " ".join(str(error).split())[:160]
+            raise CheckFailed(f"{name}: {what}; give each argument a type hint and a docstring line") from error
+    return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
+
+
+def _reset(trial: Trial) -> str:
+    for row in range(len(trial.rows)):
+        try:
+            trial.begin(row)
+        except TimeUp:
+            trial.broken = "reset fails"
+            raise CheckFailed(f"reset hangs for more than {trial.seconds:g} s") from None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; it is the verdict
+            trial.broken = "reset fails"
+            hint = "" if trial.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
+            raise CheckFailed(f"reset raised {type(error).__name__}: {quoted(str(error))}{hint}") from None
+    return f"with {len(trial.rows)} row{'s' * (len(trial.rows) != 1)}"
+
+
+def _errors(trial: Trial) -> str:
+    counts = {"result": 0, "error": 0}
+    for call in [*trial.calls, *hostile_calls(trial.schemas)]:
+        environment = trial.begin()
+        outcome = trial.call(environment, call)
+        named = f"{call.name}({', '.join(f'{key}={quoted(value)}' for key, value in call.arguments.items())})"[:200]
+        if outcome.kind == "hang":
+            raise CheckFailed(f"{named} hangs for more than {trial.seconds:g} s; give it a time limit of its own")
+        if outcome.kind == "exit":
+            raise CheckFailed(f"{named} exits the process; raise an ordinary exception instead")
+        if outcome.kind == "mutated":
+            raise CheckFailed(f"{named} changes its arguments; copy them first")
+        if outcome.kind == "error" and not isinstance(outcome.value, Exception):
+            raise CheckFailed(f"{named} raises {type(outcome.value).__name__}, which is no Exception")
+        if outcome.kind == "result":
+            _check_text(named, outcome)
+            failed = read_result(call, outcome.text).error is not None
+            outcome = Outcome("error" if failed else "result", outcome.text)
+        counts[outcome.kind] += 1
+    return f"{counts['result']} calls answered, {counts['error']} refused"
+
+
+def _check_text(named: str, outcome: Outcome) -> None:
+    limit = Limits().characters
+    if len(outcome.text) > limit:
+        raise CheckFailed(f"{named} answers {len(outcome.text)} characters; a policy sees {limit} at most")
+    if not isinstance(outcome.value, str):
+        try:
+            json.dumps(outcome.value)
+        except (TypeError, ValueError, RecursionError):
+            kind = type(outcome.value).__name__
+            raise CheckFailed(
+                f"{named} answers a {kind}, which is no JSON; return text, numbers, lists or dicts"
+            ) from None
+
+
+def _difference(what: str, calls: Sequence[ToolCall], one: Sequence[str], other: Sequence[str]) -> None:
+    """Raise CheckFailed with the first call whose answers differ."""
+    for number, (call, left, right) in enumerate(zip(calls, one, other, strict=True), start=1):
+        if left != right:
+            arguments = quoted(dict(call.arguments))
+            raise CheckFailed(
+                f"{what}: call {number}, {call.name} with {arguments}: {quoted(left)} against {quoted(right)}"
+            )
+
+
+def _determinism(trial: Trial) -> str:
+    one = trial.begin()
+    first = trial.play(one, trial.calls)
+    random.random()  # a tool that draws from the global generator now goes on elsewhere
+    other = trial.begin()
+    second = trial.play(other, trial.calls)
+    _difference("two fresh instances answer differently", trial.calls, first, second)
+    if repr(_reward_of(one)) != repr(_reward_of(other)):
+        raise CheckFailed("the same calls earn different rewards; judge by state alone")
+    return f"{len(trial.calls)} calls, twice the same"
+
+
+def _isolation(trial: Trial) -> str:
+    alone = trial.play(trial.begin(), trial.calls)
+    one, other, together = trial.begin(), trial.begin(1), []
+    for call in trial.calls:
+        trial.call(other, call)
+        together += trial.play(one, [call])
+        trial.call(other, call)
+    advice = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
+    _difference(advice, trial.calls, alone, together)
+    return "another instance's calls change nothing"
+
+
+def _leaks(trial: Trial) -> str:
+    fresh = trial.play(trial.begin(), trial.calls)
+    used = trial.begin()
+    trial.play(used, trial.calls)
+    trial.reset(used)
+    _difference("reset leaves something behind", trial.calls, fresh, trial.play(used, trial.calls))
+    return "reset after use is like a fresh instance"
+
+
+def _snapshot(trial: Trial) -> str:
+    environment = trial.begin()
+    if not can_snapshot(environment):
+        raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
+    half = len(trial.calls) // 2
+    before, after = trial.calls[:half], trial.calls[half:]
+    trial.play(environment, before)
+    state = environment._snapshot()
+    wanted = trial.play(environment, after)
+    for attempt in ("restored", "restored a second time"):
+        environment._restore(state)
+        _difference(f"{attempt}, it answers differently", after, wanted, trial.play(environment, after))
+    fresh = trial.begin()
+    fresh._restore(state)
+    _difference("restored into a fresh instance, it answers differently", after, wanted, trial.play(fresh, after))
+    return f"restored three times, {len(after)} calls the same"
+
+
+def _replay(trial: Trial) -> str:
+    half = len(trial.calls) // 2
+    environment = trial.begin()
+    wanted = trial.play(environment, trial.calls)[half:]
+    again = trial.begin()
+    trial.play(again, trial.calls[:half])
+    _difference(
+        "after replay it answers differently", trial.calls[half:], wanted, trial.play(again, trial.calls[half:])
+    )
+    return f"{half} calls made again lead to the same world"
+
+
+def _reward_of(environment: Any) -> Any:
+    judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
+    if judge is None:
+        return None
+    reward = judge()
+    return asyncio.run(finish(reward)) if inspect.isawaitable(reward) else reward
+
+
+def _reward(trial: Trial) -> str:
+    environment = trial.begin()
+    if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
+        raise CheckSkipped("no get_reward: rewards come from reward functions")
+    half = len(trial.calls) // 2
+    seen = []
+    for call in trial.calls[:half]:
+        trial.call(environment, call)
+        reward = _reward_of(environment)
+        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+            raise CheckFailed(f"get_reward gives {quoted(reward)}; it must be a finite number")
+        if reward != _reward_of(environment):
+            raise CheckFailed("get_reward gives another number when asked again; it must not change anything")
+        seen.append(reward)
+        done: Any = progress(environment)
+        if done is not None and not 0 <= done <= 1:
+            raise CheckFailed(f"_progress gives {quoted(done)}; it must lie between 0 and 1")
+    unasked = trial.begin()
+    trial.play(unasked, trial.calls[:half])
+    rest = trial.calls[half:]
+    _difference("reading the reward changes the world", rest, trial.play(unasked, rest), trial.play(environment, rest))
+    return (
+        f"between {min(seen, default=0):g} and {max(seen, default=0):g} in this trial, and reading it changes nothing"
+    )
+
+
+def _calls(trial: Trial) -> str:
+    if trial.calls:
+        return f"{len(trial.calls)} given"
+    trial.scout()
+    outcomes = [trial.call(trial.begin(), call).kind for call in trial.calls]
+    if "result" not in outcomes:
+        raise CheckSkipped(
+            "no call that was tried is answered, so the checks below say little; give fitting rows or calls"
+        )
+    return f"{len(trial.calls)} found to try it with"
+
+
+CHECKS: Mapping[str, Callable[[Trial], str]] = {
+    "tools": _tools,
+    "reset": _reset,
+    "calls": _calls,
+    "errors are results": _errors,
+    "determinism": _determinism,
+    "isolation": _isolation,
+    "nothing left behind": _leaks,
+    "snapshot": _snapshot,
+    "replay": _replay,
+    "reward": _reward,
+}
