@@ -13,6 +13,7 @@ from typing import Any
 
 from fission_grpo.chat import parse
 from fission_grpo.environment import Limits, make_call, restorable, tool_methods
+from fission_grpo.faults import injected_errors
 from fission_grpo.policies import Policy, Reply
 from fission_grpo.trajectory import Message, ToolResult
 
@@ -238,7 +239,6 @@ def _case(episode: _Episode, number: int, success_at: float) -> Case:
     results, world = episode.calls, episode.environment
     reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
     reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    injected = {fault.index for fault in getattr(world, "injected", ())}
     return Case(
         id=str(episode.row.get("id", number)),
         success=reward is not None and float(reward) >= success_at,
@@ -251,5 +251,5 @@ def _case(episode: _Episode, number: int, success_at: float) -> Case:
         ),
         transcript=tuple(episode.transcript),
         broken=world._fission_watch.broken or ("no reward" if reward is None else None),
-        injected=sum(result.error is not None and i in injected for i, result in enumerate(results)),
+        injected=injected_errors(results, world, episode.tools),
     )
