@@ -31,7 +31,10 @@ def test_help_is_quick(arguments):
 
 def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: unknown command 'trian'; commands: train, eval, report, tasks\n"
+    assert (
+        capsys.readouterr().err
+        == "error: unknown command 'trian'; commands: train, eval, report, tasks, check-environment\n"
+    )
 
 
 def test_checking_a_good_file_says_what_is_in_it(tmp_path, capsys):
@@ -83,7 +86,7 @@ def test_an_unknown_option_ends_the_command_with_status_2():
     done = run("train", "--num_recoverys", "3")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: unknown option '--num_recoverys' (did you mean num_recoveries?); see --help"
+        "error: unknown option '--num_recoverys' (did you mean num_recoveries, judge_recovery, recover_share?); see --help"
     )
     assert "Traceback" not in done.stderr
 

@@ -137,7 +137,7 @@ def test_a_broken_world_is_no_failure_and_counts_nowhere():
     assert [case.broken for case in cases] == ["connection lost", None]
     summary = summarise(cases)
     assert (summary.tasks, summary.success, summary.broken) == (1, 1.0, 1)
-    with pytest.raises(ValueError, match="none of 1 cases could be judged.*connection lost"):
+    with pytest.raises(ValueError, match=r"none of 1 cases could be judged.*connection lost"):
         summarise(cases[:1])
 
 

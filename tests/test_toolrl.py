@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_tasks_are_counted_by_reason(tmp_path):
         "a tool call cannot be read": 1,
         "the dialogue cannot be read": 1,
     }
-    assert "1 of 7 rows kept" in converted.summary()
+    assert "1 of 7 kept" in converted.summary()
 
 
 def test_the_dialogue_becomes_messages_with_calls_and_results(tmp_path):

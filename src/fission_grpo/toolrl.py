@@ -34,10 +34,10 @@ _BLOCK = re.compile(r"<(user|think|tool_call|response|obs)>(.*?)</\1>", re.S)
 
 @dataclass(frozen=True)
 class Converted:
-    """The tasks of a ToolRL file, and what became of the rest.
+    """The tasks of a file, and what became of the rest.
 
-    `rows` counts the file's rows, `dropped` those left out by reason, `restored` the kept ones of which a string was
-    turned into the value its schema asks for.
+    `rows` counts what might have become a task (of a ToolRL file its rows), `dropped` what did not by reason,
+    `restored` the tasks of which a string was turned into the value its schema asks for.
     """
 
     tasks: tuple[Task, ...]
@@ -47,7 +47,7 @@ class Converted:
 
     def summary(self) -> str:
         """The report for people: one line of totals, one per reason for dropping."""
-        lines = [f"{len(self.tasks)} of {self.rows} rows kept ({self.restored} with strings restored to their types)"]
+        lines = [f"{len(self.tasks)} of {self.rows} kept ({self.restored} with strings restored to their types)"]
         return "\n".join([*lines, *(f"  dropped {count:4d}: {reason}" for reason, count in self.dropped.items())])
 
 
@@ -86,7 +86,7 @@ def toolrl_task(instruction: str, dialogue: str, output: str, name: str) -> tupl
     calls = _calls(_answer(output))
     if not calls:
         raise RowDropped("no reference call")
-    reference = tuple(_restored(call, tools) for call in calls)
+    reference = tuple(restored(call, tools) for call in calls)
     for call in reference:
         problem = check_call(call, tools)
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
@@ -162,10 +162,10 @@ def _calls(body: str) -> list[ToolCall]:
     return calls
 
 
-def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
+def restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
     """The call with strings replaced by the values written in them, where the schema forbids the string."""
-    schema = next((tool["parameters"] for tool in tools if tool["name"] == call.name), {"properties": {}})
-    single = {"name": call.name, "parameters": {"type": "object", "properties": schema["properties"]}}
+    schema = next((tool["parameters"] for tool in tools if tool["name"] == call.name), {})
+    single = {"name": call.name, "parameters": {"type": "object", "properties": schema.get("properties", {})}}
     arguments = dict(call.arguments)
     for name, value in call.arguments.items():
         if isinstance(value, str) and check_call(ToolCall(call.name, {name: value}), [single]) is not None:
