@@ -1,9 +1,9 @@
-"""Do environments stay fast and small: 64 episodes in flight, and 10,000 episodes one after another?
+"""Do environments stay fast and small: 64 episodes in flight, and 32,000 episodes in batches of 64?
 
     python benchmarks/environments/run.py
 
 Prints, and writes to results.json: milliseconds per tool call bare, watched (limits, copies, a state after every call)
-and by 64 episodes taking turns; and memory over 10,000 episodes, drawn in memory.png. BFCL's classes need bfcl-eval.
+and by 64 episodes taking turns; and memory over 32,000 episodes, drawn in memory.png. BFCL's classes need bfcl-eval.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from pathlib import Path
 
 from fission_grpo.environment import restorable, tool_methods
@@ -77,20 +78,23 @@ def watched(make):
 
 
 def memory(material, episodes):
-    """Resident memory in MiB after every 200 episodes, in 64 watched instances that are reset again and again."""
-    pool, curve = {}, []
-    for number in range(episodes):
-        make, row, calls = material[number % len(material)]
-        instances = pool.setdefault(make, [])
-        if len(instances) < 64:
-            instances.append(watched(make)())
-        world = instances[number % len(instances)]
-        world.reset(**{key: value for key, value in row.items() if key != "environment"})
-        for call in calls:
-            tool_methods(world)[call.name](**call.arguments)
-        if number % 200 == 199:
+    """Resident memory in MiB after every 10 batches of 8 rows x 8 rollouts, in instances kept by class as TRL does."""
+    pools, curve = {}, []
+    for batch in range(episodes // 64):
+        taken = Counter()
+        for number in range(64):
+            make, row, calls = material[(8 * batch + number // 8) % len(material)]
+            pool = pools.setdefault(make, [])
+            if taken[make] == len(pool):
+                pool.append(watched(make)())
+            world = pool[taken[make]]
+            taken[make] += 1
+            world.reset(**{key: value for key, value in row.items() if key != "environment"})
+            for call in calls:
+                tool_methods(world)[call.name](**call.arguments)
+        if batch % 10 == 9:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            curve.append([number + 1, round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)])
+            curve.append([64 * (batch + 1), round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)])
     return curve
 
 
@@ -103,7 +107,7 @@ def draw(curves, path):
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for name, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), label=name)
-    axes.set(xlabel="episodes", ylabel="resident memory (MiB)", title="Memory over 10,000 episodes", ylim=(0, None))
+    axes.set(xlabel="episodes", ylabel="resident memory (MiB)", title="Memory over many episodes", ylim=(0, None))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
@@ -111,7 +115,7 @@ def draw(curves, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=10_000)
+    parser.add_argument("--episodes", type=int, default=32_000)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     result, curves = {"command": f"python benchmarks/environments/run.py --episodes {options.episodes}"}, {}
@@ -121,9 +125,8 @@ def main():
         for how in ("bare", "watched"):
             for when, one in result[name][how].items():
                 print(f"{name:5} {how:8} {when:13} median {one['median_ms']:.4f} ms  95% {one['p95_ms']:.4f} ms")
-        print(
-            f"{name:5} memory {curves[name][4][1]} MiB after 1,000 episodes, {curves[name][-1][1]} after {options.episodes}"
-        )
+        shown = (curves[name][0], curves[name][len(curves[name]) // 2], curves[name][-1])
+        print(f"{name:5} memory " + ", ".join(f"{mib} MiB after {count:,} episodes" for count, mib in shown))
     (options.output / "results.json").write_text(json.dumps({**result, "memory_mib": curves}) + "\n")
     draw(curves, options.output / "memory.png")
 
