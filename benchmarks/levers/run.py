@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder of results.json")
     parser.add_argument("--work", type=Path, default=Path("runs/levers"), help="folder of the runs themselves")
+    parser.add_argument("--arms", choices=tuple(ARMS), nargs="+", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=90_000, help="tokens each arm may sample")
     parser.add_argument("--eval_tasks", type=int, default=300)
@@ -92,7 +93,7 @@ def main() -> None:
     file = options.output / "results.json"
     results = json.loads(file.read_text()) if file.is_file() else []
     for seed in options.seeds:
-        for arm in ARMS:
+        for arm in options.arms:
             if not any((one["arm"], one["seed"]) == (arm, seed) for one in results):
                 results.append(run(arm, seed, options))
                 file.write_text(json.dumps(results, indent=1) + "\n")
