@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fission_grpo.check_environment import check_environment
+from fission_grpo.environment_report import check_environment
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.trajectory import ToolCall
@@ -228,7 +228,7 @@ def test_the_built_in_environment_passes_with_rows():
         (ForgetsToReset, "nothing left behind", "reset leaves something behind"),
         (Dice, "determinism", "answer differently"),
         (Clock, "determinism", "total"),
-        (ByReference, "snapshot", "restored"),
+        (ByReference, "snapshot", "change a snapshot"),
         (ForgetsAField, "snapshot", "coin number"),
         (Exits, "errors are results", "exits the process"),
         (Hangs, "errors are results", "hangs for more than 0.3 s"),
@@ -294,3 +294,34 @@ def test_a_mistake_on_the_command_line_is_one_clear_line(tmp_path, name, words):
     assert done.stderr.startswith("error: ")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+class Door:
+    """Tells little: only a row with a locked door shows that its snapshots are wrong."""
+
+    def reset(self, locked: bool = False):
+        self.locked = locked
+
+    def open_door(self) -> str:
+        """Open the door."""
+        if self.locked:
+            raise ValueError("locked")
+        return "open"
+
+    def unlock_door(self) -> str:
+        """Unlock the door."""
+        self.locked = False
+        return "ok"
+
+    def _snapshot(self):
+        return None
+
+    def _restore(self, state):
+        pass
+
+
+def test_every_row_given_is_tried():
+    calls = [ToolCall("open_door"), ToolCall("open_door"), ToolCall("open_door"), ToolCall("unlock_door")]
+    assert check_environment(Door, [{"locked": False}], calls).ok
+    report = check_environment(Door, [{"locked": False}, {"locked": True}], calls)
+    assert [finding.check for finding in report.findings if finding.status == "failed"] == ["snapshot"]

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from fission_grpo.check_environment import check_environment
 from fission_grpo.environment import make_call, replay, restorable, tool_methods
+from fission_grpo.environment_report import check_environment
 from fission_grpo.evaluate import evaluate
 from fission_grpo.faults import Fault, Injected, by_kind, inject_faults, injected_errors
 from fission_grpo.policies import ScriptedPolicy

@@ -3,37 +3,50 @@
 Importing this package loads neither torch nor trl; the trainer is loaded when first asked for.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
 
 if TYPE_CHECKING:
     from fission_grpo.config import FissionGRPOConfig
+    from fission_grpo.environment_report import check_environment
+    from fission_grpo.faults import Fault, inject_faults
     from fission_grpo.trainer import FissionGRPOTrainer
+    from fission_grpo.watch import InfrastructureError
 
 __version__ = "0.1.0"
 __all__ = [
     "ErrorKind",
     "Failure",
+    "Fault",
     "FissionGRPOConfig",
     "FissionGRPOTrainer",
+    "InfrastructureError",
     "Task",
     "ToolCall",
     "ToolResult",
     "Trajectory",
     "Turn",
     "Verdict",
+    "check_environment",
+    "inject_faults",
 ]
+
+_LATER = {
+    "Fault": "fission_grpo.faults",
+    "FissionGRPOConfig": "fission_grpo.config",
+    "FissionGRPOTrainer": "fission_grpo.trainer",
+    "InfrastructureError": "fission_grpo.watch",
+    "check_environment": "fission_grpo.environment_report",
+    "inject_faults": "fission_grpo.faults",
+}
+"""Names that are loaded on first use, as importing trl takes seconds, by module."""
 
 
 def __getattr__(name: str) -> Any:
-    """Load the two TRL classes on first use (importing trl takes seconds)."""
-    if name == "FissionGRPOConfig":
-        from fission_grpo.config import FissionGRPOConfig
-
-        return FissionGRPOConfig
-    if name == "FissionGRPOTrainer":
-        from fission_grpo.trainer import FissionGRPOTrainer
-
-        return FissionGRPOTrainer
-    raise AttributeError(f"module 'fission_grpo' has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'fission_grpo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LATER[name]), name)
+    globals()[name] = value
+    return value

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.check_environment import check_environment
+from fission_grpo.environment_report import check_environment
 
 
 class _Usage(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 import math
@@ -110,66 +111,83 @@ def _difference(what: str, calls: Sequence[ToolCall], one: Sequence[str], other:
 
 
 def _determinism(trial: Trial) -> str:
-    one = trial.begin()
-    first = trial.play(one, trial.calls)
-    random.random()  # a tool that draws from the global generator now goes on elsewhere
-    other = trial.begin()
-    second = trial.play(other, trial.calls)
-    _difference("two fresh instances answer differently", trial.calls, first, second)
-    if repr(_reward_of(one)) != repr(_reward_of(other)):
-        raise CheckFailed("the same calls earn different rewards; judge by state alone")
-    return f"{len(trial.calls)} calls, twice the same"
+    for row in trial.tried:
+        one = trial.begin(row)
+        first = trial.play(one, trial.calls)
+        random.random()  # a tool that draws from the global generator now goes on elsewhere
+        other = trial.begin(row)
+        second = trial.play(other, trial.calls)
+        _difference("two fresh instances answer differently", trial.calls, first, second)
+        if repr(_reward_of(one)) != repr(_reward_of(other)):
+            raise CheckFailed("the same calls earn different rewards; judge by state alone")
+    return f"{len(trial.calls)} calls, twice the same{trial.in_rows}"
 
 
 def _isolation(trial: Trial) -> str:
-    alone = trial.play(trial.begin(), trial.calls)
-    one, other, together = trial.begin(), trial.begin(1), []
-    for call in trial.calls:
-        trial.call(other, call)
-        together += trial.play(one, [call])
-        trial.call(other, call)
     advice = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
-    _difference(advice, trial.calls, alone, together)
+    for row in trial.tried:
+        alone = trial.play(trial.begin(row), trial.calls)
+        one, other, together = trial.begin(row), trial.begin(row + 1), []
+        for call in trial.calls:
+            trial.call(other, call)
+            together += trial.play(one, [call])
+            trial.call(other, call)
+        _difference(advice, trial.calls, alone, together)
     return "another instance's calls change nothing"
 
 
 def _leaks(trial: Trial) -> str:
-    fresh = trial.play(trial.begin(), trial.calls)
-    used = trial.begin()
-    trial.play(used, trial.calls)
-    trial.reset(used)
-    _difference("reset leaves something behind", trial.calls, fresh, trial.play(used, trial.calls))
+    for row in trial.tried:
+        fresh = trial.play(trial.begin(row), trial.calls)
+        used = trial.begin(row)
+        trial.play(used, trial.calls)
+        trial.reset(used, row)
+        _difference("reset leaves something behind", trial.calls, fresh, trial.play(used, trial.calls))
     return "reset after use is like a fresh instance"
 
 
 def _snapshot(trial: Trial) -> str:
-    environment = trial.begin()
-    if not can_snapshot(environment):
+    if not can_snapshot(trial.begin()):
         raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
     half = len(trial.calls) // 2
     before, after = trial.calls[:half], trial.calls[half:]
-    trial.play(environment, before)
-    state = environment._snapshot()
-    wanted = trial.play(environment, after)
-    for attempt in ("restored", "restored a second time"):
-        environment._restore(state)
-        _difference(f"{attempt}, it answers differently", after, wanted, trial.play(environment, after))
-    fresh = trial.begin()
-    fresh._restore(state)
-    _difference("restored into a fresh instance, it answers differently", after, wanted, trial.play(fresh, after))
-    return f"restored three times, {len(after)} calls the same"
+    for row in trial.tried:
+        environment = trial.begin(row)
+        trial.play(environment, before)
+        state = environment._snapshot()
+        kept = copy.deepcopy(state)
+        comparable = _equal(kept, state)
+        wanted = trial.play(environment, after)
+        for attempt in ("restored", "restored a second time"):
+            if comparable and not _equal(kept, state):
+                raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
+            environment._restore(state)
+            _difference(f"{attempt}, it answers differently", after, wanted, trial.play(environment, after))
+        fresh = trial.begin(row)
+        fresh._restore(state)
+        what = "restored into a fresh instance, it answers differently"
+        _difference(what, after, wanted, trial.play(fresh, after))
+    return f"restored three times, {len(after)} calls the same{trial.in_rows}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether `one == other` says so; a comparison that is no truth value (arrays) says nothing, which is False."""
+    try:
+        return bool(one == other)
+    except (TypeError, ValueError):
+        return False
 
 
 def _replay(trial: Trial) -> str:
     half = len(trial.calls) // 2
-    environment = trial.begin()
-    wanted = trial.play(environment, trial.calls)[half:]
-    again = trial.begin()
-    trial.play(again, trial.calls[:half])
-    _difference(
-        "after replay it answers differently", trial.calls[half:], wanted, trial.play(again, trial.calls[half:])
-    )
-    return f"{half} calls made again lead to the same world"
+    for row in trial.tried:
+        environment = trial.begin(row)
+        wanted = trial.play(environment, trial.calls)[half:]
+        again = trial.begin(row)
+        trial.play(again, trial.calls[:half])
+        rest = trial.calls[half:]
+        _difference("after replay it answers differently", rest, wanted, trial.play(again, rest))
+    return f"{half} calls made again lead to the same world{trial.in_rows}"
 
 
 def _reward_of(environment: Any) -> Any:

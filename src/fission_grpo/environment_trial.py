@@ -17,7 +17,9 @@ from fission_grpo.trajectory import ToolCall
 from fission_grpo.watch import TimeUp, time_limit, tool_methods
 
 WORKING, FAILING = 16, 8
-"""Calls of one trial episode: so many that are answered, and so many that are refused. [ours]"""
+"""Calls found for every row: so many that are answered, and so many that are refused. [ours]"""
+ROWS = 3
+"""Most rows that are tried. [ours]"""
 DRAWS, DRAW_SECONDS = 2_000, 4.0
 """Most calls drawn to find them, and longest time spent on it. [ours]"""
 
@@ -39,6 +41,8 @@ class Trial:
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
         self.broken = ""
+        self.tried = range(min(len(rows), ROWS))
+        self.in_rows = f" in each of {len(self.tried)} rows" if len(self.tried) > 1 else ""
 
     def begin(self, row: int = 0) -> Any:
         """A new instance, reset with a row."""
@@ -77,8 +81,13 @@ class Trial:
 
     def scout(self) -> None:
         """Find calls to try it with, of which some work: their words come from the row and from earlier answers."""
-        environment = self.begin()
-        words, ended = words_of(self.rows[0]), time.monotonic() + DRAW_SECONDS
+        for row in self.tried:
+            self._scout(row)
+        self.rng.shuffle(self.calls)
+
+    def _scout(self, row: int) -> None:
+        environment = self.begin(row)
+        words, ended = words_of(self.rows[row]), time.monotonic() + DRAW_SECONDS
         room = {True: WORKING, False: FAILING}
         for _ in range(DRAWS):
             if time.monotonic() > ended or not any(room.values()):
