@@ -37,7 +37,9 @@ def test_the_guides_environment_is_the_examples_and_about_40_lines():
 def test_the_guides_verdict_is_what_the_command_says(tmp_path):
     (tmp_path / "rows.json").write_text(blocks("json")[0])
     command = [sys.executable, "-m", "fission_grpo.cli", "check-environment", f"{EXAMPLE}:Cabinet"]
-    done = subprocess.run([*command, "--row", str(tmp_path / "rows.json")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--row", str(tmp_path / "rows.json")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     shown = next(block for block in re.findall(r"```\n(\$.*?)```", GUIDE, re.DOTALL))
     assert done.stdout == shown.split("\n", 1)[1]
