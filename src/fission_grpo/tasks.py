@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.chat import render
-from fission_grpo.json_text import NotJson, quoted, read_json
+from fission_grpo.json_text import quoted
 from fission_grpo.schema import check_call, check_tool_schema
 from fission_grpo.task_json import call_fields, faithful, task_from_json, task_to_json, unfaithful
+from fission_grpo.task_rows import RowError, TaskFileError, read_task_rows
 from fission_grpo.trajectory import ErrorKind, Message, Task, ToolCall
 
 __all__ = [
@@ -35,18 +36,6 @@ ROLES = ("system", "user", "assistant", "tool")
 FIELDS = ("id", "messages", "tools", "reference")
 
 
-class TaskFileError(ValueError):
-    """A task file is missing or broken. The message says which file, row and field, and how to mend it."""
-
-
-class _Wrong(Exception):
-    """A mistake in one row, before file and row number are known."""
-
-    def __init__(self, field: str, what: str):
-        super().__init__(field, what)
-        self.field, self.what = field, what
-
-
 def load_tasks(path: str | Path) -> list[Task]:
     """Read a step-task file (the format is at the top of this module), checking everything before training starts.
 
@@ -58,25 +47,7 @@ def load_tasks(path: str | Path) -> list[Task]:
         TaskFileError: the first mistake, with file, row (line, from 1), field and how to mend it.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines: U+2028 may stand inside a string
-    except OSError as error:
-        raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a step-task file") from error
-    tasks: list[Task] = []
-    rows: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            task = _task(_object(line), f"{path.name}:{number}")
-            if task.id in rows:
-                raise _Wrong(
-                    "id", f"{quoted(task.id)} is row {rows[task.id]}'s already; make it unique or leave it out"
-                )
-        except _Wrong as wrong:
-            raise TaskFileError(f"{path}, row {number}, field '{wrong.field}': {wrong.what}") from None
-        rows[task.id] = number
-        tasks.append(task)
+    tasks = read_task_rows(path, "step-task file", _named_task)
     if not tasks:
         raise TaskFileError(f"{path}: no tasks in it; write one JSON object per line, with {', '.join(FIELDS[1:])}")
     return tasks
@@ -114,27 +85,21 @@ def to_rows(tasks: Iterable[Task], tokenizer: Any) -> list[dict[str, str]]:
     ]
 
 
-def _object(line: bytes) -> Mapping[str, Any]:
-    try:
-        text = line.decode("utf-8").strip()
-        row, end = read_json(text)
-    except (UnicodeDecodeError, NotJson) as error:
-        raise _Wrong("(whole row)", f"not JSON: {error}; write one JSON object per line") from None
-    if not isinstance(row, dict) or end != len(text):
-        raise _Wrong("(whole row)", "not one JSON object; write one JSON object per line, nothing after it")
-    return row
+def _named_task(row: Mapping[str, Any], name: str) -> tuple[str, Task]:
+    task = _task(row, name)
+    return task.id, task
 
 
 def _task(row: Mapping[str, Any], name: str) -> Task:
     known = f"a row has the fields {', '.join(FIELDS[1:])} and optionally id"
     for field in FIELDS[1:]:
         if field not in row:
-            raise _Wrong(field, f"missing; {known}")
+            raise RowError(field, f"missing; {known}")
         if not isinstance(row[field], list):
-            raise _Wrong(field, f"must be a list, got {quoted(row[field])}")
+            raise RowError(field, f"must be a list, got {quoted(row[field])}")
     identity = row.get("id", name)
     if not isinstance(identity, str) or not identity:
-        raise _Wrong("id", f"must be a non-empty string, got {quoted(identity)}; or leave it out")
+        raise RowError("id", f"must be a non-empty string, got {quoted(identity)}; or leave it out")
     tools = _tools(row["tools"])
     return Task(
         id=identity,
@@ -149,31 +114,31 @@ def _messages(messages: Sequence[Any]) -> tuple[Message, ...]:
     for i, message in enumerate(messages):
         at = f"messages[{i}]"
         if not isinstance(message, dict):
-            raise _Wrong(at, f'must be an object like {{"role": "user", "content": "..."}}, got {quoted(message)}')
+            raise RowError(at, f'must be an object like {{"role": "user", "content": "..."}}, got {quoted(message)}')
         role = message.get("role")
         if role not in ROLES:
-            raise _Wrong(f"{at}.role", f"must be one of {', '.join(ROLES)}, got {quoted(role)}")
+            raise RowError(f"{at}.role", f"must be one of {', '.join(ROLES)}, got {quoted(role)}")
         if role == "system" and i:
-            raise _Wrong(f"{at}.role", "a system message may only be the first; move it there or make it a user's")
+            raise RowError(f"{at}.role", "a system message may only be the first; move it there or make it a user's")
         calls = message.get("tool_calls") or []
         _message_calls(calls, f"{at}.tool_calls", role)
         content = message.get("content")
         if not isinstance(content, str) and not (content is None and calls):
-            raise _Wrong(f"{at}.content", f"must be a string, got {quoted(content)}")
+            raise RowError(f"{at}.content", f"must be a string, got {quoted(content)}")
     if not messages or messages[-1]["role"] not in ("user", "tool"):
-        raise _Wrong("messages", "must end with a user or tool message, for the assistant's turn to follow")
+        raise RowError("messages", "must end with a user or tool message, for the assistant's turn to follow")
     return tuple(messages)
 
 
 def _message_calls(calls: Any, at: str, role: str) -> None:
     if calls and (role != "assistant" or not isinstance(calls, list)):
-        raise _Wrong(at, "must be a list, in assistant messages only")
+        raise RowError(at, "must be a list, in assistant messages only")
     for j, call in enumerate(calls):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _Wrong(f"{at}[{j}]", f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(call)}')
+            raise RowError(f"{at}[{j}]", f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(call)}')
         if not isinstance(function.get("arguments"), dict):
-            raise _Wrong(f"{at}[{j}].arguments", f"must be an object, got {quoted(function.get('arguments'))}")
+            raise RowError(f"{at}[{j}].arguments", f"must be an object, got {quoted(function.get('arguments'))}")
 
 
 def _tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
@@ -183,9 +148,9 @@ def _tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
         try:
             check_tool_schema(tool)
         except ValueError as error:
-            raise _Wrong(f"tools[{i}]", f"{error}; mend the schema") from None
+            raise RowError(f"tools[{i}]", f"{error}; mend the schema") from None
         if tool["name"] in seen:
-            raise _Wrong(
+            raise RowError(
                 f"tools[{i}].name", f"{quoted(tool['name'])} is the name of tools[{seen[tool['name']]}] already"
             )
         seen[tool["name"]] = i
@@ -197,15 +162,15 @@ def _reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> tupl
     for i, fields in enumerate(calls):
         at = f"reference[{i}]"
         if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
-            raise _Wrong(at, f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(fields)}')
+            raise RowError(at, f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(fields)}')
         if not isinstance(fields.get("arguments"), dict):
-            raise _Wrong(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}")
+            raise RowError(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}")
         call = ToolCall(fields["name"], fields["arguments"])
         problem = check_call(call, tools)
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
-            raise _Wrong(f"{at}.name", f"{problem.message}; correct the name or add the tool to 'tools'")
+            raise RowError(f"{at}.name", f"{problem.message}; correct the name or add the tool to 'tools'")
         if problem is not None:
-            raise _Wrong(
+            raise RowError(
                 f"{at}.arguments", f"{problem.message}; correct the value, or the schema of {quoted(call.name)}"
             )
         reference.append(call)

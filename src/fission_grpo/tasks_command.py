@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from fission_grpo.bfcl import INSTALL
-from fission_grpo.tasks import TaskFileError, load_tasks, row_of_step_task
+from fission_grpo.task_rows import TaskFileError
+from fission_grpo.tasks import load_tasks, row_of_step_task
 
 
 def tasks_command(argv: list[str]) -> int:

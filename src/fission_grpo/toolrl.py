@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.schema import check_call
-from fission_grpo.tasks import TaskFileError
+from fission_grpo.task_rows import TaskFileError
 from fission_grpo.toolrl_tools import RowDropped, read_tools
 from fission_grpo.trajectory import ErrorKind, Message, Task, ToolCall
 

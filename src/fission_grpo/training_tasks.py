@@ -13,7 +13,8 @@ from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.json_text import NotJson, read_json
 from fission_grpo.step_reward import StepReward
-from fission_grpo.tasks import TaskFileError, load_tasks, to_rows
+from fission_grpo.task_rows import TaskFileError
+from fission_grpo.tasks import load_tasks, to_rows
 from fission_grpo.toolrl import read_toolrl
 from fission_grpo.trajectory import Task
 from fission_grpo.verify import RewardConfig

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from fission_grpo.bfcl import INSTALL
-from fission_grpo.tasks import TaskFileError
+from fission_grpo.task_rows import TaskFileError
 
 
 def generate_command(argv: list[str]) -> int:

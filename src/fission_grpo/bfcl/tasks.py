@@ -24,9 +24,9 @@ from fission_grpo.bfcl.docs import FILES, class_docs
 from fission_grpo.bfcl.environment import BfclEnvironment, TaskError, environment_name, environment_of
 from fission_grpo.bfcl.verify import judge_case
 from fission_grpo.bfcl.worlds import new_world
-from fission_grpo.json_text import NotJson, quoted, read_json
+from fission_grpo.json_text import quoted
 from fission_grpo.task_json import call_fields
-from fission_grpo.tasks import TaskFileError
+from fission_grpo.task_rows import RowError, TaskFileError, read_task_rows
 from fission_grpo.trajectory import ToolCall
 
 SYSTEM = "Do what the user asks with the tools."
@@ -107,24 +107,10 @@ def load_cases(path: str | Path) -> list[Case]:
         TaskFileError: the first mistake, with file, row (line, from 1), field and how to mend it.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a case file") from error
-    cases: dict[str, Case] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            case = _case(line)
-            if case.id in cases:
-                raise _Wrong("id", f"{quoted(case.id)} is another row's already; make it unique")
-        except _Wrong as wrong:
-            raise TaskFileError(f"{path}, row {number}, field '{wrong.field}': {wrong.what}") from None
-        cases[case.id] = case
+    cases = read_task_rows(path, "case file", _case)
     if not cases:
         raise TaskFileError(f"{path}: no cases in it; make some with `fission-grpo tasks generate`")
-    return list(cases.values())
+    return cases
 
 
 def check_cases(path: str | Path) -> str:
@@ -163,52 +149,37 @@ def check_case(case: Case) -> None:
         raise TaskError(f"turns[{verdict.turn}]: judged {verdict.error}")
 
 
-class _Wrong(Exception):
-    """A mistake in one row, before file and row number are known."""
-
-    def __init__(self, field: str, what: str):
-        super().__init__(field, what)
-        self.field, self.what = field, what
-
-
-def _case(line: bytes) -> Case:
-    try:
-        text = line.decode("utf-8").strip()
-        row, end = read_json(text)
-    except (UnicodeDecodeError, NotJson) as error:
-        raise _Wrong("(whole row)", f"not JSON: {error}; write one JSON object per line") from None
-    if not isinstance(row, dict) or end != len(text):
-        raise _Wrong("(whole row)", "not one JSON object; write one JSON object per line, nothing after it")
+def _case(row: Mapping[str, Any], name: str) -> tuple[str, Case]:
     for field, kind in (("id", str), ("classes", list), ("config", dict), ("turns", list)):
         if not isinstance(row.get(field), kind) or (not row[field] and field != "config"):
-            raise _Wrong(field, f"must be a non-empty {kind.__name__}, got {quoted(row.get(field))}")
+            raise RowError(field, f"must be a non-empty {kind.__name__}, got {quoted(row.get(field))}")
     for i, name in enumerate(row["classes"]):
         if name not in FILES:
-            raise _Wrong(f"classes[{i}]", f"must be one of {', '.join(FILES)}, got {quoted(name)}")
+            raise RowError(f"classes[{i}]", f"must be one of {', '.join(FILES)}, got {quoted(name)}")
     variant = row.get("variant", "base")
     if variant not in VARIANTS:
-        raise _Wrong("variant", f"must be one of {', '.join(VARIANTS)}, got {quoted(variant)}")
+        raise RowError("variant", f"must be one of {', '.join(VARIANTS)}, got {quoted(variant)}")
     functions = {name for class_name in row["classes"] for name in class_docs(class_name)}
     turns = tuple(_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
-    return Case(row["id"], tuple(row["classes"]), row["config"], turns, variant)
+    return row["id"], Case(row["id"], tuple(row["classes"]), row["config"], turns, variant)
 
 
 def _turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
     if not isinstance(turn, dict) or not isinstance(turn.get("request"), str) or not turn["request"].strip():
-        raise _Wrong(f"{at}.request", f"must be a non-empty string, got {quoted(turn)}")
+        raise RowError(f"{at}.request", f"must be a non-empty string, got {quoted(turn)}")
     if not isinstance(turn.get("reference"), list):
-        raise _Wrong(f"{at}.reference", f"must be a list of calls, got {quoted(turn.get('reference'))}")
+        raise RowError(f"{at}.reference", f"must be a list of calls, got {quoted(turn.get('reference'))}")
     calls = []
     for i, call in enumerate(turn["reference"]):
         if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
-            raise _Wrong(
+            raise RowError(
                 f"{at}.reference[{i}]", f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(call)}'
             )
         _known(call.get("name"), f"{at}.reference[{i}].name", functions)
         calls.append(ToolCall(call["name"], call["arguments"]))
     without = turn.get("without", [])
     if not isinstance(without, list):
-        raise _Wrong(f"{at}.without", f"must be a list of function names, got {quoted(without)}")
+        raise RowError(f"{at}.without", f"must be a list of function names, got {quoted(without)}")
     for i, name in enumerate(without):
         _known(name, f"{at}.without[{i}]", functions)
     return UserTurn(turn["request"], tuple(calls), tuple(without))
@@ -216,7 +187,7 @@ def _turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
 
 def _known(name: Any, at: str, functions: set[str]) -> None:
     if name not in functions:
-        raise _Wrong(at, f"{quoted(name)} is no function of the case's classes; correct it or add its class")
+        raise RowError(at, f"{quoted(name)} is no function of the case's classes; correct it or add its class")
 
 
 def all_rows(cases: Sequence[Case]) -> list[dict[str, Any]]:

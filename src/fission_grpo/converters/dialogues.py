@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.schema import check_call, check_tool_schema
-from fission_grpo.tasks import TaskFileError
+from fission_grpo.task_rows import TaskFileError
 from fission_grpo.toolrl import Converted, restored
 from fission_grpo.toolrl_tools import RowDropped, json_schema
 from fission_grpo.trajectory import ErrorKind, Message, Task, ToolCall

@@ -8,7 +8,7 @@ from typing import Any
 
 from fission_grpo.converters import apigen_mt, hermes, openai_chat, toolace, xlam
 from fission_grpo.converters.dialogues import Read, convert_rows, read_rows
-from fission_grpo.tasks import TaskFileError
+from fission_grpo.task_rows import TaskFileError
 from fission_grpo.toolrl import Converted, read_toolrl
 
 LAYOUTS: Mapping[str, Read] = {
