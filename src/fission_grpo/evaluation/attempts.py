@@ -59,7 +59,7 @@ class Tally:
 
     @property
     def errors_and_calls(self) -> tuple[int, int]:
-        """Own errors, and attempts. Calls that a fault wrapper made err are neither: they tell nothing of the policy."""
+        """Own errors, and attempts. Calls that a fault wrapper made err are neither: they say nothing of it."""
         return len(self.own), sum(not attempt.injected for attempt in self.attempts)
 
     @property

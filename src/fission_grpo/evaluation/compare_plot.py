@@ -81,8 +81,8 @@ def _caption(c: Comparison) -> str:
     left_out = len({*c.left_out_a, *c.left_out_b})
     beside = f" {left_out:,} cases left out." if left_out else ""
     return (
-        f"{c.pairs:,} cases judged in both: {c.both:,} solved by both, {c.only_a:,} by A alone, {c.only_b:,} by B alone, "
-        f"{c.neither:,} by neither (McNemar's exact p = {c.p:.3g}).{beside}\n"
+        f"{c.pairs:,} cases judged in both: {c.both:,} solved by both, {c.only_a:,} by A alone, "
+        f"{c.only_b:,} by B alone, {c.neither:,} by neither (McNemar's exact p = {c.p:.3g}).{beside}\n"
         "Teal: better in B, orange: worse in B, grey: the interval holds zero. Paired bootstrap over cases."
     )
 

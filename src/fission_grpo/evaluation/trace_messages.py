@@ -83,8 +83,9 @@ def turns_of(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] | None)
         if role == "assistant":
             turns[-1].append(_step(message, at))
         elif role in _RESULT:
-            given = message.get("tool_call_id")
-            _answer(turns, given, text_of(message.get("content"), f"{at}.content"), tools, at)
+            _answer(
+                turns, _id(message.get("tool_call_id")), text_of(message.get("content"), f"{at}.content"), tools, at
+            )
         elif role == "user" and (responses := _responses(message.get("content"))):
             for response in responses:
                 _answer(turns, None, response, tools, at)
@@ -97,7 +98,7 @@ def turns_of(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] | None)
     return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
 
 
-def result_error(call: ToolCall, result: str, tools: Sequence[Mapping[str, Any]] | None) -> CallRecord:
+def answered(call: ToolCall, result: str, tools: Sequence[Mapping[str, Any]] | None) -> CallRecord:
     """A call and its result as a record: whether it erred, and as which kind.
 
     It erred if `chat.read_result` says so or the text begins as BFCL's executor begins what a call raised.
@@ -169,7 +170,7 @@ def _step(message: Mapping[str, Any], at: str) -> _Step:
         call = _read_arguments(name, arguments)
         if isinstance(call, str):
             step.unread.append(call)
-        step.slots.append(_Slot(entry.get("id"), None if isinstance(call, str) else _record(call)))
+        step.slots.append(_Slot(_id(entry.get("id")), None if isinstance(call, str) else _record(call)))
     step.text = "\n".join(written)
     return step
 
@@ -199,16 +200,22 @@ def _read_arguments(name: str, arguments: str) -> ToolCall | str:
     return ToolCall(name, value)
 
 
+def _id(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
 def _record(call: ToolCall) -> CallRecord:
     return CallRecord(call.name, call.arguments)
 
 
 def _answer(
-    turns: Sequence[Sequence[_Step]], given: Any, result: str, tools: Sequence[Mapping[str, Any]] | None, at: str
+    turns: Sequence[Sequence[_Step]],
+    given: str | None,
+    result: str,
+    tools: Sequence[Mapping[str, Any]] | None,
+    at: str,
 ) -> None:
     """Give a result to its call; what answers an unreadable reply is left out."""
-    if given is not None and not isinstance(given, str):
-        raise WrongField(f"{at}.tool_call_id", f"must be a string, got {quoted(given)}")
     slot = next(_waiting(turns, given), None)
     if slot is None:
         last = next((step for turn in reversed(turns) for step in reversed(turn)), None)
@@ -217,7 +224,7 @@ def _answer(
         raise WrongField(at, f"is a tool result without a call before it that waits for one, got {quoted(result)}")
     slot.answered = True
     if slot.record is not None:
-        slot.record = result_error(ToolCall(slot.record.name, slot.record.arguments), result, tools)
+        slot.record = answered(ToolCall(slot.record.name, slot.record.arguments), result, tools)
 
 
 def _waiting(turns: Sequence[Sequence[_Step]], given: str | None) -> Iterator[_Slot]:
