@@ -2,8 +2,7 @@
 
 {"version": 1, "name": "qwen3-8b", "tasks": {"kind": "bfcl", "sha256": "...", "count": 800},
  "prompt": {"format": "qwen_fc"}, "decoding": {"temperature": 0.0, "seed": 0},
-     "policy": {"model": "Qwen/Qwen3-8B"},
- "versions": {"fission-grpo": "0.1.0"}}
+ "policy": {"model": "Qwen/Qwen3-8B"}, "versions": {"fission-grpo": "0.1.0"}}
 """
 
 from __future__ import annotations

@@ -81,9 +81,9 @@ def _groups(rates: Rates) -> list[Row]:
         return []
     rows: list[Row] = []
     for title, groups in (
-        ("success by kind of own error (a case can have several)", rates.by_kind),
+        ("error recovery by kind of own error (a case can have several)", rates.by_kind),
         ("success by number of own errors", rates.by_errors),
-        ("success by the user turn of the first own error", rates.by_depth),
+        ("error recovery by user turn of the first own error", rates.by_depth),
     ):
         named = [share_row(f"  {one.name}", one.success, f"cases, {one.errors:,} errors") for one in groups]
         rows += [(title,), *named]
@@ -108,7 +108,10 @@ def _effort(rates: Rates) -> list[Row]:
 
 
 def _notes(rates: Rates) -> list[str]:
-    notes = ["Intervals are 95%: Wilson's over cases; * bootstrap over cases. They say nothing about other seeds."]
+    notes = [
+        "Intervals are 95%: Wilson's over cases; * bootstrap over cases, or Wilson's over the cases where all agree.",
+        "They say nothing about other seeds.",
+    ]
     if rates.recovery.of:
         notes.append("Recovery is over the cases in which the policy erred: each policy chooses its own denominator.")
     return notes
