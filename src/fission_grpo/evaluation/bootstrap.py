@@ -17,6 +17,9 @@ RESAMPLES = 2000
 SEED = 0
 """Of the resampling, so that the same records give the same interval. [ours]"""
 
+AT_ONCE = 1_000_000
+"""Draws of cases held at once, 8 MB; more cases are resampled in parts. [ours]"""
+
 Pair = tuple[int, int]
 """What one case adds above and below the line of a ratio."""
 
@@ -56,6 +59,8 @@ def difference_interval(first: Sequence[Pair], second: Sequence[Pair]) -> tuple[
         (low, high) in [-1, 1] for shares; None where a ratio has nothing below it, or no resample differs from
         another, so that nothing can be said of the spread.
     """
+    if not first:
+        return None
     sums = _resampled_sums([(*a, *b) for a, b in zip(first, second, strict=True)])
     kept = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)]
     if not len(kept):
@@ -68,12 +73,12 @@ def _resampled_sums(rows: Sequence[Sequence[int]]) -> Any:
     """Sums of the columns of `rows` (cases by columns) over cases drawn with replacement: resamples by columns."""
     import numpy
 
-    table = numpy.array(rows, dtype=float).reshape(len(rows), -1)
-    if not len(table):
-        return numpy.zeros((0, 4))
+    table = numpy.array(rows, dtype=float)
     random = numpy.random.default_rng(SEED)
-    draws = (random.integers(0, len(table), len(table)) for _ in range(RESAMPLES))
-    return numpy.stack([numpy.bincount(draw, minlength=len(table)) @ table for draw in draws])
+    at_once = max(1, AT_ONCE // len(table))
+    sizes = (min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once))
+    draws = (random.integers(0, len(table), (size, len(table))) for size in sizes)
+    return numpy.concatenate([table[drawn].sum(axis=1) for drawn in draws])
 
 
 def _percentiles(values: Any) -> tuple[float, float]:

@@ -29,8 +29,8 @@ def comparison_png(comparison: Comparison) -> bytes:
     c = comparison
     figure = Figure(figsize=(8.0, 4.2), dpi=160, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    axes.set_title(f"{_name(c.name_b)} minus {_name(c.name_a)}", loc="left", fontsize=12.5, fontweight="bold",
-                   color=INK, pad=12)  # fmt: skip
+    title = f"{_name(c.name_b)} (B)\nminus {_name(c.name_a)} (A)"
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=INK)
     for row, one in enumerate(c.differences):
         _draw(axes, -row, one)
     _frame(axes, c)
@@ -42,17 +42,18 @@ def comparison_png(comparison: Comparison) -> bytes:
 
 def _draw(axes: Axes, y: float, one: Difference) -> None:
     color = _color(one)
-    if one.change is None:
-        axes.text(0, y, "  nothing to compare", va="center", color=MUTED, fontsize=10)
-        return
-    change = 100 * one.change
-    axes.plot(change, y, "o", color=color, markersize=9, zorder=3)
-    text = f"{change:+.1f}"
-    if one.interval is not None:
-        low, high = (100 * end for end in one.interval)
-        axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="round", zorder=2)
-        text += f"  [{low:+.1f}, {high:+.1f}]"
-    axes.annotate(text, (change, y), xytext=(0, 11), textcoords="offset points", ha="center", color=INK, fontsize=10)
+    text = "nothing to compare"
+    if one.change is not None:
+        change = 100 * one.change
+        text = f"{change:+.1f}"
+        axes.plot(change, y, "o", color=color, markersize=9, zorder=3)
+        if one.interval is not None:
+            low, high = (100 * end for end in one.interval)
+            axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="round", zorder=2)
+            text += f"\n[{low:+.1f}, {high:+.1f}]"
+    axes.annotate(
+        text, (1.02, y), xycoords=("axes fraction", "data"), va="center", color=INK, fontsize=10, annotation_clip=False
+    )
 
 
 def _frame(axes: Axes, c: Comparison) -> None:
@@ -60,7 +61,7 @@ def _frame(axes: Axes, c: Comparison) -> None:
     ends = [100 * end for one in c.differences for end in (*(one.interval or ()), one.change or 0.0)]
     reach = max(1.0, *map(abs, ends)) * 1.25
     axes.set_xlim(-reach, reach)
-    axes.set_ylim(-len(c.differences) + 0.5, 0.65)
+    axes.set_ylim(-len(c.differences) + 0.5, 0.5)
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks([-row for row in range(len(c.differences))], [_label(one) for one in c.differences])
     axes.set_xlabel("difference in percentage points, with its 95% interval", color="#475569", fontsize=10)
@@ -79,10 +80,11 @@ def _label(one: Difference) -> str:
 
 def _caption(c: Comparison) -> str:
     left_out = len({*c.left_out_a, *c.left_out_b})
-    beside = f" {left_out:,} cases left out." if left_out else ""
+    beside = f" Cases left out: {left_out:,}." if left_out else ""
     return (
         f"{c.pairs:,} cases judged in both: {c.both:,} solved by both, {c.only_a:,} by A alone, "
-        f"{c.only_b:,} by B alone, {c.neither:,} by neither (McNemar's exact p = {c.p:.3g}).{beside}\n"
+        f"{c.only_b:,} by B alone, {c.neither:,} by neither.\n"
+        f"McNemar's exact test of equal success: p = {c.p:.3g}.{beside}\n"
         "Teal: better in B, orange: worse in B, grey: the interval holds zero. Paired bootstrap over cases."
     )
 

@@ -92,6 +92,8 @@ def _record(line: Line) -> CaseRecord:
         turns = turns_of(messages, None if tools is None else [_tool(tool, i) for i, tool in enumerate(tools)])
     except WrongField as wrong:
         raise line.wrong(str(wrong)) from None
+    except RecursionError as error:
+        raise line.wrong("it is nested too deeply to be read") from error
     return CaseRecord(
         id=printable(str(name)) if name not in (None, "") else f"line-{line.number}",
         category=printable(line.take("category", str, optional=True) or ""),
