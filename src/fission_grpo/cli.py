@@ -10,6 +10,7 @@ usage: fission-grpo COMMAND [options]
 commands:
   train    train a policy with Fission-GRPO (or plain GRPO, --fission false): a YAML file and overrides, as in trl
   eval     success and error recovery of a policy on held-out tasks, with intervals
+  compare  two evaluations of the same cases, paired: table, intervals, picture
   report   an HTML page with charts and a gallery of failures, from a run's directory
   tasks    check a task file, convert other data into one, or generate tasks over BFCL's environments
   check-environment   verdict on an environment class of yours: determinism, isolation, snapshots, errors
@@ -18,6 +19,7 @@ commands:
 
   fission-grpo train --config configs/desk_fission.yaml --output_dir runs/mine
   fission-grpo eval --model runs/mine --tasks desk --output runs/mine
+  fission-grpo compare runs/eval_base runs/eval_mine
   fission-grpo report runs/mine
   fission-grpo tasks check my_tasks.jsonl
 """
@@ -40,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         from fission_grpo.evaluate_command import evaluate_command
 
         return evaluate_command(rest)
+    if command == "compare":
+        from fission_grpo.evaluation.compare_command import compare_command
+
+        return compare_command(rest)
     if command == "report":
         from fission_grpo.report import report_command
 
@@ -52,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         from fission_grpo.check_environment_command import check_environment_command
 
         return check_environment_command(rest)
-    names = "train, eval, report, tasks, check-environment"
+    names = "train, eval, compare, report, tasks, check-environment"
     print(f"error: unknown command {command!r}; commands: {names}", file=sys.stderr)
     return 2
 
