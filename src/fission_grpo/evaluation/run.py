@@ -110,7 +110,9 @@ class Progress:
         live, now = sys.stderr.isatty(), self.clock()
         if live or now - self.shown >= SHOWN_EVERY:
             self.shown = now
-            print("\r" + self.line(now) + "\x1b[K" if live else self.line(now), end="" if live else "\n", file=sys.stderr)
+            print(
+                "\r" + self.line(now) + "\x1b[K" if live else self.line(now), end="" if live else "\n", file=sys.stderr
+            )
             sys.stderr.flush()
 
     def line(self, now: float) -> str:
