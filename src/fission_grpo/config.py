@@ -60,7 +60,7 @@ class FissionGRPOConfig(GRPOConfig):
         metadata={
             "help": "How recoveries in environments are judged: episode (to its end, by your rewards), or turn (the "
             "one corrective turn [paper], 1 if its calls work and the environment's _progress() rises, else 0; "
-            "nothing is sampled after it). The default had the better mean of the two over six seeds, see LOG.md [ours]."
+            "nothing is sampled after it). The default did better on average in LOG.md [ours]."
         },
     )
     buffer_order: str = field(
