@@ -60,12 +60,12 @@ def play(asked, entry, tails):
 def decoded(text):
     answer = {}
     for name, handler in HANDLERS.items():
-        for what, decode in (
-            ("execute", lambda: handler.decode_execute(text, has_tool_call_tag=False)),
-            ("ast", lambda: handler.decode_ast(text, ReturnFormat.PYTHON, False)),
+        for what, decode, language in (
+            ("execute", handler.decode_execute, ()),
+            ("ast", handler.decode_ast, (ReturnFormat.PYTHON,)),
         ):
             try:
-                answer[f"{name} {what}"] = json.loads(json.dumps(decode(), default=repr))
+                answer[f"{name} {what}"] = json.loads(json.dumps(decode(text, *language, False), default=repr))
             except Exception:  # noqa: BLE001 - officially every exception is "not decodable"
                 answer[f"{name} {what}"] = None
     return answer

@@ -134,7 +134,9 @@ def _before(make):
 
 def _quit(steps):
     def change(calls, i, form, rng, case):
-        read = {"GorillaFileSystem": "pwd", "MathAPI": "mean", "TicketAPI": "logout"}.get(case.classes[0], "no_such_tool")
+        read = {"GorillaFileSystem": "pwd", "MathAPI": "mean", "TicketAPI": "logout"}.get(
+            case.classes[0], "no_such_tool"
+        )
         return [write([ToolCall(read)], form)] * steps + ([write(calls, form), DONE] if steps < 21 else [])
 
     return change
@@ -226,7 +228,7 @@ CHANGES = {
     ],
     "arithmetic": lambda calls, i, form, rng, case: [
         f"[{_source(calls[i], ['n=2*3+1'])}]",
-        f"[mean(numbers=[2*3, 4-1, 10/4, 2**3]), round_number(number=-7//2, decimal_places=+1)]",
+        "[mean(numbers=[2*3, 4-1, 10/4, 2**3]), round_number(number=-7//2, decimal_places=+1)]",
         write(calls, form),
         DONE,
     ],

@@ -1,9 +1,10 @@
 """BFCL's decode rules: which calls an official handler reads in a reply, as Python source, without ever running any.
 
-Two rules, of the official `QwenFCHandler` (`<tool_call>` blocks) and of the prompting handlers (a list of Python calls).
-Both are followed with their quirks: blocks that are no JSON are dropped without a word, positional arguments of Python
-calls too, bare names are strings, any sign before a number is a minus. One difference: arithmetic in arguments, which
-officially goes through `eval`, is computed here for numbers and texts of moderate size, and else counts as undecodable.
+Two rules: of the official `QwenFCHandler` (`<tool_call>` blocks), and of the prompting handlers (a list of Python
+calls). Both are followed with their quirks: blocks that are no JSON are dropped without a word, positional arguments
+of Python calls too, bare names are strings, any sign before a number is a minus. One difference: arithmetic in
+arguments, which officially goes through `eval`, is computed here for numbers and texts of moderate size, and otherwise
+counts as undecodable.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def hermes_calls(text: str) -> list[OfficialCall]:
 
 
 def calls_of_mapping(item: Mapping[str, Any]) -> list[OfficialCall]:
-    """`{name: arguments}`, arguments perhaps as JSON text, as results of API models are written. Raises Undecodable."""
+    """`{name: arguments}`, arguments perhaps as JSON text, as API models' results are written. Raises Undecodable."""
     return [_hermes_call(name, arguments) for name, arguments in item.items()]
 
 
@@ -116,14 +117,14 @@ def python_calls(text: str) -> list[OfficialCall]:
         for name, arguments in item.items():
             try:
                 source = f"{name}({', '.join(f'{key}={_source(value)}' for key, value in arguments.items())})"
-            except (IndexError, AttributeError, RecursionError) as error:
-                raise Undecodable("an argument is an empty dictionary, which BFCL's decoder cannot read") from error
+            except RecursionError:
+                raise Undecodable("the arguments are nested too deeply") from None
             calls.append(OfficialCall(name, clean(arguments), source))
     return calls
 
 
 def decode_hermes(text: str, truncated: bool = False) -> Decoded:
-    """A reply under the rule of `QwenFCHandler`. `unread` names what was dropped; a cut-off end is no error of form."""
+    """A reply under the rule of `QwenFCHandler`. `unread` says what was dropped; a cut-off end is no error of form."""
     answer = answer_text(text)
     try:
         calls = hermes_calls(answer)
@@ -215,7 +216,7 @@ def _resolved(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant():
             return "..." if node.value is Ellipsis else node.value
-        case ast.UnaryOp(operand=ast.Constant(value=value)):
+        case ast.UnaryOp(operand=ast.Constant(value=int() | float() | complex() as value)):
             return -value  # officially so, whatever the sign
         case ast.List():
             return [_resolved(item) for item in node.elts]
@@ -247,17 +248,11 @@ _OPERATORS = {
 
 
 def _arithmetic(node: ast.expr) -> Any:
-    """The value of arithmetic on literals. Raises ValueError for anything else, or for what would grow too large."""
+    """The value of arithmetic on literals. Raises Undecodable for anything else, or for what would grow too large."""
     match node:
         case ast.BinOp() if type(node.op) in _OPERATORS:
             left, right = _arithmetic(node.left), _arithmetic(node.right)
-            size = len(str(left)) + len(str(right))
-            if isinstance(node.op, ast.Pow):
-                size = len(str(left)) * max(1, abs(right))
-            elif isinstance(node.op, ast.Mult) and (isinstance(left, str) or isinstance(right, str)):
-                number, text = (right, left) if isinstance(left, str) else (left, right)
-                size = len(text) * max(0, number)
-            if size > _LARGEST:
+            if _size(node.op, left, right) > _LARGEST:
                 raise Undecodable("arithmetic in an argument is too large")
             return _OPERATORS[type(node.op)](left, right)
         case ast.UnaryOp(op=ast.USub()):
@@ -269,11 +264,23 @@ def _arithmetic(node: ast.expr) -> Any:
     raise Undecodable("an argument is no plain value")
 
 
+def _size(op: ast.operator, left: Any, right: Any) -> float:
+    """At most how many digits or characters the result has. Raises TypeError where the operator does not apply."""
+    if isinstance(op, ast.Pow):
+        return len(str(left)) * max(1, abs(right))
+    if isinstance(op, ast.Mult) and str in (type(left), type(right)):
+        text, number = (left, right) if isinstance(left, str) else (right, left)
+        return len(text) * max(0, number)
+    return len(str(left)) + len(str(right))
+
+
 def _source(value: Any) -> str:
     """A resolved value as source again: a dictionary of dictionaries is a nested call, as officially."""
     if not isinstance(value, dict):
         return repr(value)
     if all(isinstance(inner, dict) for inner in value.values()):
-        name, arguments = list(value.items())[0]
+        if not value:
+            raise Undecodable("an argument is an empty dictionary, which BFCL's decoder cannot read")
+        name, arguments = next(iter(value.items()))
         return f"{name}({', '.join(f'{key}={_source(inner)}' for key, inner in arguments.items())})"
     return "{" + ", ".join(f"'{key}': {_source(inner)}" for key, inner in value.items()) + "}"

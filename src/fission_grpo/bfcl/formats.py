@@ -4,8 +4,8 @@
   for byte; `Request.prompt` is the text to continue.
 - "chat": messages and tool schemas for any model with a chat template of its own or behind a chat endpoint, read with
   `fission_grpo.chat.parse`. There is no official counterpart: schemas are proper JSON schema, dots in function names
-  are underscores (endpoints refuse dots), and functions held out are added to the tools at their turn, with the message
-  that official function-calling models get.
+  are underscores (endpoints refuse dots), and functions held out are added to the tools at their turn, with the
+  message that official function-calling models get.
 """
 
 from __future__ import annotations

@@ -91,14 +91,10 @@ def play_single(case: SingleTurnCase, format: str = "qwen-fc") -> Play:
         verdict = judge_single(case, calls)
     except Undecodable:
         calls, verdict = [], judge_single(case, None)
-    made = tuple(
-        CallRecord(clean(str(name)), clean(arguments)) for call in calls for name, arguments in call.items()
-    )
+    made = tuple(CallRecord(clean(str(name)), clean(arguments)) for call in calls for name, arguments in call.items())
     step = StepRecord(reply.text, made, unread, reply.tokens, reply.truncated)
     turn = TurnRecord((step,), verdict is None)
-    return CaseRecord(
-        case.id, case.category, (turn,), verdict is None, verdict, seconds=time.monotonic() - began
-    )
+    return CaseRecord(case.id, case.category, (turn,), verdict is None, verdict, seconds=time.monotonic() - began)
 
 
 def scripted_calls(calls: tuple[ToolCall, ...]) -> str:

@@ -124,7 +124,9 @@ def _dialogue(messages: Sequence[Message]) -> str:
             first = i == 0 or messages[i - 1]["role"] != "tool"
             last = i == len(messages) - 1 or messages[i + 1]["role"] != "tool"
             parts.append("<|im_start|>user" if first else "")
-            parts.append(f"\n<tool_response>\n{message['content']}\n</tool_response>" + ("<|im_end|>\n" if last else ""))
+            parts.append(
+                f"\n<tool_response>\n{message['content']}\n</tool_response>" + ("<|im_end|>\n" if last else "")
+            )
     return "".join(parts) + "<|im_start|>assistant\n"
 
 
@@ -154,7 +156,7 @@ def _kept_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> str:
     try:
         for call in calls:
             text += "\n" if content or call != calls[0] else ""
-            inner = call["function"] if "function" in call else call
+            inner = call["function"] if "function" in call else call  # noqa: SIM401 - it may be no mapping
             arguments = inner["arguments"]
             written = arguments if isinstance(arguments, str) else json.dumps(arguments)
             text += '<tool_call>\n{"name": "' + inner["name"] + '", "arguments": ' + written + "}\n</tool_call>"

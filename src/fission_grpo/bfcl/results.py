@@ -223,17 +223,18 @@ def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseR
 
 
 def _decoded(step: Any, rule: str, names: Sequence[str]) -> Decoded:
+    if isinstance(step, str):
+        if rule == "hermes":
+            return decode_hermes(step)
+        return decode_python(step, names) if rule == "python" else Decoded()
     items = [step] if isinstance(step, dict) else step
-    if isinstance(items, list) and not all(isinstance(item, str) for item in items):
-        try:
-            found = [call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)]
-        except Undecodable as error:
-            return Decoded(unread=str(error))
-        return Decoded(tuple(found))
-    text = f"[{', '.join(items)}]" if isinstance(items, list) else str(items)
-    if rule == "hermes":
-        return decode_hermes(text)
-    return decode_python(text, names) if rule == "python" or isinstance(items, list) else Decoded()
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) == len(items):
+        return decode_python(f"[{', '.join(texts)}]", names)
+    try:
+        return Decoded(tuple(call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)))
+    except Undecodable as error:
+        return Decoded(unread=str(error))
 
 
 def _judged(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
