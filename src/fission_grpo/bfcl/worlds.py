@@ -36,14 +36,17 @@ class World:
         """
         self.error = None
         try:
-            class_name = _owner(call.name, self.instances)
-            method = getattr(self.instances[class_name], call.name)
-            return _text(
-                method(**copy.deepcopy({**_mutable_defaults(type(method.__self__), call.name), **call.arguments}))
-            )
+            return _text(self.value(call))
         except Exception as error:  # noqa: BLE001 - the simulator's own error is its answer, as in the official executor
             self.error = error
             return f"Error during execution: {error}"
+
+    def value(self, call: ToolCall) -> Any:
+        """What the function returns, before it is made text. Raises whatever the simulator raises."""
+        class_name = _owner(call.name, self.instances)
+        method = getattr(self.instances[class_name], call.name)
+        defaults = _mutable_defaults(type(method.__self__), call.name)
+        return method(**copy.deepcopy({**defaults, **call.arguments}))
 
     def copy(self) -> World:
         """A world in the same state that shares nothing with this one, random generators included."""
