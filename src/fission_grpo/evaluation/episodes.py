@@ -87,8 +87,8 @@ def play_environment(
     """One episode in a live environment.
 
     As in FissionGRPOTrainer: tools are the environment's public methods, what a tool raises becomes the text
-    `str({"error": message})`, a turn that cannot be read is answered so too, a turn without calls ends the episode. The
-    record has one turn, of as many steps as the policy wrote; calls that were not made are not in it.
+    `str({"error": message})`, a turn that cannot be read is answered so too, a turn without calls ends the episode.
+    The record has one turn, of as many steps as the policy wrote; calls that were not made are not in it.
 
     Args:
         environment: makes a fresh one with `reset(**row)` and `get_reward()` (or `_reward()`); or several by name, of
@@ -159,11 +159,11 @@ def _judge(world: Any, success_at: float) -> tuple[bool | None, str | None, str 
     """Success, why there is no judgement, and what the judge said of a failure."""
     reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
     reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    broken = world._fission_watch.broken or ("no reward" if reward is None else None)
-    if broken is not None:
-        return None, broken, None
-    success = float(reward) >= success_at
-    return success, None, None if success else f"reward {float(reward):g}"
+    broken = world._fission_watch.broken
+    if broken is not None or reward is None:
+        return None, broken or "no reward", None
+    value = float(reward)
+    return value >= success_at, None, None if value >= success_at else f"reward {value:g}"
 
 
 def _record(

@@ -144,8 +144,8 @@ def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[
     The first prompt is the chat template's; templates that ignore tools get them as `chat.render` does it. What
     follows a turn (end of turn, tool results, next header) is read off a stand-in dialogue, as TRL's `GRPOTrainer`
     does, since some templates change earlier turns when they render them again. Messages that follow an assistant turn
-    are rendered apart from what came before it. Assistant messages whose calls are not in their content come from data,
-    not from a policy; the template renders them, and all before them.
+    are rendered apart from what came before it. Assistant messages whose calls are not in their content come from
+    data, not from a policy; the template renders them, and all before them.
     """
     given = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and not _is_own(message)]
     first = given[-1] + 1 if given else 0

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.chat import parse
+from fission_grpo.evaluation.local import encodable
 from fission_grpo.evaluation.play import Reply
 from fission_grpo.json_text import NotJson, read_json
 from fission_grpo.trajectory import Message, ToolResult
@@ -77,7 +78,14 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
         else:
             sent += [{"role": message["role"], "content": message.get("content") or ""}, *_as_user(results)]
         at = end
-    return sent
+    return _encodable(sent)
+
+
+def tools_to_openai(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Schemas as the API takes them, without what it does not know (`get_json_schema` tells what a tool returns)."""
+    given = [tool.get("function", tool) for tool in tools]
+    known = ("name", "description", "parameters")
+    return [{"type": "function", "function": {key: one[key] for key in known if key in one}} for one in given]
 
 
 def _result(name: str, content: str, call_id: Any) -> Message:
@@ -157,3 +165,11 @@ def _is_object(text: str) -> bool:
 def _as_user(results: Sequence[Message]) -> list[dict[str, Any]]:
     blocks = [f"<tool_response>\n{result.get('content') or ''}\n</tool_response>" for result in results]
     return [{"role": "user", "content": "\n".join(blocks)}] if blocks else []
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {key: _encodable(inner) for key, inner in value.items()}
+    return [_encodable(inner) for inner in value] if isinstance(value, list) else value
