@@ -10,7 +10,8 @@ from fission_grpo.environment import InfrastructureError
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import first_call, make_rows, solution
 from fission_grpo.evaluate import Case, evaluate, summarise, wilson
-from fission_grpo.policies import Reply, ScriptedPolicy
+from fission_grpo.evaluation.play import Reply
+from fission_grpo.policies import ScriptedPolicy
 from fission_grpo.trajectory import ToolCall
 
 
@@ -25,12 +26,18 @@ class Counter:
         return float(self.total == 2)
 
     def add(self, step: int) -> str:
+        """Count up.
+
+        Args:
+            step: by how much
+        """
         if step % 2:
             raise ValueError("step must be even")
         self.total += step
         return f"total {self.total}"
 
     def peek(self) -> dict:
+        """Look."""
         return {"error": "not now"}
 
     def _secret(self) -> str:
@@ -144,14 +151,15 @@ def test_a_broken_world_is_no_failure_and_counts_nowhere():
 def test_each_row_may_have_an_environment_of_its_own():
     class Other(Counter):
         def only_here(self) -> str:
+            """Say ok."""
             return "ok"
 
     seen = []
 
     class Policy:
-        def reply(self, dialogues, tools):
-            seen.extend(sorted(tool.__name__ for tool in own) for own in tools)
-            return [Reply("Done.") for _ in dialogues]
+        def reply(self, requests):
+            seen.extend(sorted(tool["name"] for tool in request.tools) for request in requests)
+            return [Reply("Done.") for _ in requests]
 
     rows = [{**ROW, "environment": "b"}, {**ROW, "environment": "a"}]
     evaluate(Policy(), {"a": Counter, "b": Other}, rows)
@@ -160,8 +168,8 @@ def test_each_row_may_have_an_environment_of_its_own():
 
 def test_tokens_are_added_up_and_a_truncated_turn_makes_no_calls():
     class Short:
-        def reply(self, dialogues, tools):
-            return [Reply(add(2), tokens=7, truncated=True) for _ in dialogues]
+        def reply(self, requests):
+            return [Reply(add(2), tokens=7, truncated=True) for _ in requests]
 
     (case,) = evaluate(Short(), Counter, [ROW])
     assert (case.generated_tokens, case.calls, case.turns) == (7, 0, 1)

@@ -15,12 +15,15 @@ from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_demos import MIXED, demonstrations
 from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.evaluate import evaluate, summarise
-from fission_grpo.policies import LocalPolicy, continued_text
+from fission_grpo.evaluation.episodes import ToolSchemas
+from fission_grpo.evaluation.local import LocalPolicy, continued_text
+from fission_grpo.evaluation.play import Request
 from fission_grpo.starter import load_starter, starter_path
 from fission_grpo.starter_training import Plan, make_starter, train_starter
 from fission_grpo.trajectory import ToolCall
 
 TOOLS = list(tool_methods(Desk()).values())
+SCHEMAS = ToolSchemas(tool_methods(Desk()))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_any_text_survives_the_tokenizer(starter):
 def test_a_prompt_shows_the_tools_as_signatures_and_is_short(starter):
     _, tokenizer = starter
     for row in make_rows(16, 0, "held_out"):
-        text = continued_text(tokenizer, row["prompt"], TOOLS)
+        text = continued_text(tokenizer, row["prompt"], SCHEMAS)
         assert "Tools: add_event(title, date, time) cancel_event(event_id) delete_file(name)" in text
         assert len(tokenizer(text)["input_ids"]) <= 130
 
@@ -95,11 +98,11 @@ def test_dialogues_are_continued_as_the_template_renders_them_and_as_trl_concate
         rendered = tokenizer.apply_chat_template(
             dialogue[:-1], tools=TOOLS, add_generation_prompt=True, tokenize=False
         )
-        assert continued_text(tokenizer, dialogue[:-1], TOOLS) == rendered
+        assert continued_text(tokenizer, dialogue[:-1], SCHEMAS) == rendered
         # TRL: prompt ids + completion ids (up to the end of turn) + ids of what follows it
-        opening = continued_text(tokenizer, dialogue[:1], TOOLS)
+        opening = continued_text(tokenizer, dialogue[:1], SCHEMAS)
         turn = dialogue[1]["content"] + tokenizer.eos_token
-        rest = continued_text(tokenizer, dialogue[:3], TOOLS).removeprefix(opening + turn)
+        rest = continued_text(tokenizer, dialogue[:3], SCHEMAS).removeprefix(opening + turn)
         pieces = [tokenizer(part)["input_ids"] for part in (opening, turn, rest)]
         assert [token for piece in pieces for token in piece] == tokenizer(opening + turn + rest)["input_ids"]
 
@@ -112,20 +115,23 @@ def test_what_the_policy_wrote_is_kept_to_the_letter(starter):
         {"role": "assistant", "content": odd},
         {"role": "tool", "name": "x", "content": "ok"},
     ]
-    assert f"<|im_start|>assistant\n{odd}<|im_end|>\n<|im_start|>user\n" in continued_text(tokenizer, dialogue, TOOLS)
+    assert f"<|im_start|>assistant\n{odd}<|im_end|>\n<|im_start|>user\n" in continued_text(
+        tokenizer, dialogue, SCHEMAS
+    )
 
 
 def test_sampling_is_repeatable_and_left_padding_changes_nothing(starter):
-    dialogues = [row["prompt"] for row in make_rows(8, 3, "held_out")]
-    first, second = (LocalPolicy(*starter, seed=5).reply(dialogues, [TOOLS] * len(dialogues)) for _ in range(2))
+    requests = [Request(row["prompt"], SCHEMAS) for row in make_rows(8, 3, "held_out")]
+    first, second = (LocalPolicy(*starter, seed=5).reply(requests) for _ in range(2))
     assert first == second
-    together = LocalPolicy(*starter, temperature=0).reply(dialogues, [TOOLS] * len(dialogues))
-    alone = [LocalPolicy(*starter, temperature=0, batch_size=1).reply([each], [TOOLS])[0] for each in dialogues]
+    together = LocalPolicy(*starter, temperature=0).reply(requests)
+    alone = [LocalPolicy(*starter, temperature=0, batch_size=1).reply([each])[0] for each in requests]
     assert together == alone
 
 
 def test_a_reply_that_hits_the_limit_is_marked_truncated(starter):
-    (reply,) = LocalPolicy(*starter, max_new_tokens=3).reply([make_rows(1, 3, "held_out")[0]["prompt"]], [TOOLS])
+    request = Request(make_rows(1, 3, "held_out")[0]["prompt"], SCHEMAS)
+    (reply,) = LocalPolicy(*starter, max_new_tokens=3).reply([request])
     assert (reply.tokens, reply.truncated) == (3, True)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.evaluate import evaluate, summarise
-from fission_grpo.policies import LocalPolicy
+from fission_grpo.evaluation.local import LocalPolicy
 from fission_grpo.starter import load_starter
 
 

@@ -118,15 +118,20 @@ def render(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]], 
     """
     if isinstance(prompt, str):
         return prompt
-    if _takes_tools(tokenizer):
-        messages, given = [dict(message) for message in prompt], [_openai_tool(tool) for tool in tools] or None
-    else:
-        messages, given = _plain_messages(prompt, tools), None
-    text = _apply(tokenizer, messages, given)
+    text = template_text(prompt, tools, tokenizer)
     bos = getattr(tokenizer, "bos_token", None)
     if bos and text.startswith(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = text[len(bos) :]
     return text
+
+
+def template_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """As `render`, with the beginning-of-sequence token where the template writes one: to be tokenized as it is."""
+    if _takes_tools(tokenizer):
+        given, own = [dict(message) for message in messages], [_openai_tool(tool) for tool in tools] or None
+    else:
+        given, own = _plain_messages(messages, tools), None
+    return _apply(tokenizer, given, own)
 
 
 def read_result(call: ToolCall, content: str) -> ToolResult:

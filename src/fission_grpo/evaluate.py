@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.chat import parse
-from fission_grpo.environment import Limits, make_call, restorable, tool_methods
-from fission_grpo.faults import injected_errors
-from fission_grpo.policies import Policy, Reply
-from fission_grpo.trajectory import Message, ToolResult
+from fission_grpo.environment import Limits
+from fission_grpo.evaluation.episodes import Rules, play_environment
+from fission_grpo.evaluation.play import AsynchronousPolicy, Play, Policy, play_all
+from fission_grpo.evaluation.records import CaseRecord
+from fission_grpo.trajectory import Message
 
 Z95 = 1.959963984540054
 """97.5% quantile of the normal distribution."""
@@ -34,7 +32,8 @@ class Case:
         generated_tokens: tokens the policy wrote.
         retries: erring calls whose next call was the same again.
         transcript: the whole dialogue; assistant messages hold the raw text.
-        broken: why the episode could not be judged (the environment was out of order), None if it could.
+        broken: why the episode could not be judged (the environment was out of order, or a reply got lost), None if
+            it could.
         injected: errors among `errors` that a fault wrapper made (see `faults`), not the policy's own.
     """
 
@@ -97,23 +96,8 @@ class Summary:
         )
 
 
-@dataclass
-class _Episode:
-    """An episode under way."""
-
-    row: Mapping[str, Any]
-    environment: Any
-    tools: Mapping[str, Callable[..., Any]]
-    transcript: list[Message]
-    open: bool = True
-    calls: list[ToolResult] = field(default_factory=list)
-    unread: int = 0
-    turns: int = 0
-    tokens: int = 0
-
-
 def evaluate(
-    policy: Policy,
+    policy: Policy | AsynchronousPolicy,
     make_environment: Callable[[], Any] | Mapping[str, Callable[[], Any]],
     rows: Iterable[Mapping[str, Any]],
     *,
@@ -123,10 +107,8 @@ def evaluate(
 ) -> list[Case]:
     """Let the policy do every row's task, all episodes side by side.
 
-    As in FissionGRPOTrainer: tools are the environment's public methods, what a tool raises becomes the text
-    `str({"error": message})`, a turn that cannot be read is answered so too (and counts as an error), a turn without
-    calls ends the episode. Calls in the last of `max_turns` turns are not made, which is TRL's
-    `max_tool_calling_iterations = max_turns - 1`.
+    How an episode goes is `evaluation.episodes.play_environment`'s matter. All rows are held in memory; use `play_all`
+    for as many as you like.
 
     Args:
         policy: writes the turns.
@@ -140,19 +122,38 @@ def evaluate(
     Raises:
         ValueError: a row without a prompt of chat messages; `max_turns` below 1.
     """
-    if max_turns < 1:
-        raise ValueError(f"max_turns must be at least 1, got {max_turns}")
-    make = _maker(make_environment, limits)
-    episodes = [_begin(make(row), row, number) for number, row in enumerate(rows)]
-    for turn in range(max_turns):
-        going = [episode for episode in episodes if episode.open]
-        if not going:
-            break
-        tools = [list(episode.tools.values()) for episode in going]
-        replies = policy.reply([episode.transcript for episode in going], tools)
-        for episode, reply in zip(going, replies, strict=True):
-            _take_turn(episode, reply, last=turn == max_turns - 1)
-    return [_case(episode, number, success_at) for number, episode in enumerate(episodes)]
+    rules, rows = Rules(max_turns, success_at, limits), list(rows)
+    cases: dict[int, Case] = {}
+
+    def case_of(number: int) -> Play:
+        transcript: list[Message] = []
+        record = yield from play_environment(make_environment, rows[number], number, rules, transcript=transcript)
+        cases[number] = case_of_record(record, transcript)
+        return record
+
+    begin = (lambda number=number: case_of(number) for number in range(len(rows)))
+    play_all(policy, begin, in_flight=max(len(rows), 1))
+    return [cases[number] for number in range(len(rows))]
+
+
+def case_of_record(record: CaseRecord, transcript: Sequence[Message] = ()) -> Case:
+    """A record in the terms of `summarise`; injected errors are among its errors."""
+    calls = record.calls
+    return Case(
+        id=record.id,
+        success=bool(record.success),
+        calls=len(calls),
+        errors=sum(step.errors for step in record.steps),
+        turns=len(record.steps),
+        generated_tokens=sum(step.tokens for step in record.steps),
+        retries=sum(
+            call.error is not None and (later.name, later.arguments) == (call.name, call.arguments)
+            for call, later in itertools.pairwise(calls)
+        ),
+        transcript=tuple(transcript),
+        broken=record.missing,
+        injected=sum(call.injected for call in calls),
+    )
 
 
 def summarise(cases: Sequence[Case]) -> Summary:
@@ -194,62 +195,3 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     low, high = (middle - half) / (1 + z2 / trials), (middle + half) / (1 + z2 / trials)
     return max(low, 0.0) if successes else 0.0, min(high, 1.0) if successes < trials else 1.0
-
-
-def _maker(given: Any, limits: Limits | None) -> Callable[[Mapping[str, Any]], Any]:
-    """From a row to its environment, watched as in training."""
-    named = given if isinstance(given, Mapping) else {None: given}
-    factories = {name: restorable(factory, asyncio.run, limits=limits) for name, factory in named.items()}
-    return lambda row: factories[row["environment"] if isinstance(given, Mapping) else None]()
-
-
-def _begin(environment: Any, row: Mapping[str, Any], number: int) -> _Episode:
-    prompt = row.get("prompt")
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
-        raise ValueError(f"row {row.get('id', number)!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
-    transcript = [dict(message) for message in prompt]
-    environment_name = isinstance(row.get("environment"), str)
-    columns = {key: value for key, value in row.items() if key != "environment"} if environment_name else row
-    observation = environment.reset(**columns)
-    if observation:
-        transcript[-1]["content"] += observation
-    return _Episode(row, environment, tool_methods(environment), list(transcript))
-
-
-def _take_turn(episode: _Episode, reply: Reply, last: bool) -> None:
-    """Add a reply to its episode and make its calls."""
-    episode.turns += 1
-    episode.tokens += reply.tokens
-    episode.transcript.append({"role": "assistant", "content": reply.text})
-    turn = parse(reply.text, truncated=reply.truncated)
-    episode.unread += turn.error is not None
-    episode.open = bool(turn.calls or turn.error) and not last and not reply.truncated
-    if not episode.open:
-        return
-    if turn.error is not None:
-        told = {"role": "tool", "name": next(iter(episode.tools), "error"), "content": str({"error": turn.error})}
-        episode.transcript.append(told)
-    for call in turn.calls:
-        result = make_call(episode.tools, call, asyncio.run)
-        episode.calls.append(result)
-        episode.transcript.append({"role": "tool", "name": call.name, "content": result.content})
-
-
-def _case(episode: _Episode, number: int, success_at: float) -> Case:
-    results, world = episode.calls, episode.environment
-    reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
-    reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    return Case(
-        id=str(episode.row.get("id", number)),
-        success=reward is not None and float(reward) >= success_at,
-        calls=len(results),
-        errors=sum(result.error is not None for result in results) + episode.unread,
-        turns=episode.turns,
-        generated_tokens=episode.tokens,
-        retries=sum(
-            result.error is not None and later.call == result.call for result, later in itertools.pairwise(results)
-        ),
-        transcript=tuple(episode.transcript),
-        broken=world._fission_watch.broken or ("no reward" if reward is None else None),
-        injected=injected_errors(results, world, episode.tools),
-    )

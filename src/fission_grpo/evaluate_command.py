@@ -16,7 +16,7 @@ def evaluate_command(argv: list[str]) -> int:
     """Evaluate a model. Returns 0, or 2 after one line on stderr about what is wrong."""
     arguments = _parser().parse_args(argv)
     try:
-        from fission_grpo.policies import LocalPolicy
+        from fission_grpo.evaluation.local import LocalPolicy
 
         policy = LocalPolicy(
             *_load(arguments.model),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -125,9 +126,15 @@ def injected_errors(results: Sequence[ToolResult], environment: Any, tools: Coll
         environment: where they were made; without `injected` the answer is 0.
         tools: names of its tools: calls of others never reached it.
     """
+    return sum(injected_calls(results, environment, tools))
+
+
+def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Collection[str]) -> tuple[bool, ...]:
+    """For every call of an episode whether it failed because of an injected fault; arguments as `injected_errors`."""
     places = {one.index for one in getattr(environment, "injected", ())}
-    made = [result for result in results if result.call.name in tools]
-    return sum(result.error is not None and index in places for index, result in enumerate(made))
+    number = itertools.count()
+    reached = [next(number) if result.call.name in tools else None for result in results]
+    return tuple(result.error is not None and at in places for result, at in zip(results, reached, strict=True))
 
 
 class _Injector:

@@ -1,0 +1,206 @@
+"""A transformers model in this process as a policy: batched, with a KV cache and left padding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fission_grpo.chat import template_text
+from fission_grpo.evaluation.play import Reply, Request
+from fission_grpo.trajectory import Message
+
+_MARK = "ASSISTANT TURN"
+
+
+class LocalPolicy:
+    """Samples from a transformers model in this process. Its other generation settings (repetition penalty, top-k,
+    ...) are not used: the distribution is the model's own at the temperature given.
+
+    Args:
+        model: a causal language model with `generate`.
+        tokenizer: its tokenizer. Without a chat template it can only continue requests with a `prompt`.
+        temperature: 0 takes the most probable token.
+        max_new_tokens: limit of one turn, in tokens.
+        batch_size: requests per batch, which hold prompts of about one length.
+        seed: of the sampling; the same seed, model and requests in the same order and batches give the same replies
+            on one machine. The global random state is left as it was.
+
+    Raises:
+        ValueError: a limit out of range; a tokenizer without any token to pad with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        temperature: float = 1.0,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+        seed: int = 0,
+    ):
+        if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
+            raise ValueError(
+                "LocalPolicy needs temperature >= 0, max_new_tokens >= 1 and batch_size >= 1, got "
+                f"{temperature}, {max_new_tokens}, {batch_size}"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
+        self.eos = eos_ids(model, tokenizer)
+        self.context = context_length(model)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
+        if self._pad is None:
+            raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
+        self._seed, self._calls = seed, 0
+
+    def reply(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request. A prompt that fills the model's context gets an empty reply, truncated.
+
+        Raises:
+            ValueError: a request without `prompt`, and the chat template is missing or refuses the dialogue.
+        """
+        import torch
+
+        prompts = [self._ids(request) for request in requests]
+        replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
+        order = sorted((i for i in range(len(prompts)) if i not in replies), key=lambda i: len(prompts[i]))
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(hash((self._seed, self._calls)) % 2**31)
+            for room, group in itertools.groupby(order, key=lambda i: self._room(prompts[i])):
+                for indices in _batches(list(group), self.batch_size):
+                    replies |= zip(indices, self._sample([prompts[i] for i in indices], room), strict=True)
+        self.model.train(was_training)
+        self._calls += 1
+        return [replies[i] for i in range(len(prompts))]
+
+    def _ids(self, request: Request) -> list[int]:
+        text = encodable(prompt_text(self.tokenizer, request))
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _room(self, prompt: Sequence[int]) -> int:
+        """New tokens that a prompt leaves room for, at most `max_new_tokens`."""
+        return min(self.max_new_tokens, self.context - len(prompt)) if self.context else self.max_new_tokens
+
+    def _sample(self, prompts: list[list[int]], room: int) -> list[Reply]:
+        """One batch of prompts (token ids) continued by at most `room` tokens."""
+        import torch
+
+        length = max(1, *map(len, prompts))
+        ids = torch.tensor([[self._pad] * (length - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        with torch.no_grad(), _own_settings(self.model):
+            out = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=room,
+                pad_token_id=self._pad,
+                eos_token_id=sorted(self.eos) or None,
+                use_cache=True,
+                top_k=0,
+                top_p=1.0,
+                **sampling,
+            )
+        return [self._read(row) for row in out[:, length:].tolist()]
+
+    def _read(self, ids: list[int]) -> Reply:
+        end = next((at for at, token in enumerate(ids) if token in self.eos), None)
+        own = ids if end is None else ids[: end + 1]
+        text = self.tokenizer.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Reply(text, len(own), truncated=end is None)
+
+
+def prompt_text(tokenizer: Any, request: Request) -> str:
+    """The text a request's reply continues: its `prompt`, else its dialogue as the chat template renders it.
+
+    Raises:
+        ValueError: there is no chat template, or it refuses the dialogue.
+    """
+    if request.prompt is not None:
+        return request.prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{_name(tokenizer)} has no chat template, so dialogues cannot be rendered for it: take the "
+            "instruction-tuned model's tokenizer, set tokenizer.chat_template, or evaluate on cases that bring their "
+            "own prompt text"
+        )
+    from jinja2 import TemplateError
+
+    try:
+        return continued_text(tokenizer, request.messages, request.tools)
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in request.messages)
+        raise ValueError(
+            f"the chat template of {_name(tokenizer)} refuses a dialogue of the roles {roles}: {error}"
+        ) from error
+
+
+def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt for the next assistant turn, with the assistant's earlier text exactly as it was written.
+
+    The first prompt is the chat template's; templates that ignore tools get them as `chat.render` does it. What
+    follows a turn (end of turn, tool results, next header) is read off a stand-in dialogue, as TRL's `GRPOTrainer`
+    does, since some templates change earlier turns when they render them again. Messages that follow an assistant turn
+    are rendered apart from what came before it. Assistant messages whose calls are not in their content come from
+    data, not from a policy; the template renders them, and all before them.
+    """
+    given = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and not _is_own(message)]
+    first = given[-1] + 1 if given else 0
+    turns = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and i >= first]
+    text = template_text(dialogue[: turns[0]] if turns else dialogue, tools, tokenizer)
+    for start, end in itertools.pairwise([*turns, len(dialogue)]):
+        text += dialogue[start]["content"] + _after_turn(tokenizer, dialogue[start + 1 : end])
+    return text
+
+
+def encodable(text: str) -> str:
+    """The text with "?" for unpaired surrogates, which a tool may echo and no tokenizer or UTF-8 file takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The token ids that end a turn: the tokenizer's, and those of the model's generation settings (often several)."""
+    more = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])]
+    return frozenset(int(one) for one in ids if one is not None)
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens of prompt and reply together that the model takes, None if its config does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _is_own(message: Message) -> bool:
+    """Whether an assistant message holds all that a policy wrote, as `Request` has it."""
+    content = message.get("content")
+    return isinstance(content, str) and (not message.get("tool_calls") or "<tool_call>" in content)
+
+
+def _after_turn(tokenizer: Any, messages: Sequence[Message]) -> str:
+    stand_in = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}, *messages]
+    text = template_text(stand_in, (), tokenizer)
+    return text[text.index(_MARK) + len(_MARK) :]
+
+
+def _batches(indices: list[int], size: int) -> Iterator[list[int]]:
+    return (indices[start : start + size] for start in range(0, len(indices), size))
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Without the generation settings that came with the model: `generate` takes them for whatever is not given."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _name(tokenizer: Any) -> str:
+    return f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}"
