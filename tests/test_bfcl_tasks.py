@@ -16,7 +16,8 @@ from fission_grpo.bfcl.rewrite import _leaves
 from fission_grpo.bfcl.tasks import Case, UserTurn, all_rows, check_case, load_cases, rows_of_case
 from fission_grpo.cli import main
 from fission_grpo.environments.desk_demos import MIXED, SKILLED
-from fission_grpo.evaluate import evaluate, summarise
+from fission_grpo.evaluate import evaluate
+from fission_grpo.evaluation.rates import rates_of
 from fission_grpo.policies import ScriptedPolicy
 from fission_grpo.tasks import TaskFileError
 from fission_grpo.trajectory import ToolCall
@@ -112,7 +113,7 @@ def test_the_reference_solves_every_row_in_an_evaluation(cases):
         return f"<tool_call>\n{json.dumps(references[key][done])}\n</tool_call>"
 
     environments = {row["environment"]: environment_of(row["environment"]) for row in rows}
-    assert summarise(evaluate(ScriptedPolicy(write), environments, rows, max_turns=6)).success == 1.0
+    assert rates_of(evaluate(ScriptedPolicy(write), environments, rows, max_turns=6)).success.rate == 1.0
 
 
 def test_planted_test_data_is_found_in_each_of_three_respects(cases):

@@ -1,7 +1,6 @@
 """Evaluation: scripted policies in live environments, and the arithmetic of the summary."""
 
 import json
-import math
 
 import pytest
 
@@ -9,8 +8,11 @@ from fission_grpo.chat import parse, read_result, render_call
 from fission_grpo.environment import InfrastructureError
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import first_call, make_rows, solution
-from fission_grpo.evaluate import Case, evaluate, summarise, wilson
+from fission_grpo.evaluate import eval_line, evaluate
+from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.play import Reply
+from fission_grpo.evaluation.rates import rates_of
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 from fission_grpo.policies import ScriptedPolicy
 from fission_grpo.trajectory import ToolCall
 
@@ -48,10 +50,12 @@ class Counter:
 ROW = {"id": "a", "prompt": [{"role": "user", "content": "Count to two."}]}
 
 
-def run(*texts, rows=(ROW,), make=None, **options):
-    """Evaluate a policy that writes `texts` in turn."""
+def run(*texts, rows=(ROW,), make=None, shown=None, **options):
+    """Evaluate a policy that writes `texts` in turn; the dialogues it is shown are added to `shown`."""
 
     def write(dialogue):
+        if shown is not None:
+            shown.append([dict(message) for message in dialogue])
         return texts[sum(message["role"] == "assistant" for message in dialogue)]
 
     return evaluate(ScriptedPolicy(write), make or Counter, rows, **options)
@@ -61,60 +65,61 @@ def add(step):
     return render_call(ToolCall("add", {"step": step}))
 
 
+def counts(record):
+    """Success, calls, errors, steps."""
+    return record.success, len(record.calls), sum(step.errors for step in record.steps), len(record.steps)
+
+
 def test_an_error_followed_by_the_right_call_is_a_recovery():
-    (case,) = run(add(1), add(2), "Done.")
-    assert (case.success, case.calls, case.errors, case.turns, case.retries) == (True, 2, 1, 3, 0)
-    assert [message["role"] for message in case.transcript] == [
-        "user",
-        "assistant",
-        "tool",
-        "assistant",
-        "tool",
-        "assistant",
-    ]
-    assert case.transcript[2] == {"role": "tool", "name": "add", "content": "{'error': 'step must be even'}"}
+    shown = []
+    (case,) = run(add(1), add(2), "Done.", shown=shown)
+    assert counts(case) == (True, 2, 1, 3)
+    assert [message["role"] for message in shown[-1]] == ["user", "assistant", "tool", "assistant", "tool"]
+    assert shown[-1][2] == {"role": "tool", "name": "add", "content": "{'error': 'step must be even'}"}
 
 
 def test_the_same_call_again_is_a_retry():
     (case,) = run(add(1), add(1), add(1), "Sorry.")
-    assert (case.success, case.errors, case.retries) == (False, 3, 2)
-    assert summarise([case]).retry_loop_rate == pytest.approx(2 / 3)
+    assert counts(case) == (False, 3, 3, 4)
+    assert rates_of([case]).retry_loops.rate == pytest.approx(2 / 3)
 
 
 def test_calls_of_the_last_turn_are_not_made_as_in_trl():
     (case,) = run(add(0), add(0), add(2), max_turns=3)
-    assert (case.success, case.calls, case.turns) == (False, 2, 3)
+    assert counts(case) == (False, 2, 0, 3)
 
 
 def test_a_result_with_an_error_key_counts_as_an_error():
     (case,) = run(render_call(ToolCall("peek")), "Done.")
-    assert (case.calls, case.errors) == (1, 1)
+    assert counts(case) == (False, 1, 1, 2)
 
 
 @pytest.mark.parametrize("text", ['<tool_call>{"name": "add", "arguments": {"step": 2}</tool_call>', "<tool_call>"])
 def test_a_turn_that_cannot_be_read_is_an_error_that_the_policy_is_told_and_can_mend(text):
-    (case,) = run(text, add(2), "Done.")
-    assert (case.success, case.calls, case.errors, case.turns) == (True, 1, 1, 3)
-    assert case.transcript[2]["role"] == "tool"
-    assert read_result(ToolCall("add"), case.transcript[2]["content"]).error == parse(text).error
+    shown = []
+    (case,) = run(text, add(2), "Done.", shown=shown)
+    assert counts(case) == (True, 1, 1, 3)
+    assert shown[-1][2]["role"] == "tool"
+    assert read_result(ToolCall("add"), shown[-1][2]["content"]).error == parse(text).error
 
 
 @pytest.mark.parametrize("name", ["_secret", "reset", "get_reward", "__class__", "total", "none such", ""])
 def test_only_tools_can_be_called(name):
     (case,) = run(f"<tool_call>{json.dumps({'name': name, 'arguments': {}})}</tool_call>", "Done.")
-    assert (case.success, case.errors) == (False, 1)
+    assert counts(case) == (False, 1, 1, 2)
 
 
 def test_what_the_environment_says_at_the_start_is_read_after_the_request_and_the_row_stays_as_it_was():
     row = {**ROW, "note": " Go."}
-    (case,) = run("Done.", rows=[row])
-    assert case.transcript[0]["content"] == "Count to two. Go."
+    shown = []
+    run("Done.", rows=[row], shown=shown)
+    assert shown[0][0]["content"] == "Count to two. Go."
     assert row["prompt"] == [{"role": "user", "content": "Count to two."}]
 
 
 def test_parallel_calls_are_made_in_order():
     (case,) = run(add(0) + "\n" + add(2), "Done.")
-    assert (case.success, case.calls, case.turns) == (True, 2, 2)
+    assert counts(case) == (True, 2, 0, 2)
 
 
 def test_the_reference_policy_solves_every_desk_task_and_the_first_guess_half_of_them():
@@ -130,9 +135,9 @@ def test_the_reference_policy_solves_every_desk_task_and_the_first_guess_half_of
         row = by_request[dialogue[0]["content"]]
         return "Done." if len(dialogue) > 1 else render_call(first_call(row))
 
-    assert summarise(evaluate(ScriptedPolicy(reference), Desk, rows)).success == 1.0
-    summary = summarise(evaluate(ScriptedPolicy(guess), Desk, rows))
-    assert (summary.success, summary.error_cases, summary.recovered) == (0.5, 16, 0)
+    assert rates_of(evaluate(ScriptedPolicy(reference), Desk, rows)).success.rate == 1.0
+    rates = rates_of(evaluate(ScriptedPolicy(guess), Desk, rows))
+    assert (rates.success.rate, rates.recovery.of, rates.recovery.hits) == (0.5, 16, 0)
 
 
 def test_a_broken_world_is_no_failure_and_counts_nowhere():
@@ -140,12 +145,13 @@ def test_a_broken_world_is_no_failure_and_counts_nowhere():
         def add(self, step: int) -> str:
             raise InfrastructureError("connection lost")
 
-    cases = run(add(2), "Done.", make=Flaky) + run(add(2), "Done.")
-    assert [case.broken for case in cases] == ["connection lost", None]
-    summary = summarise(cases)
-    assert (summary.tasks, summary.success, summary.broken) == (1, 1.0, 1)
+    other = {**ROW, "id": "b"}
+    cases = run(add(2), "Done.", make=Flaky) + run(add(2), "Done.", rows=[other])
+    assert [case.missing for case in cases] == ["connection lost", None]
+    rates = rates_of(cases)
+    assert (rates.judged, rates.success.rate, rates.missing) == (1, 1.0, 1)
     with pytest.raises(ValueError, match=r"none of 1 cases could be judged.*connection lost"):
-        summarise(cases[:1])
+        eval_line(rates_of(cases[:1]), "flaky", 0)
 
 
 def test_each_row_may_have_an_environment_of_its_own():
@@ -172,7 +178,8 @@ def test_tokens_are_added_up_and_a_truncated_turn_makes_no_calls():
             return [Reply(add(2), tokens=7, truncated=True) for _ in requests]
 
     (case,) = evaluate(Short(), Counter, [ROW])
-    assert (case.generated_tokens, case.calls, case.turns) == (7, 0, 1)
+    assert counts(case) == (False, 0, 0, 1)
+    assert case.steps[0].tokens == 7
 
 
 def test_wilson_interval_of_five_in_ten():
@@ -191,26 +198,26 @@ def test_wilson_interval_at_the_ends():
             wilson(*bad)
 
 
-def test_the_summary_counts_and_writes_a_line_of_eval_jsonl():
-    cases = [Case("a", True, 1, 0, 2, 20), Case("b", True, 2, 1, 3, 30), Case("c", False, 2, 2, 3, 30, retries=1)]
-    summary = summarise(cases)
+def test_a_line_of_eval_jsonl_has_what_reports_read():
+    def case(name, success, *errors):
+        calls = tuple(CallRecord("add", {"step": 1}, error=error) for error in errors)
+        return CaseRecord(name, "", (TurnRecord((StepRecord("", calls),), success),), success)
+
     # 2 of 3 succeed; 2 have errors, 1 of them succeeds; 3 errors, 1 of them repeated
-    assert (summary.tasks, summary.error_cases, summary.recovered, summary.errors) == (3, 2, 1, 3)
-    assert summary.success == pytest.approx(2 / 3)
-    assert summary.recovery_rate == 0.5
-    assert summary.retry_loop_rate == pytest.approx(1 / 3)
-    line = json.loads(summary.to_json("base", 0))
-    assert {"name", "step", "generated_tokens", "tasks", "success", "success_ci", "error_cases", "recovered",
-            "recovery_rate", "recovery_ci", "errors"} <= set(line)  # fmt: skip
-    assert (line["name"], line["step"], line["generated_tokens"]) == ("base", 0, 0)
+    rates = rates_of([case("a", True, None), case("b", True, "odd"), case("c", False, "odd", "odd")])
+    line = json.loads(eval_line(rates, "base", 4, 99))
+    assert (line["name"], line["step"], line["generated_tokens"], line["tasks"]) == ("base", 4, 99, 3)
+    assert (line["error_cases"], line["recovered"], line["errors"], line["recovery_rate"]) == (2, 1, 3, 0.5)
+    assert line["success"] == pytest.approx(2 / 3)
+    assert line["retry_loop_rate"] == pytest.approx(1 / 3)
+    assert line["success_ci"] == pytest.approx(wilson(2, 3))
 
 
 def test_without_any_error_the_recovery_rate_is_none_not_zero():
-    summary = summarise([Case("a", True, 1, 0, 2, 20)])
-    assert (summary.recovery_rate, summary.recovery_ci, summary.retry_loop_rate) == (None, None, None)
-    assert not math.isnan(summary.success)
-    with pytest.raises(ValueError, match="no cases"):
-        summarise([])
+    line = json.loads(eval_line(rates_of(run(add(2), "Done.")), "base", 0))
+    assert (line["recovery_rate"], line["recovery_ci"], line["retry_loop_rate"]) == (None, None, None)
+    with pytest.raises(ValueError, match="none of 0 cases"):
+        eval_line(rates_of([]), "nothing", 0)
 
 
 @pytest.mark.parametrize("prompt", [None, "text", [], 3])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fission_grpo.evaluate_command import trained
+from fission_grpo.evaluation.players import trained
 from fission_grpo.model_path import model_path
 from fission_grpo.run_files import RunFileError
 from fission_grpo.starter import starter_path

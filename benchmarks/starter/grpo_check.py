@@ -4,7 +4,6 @@ OMP_NUM_THREADS=1 python benchmarks/starter/grpo_check.py --seed 0 --steps 40 --
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
-from fission_grpo.evaluate import evaluate, summarise
+from fission_grpo.evaluate import eval_line, evaluate
 from fission_grpo.evaluation.local import LocalPolicy
+from fission_grpo.evaluation.rates import rates_of
 from fission_grpo.starter import load_starter
 
 
@@ -23,18 +23,19 @@ def measure(model, tokenizer, rows, seed, samples):
     """Sampled at T = 1: every row `samples` times. Summary of all, success by kind, and pass@samples."""
     began = time.monotonic()
     policy = LocalPolicy(model, tokenizer, temperature=1.0, max_new_tokens=64, batch_size=128, seed=seed)
-    cases = evaluate(policy, Desk, [row for row in rows for _ in range(samples)])
+    sampled = [{**row, "id": f"{row['id']}/{n}"} for row in rows for n in range(samples)]
+    cases = evaluate(policy, Desk, sampled)
     kinds, solved = defaultdict(list), defaultdict(bool)
-    for case, row in zip(cases, (row for row in rows for _ in range(samples)), strict=True):
+    for case, row in zip(cases, sampled, strict=True):
         kinds[row["kind"]].append(case)
-        solved[row["id"]] |= case.success
-    summary = summarise(cases)
+        solved[row["id"].rsplit("/", 1)[0]] |= bool(case.success)
+    by_kind = {kind: rates_of(part) for kind, part in kinds.items()}
     return {
-        **dataclasses.asdict(summary),
+        **json.loads(eval_line(rates_of(cases), "", 0)),
         "pass_at": {"samples": samples, "success": sum(solved.values()) / len(solved)},
         "kinds": {
-            kind: [round(summarise(part).success, 3), round(summarise(part).recovery_rate or 0, 3), len(part)]
-            for kind, part in kinds.items()
+            kind: [round(r.success.rate or 0, 3), round(r.recovery.rate or 0, 3), r.judged]
+            for kind, r in by_kind.items()
         },
         "seconds": round(time.monotonic() - began, 1),
     }, cases
@@ -96,7 +97,9 @@ def main():
     rows = make_rows(args.tasks, 7, "held_out")
     before, cases = measure(model, tokenizer, rows, args.seed, 8 if args.steps == 0 else 1)
     for case in cases[:: 8 if args.steps == 0 else 1][: args.show]:
-        print(*(f"{message['role']}: {message['content']}" for message in case.transcript), case.success, "", sep="\n")
+        for step in case.steps:
+            print(step.text, *(f"  -> {call.result}" for call in step.calls), sep="\n")
+        print(case.success, end="\n\n")
     result = {"command": "python " + " ".join(sys.argv), "seed": args.seed, "before": before}
     print(json.dumps(before), flush=True)
     if args.steps:

@@ -1,128 +1,144 @@
-"""`fission-grpo eval`: a policy on held-out tasks, one line added to `eval.jsonl`."""
+"""`fission-grpo eval`: how well a model works with tools and how well it recovers, or what others' transcripts say."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.model_path import model_path
-from fission_grpo.run_files import EVAL, STATE, read_history
+from fission_grpo.bfcl import INSTALL
+from fission_grpo.evaluate_options import choice_of, eval_parser, sampling_of, server_of
+from fission_grpo.evaluation.records import CaseRecord
+from fission_grpo.run_files import EVAL
+
+RATES = "rates.json"
+TRAIN = "pip install 'fission-grpo[train]'"
 
 
 def evaluate_command(argv: list[str]) -> int:
-    """Evaluate a model. Returns 0, or 2 after one line on stderr about what is wrong."""
-    arguments = _parser().parse_args(argv)
+    """Evaluate. Returns 0; 1 if a package is missing; 2 after a line on stderr about what is wrong; 130 if stopped."""
+    arguments = eval_parser().parse_args(argv)
     try:
-        from fission_grpo.evaluation.local import LocalPolicy
-
-        policy = LocalPolicy(
-            *_load(arguments.model),
-            temperature=arguments.temperature,
-            max_new_tokens=arguments.max_new_tokens,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-        )
-        print(run(policy, arguments))
+        print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: evaluation needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
+        how = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[rewrite]'"}
+        package = str(error.name).split(".")[0]
+        print(
+            f"error: evaluation needs {package}; {how.get(package, TRAIN)}",
+            file=sys.stderr,
+        )
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
     return 0
 
 
-def run(policy: Any, arguments: argparse.Namespace) -> str:
-    """Evaluate, append to `OUTPUT/eval.jsonl`, and return what to print."""
-    from fission_grpo.evaluate import evaluate, summarise
+def evaluate_model(arguments: Namespace) -> str:
+    """Play the cases, keep everything under OUTPUT/eval-NAME, and return what to print."""
+    from fission_grpo.evaluation.manifest import Manifest
+    from fission_grpo.evaluation.players import local_player, server_player, versions
+    from fission_grpo.evaluation.run import evaluate_run
+    from fission_grpo.evaluation.task_sets import task_set
 
-    step, tokens = trained(Path(arguments.model))
-    rows, environments = tasks(arguments)
-    summary = summarise(evaluate(policy, environments, rows, max_turns=arguments.max_turns))
+    if not arguments.model or not arguments.output:
+        raise ValueError("--model and --output are needed (or --traces FILE, which needs neither)")
+    choice, sampling = choice_of(arguments), sampling_of(arguments)
+    tasks = task_set(choice)
     name = arguments.name or Path(arguments.model).name
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / EVAL
-    with path.open("a", encoding="utf-8") as file:
-        file.write(summary.to_json(name, step, tokens) + "\n")
-    low, high = summary.success_ci
-    lines = [f"{name}: success {summary.success:.3f} [{low:.3f}, {high:.3f}] on {summary.tasks} tasks"]
-    if summary.recovery_rate is not None and summary.recovery_ci is not None:
-        low, high = summary.recovery_ci
-        lines.append(
-            f"error recovery {summary.recovery_rate:.3f} [{low:.3f}, {high:.3f}]: {summary.recovered} of the "
-            f"{summary.error_cases} tasks with an error"
+    folder = arguments.output / f"eval-{_file_name(name)}"
+    in_flight = arguments.in_flight or (64 if choice.tasks == "desk" else 16)
+    with ExitStack() as stack:
+        if arguments.endpoint is not None:
+            player = stack.enter_context(server_player(arguments.model, server_of(arguments, in_flight), sampling))
+        else:
+            player = local_player(arguments.model, sampling, in_flight)
+        manifest = Manifest(
+            name=name,
+            tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.plays)},
+            prompt={**choice.prompt, **(player.prompt if choice.format == "chat" else {})},
+            decoding=asdict(sampling),
+            policy=player.described,
+            versions=versions(),
         )
-    else:
-        lines.append("no task met an error, so there is no recovery rate")
-    return "\n".join([*lines, f"added to {path}"])
+        records = evaluate_run(folder, manifest, player.policy, tasks.plays, in_flight)
+        if (counts := getattr(player.policy, "counts", None)) is not None:
+            print(f"endpoint: {json.dumps(asdict(counts))}", file=sys.stderr)
+    if tasks.official:
+        from fission_grpo.bfcl.results import write_result_files
+
+        write_result_files(records, tasks.official, folder / "bfcl")
+    step, tokens = player.described.get("step", 0), player.described.get("tokens", 0)
+    return summary(records, folder, name, arguments.output / EVAL, (step, tokens))
 
 
-def tasks(arguments: argparse.Namespace) -> tuple[Sequence[Mapping[str, Any]], Any]:
-    """Rows and environments: the built-in ones, or a case file's. Raises ValueError if there are none."""
-    if arguments.tasks == "desk":
-        from fission_grpo.environments.desk import Desk
-        from fission_grpo.environments.desk_tasks import make_rows
+def evaluate_traces(arguments: Namespace) -> str:
+    """The rates of transcripts from anywhere; with --output they are kept, so that they can be compared."""
+    from fission_grpo.evaluation.manifest import Manifest, write_manifest
+    from fission_grpo.evaluation.players import versions
+    from fission_grpo.evaluation.records import to_line
+    from fission_grpo.evaluation.run import CASES
+    from fission_grpo.evaluation.task_sets import sha256_of
+    from fission_grpo.evaluation.traces import read_traces
 
-        return make_rows(arguments.num_tasks, arguments.seed, "held_out"), Desk
-    from fission_grpo.training_tasks import case_rows, is_case_file
+    notes: list[str] = []
+    records = read_traces(arguments.traces, notes)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if arguments.output is None:
+        return summary(records)
+    name = arguments.name or arguments.traces.stem
+    folder = arguments.output / f"eval-{_file_name(name)}"
+    ids = sorted(record.id for record in records)
+    tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
+    write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
+    (folder / CASES).write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
+    return summary(records, folder, name)
 
-    if not is_case_file(arguments.tasks):
-        raise ValueError(
-            f"--tasks {arguments.tasks!r} is neither 'desk' nor a case file (`fission-grpo tasks generate`)"
-        )
-    rows, environments = case_rows(arguments.tasks, arguments.skip_tasks)
-    return rows[: arguments.num_tasks], environments
 
+def summary(
+    records: Sequence[CaseRecord],
+    folder: Path | None = None,
+    name: str = "",
+    lines: Path | None = None,
+    trained: tuple[int, int] = (0, 0),
+) -> str:
+    """Write `rates.json` and a line of `eval.jsonl` where asked to, and return the table to print.
 
-def trained(folder: Path) -> tuple[int, int]:
-    """Training steps and sampled tokens behind a run directory's model, zeros if it has no training log.
-
-    Raises:
-        RunFileError: there is one, and it is damaged.
+    Args:
+        records: of the evaluation.
+        folder: of `rates.json`; None: nothing is written.
+        name: what was evaluated.
+        lines: the `eval.jsonl` to add to; a line that is there already is not added again.
+        trained: training steps and sampled tokens behind the model.
     """
-    state = folder / STATE
-    history = read_history(state) if state.is_file() else ()
-    steps = [row["step"] for row in history if "step" in row]
-    tokens = [row["fission/generated_tokens"] for row in history if "fission/generated_tokens" in row]
-    return int(max(steps, default=0)), int(max(tokens, default=0))
+    from fission_grpo.evaluate import eval_line
+    from fission_grpo.evaluation.rates import rates_json, rates_of
+    from fission_grpo.evaluation.rates_table import rates_table
+
+    rates = rates_of(records)
+    said = [*([name] if name else []), rates_table(rates)]
+    if folder is not None:
+        text = json.dumps(rates_json(rates), ensure_ascii=False, indent=1)
+        (folder / RATES).write_text(text + "\n", encoding="utf-8")
+        said.append(f"written: {folder}")
+    if lines is not None:
+        line = eval_line(rates, name, *trained) + "\n"
+        there: Any = lines.read_text(encoding="utf-8").splitlines(keepends=True) if lines.is_file() else []
+        if line not in there:
+            with lines.open("a", encoding="utf-8") as file:
+                file.write(line)
+        said.append(f"added to {lines}")
+    return "\n".join(said)
 
 
-def _load(name: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = model_path(name)
-    return AutoModelForCausalLM.from_pretrained(path, dtype="auto"), AutoTokenizer.from_pretrained(path)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fission-grpo eval",
-        description="Success and error recovery of a policy on held-out tasks in a live environment.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--model", required=True, help="folder, hub id, or 'starter'", default=argparse.SUPPRESS)
-    parser.add_argument(
-        "--tasks", default="desk", help="'desk' (the built-in environment's held-out tasks), or a case file"
-    )
-    parser.add_argument(
-        "--skip_tasks", type=int, default=0, help="leave out so many cases of a file, as seen in training"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="RUN_DIR",
-        default=argparse.SUPPRESS,
-        help="where eval.jsonl is appended to",
-    )
-    parser.add_argument("--num_tasks", type=int, default=256, help="number of tasks")
-    parser.add_argument("--seed", type=int, default=0, help="of the tasks and the sampling")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling; 0: most probable token")
-    parser.add_argument("--max_turns", type=int, default=4, help="assistant turns per task")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="limit of one turn, in tokens")
-    parser.add_argument("--batch_size", type=int, default=64, help="dialogues sampled side by side")
-    parser.add_argument("--name", help="name in eval.jsonl; default: the model folder's")
-    return parser
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.evaluation.attempts import Tally, tally, total
-from fission_grpo.evaluation.bootstrap import Pair, difference_interval
+from fission_grpo.evaluation.intervals import Pair, difference_interval
 from fission_grpo.evaluation.manifest import Manifest, differences, read_manifest
 from fission_grpo.evaluation.rates_table import aligned
 from fission_grpo.evaluation.records import CaseRecord, read_records

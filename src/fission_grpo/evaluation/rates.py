@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from fission_grpo.evaluate import wilson
 from fission_grpo.evaluation.attempts import Tally, retry_loops, steps_to_recovery, tally, total, turn_recovery
-from fission_grpo.evaluation.bootstrap import Pair, ratio_interval
+from fission_grpo.evaluation.intervals import Pair, ratio_interval, wilson
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.trajectory import ErrorKind
 

@@ -1,4 +1,4 @@
-"""Intervals of ratios whose parts are clustered in cases: the seeded percentile bootstrap over cases.
+"""95% intervals: Wilson's for shares of cases, a seeded percentile bootstrap over cases for what is clustered in them.
 
 Turns and calls of one case are not independent, so cases are resampled, not turns or calls (Efron 1979; Field and
 Welsh 2007 on clustered data). Needs numpy, which scipy brings.
@@ -6,10 +6,12 @@ Welsh 2007 on clustered data). Needs numpy, which scipy brings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from fission_grpo.evaluate import wilson
+Z95 = 1.959963984540054
+"""97.5% quantile of the normal distribution."""
 
 RESAMPLES = 2000
 """Resamples of an interval. [ours]"""
@@ -22,6 +24,21 @@ AT_ONCE = 1_000_000
 
 Pair = tuple[int, int]
 """What one case adds above and below the line of a ratio."""
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share (Wilson 1927). Raises ValueError unless 0 <= successes <= trials, trials > 0.
+
+    Example:
+        `wilson(5, 10)` is about (0.237, 0.763)
+    """
+    if trials <= 0 or not 0 <= successes <= trials:
+        raise ValueError(f"an interval needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
+    share, z2 = successes / trials, Z95 * Z95
+    middle = share + z2 / (2 * trials)
+    half = Z95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    low, high = (middle - half) / (1 + z2 / trials), (middle + half) / (1 + z2 / trials)
+    return max(low, 0.0) if successes else 0.0, min(high, 1.0) if successes < trials else 1.0
 
 
 def ratio_interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:

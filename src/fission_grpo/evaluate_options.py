@@ -1,0 +1,166 @@
+"""The options of `fission-grpo eval`, and what they choose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fission_grpo.evaluation.players import Sampling, Server
+    from fission_grpo.evaluation.task_sets import Choice
+
+EXAMPLES = """\
+examples:
+  fission-grpo eval --model runs/mine --tasks desk --output runs/mine
+  fission-grpo eval --model Qwen/Qwen3-8B --endpoint http://localhost:8000/v1 --tasks multi_turn --output runs/qwen3
+  fission-grpo eval --model Qwen/Qwen3-8B --endpoint http://localhost:8000/v1 --tasks multi_turn --raw \\
+      --format qwen-fc --output runs/qwen3-official
+  fission-grpo eval --traces transcripts.jsonl
+
+A killed evaluation goes on where it was when the same command is given again. docs/evaluation.md has the definitions.
+"""
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        "fission-grpo eval",
+        description="Success and error recovery of a model on tasks with tools, or of others' transcripts.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    who = parser.add_argument_group("who plays")
+    who.add_argument("--model", help="folder, hub id, or 'starter'; with --endpoint the model's name there")
+    who.add_argument(
+        "--endpoint", metavar="URL", help="base URL of an OpenAI-compatible endpoint, mostly ending in /v1"
+    )
+    who.add_argument("--raw", action="store_true", help="endpoint: raw completions of prompts we render")
+    who.add_argument("--tokenizer", metavar="MODEL", help="endpoint: renders dialogues for --raw (chat format)")
+    who.add_argument("--key_variable", default="OPENAI_API_KEY", help="endpoint: environment variable with the key")
+    who.add_argument("--timeout", type=float, default=120.0, help="endpoint: seconds for one try (default 120)")
+    who.add_argument(
+        "--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields"
+    )
+    who.add_argument("--traces", type=Path, metavar="FILE", help="play nothing: transcripts, or BFCL result files")
+    what = parser.add_argument_group("on what")
+    what.add_argument(
+        "--tasks",
+        default="desk",
+        help="desk (built in); a case or step-task file; or BFCL's categories, joined by commas: multi_turn, ast, "
+        "single_turn, or single ones such as multi_turn_base (default desk)",
+    )
+    what.add_argument("--num_tasks", type=_count, default=0, help="cases, of each category; 0: all (256 of the desk)")
+    what.add_argument("--skip_tasks", type=_count, default=0, help="leave out so many first, such as those trained on")
+    what.add_argument("--max_turns", type=int, default=4, help="assistant turns per episode, not for BFCL (default 4)")
+    what.add_argument(
+        "--format",
+        choices=("chat", "qwen-fc", "qwen-prompting"),
+        default="chat",
+        help="BFCL: how cases are shown; the last two are the official prompts, byte for byte (default chat)",
+    )
+    what.add_argument(
+        "--mode",
+        choices=("strict", "told"),
+        default="strict",
+        help="BFCL: strict is official; told answers calls that cannot be read with an error (default strict)",
+    )
+    what.add_argument(
+        "--fault",
+        action="append",
+        type=_fault,
+        default=[],
+        metavar="KIND:RATE",
+        help="inject faults into environments, such as timeout:0.1; may be given several times",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--temperature", type=float, help="0: most probable token (default: 0 on BFCL, else 1)")
+    how.add_argument("--max_new_tokens", type=int, help="of one turn (default: 64 at the desk, else 512)")
+    how.add_argument("--seed", type=int, default=0, help="of the desk's tasks, faults and sampling (default 0)")
+    how.add_argument(
+        "--in_flight", type=_count, default=0, help="cases side by side (default: 64 at the desk, else 16)"
+    )
+    how.add_argument(
+        "--output", type=Path, metavar="RUN_DIR", help="RUN_DIR/eval-NAME is written, and eval.jsonl added to"
+    )
+    how.add_argument("--name", help="what tables call it; default: the last part of --model")
+    return parser
+
+
+def choice_of(arguments: Namespace) -> Choice:
+    """Which tasks. Raises ValueError for options that do not go together."""
+    from fission_grpo.evaluation.task_sets import Choice
+    from fission_grpo.faults import Fault
+
+    faults = tuple(Fault(kind, rate) for kind, rate in arguments.fault)
+    choice = Choice(
+        tasks=arguments.tasks,
+        count=arguments.num_tasks,
+        skip=arguments.skip_tasks,
+        seed=arguments.seed,
+        max_turns=arguments.max_turns,
+        format=arguments.format,
+        mode=arguments.mode,
+        faults=faults,
+    )
+    if not choice.official and (arguments.format, arguments.mode) != ("chat", "strict"):
+        raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other --tasks")
+    if arguments.endpoint is not None and choice.format != "chat" and not arguments.raw:
+        raise ValueError(
+            f"--format {choice.format} brings its own prompt text, which only raw completions take: add --raw"
+        )
+    if arguments.raw and choice.format == "chat" and arguments.tokenizer is None:
+        raise ValueError("--raw needs --tokenizer MODEL, to render the dialogues with")
+    return choice
+
+
+def sampling_of(arguments: Namespace) -> Sampling:
+    """How replies are sampled."""
+    from fission_grpo.evaluation.players import Sampling
+
+    official = bool(choice_of(arguments).official)
+    temperature = arguments.temperature if arguments.temperature is not None else 0.0 if official else 1.0
+    tokens = arguments.max_new_tokens or (64 if arguments.tasks == "desk" else 512)
+    return Sampling(temperature, tokens, arguments.seed)
+
+
+def server_of(arguments: Namespace, in_flight: int) -> Server:
+    """Which endpoint."""
+    from fission_grpo.evaluation.players import Server
+
+    return Server(
+        url=arguments.endpoint,
+        raw=arguments.raw,
+        tokenizer=arguments.tokenizer,
+        concurrency=in_flight,
+        timeout=arguments.timeout,
+        key_variable=arguments.key_variable,
+        extra_body=arguments.extra_body,
+    )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
+
+
+def _fault(text: str) -> tuple[str, float]:
+    kind, _, rate = text.partition(":")
+    try:
+        return kind, float(rate)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write KIND:RATE, such as timeout:0.1") from None
