@@ -209,7 +209,7 @@ def _resolved_call(node: ast.Call) -> dict[str, Any]:
         function = function.value
     if isinstance(function, ast.Name):
         parts.append(function.id)
-    return {".".join(reversed(parts)): {str(one.arg): _resolved(one.value) for one in node.keywords}}
+    return {".".join(reversed(parts)): {one.arg: _resolved(one.value) for one in node.keywords}}
 
 
 def _resolved(node: ast.expr | None) -> Any:
