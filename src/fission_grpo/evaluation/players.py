@@ -61,23 +61,26 @@ class Player:
 
 
 def local_player(name: str, sampling: Sampling, batch_size: int) -> Player:
-    """A transformers model in this process.
+    """A transformers model in this process: on a GPU in its own dtype, on a CPU in float32 (bfloat16 crawls there).
 
     Raises:
         ValueError: there is no such model.
         ModuleNotFoundError: transformers or torch is missing.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fission_grpo.evaluation.local import LocalPolicy
 
-    path = model_path(name)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path, dtype="auto"), AutoTokenizer.from_pretrained(path)
+    path, gpu = model_path(name), torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto" if gpu else torch.float32)
+    model, tokenizer = model.to("cuda" if gpu else "cpu"), AutoTokenizer.from_pretrained(path)
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
     step, tokens = trained(Path(path))
-    described = {"kind": "local", "model": name, "weights": fingerprint(Path(path)), "step": step, "tokens": tokens}
+    described = {"kind": "local", "model": name, "weights": fingerprint(Path(path)), "dtype": str(model.dtype)}
+    described |= {"step": step, "tokens": tokens}
     return Player(policy, described, {"template_sha256": _template(tokenizer)})
 
 
