@@ -73,8 +73,8 @@ def local_player(name: str, sampling: Sampling, batch_size: int) -> Player:
     from fission_grpo.evaluation.local import LocalPolicy
 
     path, gpu = model_path(name), torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto" if gpu else torch.float32)
-    model, tokenizer = model.to("cuda" if gpu else "cpu"), AutoTokenizer.from_pretrained(path)
+    where: Any = {"dtype": "auto", "device_map": "cuda"} if gpu else {"dtype": torch.float32}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path, **where), AutoTokenizer.from_pretrained(path)
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
