@@ -3,10 +3,14 @@
 `fixtures/bfcl_answered.json` was made from `fixtures/bfcl_asked.json` by `scripts/official_bfcl_prompts.py`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import random
+import re
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from fission_grpo.bfcl.decoding import (
     decode_python,
     hermes_ast,
     hermes_calls,
+    hermes_objects,
     python_ast,
     python_calls,
 )
@@ -217,3 +222,26 @@ def test_chat_sends_no_structured_calls_back_that_have_no_answer():
         {"role": "assistant", "content": broken},
         {"role": "user", "content": '{"error": "bad"}'},
     )
+
+
+def test_blocks_are_found_as_by_the_official_pattern():
+    rng = random.Random(0)
+    parts = ["<tool_call>", "</tool_call>", "\n", '{"name": "f", "arguments": {}}', "1", " "]
+    found = 0
+    for _ in range(3000):
+        text = "".join(rng.choices(parts, k=12))
+        official = []
+        for block in re.findall(r"<tool_call>\n(.*?)\n</tool_call>", text, re.DOTALL):
+            with contextlib.suppress(ValueError):
+                official.append(json.loads(block))
+        assert hermes_objects(text)[0] == official
+        found += len(official)
+    assert found > 20
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, "<tool_call>\n" * 10**5, "</think>" * 10**5, "a.(" * 10**5])
+def test_a_long_reply_is_read_in_a_moment(text):
+    began = time.perf_counter()
+    decode_hermes(text)
+    decode_python(text, ["close"])
+    assert time.perf_counter() - began < 5  # a quadratic scan takes minutes
