@@ -6,7 +6,10 @@
 import hashlib
 import json
 import os
+import random
+import re
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval
 from fission_grpo.bfcl.cases import HINT, MULTI_TURN, category_of, multi_turn_cases, single_turn_cases
 from fission_grpo.bfcl.decoding import (
     Undecodable,
+    _blocks,
     decode_hermes,
     decode_python,
     hermes_ast,
@@ -217,3 +221,22 @@ def test_chat_sends_no_structured_calls_back_that_have_no_answer():
         {"role": "assistant", "content": broken},
         {"role": "user", "content": '{"error": "bad"}'},
     )
+
+
+def test_blocks_are_found_as_by_the_official_pattern():
+    rng = random.Random(0)
+    parts = ["<tool_call>\n", "\n</tool_call>", "<tool_call>", "</tool_call>", "\n", "{}", "1", " "]
+    pattern, found = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL), 0
+    for _ in range(3000):
+        text = "".join(rng.choices(parts, k=12))
+        assert _blocks(text) == (pattern.findall(text), pattern.sub("", text))
+        found += len(_blocks(text)[0])
+    assert found == 1969  # counted with the pattern: the texts do hold blocks
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, "<tool_call>\n" * 10**5, "</think>" * 10**5, "a.(" * 10**5])
+def test_a_long_reply_is_read_in_a_moment(text):
+    began = time.perf_counter()
+    decode_hermes(text)
+    decode_python(text, ["close"])
+    assert time.perf_counter() - began < 5  # a quadratic scan takes minutes

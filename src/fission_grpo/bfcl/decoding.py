@@ -20,7 +20,8 @@ from typing import Any
 
 from fission_grpo.json_text import MAX_DEPTH
 
-_BLOCK = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
+_OPEN, _CLOSE = "<tool_call>\n", "\n</tool_call>"
+_CALLED = re.compile(r"(?<![\w.])([\w.]++)\s*+\(")
 _LARGEST = 10_000
 """Most digits or characters that arithmetic in arguments may give. [ours]"""
 
@@ -64,7 +65,7 @@ def answer_text(text: str) -> str:
 def hermes_objects(text: str) -> tuple[list[Any], str | None]:
     """The JSON values in `<tool_call>` blocks, and what is wrong with the first block that holds none (dropped)."""
     found, problem = [], None
-    for block in _BLOCK.findall(text):
+    for block in _blocks(text)[0]:
         try:
             found.append(json.loads(block))
         except (ValueError, RecursionError) as error:
@@ -131,7 +132,7 @@ def decode_hermes(text: str, truncated: bool = False) -> Decoded:
     except Undecodable as error:
         return Decoded(unread=str(error))
     unread = hermes_objects(answer)[1]
-    begun = _BLOCK.sub("", answer)
+    begun = _blocks(answer)[1]
     if unread is None and "<tool_call>" in begun and not (truncated and "</tool_call>" not in begun):
         unread = "a tool call must be <tool_call>, one JSON object and </tool_call>, each on a line of its own"
     return Decoded(tuple(calls), unread)
@@ -150,7 +151,7 @@ def decode_python(text: str, functions: Collection[str], truncated: bool = False
     try:
         return Decoded(tuple(python_calls(answer)))
     except Undecodable as error:
-        named = set(re.findall(r"([\w.]+)\s*\(", answer))
+        named = set(_CALLED.findall(answer))
         return Decoded(unread=str(error) if named & set(functions) and not truncated else None)
 
 
@@ -170,6 +171,19 @@ def clean(value: Any, depth: int = 0) -> Any:
         return repr(value)
     except RecursionError:
         return f"a {type(value).__name__}"
+
+
+def _blocks(text: str) -> tuple[list[str], str]:
+    """What stands in the blocks, and the text without them.
+
+    As `re.findall(r"<tool_call>\\n(.*?)\\n</tool_call>", text, re.DOTALL)`, in linear time whatever the text.
+    """
+    found, outside, at = [], [], 0
+    while (start := text.find(_OPEN, at)) >= 0 and (end := text.find(_CLOSE, start + len(_OPEN))) >= 0:
+        found.append(text[start + len(_OPEN) : end])
+        outside.append(text[at:start])
+        at = end + len(_CLOSE)
+    return found, "".join([*outside, text[at:]])
 
 
 def _hermes_mappings(text: str) -> list[dict[str, Any]]:
