@@ -106,7 +106,7 @@ def test_a_turn_that_cannot_be_read_is_an_error_that_the_policy_is_told_and_can_
 @pytest.mark.parametrize("name", ["_secret", "reset", "get_reward", "__class__", "total", "none such", ""])
 def test_only_tools_can_be_called(name):
     (case,) = run(f"<tool_call>{json.dumps({'name': name, 'arguments': {}})}</tool_call>", "Done.")
-    assert counts(case) == (False, 1, 1, 2)
+    assert counts(case) == (False, int(name != ""), 1, 2)  # a call without a name cannot be read
 
 
 def test_what_the_environment_says_at_the_start_is_read_after_the_request_and_the_row_stays_as_it_was():

@@ -146,8 +146,8 @@ def test_evaluation_tells_the_policys_own_errors_from_injected_ones():
     row = {"id": "a", "prompt": [{"role": "user", "content": "two cents"}]}
     # the first call fails by the fault, before its own mistake is seen; the second never reaches the environment
     (case,) = evaluate(policy, inject_faults(Till, [Fault("timeout", 1.0)]), [row], max_turns=6)
-    assert [call.injected for call in case.calls] == [True, False, True, False]
-    assert [call.error is not None for call in case.calls] == [True, True, True, False]
+    assert [call.injected for call in case.calls] == [True, False, False, True]
+    assert [call.error is not None for call in case.calls] == [True, True, False, True]
     assert case.success
 
 

@@ -32,7 +32,13 @@ def eval_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    who = parser.add_argument_group("who plays")
+    _who(parser.add_argument_group("who plays"))
+    _what(parser.add_argument_group("on what"))
+    _how(parser.add_argument_group("how"))
+    return parser
+
+
+def _who(who: Any) -> None:
     who.add_argument("--model", help="folder, hub id, or 'starter'; with --endpoint the model's name there")
     who.add_argument(
         "--endpoint", metavar="URL", help="base URL of an OpenAI-compatible endpoint, mostly ending in /v1"
@@ -45,7 +51,9 @@ def eval_parser() -> argparse.ArgumentParser:
         "--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields"
     )
     who.add_argument("--traces", type=Path, metavar="FILE", help="play nothing: transcripts, or BFCL result files")
-    what = parser.add_argument_group("on what")
+
+
+def _what(what: Any) -> None:
     what.add_argument(
         "--tasks",
         default="desk",
@@ -75,7 +83,9 @@ def eval_parser() -> argparse.ArgumentParser:
         metavar="KIND:RATE",
         help="inject faults into environments, such as timeout:0.1; may be given several times",
     )
-    how = parser.add_argument_group("how")
+
+
+def _how(how: Any) -> None:
     how.add_argument("--temperature", type=float, help="0: most probable token (default: 0 on BFCL, else 1)")
     how.add_argument("--max_new_tokens", type=int, help="of one turn (default: 64 at the desk, else 512)")
     how.add_argument("--seed", type=int, default=0, help="of the desk's tasks, faults and sampling (default 0)")
@@ -86,7 +96,6 @@ def eval_parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="RUN_DIR", help="RUN_DIR/eval-NAME is written, and eval.jsonl added to"
     )
     how.add_argument("--name", help="what tables call it; default: the last part of --model")
-    return parser
 
 
 def choice_of(arguments: Namespace) -> Choice:
