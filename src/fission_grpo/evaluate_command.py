@@ -29,7 +29,7 @@ def evaluate_command(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        how = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[rewrite]'"}
+        how = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
         package = str(error.name).split(".")[0]
         print(
             f"error: evaluation needs {package}; {how.get(package, TRAIN)}",
