@@ -18,7 +18,8 @@ def generate_command(argv: list[str]) -> int:
     try:
         return run(arguments)
     except ModuleNotFoundError as error:
-        print(f"error: generating tasks needs {error.name}; {INSTALL}", file=sys.stderr)
+        how = "pip install 'fission-grpo[endpoint]'" if error.name == "openai" else INSTALL
+        print(f"error: generating tasks needs {error.name}; {how}", file=sys.stderr)
         return 1
     except TaskFileError as error:
         print(f"error: {error}", file=sys.stderr)
