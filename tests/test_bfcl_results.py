@@ -157,3 +157,14 @@ def test_the_scripts_differences_name_cases_judged_apart():
     scores = {"c": Score(0.5, 1, 2, {"c_1": "e"})}
     assert differences(scores, {"c_0": None, "c_1": "e"}) == []
     assert differences(scores, {"c_0": "e", "c_1": None}) == [("c_0", "e", None), ("c_1", None, "e")]
+
+
+def test_words_in_a_file_of_an_fc_model_are_no_broken_calls(tmp_path):
+    row = json.dumps({"id": "simple_python_0", "result": "[area(base=10"}) + "\n"
+    for model, unread in (("Qwen_Qwen3-8B-FC", False), ("Qwen_Qwen3-8B", True)):
+        path = tmp_path / "result" / model / "non_live" / "BFCL_v4_simple_python_result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(row)
+        (record,) = read_result_file(path)
+        assert (record.steps[0].unread is not None) is unread
+        assert record.success is False

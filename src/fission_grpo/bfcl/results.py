@@ -95,7 +95,8 @@ def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[C
 
     How steps are read is decided once for the file: if any text in it holds `<tool_call>`, texts are read as
     `QwenFCHandler` does; else, if any step is a mapping or list of mappings `{name: arguments}` (API models), only
-    these are calls; else texts are read as the prompting handlers do.
+    these are calls; else texts are read as the prompting handlers do, unless the file lies in a folder of a Qwen "-FC"
+    model, which then made no call at all.
 
     Args:
         path: a file as the official CLI writes it; more fields than `id` and `result` are left alone.
@@ -109,7 +110,8 @@ def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[C
         raise RunFileError(f"{path} does not exist; a BFCL result file is named {VERSION}_CATEGORY_result.json")
     lines = read_lines(path, [] if notes is None else notes)
     rows = [(line, _case(line), _checked(line)) for line in lines]
-    rule = _rule([step for _, _, result in rows for step in _steps(result)])
+    qwen_fc = any(part.startswith("Qwen") and part.endswith("-FC") for part in path.parts)
+    rule = _rule([step for _, _, result in rows for step in _steps(result)], "hermes" if qwen_fc else "python")
     seen: set[str] = set()
     for line, case, _ in rows:
         if case.id in seen:
@@ -199,10 +201,10 @@ def _steps(result: Any) -> list[Any]:
     return [step for turn in result for step in (turn if isinstance(turn, list) else [turn])]
 
 
-def _rule(steps: Sequence[Any]) -> str:
+def _rule(steps: Sequence[Any], otherwise: str) -> str:
     if any(isinstance(step, str) and "<tool_call>" in step for step in steps):
         return "hermes"
-    return "mappings" if any(isinstance(step, dict) for step in steps) else "python"
+    return "mappings" if any(isinstance(step, dict) for step in steps) else otherwise
 
 
 def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseRecord:
