@@ -160,7 +160,7 @@ def test_the_scripts_differences_name_cases_judged_apart():
 
 
 def test_words_in_a_file_of_an_fc_model_are_no_broken_calls(tmp_path):
-    row = json.dumps({"id": "simple_python_0", "result": "[area(base=10"}) + "\n"
+    row = json.dumps({"id": "simple_python_0", "result": "[calculate_triangle_area(base=10"}) + "\n"
     for model, unread in (("Qwen_Qwen3-8B-FC", False), ("Qwen_Qwen3-8B", True)):
         path = tmp_path / "result" / model / "non_live" / "BFCL_v4_simple_python_result.json"
         path.parent.mkdir(parents=True)
