@@ -23,7 +23,8 @@ def calls(*named):
 
 
 class OpenAIServer:
-    """`answer(body)` gives the assistant's text, a whole message, or an HTTP status.
+    """`answer(body)` gives the assistant's text, a whole message (with `finish_reason` if need be), an HTTP status, or
+    the bytes to send.
 
     Faults: "close" (no answer), "cut" (half of the body, then close), "hang", "slow" (0.4 s), "drip" (a byte every
     50 ms), "429" to "503" and any other status, "429 later" (Retry-After 1), "truncated" JSON, "html", "no choices",
@@ -36,7 +37,7 @@ class OpenAIServer:
         self.most = self._now = 0  # requests under way at a time
         self._lock, self._closing = threading.Lock(), threading.Event()
         handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -87,9 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.owner.noted(self.path, dict(self.headers), body) as fault:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self._answer(body, fault)
+        gone = contextlib.suppress(BrokenPipeError, ConnectionResetError)
+        with self.owner.noted(self.path, dict(self.headers), body) as fault, gone:
+            self._answer(body, fault)
 
     def _answer(self, body, fault):
         if fault == "hang" or fault == "slow":
@@ -114,17 +115,18 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(answer, int):
             self._send(answer, b'{"error": {"message": "as told"}}')
             return
-        whole = json.dumps(self._completion(body, answer, fault)).encode()
+        whole = answer if isinstance(answer, bytes) else json.dumps(self._completion(body, answer, fault)).encode()
         self._spoil(whole, fault)
 
     def _completion(self, body, answer, fault):
-        message = answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}
+        message = dict(answer) if isinstance(answer, dict) else {"role": "assistant", "content": answer}
+        reason = message.pop("finish_reason", "tool_calls" if message.get("tool_calls") else "stop")
         if fault in ("null", "1 MB", "surrogate"):
             content = {"null": None, "1 MB": "x" * 2**20, "surrogate": "a\ud83db"}[fault]
             message = {"role": "assistant", "content": content}
         elif fault in ("bad arguments", "unknown tool"):
             message = calls(("add", '{"step": ') if fault == "bad arguments" else ("nothing_like_it", "{}"))
-        choice = {"index": 0, "finish_reason": "tool_calls" if message.get("tool_calls") else "stop"}
+        choice = {"index": 0, "finish_reason": reason}
         if "prompt" in body:
             choice |= {"text": message["content"]}
         else:

@@ -17,9 +17,14 @@ from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from fission_grpo.evaluation.endpoint_options import EndpointCounts, EndpointError, EndpointOptions
+from fission_grpo.evaluation.endpoint_options import (
+    EndpointCounts,
+    EndpointError,
+    EndpointOptions,
+    check_url,
+    without_secrets,
+)
 from fission_grpo.evaluation.endpoint_reply import Answer, Unreadable, read_answer, retry_after
 from fission_grpo.evaluation.local import encodable, prompt_text
 from fission_grpo.evaluation.messages import to_openai, tools_to_openai
@@ -27,6 +32,8 @@ from fission_grpo.evaluation.play import Reply, Request
 
 __all__ = ["EndpointCounts", "EndpointError", "EndpointOptions", "EndpointPolicy"]
 
+CHECK_TRIES = 3
+"""Tries of `check`. [ours] Somebody waits for it, and has mostly got the URL wrong."""
 _NO_KEY = "none"
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
 _KEY = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
@@ -54,7 +61,7 @@ class EndpointPolicy:
         tokenizer: renders dialogues for raw completions; not needed for requests with a `prompt`.
 
     Raises:
-        EndpointError: OpenAI's own endpoint, and no key in the environment; or a key that cannot be one.
+        EndpointError: OpenAI's own endpoint, and no key in the environment; a key or a URL that cannot be one.
         ModuleNotFoundError: the `openai` package is not installed.
     """
 
@@ -71,7 +78,9 @@ class EndpointPolicy:
         self._key = os.environ.get(self.options.key_variable, "").strip() or _NO_KEY
         if not (self._key.isascii() and self._key.isprintable()):
             raise EndpointError(f"the environment variable {self.options.key_variable} holds characters no key has")
-        if self._key == _NO_KEY and not (base_url or os.environ.get("OPENAI_BASE_URL")):
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        check_url(base_url)
+        if self._key == _NO_KEY and not base_url:
             raise EndpointError(
                 f"model {model!r}: no base URL is given and the environment variable {self.options.key_variable} is "
                 "not set; give the server's URL, or set the key for OpenAI's own"
@@ -80,7 +89,7 @@ class EndpointPolicy:
         self._client = openai.AsyncOpenAI(
             base_url=base_url, api_key=self._key, max_retries=0, timeout=self.options.timeout
         )
-        self.url = _without_secrets(str(self._client.base_url))
+        self.url = without_secrets(str(self._client.base_url))
         self._lock, self._random = threading.Lock(), random.Random()
         self._numbers: Counter[str] = Counter()
         self._reasons: Counter[tuple[str, str]] = Counter()
@@ -115,9 +124,9 @@ class EndpointPolicy:
         """
         hello = "Say hello."
         body = self._with_settings({"prompt": hello} if self.options.raw else {"messages": [_user(hello)]})
-        if self.options.max_tokens is not None:
-            body["max_tokens"] = min(16, self.options.max_tokens)
-        outcome, tries = asyncio.run_coroutine_threadsafe(self._outcome(body), self._loop).result()
+        if "max_tokens" in body:
+            body["max_tokens"] = min(16, body["max_tokens"])
+        outcome, tries = asyncio.run_coroutine_threadsafe(self._outcome(body, CHECK_TRIES), self._loop).result()
         with self._lock:
             self._numbers.clear()
             self._reasons.clear()
@@ -164,11 +173,13 @@ class EndpointPolicy:
     def _with_settings(self, body: dict[str, Any]) -> dict[str, Any]:
         options = self.options
         given = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
+        if "max_completion_tokens" in options.extra_body:
+            given["max_tokens"] = None
         return {**body, "model": self.model, **{name: value for name, value in given.items() if value is not None}}
 
     async def _reply(self, body: dict[str, Any]) -> Reply:
         async with self._places:
-            outcome, tries = await self._outcome(body)
+            outcome, tries = await self._outcome(body, self.options.tries)
         if isinstance(outcome, Answer):
             reply = outcome.reply
             self._count(
@@ -186,15 +197,15 @@ class EndpointPolicy:
         why = f"{outcome.reason} after {tries} {'try' if tries == 1 else 'tries'}"
         return Reply("", lost=f"{why}: {outcome.detail}" if outcome.detail else why)
 
-    async def _outcome(self, body: dict[str, Any]) -> tuple[Answer | _Fault, int]:
-        """The answer, or why there is none after all tries; and the number of tries."""
+    async def _outcome(self, body: dict[str, Any], most: int) -> tuple[Answer | _Fault, int]:
+        """The answer, or why there is none after at most `most` tries; and the number of tries."""
         options, end = self.options, time.monotonic() + self.options.patience
         tries = 0
         while True:
             self._count(requests=1)
             outcome = await self._try(body, min(options.timeout, end - time.monotonic()))
             tries += 1
-            if isinstance(outcome, Answer) or not outcome.again or tries >= options.tries:
+            if isinstance(outcome, Answer) or not outcome.again or tries >= min(most, options.tries):
                 return outcome, tries
             wait = outcome.wait + self._random.uniform(0, min(options.max_wait, options.backoff * 2 ** (tries - 1)))
             if time.monotonic() + wait >= end:
@@ -227,7 +238,8 @@ class EndpointPolicy:
             names = [str(one["id"]) for one in json.loads(listed.content)["data"]]
         except (TimeoutError, self._openai.OpenAIError, ValueError, KeyError, TypeError):
             return ""
-        return f" (it serves: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else ""
+        listed = self._clean(", ".join(names[:10])) + (", ..." if len(names) > 10 else "")
+        return f" (it serves: {listed})" if names else ""
 
     def _refusal(self, status: int, response: Any) -> _Fault:
         """A status of 4xx or 5xx as a fault: 408, 409, 429 and 5xx may pass."""
@@ -271,10 +283,3 @@ class EndpointPolicy:
 
 def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
-
-
-def _without_secrets(url: str) -> str:
-    """The URL without user, password and query."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}".rstrip("/")

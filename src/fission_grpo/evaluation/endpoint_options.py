@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class EndpointError(ValueError):
@@ -20,7 +21,8 @@ class EndpointOptions:
         temperature: of the sampling; None: the endpoint's default.
         max_tokens: of one turn; None: the endpoint's default.
         seed: of the sampling, for endpoints that know seeds.
-        extra_body: further fields of the request's body.
+        extra_body: further fields of the request's body; they replace ours of the same name, and
+            `max_completion_tokens` replaces `max_tokens`, which OpenAI's reasoning models refuse.
         concurrency: requests under way at a time.
         timeout: of one try, from sending it to the last byte.
         patience: of one request with all its tries and waits.
@@ -75,3 +77,29 @@ class EndpointCounts:
     empty: int = 0
     cut: int = 0
     too_long: int = 0
+
+
+def check_url(url: str | None) -> None:
+    """Raises EndpointError for a base URL to which nothing could be sent. None is OpenAI's own."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or port
+        good = False
+    if not good:
+        raise EndpointError(
+            "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as "
+            "the port (it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
+        )
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user, password and query.
+
+    Example:
+        `without_secrets("http://me:pw@host:80/v1/?a=b")` is "http://host:80/v1"
+    """
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from fission_grpo.evaluation.local import encodable
-from fission_grpo.evaluation.messages import hermes_text
+from fission_grpo.evaluation.messages import hermes_text, without_last_end
 from fission_grpo.evaluation.play import Reply
 
 MAX_CHARACTERS = 200_000
@@ -49,7 +49,8 @@ def read_answer(body: bytes, content_type: str = "") -> Answer:
     """Read the body of a chat completion or of a raw completion.
 
     Null content without calls is a turn in which the policy wrote nothing. A refusal is read as content. Thoughts that
-    a server has split off (`reasoning_content`) are left out.
+    a server has split off (`reasoning_content`) are left out. A call that the length limit cut is written as a local
+    model would have left it, unclosed; such a reply has no structured calls.
 
     Raises:
         Unreadable: it is neither.
@@ -61,19 +62,21 @@ def read_answer(body: bytes, content_type: str = "") -> Answer:
         raise Unreadable("not JSON", f"{kind}: {error}") from None
     choices = given.get("choices") if isinstance(given, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise Unreadable("no choices", json.dumps(given)[:200])
+        raise Unreadable("no choices", json.dumps(given))
     choice = choices[0]
     if not isinstance(choice, dict):
         raise Unreadable("malformed", "the first choice is no object")
     content, calls = _message(choice["message"]) if "message" in choice else (_text(choice.get("text")), ())
     usage = given.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    text = encodable(hermes_text(content, calls))
+    text, stopped = encodable(hermes_text(content, calls)), choice.get("finish_reason") == "length"
+    if stopped and (unclosed := without_last_end(text, calls)):
+        text, calls = unclosed, ()
     cut = len(text) > MAX_CHARACTERS
     reply = Reply(
         text=text[:MAX_CHARACTERS],
         tokens=_count(usage.get("completion_tokens")),
-        truncated=choice.get("finish_reason") == "length" or cut,
+        truncated=stopped or cut,
         tool_calls=() if cut else calls,
     )
     return Answer(reply, _count(usage.get("prompt_tokens")), "completion_tokens" in usage, not text, cut)

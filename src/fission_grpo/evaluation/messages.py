@@ -55,6 +55,12 @@ def hermes_text(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([*([content] if content else []), *map(_written, tool_calls)])
 
 
+def without_last_end(text: str, tool_calls: Sequence[Mapping[str, Any]]) -> str:
+    """A `hermes_text` whose last call was cut within its arguments, without that call's end; "" if it was not cut."""
+    _, arguments = _parts(tool_calls[-1]) if tool_calls else (None, None)
+    return text.removesuffix("}\n</tool_call>") if arguments is not None and not _is_json(arguments) else ""
+
+
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """A dialogue as `/v1/chat/completions` takes it.
 

@@ -1,0 +1,327 @@
+"""Policies behind an endpoint, over real sockets: what is sent, what is read, what every fault comes to."""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import asdict
+
+import pytest
+from openai_server import OpenAIServer, calls
+
+pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[rewrite]')")
+
+from fission_grpo.chat import parse
+from fission_grpo.evaluation.endpoint import CHECK_TRIES, EndpointError, EndpointOptions, EndpointPolicy
+from fission_grpo.evaluation.endpoint_reply import MAX_CHARACTERS
+from fission_grpo.evaluation.messages import assistant_message, result_messages
+from fission_grpo.evaluation.play import AsynchronousPolicy, Reply, Request
+from fission_grpo.starter import load_starter
+from fission_grpo.trajectory import ToolCall, ToolResult
+
+ASK = [{"role": "user", "content": "Add 1."}]
+TOOL = {"name": "add", "description": "Add", "parameters": {"type": "object", "properties": {}}, "return": {}}
+KEY = "sk-x7very-secret-0123456789"
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer() as running:
+        yield running
+
+
+def policy_of(server, tokenizer=None, **options):
+    given = {"timeout": 5.0, "tries": 3, "backoff": 0.01, "max_wait": 0.02, "patience": 10.0}
+    return EndpointPolicy("small", server.url, EndpointOptions(**given | options), tokenizer)
+
+
+def one_reply(server, request=None, **options):
+    """The reply to a request, and the counts."""
+    with policy_of(server, **options) as policy:
+        return policy.submit(request or Request(ASK, [TOOL])).result(timeout=20), policy.counts
+
+
+def test_a_chat_reply_is_text_and_tokens_and_the_request_is_as_set(server):
+    reply, counts = one_reply(server, temperature=0.5, max_tokens=7, seed=3, extra_body={"top_k": 4})
+    assert reply == Reply("Done.", tokens=3)
+    (body,) = server.asked
+    tool = {"type": "function", "function": {key: TOOL[key] for key in ("name", "description", "parameters")}}
+    settings = {"model": "small", "temperature": 0.5, "max_tokens": 7, "seed": 3, "top_k": 4}
+    assert body == {"messages": ASK, "tools": [tool], **settings}
+    assert server.paths == ["/v1/chat/completions"]
+    assert (counts.requests, counts.prompt_tokens, counts.completion_tokens, counts.uncounted) == (1, 11, 3, 0)
+
+
+def test_max_completion_tokens_stands_in_for_the_field_that_reasoning_models_refuse(server):
+    with policy_of(server, extra_body={"max_completion_tokens": 9}) as policy:
+        policy.check()
+        policy.submit(Request(ASK)).result()
+    assert all("max_tokens" not in body and body["max_completion_tokens"] == 9 for body in server.asked)
+
+
+def test_structured_calls_are_read_as_hermes_text_and_sent_back_with_their_ids(server):
+    server.answer = lambda body: calls(("add", '{"step": 1}'), ("add", '{"step":2}'))
+    reply, _ = one_reply(server)
+    read = parse(reply.text)
+    assert (read.calls, read.error) == ((ToolCall("add", {"step": 1}), ToolCall("add", {"step": 2})), None)
+    results = [ToolResult(call, str(number)) for number, call in enumerate(read.calls)]
+    one_reply(server, Request([*ASK, assistant_message(reply), *result_messages(reply, results)], [TOOL]))
+    sent = calls(("add", '{"step": 1}'), ("add", '{"step":2}'))
+    answers = [{"role": "tool", "tool_call_id": f"call_{n}", "content": str(n)} for n in range(2)]
+    assert server.asked[1]["messages"] == [*ASK, sent, *answers]
+
+
+def test_words_beside_structured_calls_are_kept(server):
+    server.answer = lambda body: calls(("add", "{}")) | {"content": "I add."}
+    reply, _ = one_reply(server)
+    assert reply.text == 'I add.\n<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+
+
+def test_arguments_that_are_no_json_stay_so_and_go_back_as_text(server):
+    server.faults = ["bad arguments"]
+    reply, counts = one_reply(server)
+    assert "not valid JSON" in (parse(reply.text).error or "")
+    assert '"arguments": {"step": }' in reply.text
+    assert (counts.requests, counts.retries, counts.lost) == (1, {}, {})
+    told = {"role": "tool", "name": "add", "content": "no", "tool_call_id": "call_0"}
+    one_reply(server, Request([*ASK, assistant_message(reply), told], [TOOL]))
+    written, answered = server.asked[1]["messages"][1:]
+    assert written == {"role": "assistant", "content": reply.text}
+    assert answered == {"role": "user", "content": "<tool_response>\nno\n</tool_response>"}
+
+
+def test_a_call_that_the_length_limit_cut_is_truncated_and_no_error_of_form(server):
+    message = calls(("add", '{"step": 1}'), ("add", '{"step'))
+    server.answer = lambda body: message | {"finish_reason": "length"}
+    reply, _ = one_reply(server)
+    assert (reply.truncated, reply.tool_calls) == (True, ())
+    assert reply.text.endswith('{"name": "add", "arguments": {"step')
+    read = parse(reply.text, truncated=True)
+    assert (read.calls, read.error) == ((ToolCall("add", {"step": 1}),), None)
+
+
+def test_an_unknown_name_is_passed_on(server):
+    server.faults = ["unknown tool"]
+    reply, _ = one_reply(server)
+    assert parse(reply.text).calls == (ToolCall("nothing_like_it"),)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("429", "HTTP 429"),
+        ("500", "HTTP 500"),
+        ("503", "HTTP 503"),
+        ("close", "connection"),
+        ("cut", "connection"),
+        ("hang", "timeout"),
+        ("drip", "timeout"),
+        ("truncated", "not JSON"),
+        ("html", "not JSON"),
+        ("not utf-8", "not JSON"),
+        ("no choices", "no choices"),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_lost_in_the_end_each_counted_by_its_reason(server, fault, reason):
+    server.faults = [fault]
+    reply, counts = one_reply(server, timeout=0.2)
+    assert (reply.text, reply.lost) == ("Done.", None)
+    assert (counts.requests, counts.retries, counts.lost) == (2, {reason: 1}, {})
+    server.faults = lambda number: fault
+    reply, counts = one_reply(server, timeout=0.2, tries=2)
+    assert (reply.text, counts.requests, counts.retries, counts.lost) == ("", 2, {reason: 1}, {reason: 1})
+    assert (reply.lost or "").startswith(f"{reason} after 2 tries")
+
+
+def test_a_refusal_is_not_tried_again(server):
+    server.faults = ["403"]
+    reply, counts = one_reply(server)
+    assert (reply.lost or "").startswith("HTTP 403 after 1 try")
+    assert (counts.requests, counts.retries, counts.lost) == (1, {}, {"HTTP 403": 1})
+
+
+def test_retry_after_is_waited_for_unless_patience_ends_before(server):
+    server.faults = ["429 later"]
+    reply, _ = one_reply(server)
+    assert reply.lost is None
+    assert 1.0 <= server.times[1] - server.times[0] < 2.0
+    server.faults = lambda number: "429 later"
+    began = time.monotonic()
+    reply, counts = one_reply(server, patience=0.5)
+    assert time.monotonic() - began < 0.5
+    assert (counts.requests, counts.lost) == (1, {"HTTP 429": 1})
+
+
+def test_null_content_is_an_empty_turn_and_a_megabyte_is_cut(server):
+    server.faults = ["null", "1 MB", "surrogate"]
+    reply, counts = one_reply(server)
+    assert (reply.text, reply.lost, counts.empty) == ("", None, 1)
+    reply, counts = one_reply(server)
+    assert (reply.text, reply.truncated, counts.cut) == ("x" * MAX_CHARACTERS, True, 1)
+    assert one_reply(server)[0].text == "a?b"
+
+
+def test_a_prompt_too_long_for_the_context_is_an_empty_truncated_reply_as_of_a_local_model(server):
+    server.faults = ["too long"]
+    reply, counts = one_reply(server)
+    assert reply == Reply("", truncated=True)
+    assert (counts.requests, counts.too_long, counts.lost) == (1, 1, {})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[1]",
+        '{"choices": {"a": 1}}',
+        '{"choices": [7]}',
+        '{"choices": [{"message": []}]}',
+        '{"choices": [{"message": {"content": 7}}]}',
+        '{"choices": [{"message": {"tool_calls": "x"}}]}',
+        '{"choices": [{"message": {"tool_calls": [7]}}]}',
+        "[" * 100_000,
+        '{"choices": [{"text": "x"}], "usage": ' + "9" * 5000 + "}",
+    ],
+)
+def test_an_answer_of_any_other_form_is_lost_never_raised(server, answer):
+    server.answer = lambda body: answer.encode()
+    reply, counts = one_reply(server, tries=1)
+    assert reply.lost is not None
+    assert sum(counts.lost.values()) == counts.requests == 1
+
+
+def test_calls_of_odd_form_are_the_policys_errors(server):
+    for function in ({"name": None, "arguments": "{}"}, {"name": "add"}, {"name": ["add"], "arguments": "[]"}, "add"):
+        server.answer = lambda body, function=function: {"tool_calls": [{"id": "a", "function": function}]}
+        reply, _ = one_reply(server)
+        assert reply.lost is None
+        assert parse(reply.text).error is not None
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("401", "set the right key in the environment variable OPENAI_API_KEY"),
+        ("404", "no such model"),
+        ("html", "/v1"),
+    ],
+)
+def test_check_says_in_one_line_what_is_wrong_and_how_to_mend_it(server, fault, said):
+    server.faults = lambda number: fault
+    with policy_of(server, tries=8) as policy, pytest.raises(EndpointError) as error:
+        policy.check()
+    line = str(error.value)
+    assert "\n" not in line
+    assert all(part in line for part in (server.url, "'small'", said, "(it serves: small)"))
+    assert len(server.asked) == (CHECK_TRIES if fault == "html" else 1)
+
+
+def test_check_says_that_nobody_answers_and_counts_nothing():
+    with OpenAIServer() as gone:
+        with policy_of(gone) as policy:
+            policy.check()
+            assert policy.counts.requests == 0
+        assert gone.asked[0]["max_tokens"] == 16
+    with policy_of(gone) as policy, pytest.raises(EndpointError, match="nobody answers there"):
+        policy.check()
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "http://localhost:port/v1", "http://[::1/v1", "ftp://x/v1", "x"])
+def test_a_url_that_cannot_be_one_is_told_at_once(url):
+    with pytest.raises(EndpointError, match="write it like http://localhost:8000/v1"):
+        EndpointPolicy("small", url)
+
+
+def test_without_a_url_a_key_is_needed(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(EndpointError, match="OPENAI_API_KEY is not set"):
+        EndpointPolicy("small")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-ключ")
+    with pytest.raises(EndpointError, match="characters no key has") as error:
+        EndpointPolicy("small", "http://127.0.0.1:1/v1")
+    assert "ключ" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", [KEY, "plain7word"])
+def test_the_key_is_sent_and_stands_nowhere_else(server, monkeypatch, caplog, key):
+    monkeypatch.setenv("MY_KEY", key)
+    caplog.set_level(logging.DEBUG)
+    server.faults = ["tell key", None, "tell key"]
+    seen = []
+    url = server.url.replace("127.0.0.1", "user:password@127.0.0.1") + "?token=hidden"
+    with EndpointPolicy("small", url, EndpointOptions(key_variable="MY_KEY", tries=1)) as policy:
+        with pytest.raises(EndpointError) as error:
+            policy.check()
+        seen += [repr(error.value), repr(policy), policy.url]
+    with EndpointPolicy("small", server.url, EndpointOptions(key_variable="MY_KEY", tries=1)) as policy:
+        replies = [policy.submit(Request(ASK)).result() for _ in range(2)]
+        server.answer = lambda body: json.dumps({"choices": [], "padding": "x" * 150, "key": key * 9}).encode()
+        replies.append(policy.submit(Request(ASK)).result())
+        seen += [repr(replies), repr(policy.options), str(asdict(policy.counts))]
+    assert server.headers[1]["authorization"] == f"Bearer {key}"
+    assert [reply.lost is None for reply in replies] == [True, False, False]
+    assert "Incorrect API key provided: Bearer ***" in str(replies[1].lost)
+    assert key[:8] not in "\n".join([*seen, caplog.text])
+    assert not any(secret in "\n".join(seen) for secret in ("password", "hidden"))
+
+
+def test_no_more_requests_are_under_way_than_allowed(server):
+    server.faults = lambda number: "slow" if number < 8 else None
+    with policy_of(server, concurrency=4) as policy:
+        replies = [future.result() for future in [policy.submit(Request(ASK)) for _ in range(40)]]
+    assert all(reply.text == "Done." for reply in replies)
+    assert server.most == 4
+
+
+def test_raw_completions_continue_the_prompt_or_what_the_tokenizer_renders(server):
+    reply, _ = one_reply(server, Request(ASK, prompt="Once \ud83d"), raw=True)
+    assert (reply.text, server.paths, server.asked[0]["prompt"]) == ("Done.", ["/v1/completions"], "Once ?")
+    assert not {"messages", "tools"} & set(server.asked[0])
+    tokenizer = load_starter()[1]
+    dialogue = [*ASK, {"role": "assistant", "content": " odd "}, {"role": "user", "content": "More."}]
+    with policy_of(server, tokenizer, raw=True) as policy:
+        policy.check()
+        assert policy.submit(Request(dialogue)).result().text == "Done."
+    assert "<|im_start|>assistant\n odd <|im_end|>" in server.asked[2]["prompt"]
+    assert server.asked[2]["prompt"].endswith("<|im_start|>assistant\n")
+
+
+def test_requests_that_cannot_be_sent_are_told_apart_from_faults(server):
+    with policy_of(server, raw=True) as policy, pytest.raises(ValueError, match="need the model's tokenizer"):
+        policy.submit(Request(ASK))
+    with policy_of(server) as policy, pytest.raises(ValueError, match="only raw completions take"):
+        policy.submit(Request(ASK, prompt="Once"))
+    assert server.asked == []
+
+
+def test_close_gives_up_what_is_under_way_and_may_be_called_again(server):
+    server.faults = lambda number: "hang"
+    before = threading.active_count()
+    policy = policy_of(server)
+    assert isinstance(policy, AsynchronousPolicy)
+    future = policy.submit(Request(ASK))
+    while not server.asked:
+        time.sleep(0.01)
+    began = time.monotonic()
+    policy.close()
+    policy.close()
+    assert time.monotonic() - began < 1.0
+    assert future.cancelled()
+    assert "endpoint" not in [thread.name for thread in threading.enumerate()][before:]
+
+
+def test_two_hundred_requests_with_faults_are_all_answered_or_lost_and_the_counts_add_up(server):
+    kinds = ["close", "hang", "429", "500", "html"]  # a tenth each
+    server.faults = lambda number: kinds[number // 2 % 5] if number % 2 else None
+    with policy_of(server, timeout=0.4, concurrency=32) as policy:
+        replies = [future.result() for future in [policy.submit(Request(ASK)) for _ in range(200)]]
+        counts = policy.counts
+    lost = [reply.lost for reply in replies if reply.lost is not None]
+    retries = sum(counts.retries.values())
+    assert all((reply.text == "Done.") == (reply.lost is None) for reply in replies)
+    assert len(lost) == sum(counts.lost.values()) < 100
+    assert counts.requests == 200 + retries >= len(server.asked)
+    assert set(counts.retries) == {"connection", "timeout", "HTTP 429", "HTTP 500", "not JSON"}
+    assert counts.completion_tokens == 3 * (200 - len(lost))
+    faults = sum(server.faults(number) is not None for number in range(len(server.asked)))
+    assert retries + len(lost) >= faults  # every fault was tried again, or ended its reply; a slow machine adds some
