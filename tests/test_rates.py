@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fission_grpo.evaluate import wilson
 from fission_grpo.evaluation.attempts import retry_loops, steps_to_recovery, tally, turn_recovery
-from fission_grpo.evaluation.intervals import difference_interval, ratio_interval
+from fission_grpo.evaluation.intervals import difference_interval, ratio_interval, wilson
 from fission_grpo.evaluation.rates import rates_json, rates_of
 from fission_grpo.evaluation.rates_table import rates_table
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, read_records, to_line

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.bfcl import INSTALL
-from fission_grpo.evaluate_options import choice_of, eval_parser, sampling_of, server_of
+from fission_grpo.evaluate_options import choice_of, endpoint_options_of, eval_parser, sampling_of
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.run_files import EVAL
 
@@ -58,7 +58,9 @@ def evaluate_model(arguments: Namespace) -> str:
     in_flight = arguments.in_flight or (64 if choice.tasks == "desk" else 16)
     with ExitStack() as stack:
         if arguments.endpoint is not None:
-            player = stack.enter_context(server_player(arguments.model, server_of(arguments, in_flight), sampling))
+            options = endpoint_options_of(arguments, sampling, in_flight)
+            server = server_player(arguments.model, arguments.endpoint, options, arguments.tokenizer)
+            player = stack.enter_context(server)
         else:
             player = local_player(arguments.model, sampling, in_flight)
         manifest = Manifest(

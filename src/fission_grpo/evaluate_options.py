@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fission_grpo.evaluation.players import Sampling, Server
+    from fission_grpo.evaluation.endpoint_options import EndpointOptions
+    from fission_grpo.evaluation.players import Sampling
     from fission_grpo.evaluation.task_sets import Choice
 
 EXAMPLES = """\
@@ -135,18 +136,19 @@ def sampling_of(arguments: Namespace) -> Sampling:
     return Sampling(temperature, tokens, arguments.seed)
 
 
-def server_of(arguments: Namespace, in_flight: int) -> Server:
-    """Which endpoint."""
-    from fission_grpo.evaluation.players import Server
+def endpoint_options_of(arguments: Namespace, sampling: Sampling, in_flight: int) -> EndpointOptions:
+    """How an endpoint is asked."""
+    from fission_grpo.evaluation.endpoint_options import EndpointOptions
 
-    return Server(
-        url=arguments.endpoint,
+    return EndpointOptions(
         raw=arguments.raw,
-        tokenizer=arguments.tokenizer,
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_new_tokens,
+        seed=sampling.seed,
+        extra_body=arguments.extra_body,
         concurrency=in_flight,
         timeout=arguments.timeout,
         key_variable=arguments.key_variable,
-        extra_body=arguments.extra_body,
     )
 
 

@@ -6,11 +6,12 @@ import hashlib
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.evaluation.endpoint_options import EndpointOptions
 from fission_grpo.model_path import model_path
 from fission_grpo.run_files import STATE, read_history
 
@@ -21,34 +22,11 @@ PACKAGES = ("fission-grpo", "bfcl-eval", "transformers", "torch", "trl", "openai
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are sampled; see `LocalPolicy` and `EndpointOptions`."""
+    """How replies are sampled; see `LocalPolicy`."""
 
     temperature: float = 0.0
     max_new_tokens: int = 512
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Server:
-    """An endpoint, and how it is asked; see `EndpointOptions`.
-
-    Args:
-        url: base URL; None: OPENAI_BASE_URL, else OpenAI's own.
-        raw: `/v1/completions` of prompts we render, for which `tokenizer` is loaded (a folder or hub id).
-        tokenizer: for raw completions of dialogues.
-        concurrency: requests under way at a time.
-        timeout: of one try, in seconds.
-        key_variable: environment variable that holds the key.
-        extra_body: further fields of every request.
-    """
-
-    url: str | None = None
-    raw: bool = False
-    tokenizer: str | None = None
-    concurrency: int = 16
-    timeout: float = 120.0
-    key_variable: str = "OPENAI_API_KEY"
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,35 +63,33 @@ def local_player(name: str, sampling: Sampling, batch_size: int) -> Player:
 
 
 @contextmanager
-def server_player(name: str, server: Server, sampling: Sampling) -> Iterator[Player]:
+def server_player(
+    name: str, url: str | None, options: EndpointOptions, tokenizer_name: str | None = None
+) -> Iterator[Player]:
     """A model behind an OpenAI-compatible endpoint, which is asked for a short reply first.
+
+    Args:
+        name: of the model there.
+        url: base URL; None: OPENAI_BASE_URL, else OpenAI's own.
+        options: of the requests.
+        tokenizer_name: folder or hub id; renders dialogues for raw completions.
 
     Raises:
         EndpointError: it does not answer, or refuses; the message says what to mend.
         ModuleNotFoundError: the `openai` package is missing.
     """
-    from fission_grpo.evaluation.endpoint import EndpointOptions, EndpointPolicy
+    from fission_grpo.evaluation.endpoint import EndpointPolicy
 
     tokenizer = None
-    if server.tokenizer is not None:
+    if tokenizer_name is not None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(model_path(server.tokenizer))
-    options = EndpointOptions(
-        raw=server.raw,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_new_tokens,
-        seed=sampling.seed,
-        extra_body=server.extra_body,
-        concurrency=server.concurrency,
-        timeout=server.timeout,
-        key_variable=server.key_variable,
-    )
-    with EndpointPolicy(name, server.url, options, tokenizer) as policy:
+        tokenizer = AutoTokenizer.from_pretrained(model_path(tokenizer_name))
+    with EndpointPolicy(name, url, options, tokenizer) as policy:
         policy.check()
-        described = {"kind": "endpoint", "model": name, "url": policy.url, "raw": server.raw}
+        described = {"kind": "endpoint", "model": name, "url": policy.url}
         template = "the endpoint's" if tokenizer is None else _template(tokenizer)
-        yield Player(policy, described, {"template_sha256": template, "raw": server.raw})
+        yield Player(policy, described, {"template_sha256": template, "raw": options.raw})
 
 
 def versions() -> dict[str, str]:
