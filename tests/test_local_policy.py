@@ -1,0 +1,153 @@
+"""A transformers model in this process as a policy: batches, prompts taken as they are, ends, limits.
+
+Repeatability, left padding and what dialogues look like with the starter are in test_starter.py.
+"""
+
+import copy
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+
+from fission_grpo.environment import tool_methods
+from fission_grpo.environments.desk import Desk
+from fission_grpo.environments.desk_tasks import make_rows
+from fission_grpo.evaluation.episodes import ToolSchemas
+from fission_grpo.evaluation.local import LocalPolicy, eos_ids, prompt_text
+from fission_grpo.evaluation.play import Reply, Request
+from fission_grpo.starter import load_starter
+
+SCHEMAS = ToolSchemas(tool_methods(Desk()))
+ASK = {"role": "user", "content": "Move plan_7.txt to home."}
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return load_starter()
+
+
+@pytest.fixture
+def own(starter):
+    """The starter, to be changed."""
+    return copy.deepcopy(starter)
+
+
+def requests_of_odd_lengths(count):
+    """Tasks with dialogues of zero to three earlier turns."""
+    turn = [
+        {"role": "assistant", "content": '<tool_call>\n{"name": "list_files", "arguments": {}}\n</tool_call>'},
+        {"role": "tool", "name": "list_files", "content": "['plan_7.txt']"},
+    ]
+    rows = make_rows(count, 5, "held_out")
+    return [Request([*row["prompt"], *turn * (number % 4)], SCHEMAS) for number, row in enumerate(rows)]
+
+
+def greedy(starter, **settings):
+    return LocalPolicy(*starter, temperature=0, **settings)
+
+
+def test_dialogues_of_all_lengths_are_answered_in_order_as_if_each_were_alone(starter):
+    requests = requests_of_odd_lengths(11)
+    together = greedy(starter, batch_size=4).reply(requests)
+    assert together == [greedy(starter, batch_size=1).reply([request])[0] for request in requests]
+    assert len({reply.text for reply in together}) > 5  # they are told apart
+
+
+def test_a_prompt_is_continued_verbatim_and_no_template_is_used(own):
+    model, tokenizer = own
+    request = requests_of_odd_lengths(1)[0]
+    (expected,) = greedy(own).reply([request])
+    text = prompt_text(tokenizer, request)
+    tokenizer.chat_template = None
+    assert greedy((model, tokenizer)).reply([Request((), prompt=text)]) == [expected]
+    (other,) = greedy((model, tokenizer)).reply([Request((), prompt=text + '<tool_call>\n{"name": "')])
+    assert other.text
+    assert not other.text.startswith("<tool_call>")  # it goes on in the middle of the call
+
+
+def test_every_end_token_of_the_model_ends_a_turn(own):
+    model, tokenizer = own
+    request = requests_of_odd_lengths(1)[0]
+    (whole,) = greedy(own).reply([request])
+    ids = tokenizer(whole.text, add_special_tokens=False)["input_ids"]
+    assert whole.tokens == len(ids) + 1  # the end token counts
+    early = ids[5]
+    model.generation_config.eos_token_id = [early, tokenizer.eos_token_id]
+    assert eos_ids(model, tokenizer) == {early, tokenizer.eos_token_id}
+    (cut,) = greedy(own).reply([request])
+    assert (cut.tokens, cut.truncated) == (ids.index(early) + 1, False)
+    assert whole.text.startswith(cut.text)
+    assert model.generation_config.eos_token_id == [early, tokenizer.eos_token_id]  # left as it was
+
+
+def test_the_models_own_generation_settings_change_nothing(own):
+    model, _ = own
+    requests = requests_of_odd_lengths(4)
+    before = greedy(own).reply(requests)
+    model.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=9.0, max_new_tokens=1)
+    assert greedy(own).reply(requests) == before
+
+
+def test_a_prompt_that_fills_the_context_gets_an_empty_truncated_reply_and_others_theirs(own):
+    model, tokenizer = own
+    request = requests_of_odd_lengths(1)[0]
+    (expected,) = greedy(own).reply([request])
+    length = len(tokenizer(prompt_text(tokenizer, request), add_special_tokens=False)["input_ids"])
+    model.config.max_position_embeddings = length + expected.tokens
+    too_long = Request((), prompt="a b " * (length + expected.tokens))
+    policy = greedy(own)
+    assert policy.reply([too_long, request, too_long]) == [
+        Reply("", truncated=True),
+        expected,
+        Reply("", truncated=True),
+    ]
+    model.config.max_position_embeddings = length + 3
+    (short,) = greedy(own).reply([request])
+    assert (short.tokens, short.truncated) == (3, True)
+    assert expected.text.startswith(short.text)
+
+
+def test_without_a_chat_template_the_error_says_what_to_do(own):
+    own[1].chat_template = None
+    with pytest.raises(ValueError, match=r"has no chat template.*set tokenizer\.chat_template"):
+        greedy(own).reply([Request([ASK])])
+
+
+def test_a_template_that_refuses_the_dialogue_is_named_with_the_roles(own):
+    own[1].chat_template = "{{ raise_exception('no system messages') }}"
+    with pytest.raises(ValueError, match="refuses a dialogue of the roles system, user: no system messages"):
+        greedy(own).reply([Request([{"role": "system", "content": "x"}, ASK])])
+
+
+def test_earlier_turns_stand_in_the_prompt_as_they_were_written(starter):
+    _, tokenizer = starter
+    odd = '<think>a</think>\n <tool_call>{"name":"x" , "arguments":{}}</tool_call>  '
+    answer = {"role": "tool", "name": "x", "content": "ok"}
+    second = {"role": "assistant", "content": "  Done. "}
+    text = prompt_text(tokenizer, Request([ASK, {"role": "assistant", "content": odd}, answer, second, ASK], SCHEMAS))
+    assert text.count(f"<|im_start|>assistant\n{odd}<|im_end|>") == 1
+    assert text.count("<|im_start|>assistant\n  Done. <|im_end|>") == 1
+    assert text.endswith(f"{ASK['content']}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_text_that_is_no_unicode_is_taken_and_the_random_state_is_left_alone(starter):
+    import torch
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert LocalPolicy(*starter, max_new_tokens=4).reply([Request([{"role": "user", "content": "\ud83d"}])])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_asked_is_nothing_answered_and_an_empty_prompt_is_no_error(starter):
+    assert greedy(starter).reply([]) == []
+    (reply,) = greedy(starter, max_new_tokens=4).reply([Request((), prompt="")])
+    assert reply.tokens <= 4
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"max_new_tokens": 0}, {"batch_size": 0}])
+def test_limits_out_of_range_are_told(starter, settings):
+    with pytest.raises(ValueError, match="LocalPolicy needs temperature >= 0"):
+        LocalPolicy(*starter, **settings)
