@@ -10,7 +10,7 @@ import pytest
 from endpoint_support import ASK, KEY, TOOL, one_reply, policy_of
 from openai_server import OpenAIServer, calls
 
-pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[rewrite]')")
+pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.chat import parse
 from fission_grpo.evaluation.endpoint import CHECK_TRIES, EndpointError, EndpointOptions, EndpointPolicy

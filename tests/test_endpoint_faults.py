@@ -6,7 +6,7 @@ import pytest
 from endpoint_support import ASK, one_reply, policy_of
 from openai_server import OpenAIServer
 
-pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[rewrite]')")
+pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.chat import parse
 from fission_grpo.evaluation.endpoint_reply import MAX_CHARACTERS
