@@ -16,6 +16,7 @@ from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.evaluation.local import LocalPolicy, eos_ids, prompt_text
 from fission_grpo.evaluation.play import Reply, Request
+from fission_grpo.evaluation.shared_prefix import MIN_SHARED, shared_length
 from fission_grpo.starter import load_starter
 
 SCHEMAS = ToolSchemas(tool_methods(Desk()))
@@ -151,3 +152,44 @@ def test_nothing_asked_is_nothing_answered_and_an_empty_prompt_is_no_error(start
 def test_limits_out_of_range_are_told(starter, settings):
     with pytest.raises(ValueError, match="LocalPolicy needs temperature >= 0"):
         LocalPolicy(*starter, **settings)
+
+
+def test_what_all_prompts_begin_with_ends_before_the_shortest_and_before_the_first_difference():
+    begin = list(range(100))
+    assert shared_length([[*begin, 7, 8], [*begin, 7, 9, 9], [*begin, 7]]) == 100  # one token is left of the last
+    assert shared_length([[*begin, 1], [*begin, 2], [*begin[:50], 5, 5]]) == 50
+    assert shared_length([begin, begin]) == 99
+    assert shared_length([begin]) == 0
+    assert shared_length([[*begin[: MIN_SHARED - 1], 1], [*begin[: MIN_SHARED - 1], 2]]) == 0
+
+
+def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter):
+    system = {"role": "system", "content": "You keep the files and the calendar of a small office in good order."}
+    requests = [Request([system, *request.messages], SCHEMAS) for request in requests_of_odd_lengths(9)]
+    alone = [greedy(starter, batch_size=1).reply([request])[0] for request in requests]
+    lengths = []
+    hook = starter[0].base_model.register_forward_pre_hook(
+        lambda module, given, named: lengths.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    together = greedy(starter, batch_size=9).reply(requests)
+    hook.remove()
+    assert together == alone
+    (one, shared), (rows, rest) = lengths[:2]
+    assert (one, rows) == (1, 9)
+    longest = max(len(starter[1](prompt_text(starter[1], request))["input_ids"]) for request in requests)
+    assert shared + rest == longest
+    assert shared >= MIN_SHARED
+
+
+def test_a_model_with_a_sliding_window_reads_every_prompt_whole(starter):
+    from transformers import Qwen3ForCausalLM
+
+    config = copy.deepcopy(starter[0].config)
+    config.use_sliding_window, config.sliding_window = True, 48
+    config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    model = Qwen3ForCausalLM(config)
+    model.load_state_dict(starter[0].state_dict())
+    prompts = [Request((), prompt="Move the plan. " * 20 + end) for end in ("Now", "Then it is done", "Or not")]
+    policy = greedy((model, starter[1]), max_new_tokens=8)
+    together = policy.reply(prompts)
+    assert together == [greedy((model, starter[1]), max_new_tokens=8).reply([prompt])[0] for prompt in prompts]

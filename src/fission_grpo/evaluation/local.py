@@ -9,6 +9,7 @@ from typing import Any
 
 from fission_grpo.chat import template_text
 from fission_grpo.evaluation.play import Reply, Request
+from fission_grpo.evaluation.shared_prefix import read_once, shared_length
 from fission_grpo.trajectory import Message
 
 _MARK = "ASSISTANT TURN"
@@ -23,7 +24,8 @@ class LocalPolicy:
         tokenizer: its tokenizer. Without a chat template it can only continue requests with a `prompt`.
         temperature: 0 takes the most probable token.
         max_new_tokens: limit of one turn, in tokens.
-        batch_size: requests per batch, which hold prompts of about one length.
+        batch_size: requests per batch, which hold prompts of about one length; what all of them begin with (system
+            prompt, tools) is read once.
         seed: of the sampling; the same seed, model and requests in the same order and batches give the same replies
             on one machine. The global random state is left as it was.
 
@@ -52,7 +54,7 @@ class LocalPolicy:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
-        self._seed, self._calls = seed, 0
+        self._seed, self._calls, self._shares = seed, 0, True
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request. A prompt that fills the model's context gets an empty reply, truncated.
@@ -88,9 +90,15 @@ class LocalPolicy:
         """One batch of prompts (token ids) continued by at most `room` tokens."""
         import torch
 
-        length = max(1, *map(len, prompts))
-        ids = torch.tensor([[self._pad] * (length - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        length, shared = max(1, *map(len, prompts)), shared_length(prompts) if self._shares else 0
+        cache = read_once(self.model, prompts[0][:shared], len(prompts)) if shared else None
+        if cache is None and shared:
+            self._shares, shared = False, 0
+        gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after what all share
+        ids = torch.tensor(
+            [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
+        )
+        mask = torch.tensor([[1] * shared + [0] * gap + [1] * (length - shared - gap) for gap in gaps])
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         with torch.no_grad(), _own_settings(self.model):
             out = self.model.generate(
@@ -100,6 +108,7 @@ class LocalPolicy:
                 pad_token_id=self._pad,
                 eos_token_id=sorted(self.eos) or None,
                 use_cache=True,
+                past_key_values=cache,
                 top_k=0,
                 top_p=1.0,
                 **sampling,
