@@ -16,7 +16,7 @@ from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.evaluation.local import LocalPolicy, eos_ids, prompt_text
 from fission_grpo.evaluation.play import Reply, Request
-from fission_grpo.evaluation.shared_prefix import MIN_SHARED, shared_length
+from fission_grpo.evaluation.shared_prefix import MIN_SHARED, empty_cache, shared_length
 from fission_grpo.starter import load_starter
 
 SCHEMAS = ToolSchemas(tool_methods(Desk()))
@@ -193,3 +193,19 @@ def test_a_model_with_a_sliding_window_reads_every_prompt_whole(starter):
     policy = greedy((model, starter[1]), max_new_tokens=8)
     together = policy.reply(prompts)
     assert together == [greedy((model, starter[1]), max_new_tokens=8).reply([prompt])[0] for prompt in prompts]
+
+
+def test_a_cache_with_room_holds_what_transformers_own_holds_and_moves_nothing_while_there_is_room(starter):
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    torch.manual_seed(0)
+    roomy, plain = empty_cache(starter[0], room=3), DynamicCache(config=starter[0].config)
+    places = []
+    for tokens in (5, 1, 2, 1, 4):  # 5 and room for 3; the fourth goes beyond, to 9 and room for 3; so does the fifth
+        keys, values = torch.randn(2, 2, tokens, 32), torch.randn(2, 2, tokens, 32)
+        for ours, theirs in zip(roomy.update(keys, values, 0), plain.update(keys, values, 0), strict=True):
+            assert torch.equal(ours, theirs)
+        places.append(roomy.layers[0].keys.data_ptr())
+    assert places[0] == places[1] == places[2] != places[3] != places[4]
+    assert roomy.get_seq_length() == 13

@@ -9,7 +9,7 @@ from typing import Any
 
 from fission_grpo.chat import template_text
 from fission_grpo.evaluation.play import Reply, Request
-from fission_grpo.evaluation.shared_prefix import read_once, shared_length
+from fission_grpo.evaluation.shared_prefix import empty_cache, read_once, shared_length
 from fission_grpo.trajectory import Message
 
 _MARK = "ASSISTANT TURN"
@@ -91,9 +91,11 @@ class LocalPolicy:
         import torch
 
         length, shared = max(1, *map(len, prompts)), shared_length(prompts) if self._shares else 0
-        cache = read_once(self.model, prompts[0][:shared], len(prompts)) if shared else None
+        cache = read_once(self.model, prompts[0][:shared], len(prompts), length - shared + room) if shared else None
         if cache is None and shared:
             self._shares, shared = False, 0
+        if cache is None:
+            cache = empty_cache(self.model, room)
         gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after what all share
         ids = torch.tensor(
             [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
