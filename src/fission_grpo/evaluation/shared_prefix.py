@@ -24,7 +24,8 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # all others lie between them, so they share what these two share
+    ordered = sorted(list(prompt) for prompt in prompts)
+    first, last = ordered[0], ordered[-1]  # all others lie between them, so they share what these two share
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     length = min(sum(1 for _ in same), min(map(len, prompts)) - 1)
     return length if length >= MIN_SHARED else 0
