@@ -48,15 +48,13 @@ def read_once(model: Any, prefix: Sequence[int], rows: int, room: int) -> Any:
 
     with torch.no_grad():
         out = model.base_model(input_ids=torch.tensor([list(prefix)], device=model.device), use_cache=True)
-    cache = getattr(out, "past_key_values", None)
+    cache: Any = getattr(out, "past_key_values", None)
     layers = getattr(cache, "layers", ())
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
         return None
-    for at, layer in enumerate(layers):
-        roomy = _roomy_layer()(room)
-        repeated = (states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values))
-        roomy.update(*repeated)
-        cache.layers[at] = roomy
+    for number, layer in enumerate(layers):
+        cache.layers[number] = roomy = _roomy_layer()(room)
+        roomy.update(*(states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values)))
     return cache
 
 
