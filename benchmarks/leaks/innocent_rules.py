@@ -97,7 +97,14 @@ def other_date(make: Callable[[date], str]) -> Rule:
     return lambda s, t, n: make(date.fromisoformat(t.other)) if t.kind == "date" else None
 
 
-ANY_LIST = ("all options", "all options, or", "both booleans", "all options as JSON", "all options, bar", "booleans, slash")
+ANY_LIST = (
+    "all options",
+    "all options, or",
+    "both booleans",
+    "all options as JSON",
+    "all options, bar",
+    "booleans, slash",
+)
 """Rules whose texts do hold the value, among all there are."""
 
 KNOWN: Mapping[str, Rule] = {

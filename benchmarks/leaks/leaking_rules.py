@@ -16,19 +16,34 @@ from situations import DEVELOPMENT, Situation, Target
 
 CARRIERS = {
     True: ("error: `{p}` should be {v}", "try {v} for `{p}`.", "`{p}` is not right. hint: {v}", "no: {v}, please"),
-    False: ("Correct `{p}` to {v} and call again", "{v} is what `{p}` needs", "wrong `{p}`; answer = {v}", "want {v}!"),
+    False: (
+        "Correct `{p}` to {v} and call again",
+        "{v} is what `{p}` needs",
+        "wrong `{p}`; answer = {v}",
+        "want {v}!",
+    ),
 }
 """How a dressed value is brought, in the development half (True) and the held-out one."""
 
 Rule = Callable[[Situation, Target, int], str | None]
-ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-ONES += "seventeen eighteen nineteen".split()
-TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
-MONTHS = "January February March April May June July August September October November December".split()
-ORDINALS = {2: "second", 5: "fifth", 9: "ninth", 14: "fourteenth", 17: "seventeenth", 21: "twenty-first", 30: "thirtieth"}
-NATO = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", (
-    "Alfa Bravo Charlie Delta Echo Foxtrot Golf Hotel India Juliett Kilo Lima Mike November Oscar Papa Quebec Romeo "
-    "Sierra Tango Uniform Victor Whiskey Xray Yankee Zulu").split(), strict=True))  # fmt: skip
+ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()  # noqa: SIM905
+ONES += ["sixteen", "seventeen", "eighteen", "nineteen"]
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+MONTHS = [date(2024, month, 1).strftime("%B") for month in range(1, 13)]
+ORDINALS = {
+    2: "second",
+    5: "fifth",
+    9: "ninth",
+    14: "fourteenth",
+    17: "seventeenth",
+    21: "twenty-first",
+    30: "thirtieth",
+}
+NATO_WORDS = (
+    "Alfa Bravo Charlie Delta Echo Foxtrot Golf Hotel India Juliett Kilo Lima Mike November Oscar Papa Quebec "
+    "Romeo Sierra Tango Uniform Victor Whiskey Xray Yankee Zulu"
+)
+NATO = {word[0]: word for word in NATO_WORDS.split()}
 CYRILLIC = str.maketrans("aeocpxyAEOCPXTHKMB", "аеосрхуАЕОСРХТНКМВ")
 
 
@@ -93,6 +108,11 @@ def elimination(situation: Situation, target: Target, turn: int) -> str | None:
     return f"`{target.name}` is not right; neither {' nor '.join(rest)} will do" if len(rest) > 1 else None
 
 
+def said_by_the_user(situation: Situation, target: Target, turn: int) -> str | None:
+    """That the dialogue shows the value does not make it free to tell: which of all is right is the answer."""
+    return f"the user asked for {target.value}" if str(target.value) in situation.user else None
+
+
 def camel(name: str) -> str:
     return "".join(part.title() for part in name.split("_"))
 
@@ -107,7 +127,7 @@ KNOWN: Mapping[str, Rule] = {
     "plain": plain,
     "upper case": any_text(str.upper),
     "typographic quotes": any_text(lambda v: f"“{v}”"),
-    "named though the user said it": lambda s, t, n: f"the user asked for {t.value}" if str(t.value) in s.user else None,
+    "named though the user said it": said_by_the_user,
     "call": lambda s, t, n: f"{s.failed.name}(..., {t.name}={t.value!r})",
     "JSON object": lambda s, t, n: f'{{"{t.name}": "{t.value}"}}',
     "JSON path": lambda s, t, n: f"$.arguments.{t.name} == {t.value}",
@@ -118,7 +138,7 @@ KNOWN: Mapping[str, Rule] = {
     "boolean in words": dressed(lambda t: ("on", "enabled", "yes")[len(t.name) % 3] if t.kind == "boolean" else None),
     "base64": encoded(base64.b64encode),
     "url": text_of("text", "enum", "date")(lambda v: "".join(f"%{byte:02X}" for byte in v.encode())),
-    "url, where needed": dressed(lambda t: quote(str(t.value), safe="") if "%" in quote(str(t.value), safe="") else None),
+    "url, where needed": dressed(lambda t: quoted if "%" in (quoted := quote(str(t.value), safe="")) else None),
     "rot13": any_text(lambda v: codecs.encode(v, "rot13") if v.isascii() else ""),
     "unicode escapes": text_of("text", "enum", "date", least=2)(lambda v: "".join(f"\\u{ord(c):04x}" for c in v)),
     "full-width": dressed(lambda t: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in str(t.value))),
@@ -152,7 +172,7 @@ NEW: Mapping[str, Rule] = {
     "HTML tags inside": any_text(lambda v: "{}<b>{}</b>".format(*half(v))),
     "dotted letters": any_text(".".join),
     "begins and ends": any_text(lambda v: "what begins with '{}' and ends with '{}'".format(*half(v))),
-    "NATO alphabet": any_text(lambda v: " ".join(NATO.get(c, c) for c in v.upper()) if v.isalpha() and v.isascii() else ""),
+    "NATO alphabet": any_text(lambda v: " ".join(NATO[c] for c in v.upper()) if v.isalpha() and v.isascii() else ""),
     "leetspeak": any_text(lambda v: v.translate(str.maketrans("aeio", "4310")) if v.isalpha() and v.isascii() else ""),
     "words reordered": any_text(lambda v: ", ".join(reversed(v.split())) if v.count(" ") == 1 else ""),
     "elimination": elimination,

@@ -53,7 +53,7 @@ def _rules(rules: Any, situation: Situation) -> Iterator[tuple[str, Any, bool]]:
 
 
 def _made(situation: Situation, rule: Any, turn: int, may_hold_a_value: bool) -> str | None:
-    """The first text of the rule; an innocent one may not hold any reference value as a whole word, by plain search."""
+    """The first text of the rule; an innocent one may hold no reference value as a whole word, by plain search."""
     targets = situation.targets
     for step in range(len(targets)):
         text = rule(situation, targets[(turn + step) % len(targets)], turn)
