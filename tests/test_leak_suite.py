@@ -62,6 +62,7 @@ def test_the_suite_is_what_the_script_makes():
         ("use \\u0052ome", "use Rome"),
         ("use VW05dFpRPT0=", "use Rome"),  # base64 twice
         ("zoe at acme dot org", "zoe@acme.org"),
+        ("use 7a6f652061636d65", "use zoe acme"),  # "acme" is base64, too
     ],
 )
 def test_encodings_are_resolved(text, says):
@@ -81,6 +82,7 @@ def test_words_that_are_no_encoding_are_left_alone():
         ("three point five", 3.5),
         ("minus seven", -7),
         ("four two", 42),
+        ("to six and call again", 6),
         ("to one", 1),
         ("1,250 or so", 1250),
         ("1 250 euros", 1250),

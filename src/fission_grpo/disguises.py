@@ -45,7 +45,12 @@ def readings(text: str) -> Iterator[str]:
     yield text
     seen = {text}
     for _ in range(2):  # an encoding of an encoding, no deeper
-        for change in (_unescaped, _signed, _decoded):  # the one that may take a word for code comes last
+        for change in (
+            _unescaped,
+            _signed,
+            _from_hex,
+            _from_base64,
+        ):  # the one that may take a word for code comes last
             changed = change(text)
             if changed not in seen:
                 seen.add(changed)
@@ -68,15 +73,19 @@ def _character(match: re.Match[str]) -> str:
     return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else match[0]
 
 
-def _decoded(text: str) -> str:
-    return _BASE64.sub(_from_base64, _HEX.sub(_from_hex, text))
+def _from_hex(text: str) -> str:
+    return _HEX.sub(_hex, text)
 
 
-def _from_hex(match: re.Match[str]) -> str:
+def _from_base64(text: str) -> str:
+    return _BASE64.sub(_base64, text)
+
+
+def _hex(match: re.Match[str]) -> str:
     return _readable(bytes.fromhex(re.sub(r"0x|[ :,-]", "", match[0]))) or match[0]
 
 
-def _from_base64(match: re.Match[str]) -> str:
+def _base64(match: re.Match[str]) -> str:
     token = match[0].rstrip("=").replace("-", "+").replace("_", "/")
     if len(token) % 4 == 1:
         return match[0]

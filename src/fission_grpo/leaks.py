@@ -82,7 +82,7 @@ def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall])
             continue
         hidden = text
         for form in sorted({form for given in wrote for form in _quotations(given)}, key=len, reverse=True):
-            hidden = _hide(hidden, form) if form in hidden else hidden
+            hidden = _hide(hidden, form) if form in hidden and not _is_part(form, value) else hidden
         if _says(hidden, value):
             return f"the value of `{name}`"
     return None
@@ -154,7 +154,7 @@ def _hide_list(text: str, options: Sequence[str]) -> str:
     if not options or not all(option and option in text for option in options):
         return text
     one = "|".join(re.escape(option) for option in sorted(set(options), key=len, reverse=True))
-    run = rf"(?<!\w)(?:{one})(?:['\s,;/|()\[\]]+(?:(?:and|or)[\s']+)?(?:{one}))*(?!\w)"
+    run = rf"(?<!\w)(?:{one})(?:['\s,;/|()\[\]*•-]+(?:(?:and|or)[\s']+)?(?:{one}))*(?!\w)"
 
     def hidden(match: re.Match[str]) -> str:
         return HIDDEN if set(re.findall(rf"(?<!\w)(?:{one})(?!\w)", match[0])) == set(options) else match[0]
@@ -166,6 +166,11 @@ def _quotations(given: Any) -> set[str]:
     """How a message may quote what a failed call wrote: in full, or cut by `json_text.quoted`."""
     cut = _plain(quoted(given).removesuffix("...").strip("'\""))
     return {form for form in (_plain(given) if len(str(given)) < 4096 else "", cut) if form}
+
+
+def _is_part(form: str, value: Any) -> bool:
+    """Whether a quotation is a short part of a value: hiding it could tear the value, and alone it does not say it."""
+    return len(squashed(form)) < WINDOW and form != _plain(value) and squashed(form) in squashed(_plain(value))
 
 
 def _hide(text: str, form: str) -> str:

@@ -30,7 +30,7 @@ _WORDS = re.compile(
     rf"(?<!\w)(minus )?((?:{_WORD})(?:[ -](?:and )?(?:{_WORD})){{0,15}})(?: point((?: (?:{_WORD})){{1,15}}))?(?!\w)"
 )
 _COUNTED = re.compile(  # what follows a number word in a diagnosis that only counts
-    r" (?:or |and )?(?:more|other|different|wrong|missing|further|of|less|fewer|too|things?|calls?|tools?|errors?|"
+    r" (?:or )?(?:more|other|different|wrong|missing|further|of|less|fewer|too|things?|calls?|tools?|errors?|"
     r"arguments?|parameters?|fields?|problems?|mistakes?|values?|options?|attempts?|digits?|characters?)(?!\w)"
 )
 _STATED = re.compile(r"(?:\b(?:be|to|use|try|equals?|value)|[=:']) ?'?$")
