@@ -3,8 +3,8 @@
     python benchmarks/leaks/run.py                                    # the development half
     python benchmarks/leaks/run.py --held_out --output results.json   # both; once, when the guard is done
 
-Prints, and writes if asked to, also every case that the guard has wrong, and the time per text. results.json is the one
-measurement of the held-out half; see README.md before making another.
+Prints, and writes if asked to, also every case that the guard has wrong, and the time per text. results.json is the
+one measurement of the held-out half; see README.md before making another.
 """
 
 import argparse
