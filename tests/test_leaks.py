@@ -81,6 +81,13 @@ def test_what_the_failed_call_wrote_for_the_parameter_may_be_quoted():
     assert leaks("`city` is New York, not 'New York City'", REFERENCE, failed, TOOLS) == "the value of `city`"
 
 
+def test_what_the_failed_call_wrote_hides_no_longer_value_that_holds_it():
+    reference, failed = [ToolCall("f", {"title": "Disk is full", "n": 15})], [ToolCall("f", {"title": "disk", "n": 1})]
+    assert leaks("the title is 'Disk is full'", reference, failed) == "the value of `title`"
+    assert leaks("try 1 5", reference, failed) == "the value of `n`"
+    assert leaks("`title` is not right, got 'disk'; `n` is not right, got 1", reference, failed) is None
+
+
 def test_what_the_failed_call_wrote_for_another_parameter_may_not():
     reference = [ToolCall("move", {"source": "a.txt", "target": "b.txt"})]
     swapped = [ToolCall("move", {"source": "b.txt", "target": "c.txt"})]
@@ -93,6 +100,7 @@ def test_the_tools_name_is_a_leak_unless_called_or_listed_with_all_others():
     assert leaks("use `Get Weather`", REFERENCE, other, TOOLS) == "the name of tool 'get_weather'"
     assert leaks("use get_weather", REFERENCE, FAILED, TOOLS) is None
     assert leaks("there are get_time and get_weather", REFERENCE, other, TOOLS) is None
+    assert leaks("there are:\n- get_time\n- get_weather", REFERENCE, other, TOOLS) is None
 
 
 def test_nested_values_are_walked_and_their_keys_are_names():

@@ -12,21 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from fission_grpo.disguises import HIDDEN, readings, says_split, says_turned, squashed
 from fission_grpo.json_text import quoted
 from fission_grpo.schema import parameter_schema, tool_names
+from fission_grpo.spoken import dates_of, number, numbers_in, says_date, says_time, says_truth, time_of
 from fission_grpo.trajectory import ToolCall
 
 WINDOW = 24
 """How many letters and digits in a row of a longer value count as telling it. [ours]"""
 
-_WORDS = set("a an and as at be by for i if in is it must no not of on one or the to try value you".split())  # noqa: SIM905
-_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october")
-_MONTHS += ("november", "december")
-_NUMBER = re.compile(r"(?<!\w)(?<!\d[-/:.,])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?!\d|[-/:.,]\d)")
-_DATE = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)")
-_NEITHER = re.compile(r"[^\w\x00]|_")
+_WORDS = frozenset("a an and as at be by for i if in is it must no not of on one or the to try value you".split())  # noqa: SIM905
 _KINDS = {ord(char): "'" for char in '“”„«»´‘’"'} | {ord(char): "-" for char in "‐‑‒–—―−"}  # not backticks
-_HIDDEN = "\x00"  # stands where public text was; neither a letter nor space, so nothing is joined across it
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]"
+)
 
 
 def leaks(
@@ -38,10 +37,14 @@ def leaks(
     """What `feedback` gives away of the reference calls, None if nothing.
 
     A leak is a reference argument's value (leaves of nested values one by one) or a reference tool's name. Compared
-    without regard to case, spacing and quotes; numbers by value (3, "3", 3.0); dates in any usual order; long values
-    by any `WINDOW` characters of theirs; short ones as whole words, and very common words only in quotes. No leaks
-    are: parameter names (in backticks) and types; what the failed calls wrote for the same parameter, or the tool
-    they called; a list of all options of an enum, of true and false, or of all tools' names.
+    without regard to case, spacing, quotes and invisible characters; numbers by value (3, "3.0", "three", "1 250");
+    dates and times in any usual form; long values by any `WINDOW` characters of theirs; short ones as whole words,
+    also with their letters set apart, backwards or in rot13, and very common words only in quotes. Escapes, base64
+    and hex are resolved first. That the dialogue shows a value makes it no less the answer. No leaks are: parameter
+    names (in backticks) and types; what the failed calls wrote for the same parameter, or the tool they called; a
+    list of all options of an enum, of true and false, or of all tools' names; a value within a longer word.
+
+    Not found: paraphrase, translation, sums, and telling all options but one. See `benchmarks/leaks/`.
 
     Args:
         reference: the expected calls; None or empty (nothing to give away) is never leaked.
@@ -56,7 +59,15 @@ def leaks(
     """
     if not reference:
         return None
-    text = _without_public(_plain(feedback), reference, failed, tools)
+    for reading in readings(_INVISIBLE.sub("", feedback)):
+        text = _without_public(_plain(reading), reference, failed, tools)
+        if found := _found(text, reference, failed):
+            return found
+    return None
+
+
+def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall]) -> str | None:
+    """What one reading of a text, without what is public, gives away."""
     called = {call.name for call in failed}
     for call in reference:
         if call.name not in called and _says(text, call.name):
@@ -71,7 +82,7 @@ def leaks(
             continue
         hidden = text
         for form in sorted({form for given in wrote for form in _quotations(given)}, key=len, reverse=True):
-            hidden = _hide(hidden, form) if form in hidden else hidden
+            hidden = _hide(hidden, form) if form in hidden and not _is_part(form, value) else hidden
         if _says(hidden, value):
             return f"the value of `{name}`"
     return None
@@ -99,7 +110,7 @@ def _plain(value: Any) -> str:
 
 
 def _plain_text(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).casefold().replace(_HIDDEN, " ").translate(_KINDS)
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold().replace(HIDDEN, " ").translate(_KINDS)
     return " ".join(text.split())
 
 
@@ -115,7 +126,7 @@ def _without_public(text: str, reference: Sequence[ToolCall], failed: Sequence[T
         names |= set(schema.get("properties", {}))
         lists += [options for options in _enums(schema) if len(options) > 1]
     known = {_plain(name) for name in names}
-    text = re.sub(r"`([^`]*)`", lambda m: _HIDDEN if _top(m[1]) in known else f"'{m[1]}'", text).replace("`", "'")
+    text = re.sub(r"`([^`]*)`", lambda m: HIDDEN if _top(m[1]) in known else f"'{m[1]}'", text).replace("`", "'")
     for options in [tool_names(tools), *lists]:
         text = _hide_list(text, [_plain(option) for option in options])
     return text
@@ -143,10 +154,10 @@ def _hide_list(text: str, options: Sequence[str]) -> str:
     if not options or not all(option and option in text for option in options):
         return text
     one = "|".join(re.escape(option) for option in sorted(set(options), key=len, reverse=True))
-    run = rf"(?<!\w)(?:{one})(?:['\s,;/|()\[\]]+(?:(?:and|or)[\s']+)?(?:{one}))*(?!\w)"
+    run = rf"(?<!\w)(?:{one})(?:['\s,;/|()\[\]*•-]+(?:(?:and|or)[\s']+)?(?:{one}))*(?!\w)"
 
     def hidden(match: re.Match[str]) -> str:
-        return _HIDDEN if set(re.findall(rf"(?<!\w)(?:{one})(?!\w)", match[0])) == set(options) else match[0]
+        return HIDDEN if set(re.findall(rf"(?<!\w)(?:{one})(?!\w)", match[0])) == set(options) else match[0]
 
     return re.sub(run, hidden, text)
 
@@ -157,63 +168,44 @@ def _quotations(given: Any) -> set[str]:
     return {form for form in (_plain(given) if len(str(given)) < 4096 else "", cut) if form}
 
 
+def _is_part(form: str, value: Any) -> bool:
+    """Whether a quotation is a short part of a value: hiding it could tear the value, and alone it does not say it."""
+    return len(squashed(form)) < WINDOW and form != _plain(value) and squashed(form) in squashed(_plain(value))
+
+
 def _hide(text: str, form: str) -> str:
     if len(form) > WINDOW:
-        return text.replace(form, _HIDDEN)
-    return re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", _HIDDEN, text)
-
-
-def _number(value: Any) -> float | None:
-    """The number a value is or spells, None for any other value."""
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        return float(value.strip().replace(",", "")) if isinstance(value, str) else float(value)
-    except (ValueError, OverflowError, TypeError):
-        return None
+        return text.replace(form, HIDDEN)
+    return re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", HIDDEN, text)
 
 
 def _same(value: Any, given: Any) -> bool:
-    number = _number(value)
-    return _plain(value) == _plain(given) or (number is not None and number == _number(given))
-
-
-def _squashed(text: str) -> str:
-    return _NEITHER.sub("", text)
+    spelled = number(value)
+    return _plain(value) == _plain(given) or (spelled is not None and spelled == number(given))
 
 
 def _says(text: str, value: Any) -> bool:
     """Whether normalised text states a value."""
-    number = _number(value)
-    if number is not None and any(_number(found) == number for found in _NUMBER.findall(text)):
+    spelled = number(value)
+    if spelled is not None and spelled in numbers_in(text):
         return True
-    if number is not None and not isinstance(value, str):
+    if spelled is not None and not isinstance(value, str):
         return False
+    if isinstance(value, bool) and says_truth(text, value):
+        return True
     plain = _plain(value).replace("`", "'")
-    core = _squashed(plain)
+    core = squashed(plain)
     if not core or plain in _WORDS:
         return f"'{plain}'" in text
     if not core.isascii() or len(core) >= 8:
-        squashed = _squashed(text)
+        flat = squashed(text)
         windows = range(max(1, len(core) - WINDOW + 1))
-        if any(core[at : at + WINDOW] in squashed for at in windows):
+        if any(core[at : at + WINDOW] in flat for at in windows):
             return True
     parts = map(re.escape, re.split(r"[\s_-]+", plain))
     if re.search(rf"(?<!\w){'[ _-]*'.join(parts)}(?!\w)", text):
         return True
-    date = _DATE.match(plain)
-    return date is not None and _says_date(text, *map(int, date.groups()))
-
-
-def _says_date(text: str, year: int, month: int, day: int) -> bool:
-    """Whether text names a date: digits in any usual order and with any separator, or the month by name."""
-    if 1 <= month <= 12:
-        name = _MONTHS[month - 1]
-        word = rf"(?:{name}|{name[:3]}\.?|{name[:4]}\.?)"
-        of_day = rf"0?{day}(?:st|nd|rd|th)?"
-        if re.search(rf"\b(?:{word} {of_day}|{of_day}(?: of)? {word})(?!\w)", text):
-            return True
-    short = year % 100
-    orders = ((year, month, day), (day, month, year), (month, day, year), (day, month, short), (month, day, short))
-    forms = "|".join(r"\s?[-/. ]\s?".join(rf"0*{part}" for part in order) for order in orders)
-    return re.search(rf"(?<!\d)(?:{forms})(?!\d)", text) is not None
+    if isinstance(value, str) and (says_split(text, core, _WORDS) or says_turned(text, plain)):
+        return True
+    time = time_of(plain)
+    return any(says_date(text, *date) for date in dates_of(plain)) or (time is not None and says_time(text, *time))
