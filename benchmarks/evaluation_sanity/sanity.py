@@ -20,13 +20,14 @@ import os
 import random
 import tempfile
 import time
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
 
+from fission_grpo.bfcl.cases import multi_turn_cases
 from fission_grpo.bfcl.docs import class_docs, official_schema
-from fission_grpo.bfcl.verify import judge_case, judge_turn, read_call
+from fission_grpo.bfcl.verify import judge_case, judge_turn
 from fission_grpo.bfcl.worlds import new_world
 from fission_grpo.evaluation.rates import rates_json, rates_of
 from fission_grpo.evaluation.rates_table import rates_table
@@ -40,12 +41,13 @@ KINDS = ("unknown_tool", "bad_arguments", "raised")
 
 def cases(category):
     """Official entries with their ground truth as calls by turn."""
-    data = resources.files("bfcl_eval") / "data"
-    name = f"BFCL_v4_multi_turn_{category}.json"
-    entries = [json.loads(line) for line in (data / name).read_text(encoding="utf-8").splitlines()]
-    answers = [json.loads(line) for line in (data / "possible_answer" / name).read_text(encoding="utf-8").splitlines()]
-    truth = {answer["id"]: answer["ground_truth"] for answer in answers}
-    return [(entry, [[read_call(text) for text in turn] for turn in truth[entry["id"]]]) for entry in entries]
+    return [
+        (
+            {"id": case.id, "initial_config": case.config, "involved_classes": list(case.classes)},
+            [list(turn) for turn in case.reference],
+        )
+        for case in multi_turn_cases(f"multi_turn_{category}")
+    ]
 
 
 def world_of(entry):

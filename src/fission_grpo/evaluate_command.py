@@ -51,7 +51,8 @@ def evaluate_model(arguments: Namespace) -> str:
 
     if not arguments.model or not arguments.output:
         raise ValueError("--model and --output are needed (or --traces FILE, which needs neither)")
-    choice, sampling = choice_of(arguments), sampling_of(arguments)
+    choice = choice_of(arguments)
+    sampling = sampling_of(arguments, choice)
     tasks = task_set(choice)
     name = arguments.name or Path(arguments.model).name
     folder = arguments.output / f"eval-{_file_name(name)}"
@@ -86,8 +87,7 @@ def evaluate_traces(arguments: Namespace) -> str:
     """The rates of transcripts from anywhere; with --output they are kept, so that they can be compared."""
     from fission_grpo.evaluation.manifest import Manifest, write_manifest
     from fission_grpo.evaluation.players import versions
-    from fission_grpo.evaluation.records import to_line
-    from fission_grpo.evaluation.run import CASES
+    from fission_grpo.evaluation.records import CASES, to_line
     from fission_grpo.evaluation.task_sets import sha256_of
     from fission_grpo.evaluation.traces import read_traces
 

@@ -126,13 +126,13 @@ def choice_of(arguments: Namespace) -> Choice:
     return choice
 
 
-def sampling_of(arguments: Namespace) -> Sampling:
-    """How replies are sampled."""
+def sampling_of(arguments: Namespace, choice: Choice) -> Sampling:
+    """How replies are sampled, by default as suits the tasks."""
     from fission_grpo.evaluation.players import Sampling
 
-    official = bool(choice_of(arguments).official)
-    temperature = arguments.temperature if arguments.temperature is not None else 0.0 if official else 1.0
-    tokens = arguments.max_new_tokens or (64 if arguments.tasks == "desk" else 512)
+    usual = 0.0 if choice.official else 1.0
+    temperature = usual if arguments.temperature is None else arguments.temperature
+    tokens = arguments.max_new_tokens or (64 if choice.tasks == "desk" else 512)
     return Sampling(temperature, tokens, arguments.seed)
 
 

@@ -11,10 +11,9 @@ from fission_grpo.evaluation.attempts import Tally, tally, total
 from fission_grpo.evaluation.intervals import Pair, difference_interval
 from fission_grpo.evaluation.manifest import Manifest, differences, read_manifest
 from fission_grpo.evaluation.rates_table import aligned
-from fission_grpo.evaluation.records import CaseRecord, read_records
+from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
 from fission_grpo.json_lines import RunFileError
 
-CASES = "cases.jsonl"
 NAMED = 5
 """Most case ids a message names. [ours]"""
 

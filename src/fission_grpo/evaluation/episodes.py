@@ -82,7 +82,6 @@ def play_environment(
     number: int = 0,
     rules: Rules | None = None,
     category: str = "",
-    transcript: list[Message] | None = None,
 ) -> Play:
     """One episode in a live environment.
 
@@ -97,7 +96,6 @@ def play_environment(
         number: of the row.
         rules: of the episode.
         category: of the record; by default the name of the row's environment, if it has one.
-        transcript: the dialogue is written into this list, for whoever wants to read it.
 
     Raises:
         ValueError: a row without a prompt of chat messages.
@@ -105,7 +103,7 @@ def play_environment(
     began, rules = time.perf_counter(), rules or Rules()
     case_id = str(row.get("id", number))
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
-    episode = _begin(_environment(environment, row, rules.limits), row, case_id, transcript)
+    episode = _begin(_environment(environment, row, rules.limits), row, case_id)
     lost = None
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
@@ -124,7 +122,7 @@ def _environment(given: Factory | Mapping[str, Factory], row: Mapping[str, Any],
     return restorable(factory, asyncio.run, limits=limits)()
 
 
-def _begin(environment: Any, row: Mapping[str, Any], case_id: str, transcript: list[Message] | None) -> _Episode:
+def _begin(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
     prompt = row.get("prompt")
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {case_id!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
@@ -134,10 +132,8 @@ def _begin(environment: Any, row: Mapping[str, Any], case_id: str, transcript: l
     observation = environment.reset(**columns)
     if observation:
         messages[-1]["content"] += observation
-    transcript = [] if transcript is None else transcript
-    transcript += messages
     tools = tool_methods(environment)
-    return _Episode(environment, tools, transcript, ToolSchemas(tools))
+    return _Episode(environment, tools, list(messages), ToolSchemas(tools))
 
 
 def _take_step(episode: _Episode, reply: Reply, last: bool) -> bool:

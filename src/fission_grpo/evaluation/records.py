@@ -15,6 +15,9 @@ from typing import Any
 from fission_grpo.json_lines import Line, read_lines
 from fission_grpo.trajectory import ErrorKind
 
+CASES = "cases.jsonl"
+"""The file of an evaluation's records, in its directory."""
+
 
 @dataclass(frozen=True)
 class CallRecord:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from fission_grpo.evaluation.manifest import MANIFEST, Manifest, differences, read_manifest, write_manifest
 from fission_grpo.evaluation.play import AsynchronousPolicy, Play, Policy, play_all
-from fission_grpo.evaluation.records import CaseRecord, read_records, to_line
+from fission_grpo.evaluation.records import CASES, CaseRecord, read_records, to_line
 from fission_grpo.json_lines import RunFileError
 from fission_grpo.progress import clock
 
-CASES = "cases.jsonl"
 SHOWN_EVERY = 10.0
 """Seconds between two lines of progress where stderr is no terminal. [ours]"""
 
@@ -127,9 +125,3 @@ class Progress:
         """All cases have ended."""
         if sys.stderr.isatty() and self.done > self.before:
             print(file=sys.stderr)
-
-
-def limited(plays: Iterator[tuple[str, Callable[[], Play]]], skip: int, count: int) -> dict[str, Callable[[], Play]]:
-    """The plays after the first `skip`, at most `count` of them (0: all)."""
-    every: list[Any] = list(plays)[skip:]
-    return dict(every[: count or None])

@@ -61,7 +61,7 @@ def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRe
 
 def _bfcl_results(path: Path) -> list[CaseRecord]:
     try:
-        from fission_grpo.bfcl.results import read_result_file  # pyright: ignore[reportMissingImports]
+        from fission_grpo.bfcl.results import read_result_file
 
         return read_result_file(path)
     except ModuleNotFoundError as error:
