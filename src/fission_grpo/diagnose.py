@@ -1,52 +1,101 @@
-"""What a failed rollout is told. Sources of diagnoses, and the guard that every one of them passes.
+"""What a failed rollout is told: the sources of diagnoses, behind one protocol.
 
-A source is a function `Failure -> str | None`; None means "nothing to say", which falls back to the fixed text. The
-paper's error simulator is one more such function; any callable of yours is, too.
+The simplest source is a function `Failure -> str | None`; None means "nothing to say". One that answers many failures
+at a time, now or later, is a `Source`. Several make a chain: whatever the first cannot say, the next is asked.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-from fission_grpo.json_text import quoted
-from fission_grpo.leaks import leaks
-from fission_grpo.schema import check_call, parameter_schema, tool_names
-from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall
-from fission_grpo.verify import match_calls, same_value
+from fission_grpo.rules import rules
+from fission_grpo.trajectory import Failure
 
-Diagnose = Callable[[Failure], str | None]
+__all__ = ["FIXED_TEXT", "SOURCES", "Answer", "Diagnose", "Function", "Source", "answered", "chain_of", "rules"]
 
 FIXED_TEXT = "error: you made a mistake. please try again."
 """[paper] What is said where nothing better is known, and where the simulator fails."""
 
-MAX_LENGTH = 2_000
-"""Longest feedback, in characters; the rest is cut off. [ours]"""
-
-MAX_NAMED = 3
-"""Most faults of a wrong call that `rules` names at once. [ours]"""
+Diagnose = Callable[[Failure], str | None]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Feedback:
-    """What the policy is told, and how it came about.
+class Answer:
+    """What a source said of one failure.
 
     Args:
-        text: never empty, at most `MAX_LENGTH` characters.
-        source: name of the source asked, whether or not its text was used.
-        leaked: the source gave the reference away; `text` is then the fixed text.
-        fallback: why `text` is the fixed text though nothing leaked ("no diagnosis", "raised ValueError",
-            "returned int"), else None.
+        text: the diagnosis; "" is silence on purpose (`none`), None is no answer.
+        reason: why there is none, as it is counted ("timeout", "HTTP 429", "no diagnosis"); None with a text, and
+            where the source leaves failures of this kind to the next one, which is counted nowhere.
     """
 
-    text: str
-    source: str
-    leaked: bool = False
-    fallback: str | None = None
+    text: str | None
+    reason: str | None = None
+
+
+class Source(Protocol):
+    """Diagnoses failures, many at a time.
+
+    Attributes:
+        name: for records and metrics.
+        later: answers come while other work goes on. The trainer then collects them when the next cycle begins.
+    """
+
+    name: str
+    later: bool
+
+    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
+        """Begin to diagnose; one future per failure, which never raises. Those not wanted any more get cancelled."""
+        ...
+
+    def check(self) -> None:
+        """Make sure that it can be asked, before a run begins. Raises ValueError that says what to mend."""
+        ...
+
+    def counts(self) -> Mapping[str, float]:
+        """Numbers of its own since the last time they were taken, such as requests and tokens; mostly none."""
+        ...
+
+
+class Function:
+    """A function `Failure -> str | None` as a source. What it raises is logged and costs one diagnosis."""
+
+    later = False
+
+    def __init__(self, name: str, function: Diagnose):
+        self.name, self.function = name, function
+
+    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
+        return [answered(self._answer(failure)) for failure in failures]
+
+    def check(self) -> None: ...
+
+    def counts(self) -> Mapping[str, float]:
+        return {}
+
+    def _answer(self, failure: Failure) -> Answer:
+        try:
+            text = self.function(failure)
+        except Exception as error:  # noqa: BLE001 - it may be the user's; its fault is logged and counted
+            _log.warning("diagnosis source %s failed on task %s", self.name, failure.task.id, exc_info=True)
+            return Answer(None, f"raised {type(error).__name__}")
+        if text is not None and not isinstance(text, str):
+            return Answer(None, f"returned {type(text).__name__}")
+        silent = text == "" and self.function is none
+        return Answer(text) if text or silent else Answer(None, "no diagnosis")
+
+
+def answered(answer: Answer) -> Future[Answer]:
+    """A future that is done already."""
+    future: Future[Answer] = Future()
+    future.set_result(answer)
+    return future
 
 
 def fixed(failure: Failure) -> str | None:
@@ -59,169 +108,32 @@ def environment(failure: Failure) -> str | None:
     return failure.detail or None
 
 
-def rules(failure: Failure) -> str | None:
-    """A deterministic diagnosis that is as specific as it can be without giving the answer away.
-
-    For a wrong call the task's reference is privileged input: the text says which argument is off, missing or one too
-    many, or that another tool, more calls or fewer are needed, never a value or a tool's name. Of several wordings,
-    from specific to vague, it takes the first that `leaks` passes. None if there is none, and for `low_reward`.
-
-    Example:
-        "error: `date` must match YYYY-MM-DD, got 1706745600"; "error: `units` is not right, got 'kelvin'".
-    """
-    for text in _wordings(failure):
-        if text and _leak(text[:MAX_LENGTH], failure) is None:
-            return text[:MAX_LENGTH]
-    return None
+def none(failure: Failure) -> str | None:
+    """Nothing is said, as a control: the failed rollout is followed by an empty tool result or user message."""
+    return ""
 
 
-SOURCES: Mapping[str, Diagnose] = {"fixed": fixed, "environment": environment, "rules": rules}
+SOURCES: Mapping[str, Diagnose] = {"fixed": fixed, "environment": environment, "rules": rules, "none": none}
 
 
-def resolve(diagnose: str | Diagnose) -> tuple[str, Diagnose]:
-    """The name and the function of a source given by name or as a callable.
+def chain_of(diagnose: str | Diagnose | Source | Sequence[str | Diagnose | Source]) -> tuple[Source, ...]:
+    """The sources to be asked one after another, each given by name, as a function or as a `Source`.
 
     Raises:
         ValueError: no such name; the message lists those there are.
 
     Example:
-        `resolve("rules")` is `("rules", rules)`; of a callable the name is its `__name__`, else its class's.
+        `chain_of("rules")` has one source, named "rules"; of a function the name is its `__name__`, else its class's.
     """
+    if isinstance(diagnose, list | tuple):
+        return tuple(source for one in diagnose for source in chain_of(one))
     if isinstance(diagnose, str) and diagnose in SOURCES:
-        return diagnose, SOURCES[diagnose]
+        return (Function(diagnose, SOURCES[diagnose]),)
+    if hasattr(diagnose, "start"):
+        return (diagnose,)  # pyright: ignore[reportReturnType]
     if callable(diagnose):
-        return getattr(diagnose, "__name__", type(diagnose).__name__), diagnose
-    names = ", ".join(SOURCES)
-    raise ValueError(f"diagnose must be one of {names}, or a function Failure -> str | None; got {diagnose!r}")
-
-
-def feedback_for(failure: Failure, name: str, diagnose: Diagnose) -> Feedback:
-    """Ask a source, cut its text to `MAX_LENGTH`, and guard it. Never raises for what the source does.
-
-    Args:
-        failure: what to diagnose.
-        name: of the source, for the records.
-        diagnose: the source. If it raises, this is logged and the fixed text used: training never stops for it.
-    """
-    try:
-        text = diagnose(failure)
-    except Exception as error:  # noqa: BLE001 - the source may be the user's; its fault is logged and counted
-        _log.warning("diagnosis source %s failed on task %s", name, failure.task.id, exc_info=True)
-        return Feedback(FIXED_TEXT, name, fallback=f"raised {type(error).__name__}")
-    if text is not None and not isinstance(text, str):
-        return Feedback(FIXED_TEXT, name, fallback=f"returned {type(text).__name__}")
-    text = (text or "").encode("utf-8", "replace").decode().strip()[:MAX_LENGTH]
-    if not text:
-        return Feedback(FIXED_TEXT, name, fallback="no diagnosis")
-    if text != FIXED_TEXT and _leak(text, failure) is not None:
-        return Feedback(FIXED_TEXT, name, leaked=True)
-    return Feedback(text, name)
-
-
-def _leak(text: str, failure: Failure) -> str | None:
-    return leaks(text, failure.task.reference, _calls(failure), failure.task.tools)
-
-
-def _calls(failure: Failure) -> tuple[ToolCall, ...]:
-    return failure.turns[-1].calls if failure.turns else ()
-
-
-def _wordings(failure: Failure) -> Iterator[str]:
-    """What could be said of a failure, from specific to vague."""
-    match failure.kind:
-        case ErrorKind.UNPARSED:
-            told = failure.turns[-1].results  # the policy has been told already, in these words
-            yield failure.detail if told else f"error: {failure.detail}"
-            yield "error: the tool call could not be read"
-        case ErrorKind.UNKNOWN_TOOL | ErrorKind.BAD_ARGUMENTS:
-            yield from _schema_wordings(failure)
-        case ErrorKind.RAISED:
-            yield failure.detail
-            yield "error: the tool reported an error"
-        case ErrorKind.WRONG_CALL:
-            for told in (True, False):
-                faults = list(_faults(_calls(failure), failure.task, told))
-                yield "error: " + "; ".join(faults[:MAX_NAMED]) if faults else ""
-            yield "error: the tool calls are not the right ones"
-        case ErrorKind.NO_CALL:
-            yield "error: a tool call is needed here, but none was made"
-        case ErrorKind.TRUNCATED:
-            yield "error: the answer was cut off at its length limit; keep it shorter"
-        case ErrorKind.OUT_OF_TURNS:
-            yield "error: the task was not finished within the turns allowed"
-
-
-def _schema_wordings(failure: Failure) -> Iterator[str]:
-    calls, tools = _calls(failure), failure.task.tools
-    problem = None
-    if tools and failure.call_index is not None and failure.call_index < len(calls):
-        problem = check_call(calls[failure.call_index], tools)
-    if problem:
-        yield f"error: {problem.message}"
-    if failure.detail and not (problem and problem.message == failure.detail):
-        yield failure.detail
-    if problem and problem.parameter:
-        yield f"error: `{problem.parameter}` does not fit the tool's schema"
-    if failure.kind == ErrorKind.UNKNOWN_TOOL:
-        yield "error: there is no tool of that name"
-    yield "error: the arguments do not fit the tool's schema"
-
-
-def _faults(calls: Sequence[ToolCall], task: Task, told: bool) -> Iterator[str]:
-    """How calls differ from the reference, in words without its values; with what the calls have instead if `told`."""
-    reference: Sequence[ToolCall] = task.reference or ()
-    if not calls:
-        yield "a tool call is needed here, but none was made" if reference else "the answer is empty"
-        return
-    if not reference:
-        yield "no tool call is needed here"
-        return
-    matched = {i: j for i, j, _ in match_calls(calls, reference)}
-    spare = [call for i, call in enumerate(calls) if i not in matched]
-    lacking = len(reference) - len(matched)
-    for index, call in enumerate(spare):
-        named = f" {quoted(call.name)}" if told else ""
-        yield f"another tool than{named or ' this'} is needed" if index < lacking else f"a call{named} is not needed"
-    if lacking > len(spare):
-        yield "at least one more tool call is needed"
-    for i, j in matched.items():
-        where = f" in the call of {quoted(calls[i].name)}" if len(calls) > 1 and told else ""
-        for fault in _argument_faults(calls[i].arguments, reference[j].arguments, _known(calls[i], task.tools), told):
-            yield fault + where
-
-
-def _known(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> set[str] | None:
-    """The parameters that a tool's schema names, None if there is no schema to ask."""
-    for name, tool in zip(tool_names(tools), tools, strict=True):
-        if name == call.name:
-            return set(parameter_schema(tool).get("properties", {}))
-    return None
-
-
-def _argument_faults(
-    given: Mapping[str, Any], expected: Mapping[str, Any], known: set[str] | None, told: bool
-) -> Iterator[str]:
-    """Faults by top-level parameter. A nested key is named only if the call wrote it: it may be part of the answer."""
-    for name in given:
-        if name not in expected:
-            yield f"`{quoted(name)[1:-1]}` should not be given"
-    for name, value in expected.items():
-        if name not in given:
-            public = known is None or name in known
-            yield f"`{name}` is missing" if public else "an argument is missing"
-        elif not same_value(given[name], value):
-            path, inner, wanted = _where(name, given[name], value)
-            if isinstance(inner, Mapping) and isinstance(wanted, Mapping) and inner.keys() < wanted.keys():
-                yield f"`{path}` lacks a field"
-            else:
-                yield f"`{path}` is not right" + (f", got {quoted(inner)}" if told else "")
-
-
-def _where(path: str, given: Any, expected: Any) -> tuple[str, Any, Any]:
-    """The deepest path that the call wrote and that holds all of the difference, and both values there."""
-    while isinstance(given, Mapping) and isinstance(expected, Mapping) and given.keys() == expected.keys():
-        wrong = [key for key in given if not same_value(given[key], expected[key])]
-        if len(wrong) != 1:
-            break
-        path, given, expected = f"{path}.{quoted(wrong[0])[1:-1]}", given[wrong[0]], expected[wrong[0]]
-    return path, given, expected
+        return (Function(getattr(diagnose, "__name__", type(diagnose).__name__), diagnose),)
+    raise ValueError(
+        f"diagnose must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a Source, or a list of "
+        f"these; got {diagnose!r}"
+    )

@@ -12,7 +12,8 @@ from typing import Any
 
 from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
 from fission_grpo.cycles import Outcome, by_context, recover_metrics
-from fission_grpo.diagnose import Diagnose, feedback_for
+from fission_grpo.diagnose import Source
+from fission_grpo.feedback import Enquiry, Feedback
 from fission_grpo.journal import Journal
 from fission_grpo.recovery import corrective_instance, select
 from fission_grpo.schedule import RecoverShare, RecoveryOdds
@@ -41,13 +42,12 @@ class Fission:
 
     Args:
         args: a FissionGRPOConfig.
-        source: name of the diagnosis, for the records.
-        diagnose: writes the feedback.
+        sources: write the feedback, asked one after another.
         journal: where instances and outcomes are written down.
     """
 
-    def __init__(self, args: Any, source: str, diagnose: Diagnose, journal: Journal):
-        self.args, self.source, self.diagnose, self.journal = args, source, diagnose, journal
+    def __init__(self, args: Any, sources: Sequence[Source], journal: Journal):
+        self.args, self.sources, self.journal = args, sources, journal
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
         self.share = RecoverShare(args.recover_share, args.adaptive_share)
         self.odds = RecoveryOdds()
@@ -72,10 +72,10 @@ class Fission:
         origin = {id(failure): one for one in failed for failure in one.failures}
         known = self.buffer.__contains__
         chosen, duplicates = select((one.failures for one in failed), self.args.max_depth, known)
+        enquiry = Enquiry(chosen, self.sources)
         made, counts = [], Counter(duplicates=duplicates)
-        for failure in chosen:
-            feedback = feedback_for(failure, self.source, self.diagnose)
-            counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
+        for failure, feedback in zip(chosen, enquiry.feedback(), strict=True):
+            counts.update(_counts(feedback))
             one = origin[id(failure)]
             item = corrective_instance(failure, feedback, step, one.flat, one.success)
             if (state := one.state_of(failure)) is not None:
@@ -130,3 +130,8 @@ class Fission:
         self.buffer.load_state(state["buffer"])
         self.share.load_state(state["share"])
         self.odds.load_state(state["odds"])
+
+
+def _counts(feedback: Feedback) -> Counter[str]:
+    reasons = Counter(f"fallback/{source}: {reason}" for source, reason in feedback.vain)
+    return reasons + Counter(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)

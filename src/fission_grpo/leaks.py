@@ -16,7 +16,7 @@ from fission_grpo.disguises import HIDDEN, readings, says_split, says_turned, sq
 from fission_grpo.json_text import quoted
 from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.spoken import dates_of, number, numbers_in, says_date, says_time, says_truth, time_of
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.trajectory import Failure, ToolCall
 
 WINDOW = 24
 """How many letters and digits in a row of a longer value count as telling it. [ours]"""
@@ -64,6 +64,11 @@ def leaks(
         if found := _found(text, reference, failed):
             return found
     return None
+
+
+def leak_in(feedback: str, failure: Failure) -> str | None:
+    """`leaks` of a failure's reference, failed calls and tools."""
+    return leaks(feedback, failure.reference, failure.calls, failure.task.tools)
 
 
 def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall]) -> str | None:

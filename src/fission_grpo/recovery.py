@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 from fission_grpo.buffer import CorrectiveInstance
-from fission_grpo.diagnose import Feedback
+from fission_grpo.feedback import Feedback
 from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, Turn
 
 AS_TOOL_RESULT = frozenset(

@@ -24,7 +24,7 @@ from trl import GRPOTrainer
 from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.corrective_turn import TurnVerdict, take_turn
 from fission_grpo.cycles import Outcome, count, explore_metrics, flat_groups, group_success
-from fission_grpo.diagnose import Diagnose, resolve
+from fission_grpo.diagnose import Diagnose, Source, chain_of
 from fission_grpo.environment import Limits, restorable, state_after, tool_methods, without_task
 from fission_grpo.failure import find_failures
 from fission_grpo.fission import Failed, Fission
@@ -68,7 +68,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
         given["args"] = args = _check_config(given.get("args"), given["model"])
-        source = resolve(diagnose)
+        sources = chain_of(diagnose)
         if args.watch_tools and given.get("environment_factory") is not None:
             given["environment_factory"] = self._restorable(given["environment_factory"], args)
         if args.watch_tools and given.get("tools"):
@@ -80,7 +80,7 @@ class FissionGRPOTrainer(GRPOTrainer):
             _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
         writes = args.fission and args.journal and self.accelerator.is_main_process
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
-        self.fission = Fission(args, *source, self.journal)
+        self.fission = Fission(args, sources, self.journal)
         self.generated_tokens = 0
         self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row

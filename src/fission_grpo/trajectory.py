@@ -123,7 +123,8 @@ class Failure:
 
     `turns` ends with the failing turn. `call_index` is the failing call within it (None if the turn as a whole
     failed). `detail` is the parser's, the schema's or the environment's own message: it is derived without the
-    reference, so it cannot leak it.
+    reference, so it cannot leak it. `expected` are calls that would have done an episode's task, where its environment
+    knows them (`_reference()`): secret as a step task's reference is, and judging nothing.
     """
 
     task: Task
@@ -132,3 +133,14 @@ class Failure:
     detail: str = ""
     call_index: int | None = None
     reward: float | None = None
+    expected: tuple[ToolCall, ...] | None = None
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls of the failing turn."""
+        return self.turns[-1].calls if self.turns else ()
+
+    @property
+    def reference(self) -> tuple[ToolCall, ...] | None:
+        """The calls that no diagnosis may give away: the step task's reference, else `expected`."""
+        return self.task.reference if self.task.reference is not None else self.expected
