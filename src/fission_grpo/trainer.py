@@ -24,7 +24,7 @@ from trl import GRPOTrainer
 from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.corrective_turn import TurnVerdict, take_turn
 from fission_grpo.cycles import Outcome, count, explore_metrics, flat_groups, group_success
-from fission_grpo.diagnose import Diagnose, Source, chain_of
+from fission_grpo.diagnose import Diagnose, chain_of
 from fission_grpo.environment import Limits, restorable, state_after, tool_methods, without_task
 from fission_grpo.failure import find_failures
 from fission_grpo.fission import Failed, Fission
