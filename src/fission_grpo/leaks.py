@@ -16,7 +16,7 @@ from fission_grpo.disguises import HIDDEN, readings, says_split, says_turned, sq
 from fission_grpo.json_text import quoted
 from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.spoken import dates_of, number, numbers_in, says_date, says_time, says_truth, time_of
-from fission_grpo.trajectory import Failure, ToolCall
+from fission_grpo.trajectory import Failure, ToolCall, ToolResult
 
 WINDOW = 24
 """How many letters and digits in a row of a longer value count as telling it. [ours]"""
@@ -67,8 +67,14 @@ def leaks(
 
 
 def leak_in(feedback: str, failure: Failure) -> str | None:
-    """`leaks` of a failure's reference, failed calls and tools."""
+    """`leaks` of a failure's reference, failed calls and tools; None for what the environment itself has just said."""
+    if any(feedback == result.error or feedback in result.content for result in _results(failure)):
+        return None
     return leaks(feedback, failure.reference, failure.calls, failure.task.tools)
+
+
+def _results(failure: Failure) -> Sequence[ToolResult]:
+    return failure.turns[-1].results if failure.turns else ()
 
 
 def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall]) -> str | None:
