@@ -70,7 +70,7 @@ def leak_in(feedback: str, failure: Failure) -> str | None:
     """`leaks` of a failure's reference, failed calls and tools; None for what the environment itself has just said."""
     if any(feedback == result.error or feedback in result.content for result in _results(failure)):
         return None
-    return leaks(feedback, failure.reference, failure.calls, failure.task.tools)
+    return leaks(feedback, failure.reference, failure.calls, failure.tools)
 
 
 def _results(failure: Failure) -> Sequence[ToolResult]:

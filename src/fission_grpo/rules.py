@@ -60,7 +60,7 @@ def _wordings(failure: Failure) -> Iterator[str]:
 
 
 def _schema_wordings(failure: Failure) -> Iterator[str]:
-    calls, tools = failure.calls, failure.task.tools
+    calls, tools = failure.calls, failure.tools
     problem = None
     if tools and failure.call_index is not None and failure.call_index < len(calls):
         problem = check_call(calls[failure.call_index], tools)

@@ -63,7 +63,7 @@ def instance(failure: Failure, api: str, origin: str) -> Instance:
     for turn in failure.turns[:-1]:
         messages.append({"role": "assistant", "content": turn.text})
         messages += [{"role": "tool", "name": r.call.name, "content": r.content} for r in turn.results]
-    step = Task(recovery_id(failure), tuple(messages), task.tools, failure.reference)
+    step = Task(recovery_id(failure), tuple(messages), failure.tools, failure.reference)
     one = Failure(step, (replace(last, results=()),), failure.kind, failure.detail, failure.call_index)
     return Instance(one, api, origin)
 
@@ -74,7 +74,7 @@ def write_instances(path: Path, instances: Iterable[Instance]) -> None:
     known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     lines = []
     for one in instances:
-        tools = json.dumps([dict(tool) for tool in one.failure.task.tools], ensure_ascii=False)
+        tools = json.dumps([dict(tool) for tool in one.failure.tools], ensure_ascii=False)
         key = hashlib.sha1(tools.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         known.setdefault(key, json.loads(tools))
         lines.append(json.dumps(_row(one, key), ensure_ascii=True) + "\n")

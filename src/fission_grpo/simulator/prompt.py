@@ -58,7 +58,7 @@ def simulator_messages(
 def failure_text(failure: Failure, characters: int = CHARACTERS) -> str:
     """A failure as the simulator sees it. See `simulator_messages`."""
     named = {call.name for call in (*failure.calls, *(failure.reference or ()))}
-    tools = list(zip(tool_names(failure.task.tools), map(_tool_text, map(_Same, failure.task.tools)), strict=True))
+    tools = list(zip(tool_names(failure.tools), map(_tool_text, map(_Same, failure.tools)), strict=True))
     shown = [text for name, text in tools if name in named]
     others = [text for name, text in tools if name not in named]
     end = _end(failure, max(1000, characters // 3))
