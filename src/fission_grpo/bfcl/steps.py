@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -31,8 +31,8 @@ class Step:
     world: World
     ahead: tuple[ToolCall, ...] = ()
 
-    def answer(self, call: ToolCall) -> ToolResult:
-        """What the environment answers to a call made here. The step's world is not changed.
+    def answers(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
+        """What the environment answers to calls made here, one after another. The step's world is not changed.
 
         What the simulator raises is told as TRL tells it, `{'error': '...'}`; an error that it answers stays as it is.
 
@@ -40,10 +40,14 @@ class Step:
             `close_ticket(ticket_id=99)` without such a ticket has the error "Ticket with ID 99 not found."
         """
         world = self.world.copy()
-        content = world.call(call)
-        if world.error is not None:
-            return ToolResult(call, str({"error": str(world.error)}), str(world.error))
-        return read_result(call, content)
+        return tuple(_answer(world, call) for call in calls)
+
+
+def _answer(world: World, call: ToolCall) -> ToolResult:
+    content = world.call(call)
+    if world.error is not None:
+        return ToolResult(call, str({"error": str(world.error)}), str(world.error))
+    return read_result(call, content)
 
 
 def steps_of_case(case: Case, long_context: bool = False) -> Iterator[Step]:
