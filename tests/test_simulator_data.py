@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import pytest
+from openai_server import OpenAIServer
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, accepts, refuses
 
 from fission_grpo.evaluation.play import Reply
@@ -135,6 +136,34 @@ def test_a_step_task_file_becomes_data_with_a_card(tmp_path, capsys):
     first = (out / "train.jsonl").read_text()
     assert data_command(argv) == 0
     assert (out / "train.jsonl").read_text() == first
+
+
+def policy_failures(tmp_path, *policy):
+    row = {"messages": [ASK], "tools": [CLOSE], "reference": [{"name": "close", "arguments": {"ticket_id": 7}}]}
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{i}", **row}) + "\n" for i in range(4)))
+    own = ["--no_corruptions", "--test_share", "1", "--count", "0", "--samples", "3", "--max_new_tokens", "40"]
+    argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path), *own, *policy]
+    assert data_command(argv) == 0
+    card = json.loads((tmp_path / "card.json").read_text())
+    return load_instances(tmp_path / "test.jsonl"), card["sampled"]
+
+
+def test_a_policy_behind_an_endpoint_fails_in_its_own_words(tmp_path):
+    replies = iter([RIGHT, *[WRONG.replace("8", str(number)) for number in range(10, 20)], "Done."] * 2)
+    with OpenAIServer(lambda body: next(replies)) as server:
+        made, sampled = policy_failures(tmp_path, "--policy", "small", "--policy_url", server.url)
+    assert sampled["replies"] == 12
+    assert sampled["lost"] == 0
+    assert sampled["failures"] >= 10
+    assert {one.origin for one in made} == {"sampled:small"}
+    assert all(one.failure.reference == TASK.reference for one in made)
+
+
+def test_a_local_policys_failures_are_kept_with_what_it_wrote(tmp_path):
+    made, sampled = policy_failures(tmp_path, "--policy", "starter")
+    assert sampled["replies"] == 12
+    assert len(made) > 0  # a policy of another environment gets none of these tickets right
+    assert {one.origin for one in made} == {"sampled:starter"}
 
 
 @pytest.mark.parametrize(
