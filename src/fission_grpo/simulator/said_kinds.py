@@ -22,7 +22,10 @@ WRONG_TYPE, WRONG_VALUE = "wrong type or format", "wrong value"
 _THING = r"(?:keyword |positional |named )*(?:argument|parameter|param|field|property|propertie|key|input)s?"
 _CALL = r"(?:tool |function )?calls?"
 _PATTERNS: Mapping[str, Sequence[str]] = {  # in this order; what one kind has read the next ones do not see
-    UNREADABLE: (r"(?:not )?(?:valid |invalid )?\bjson\b|could not be (?:read|parsed)|malformed|syntax|unclosed|</?tool_call>|delimiter",),
+    UNREADABLE: (
+        r"(?:not )?(?:valid |invalid )?\bjson\b|could not be (?:read|parsed)",
+        r"malformed|syntax|unclosed|</?tool_call>|delimiter",
+    ),
     UNFINISHED: (r"\bcut off|length limit|truncated|turn limit|not finished|max(?:imum)? (?:length|tokens|turns)",),
     UNKNOWN_TOOL: (
         r"\bno (?:such )?(?:tool|function)\b(?! call| was| is)|unknown (?:tool|function)",
