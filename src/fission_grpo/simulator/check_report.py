@@ -87,15 +87,15 @@ def usefulness_report(
     simulator: str,
     picture: str | None,
 ) -> str:
-    """The report's part on usefulness, with failures that the simulator's text helped with and the fixed one did not."""
+    """The report's part on usefulness, with failures that the simulator's text helped more than the fixed one."""
     first = max((row.failures for row in rows), default=0)
     attempts = max((row.success.of for row in rows), default=0)
     parts = [
         "# Usefulness",
         f"{first:,} failures, {attempts:,} attempts with each source, by a policy that learns nothing. Intervals: "
         "bootstrap over failures; gains are paired, in points. `told` counts failures whose text is the source's own; "
-        f"the others were told the fixed text. `{SHUFFLED}`: another failure's diagnosis of `{simulator}`, of the same "
-        "kind of error.",
+        f"the others were told the fixed text. `{SHUFFLED}`: another failure's diagnosis of `{simulator}`, of the "
+        "same kind of error.",
         _block(usefulness_table(rows)),
     ]
     if picture:

@@ -6,15 +6,18 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fission_grpo.evaluation.compare_plot import BETTER, LONGEST_NAME, OPEN, WORSE
+from fission_grpo.evaluation.compare_plot import BETTER, OPEN, WORSE
 from fission_grpo.plots import GRID, INK, MUTED
 from fission_grpo.simulator.usefulness import FIXED, SHUFFLED, Gain, Usefulness
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = ((1.03, FIXED), (1.24, SHUFFLED))
-"""Where the gains over other sources stand, in widths of the axes."""
+COLUMNS = ((0.0, FIXED), (0.5, SHUFFLED))
+"""Where the gains over other sources stand, in widths of their part of the picture."""
+
+LONGEST_LINE = 30
+"""Longest line of a source's name, in characters: the end of each link of its chain. [ours]"""
 
 
 def usefulness_png(rows: Sequence[Usefulness], simulator: str, caption: str = "") -> bytes:
@@ -30,15 +33,18 @@ def usefulness_png(rows: Sequence[Usefulness], simulator: str, caption: str = ""
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.0, 1.9 + 0.62 * len(rows)), dpi=160, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(9.6, 1.9 + 0.5 * len(rows)), dpi=160, layout="constrained", facecolor="white")
+    axes, beside = figure.subplots(1, 2, width_ratios=(1, 0.5), sharey=True)
+    beside.set_axis_off()
     figure.suptitle(
         "Next attempt succeeds, by what is said of the failure", x=0.012, ha="left", fontweight="bold", color=INK
     )
     for at, row in enumerate(rows):
         _draw(axes, -at, row)
+        for where, other in COLUMNS:
+            beside.text(where, -at, _gain(row.gains.get(other)), va="center", color=INK, fontsize=9)
     for where, other in COLUMNS:
-        _write(axes, where, (1.01, "axes fraction"), f"over {other}", MUTED)
+        beside.text(where, 0.5, f"over {other}", va="bottom", color=MUTED, fontsize=9)
     fixed = next((row.success.rate for row in rows if row.source == FIXED), None)
     if fixed is not None:
         axes.axvline(100 * fixed, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -66,15 +72,6 @@ def _draw(axes: Axes, y: float, row: Usefulness) -> None:
     if row.success.interval is not None:
         low, high = (100 * end for end in row.success.interval)
         axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="round", zorder=2)
-    for where, other in COLUMNS:
-        _write(axes, where, (y, "data"), _gain(row.gains.get(other)), INK)
-
-
-def _write(axes: Axes, x: float, y: tuple[float, str], text: str, color: str) -> None:
-    at, system = y
-    va = "center" if system == "data" else "bottom"
-    place = (x, at), ("axes fraction", system)
-    axes.annotate(text, place[0], xycoords=place[1], va=va, color=color, fontsize=9, annotation_clip=False)
 
 
 def _gain(gain: Gain | None) -> str:
@@ -91,4 +88,6 @@ def _color(gain: Gain | None) -> str:
 
 
 def _name(name: str) -> str:
-    return (name if len(name) <= LONGEST_NAME else "..." + name[-LONGEST_NAME:]).replace("$", r"\$")
+    """A chain's links on lines of their own, as matplotlib shows them verbatim."""
+    links = [link if len(link) <= LONGEST_LINE else "..." + link[-LONGEST_LINE:] for link in name.split(",")]
+    return ",\n".join(links).replace("$", r"\$")
