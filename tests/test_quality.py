@@ -108,6 +108,7 @@ def test_a_nested_field_that_the_call_lacks_is_told_by_its_path_though_it_is_no_
         ("error: another tool than 'book' is needed", {"wrong tool"}),
         ("error: there is no tool of that name", {"unknown tool"}),
         ("error: tool call is not valid JSON: expecting value at character 7", {"unreadable call"}),
+        ('error: tool call has no "arguments"', {"unreadable call"}),
         ("error: a tool call is needed here, but none was made", {"no call"}),
         ("error: a call 'book' is not needed", {"call not needed"}),
         ("error: at least one more tool call is needed", {"call lacking"}),
@@ -145,6 +146,10 @@ def test_a_corruptions_kind_is_its_type_but_an_unreadable_call_is_unreadable_wha
     assert true_kinds(Instance(broken, "book", "corruption:extra_argument")) == {"unreadable call"}
     both = true_kinds(Instance(failed(kind=ErrorKind.BAD_ARGUMENTS, reference=None), "book", "corruption:off_by_one"))
     assert both == {"wrong value", "wrong type or format"}
+    assert true_kinds(Instance(WRONG, "book", "corruption:off_by_one")) == {"wrong value"}
+    assert true_kinds(Instance(WRONG, "book", "corruption:wrong_format")) == both
+    against_schema = failed(kind=ErrorKind.BAD_ARGUMENTS)
+    assert true_kinds(Instance(against_schema, "book", "corruption:wrong_format")) == {"wrong type or format"}
 
 
 def made(name: str, api: str, call: ToolCall | None, origin: str, text: str = "") -> Instance:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fission_grpo.diagnose import Source
 from fission_grpo.simulator.attempts_file import AttemptsFile
 from fission_grpo.simulator.check_report import quality_table, report, usefulness_report, usefulness_table
-from fission_grpo.simulator.chosen import FORMS, sources_from
+from fission_grpo.simulator.chosen import FORMS, closing, sources_from
 from fission_grpo.simulator.instances import Instance, load_instances
 from fission_grpo.simulator.quality import Quality, Said, ask_all, drawn, qualities, quality_json
 from fission_grpo.simulator.usefulness import Usefulness, arms_of, measure, usefulness, usefulness_json
@@ -53,7 +53,7 @@ def check(arguments: Namespace) -> str:
     if extra and not arguments.policy:
         raise ValueError("--usefulness needs a policy that tries again; give --policy MODEL (or 'starter')")
     diagnoses = {one.id: one.diagnosis for one in (*train, *test, *extra)}
-    with _closing(sources_from(arguments.source, arguments.url, diagnoses=diagnoses)) as chain:
+    with closing(sources_from(arguments.source, arguments.url, diagnoses=diagnoses)) as chain:
         for source in chain:
             source.check()
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -145,18 +145,6 @@ def _player(arguments: Namespace) -> Iterator[Player]:
     sampling = Sampling(arguments.temperature, arguments.max_new_tokens, arguments.seed)
     with nullcontext(local_player(arguments.policy, sampling, arguments.batch_size)) as player:
         yield player
-
-
-@contextmanager
-def _closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
-    """The chain; sources that hold connections are closed afterwards."""
-    try:
-        yield chain
-    finally:
-        for source in chain:
-            close: Any = getattr(getattr(source, "source", source), "close", None)
-            if close is not None:
-                close()
 
 
 def _write_json(path: Path, values: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fission_grpo.diagnose import SOURCES, Function, Source, chain_of
@@ -44,6 +45,18 @@ def sources_from(
     first, comma, rest = spec.partition(",")
     here = _source(first.strip(), url, options, diagnoses)
     return (here, *sources_from(rest, url, options, diagnoses)) if comma else (here,)
+
+
+@contextmanager
+def closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
+    """The chain; what its sources hold open (connections) is closed afterwards."""
+    try:
+        yield chain
+    finally:
+        for source in chain:
+            close: Any = getattr(getattr(source, "source", source), "close", None)
+            if close is not None:
+                close()
 
 
 def _source(spec: str, url: str | None, options: Any, diagnoses: Mapping[str, str] | None) -> Source:

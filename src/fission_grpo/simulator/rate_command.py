@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.evaluation.rates_table import aligned, share_row
-from fission_grpo.simulator.chosen import FORMS, sources_from
+from fission_grpo.simulator.chosen import FORMS, closing, sources_from
 from fission_grpo.simulator.instances import load_instances
 from fission_grpo.simulator.quality import Said, ask_all, drawn
 from fission_grpo.simulator.ratings import (
@@ -50,10 +50,11 @@ def _export(arguments: Namespace) -> str:
     said: list[Said] = []
     names: list[str] = []
     for spec in arguments.source:
-        chain = sources_from(spec, arguments.url, diagnoses={one.id: one.diagnosis for one in instances})
-        for source in chain:
-            source.check()
-        said += ask_all(chain, chosen)
+        diagnoses = {one.id: one.diagnosis for one in instances}
+        with closing(sources_from(spec, arguments.url, diagnoses=diagnoses)) as chain:
+            for source in chain:
+                source.check()
+            said += ask_all(chain, chosen)
         names += [spec] * len(chosen)
     rows = export_sheet(arguments.output, said, names, arguments.seed)
     return (

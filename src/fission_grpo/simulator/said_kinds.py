@@ -24,7 +24,7 @@ _CALL = r"(?:tool |function )?calls?"
 _PATTERNS: Mapping[str, Sequence[str]] = {  # in this order; what one kind has read the next ones do not see
     UNREADABLE: (
         r"(?:not )?(?:valid |invalid )?\bjson\b|could not be (?:read|parsed)",
-        r"malformed|syntax|unclosed|</?tool_call>|delimiter",
+        r"\btool call has no\b|malformed|syntax|unclosed|</?tool_call>|delimiter",
     ),
     UNFINISHED: (r"\bcut off|length limit|truncated|turn limit|not finished|max(?:imum)? (?:length|tokens|turns)",),
     UNKNOWN_TOOL: (
@@ -116,8 +116,8 @@ def true_kinds(instance: Instance) -> frozenset[str]:
     """The kinds of error that an instance has; a diagnosis agrees if it names one of them.
 
     What the failed turn's form shows (unreadable, no such tool, no call, cut off) counts before all else; then, of a
-    corrupted call, the corruption's type in `origin` (off by one may also break a bound of the schema); else how the
-    calls differ from the reference, and a wrong type or format where the schema was violated, a wrong value where the
+    corrupted call, the corruption's type in `origin` (off by one may also break a bound of the schema, and a format that
+    the schema does not ask for is a wrong value, too); else how the calls differ from the reference, and a wrong type or format where the schema was violated, a wrong value where the
     tool raised.
 
     Example:
@@ -129,8 +129,9 @@ def true_kinds(instance: Instance) -> frozenset[str]:
         return frozenset(_STRUCTURAL[failure.kind])
     source, _, corruption = instance.origin.partition(":")
     if source == "corruption" and corruption in _CORRUPTIONS:
-        bounds = {WRONG_TYPE} if corruption == "off_by_one" and failure.kind is ErrorKind.BAD_ARGUMENTS else set()
-        return frozenset(_CORRUPTIONS[corruption] | bounds)
+        against_schema = failure.kind is ErrorKind.BAD_ARGUMENTS
+        also = {("off_by_one", True): {WRONG_TYPE}, ("wrong_format", False): {WRONG_VALUE}}
+        return frozenset(_CORRUPTIONS[corruption] | also.get((corruption, against_schema), set()))
     found = set(_differences(failure))
     if failure.kind is ErrorKind.BAD_ARGUMENTS:
         found.add(WRONG_TYPE)
