@@ -116,9 +116,9 @@ def true_kinds(instance: Instance) -> frozenset[str]:
     """The kinds of error that an instance has; a diagnosis agrees if it names one of them.
 
     What the failed turn's form shows (unreadable, no such tool, no call, cut off) counts before all else; then, of a
-    corrupted call, the corruption's type in `origin` (off by one may also break a bound of the schema, and a format that
-    the schema does not ask for is a wrong value, too); else how the calls differ from the reference, and a wrong type or format where the schema was violated, a wrong value where the
-    tool raised.
+    corrupted call, the corruption's type in `origin` (off by one may also break a bound of the schema, and a format
+    that the schema does not ask for is a wrong value, too); else how the calls differ from the reference, and a wrong
+    type or format where the schema was violated, a wrong value where the tool raised.
 
     Example:
         "corruption:missing_argument" is {"missing argument"}. A sampled call that lacks `city` and has another `date`
