@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -81,7 +81,8 @@ def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall])
     """What one reading of a text, without what is public, gives away."""
     called = {call.name for call in failed}
     for call in reference:
-        if call.name not in called and _says(text, call.name):
+        hidden = _without_quotations(text, called, call.name)
+        if call.name not in called and _says(hidden, call.name):
             return f"the name of tool {quoted(call.name)}"
     written: dict[str, list[Any]] = {name: [] for name in {name for name, _ in _arguments(reference)}}
     for name, value in _arguments(failed):
@@ -91,10 +92,7 @@ def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall])
         wrote = written[name]
         if any(_same(value, given) for given in wrote):
             continue
-        hidden = text
-        for form in sorted({form for given in wrote for form in _quotations(given)}, key=len, reverse=True):
-            hidden = _hide(hidden, form) if form in hidden and not _is_part(form, value) else hidden
-        if _says(hidden, value):
+        if _says(_without_quotations(text, wrote, value), value):
             return f"the value of `{name}`"
     return None
 
@@ -173,6 +171,13 @@ def _hide_list(text: str, options: Sequence[str]) -> str:
     return re.sub(run, hidden, text)
 
 
+def _without_quotations(text: str, written: Iterable[Any], value: Any) -> str:
+    """The text with what the failed calls wrote hidden, where that does not tear the value looked for."""
+    for form in sorted({form for given in written for form in _quotations(given)}, key=len, reverse=True):
+        text = _hide(text, form) if form in text and not _is_part(form, value) else text
+    return text
+
+
 def _quotations(given: Any) -> set[str]:
     """How a message may quote what a failed call wrote: in full, or cut by `json_text.quoted`."""
     cut = _plain(quoted(given).removesuffix("...").strip("'\""))
@@ -181,7 +186,8 @@ def _quotations(given: Any) -> set[str]:
 
 def _is_part(form: str, value: Any) -> bool:
     """Whether a quotation is a short part of a value: hiding it could tear the value, and alone it does not say it."""
-    return len(squashed(form)) < WINDOW and form != _plain(value) and squashed(form) in squashed(_plain(value))
+    part, whole = squashed(form), squashed(_plain(value))
+    return len(part) < WINDOW and part != whole and part in whole
 
 
 def _hide(text: str, form: str) -> str:

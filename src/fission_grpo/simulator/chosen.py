@@ -1,0 +1,77 @@
+"""Sources of diagnoses by name, as they are given on the command line and in configuration files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fission_grpo.diagnose import SOURCES, Function, Source, chain_of
+from fission_grpo.shuffled import Shuffled
+
+FORMS = """\
+rules, environment, fixed, none: without a model
+local:PATH: a trained simulator, a folder or hub id
+endpoint:MODEL: a model behind an OpenAI-compatible endpoint
+shuffled:SPEC: what SPEC says of another failure, as a control
+A,B,...: A, and B of what A cannot say, and so on"""
+"""The forms of a specification, one a line."""
+
+TEACHER = "teacher"
+
+
+def sources_from(
+    spec: str, url: str | None = None, options: Any = None, diagnoses: Mapping[str, str] | None = None
+) -> tuple[Source, ...]:
+    """The chain of sources that a specification stands for.
+
+    Args:
+        spec: see `FORMS`. "shuffled:" counts for all that follows it: "shuffled:local:sim,rules" has two sources,
+            each shuffled, so that nothing of the control is a failure's own.
+        url: of the endpoint; None: OPENAI_BASE_URL, else OpenAI's own.
+        options: of the endpoint (`EndpointSource`'s).
+        diagnoses: ready-made ones by task id, which "teacher" stands for.
+
+    Raises:
+        ValueError: no such form, or nothing after the colon; the message lists the forms.
+        ModuleNotFoundError: the package that a model needs is missing.
+
+    Example:
+        `[source.name for source in sources_from("shuffled:rules,fixed")]` is `["shuffled:rules", "shuffled:fixed"]`
+    """
+    if spec.strip().startswith("shuffled:"):
+        rest = sources_from(spec.strip().removeprefix("shuffled:"), url, options, diagnoses)
+        return tuple(Shuffled(source) for source in rest)
+    first, comma, rest = spec.partition(",")
+    here = _source(first.strip(), url, options, diagnoses)
+    return (here, *sources_from(rest, url, options, diagnoses)) if comma else (here,)
+
+
+@contextmanager
+def closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
+    """The chain; what its sources hold open (connections) is closed afterwards."""
+    try:
+        yield chain
+    finally:
+        for source in chain:
+            close: Any = getattr(getattr(source, "source", source), "close", None)
+            if close is not None:
+                close()
+
+
+def _source(spec: str, url: str | None, options: Any, diagnoses: Mapping[str, str] | None) -> Source:
+    kind, _, name = spec.partition(":")
+    if spec in SOURCES:
+        return chain_of(spec)[0]
+    if spec == TEACHER and diagnoses is not None:
+        return Function(TEACHER, lambda failure: diagnoses.get(failure.task.id) or None)
+    if kind == "local" and name:
+        from fission_grpo.simulator.local import LocalSource
+
+        return LocalSource(name)
+    if kind == "endpoint" and name:
+        from fission_grpo.simulator.endpoint import EndpointSource
+
+        return EndpointSource(name, url, options)
+    beside = f"\n{TEACHER}: the diagnoses that the data holds" if diagnoses is not None else ""
+    raise ValueError(f"no source of diagnoses is called {spec!r}; give one of\n{FORMS}{beside}")
