@@ -84,8 +84,9 @@ def test_a_failure_written_to_the_journal_is_read_back_whole_and_the_report_stil
 
 
 def test_an_environments_tools_are_written_where_the_task_has_none(tmp_path):
-    bare = Failure(Task("e", (ASK,)), (Turn(WRONG, calls=(ToolCall("close", {"ticket_id": 8}),)),), ErrorKind.RAISED)
-    Journal(tmp_path / "fission.jsonl").failed(bare, "x", 1, (CLOSE,))
+    turn = Turn(WRONG, calls=(ToolCall("close", {"ticket_id": 8}),))
+    bare = Failure(Task("e", (ASK,)), (turn,), ErrorKind.RAISED, tools=(CLOSE,))
+    Journal(tmp_path / "fission.jsonl").failed(bare, "x", 1)
     (one,) = journal_failures(tmp_path / "fission.jsonl", Counter(), [])
     assert (one.instance.failure.task.tools, one.instance.failure.reference) == ((CLOSE,), None)
 

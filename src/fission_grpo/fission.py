@@ -62,6 +62,10 @@ class Asked:
         return zip(self.enquiry.failures, feedback, self.origins, self.states, strict=True)
 
 
+Made = tuple[CorrectiveInstance, Failure]
+"""A corrective instance and the failure that it is of."""
+
+
 class Fission:
     """The buffer with all that decides what goes in and out.
 
@@ -108,16 +112,16 @@ class Fission:
         states = [one.state_of(failure) for one, failure in zip(origins, chosen, strict=True)]
         self.asked = Asked(Enquiry(chosen, self.sources), origins, states, step, duplicates)
 
-    def answers(self) -> tuple[list[CorrectiveInstance], Counter[str], Counter[str]]:
+    def answers(self) -> tuple[list[Made], Counter[str], Counter[str]]:
         """Corrective instances of the failures asked about, waiting for feedback as long as the configuration allows.
 
         Returns:
-            the instances, how often feedback leaked or fell back and why, and the sources' own counts.
+            the instances with their failures; how often feedback leaked or fell back, and why; the sources' counts.
         """
         asked, self.asked = self.asked, None
         if asked is None:
             return [], Counter(), Counter()
-        made: list[CorrectiveInstance] = []
+        made: list[Made] = []
         counts: Counter[str] = Counter(duplicates=asked.duplicates)
         for failure, feedback, one, state in asked.answers(self.args.diagnose_seconds):
             counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
@@ -125,26 +129,25 @@ class Fission:
             item = corrective_instance(failure, feedback, asked.step, one.flat, one.success)
             if state is not None:
                 self.states[item.task.id] = state
-            made.append(item)
+            made.append((item, failure))
         own: Counter[str] = Counter()
         for source in self.sources:
             own.update(source.counts())  # pyright: ignore[reportArgumentType] - costs are fractions
         return made, counts, own
 
-    def push(
-        self, by_rank: Sequence[Sequence[CorrectiveInstance]], counts: Mapping[str, int], step: int
-    ) -> dict[str, float]:
+    def push(self, by_rank: Sequence[Sequence[Made]], counts: Mapping[str, int], step: int) -> dict[str, float]:
         """The same pushes in the same order on every rank: one rollout's per root task, even if it straddled ranks."""
         pushed: Counter[int] = Counter()
         roots: set[str] = set()
-        for items in by_rank:
-            fresh = [item for item in items if item.task.root not in roots and item.task.id not in self.buffer]
-            for item in fresh:
+        for made in by_rank:
+            fresh = [one for one in made if one[0].task.root not in roots and one[0].task.id not in self.buffer]
+            for item, failure in fresh:
                 pushed[item.task.depth] += 1
+                self.journal.failed(failure, item.task.id, step)
                 self.journal.pushed(item)
                 for dropped in self.buffer.push(item):
                     self.journal.dropped(dropped, step, "capacity")
-            roots |= {item.task.root for item in fresh}
+            roots |= {item.task.root for item, _ in fresh}
         return {
             "fission/pushed": float(pushed.total()),
             "fission/buffer": float(len(self.buffer)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ class Journal:
             prompt=task.prompt,
         )
 
-    def failed(self, failure: Failure, item_id: str, step: int, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+    def failed(self, failure: Failure, item_id: str, step: int) -> None:
         """All that the failure's diagnosis may go by, for `fission-grpo simulator data`: dialogue, tools, reference.
 
         The tools stand in an event of their own, "tools", once for each distinct set.
@@ -48,12 +47,11 @@ class Journal:
             failure: the failure itself, before it was made a task.
             item_id: of its corrective instance (`recovery_id`).
             step: optimizer step of the failure.
-            tools: schemas that the policy had where the task itself holds none (environments).
         """
         if self.path is None:
             return
         alone = instance(failure, "", "").failure
-        schemas = [dict(tool) for tool in alone.task.tools or tools]
+        schemas = [dict(tool) for tool in alone.tools]
         key = tools_key(schemas)
         if key not in self._tools:
             self._tools.add(key)
