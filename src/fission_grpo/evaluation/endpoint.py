@@ -226,7 +226,10 @@ class EndpointPolicy:
         options, openai = self.options, self._openai
         make = self._client.completions if options.raw else self._client.chat.completions
         try:
-            sent = make.with_raw_response.create(**body, extra_body=dict(options.extra_body) or None)
+            # within `extra_body`, as openai walks through all other fields: an eighth of a request's time
+            first = {"prompt": ""} if options.raw else {"messages": []}
+            whole = {**body, **options.extra_body}
+            sent = make.with_raw_response.create(model=self.model, **first, extra_body=whole)  # pyright: ignore
             response = await asyncio.wait_for(sent, seconds)
             return read_answer(response.content, response.headers.get("content-type", ""))
         except (TimeoutError, openai.APITimeoutError):

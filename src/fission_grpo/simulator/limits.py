@@ -21,8 +21,8 @@ class Limits:
     """The gate of `EndpointPolicy`: asked before each try, told of its outcome. Used in the policy's thread only.
 
     The circuit opens when `circuit_after` requests in a row were lost; cancelled ones count if nothing was answered
-    while they hung. After `circuit_seconds` one try is let through: if it is answered the circuit closes, else it stays
-    open as long again.
+    while they hung. After `circuit_seconds` one try is let through: if it is answered the circuit closes, else it
+    stays open as long again.
 
     Args:
         max_requests: tries that are made; None: no limit.
@@ -50,7 +50,7 @@ class Limits:
         return None
 
     def leave(self, reason: str | None, seconds: float) -> None:
-        """A try has ended after so long: None if it was answered, else why not ("cancelled": nobody wanted it more)."""
+        """A try has ended: None if it was answered, else why not ("cancelled": nobody waits for it)."""
         now = time.monotonic()
         if reason is None or reason in _ABOUT_THE_REQUEST:
             if self._open:
