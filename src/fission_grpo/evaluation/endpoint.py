@@ -176,6 +176,9 @@ class EndpointPolicy:
     async def _asked(self, body: dict[str, Any]) -> tuple[Answer | Fault, int]:
         async with self._places:
             outcome, tries = await self._outcome(body, self.options.tries, self._gate)
+            if self._gate is not None:
+                tokens = 0 if isinstance(outcome, Fault) else outcome.prompt_tokens + outcome.reply.tokens
+                self._gate.ended(outcome.reason if isinstance(outcome, Fault) else None, tokens)
         if isinstance(outcome, Answer):
             self._count(
                 prompt_tokens=outcome.prompt_tokens,

@@ -63,6 +63,10 @@ class Gate(Protocol):
         """What became of a try that was let in: None if it was answered, else the fault's reason or "cancelled"."""
         ...
 
+    def ended(self, reason: str | None, tokens: int) -> None:
+        """What became of a request with all its tries: None and its tokens, else why there is no reply."""
+        ...
+
 
 @dataclass(frozen=True)
 class EndpointCounts:

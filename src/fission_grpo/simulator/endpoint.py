@@ -209,14 +209,13 @@ class EndpointSource:
         seconds = time.monotonic() - flight.began
         if isinstance(outcome, Fault):
             self._ledger.add(seconds=seconds)
-            self._limits.lost(outcome.reason)
             return Answer(None, outcome.reason)
         reply, read, written, estimated = outcome.reply, outcome.prompt_tokens, outcome.reply.tokens, 0
         if not outcome.counted:
             shown = len(flight.text) + len(self.options.system) + sum(map(len, sum(self._shots, ())))
             read, written = shown // CHARACTERS_PER_TOKEN, len(reply.text) // CHARACTERS_PER_TOKEN
             estimated = read + written
-        self._limits.paid(read + written)
+            self._limits.paid(estimated)
         self._ledger.add(seconds=seconds, prompt_tokens=read, completion_tokens=written, estimated_tokens=estimated)
         if reply.tool_calls:
             return Answer(None, "tool calls instead of text")

@@ -63,10 +63,19 @@ class Limits:
             if hung or reason != "cancelled":
                 self._until = now + self._seconds
         elif hung and reason == "cancelled":
-            self.lost(reason)
+            self._lost(reason)
 
-    def lost(self, reason: str) -> None:
-        """A request was given up after all its tries."""
+    def ended(self, reason: str | None, tokens: int) -> None:
+        """A request was answered (None), or given up after all its tries."""
+        self.tokens += tokens
+        if reason is not None:
+            self._lost(reason)
+
+    def paid(self, tokens: int) -> None:
+        """Tokens that the endpoint did not count."""
+        self.tokens += tokens
+
+    def _lost(self, reason: str) -> None:
         if self._open or reason in _ABOUT_THE_REQUEST or reason in (BUDGET, CIRCUIT_OPEN):
             return
         self._lost_in_a_row += 1
@@ -79,7 +88,3 @@ class Limits:
                 reason,
                 self._seconds,
             )
-
-    def paid(self, tokens: int) -> None:
-        """Tokens that an answer has cost."""
-        self.tokens += tokens
