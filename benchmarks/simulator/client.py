@@ -4,7 +4,8 @@
 
 `uncached`: 1,000 different failures with 20 real BFCL tools each (12,000 characters of prompt), 32 requests in flight;
 3.1 s would be no overhead at all; five rounds. `hits_per_second`: the same failures from the cache, by
-`EndpointSource.start`, prompt building and hashing included; best and median of nine rounds. `first_start`: the cost of beginning a request in the
+`EndpointSource.start`, prompt building and hashing included; best and median of nine rounds. `first_start`: the
+cost of beginning a request in the
 training thread. Results go to client.json beside this file. Needs bfcl-eval and openai; takes about 30 s.
 """
 
