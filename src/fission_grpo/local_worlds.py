@@ -28,7 +28,7 @@ class LocalWorlds:
         environments: Sequence[Any] | None,
         tools: Sequence[Callable[..., Any]] | None,
         watched: bool,
-        schemas: dict[type, list[Any]],
+        schemas: dict[type, tuple[Any, ...]],
     ):
         self.environments, self.tools, self.watched = environments or (), tools or (), watched
         self._schemas = schemas
@@ -62,12 +62,12 @@ class LocalWorlds:
             world._fission_watch.counts.clear()
         return counts
 
-    def _tool_schemas(self, i: int) -> list[Any]:
+    def _tool_schemas(self, i: int) -> tuple[Any, ...]:
         """The tools of local rollout `i` as JSON schemas."""
         from transformers.utils import get_json_schema
 
         world = self.environments[i] if self.environments else None
         if type(world) not in self._schemas:
             methods = tool_methods(world).values() if world is not None else ()
-            self._schemas[type(world)] = [get_json_schema(tool) for tool in (*self.tools, *methods)]
+            self._schemas[type(world)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
         return self._schemas[type(world)]

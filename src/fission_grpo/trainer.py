@@ -88,7 +88,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         self.generated_tokens = 0
         self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
-        self._schemas: dict[type, list[Any]] = {}
+        self._schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
         self._reader = Reader(self._decode, tuple(self.eos_token_ids), args.failure_threshold, step_reward)
 

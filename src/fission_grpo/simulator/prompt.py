@@ -26,6 +26,8 @@ to you. Answer with the error message only."""
 SHORT_SYSTEM = "Write the runtime's error message for the failed turn. Never give a correct value away."
 """For small models that are trained to do it anyway. [ours]"""
 
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
 CHARACTERS = 24_000
 """Longest prompt, in characters, about 6,000 tokens. [ours] Tools nobody named, then old dialogue, are left out."""
 
@@ -43,34 +45,43 @@ def simulator_messages(
         system: the system prompt.
         shots: examples, as pairs of a failure's text (`failure_text`) and the diagnosis wished for.
     """
+    return messages_about(failure_text(failure, characters), system, shots)
+
+
+def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
+    """`simulator_messages` around a failure's text (`failure_text`)."""
     examples = [
-        {"role": role, "content": text}
+        {"role": role, "content": said}
         for shot in shots
-        for role, text in zip(("user", "assistant"), shot, strict=True)
+        for role, said in zip(("user", "assistant"), shot, strict=True)
     ]
-    return [
-        {"role": "system", "content": system},
-        *examples,
-        {"role": "user", "content": failure_text(failure, characters)},
-    ]
+    return [{"role": "system", "content": system}, *examples, {"role": "user", "content": text}]
 
 
 def failure_text(failure: Failure, characters: int = CHARACTERS) -> str:
     """A failure as the simulator sees it. See `simulator_messages`."""
-    named = {call.name for call in (*failure.calls, *(failure.reference or ()))}
-    tools = list(zip(tool_names(failure.tools), map(_tool_text, map(_Same, failure.tools)), strict=True))
-    shown = [text for name, text in tools if name in named]
-    others = [text for name, text in tools if name not in named]
+    return "\n".join(failure_parts(failure, characters))
+
+
+def failure_parts(failure: Failure, characters: int = CHARACTERS) -> tuple[str, str]:
+    """The two parts of `failure_text`: the tools, mostly one `str` object for many failures, and all that follows."""
+    same = _Same(failure.tools)
+    named = frozenset(call.name for call in (*failure.calls, *(failure.reference or ())))
+    shown, others = _divided(same, named)
     end = _end(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
     dialogue = _dialogue(failure.task.prompt, max(200, left // 2))
+    rest = f"# Dialogue\n{dialogue}\n{end}"
     left -= len(dialogue)
+    if sum(map(len, others)) + len(others) <= left:
+        return _all_tools(same, named), rest
+    fitting = []
     for text in others:
         left -= len(text) + 1
         if left < 0:
             break
-        shown.append(text)
-    return "\n".join(["# Tools", *shown, "# Dialogue", dialogue, end])
+        fitting.append(text)
+    return "\n".join(["# Tools", *shown, *fitting]), rest
 
 
 def _end(failure: Failure, most: int) -> str:
@@ -78,7 +89,7 @@ def _end(failure: Failure, most: int) -> str:
     if failure.detail:
         parts.append(f"# The runtime's own message\n{_cut(failure.detail, most)}")
     if failure.reference is not None:
-        calls = [json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) for c in failure.reference]
+        calls = [_json({"name": call.name, "arguments": call.arguments}) for call in failure.reference]
         parts.append("# Correct calls (secret)\n" + ("\n".join(calls) or "none: no call is needed"))
     return "\n".join(parts)
 
@@ -110,24 +121,38 @@ def quoted_call(call: Mapping[str, Any]) -> str:
 
 
 class _Same:
-    """A tool schema, hashable by identity: schemas are shared by thousands of failures and never change."""
+    """A tool schema or a task's tools, hashable by identity: many failures share them, and they never change."""
 
-    def __init__(self, tool: Mapping[str, Any]):
-        self.tool = tool
+    def __init__(self, it: Any):
+        self.it = it
 
     def __hash__(self) -> int:
-        return id(self.tool)
+        return id(self.it)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.tool is self.tool
+        return isinstance(other, _Same) and other.it is self.it
 
 
 @lru_cache(maxsize=4096)
 def _tool_text(same: _Same) -> str:
     """One line: name, description and parameters."""
-    tool = same.tool.get("function", same.tool)
+    tool = same.it.get("function", same.it)
     known = {key: tool[key] for key in ("name", "description", "parameters") if key in tool}
-    return json.dumps(known, ensure_ascii=False)
+    return _json(known)
+
+
+@lru_cache(maxsize=4096)
+def _divided(tools: _Same, named: frozenset[str]) -> tuple[list[str], list[str]]:
+    """The texts of a task's tools: those named, the others."""
+    texts = list(zip(tool_names(tools.it), map(_tool_text, map(_Same, tools.it)), strict=True))
+    return [text for name, text in texts if name in named], [text for name, text in texts if name not in named]
+
+
+@lru_cache(maxsize=1024)
+def _all_tools(tools: _Same, named: frozenset[str]) -> str:
+    """All tools as they are shown, those named first."""
+    shown, others = _divided(tools, named)
+    return "\n".join(["# Tools", *shown, *others])
 
 
 def _cut(text: str, most: int) -> str:
