@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from fission_grpo.json_text import quoted
-from fission_grpo.schema import tool_names
+from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.trajectory import Failure, Message
 
 SYSTEM = """\
@@ -31,7 +31,11 @@ CHARACTERS = 24_000
 
 
 def simulator_messages(
-    failure: Failure, characters: int = CHARACTERS, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()
+    failure: Failure,
+    characters: int = CHARACTERS,
+    system: str = SYSTEM,
+    shots: Sequence[tuple[str, str]] = (),
+    brief: bool = False,
 ) -> list[Message]:
     """The dialogue to which the simulator's reply is the diagnosis.
 
@@ -42,6 +46,7 @@ def simulator_messages(
             is left, then other tools.
         system: the system prompt.
         shots: examples, as pairs of a failure's text (`failure_text`) and the diagnosis wished for.
+        brief: tools as signatures, without descriptions, for small models.
     """
     examples = [
         {"role": role, "content": text}
@@ -51,19 +56,20 @@ def simulator_messages(
     return [
         {"role": "system", "content": system},
         *examples,
-        {"role": "user", "content": failure_text(failure, characters)},
+        {"role": "user", "content": failure_text(failure, characters, brief)},
     ]
 
 
-def failure_text(failure: Failure, characters: int = CHARACTERS) -> str:
+def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> str:
     """A failure as the simulator sees it. See `simulator_messages`."""
     named = {call.name for call in (*failure.calls, *(failure.reference or ()))}
-    tools = list(zip(tool_names(failure.task.tools), map(_tool_text, map(_Same, failure.task.tools)), strict=True))
+    write = _signature if brief else _tool_text
+    tools = list(zip(tool_names(failure.task.tools), map(write, map(_Same, failure.task.tools)), strict=True))
     shown = [text for name, text in tools if name in named]
     others = [text for name, text in tools if name not in named]
     end = _end(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
-    dialogue = _dialogue(failure.task.prompt, max(200, left // 2))
+    dialogue = _dialogue(failure.task.prompt, max(100 if brief else 200, left // 2))
     left -= len(dialogue)
     for text in others:
         left -= len(text) + 1
@@ -128,6 +134,20 @@ def _tool_text(same: _Same) -> str:
     tool = same.tool.get("function", same.tool)
     known = {key: tool[key] for key in ("name", "description", "parameters") if key in tool}
     return json.dumps(known, ensure_ascii=False)
+
+
+@lru_cache(maxsize=4096)
+def _signature(same: _Same) -> str:
+    """One line such as `book(to: string, seats?: integer, class: economy|first)`; "?" marks what may be left out."""
+    schema = parameter_schema(same.tool)
+    needed = schema.get("required") or ()
+    parts = []
+    for name, field in (schema.get("properties") or {}).items():
+        options = field.get("enum") if isinstance(field, Mapping) else None
+        kind = field.get("type", "any") if isinstance(field, Mapping) else "any"
+        said = "|".join(map(str, options or (kind if isinstance(kind, list) else [kind])))
+        parts.append(f"{name}{'' if name in needed else '?'}: {said}")
+    return f"{tool_names([same.tool])[0]}({', '.join(parts)})"
 
 
 def _cut(text: str, most: int) -> str:
