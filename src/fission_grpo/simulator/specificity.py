@@ -11,9 +11,8 @@ from fission_grpo.json_text import quoted
 from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.trajectory import ErrorKind, Failure
 
-COMMON = frozenset(
-    "a b by call data error format id input key message name number of text to tool type value x y".split()
-)  # noqa: SIM905
+_COMMON = "a b by call data error format id input key message name number of text to tool type value x y"
+COMMON = frozenset(_COMMON.split())
 """Parameter names that any error message may hold by chance: they count in quotes or backticks only. [ours]"""
 
 _FORM: Mapping[ErrorKind, str] = {
