@@ -117,7 +117,7 @@ def test_only_the_diagnosis_carries_loss(trained, data, tmp_path):
 
 def test_an_adapter_is_trained_and_its_folder_is_a_source(trained, data, tmp_path):
     pytest.importorskip("peft")
-    options = "--use_peft true --lora_target_modules q_proj --max_steps 1 --evaluate_rows 0 --characters 300"
+    options = "--use_peft true --lora_target_modules q_proj v_proj --max_steps 1 --evaluate_rows 0 --characters 300"
     given = ["--data", str(data), "--model", str(trained[0]), "--output", str(tmp_path), *MACHINE, *options.split()]
     assert train_command(given) == 0
     assert (tmp_path / "adapter_config.json").is_file()

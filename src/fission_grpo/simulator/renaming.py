@@ -23,7 +23,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}|\d+")
 _FIXED = frozenset(
     word
     for text in (
-        "Tools Dialogue Failed turn Kind of failure The runtime own message Correct calls secret none no call is needed",
+        "Tools Dialogue Failed turn Kind of failure The runtime own message Correct calls secret none no is needed",
         "user assistant tool name arguments tool_call true false null string integer number boolean array object any",
         *(str(kind).replace("_", " ") for kind in ErrorKind),
     )
@@ -50,7 +50,7 @@ class Renaming:
         )
 
     def texts(self, one: Instance, texts: Sequence[str]) -> list[str] | None:
-        """The texts of an instance (prompt, diagnosis) with the names and values of its calls and tools exchanged, alike in all.
+        """An instance's texts (prompt, diagnosis) with names and values of calls and tools exchanged, alike in all.
 
         None where the diagnosis is cut off ("..."), perhaps within a word that is to be exchanged.
 

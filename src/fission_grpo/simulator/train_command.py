@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import AutoConfig, AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -128,6 +128,8 @@ def train_command(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
         return 0
+    if not sys.stderr.isatty():
+        disable_progress_bars()  # of tokenization
     try:
         script, args, model = parse(argv)
         checkpoint = newest_checkpoint(args.resume_from_checkpoint, args.output_dir)
@@ -135,7 +137,7 @@ def train_command(argv: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.process_time()
     with StopAndSave() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -147,7 +149,8 @@ def train_command(argv: list[str]) -> int:
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()
-    record = measured(trainer, rows) | {"minutes": round((time.monotonic() - began) / 60, 1)}
+    took = {"minutes": time.monotonic() - began, "processor_minutes": time.process_time() - spent}
+    record = measured(trainer, rows) | {name: round(seconds / 60, 1) for name, seconds in took.items()}
     record = {"model": model.model_name_or_path, "data": script.data, "prompt": asdict(trainer.settings), **record}
     if trainer.is_world_process_zero():
         path = Path(str(args.output_dir)) / RECORD
@@ -165,8 +168,9 @@ def prompt_settings(script: ScriptArguments, is_starter: bool) -> PromptSettings
         default.characters if script.characters is None else script.characters,
         default.brief if script.brief is None else script.brief,
     )
-    if settings.characters < 1 or script.max_rows < 0 or script.evaluate_rows < 0 or (script.prompt_weight or 0) < 0:
-        raise UsageError("characters must be positive; max_rows, evaluate_rows and prompt_weight must not be negative")
+    numbers = ("max_rows", "evaluate_rows", "prompt_weight", "renamed_copies")
+    if settings.characters < 1 or any((getattr(script, name) or 0) < 0 for name in numbers):
+        raise UsageError(f"characters must be positive, and {', '.join(numbers)} must not be negative")
     return settings
 
 
