@@ -1,7 +1,9 @@
 """`fission-grpo simulator train` for real, on a small model, and what it saves as a source of diagnoses."""
 
 import json
+import os
 import random
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from transformers import TrainerCallback
 
 from fission_grpo.chat import parse, render_call
 from fission_grpo.diagnose import Answer, chain_of
@@ -17,10 +20,12 @@ from fission_grpo.rules import rules
 from fission_grpo.simulator.instances import instance, load_instances, write_instances
 from fission_grpo.simulator.local import LocalSource
 from fission_grpo.simulator.prompt import SHORT_SYSTEM, SYSTEM
+from fission_grpo.simulator.renaming import Renaming
 from fission_grpo.simulator.settings import PromptSettings, read_settings, write_settings
 from fission_grpo.simulator.train_command import make_trainer, train_command
 from fission_grpo.simulator.train_command import parse as parse_options
 from fission_grpo.simulator.training_rows import read_rows
+from fission_grpo.training_callbacks import StopAndSave
 from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall
 
 MACHINE = ["--use_cpu", "true", "--seed", "3"]
@@ -87,6 +92,34 @@ def test_a_resumed_run_ends_with_the_same_weights(trained, tmp_path):
         source.check()
     one, two = (source._policy.model.state_dict() for source in (again, once))  # pyright: ignore
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def test_ctrl_c_ends_training_with_a_checkpoint(trained, data, tmp_path):
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    given = ["--data", str(data), "--model", str(trained[0]), "--output", str(tmp_path), *MACHINE]
+    trainer, _ = make_trainer(*parse_options([*given, "--max_steps", "5", "--save_strategy", "no"]))
+    trainer.add_callback(Press())
+    with StopAndSave() as stop:
+        trainer.add_callback(stop)
+        trainer.train()
+    assert (stop.signal, trainer.state.global_step) == (signal.SIGINT, 2)
+    assert (tmp_path / "checkpoint-2" / "simulator.json").is_file()
+
+
+def test_a_renamed_row_has_other_names_and_values_in_prompt_and_diagnosis_alike():
+    some = labelled(60, "travel")
+    one = some[0]  # error: `to` is not right, got 'Nowhere0'
+    call, told = Renaming(some, seed=1).texts(one, [one.failure.turns[-1].text, one.diagnosis]) or []
+    new = parse(call).calls[0]
+    assert new.name != "book"
+    word, value = next(iter(new.arguments.items()))
+    assert (word, value) != ("to", "Nowhere0")
+    assert told == f"error: `{word}` is not right, got '{value}'"
+    assert Renaming(some, seed=1).texts(replace(one, diagnosis="error: got 'Nowh..."), [""]) is None
 
 
 def test_only_the_diagnosis_carries_loss(trained, data, tmp_path):
