@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from fission_grpo.json_text import quoted
-from fission_grpo.schema import tool_names
+from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.trajectory import Failure, Message
 
 SYSTEM = """\
@@ -33,7 +33,11 @@ CHARACTERS = 24_000
 
 
 def simulator_messages(
-    failure: Failure, characters: int = CHARACTERS, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()
+    failure: Failure,
+    characters: int = CHARACTERS,
+    system: str = SYSTEM,
+    shots: Sequence[tuple[str, str]] = (),
+    brief: bool = False,
 ) -> list[Message]:
     """The dialogue to which the simulator's reply is the diagnosis.
 
@@ -44,8 +48,9 @@ def simulator_messages(
             is left, then other tools.
         system: the system prompt.
         shots: examples, as pairs of a failure's text (`failure_text`) and the diagnosis wished for.
+        brief: tools as signatures, without descriptions, for small models.
     """
-    return messages_about(failure_text(failure, characters), system, shots)
+    return messages_about(failure_text(failure, characters, brief), system, shots)
 
 
 def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
@@ -58,23 +63,23 @@ def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, s
     return [{"role": "system", "content": system}, *examples, {"role": "user", "content": text}]
 
 
-def failure_text(failure: Failure, characters: int = CHARACTERS) -> str:
+def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> str:
     """A failure as the simulator sees it. See `simulator_messages`."""
-    return "\n".join(failure_parts(failure, characters))
+    return "\n".join(failure_parts(failure, characters, brief))
 
 
-def failure_parts(failure: Failure, characters: int = CHARACTERS) -> tuple[str, str]:
+def failure_parts(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> tuple[str, str]:
     """The two parts of `failure_text`: the tools, mostly one `str` object for many failures, and all that follows."""
     same = _Same(failure.tools)
     named = frozenset(call.name for call in (*failure.calls, *(failure.reference or ())))
-    shown, others = _divided(same, named)
+    shown, others = _divided(same, named, brief)
     end = _end(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
-    dialogue = _dialogue(failure.task.prompt, max(200, left // 2))
+    dialogue = _dialogue(failure.task.prompt, max(100 if brief else 200, left // 2))
     rest = f"# Dialogue\n{dialogue}\n{end}"
     left -= len(dialogue)
     if sum(map(len, others)) + len(others) <= left:
-        return _all_tools(same, named), rest
+        return _all_tools(same, named, brief), rest
     fitting = []
     for text in others:
         left -= len(text) + 1
@@ -142,17 +147,32 @@ def _tool_text(same: _Same) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _divided(tools: _Same, named: frozenset[str]) -> tuple[list[str], list[str]]:
+def _divided(tools: _Same, named: frozenset[str], brief: bool) -> tuple[list[str], list[str]]:
     """The texts of a task's tools: those named, the others."""
-    texts = list(zip(tool_names(tools.it), map(_tool_text, map(_Same, tools.it)), strict=True))
+    write = _signature if brief else _tool_text
+    texts = list(zip(tool_names(tools.it), map(write, map(_Same, tools.it)), strict=True))
     return [text for name, text in texts if name in named], [text for name, text in texts if name not in named]
 
 
 @lru_cache(maxsize=1024)
-def _all_tools(tools: _Same, named: frozenset[str]) -> str:
+def _all_tools(tools: _Same, named: frozenset[str], brief: bool) -> str:
     """All tools as they are shown, those named first."""
-    shown, others = _divided(tools, named)
+    shown, others = _divided(tools, named, brief)
     return "\n".join(["# Tools", *shown, *others])
+
+
+@lru_cache(maxsize=4096)
+def _signature(same: _Same) -> str:
+    """One line such as `book(to: string, seats?: integer, class: economy|first)`; "?" marks what may be left out."""
+    schema = parameter_schema(same.it)
+    needed = schema.get("required") or ()
+    parts = []
+    for name, field in (schema.get("properties") or {}).items():
+        options = field.get("enum") if isinstance(field, Mapping) else None
+        kind = field.get("type", "any") if isinstance(field, Mapping) else "any"
+        said = "|".join(map(str, options or (kind if isinstance(kind, list) else [kind])))
+        parts.append(f"{name}{'' if name in needed else '?'}: {said}")
+    return f"{tool_names([same.it])[0]}({', '.join(parts)})"
 
 
 def _cut(text: str, most: int) -> str:
