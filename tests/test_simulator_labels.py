@@ -7,7 +7,7 @@ from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, found, refuses
 
 from fission_grpo.simulator.collect import Found, Situation, failure_in
 from fission_grpo.simulator.filters import Limits, filtered, template
-from fission_grpo.simulator.instances import Instance
+from fission_grpo.simulator.instances import Instance, instance
 from fission_grpo.simulator.specificity import is_specific, named_by
 from fission_grpo.simulator.split import chosen_apis, split_by_api, thinned
 from fission_grpo.simulator.teacher import DEFAULT, as_error, label, pointed_rules, teachers
@@ -41,7 +41,7 @@ def test_a_leaking_message_and_one_nobody_can_label_are_dropped_and_counted():
     def tells(calls):
         return tuple(ToolResult(call, "{'error': 'close 7'}", "close 7: use 7 for ticket_id") for call in calls)
 
-    one = Found(Instance(failure_in(Situation(TASK, tells), WRONG), "A", "fission"), "r")
+    one = Found(instance(failure_in(Situation(TASK, tells), WRONG), "A", "fission"), "r")
     labelled = label([one], teachers("environment"))
     assert (labelled.found, labelled.dropped) == ((), Counter({"leak": 1}))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fission_grpo.json_text import quoted
 from fission_grpo.schema import parameter_schema, tool_names
-from fission_grpo.trajectory import Failure, Message
+from fission_grpo.trajectory import ErrorKind, Failure, Message
 
 SYSTEM = """\
 You simulate the runtime of a tool-calling assistant. The assistant's last turn failed. Write the error message that \
@@ -90,13 +90,25 @@ def failure_parts(failure: Failure, characters: int = CHARACTERS, brief: bool = 
 
 
 def _end(failure: Failure, most: int) -> str:
-    parts = ["# Failed turn", _cut(failure.turns[-1].text, most), f"# Kind of failure\n{failure.kind}"]
-    if failure.detail:
-        parts.append(f"# The runtime's own message\n{_cut(failure.detail, most)}")
+    kind, message = _known(failure)
+    parts = ["# Failed turn", _cut(failure.turns[-1].text, most), f"# Kind of failure\n{kind}"]
+    if message:
+        parts.append(f"# The runtime's own message\n{_cut(message, most)}")
     if failure.reference is not None:
         calls = [_json({"name": call.name, "arguments": call.arguments}) for call in failure.reference]
         parts.append("# Correct calls (secret)\n" + ("\n".join(calls) or "none: no call is needed"))
     return "\n".join(parts)
+
+
+def _known(failure: Failure) -> tuple[ErrorKind, str]:
+    """Kind and message as they are known where the failure is met.
+
+    What a tool says is known only where the call was made. Without results (step tasks, and the instances a simulator
+    is trained on) a call that would raise is just a wrong one: what it would raise is for the simulator to say.
+    """
+    if failure.kind == ErrorKind.RAISED and not failure.turns[-1].results:
+        return ErrorKind.WRONG_CALL, ""
+    return failure.kind, failure.detail
 
 
 def _dialogue(prompt: str | Sequence[Message], most: int) -> str:
