@@ -33,7 +33,7 @@ def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["trian"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: unknown command 'trian'; commands: train, eval, compare, report, tasks, check-environment\n"
+        == "error: unknown command 'trian'; commands: train, eval, compare, report, simulator, tasks, check-environment\n"
     )
 
 

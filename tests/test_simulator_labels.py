@@ -53,9 +53,9 @@ def test_a_label_begins_with_error_once():
 
 
 def test_an_unknown_teacher_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="no teacher 'oracle'; give environment, rules, endpoint:MODEL"):
+    with pytest.raises(ValueError, match="no source of diagnoses is called 'oracle'; give one of\nrules, "):
         teachers("oracle")
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="no source of diagnoses is called ''"):
         teachers(" ,")
 
 

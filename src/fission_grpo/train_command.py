@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.config import FissionGRPOConfig
+from fission_grpo.diagnose import Source
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
 from fission_grpo.run_state import load_state
+from fission_grpo.simulator.chosen import FORMS, accounts, closing, endpoint_options, sources_from
 from fission_grpo.trainer import FissionGRPOTrainer
 from fission_grpo.training_callbacks import LiveProgress, StopAndSave
 from fission_grpo.training_tasks import DESK_TASKS, UsageError, material
@@ -51,7 +55,17 @@ class ScriptArguments:
     )
     diagnose: str = field(
         default="rules",
-        metadata={"help": "What a failed rollout is told: 'rules', 'environment' (its own message) or 'fixed' text."},
+        metadata={
+            "help": "What a failed rollout is told, by one source or several, each asked what the one before "
+            f"could not say. {'; '.join(FORMS.splitlines())}."
+        },
+    )
+    simulator: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "How a model behind an endpoint is asked: `url` and the fields of SimulatorOptions "
+            "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
+        },
     )
 
 
@@ -84,13 +98,16 @@ def train_command(argv: list[str]) -> int:
     try:
         script, args, model, reward = parse(argv)
         checkpoint = resume_point(args)
-        trainer = make_trainer(script, args, model, reward)
+        sources = sources_from(script.diagnose, *endpoint_options(script.simulator))
+        trainer = make_trainer(script, args, model, reward, sources)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with StopAndSave() as stop:
+    with closing(sources), StopAndSave() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
+        for line in accounts(sources):
+            print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
         resume = ["--resume_from_checkpoint", "true"]
         again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
@@ -117,9 +134,13 @@ def resume_point(args: FissionGRPOConfig) -> str | None:
 
 
 def make_trainer(
-    script: ScriptArguments, args: FissionGRPOConfig, model: ModelConfig, reward: RewardConfig
+    script: ScriptArguments,
+    args: FissionGRPOConfig,
+    model: ModelConfig,
+    reward: RewardConfig,
+    sources: Sequence[Source],
 ) -> FissionGRPOTrainer:
-    """The trainer with model, data, reward and progress display in place.
+    """The trainer with model, data, reward, sources of diagnoses and progress display in place.
 
     Raises:
         UsageError, ValueError, OSError: the data or the model cannot be used.
@@ -148,7 +169,7 @@ def make_trainer(
         peft_config=get_peft_config(model),
         environment_factory=given.environments,
         callbacks=[LiveProgress()],
-        diagnose=script.diagnose,
+        diagnose=sources,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

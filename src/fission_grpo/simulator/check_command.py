@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fission_grpo.diagnose import Source
 from fission_grpo.simulator.attempts_file import AttemptsFile
 from fission_grpo.simulator.check_report import quality_table, report, usefulness_report, usefulness_table
-from fission_grpo.simulator.chosen import FORMS, closing, sources_from
+from fission_grpo.simulator.chosen import FORMS, OPTIONS_HELP, closing, endpoint_options, sources_from
 from fission_grpo.simulator.instances import Instance, load_instances
 from fission_grpo.simulator.quality import Quality, Said, ask_all, drawn, qualities, quality_json
 from fission_grpo.simulator.usefulness import Usefulness, arms_of, measure, usefulness, usefulness_json
@@ -53,7 +53,8 @@ def check(arguments: Namespace) -> str:
     if extra and not arguments.policy:
         raise ValueError("--usefulness needs a policy that tries again; give --policy MODEL (or 'starter')")
     diagnoses = {one.id: one.diagnosis for one in (*train, *test, *extra)}
-    with closing(sources_from(arguments.source, arguments.url, diagnoses=diagnoses)) as chain:
+    url, options = endpoint_options(arguments.options)
+    with closing(sources_from(arguments.source, arguments.url or url, options, diagnoses)) as chain:
         for source in chain:
             source.check()
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -171,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--source", required=True, metavar="SPEC", help="what is checked; see below")
     parser.add_argument("--url", help="endpoint source: its base URL, mostly ending in /v1")
+    parser.add_argument("--options", metavar="JSON", help=OPTIONS_HELP)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument(
         "--count", type=_count, default=500, help=f"instances of {TRAIN} and of {TEST}, at most (default 500)"

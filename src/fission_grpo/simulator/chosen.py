@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from fission_grpo.diagnose import SOURCES, Function, Source, chain_of
+from fission_grpo.json_text import quoted
 from fission_grpo.shuffled import Shuffled
+from fission_grpo.simulator.endpoint_options import SimulatorOptions
 
 FORMS = """\
 rules, environment, fixed, none: without a model
@@ -18,10 +22,17 @@ A,B,...: A, and B of what A cannot say, and so on"""
 """The forms of a specification, one a line."""
 
 TEACHER = "teacher"
+_EXAMPLE = '{"url": "http://localhost:8000/v1", "concurrency": 8}'
+
+
+OPTIONS_HELP = 'how the endpoint is asked: fields of SimulatorOptions as JSON, such as \'{"cache": "runs/cache"}\''
 
 
 def sources_from(
-    spec: str, url: str | None = None, options: Any = None, diagnoses: Mapping[str, str] | None = None
+    spec: str,
+    url: str | None = None,
+    options: SimulatorOptions | None = None,
+    diagnoses: Mapping[str, str] | None = None,
 ) -> tuple[Source, ...]:
     """The chain of sources that a specification stands for.
 
@@ -47,6 +58,36 @@ def sources_from(
     return (here, *sources_from(rest, url, options, diagnoses)) if comma else (here,)
 
 
+def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None, SimulatorOptions]:
+    """The URL and the options of an endpoint, from one mapping or its JSON text.
+
+    Raises:
+        ValueError: no JSON object, no such option, or a value out of range.
+
+    Example:
+        `endpoint_options('{"url": "http://localhost:8000/v1", "concurrency": 8}')` has that URL and 8 at a time.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise ValueError(f"simulator: not JSON ({error}); write it like {_EXAMPLE}") from error
+    if given is None:
+        return None, SimulatorOptions()
+    if not isinstance(given, Mapping):
+        raise ValueError(f"simulator: must be a mapping, got {quoted(given)}; write it like {_EXAMPLE}")
+    known = [field.name for field in fields(SimulatorOptions)]
+    if unknown := [name for name in given if name not in ("url", *known)]:
+        raise ValueError(f"simulator: no option {quoted(unknown[0])}; there are url, {', '.join(known)}")
+    return given.get("url"), SimulatorOptions(**{name: value for name, value in given.items() if name != "url"})
+
+
+def accounts(chain: Sequence[Source]) -> list[str]:
+    """What the sources have to say of their requests and costs, for the end of a run."""
+    inner: list[Any] = [getattr(source, "source", source) for source in chain]
+    return [source.report() for source in inner if hasattr(source, "report")]
+
+
 @contextmanager
 def closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
     """The chain; what its sources hold open (connections) is closed afterwards."""
@@ -59,7 +100,9 @@ def closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
                 close()
 
 
-def _source(spec: str, url: str | None, options: Any, diagnoses: Mapping[str, str] | None) -> Source:
+def _source(
+    spec: str, url: str | None, options: SimulatorOptions | None, diagnoses: Mapping[str, str] | None
+) -> Source:
     kind, _, name = spec.partition(":")
     if spec in SOURCES:
         return chain_of(spec)[0]

@@ -17,6 +17,7 @@ from typing import Any
 from fission_grpo.bfcl import INSTALL
 from fission_grpo.json_lines import RunFileError
 from fission_grpo.simulator.card import numbers, page
+from fission_grpo.simulator.chosen import endpoint_options
 from fission_grpo.simulator.collect import Found, corrupted_failures, sampled_failures
 from fission_grpo.simulator.data_options import data_parser
 from fission_grpo.simulator.filters import Limits, filtered
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
         TaskFileError, RunFileError: a file has a mistake.
     """
     _check(arguments)
-    chain = teachers(arguments.teacher, arguments.url)
+    url, options = endpoint_options(arguments.options)
+    chain = teachers(arguments.teacher, arguments.url or url, options)
     alike = arguments.alike or (max(20, round(0.03 * arguments.count)) if arguments.count else sys.maxsize)
     limits = Limits(arguments.shortest, arguments.longest, alike)
     log = _Log()

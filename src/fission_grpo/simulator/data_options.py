@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fission_grpo.simulator.chosen import OPTIONS_HELP
 from fission_grpo.simulator.teacher import DEFAULT
 
 EPILOG = """\
@@ -74,9 +75,10 @@ def _teacher_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT,
         metavar="NAMES",
         help="who writes the diagnoses, the next one where one has nothing usable: environment (its real message), "
-        f"rules, endpoint:MODEL (default {DEFAULT})",
+        f"rules, endpoint:MODEL, local:PATH (default {DEFAULT})",
     )
     group.add_argument("--url", help="base URL of the teacher's endpoint; the key is read from OPENAI_API_KEY")
+    group.add_argument("--options", metavar="JSON", help=OPTIONS_HELP)
     group.add_argument(
         "--seconds", type=float, default=float("inf"), help="longest wait for 256 failures' diagnoses (no limit)"
     )

@@ -76,7 +76,8 @@ class LocalSource:
         self._known |= lasting  # what raised (out of memory) may go well another time
         for oldest in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
             del self._known[oldest]
-        self._count(requests=len(asked), remembered=sum(one is not None for one in wanted) - len(asked))
+        put = sum(one is not None for one in wanted)
+        self._count(asked=put, requests=len(asked), cache_hits=put - len(asked))
         self._count(seconds=time.monotonic() - began)
         return [answered(answer) for answer in answers]
 
@@ -86,7 +87,8 @@ class LocalSource:
         prompt_text(policy.tokenizer, Request([{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]))
 
     def counts(self) -> Mapping[str, float]:
-        """Since last taken: `requests` to the model, `remembered` answers, `tokens` written, `seconds` spent."""
+        """Since last taken, as metrics `simulator/<name>`: failures `asked` about, `requests` to the model,
+        `cache_hits` (answers remembered), `completion_tokens`, `seconds` of work."""
         taken, self._counts = self._counts, {}
         return taken
 
@@ -101,7 +103,7 @@ class LocalSource:
                 return [answer for failure in failures for answer in self._ask([failure])]
             _log.warning("diagnosis source local failed on task %s", failures[0].task.id, exc_info=True)
             return [Answer(None, f"raised {type(error).__name__}")] * len(failures)
-        self._count(tokens=sum(reply.tokens for reply in replies))
+        self._count(completion_tokens=sum(reply.tokens for reply in replies))
         return [_answer(reply, request) for reply, request in zip(replies, requests, strict=True)]
 
     def _loaded(self) -> LocalPolicy:
@@ -118,7 +120,7 @@ class LocalSource:
 
     def _count(self, **more: float) -> None:
         for key, value in more.items():
-            self._counts[key] = self._counts.get(key, 0) + value
+            self._counts[f"simulator/{key}"] = self._counts.get(f"simulator/{key}", 0) + value
 
 
 def _answer(reply: Reply, request: Request) -> Answer:

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fission_grpo.diagnose import Function, Source, chain_of
+from fission_grpo.diagnose import Function, Source
 from fission_grpo.feedback import Enquiry
 from fission_grpo.leaks import leak_in
 from fission_grpo.rules import rules
 from fission_grpo.schema import check_call
+from fission_grpo.simulator.chosen import sources_from
 from fission_grpo.simulator.collect import Found
+from fission_grpo.simulator.endpoint_options import SimulatorOptions
 from fission_grpo.simulator.specificity import is_specific
 from fission_grpo.trajectory import ErrorKind, Failure
 
@@ -42,34 +44,18 @@ class Labelled:
     refused: Counter[str]
 
 
-def teachers(names: str, url: str | None = None) -> tuple[Source, ...]:
-    """The chain that `--teacher` gives.
-
-    Args:
-        names: of `environment`, `rules` and `endpoint:MODEL`, joined by commas.
-        url: base URL of the endpoint; None: OPENAI_BASE_URL, else OpenAI's own.
+def teachers(names: str, url: str | None = None, options: SimulatorOptions | None = None) -> tuple[Source, ...]:
+    """The chain that `--teacher` gives: `chosen.sources_from`, with `pointed_rules` as the rules.
 
     Raises:
         ValueError: no such teacher, or it cannot be asked; the message says what to mend.
         ModuleNotFoundError: an endpoint needs the `openai` package.
     """
-    chain: list[Source] = []
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        if name == "rules":
-            chain.append(Function("rules", pointed_rules))
-        elif name == "environment":
-            chain += chain_of("environment")
-        elif name.startswith("endpoint:") and name != "endpoint:":
-            from fission_grpo.simulator.endpoint import EndpointSource  # pyright: ignore[reportMissingImports]
-
-            chain.append(EndpointSource(name.removeprefix("endpoint:"), url))
-        else:
-            raise ValueError(f"--teacher: no teacher {name!r}; give environment, rules, endpoint:MODEL, or several")
-    if not chain:
-        raise ValueError("--teacher: name at least one of environment, rules, endpoint:MODEL")
+    given = sources_from(names, url, options)
+    chain = tuple(Function("rules", pointed_rules) if source.name == "rules" else source for source in given)
     for source in chain:
         source.check()
-    return tuple(chain)
+    return chain
 
 
 def pointed_rules(failure: Failure) -> str | None:
