@@ -187,7 +187,7 @@ def test_specifications_name_chains_and_shuffle_all_that_follows():
 
 @pytest.mark.parametrize("spec", ["rule", "", "rules,", "local:", "shuffled:", "endpoint:", "teacher"])
 def test_a_wrong_specification_is_answered_with_the_forms_there_are(spec):
-    with pytest.raises(ValueError, match=r"(?s)no source of diagnoses .*rules, environment.*endpoint:MODEL"):
+    with pytest.raises(ValueError, match=r"(?s)no source of diagnoses .*fixed, environment.*endpoint:MODEL"):
         sources_from(spec)
 
 

@@ -44,7 +44,7 @@ def sources_from(
         diagnoses: ready-made ones by task id, which "teacher" stands for.
 
     Raises:
-        ValueError: no such form, or nothing after the colon; the message lists the forms.
+        ValueError: no such form, or nothing after the colon; the message names those there are.
         ModuleNotFoundError: the package that a model needs is missing.
 
     Example:
@@ -116,5 +116,6 @@ def _source(
         from fission_grpo.simulator.endpoint import EndpointSource
 
         return EndpointSource(name, url, options)
-    beside = f"\n{TEACHER}: the diagnoses that the data holds" if diagnoses is not None else ""
-    raise ValueError(f"no source of diagnoses is called {spec!r}; give one of\n{FORMS}{beside}")
+    beside = f", {TEACHER}" if diagnoses is not None else ""
+    names = f"{', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC{beside}"
+    raise ValueError(f"no source of diagnoses is called {spec!r}; give one of {names}, or several joined by commas")
