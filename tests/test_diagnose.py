@@ -173,6 +173,24 @@ def test_what_the_environment_has_said_in_the_dialogue_is_no_leak():
     assert feedback_for(said, [Function("mine", lambda _: "you meant Oslo")]).leaked
 
 
+def test_a_silent_episode_is_compared_with_what_its_environment_expects():
+    both = (RIGHT, ToolCall("get_time", {"zone": "CET"}))
+
+    def silent(*made: tuple[ToolCall, str | None], expected=both):
+        turns = tuple(Turn("x", calls=(call,), results=(ToolResult(call, "ok", error),)) for call, error in made)
+        ending = Turn("Done.", content="Done.")
+        return rules(Failure(Task("t", "go"), (*turns, ending), ErrorKind.LOW_REWARD, expected=expected, tools=TOOLS))
+
+    time_, cold = ToolCall("get_time", {"zone": "UTC"}), (weather(units="kelvin"), None)
+    assert silent((RIGHT, None), (time_, None)) == "error: `zone` is not right, got 'UTC' in the call of 'get_time'"
+    assert silent((RIGHT, None)) == "error: at least one more tool call is needed"
+    assert silent(cold, (RIGHT, "no such city"), expected=(RIGHT,)) == "error: `units` is not right, got 'kelvin'"
+    looked_up = ToolCall("get_time", {})
+    assert silent((looked_up, None), (RIGHT, None), expected=(RIGHT,)) is None  # looking something up is no fault
+    assert silent() == "error: a tool call is needed here, but none was made"
+    assert silent((RIGHT, None), expected=None) is None
+
+
 def test_feedback_is_cut_and_can_be_encoded():
     assert asked(lambda _: "\ud800" + "x" * 9999).text == "?" + "x" * (MAX_LENGTH - 1)
 

@@ -67,10 +67,12 @@ def leaks(
 
 
 def leak_in(feedback: str, failure: Failure) -> str | None:
-    """`leaks` of a failure's reference, failed calls and tools; None for what the environment itself has just said."""
+    """`leaks` of a failure's reference, the calls of its rollout and its tools; None for what the environment itself has
+    just said."""
     if any(feedback == result.error or feedback in result.content for result in _results(failure)):
         return None
-    return leaks(feedback, failure.reference, failure.calls, failure.tools)
+    made = [call for turn in failure.turns for call in turn.calls]
+    return leaks(feedback, failure.reference, made, failure.tools)
 
 
 def _results(failure: Failure) -> Sequence[ToolResult]:
