@@ -67,8 +67,7 @@ def leaks(
 
 
 def leak_in(feedback: str, failure: Failure) -> str | None:
-    """`leaks` of a failure's reference, the calls of its rollout and its tools; None for what the environment itself has
-    just said."""
+    """`leaks` of a failure's reference, its rollout's calls and its tools; None for what its environment has said."""
     if any(feedback == result.error or feedback in result.content for result in _results(failure)):
         return None
     made = [call for turn in failure.turns for call in turn.calls]
