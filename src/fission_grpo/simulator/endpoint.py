@@ -30,12 +30,10 @@ from fission_grpo.simulator.instances import load_instances
 from fission_grpo.simulator.ledger import Ledger, report
 from fission_grpo.simulator.limits import Limits
 from fission_grpo.simulator.prompt import failure_parts, failure_text, messages_about
-from fission_grpo.trajectory import ErrorKind, Failure
+from fission_grpo.simulator.settings import LEFT_TO_RULES
+from fission_grpo.trajectory import Failure
 
-__all__ = ["LEFT_TO_OTHERS", "EndpointSource", "SimulatorOptions"]
-
-LEFT_TO_OTHERS = frozenset({ErrorKind.UNPARSED, ErrorKind.TRUNCATED, ErrorKind.OUT_OF_TURNS})
-"""Failures of form, of which the rules know all there is to say. [ours] They are left to the next source."""
+__all__ = ["EndpointSource", "SimulatorOptions"]
 
 CHARACTERS_PER_TOKEN = 4
 """By which tokens are estimated where an endpoint does not count them. [ours]"""
@@ -142,7 +140,7 @@ class EndpointSource:
         self._cache.close()
 
     def _start(self, failure: Failure) -> Future[Answer]:
-        if failure.kind in LEFT_TO_OTHERS:
+        if failure.kind in LEFT_TO_RULES:
             return answered(Answer(None))
         try:
             tools, rest = failure_parts(failure, self.options.characters)

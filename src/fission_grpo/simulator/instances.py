@@ -19,7 +19,7 @@ from typing import Any
 
 from fission_grpo.chat import parse
 from fission_grpo.json_text import quoted
-from fission_grpo.recovery import recovery_id
+from fission_grpo.recovery import dialogue_before, recovery_id
 from fission_grpo.task_json import call_fields
 from fission_grpo.task_rows import RowError, TaskFileError, read_task_rows
 from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, ToolCall
@@ -58,12 +58,8 @@ def instance(failure: Failure, api: str, origin: str) -> Instance:
     Example:
         Of a failure in an episode's third turn, the two turns before it become messages of the prompt.
     """
-    task, last = failure.task, failure.turns[-1]
-    messages = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else list(task.prompt)
-    for turn in failure.turns[:-1]:
-        messages.append({"role": "assistant", "content": turn.text})
-        messages += [{"role": "tool", "name": r.call.name, "content": r.content} for r in turn.results]
-    step = Task(recovery_id(failure), tuple(messages), failure.tools, failure.reference)
+    last = failure.turns[-1]
+    step = Task(recovery_id(failure), tuple(dialogue_before(failure)), failure.tools, failure.reference)
     one = Failure(step, (replace(last, results=()),), failure.kind, failure.detail, failure.call_index)
     return Instance(one, api, origin)
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from fission_grpo.json_text import quoted
+from fission_grpo.recovery import dialogue_before
 from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.trajectory import ErrorKind, Failure, Message
 
@@ -75,7 +76,7 @@ def failure_parts(failure: Failure, characters: int = CHARACTERS, brief: bool = 
     shown, others = _divided(same, named, brief)
     end = _end(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
-    dialogue = _dialogue(failure.task.prompt, max(100 if brief else 200, left // 2))
+    dialogue = _dialogue(dialogue_before(failure), max(100 if brief else 200, left // 2))
     rest = f"# Dialogue\n{dialogue}\n{end}"
     left -= len(dialogue)
     if sum(map(len, others)) + len(others) <= left:
@@ -111,10 +112,8 @@ def _known(failure: Failure) -> tuple[ErrorKind, str]:
     return failure.kind, failure.detail
 
 
-def _dialogue(prompt: str | Sequence[Message], most: int) -> str:
+def _dialogue(prompt: Sequence[Message], most: int) -> str:
     """The end of a dialogue, at most so many characters; the system prompt and what is cut are left out."""
-    if isinstance(prompt, str):
-        return _tail(prompt, most)
     lines: list[str] = []
     for message in reversed(prompt):
         if message["role"] == "system":

@@ -15,7 +15,7 @@ SETTINGS = "simulator.json"
 SYSTEMS = {"full": SYSTEM, "short": SHORT_SYSTEM}
 
 LEFT_TO_RULES = frozenset({ErrorKind.UNPARSED, ErrorKind.TRUNCATED, ErrorKind.OUT_OF_TURNS})
-"""Kinds that no local model is asked about: what is wrong is known in full. [paper] format errors get a deterministic
+"""Kinds that no model is asked about: what is wrong is known in full. [paper] format errors get a deterministic
 message; that these are the kinds is [inferred]."""
 
 
