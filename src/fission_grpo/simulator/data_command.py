@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shlex
 import sys
 import time
@@ -46,7 +47,7 @@ class _Log:
 
 
 def data_command(argv: list[str]) -> int:
-    """Write train.jsonl, test.jsonl, tools.json, card.md and card.json. Returns 0; 1 or 2 after saying what to mend."""
+    """Write train.jsonl, test.jsonl, tools.json, card.md and card.json. Returns 0; 1 or 2 if something is to mend."""
     arguments = data_parser().parse_args(argv)
     try:
         print(run(arguments, argv))
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
     """
     _check(arguments)
     chain = teachers(arguments.teacher, arguments.url)
-    limits = Limits(arguments.shortest, arguments.longest, arguments.alike or max(20, round(0.03 * arguments.count)))
+    alike = arguments.alike or (max(20, round(0.03 * arguments.count)) if arguments.count else sys.maxsize)
+    limits = Limits(arguments.shortest, arguments.longest, alike)
     log = _Log()
     material, held_out = _material(arguments)
     log.done("sources", "step tasks", len(material.situations))
@@ -89,7 +91,8 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
         log.done("corruptions", "failures by corruption", len(found) - before)
     labelled = label(found, chain, arguments.seconds)
     log.done("teachers", "failures with a diagnosis", len(labelled.found))
-    kept, dropped = filtered(labelled.found, limits)
+    mixed = random.Random(f"{arguments.seed} order").sample(labelled.found, len(labelled.found))
+    kept, dropped = filtered(mixed, limits)
     log.done("filters", "instances fit for use", len(kept))
     apis = tuple(arguments.test_apis or held_out or chosen_apis(kept, arguments.test_share, arguments.seed))
     if arguments.test_share in (0, 1):

@@ -11,7 +11,7 @@ EPILOG = """\
 examples:
   fission-grpo simulator data --output data                        2,500 instances over BFCL's environments, offline
   fission-grpo simulator data --tasks cases.jsonl runs/mine --output data        of your cases, and of a run's failures
-  fission-grpo simulator data --tasks cases.jsonl --policy runs/mine --samples 4 --no_corruptions --test_share 1 \\
+  fission-grpo simulator data --tasks cases.jsonl --policy runs/mine --count 0 --no_corruptions --test_share 1 \\
       --output own                                                 a policy's own failures only
   fission-grpo simulator data --teacher endpoint:MODEL,rules --url http://localhost:8000/v1 --output data
 """
@@ -49,7 +49,10 @@ def data_parser() -> argparse.ArgumentParser:
     filters.add_argument("--shortest", type=int, default=15, help="characters of a diagnosis, at least (default 15)")
     filters.add_argument("--longest", type=int, default=500, help="characters of a diagnosis, at most (default 500)")
     filters.add_argument(
-        "--alike", type=int, default=0, help="most diagnoses of one template; 0: 3%% of --count, at least 20"
+        "--alike",
+        type=int,
+        default=0,
+        help="most diagnoses of one template; 0: 3%% of --count, at least 20, and no limit with --count 0",
     )
     filters.add_argument(
         "--test_apis",

@@ -41,7 +41,7 @@ def named_by(text: str, failure: Failure) -> str | None:
         failure: what it is about. The parameters in question are those of the tools that the failed turn called, as
             their schemas and the calls themselves name them, with "_" or a space between words; the values are what
             the calls wrote (texts of three or more characters and numbers). If the turn has no calls (unreadable,
-            none made, cut off), speaking of the form is specific.
+            none made, cut off), or none is needed, speaking of the form is specific.
     """
     if text.strip() == FIXED_TEXT:
         return None
@@ -52,10 +52,10 @@ def named_by(text: str, failure: Failure) -> str | None:
         return "parameter"
     if any(_holds(plain, value) for call in failure.calls for value in _values(call.arguments)):
         return "value"
-    form = _FORM.get(failure.kind)
-    if form and not (failure.calls and failure.kind is not ErrorKind.TRUNCATED) and re.search(form, plain):
-        return "form"
-    return None
+    needless = bool(failure.calls) and failure.reference == ()
+    form = _FORM[ErrorKind.NO_CALL] if needless else _FORM.get(failure.kind)
+    whole = needless or not failure.calls or failure.kind is ErrorKind.TRUNCATED
+    return "form" if form and whole and re.search(form, plain) else None
 
 
 def _parameters(failure: Failure) -> set[str]:

@@ -2,7 +2,9 @@
 
 What each says passes the leak guard (`feedback.Enquiry`) and must be specific, else the next one is asked. An
 environment often says that something is wrong but not where ("invalid literal for int()"); the rules then add which
-argument differs from the reference, without its value. A label begins with "error:", as the simulator is to write.
+argument differs from the reference, without its value. Where arguments break the schema, a text that does not name the
+parameter concerned is beside the fault ("Ticket with ID 7 not found." of the text "7"). A label begins with "error:",
+as the simulator is to write.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from fission_grpo.diagnose import Function, Source, chain_of
 from fission_grpo.feedback import Enquiry
 from fission_grpo.leaks import leak_in
 from fission_grpo.rules import rules
+from fission_grpo.schema import check_call
 from fission_grpo.simulator.collect import Found
 from fission_grpo.simulator.specificity import is_specific
 from fission_grpo.trajectory import ErrorKind, Failure
@@ -117,6 +120,8 @@ def label(found: Sequence[Found], chain: Sequence[Source], seconds: float = floa
                     last[at] = said.vain[-1][1] if said.vain else "no diagnosis"
                 elif not is_specific(said.text, one.failure):
                     last[at] = "unspecific"
+                elif _beside(said.text, one.failure):
+                    last[at] = "beside the fault"
                 else:
                     made = replace(one, diagnosis=as_error(said.text), teacher=source.name)
                     labelled[at] = replace(found[at], instance=made)
@@ -125,3 +130,12 @@ def label(found: Sequence[Found], chain: Sequence[Source], seconds: float = floa
                     refused[f"{source.name}: {last[at]}"] += 1
     dropped = Counter(last[at] for at in range(len(found)) if at not in labelled)
     return Labelled(tuple(labelled[at] for at in sorted(labelled)), dropped, refused)
+
+
+def _beside(text: str, failure: Failure) -> bool:
+    """Whether a text does not name the parameter that breaks the schema."""
+    at = failure.call_index
+    if failure.kind is not ErrorKind.BAD_ARGUMENTS or at is None or at >= len(failure.calls):
+        return False
+    problem = check_call(failure.calls[at], failure.task.tools) if failure.task.tools else None
+    return problem is not None and problem.parameter is not None and problem.parameter not in text
