@@ -69,7 +69,7 @@ def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = F
     others = [text for name, text in tools if name not in named]
     end = _end(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
-    dialogue = _dialogue(failure.task.prompt, max(100 if brief else 200, left // 2))
+    dialogue = _dialogue(failure.task.prompt, max(40 if brief else 200, left // 2))
     left -= len(dialogue)
     for text in others:
         left -= len(text) + 1
