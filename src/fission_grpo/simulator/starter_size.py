@@ -16,7 +16,7 @@ SETTINGS = PromptSettings(SHORT_SYSTEM, characters=400, brief=True)
 """Signatures, the failed turn, the reference, and what is left for dialogue: about 150 tokens. [ours]"""
 PROMPT_WEIGHT = 0.1
 """Loss weight of the prompt's tokens; predicting them teaches to copy. [ours]"""
-RENAMED_COPIES = 2
+RENAMED_COPIES = 4
 """Of every row; see `Renaming`. [ours]"""
 VOCABULARY = 2000  # tokens [ours]
 POSITIONS = 1024  # tokens of prompt and diagnosis [ours]
