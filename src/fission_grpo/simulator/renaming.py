@@ -19,6 +19,9 @@ from fission_grpo.trajectory import ErrorKind
 COMMON = 0.002
 """Share of diagnoses in which a word stands that neither calls nor tools hold, for it to be of the language. [ours]"""
 
+OFTEN = 5
+"""Instances that a word must stand in to be taken for another: rare words are many tokens, hard to copy. [ours]"""
+
 _WORD = re.compile(r"[^\W\d_]{2,}|\d+")
 _FIXED = frozenset(
     word
@@ -45,14 +48,15 @@ class Renaming:
             free.update(set(_WORD.findall(one.diagnosis)) - _named(one))
         least = max(2, COMMON * len(instances))
         self._language = _FIXED | {word for word, count in free.items() if count >= least}
-        self._words = sorted(
-            {word for one in instances for word in _named(one) if not word.isdigit()} - self._language
-        )
+        named = Counter(word for one in instances for word in _named(one) if not word.isdigit())
+        often = [word for word, count in named.items() if count >= min(OFTEN, len(instances) // 100)]
+        self._words = sorted(set(often) - self._language)
 
     def texts(self, one: Instance, texts: Sequence[str]) -> list[str] | None:
         """An instance's texts (prompt, diagnosis) with names and values of calls and tools exchanged, alike in all.
 
-        None where the diagnosis is cut off ("..."), perhaps within a word that is to be exchanged.
+        None where the diagnosis is cut off ("..."), perhaps within a word that is to be exchanged, and where there are
+        too few other words.
 
         Example:
             "error: `to` is not right, got 'Rome'" may become "error: `file` is not right, got 'USD'".
@@ -62,6 +66,8 @@ class Renaming:
         shown = {word for text in texts for word in _WORD.findall(text)}
         old = sorted(_named(one) & shown - self._language)
         words = [word for word in old if not word.isdigit()]
+        if len(words) > len(self._words):
+            return None
         new: Mapping[str, str] = dict(zip(words, self._draw.sample(self._words, len(words)), strict=True)) | {
             digits: "".join(str(self._draw.randint(1, 9)) for _ in digits) for digits in old if digits.isdigit()
         }
