@@ -172,7 +172,7 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
                 feedback += told
             found = source.counts()
     reasons = Counter(dict(one.vain).get("endpoint", "answered") for one in feedback)
-    assert len(feedback) == reasons.total() == len(server.asked) == found["simulator/requests"] == 500
+    assert len(feedback) == reasons.total() == found["simulator/requests"] == 500
     assert all(isinstance(one, Feedback) and one.source in ("endpoint", "rules") for one in feedback)
     slow = reasons["timeout"] - 50  # on a busy machine some good ones are late, too
     assert slow >= 0
@@ -180,7 +180,7 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
     assert all(reasons[name] <= most for name, most in expected.items() if name != "timeout")
     if slow == 0:
         assert {name: reasons[name] for name in expected} == expected
-        assert reasons["answered"] + reasons["leak"] == 250
+        assert (len(server.asked), reasons["answered"] + reasons["leak"]) == (500, 250)
     assert 0 < reasons["leak"] <= answered["Done."] // 10
     counted = {name: found.get(f"simulator/no/{name.replace(' ', '_')}", 0) for name in expected}
     assert counted == {name: reasons[name] for name in expected}
