@@ -9,11 +9,9 @@ from typing import Any
 
 from fission_grpo.bfcl.cases import MultiTurnCase
 from fission_grpo.bfcl.docs import class_docs, official_schema
-from fission_grpo.bfcl.environment import TaskError
-from fission_grpo.bfcl.tasks import DONE, NEED_MORE, NO_TOOL, SYSTEM, Case, UserTurn
+from fission_grpo.bfcl.tasks import SYSTEM, Case, UserTurn, last_message, reference_messages
 from fission_grpo.bfcl.worlds import World, new_world
 from fission_grpo.chat import read_result
-from fission_grpo.task_json import call_fields
 from fission_grpo.trajectory import Task, ToolCall, ToolResult
 
 
@@ -73,16 +71,9 @@ def steps_of_case(case: Case, long_context: bool = False) -> Iterator[Step]:
             prompt, reference = tuple(dict(message) for message in messages), () if call is None else (call,)
             task = Task(f"{case.id}#{number}.{index}", prompt, tools, reference, root=case.id)
             yield Step(task, world.copy(), turn.reference[index + 1 :])
-            if call is None:
-                continue
-            result = world.call(call)
-            if world.error is not None:
-                raise TaskError(f"case {case.id!r}, turns[{number}]: {call.name} fails: {result}")
-            function = {"type": "function", "function": call_fields(call)}
-            messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
-            messages.append({"role": "tool", "name": call.name, "content": result})
-        last = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
-        messages.append({"role": "assistant", "content": last})
+            if call is not None:
+                messages += reference_messages(world, call, f"case {case.id!r}, turns[{number}]")
+        messages.append(last_message(turn))
 
 
 def official_case(case: MultiTurnCase) -> Case:
