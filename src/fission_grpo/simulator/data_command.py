@@ -17,7 +17,7 @@ from typing import Any
 from fission_grpo.bfcl import INSTALL
 from fission_grpo.json_lines import RunFileError
 from fission_grpo.simulator.card import numbers, page
-from fission_grpo.simulator.chosen import endpoint_options
+from fission_grpo.simulator.chosen import accounts, closing, endpoint_options
 from fission_grpo.simulator.collect import Found, corrupted_failures, sampled_failures
 from fission_grpo.simulator.data_options import data_parser
 from fission_grpo.simulator.filters import Limits, filtered
@@ -91,7 +91,10 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
         before = len(found)
         found += corrupted_failures(material.situations, arguments.each, arguments.seed, material.unused)
         log.done("corruptions", "failures by corruption", len(found) - before)
-    labelled = label(found, chain, arguments.seconds)
+    with closing(chain):
+        labelled = label(found, chain, arguments.seconds)
+        for line in accounts(chain):
+            print(line, file=sys.stderr)
     log.done("teachers", "failures with a diagnosis", len(labelled.found))
     mixed = random.Random(f"{arguments.seed} order").sample(labelled.found, len(labelled.found))
     kept, dropped = filtered(mixed, limits)
