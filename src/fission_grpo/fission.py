@@ -6,6 +6,7 @@ Everything here is the same on every rank, except `ask` and `answers`, which loo
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Asked:
         states: the snapshot of its environment of each, None where there is none.
         step: optimizer step in which they failed.
         duplicates: failures left out, as they wait in the buffer already.
+        seconds: that asking took (a model in this process answers at once).
     """
 
     enquiry: Enquiry
@@ -55,6 +57,7 @@ class Asked:
     states: Sequence[Any]
     step: int
     duplicates: int
+    seconds: float
 
     def answers(self, seconds: float) -> Iterator[tuple[Failure, Feedback, Failed, Any]]:
         """Each failure with its feedback, origin and state, after at most so many seconds."""
@@ -110,7 +113,9 @@ class Fission:
         origin = {id(failure): one for one in failed for failure in one.failures}
         origins = [origin[id(failure)] for failure in chosen]
         states = [one.state_of(failure) for one, failure in zip(origins, chosen, strict=True)]
-        self.asked = Asked(Enquiry(chosen, self.sources), origins, states, step, duplicates)
+        began = time.perf_counter()
+        enquiry = Enquiry(chosen, self.sources)
+        self.asked = Asked(enquiry, origins, states, step, duplicates, time.perf_counter() - began)
 
     def answers(self) -> tuple[list[Made], Counter[str], Counter[str]]:
         """Corrective instances of the failures asked about, waiting for feedback as long as the configuration allows.

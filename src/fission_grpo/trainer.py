@@ -207,9 +207,10 @@ class FissionGRPOTrainer(GRPOTrainer):
         """Turn the failures being diagnosed into corrective instances, the same on all ranks."""
         if not self.args.fission or self.fission.asked is None:
             return
-        started, step = time.perf_counter(), self.fission.asked.step
+        step, waited = self.fission.asked.step, self.fission.asked.seconds
+        started = time.perf_counter()
         instances, *counts = self.fission.answers()
-        waited = time.perf_counter() - started
+        waited += time.perf_counter() - started
         shared = gather_object([(instances, *counts)])
         total, own = (sum((one[i] for one in shared), Counter()) for i in (1, 2))
         metrics = self.fission.push([one[0] for one in shared], total, step)
