@@ -20,7 +20,6 @@ from fission_grpo.rules import rules
 from fission_grpo.simulator.instances import instance, load_instances, write_instances
 from fission_grpo.simulator.local import LocalSource
 from fission_grpo.simulator.prompt import SHORT_SYSTEM, SYSTEM
-from fission_grpo.simulator.renaming import Renaming
 from fission_grpo.simulator.settings import PromptSettings, read_settings, write_settings
 from fission_grpo.simulator.train_command import make_trainer, train_command
 from fission_grpo.simulator.train_command import parse as parse_options
@@ -108,18 +107,6 @@ def test_ctrl_c_ends_training_with_a_checkpoint(trained, data, tmp_path):
         trainer.train()
     assert (stop.signal, trainer.state.global_step) == (signal.SIGINT, 2)
     assert (tmp_path / "checkpoint-2" / "simulator.json").is_file()
-
-
-def test_a_renamed_row_has_other_names_and_values_in_prompt_and_diagnosis_alike():
-    some = labelled(60, "travel")
-    one = some[0]  # error: `to` is not right, got 'Nowhere0'
-    call, told = Renaming(some, seed=1).texts(one, [one.failure.turns[-1].text, one.diagnosis]) or []
-    new = parse(call).calls[0]
-    assert new.name != "book"
-    word, value = next(iter(new.arguments.items()))
-    assert (word, value) != ("to", "Nowhere0")
-    assert told == f"error: `{word}` is not right, got '{value}'"
-    assert Renaming(some, seed=1).texts(replace(one, diagnosis="error: got 'Nowh..."), [""]) is None
 
 
 def test_only_the_diagnosis_carries_loss(trained, data, tmp_path):

@@ -16,8 +16,6 @@ SETTINGS = PromptSettings(SHORT_SYSTEM, characters=400, brief=True)
 """Signatures, the failed turn, the reference, and what is left for dialogue: about 150 tokens. [ours]"""
 PROMPT_WEIGHT = 0.1
 """Loss weight of the prompt's tokens; predicting them teaches to copy. [ours]"""
-RENAMED_COPIES = 4
-"""Of every row; see `Renaming`. [ours]"""
 VOCABULARY = 2000  # tokens [ours]
 POSITIONS = 1024  # tokens of prompt and diagnosis [ours]
 TRAINING = {
@@ -26,7 +24,7 @@ TRAINING = {
     "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
     "warmup_steps": 0.03,
     "per_device_train_batch_size": 8,
-    "num_train_epochs": 1,
+    "num_train_epochs": 6,
     "train_sampling_strategy": "group_by_length",
     "gradient_checkpointing": False,
     "bf16": False,

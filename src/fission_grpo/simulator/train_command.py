@@ -73,13 +73,6 @@ class ScriptArguments:
             f"{starter_size.PROMPT_WEIGHT} of {starter_size.NAME}."
         },
     )
-    renamed_copies: int | None = field(
-        default=None,
-        metadata={
-            "help": "Copies of every row with other names and values, which teach a new model to copy. Default: 0; "
-            f"{starter_size.RENAMED_COPIES} of {starter_size.NAME}."
-        },
-    )
     max_rows: int = field(default=0, metadata={"help": "Train on this many rows at most, drawn by `seed`; 0: all."})
     evaluate_rows: int = field(
         default=200,
@@ -168,7 +161,7 @@ def prompt_settings(script: ScriptArguments, is_starter: bool) -> PromptSettings
         default.characters if script.characters is None else script.characters,
         default.brief if script.brief is None else script.brief,
     )
-    numbers = ("max_rows", "evaluate_rows", "prompt_weight", "renamed_copies")
+    numbers = ("max_rows", "evaluate_rows", "prompt_weight")
     if settings.characters < 1 or any((getattr(script, name) or 0) < 0 for name in numbers):
         raise UsageError(f"characters must be positive, and {', '.join(numbers)} must not be negative")
     return settings
@@ -192,15 +185,12 @@ def make_trainer(script: ScriptArguments, args: SFTConfig, model: ModelConfig) -
     else:
         loaded, tokenizer, context = named_model(model, args)
     rows = fitting(rows, settings, tokenizer, min(one for one in (args.max_length, context, 10**9) if one))
-    copies = (
-        (starter_size.RENAMED_COPIES if is_starter else 0) if script.renamed_copies is None else script.renamed_copies
-    )
     measured_on = {name: some for name, some in (("seen", rows.seen), ("unseen", rows.unseen)) if some}
     sets = {name: Dataset.from_list(as_rows(some, settings)) for name, some in measured_on.items()}
     trainer = SimulatorTrainer(
         model=loaded,
         args=args,
-        train_dataset=Dataset.from_list(as_rows(rows.train, settings, copies, args.seed)),
+        train_dataset=Dataset.from_list(as_rows(rows.train, settings)),
         eval_dataset=sets or None,
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model),

@@ -10,7 +10,6 @@ from typing import Any
 
 from fission_grpo.evaluation.local import encodable
 from fission_grpo.simulator.instances import Instance, load_instances
-from fission_grpo.simulator.renaming import Renaming
 from fission_grpo.simulator.settings import LEFT_TO_RULES, PromptSettings
 from fission_grpo.training_tasks import UsageError
 
@@ -84,16 +83,9 @@ def fitting(rows: Rows, settings: PromptSettings, tokenizer: Any, tokens: int) -
     return replace(rows, train=kept, too_long=len(rows.train) - len(kept))
 
 
-def as_rows(instances: Sequence[Instance], settings: PromptSettings, copies: int = 0, seed: int = 0) -> list[Row]:
-    """TRL's conversational prompt-completion rows, and so many renamed copies of each (see `Renaming`)."""
+def as_rows(instances: Sequence[Instance], settings: PromptSettings) -> list[Row]:
+    """TRL's conversational prompt-completion rows."""
     dialogues = [_all(one, settings) for one in instances]
-    if copies:
-        renaming, originals = Renaming(instances, seed), list(zip(instances, dialogues, strict=True))
-        for one, (system, *others) in originals * copies:
-            texts = renaming.texts(one, [message["content"] for message in others])
-            if texts is not None:
-                new = [{**message, "content": text} for message, text in zip(others, texts, strict=True)]
-                dialogues.append([system, *new])
     return [{"prompt": dialogue[:-1], "completion": dialogue[-1:]} for dialogue in dialogues]
 
 
