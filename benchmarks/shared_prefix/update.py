@@ -2,8 +2,10 @@
 
     python benchmarks/shared_prefix/update.py --model MODEL --output benchmarks/shared_prefix/update.json
 
-Times are taken in one process, the variants in turn; peak memory in a process of its own per variant. Every ratio
-stands beside its arithmetic bound: the multiply-adds of the unshared computation over those of the shared.
+Times are taken in one process, the variants in turn: seconds on the clock and, for machines that do other work too,
+seconds of processor (ratios are of the latter with one thread, of the former otherwise). Peak memory is that of a
+process of its own per variant. Every ratio stands beside its arithmetic bound: the multiply-adds of the unshared
+computation over those of the shared.
 """
 
 import argparse
@@ -49,14 +51,15 @@ def make_batch(options, vocabulary: int) -> GroupedBatch:
     return GroupedBatch(prompt, torch.ones_like(prompt), completions * mask, mask)
 
 
-def step(model, batch: GroupedBatch, variant: str) -> tuple[float, float]:
-    """Seconds of the forward and of the backward."""
+def step(model, batch: GroupedBatch, variant: str) -> dict[str, float]:
+    """Seconds of a forward and backward, on the clock and of processor."""
     weights = torch.linspace(-1, 1, len(batch.completion_ids))[:, None]
-    started = time.perf_counter()
+    clock, processor = time.perf_counter(), time.process_time()
     logps = VARIANTS[variant](model, batch)
-    middle = time.perf_counter()
+    forward = time.process_time() - processor
     (logps * weights).mean().backward()
-    return middle - started, time.perf_counter() - middle
+    spent = {"clock": time.perf_counter() - clock, "processor": time.process_time() - processor}
+    return spent | {"processor_forward": forward}
 
 
 def bound(config, batch: GroupedBatch) -> dict[str, float]:
@@ -84,7 +87,7 @@ def bound(config, batch: GroupedBatch) -> dict[str, float]:
 def times(options) -> dict:
     model = load(options)
     batch = make_batch(options, model.config.vocab_size)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in options.variants}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in options.variants}
     gradients: dict[str, list[torch.Tensor]] = {}
     small = make_batch(argparse.Namespace(**{**vars(options), "prompt": 64}), model.config.vocab_size)
     for name in options.variants:  # warm
@@ -93,27 +96,24 @@ def times(options) -> dict:
         for name in options.variants:
             model.zero_grad()
             found[name].append(step(model, batch, name))
-            gradients.setdefault(name, [p.grad.clone() for p in model.parameters()] if options.compare else [])
-    result = {"bound": bound(model.config, batch), "seconds": {}}
-    for name, pairs in found.items():
-        totals = [sum(pair) for pair in pairs]
-        result["seconds"][name] = {
-            "median": statistics.median(totals),
-            "spread": [min(totals), max(totals)],
-            "forward_median": statistics.median(pair[0] for pair in pairs),
-            "runs": totals,
-        }
-    first = options.variants[0]
-    medians = {name: entry["median"] for name, entry in result["seconds"].items()}
-    result["faster_than_" + first] = {name: medians[first] / value for name, value in medians.items()}
+            print(name, found[name][-1], file=sys.stderr, flush=True)
+            if options.compare:
+                gradients[name] = [p.grad.clone() for p in model.parameters()]
+    result = {"bound": bound(model.config, batch), "seconds": {name: _summary(runs) for name, runs in found.items()}}
+    by, first = "processor" if torch.get_num_threads() == 1 else "clock", options.variants[0]
+    medians = {name: entry[by]["median"] for name, entry in result["seconds"].items()}
+    result["times_faster"] = {"of": by, **{name: medians[first] / value for name, value in medians.items()}}
     if options.compare:
         result["gradient_error"] = {
-            name: max(
-                ((a - b).norm() / b.norm()).item() for a, b in zip(grads, gradients[first], strict=True)
-            )
+            name: max(((a - b).norm() / b.norm()).item() for a, b in zip(grads, gradients[first], strict=True))
             for name, grads in gradients.items()
         }
     return result
+
+
+def _summary(runs: list[dict[str, float]]) -> dict[str, dict]:
+    values = {name: [run[name] for run in runs] for name in runs[0]}
+    return {name: {"median": statistics.median(v), "spread": [min(v), max(v)]} for name, v in values.items()}
 
 
 def memory(options) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """Ways to compute a group's log-probabilities: TRL's, and three that compute the prompt once.
 
+"unshared" is TRL's function as it is; on CPU its head scores the prompts too, which on CUDA it does not.
+"unshared_completions" leaves that out, so that what remains between it and the others is sharing alone.
+
 Each is a function from a model and a batch to (B, R) log-probabilities with a graph. All use TRL's fused head.
 """
 
@@ -28,6 +31,15 @@ def unshared(model, batch: GroupedBatch):
     mask = torch.cat([batch.prompt_mask, batch.completion_mask], 1)
     compute = GRPOTrainer._get_per_token_logps_and_entropies.__wrapped__  # without its profiler
     return compute(TRL, model, ids, mask, batch.completion_ids.shape[1], compute_entropy=True)[0]
+
+
+def unshared_completions(model, batch: GroupedBatch):
+    """One row per completion; the head sees completion tokens only, as TRL's does on CUDA (equal lengths)."""
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
+    mask = torch.cat([batch.prompt_mask, batch.completion_mask], 1)
+    width = batch.completion_ids.shape[1]
+    states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return _scored(model, states[:, -width - 1 : -1], batch)
 
 
 def two_part(model, batch: GroupedBatch):
@@ -62,7 +74,7 @@ def _dense(module, query, key, value, attention_mask, shared_prefix=None, **kwar
 
 def cache(model, batch: GroupedBatch):
     """The prompt into a cache that keeps its graph, expanded for the completions (one group, equal lengths)."""
-    rows, width = batch.completion_ids.shape
+    rows = len(batch.completion_ids)
     backbone = model.base_model
     prefix = backbone(input_ids=batch.prompt_ids[:1], use_cache=True)
     expanded = DynamicCache(config=model.config)
@@ -70,12 +82,15 @@ def cache(model, batch: GroupedBatch):
         expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
     hidden = backbone(input_ids=batch.completion_ids[:, :-1], past_key_values=expanded, use_cache=True)
     last = prefix.last_hidden_state[:, -1:].expand(rows, -1, -1)
-    states = torch.cat([last, hidden.last_hidden_state], 1).flatten(0, 1)
-    head = model.get_output_embeddings().weight
-    targets = batch.completion_ids.flatten()
-    return ChunkedLogProbFunction.apply(states, head, None, targets, 1.0, 32768, None, 1.0, ("entropy",))[0].view(
-        rows, width
-    )
+    states = torch.cat([last, hidden.last_hidden_state], 1)
+    return _scored(model, states, batch)
 
 
-VARIANTS = {"unshared": unshared, "two_part": two_part, "dense_mask": dense_mask, "cache": cache}
+def _scored(model, states, batch: GroupedBatch):
+    """(B, R) log-probabilities from the hidden states (B, R, hidden size) that predict the completions."""
+    head, targets = model.get_output_embeddings().weight, batch.completion_ids.flatten()
+    options = (None, targets, 1.0, 32768, None, 1.0, ("entropy",))
+    return ChunkedLogProbFunction.apply(states.flatten(0, 1), head, *options)[0].view(batch.completion_ids.shape)
+
+
+VARIANTS = {run.__name__: run for run in (unshared, unshared_completions, two_part, dense_mask, cache)}

@@ -192,7 +192,9 @@ def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
     return Packed(torch.cat(ids)[None], layout, batch.completion_ids[cells][None], cells)
 
 
-_SMALLEST_BLOCK = 256  # [ours] tokens of completions that one call of attention takes at least, where there are so many
+_SMALLEST_BLOCK = (
+    256  # [ours] tokens of completions that one call of attention takes at least, where there are so many
+)
 
 
 def _blocks(prefix: int, ends: list[int]) -> tuple[tuple[int, int], ...]:

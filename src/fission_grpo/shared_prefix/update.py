@@ -79,6 +79,31 @@ def _keep_scored(module: nn.Module, args: Any, kwargs: dict[str, Any], output: A
     return output
 
 
+def rows_with_gradient(
+    advantages: Tensor, *, beta: float = 0.0, entropy_bonus: bool = False, aux_loss: bool = False
+) -> Tensor | None:
+    """Rows through which TRL's GRPO loss has a gradient; the backward pass can leave out the others.
+
+    A row whose advantage is 0 adds 0 to the numerator of every loss type of TRL 1.16 ("grpo", "bnpo", "dr_grpo",
+    "dapo", "luspo", "cispo", "sapo", "vespo"; each multiplies the row's terms by its advantage), whatever its
+    log-probabilities, and no denominator depends on log-probabilities. So its gradient is exactly 0, also with
+    clipping, sequence-level ratios, entropy quantiles and vLLM's corrections. What has a gradient in every row is a
+    KL term, an entropy bonus and a mixture-of-experts' auxiliary loss.
+
+    Args:
+        advantages: (B,), or (B, R) per token.
+        beta: weight of the KL term.
+        entropy_bonus: the loss has an entropy bonus, fixed or adaptive.
+        aux_loss: the loss has an auxiliary term of the model.
+
+    Returns:
+        (B,) bool; None where all rows have a gradient. Advantages [0.5, 0, -0.5, 0] give [True, False, True, False].
+    """
+    if beta != 0 or entropy_bonus or aux_loss:
+        return None
+    return (advantages.reshape(len(advantages), -1) != 0).any(1)
+
+
 def shared_logps(
     model: nn.Module,
     batch: GroupedBatch,
