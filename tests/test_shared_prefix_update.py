@@ -13,7 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from trl import GRPOTrainer  # noqa: E402
-from trl.trainer.utils import add_fused_lm_head  # noqa: E402
+from trl.trainer.utils import add_fused_lm_head, use_adapter  # noqa: E402
 
 from fission_grpo.shared_prefix.check import agrees  # noqa: E402
 from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of, pack, whole_groups  # noqa: E402
@@ -276,14 +276,53 @@ def test_the_self_check_sees_completions_that_see_each_other(monkeypatch, caplog
     assert "prefixes cannot be shared with this model" in caplog.text
 
 
-def test_bfloat16_agrees_to_its_own_rounding():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_agrees_to_its_own_rounding(autocast):
     model, batch = make_model("llama"), make_batch(*TWO_GROUPS)
-    exact, _ = of_trl(model, batch)
-    model = model.bfloat16()
+    exact, entropies = of_trl(model, batch)
+    expected = gradients(model, loss_of(exact, entropies, batch))
+    enable(model if autocast else model.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        scores = shared_logps(model, batch)
+        assert agrees(model, batch)
+    found = gradients(model, loss_of(scores.logps, scores.entropies, batch))
+    torch.testing.assert_close(scores.logps.float(), exact, rtol=2e-2, atol=2e-2)
+    error = sum((found[name].float() - gradient).norm() ** 2 for name, gradient in expected.items()) ** 0.5
+    assert error <= 2e-2 * sum(gradient.norm() ** 2 for gradient in expected.values()) ** 0.5
+
+
+def test_a_reference_without_the_adapter_is_trls():
+    model, batch = make_model("qwen3", adapter=True), make_batch(*TWO_GROUPS)
     enable(model)
-    logps = shared_logps(model, batch).logps
-    torch.testing.assert_close(logps.float(), exact, rtol=2e-2, atol=2e-2)
-    assert agrees(model, batch)
+    with torch.no_grad(), use_adapter(model, adapter_name=None):
+        expected, _ = of_trl(model, batch)
+        reference = shared_logps(model, batch, max_tokens=40).logps
+    torch.testing.assert_close(reference, expected, rtol=1e-5, atol=1e-5)
+    assert (shared_logps(model, batch).logps - reference).abs().max() > 1e-3
+
+
+def test_what_the_graph_keeps_of_a_prompt_does_not_grow_with_the_group():
+    """Eight rows: TRL keeps about eight times as much per prompt token; attention probabilities would show here."""
+
+    def kept(compute, prompt: int) -> int:
+        """Bytes that autograd keeps for the backward pass."""
+        model, batch = make_model("llama"), make_batch([prompt], [[16] * 8])
+        enable(model)
+        storages: dict[int, int] = {}
+
+        def note(x):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            logps = compute(model, batch)[0]
+        assert logps.requires_grad
+        return sum(storages.values())
+
+    def growth(compute) -> int:
+        return kept(compute, 256) - kept(compute, 128)
+
+    assert growth(of_trl) > 6 * growth(shared_logps)
 
 
 def test_an_enabled_model_generates_and_scores_ordinary_batches_as_before():

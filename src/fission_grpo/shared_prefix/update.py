@@ -46,7 +46,8 @@ def unsupported(model: nn.Module) -> str | None:
         return f"attention is {config._attn_implementation!r}; load the model with attn_implementation='sdpa'"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    if any(peft.is_prompt_learning for peft in getattr(model, "peft_config", {}).values()):
+    adapters = [one for module in model.modules() for one in getattr(module, "peft_config", {}).values()]
+    if any(adapter.is_prompt_learning for adapter in adapters):
         return "its PEFT adapter puts virtual tokens before the prompt"
     return None
 
@@ -126,6 +127,8 @@ def shared_logps(
             anyhow; pass old and reference log-probabilities made alike, or `fill`, lest exp(new - old) overflow.
         max_tokens: groups are spread over forwards of at most so many packed tokens; a larger group goes alone.
             None: one forward.
+
+    Dropout, if the model has any and trains, is drawn once for a prompt instead of once per completion.
 
     Returns:
         Log-probabilities (B, R), as of TRL with the same model: 0 where `completion_mask` is 0. Entropies alike.
