@@ -63,7 +63,7 @@ def step(model, batch: GroupedBatch, variant: str) -> dict[str, float]:
 
 
 def bound(config, batch: GroupedBatch) -> dict[str, float]:
-    """Multiply-adds of a forward, unshared over shared, with and without what TRL spends on its head on this device.
+    """Tokens of the layers, unshared over shared, and multiply-adds: without and with what TRL's head spends on CPU.
 
     Per token, 2 x parameters of the layers; per query and key seen, 2 x heads x head size (scores and sums); the head
     for completions only. On CPU TRL's head scores prompts too.
@@ -117,7 +117,7 @@ def _summary(runs: list[dict[str, float]]) -> dict[str, dict]:
 
 
 def memory(options) -> dict[str, float]:
-    """Peak resident MiB of one step, and what of it the loaded model (with room for gradients) is not."""
+    """Peak resident MiB of one step; of the model with room for its gradients; and the difference."""
     model = load(options)
     batch = make_batch(options, model.config.vocab_size)
     for parameter in model.parameters():
