@@ -65,7 +65,7 @@ def step(model, batch: GroupedBatch, variant: str) -> dict[str, float]:
 def bound(config, batch: GroupedBatch) -> dict[str, float]:
     """Tokens of the layers, unshared over shared, and multiply-adds: without and with what TRL's head spends on CPU.
 
-    Per token, 2 x parameters of the layers; per query and key seen, 2 x heads x head size (scores and sums); the head
+    Per token, the parameters of the layers; per query and key seen, 2 x heads x head size (scores and sums); the head
     for completions only. On CPU TRL's head scores prompts too.
     """
     prefix = float(batch.prompt_mask[0].sum())
