@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fission_grpo.shared_prefix.decoding import Decoding, decode_attention
 from fission_grpo.shared_prefix.layout import Group, Layout
 
 NAME = "shared_prefix_sdpa"
@@ -37,7 +38,7 @@ def shared_prefix_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    shared_prefix: Layout | None = None,
+    shared_prefix: Layout | Decoding | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer, as transformers calls it.
@@ -48,7 +49,8 @@ def shared_prefix_attention(
         value: (1, K, N, d).
         attention_mask: not used where there is a layout, which says who sees whom.
         sliding_window: keys a query sees at most, itself included; None: all before it.
-        shared_prefix: the layout of the packed row; None: an ordinary batch, which goes to "sdpa".
+        shared_prefix: the layout of the packed row; in generation, where the rows stand (then the batch has B rows of
+            n new tokens); None: an ordinary batch, which goes to "sdpa".
 
     Returns:
         ((1, N, H, d), None).
@@ -63,6 +65,9 @@ def shared_prefix_attention(
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(f"attention with {name} cannot share prefixes; set shared_prefix=False for this model.")
+    if isinstance(shared_prefix, Decoding):
+        layer: Any = module.layer_idx
+        return decode_attention(shared_prefix, layer, query, key, value, sliding_window, scaling), None
     key_heads = key.shape[1]
     # The heads that share one key head form one element of the batch: keys are expanded without a copy.
     query = query[0].unflatten(0, (key_heads, -1))

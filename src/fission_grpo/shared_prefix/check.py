@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
+from fission_grpo.shared_prefix.rows import Rows, read_prompts
 from fission_grpo.shared_prefix.update import shared_logps
 
 _log = logging.getLogger(__name__)
@@ -51,6 +54,10 @@ def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None
             module.training = True
     tokens = batch.completion_mask.sum(1).clamp(min=1)
     difference = ((shared.float() - unshared.float()).abs().sum(1) / tokens).max().item()
+    return _within(difference, tolerance, model, device, "with")
+
+
+def _within(difference: float, tolerance: float | None, model: nn.Module, device: str, what: str) -> bool:
     if tolerance is None:
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
@@ -58,9 +65,55 @@ def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None
     if difference <= tolerance:
         return True
     _log.warning(
-        "log-probabilities with shared prefixes differ from the model's own by %.2g (at most %.2g may be): "
+        "log-probabilities %s shared prefixes differ from the model's own by %.2g (at most %.2g may be): "
         "prefixes cannot be shared with this model; set shared_prefix=False and please report it.",
+        what,
         difference,
         tolerance,
     )
     return False
+
+
+CHECKED_STEPS = 4
+"""[ours] Tokens that the self-check of generation draws."""
+
+
+@torch.no_grad()
+def generation_agrees(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None
+) -> bool:
+    """Whether decoding with shared prompts gives the model's own log-probabilities; a warning if it does not.
+
+    Takes two rows of the largest group and one of another, decodes `CHECKED_STEPS` tokens greedily, and compares with
+    one plain forward over prompts and tokens. No random numbers are used; dropout is off.
+
+    Args:
+        model: a transformers model whose attention knows shared prefixes.
+        ids: (B, P) int, prompts padded on the left.
+        mask: (B, P), 1 where `ids` is a token.
+        tolerance: largest mean absolute difference over tokens of the vocabulary; None: as for `agrees`.
+    """
+    groups = sorted(groups_of(ids, mask), key=len, reverse=True)[:2]
+    chosen = torch.tensor([*groups[0][:2], *(groups[1][:1] if len(groups) > 1 else ())], device=ids.device)
+    ids, mask = ids[chosen], mask[chosen]
+    prompt = torch.tensor([0] * len(groups[0][:2]) + [1] * (len(groups) - 1), device=ids.device)
+    firsts = torch.tensor([0, len(ids) - 1][: len(groups)], device=ids.device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        prompts, logits = read_prompts(model, ids[firsts], mask[firsts])
+        rows, found = Rows(model, prompts, prompt), [logits[prompt]]
+        for _ in range(CHECKED_STEPS):
+            tokens = found[-1].argmax(-1)[:, None]
+            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+            found.append(rows.feed(tokens))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output: Any = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=CHECKED_STEPS + 1
+        )
+    finally:
+        for module in training:
+            module.training = True
+    shared, unshared = (x.float().log_softmax(-1) for x in (torch.stack(found, 1), output.logits))
+    difference = (shared - unshared).abs().mean(-1).max().item()
+    return _within(difference, tolerance, model, ids.device.type, "generated with")

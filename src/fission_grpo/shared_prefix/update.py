@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fission_grpo.shared_prefix.attention import NAME, register
-from fission_grpo.shared_prefix.layout import GroupedBatch, Packed, groups_of, pack
+from fission_grpo.shared_prefix.layout import GroupedBatch, Layout, Packed, groups_of, pack
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """`config.model_type` of the models this is tested with: decoders whose only mixing of tokens is attention."""
@@ -67,15 +67,20 @@ def enable(model: nn.Module) -> None:
     decoder = causal_lm(model)
     if "forward" not in vars(decoder):
         raise ValueError("the model has no fused head; call trl.trainer.utils.add_fused_lm_head(model, ...) first.")
-    if decoder.config._attn_implementation == NAME:
-        return
-    register()
-    decoder.set_attn_implementation(NAME)
-    decoder.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+    use_attention(decoder)
+    if _keep_scored not in decoder.base_model._forward_hooks.values():
+        decoder.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+
+
+def use_attention(decoder: PreTrainedModel) -> None:
+    """Set a supported model's attention to the one that knows shared prefixes; ordinary batches see no difference."""
+    if decoder.config._attn_implementation != NAME:
+        register()
+        decoder.set_attn_implementation(NAME)
 
 
 def _keep_scored(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    if (layout := kwargs.get("shared_prefix")) is not None:
+    if isinstance(layout := kwargs.get("shared_prefix"), Layout):
         output.last_hidden_state = output.last_hidden_state.index_select(1, layout.scored)
     return output
 
