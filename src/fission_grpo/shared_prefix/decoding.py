@@ -119,6 +119,7 @@ def _part(
     scores = (query @ key.transpose(-1, -2)).float()
     if hidden is not None:
         scores.view(*shape, -1).masked_fill_(hidden, torch.finfo(torch.float32).min / 2)
-    log_sum = scores.logsumexp(-1, keepdim=True)
-    weights = (scores - log_sum).exp_()
+    weights = scores.softmax(-1)
+    # The greatest score's weight is exp(score - log-sum-exp): cheaper than another pass of exponentials.
+    log_sum = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
     return weights.to(value.dtype) @ value, log_sum
