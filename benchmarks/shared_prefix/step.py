@@ -27,17 +27,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
-from fission_grpo.shared_prefix.trainer import SharedPrefixes
+from fission_grpo.shared_prefix.trainer import SharedPrefixTrainer
 from fission_grpo.starter import load_starter
 
 PARTS = {"_generate_single_turn": "generate", "_generate": "rollouts", "_compute_loss": "loss", "training_step": "all"}
 
 
-class Shared(SharedPrefixes, GRPOTrainer):
-    pass
-
-
-TRAINERS = {"trl": GRPOTrainer, "shared": Shared}
+TRAINERS = {"trl": GRPOTrainer, "shared": SharedPrefixTrainer}
 
 
 def clocked(base):
@@ -164,9 +160,7 @@ def main():
     for _ in range(options.rounds):
         for name in TRAINERS:
             runs[name].append(train(options, name))
-    seconds = {
-        name: {part: [run[0][part] for run in some] for part in some[0][0]} for name, some in runs.items()
-    }
+    seconds = {name: {part: [run[0][part] for run in some] for part in some[0][0]} for name, some in runs.items()}
     medians = {n: {part: statistics.median(v) for part, v in parts.items()} for n, parts in seconds.items()}
     result = {
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},

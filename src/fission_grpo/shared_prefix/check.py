@@ -79,9 +79,7 @@ CHECKED_STEPS = 4
 
 
 @torch.no_grad()
-def generation_agrees(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None
-) -> bool:
+def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None) -> bool:
     """Whether decoding with shared prompts gives the model's own log-probabilities; a warning if it does not.
 
     Takes two rows of the largest group and one of another, decodes `CHECKED_STEPS` tokens greedily, and compares with

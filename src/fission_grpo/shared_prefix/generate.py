@@ -82,7 +82,7 @@ class SharedGeneration:
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         """While it lasts, `generate` of this model (wrapped by PEFT or DDP or not) shares prompts where it can."""
-        decoder = causal_lm(model)
+        decoder: Any = causal_lm(model)
         plain, own = decoder.generate, vars(decoder).get("generate")
 
         def generate(*args: Any, **kwargs: Any) -> Any:
@@ -95,7 +95,7 @@ class SharedGeneration:
             self._count_unshared(reason)
             return plain(*args, **kwargs)
 
-        decoder.generate = generate  # pyright: ignore[reportAttributeAccessIssue]
+        decoder.generate = generate
         try:
             yield
         finally:

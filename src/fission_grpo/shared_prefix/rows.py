@@ -76,9 +76,10 @@ def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Pro
     """
     lengths = mask.sum(1)
     padded = bool((lengths < ids.shape[1]).any())
-    states, logits = [], []
+    read: list[States] = []
+    logits = []
     for part in torch.arange(len(ids), device=ids.device).split(max(1, AT_ONCE // ids.shape[1])):
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         positions = (mask[part].cumsum(1) - 1).clamp(min=0)
         seen = mask[part] if padded else None
         output: Any = model(
@@ -90,11 +91,13 @@ def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Pro
             logits_to_keep=1,
         )
         logits.append(output.logits[:, -1])
-        states.append([(layer.keys, layer.values) for layer in cache.layers])
-    if len(states) > 1:
-        states = [[tuple(torch.cat(x) for x in zip(*layers, strict=True)) for layers in zip(*states, strict=True)]]
+        read.append([(layer.keys, layer.values) for layer in cache.layers])
+    states = read[0]
+    if len(read) > 1:
+        layers = zip(*read, strict=True)
+        states = [(torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts])) for parts in layers]
     known = [token_bytes(row[row_mask.bool()]) for row, row_mask in zip(ids, mask, strict=True)]
-    return Prompts(states[0], lengths, padded, known), torch.cat(logits)
+    return Prompts(states, lengths, padded, known), torch.cat(logits)
 
 
 class Rows:

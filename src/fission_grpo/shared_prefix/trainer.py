@@ -1,8 +1,7 @@
-"""The seam to TRL's GRPOTrainer: a mixin that shares prompts in generation, in all log-probability passes and in the
-backward pass. It stands before the trainer among a class's bases: `class Mine(SharedPrefixes, GRPOTrainer)`.
+"""TRL's GRPOTrainer with shared prompts: in generation, in all log-probability passes and in the backward pass.
 
-What it changes of TRL's: `generate`, for the time of the rollouts; the result of one method,
-`_get_per_token_logps_and_entropies`, which gives the same numbers; and the order of rows in micro-batches.
+What it changes of TRL's: `generate`, for the time of the rollouts; the work of one method,
+`_get_per_token_logps_and_entropies`, which gives the same numbers; and the order of rows within an optimizer step.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 
 from fission_grpo.shared_prefix.check import agrees
 from fission_grpo.shared_prefix.generate import SharedGeneration
@@ -21,8 +21,8 @@ from fission_grpo.shared_prefix.update import causal_lm, enable, rows_with_gradi
 _log = logging.getLogger(__name__)
 
 
-class SharedPrefixes:
-    """A mixin for `trl.GRPOTrainer`; `args.shared_prefix` (True if there is none) switches it.
+class SharedPrefixTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer`, faster where prompts are shared; `args.shared_prefix` (True if there is none) switches it.
 
     Attributes:
         shared_generation: what generation shared, and why it did not.
@@ -44,30 +44,37 @@ class SharedPrefixes:
         self._generated = True
         if not self._sharing:
             return super()._generate_and_score_completions(inputs)
-        with self.shared_generation.on(self.model):
+        model: Any = self.model
+        with self.shared_generation.on(model):
             return super()._generate_and_score_completions(inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, which shuffles rows; then the rows of a prompt are put together again before micro-batches are cut.
+        """TRL's, which shuffles rows; then the rows of a prompt meet again within each optimizer step's micro-batches.
 
-        The gradient of an optimizer step that takes the whole generation batch is the same (see `whole_groups`).
+        Every optimizer step has the rows that it has with TRL, so its gradient is the same (see `whole_groups`).
         """
         self._generated = False
         inputs = super()._prepare_inputs(generation_batch)
-        buffered = self._buffered_inputs
-        if not (self._generated and self._sharing and self.model.training and buffered and len(buffered) > 1):
+        buffered, step = self._buffered_inputs, self.args.gradient_accumulation_steps
+        mine = self._generated and self._sharing and buffered and any(one is inputs for one in buffered)
+        if not mine or "pixel_values" in inputs:
+            return inputs
+        size = len(buffered) if step % len(buffered) == 0 else step  # micro-batches of one optimizer step
+        if size == 1 or len(buffered) % size:
             return inputs
         at = next(i for i, one in enumerate(buffered) if one is inputs)
-        self._buffered_inputs = together(buffered)
+        parts = [together(buffered[start : start + size]) for start in range(0, len(buffered), size)]
+        self._buffered_inputs = [one for part in parts for one in part]
         return self._buffered_inputs[at]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
-        self._with_gradient = rows_with_gradient(
-            inputs["advantages"],
-            beta=self.beta,
-            entropy_bonus=self._entropy_bonus_enabled,
-            aux_loss=self.aux_loss_enabled,
-        )
+        if self.accelerator.num_processes == 1:  # ranks of DDP must make as many forward passes as each other
+            self._with_gradient = rows_with_gradient(
+                inputs["advantages"],
+                beta=self.beta,
+                entropy_bonus=self._entropy_bonus_enabled,
+                aux_loss=self.aux_loss_enabled,
+            )
         try:
             return super()._compute_loss(model, inputs)
         finally:
@@ -101,7 +108,8 @@ class SharedPrefixes:
     def _shares_with(self, model: Any, batch: GroupedBatch) -> bool:
         decoder = causal_lm(model)
         if id(decoder) not in self._shares:
-            reason = unsupported(model)
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            reason = "the model is sharded, which is not tested" if sharded else unsupported(model)
             if reason:
                 _log.warning("log-probabilities do not share prompts: %s.", reason)
             else:
