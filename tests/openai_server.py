@@ -81,6 +81,7 @@ class OpenAIServer:
 class _Handler(BaseHTTPRequestHandler):
     owner: OpenAIServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the acknowledgement of its head
 
     def do_GET(self):
         listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in self.owner.models]}

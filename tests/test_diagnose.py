@@ -1,20 +1,16 @@
 """What the policy is told: specific, deterministic, never the answer, and never an exception."""
 
+import time
+from concurrent.futures import Future
+
 import pytest
 
 from fission_grpo.chat import parse, render_call
-from fission_grpo.diagnose import (
-    FIXED_TEXT,
-    MAX_LENGTH,
-    SOURCES,
-    Feedback,
-    environment,
-    feedback_for,
-    resolve,
-    rules,
-)
+from fission_grpo.diagnose import FIXED_TEXT, SOURCES, Answer, Function, chain_of, environment, rules
 from fission_grpo.failure import find_failure
+from fission_grpo.feedback import Enquiry, Feedback, feedback_for
 from fission_grpo.leaks import leaks
+from fission_grpo.rules import MAX_LENGTH
 from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
 
 TOOLS = (
@@ -136,45 +132,129 @@ def test_the_environment_source_is_the_message_or_nothing():
     result = ToolResult(RIGHT, "{'error': 'closed'}", "closed")
     turn = Turn("x", calls=(RIGHT,), results=(result,))
     found = find_failure(Trajectory(Task("t", "go"), (turn,)), Verdict(0.0, True))
-    assert feedback_for(found, "environment", environment) == Feedback("closed", "environment")
+    assert feedback_for(found, chain_of("environment")) == Feedback("closed", "environment")
+
+
+def asked(function, **of) -> Feedback:
+    """What comes of asking a source named "mine"."""
+    return feedback_for(failure(**of), [Function("mine", function)])
 
 
 def test_nothing_to_say_falls_back_to_the_papers_text():
     for nothing in (None, "", "  \n"):
-        feedback = feedback_for(failure(), "mine", lambda _, nothing=nothing: nothing)
-        assert feedback == Feedback(FIXED_TEXT, "mine", fallback="no diagnosis")
+        feedback = asked(lambda _, nothing=nothing: nothing)
+        assert feedback == Feedback(FIXED_TEXT, "fixed", (("mine", "no diagnosis"),))
+        assert (feedback.fallback, feedback.leaked) == ("mine: no diagnosis", False)
 
 
 def test_a_source_that_raises_or_returns_no_text_never_stops_training(caplog):
     def broken(_: Failure) -> str:
         raise ValueError("endpoint down")
 
-    assert feedback_for(failure(), "mine", broken) == Feedback(FIXED_TEXT, "mine", fallback="raised ValueError")
+    assert asked(broken) == Feedback(FIXED_TEXT, "fixed", (("mine", "raised ValueError"),))
     assert "endpoint down" in caplog.text
-    assert feedback_for(failure(), "mine", lambda _: 3).fallback == "returned int"  # pyright: ignore
+    assert asked(lambda _: 3).fallback == "mine: returned int"
 
 
 def test_a_leaking_text_is_replaced_and_counted_whatever_the_source():
-    feedback = feedback_for(failure(reference=(RIGHT,)), "mine", lambda _: "error: it rains in Oslo")
-    assert feedback == Feedback(FIXED_TEXT, "mine", leaked=True)
+    feedback = asked(lambda _: "error: it rains in Oslo", reference=(RIGHT,))
+    assert feedback == Feedback(FIXED_TEXT, "fixed", (("mine", "leak"),))
+    assert feedback.leaked
     raised = failure(detail="only Oslo is served", reference=(RIGHT,))
-    assert feedback_for(raised, "environment", environment).leaked
+    assert feedback_for(raised, chain_of("environment")).leaked
     assert rules(raised) == "error: the tool reported an error"
 
 
+def test_what_the_environment_has_said_in_the_dialogue_is_no_leak():
+    result = ToolResult(RIGHT, "{'error': 'only Oslo is served'}", "only Oslo is served")
+    turn = Turn("x", calls=(ToolCall("get_weather", {"city": "Rome"}),), results=(result,))
+    said = Failure(Task("t", "go"), (turn,), ErrorKind.RAISED, "only Oslo is served", 0, expected=(RIGHT,))
+    assert feedback_for(said, chain_of("rules")) == Feedback("only Oslo is served", "rules")
+    assert feedback_for(said, [Function("mine", lambda _: "you meant Oslo")]).leaked
+
+
+def test_a_silent_episode_is_compared_with_what_its_environment_expects():
+    both = (RIGHT, ToolCall("get_time", {"zone": "CET"}))
+
+    def silent(*made: tuple[ToolCall, str | None], expected=both):
+        turns = tuple(Turn("x", calls=(call,), results=(ToolResult(call, "ok", error),)) for call, error in made)
+        ending = Turn("Done.", content="Done.")
+        return rules(Failure(Task("t", "go"), (*turns, ending), ErrorKind.LOW_REWARD, expected=expected, tools=TOOLS))
+
+    time_, cold = ToolCall("get_time", {"zone": "UTC"}), (weather(units="kelvin"), None)
+    assert silent((RIGHT, None), (time_, None)) == "error: `zone` is not right, got 'UTC' in the call of 'get_time'"
+    assert silent((RIGHT, None)) == "error: at least one more tool call is needed"
+    assert silent(cold, (RIGHT, "no such city"), expected=(RIGHT,)) == "error: `units` is not right, got 'kelvin'"
+    looked_up = ToolCall("get_time", {})
+    assert silent((looked_up, None), (RIGHT, None), expected=(RIGHT,)) is None  # looking something up is no fault
+    assert silent() == "error: a tool call is needed here, but none was made"
+    assert silent((RIGHT, None), expected=None) is None
+
+
 def test_feedback_is_cut_and_can_be_encoded():
-    feedback = feedback_for(failure(), "mine", lambda _: "\ud800" + "x" * 9999)
-    assert feedback.text == "?" + "x" * (MAX_LENGTH - 1)
+    assert asked(lambda _: "\ud800" + "x" * 9999).text == "?" + "x" * (MAX_LENGTH - 1)
 
 
-def test_sources_are_known_by_name_or_given_as_functions():
-    assert resolve("rules") == ("rules", rules)
-    assert set(SOURCES) == {"fixed", "environment", "rules"}
+def test_silence_on_purpose_is_no_fallback():
+    assert feedback_for(failure(), chain_of("none")) == Feedback("", "none")
 
+
+def test_a_chain_asks_the_next_source_what_the_one_before_could_not_say():
+    def named(name, said):
+        return Function(name, lambda _: said)
+
+    chain = [named("first", None), named("second", "error: it rains in Oslo"), named("third", "error: `city`")]
+    feedback = feedback_for(failure(reference=(RIGHT,)), chain)
+    assert feedback == Feedback("error: `city`", "third", (("first", "no diagnosis"), ("second", "leak")))
+    assert feedback.fallback == "first: no diagnosis; second: leak"
+
+
+class Slow:
+    """A source whose answers come when `answer` is called."""
+
+    name, later = "slow", True
+
+    def __init__(self):
+        self.futures: list[Future[Answer]] = []
+
+    def start(self, failures):
+        self.futures += [Future() for _ in failures]
+        return self.futures
+
+    def check(self): ...
+
+    def counts(self):
+        return {}
+
+
+def test_what_is_late_is_given_up_and_what_is_there_is_used():
+    slow = Slow()
+    enquiry = Enquiry([failure(detail="first"), failure(detail="second")], [slow, *chain_of("environment")])
+    slow.futures[1].set_result(Answer("error: told"))
+    began = time.monotonic()
+    first, second = enquiry.feedback(seconds=0.05)
+    assert 0.04 < time.monotonic() - began < 1
+    assert first == Feedback("first", "environment", (("slow", "late"),))
+    assert second == Feedback("error: told", "slow")
+    assert slow.futures[0].cancelled()
+
+
+def test_a_source_may_leave_a_failure_to_the_next_one_without_being_counted():
+    slow = Slow()
+    enquiry = Enquiry([failure(detail="no such file")], [slow, *chain_of("environment")])
+    slow.futures[0].set_result(Answer(None))
+    assert enquiry.feedback() == [Feedback("no such file", "environment")]
+
+
+def test_sources_are_known_by_name_or_given_as_functions_or_in_a_list():
     class Simulator:
         def __call__(self, _: Failure) -> str | None:
             return None
 
-    assert resolve(Simulator())[0] == "Simulator"
-    with pytest.raises(ValueError, match="diagnose must be one of fixed, environment, rules, or a function"):
-        resolve("rulez")
+    slow = Slow()
+    chain = chain_of(["rules", Simulator(), slow])
+    assert [source.name for source in chain] == ["rules", "Simulator", "slow"]
+    assert chain[2] is slow
+    assert set(SOURCES) == {"fixed", "environment", "rules", "none"}
+    with pytest.raises(ValueError, match="diagnose must be one of fixed, environment, rules, none, a function"):
+        chain_of("rulez")

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fission_grpo.chat import parse, read_result
-from fission_grpo.diagnose import FIXED_TEXT, SOURCES, feedback_for, fixed, rules
+from fission_grpo.diagnose import FIXED_TEXT, SOURCES, Function, chain_of, rules
 from fission_grpo.failure import find_failure
+from fission_grpo.feedback import feedback_for
 from fission_grpo.trajectory import Task, ToolCall, Trajectory, Turn, Verdict
 from fission_grpo.verify import step_verdict
 
@@ -89,8 +90,8 @@ def check(text: str, truncated: bool, reference: tuple[ToolCall, ...]) -> str:
     assert said is not None
     assert_no_sentinel(said)  # by itself, not only thanks to the guard
     for name, source in {**SOURCES, "rules": lambda _: said}.items():
-        feedback = feedback_for(failure, name, source)
-        assert feedback.text
+        feedback = feedback_for(failure, [Function(name, source)])
+        assert feedback.text or name == "none"
         assert_no_sentinel(feedback.text)
         feedback.text.encode()
     assert_no_sentinel(failure.detail.replace(PUBLIC[0], "").replace(PUBLIC[1], ""))
@@ -157,9 +158,9 @@ def test_a_source_that_tells_the_answer_is_replaced_and_counted():
     failure = find_failure(Trajectory(task, (turn,)), step_verdict(task, turn, 20), TOOLS)
     assert failure is not None
     for value in ["zqcityzq", "27/08/2931", "August 27", "734,219", "ZQ cabin ZQ", "zqdeepzq", "zqothertoolzq"]:
-        feedback = feedback_for(failure, "mine", lambda _, value=value: f"error: it should be {value}")
+        feedback = feedback_for(failure, [Function("mine", lambda _, value=value: f"error: it should be {value}")])
         assert (feedback.text, feedback.leaked) == (FIXED_TEXT, True), value
-    assert not feedback_for(failure, "fixed", fixed).leaked
+    assert not feedback_for(failure, chain_of("fixed")).leaked
 
 
 @pytest.mark.parametrize(

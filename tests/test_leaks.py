@@ -143,3 +143,12 @@ def test_with_no_reference_there_is_nothing_to_leak():
 def test_an_enum_with_an_empty_option_hides_nothing():
     tools = [{"name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": ["", "x"]}}}}]
     assert leaks("use x", [ToolCall("f", {"a": "x"})], (), tools) == "the value of `a`"
+
+
+def test_quoting_the_failed_calls_own_wrong_tool_name_is_no_leak_however_near_it_is():
+    wanted, wrote = (ToolCall("get_ticket"),), (ToolCall("get-ticket"),)
+    assert leaks("error: unknown tool 'get-ticket'", wanted, wrote) is None
+    assert (
+        leaks("error: unknown tool 'get-ticket'; it is get_ticket", wanted, wrote) == "the name of tool 'get_ticket'"
+    )
+    assert leaks("error: no tool 'get'; get ticket?", wanted, (ToolCall("get"),)) == "the name of tool 'get_ticket'"

@@ -170,6 +170,18 @@ def test_a_pushed_instance_is_merged_with_its_recoveries(tmp_path):
         assert badge in text
 
 
+def test_sources_asked_in_vain_are_counted_by_reason(tmp_path):
+    late = PUSHED | {"id": "b", "fallback": "endpoint: late; rules: leak"}
+    events = [PUSHED, late, late | {"id": "c", "fallback": "endpoint: HTTP 500"}, late | {"id": "d"}]
+    _, page = page_of(write_run(tmp_path / "run", fission=events))
+    at = page.cells.index("endpoint: late")
+    assert page.cells[at : at + 9] == [
+        *("endpoint: late", "2", "50.0%"),
+        *("rules: leak", "2", "50.0%"),
+        *("endpoint: HTTP 500", "1", "25.0%"),
+    ]
+
+
 def test_a_resume_voids_what_was_written_from_its_step_on(tmp_path):
     dropped = PUSHED | {"id": "old", "step": 0}
     events = [dropped, PUSHED, RECOVERED, {"event": "dropped", "id": "old", "step": 2, "reason": "age"}]

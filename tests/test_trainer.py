@@ -227,7 +227,7 @@ def test_broken_diagnosis_falls_back_is_counted_and_training_goes_on(tmp_path):
     trainer = desk_trainer(tmp_path, more={"diagnose": broken}, max_steps=2)
     trainer.train()
     assert history(trainer, "fission/fallbacks")[0] == history(trainer, "fission/pushed")[0] > 0
-    assert {line["fallback"] for line in journal(tmp_path, "pushed")} == {"raised RuntimeError"}
+    assert {line["fallback"] for line in journal(tmp_path, "pushed")} == {"broken: raised RuntimeError"}
 
 
 def test_rollouts_nobody_could_judge_are_never_fissioned(tmp_path):

@@ -42,3 +42,4 @@ state = {
     "parameters": sum(parameter.double().sum().item() for parameter in trainer.model.parameters()),
 }
 (folder / f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(state))
+trainer.accelerator.end_training()  # leave the process group together: a rank that outlives the other may abort

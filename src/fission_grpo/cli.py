@@ -12,6 +12,7 @@ commands:
   eval     success and error recovery of a policy on held-out tasks, with intervals
   compare  two evaluations of the same cases, paired: table, intervals, picture
   report   an HTML page with charts and a gallery of failures, from a run's directory
+  simulator   data, training and judgement of an error simulator
   tasks    check a task file, convert other data into one, or generate tasks over BFCL's environments
   check-environment   verdict on an environment class of yours: determinism, isolation, snapshots, errors
 
@@ -54,11 +55,15 @@ def main(argv: list[str] | None = None) -> int:
         from fission_grpo.tasks_command import tasks_command
 
         return tasks_command(rest)
+    if command == "simulator":
+        from fission_grpo.simulator.command import simulator_command
+
+        return simulator_command(rest)
     if command == "check-environment":
         from fission_grpo.check_environment_command import check_environment_command
 
         return check_environment_command(rest)
-    names = "train, eval, compare, report, tasks, check-environment"
+    names = "train, eval, compare, report, simulator, tasks, check-environment"
     print(f"error: unknown command {command!r}; commands: {names}", file=sys.stderr)
     return 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -104,6 +105,13 @@ class FissionGRPOConfig(GRPOConfig):
         default=20_000,
         metadata={"help": "Longest tool result of an environment; what is longer is cut, and says so; 0: no limit."},
     )
+    diagnose_seconds: float = field(
+        default=30.0,
+        metadata={
+            "help": "Longest a cycle waits for diagnoses that come from elsewhere (an endpoint); what is late by then "
+            "falls back, counted. They are asked for while the update runs, so mostly nothing is waited for [ours]."
+        },
+    )
     max_generated_tokens: int = field(
         default=0,
         metadata={
@@ -142,7 +150,13 @@ class FissionGRPOConfig(GRPOConfig):
                 f"a batch. Set num_recoveries to one of {divisors}, or change the batch size."
             )
         contexts, trigger = self.contexts_per_cycle, self.recover_trigger
-        least_values = {"buffer_capacity": contexts, "max_age_steps": 0, "max_depth": 0, "tool_seconds": 0}
+        least_values = {
+            "buffer_capacity": contexts,
+            "max_age_steps": 0,
+            "max_depth": 0,
+            "tool_seconds": 0,
+            "diagnose_seconds": 0,
+        }
         for name, least in {**least_values, "tool_characters": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
@@ -165,3 +179,19 @@ class FissionGRPOConfig(GRPOConfig):
     def contexts_per_cycle(self) -> int:
         """Corrective instances used by one recover cycle: generation_batch_size / num_recoveries."""
         return (self.generation_batch_size or 0) // (self.num_recoveries or 1)
+
+
+def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
+    """The trainer's `args`, by default named after its model.
+
+    Raises:
+        TypeError: they are another trainer's.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else model.config.name_or_path
+        return FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
+    if not isinstance(args, FissionGRPOConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
+        )
+    return args

@@ -61,7 +61,7 @@ def find_failures(
     tools = tools or task.tools
 
     def failure(end: int, kind: ErrorKind, detail: str = "", call_index: int | None = None) -> Failure:
-        return Failure(task, turns[: end + 1], kind, detail, call_index, verdict.reward)
+        return Failure(task, turns[: end + 1], kind, detail, call_index, verdict.reward, tools=tuple(tools))
 
     failing = [failure(end, *what) for end, turn in enumerate(turns) if (what := _failing(turn, tools))]
     if failing:

@@ -96,11 +96,6 @@ def _usable(answer: Answer, failure: Failure) -> tuple[str | None, str | None]:
     text = answer.text.encode("utf-8", "replace").decode().strip()[:MAX_LENGTH]
     if not text:
         return None, "no diagnosis"
-    if text != FIXED_TEXT and not _told(text, failure) and leak_in(text, failure) is not None:
+    if text != FIXED_TEXT and leak_in(text, failure) is not None:
         return None, LEAK
     return text, None
-
-
-def _told(text: str, failure: Failure) -> bool:
-    """Whether the environment has said just this already: repeating it gives nothing away."""
-    return any(text in result.content for result in failure.turns[-1].results)

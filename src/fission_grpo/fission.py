@@ -1,12 +1,14 @@
 """Fission between two cycles: failures become corrective instances, and corrective instances become the next batch.
 
-Everything here is the same on every rank, except `instances`, which looks at one rank's own failures.
+Everything here is the same on every rank, except `ask` and `answers`, which look at one rank's own failures.
 """
 
 from __future__ import annotations
 
+import re
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,36 @@ class Failed:
     state_of: Callable[[Failure], Any]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Failures that are being diagnosed, with all that their corrective instances need.
+
+    Args:
+        enquiry: of the failures.
+        origins: the failed rollout of each.
+        states: the snapshot of its environment of each, None where there is none.
+        step: optimizer step in which they failed.
+        duplicates: failures left out, as they wait in the buffer already.
+        seconds: that asking took (a model in this process answers at once).
+    """
+
+    enquiry: Enquiry
+    origins: Sequence[Failed]
+    states: Sequence[Any]
+    step: int
+    duplicates: int
+    seconds: float
+
+    def answers(self, seconds: float) -> Iterator[tuple[Failure, Feedback, Failed, Any]]:
+        """Each failure with its feedback, origin and state, after at most so many seconds."""
+        feedback = self.enquiry.feedback(seconds)
+        return zip(self.enquiry.failures, feedback, self.origins, self.states, strict=True)
+
+
+Made = tuple[CorrectiveInstance, Failure]
+"""A corrective instance and the failure that it is of."""
+
+
 class Fission:
     """The buffer with all that decides what goes in and out.
 
@@ -51,6 +83,8 @@ class Fission:
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
         self.share = RecoverShare(args.recover_share, args.adaptive_share)
         self.odds = RecoveryOdds()
+        self.asked: Asked | None = None
+        """Failures that are being diagnosed."""
         self.recovering: list[CorrectiveInstance] = []
         """This cycle's contexts, one per recovery group; empty while exploring."""
         self.states: dict[str, Any] = {}
@@ -67,42 +101,65 @@ class Fission:
         self.states = {name: state for name, state in self.states.items() if name in held}
         return self.recovering
 
-    def instances(self, failed: Sequence[Failed], step: int) -> tuple[list[CorrectiveInstance], Counter[str]]:
-        """Corrective instances of this rank's failures, and how often a feedback leaked or fell back."""
-        origin = {id(failure): one for one in failed for failure in one.failures}
+    @property
+    def later(self) -> bool:
+        """Whether answers are best collected when the next cycle begins."""
+        return bool(self.sources) and self.sources[0].later
+
+    def ask(self, failed: Sequence[Failed], step: int) -> None:
+        """Begin to diagnose this rank's failures, except those that wait in the buffer already."""
         known = self.buffer.__contains__
         chosen, duplicates = select((one.failures for one in failed), self.args.max_depth, known)
+        origin = {id(failure): one for one in failed for failure in one.failures}
+        origins = [origin[id(failure)] for failure in chosen]
+        states = [one.state_of(failure) for one, failure in zip(origins, chosen, strict=True)]
+        began = time.perf_counter()
         enquiry = Enquiry(chosen, self.sources)
-        made, counts = [], Counter(duplicates=duplicates)
-        for failure, feedback in zip(chosen, enquiry.feedback(), strict=True):
-            counts.update(_counts(feedback))
-            one = origin[id(failure)]
-            item = corrective_instance(failure, feedback, step, one.flat, one.success)
-            if (state := one.state_of(failure)) is not None:
-                self.states[item.task.id] = state
-            made.append(item)
-        return made, counts
+        self.asked = Asked(enquiry, origins, states, step, duplicates, time.perf_counter() - began)
 
-    def push(
-        self, by_rank: Sequence[Sequence[CorrectiveInstance]], counts: Mapping[str, int], step: int
-    ) -> dict[str, float]:
+    def answers(self) -> tuple[list[Made], Counter[str], Counter[str]]:
+        """Corrective instances of the failures asked about, waiting for feedback as long as the configuration allows.
+
+        Returns:
+            the instances with their failures; how often feedback leaked or fell back, and why; the sources' counts.
+        """
+        asked, self.asked = self.asked, None
+        if asked is None:
+            return [], Counter(), Counter()
+        made: list[Made] = []
+        counts: Counter[str] = Counter(duplicates=asked.duplicates)
+        for failure, feedback, one, state in asked.answers(self.args.diagnose_seconds):
+            counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
+            counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.vain)
+            item = corrective_instance(failure, feedback, asked.step, one.flat, one.success)
+            if state is not None:
+                self.states[item.task.id] = state
+            made.append((item, failure))
+        own: Counter[str] = Counter()
+        for source in self.sources:
+            own.update(source.counts())  # pyright: ignore[reportArgumentType] - costs are fractions
+        return made, counts, own
+
+    def push(self, by_rank: Sequence[Sequence[Made]], counts: Mapping[str, int], step: int) -> dict[str, float]:
         """The same pushes in the same order on every rank: one rollout's per root task, even if it straddled ranks."""
         pushed: Counter[int] = Counter()
         roots: set[str] = set()
-        for items in by_rank:
-            fresh = [item for item in items if item.task.root not in roots and item.task.id not in self.buffer]
-            for item in fresh:
+        for made in by_rank:
+            fresh = [one for one in made if one[0].task.root not in roots and one[0].task.id not in self.buffer]
+            for item, failure in fresh:
                 pushed[item.task.depth] += 1
+                self.journal.failed(failure, item.task.id, step)
                 self.journal.pushed(item)
                 for dropped in self.buffer.push(item):
                     self.journal.dropped(dropped, step, "capacity")
-            roots |= {item.task.root for item in fresh}
+            roots |= {item.task.root for item, _ in fresh}
         return {
             "fission/pushed": float(pushed.total()),
             "fission/buffer": float(len(self.buffer)),
             "fission/recover_rate": self.share.rate,
             **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
             **{f"fission/{name}": float(counts[name]) for name in ("leaks", "fallbacks", "duplicates")},
+            **{f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},
         }
 
     def explored(self, counts: Mapping[str, int], flat: Sequence[bool]) -> None:
@@ -132,6 +189,5 @@ class Fission:
         self.odds.load_state(state["odds"])
 
 
-def _counts(feedback: Feedback) -> Counter[str]:
-    reasons = Counter(f"fallback/{source}: {reason}" for source, reason in feedback.vain)
-    return reasons + Counter(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
+def _slug(reason: str) -> str:
+    return re.sub(r"\W+", "_", reason.lower())

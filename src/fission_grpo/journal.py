@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.simulator.instances import instance, tools_key
+from fission_grpo.task_json import call_fields
+from fission_grpo.trajectory import Failure
 
 
 class Journal:
@@ -14,6 +17,7 @@ class Journal:
 
     def __init__(self, path: Path | None):
         self.path = path
+        self._tools: set[str] = set()
 
     def pushed(self, item: CorrectiveInstance) -> None:
         task = item.task
@@ -32,6 +36,41 @@ class Journal:
             failed=item.failed,
             reward=item.reward,
             prompt=task.prompt,
+        )
+
+    def failed(self, failure: Failure, item_id: str, step: int) -> None:
+        """All that the failure's diagnosis may go by, for `fission-grpo simulator data`: dialogue, tools, reference.
+
+        The tools stand in an event of their own, "tools", once for each distinct set.
+
+        Args:
+            failure: the failure itself, before it was made a task.
+            item_id: of its corrective instance (`recovery_id`).
+            step: optimizer step of the failure.
+        """
+        if self.path is None:
+            return
+        alone = instance(failure, "", "").failure
+        schemas = [dict(tool) for tool in alone.tools]
+        key = tools_key(schemas)
+        if key not in self._tools:
+            self._tools.add(key)
+            self._write(event="tools", key=key, tools=schemas)
+        reference = alone.reference
+        self._write(
+            event="failed",
+            id=item_id,
+            step=step,
+            root=failure.task.root,
+            depth=failure.task.depth,
+            kind=str(failure.kind),
+            detail=failure.detail,
+            call_index=failure.call_index,
+            truncated=alone.turns[-1].truncated,
+            failed=alone.turns[-1].text,
+            reference=None if reference is None else [call_fields(call) for call in reference],
+            tools=key,
+            messages=alone.task.prompt,
         )
 
     def recovered(self, item: CorrectiveInstance, step: int, rewards: list[float | None], texts: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from fission_grpo.disguises import HIDDEN, readings, says_split, says_turned, sq
 from fission_grpo.json_text import quoted
 from fission_grpo.schema import parameter_schema, tool_names
 from fission_grpo.spoken import dates_of, number, numbers_in, says_date, says_time, says_truth, time_of
-from fission_grpo.trajectory import Failure, ToolCall
+from fission_grpo.trajectory import Failure, ToolCall, ToolResult
 
 WINDOW = 24
 """How many letters and digits in a row of a longer value count as telling it. [ours]"""
@@ -67,15 +67,23 @@ def leaks(
 
 
 def leak_in(feedback: str, failure: Failure) -> str | None:
-    """`leaks` of a failure's reference, failed calls and tools."""
-    return leaks(feedback, failure.reference, failure.calls, failure.task.tools)
+    """`leaks` of a failure's reference, its rollout's calls and its tools; None for what its environment has said."""
+    if any(feedback == result.error or feedback in result.content for result in _results(failure)):
+        return None
+    made = [call for turn in failure.turns for call in turn.calls]
+    return leaks(feedback, failure.reference, made, failure.tools)
+
+
+def _results(failure: Failure) -> Sequence[ToolResult]:
+    return failure.turns[-1].results if failure.turns else ()
 
 
 def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall]) -> str | None:
     """What one reading of a text, without what is public, gives away."""
     called = {call.name for call in failed}
     for call in reference:
-        if call.name not in called and _says(text, call.name):
+        hidden = _without_quotations(text, called, call.name)
+        if call.name not in called and _says(hidden, call.name):
             return f"the name of tool {quoted(call.name)}"
     written: dict[str, list[Any]] = {name: [] for name in {name for name, _ in _arguments(reference)}}
     for name, value in _arguments(failed):
@@ -85,10 +93,7 @@ def _found(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall])
         wrote = written[name]
         if any(_same(value, given) for given in wrote):
             continue
-        hidden = text
-        for form in sorted({form for given in wrote for form in _quotations(given)}, key=len, reverse=True):
-            hidden = _hide(hidden, form) if form in hidden and not _is_part(form, value) else hidden
-        if _says(hidden, value):
+        if _says(_without_quotations(text, wrote, value), value):
             return f"the value of `{name}`"
     return None
 
@@ -167,6 +172,13 @@ def _hide_list(text: str, options: Sequence[str]) -> str:
     return re.sub(run, hidden, text)
 
 
+def _without_quotations(text: str, written: Iterable[Any], value: Any) -> str:
+    """The text with what the failed calls wrote hidden, where that does not tear the value looked for."""
+    for form in sorted({form for given in written for form in _quotations(given)}, key=len, reverse=True):
+        text = _hide(text, form) if form in text and not _is_part(form, value) else text
+    return text
+
+
 def _quotations(given: Any) -> set[str]:
     """How a message may quote what a failed call wrote: in full, or cut by `json_text.quoted`."""
     cut = _plain(quoted(given).removesuffix("...").strip("'\""))
@@ -175,7 +187,8 @@ def _quotations(given: Any) -> set[str]:
 
 def _is_part(form: str, value: Any) -> bool:
     """Whether a quotation is a short part of a value: hiding it could tear the value, and alone it does not say it."""
-    return len(squashed(form)) < WINDOW and form != _plain(value) and squashed(form) in squashed(_plain(value))
+    part, whole = squashed(form), squashed(_plain(value))
+    return len(part) < WINDOW and part != whole and part in whole
 
 
 def _hide(text: str, form: str) -> str:

@@ -35,10 +35,7 @@ def recovery_task(failure: Failure, feedback: str) -> Task:
     if isinstance(task.prompt, str):
         prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + failure.turns[-1].text, feedback, ""))
     else:
-        messages = [*task.prompt]
-        for turn in failure.turns[:-1]:
-            messages += _turn_messages(turn)
-        prompt = (*messages, *_failing_turn_messages(failure, feedback))
+        prompt = (*dialogue_before(failure), *_failing_turn_messages(failure, feedback))
     return Task(
         id=recovery_id(failure),
         prompt=prompt,
@@ -69,6 +66,15 @@ def corrective_instance(
         zero_variance=zero_variance,
         group_success=group_success,
     )
+
+
+def dialogue_before(failure: Failure) -> list[Message]:
+    """The dialogue up to the failing turn: the task's prompt (a plain string as a user message) and earlier turns."""
+    prompt = failure.task.prompt
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    for turn in failure.turns[:-1]:
+        messages += _turn_messages(turn)
+    return messages
 
 
 def _turn_messages(turn: Turn) -> list[Message]:

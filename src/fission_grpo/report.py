@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fission_grpo.curves import BUFFER, LEARNING, RECOVERY, REWARDS
 from fission_grpo.gallery import escape, gallery
@@ -162,7 +163,7 @@ def _outcomes(run: Run, titled: bool) -> str:
         (_share(len(improved), len(retried)), "of the retried improved on the failure"),
         (len(items) - len(retried) - len(dropped), "still waiting at the end"),
         (len(dropped), "dropped, too old or no room"),
-        (sum(item.leaked for item in items), "leaking feedbacks replaced"),
+        (sum(item.leaked for item in items), "leaking diagnoses not used"),
     ]
     steps = [row["step"] for row in run.log_history if "fission/phase" in row and "step" in row]
     if any("fission/rescued_groups" in row for row in run.log_history) and len(set(steps)) == max(steps, default=0):
@@ -170,7 +171,7 @@ def _outcomes(run: Run, titled: bool) -> str:
         tiles.append((round(rescued), "groups rescued"))  # a sum only makes sense where every step was logged
     cells = "".join(f'<div class="card tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     title = f"<h3>{escape(run.name)}</h3>" if titled else ""
-    return f'{title}<div class="tiles">{cells}</div>{_by_kind(items)}'
+    return f'{title}<div class="tiles">{cells}</div>{_by_kind(items)}{_in_vain(items)}'
 
 
 def _by_kind(items: Sequence[Instance]) -> str:
@@ -178,13 +179,28 @@ def _by_kind(items: Sequence[Instance]) -> str:
     for kind, pushed in Counter(item.kind for item in items).most_common():
         retried = [item for item in items if item.kind == kind and item.retried_at is not None]
         improved = sum(item.improved for item in retried)
-        cells = (("Pushed", pushed), ("Retried", len(retried)), ("Improved", _share(improved, len(retried))))
-        numbers = "".join(f'<td class="n" data-label="{label}">{value}</td>' for label, value in cells)
-        rows.append(f'<tr><td class="arm">{escape(kind.replace("_", " "))}</td>{numbers}</tr>')
+        rows.append((kind.replace("_", " "), pushed, len(retried), _share(improved, len(retried))))
+    return _table(("Error kind", "Pushed", "Retried", "Improved"), rows)
+
+
+def _in_vain(items: Sequence[Instance]) -> str:
+    """How often which source of diagnoses was asked in vain, and why; nothing if none was."""
+    reasons = Counter(one for item in items if item.fallback for one in item.fallback.split("; "))
+    rows = [(reason, times, _share(times, len(items))) for reason, times in reasons.most_common()]
+    return _table(("Diagnosis asked in vain", "Times", "Of all pushed"), rows) if rows else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    body = []
+    for first, *numbers in rows:
+        cells = zip(head[1:], numbers, strict=True)
+        told = "".join(f'<td class="n" data-label="{label}">{value}</td>' for label, value in cells)
+        body.append(f'<tr><td class="arm">{escape(str(first))}</td>{told}</tr>')
+    titles = "".join(f'<th class="n">{label}</th>' for label in head[1:])
     return (
-        '<div class="card table"><table><thead><tr><th>Error kind</th><th class="n">Pushed</th>'
-        f'<th class="n">Retried</th><th class="n">Improved</th></tr></thead><tbody>{"".join(rows)}'
-        "</tbody></table></div>"
+        f'<div class="card table"><table><thead><tr><th>{head[0]}</th>{titles}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

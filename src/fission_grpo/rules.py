@@ -8,7 +8,7 @@ from typing import Any
 from fission_grpo.json_text import quoted
 from fission_grpo.leaks import leak_in
 from fission_grpo.schema import check_call, parameter_schema, tool_names
-from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall
+from fission_grpo.trajectory import ErrorKind, Failure, ToolCall
 from fission_grpo.verify import match_calls, same_value
 
 MAX_LENGTH = 2_000
@@ -23,7 +23,8 @@ def rules(failure: Failure) -> str | None:
 
     For a wrong call the task's reference is privileged input: the text says which argument is off, missing or one too
     many, or that another tool, more calls or fewer are needed, never a value or a tool's name. Of several wordings,
-    from specific to vague, it takes the first that `leaks` passes. None if there is none, and for `low_reward`.
+    from specific to vague, it takes the first that `leaks` passes. None if there is none. Where an episode reported no
+    error (`low_reward`), the calls that worked are compared with those its environment expects, if it knows them.
 
     Example:
         "error: `date` must match YYYY-MM-DD, got 1706745600"; "error: `units` is not right, got 'kelvin'".
@@ -47,10 +48,12 @@ def _wordings(failure: Failure) -> Iterator[str]:
             yield failure.detail
             yield "error: the tool reported an error"
         case ErrorKind.WRONG_CALL:
-            for told in (True, False):
-                faults = list(_faults(failure.calls, failure.task, told))
-                yield "error: " + "; ".join(faults[:MAX_NAMED]) if faults else ""
+            yield from _compared(failure, failure.calls)
             yield "error: the tool calls are not the right ones"
+        case ErrorKind.LOW_REWARD if failure.reference is not None:
+            results = [result for turn in failure.turns for result in turn.results]
+            worked = [result.call for result in results if result.error is None]
+            yield from _compared(failure, worked, others_allowed=True)
         case ErrorKind.NO_CALL:
             yield "error: a tool call is needed here, but none was made"
         case ErrorKind.TRUNCATED:
@@ -60,7 +63,7 @@ def _wordings(failure: Failure) -> Iterator[str]:
 
 
 def _schema_wordings(failure: Failure) -> Iterator[str]:
-    calls, tools = failure.calls, failure.task.tools
+    calls, tools = failure.calls, failure.tools
     problem = None
     if tools and failure.call_index is not None and failure.call_index < len(calls):
         problem = check_call(calls[failure.call_index], tools)
@@ -75,9 +78,19 @@ def _schema_wordings(failure: Failure) -> Iterator[str]:
     yield "error: the arguments do not fit the tool's schema"
 
 
-def _faults(calls: Sequence[ToolCall], task: Task, told: bool) -> Iterator[str]:
-    """How calls differ from the reference, in words without its values; with what the calls have instead if `told`."""
-    reference: Sequence[ToolCall] = task.reference or ()
+def _compared(failure: Failure, calls: Sequence[ToolCall], others_allowed: bool = False) -> Iterator[str]:
+    """How calls differ from the reference, first with what they have instead, then without."""
+    for told in (True, False):
+        faults = list(_faults(calls, failure, told, others_allowed))
+        yield "error: " + "; ".join(faults[:MAX_NAMED]) if faults else ""
+
+
+def _faults(calls: Sequence[ToolCall], failure: Failure, told: bool, others_allowed: bool) -> Iterator[str]:
+    """How calls differ from the reference, in words without its values; with what the calls have instead if `told`.
+
+    In an episode other calls are allowed, as they may have been made to find something out.
+    """
+    reference: Sequence[ToolCall] = failure.reference or ()
     if not calls:
         yield "a tool call is needed here, but none was made" if reference else "the answer is empty"
         return
@@ -85,7 +98,7 @@ def _faults(calls: Sequence[ToolCall], task: Task, told: bool) -> Iterator[str]:
         yield "no tool call is needed here"
         return
     matched = {i: j for i, j, _ in match_calls(calls, reference)}
-    spare = [call for i, call in enumerate(calls) if i not in matched]
+    spare = [call for i, call in enumerate(calls) if i not in matched and not others_allowed]
     lacking = len(reference) - len(matched)
     for index, call in enumerate(spare):
         named = f" {quoted(call.name)}" if told else ""
@@ -94,7 +107,9 @@ def _faults(calls: Sequence[ToolCall], task: Task, told: bool) -> Iterator[str]:
         yield "at least one more tool call is needed"
     for i, j in matched.items():
         where = f" in the call of {quoted(calls[i].name)}" if len(calls) > 1 and told else ""
-        for fault in _argument_faults(calls[i].arguments, reference[j].arguments, _known(calls[i], task.tools), told):
+        for fault in _argument_faults(
+            calls[i].arguments, reference[j].arguments, _known(calls[i], failure.tools), told
+        ):
             yield fault + where
 
 

@@ -19,6 +19,8 @@ from fission_grpo.json_lines import Line, RunFileError, read_lines
 from fission_grpo.trajectory import Message
 
 STATE, FISSION, EVAL = "trainer_state.json", "fission.jsonl", "eval.jsonl"
+OTHER_EVENTS = ("failed", "tools")
+"""Events of `fission.jsonl` that only `simulator.journal_failures` reads."""
 NUMBER = (int, float)
 
 
@@ -173,6 +175,8 @@ def _read_instances(lines: list[Line], notes: list[str]) -> tuple[Instance, ...]
         event = line.take("event", str)
         if event == "resumed":
             instances = _rewound(instances, line.take("step", int))
+            continue
+        if event in OTHER_EVENTS:
             continue
         id_ = line.take("id", str)
         if event == "pushed":

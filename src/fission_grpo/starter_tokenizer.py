@@ -60,7 +60,7 @@ PIECES = (
 pairs of digits, and the fixed phrases of calls, signatures and messages are one piece each. [ours]"""
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int = 960, positions: int = 1024) -> Any:
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 960, positions: int = 1024, pieces: str = PIECES) -> Any:
     """A `PreTrainedTokenizerFast` trained on `texts`, ready for TRL's tool calling.
 
     Its `response_template` (how TRL reads tool calls) is TRL's own for Qwen3; `save_pretrained` keeps it.
@@ -69,6 +69,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 960, positions: int 
         texts: what the tokenizer should be good at.
         vocabulary: number of tokens; 256 of them are the bytes.
         positions: longest text of the model it is for, in tokens.
+        pieces: a pattern of what a token never crosses.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -76,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 960, positions: int 
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        [pre_tokenizers.Split(Regex(pieces), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

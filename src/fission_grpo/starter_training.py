@@ -158,14 +158,14 @@ def _optimizers(model: Any) -> Callable[[float], None]:
         for same in by_shape.values():
             for i in same:
                 momenta[i].lerp_(matrices[i].grad, 0.05)
-            updates = _muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same])
+            updates = muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same])
             for i, update in zip(same, updates, strict=True):
                 matrices[i].mul_(1 - 0.01 * rate).sub_(rate * update)
 
     return step
 
 
-def _muon_update(momenta: list[Any]) -> list[Any]:
+def muon_update(momenta: list[Any]) -> list[Any]:
     """Newton-Schulz in float32 on equally shaped matrices at once (torch's Muon works in bfloat16, slow on CPUs).
 
     Five quintic steps with Keller Jordan's coefficients bring every singular value near 1; the factor makes the

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import yaml
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.config import FissionGRPOConfig
+from fission_grpo.diagnose import Source
 from fission_grpo.model_path import model_path
+from fission_grpo.option_parsing import newest_checkpoint, parse_options
 from fission_grpo.run_state import load_state
+from fission_grpo.simulator.chosen import FORMS, accounts, closing, endpoint_options, sources_from
 from fission_grpo.trainer import FissionGRPOTrainer
 from fission_grpo.training_callbacks import LiveProgress, StopAndSave
 from fission_grpo.training_tasks import DESK_TASKS, UsageError, material
@@ -53,7 +55,17 @@ class ScriptArguments:
     )
     diagnose: str = field(
         default="rules",
-        metadata={"help": "What a failed rollout is told: 'rules', 'environment' (its own message) or 'fixed' text."},
+        metadata={
+            "help": "What a failed rollout is told, by one source or several, each asked what the one before "
+            f"could not say. {'; '.join(FORMS.splitlines())}."
+        },
+    )
+    simulator: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "How a model behind an endpoint is asked: `url` and the fields of SimulatorOptions "
+            "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
+        },
     )
 
 
@@ -69,30 +81,8 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
-    """Read the YAML file and the command line.
-
-    Raises:
-        UsageError: the file cannot be read, or holds, or the command line has, a key that does not exist.
-        ValueError: a value is out of range (from the dataclasses).
-    """
-    parser = make_parser()
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    options = {action.dest for action in parser._actions} - {"help"}
-    rest = list(argv)
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise UsageError("--config needs the path of a YAML file")
-        rest = argv[:at] + argv[at + 2 :]
-        for key in _yaml_keys(argv[at + 1]):
-            if key not in options | {"env"}:
-                raise UsageError(f"{argv[at + 1]}: unknown key '{key}'{_near(key, options)}; remove or correct it")
-    for word in parser.parse_known_args(rest)[1]:
-        if word.startswith("--"):
-            key = word.removeprefix("--").split("=")[0]
-            raise UsageError(f"unknown option '--{key}'{_near(key.replace('-', '_'), options)}; see --help")
-        raise UsageError(f"unexpected argument '{word}'; options are --name value, see --help")
-    return parser.parse_args_and_config(argv)  # pyright: ignore[reportReturnType]
+    """Read the YAML file and the command line. Raises as `parse_options` does."""
+    return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
 
 
 def train_command(argv: list[str]) -> int:
@@ -108,13 +98,16 @@ def train_command(argv: list[str]) -> int:
     try:
         script, args, model, reward = parse(argv)
         checkpoint = resume_point(args)
-        trainer = make_trainer(script, args, model, reward)
+        sources = sources_from(script.diagnose, *endpoint_options(script.simulator))
+        trainer = make_trainer(script, args, model, reward, sources)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    with StopAndSave() as stop:
+    with closing(sources), StopAndSave() as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
+        for line in accounts(sources):
+            print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
         resume = ["--resume_from_checkpoint", "true"]
         again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
@@ -134,29 +127,20 @@ def resume_point(args: FissionGRPOConfig) -> str | None:
         UsageError: there is none, or the path given is no folder.
         ValueError: it holds no fission buffer, though `fission` is on.
     """
-    wanted = args.resume_from_checkpoint
-    if str(wanted).lower() in ("none", "false"):
-        return None
-    if str(wanted).lower() == "true":
-        folder = Path(str(args.output_dir))
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if found is None:
-            raise UsageError(
-                f"no checkpoint-* in {folder} to resume from; check output_dir, or start without resuming"
-            )
-    else:
-        found = str(wanted)
-        if not Path(found).is_dir():
-            raise UsageError(f"resume_from_checkpoint: {found} is no folder; give a checkpoint-* folder, or 'true'")
-    if args.fission:
+    found = newest_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    if args.fission and found is not None:
         load_state(Path(found))
     return found
 
 
 def make_trainer(
-    script: ScriptArguments, args: FissionGRPOConfig, model: ModelConfig, reward: RewardConfig
+    script: ScriptArguments,
+    args: FissionGRPOConfig,
+    model: ModelConfig,
+    reward: RewardConfig,
+    sources: Sequence[Source],
 ) -> FissionGRPOTrainer:
-    """The trainer with model, data, reward and progress display in place.
+    """The trainer with model, data, reward, sources of diagnoses and progress display in place.
 
     Raises:
         UsageError, ValueError, OSError: the data or the model cannot be used.
@@ -185,25 +169,8 @@ def make_trainer(
         peft_config=get_peft_config(model),
         environment_factory=given.environments,
         callbacks=[LiveProgress()],
-        diagnose=script.diagnose,
+        diagnose=sources,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _yaml_keys(path: str) -> list[str]:
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"--config {path}: must be a mapping, one 'key: value' a line")
-    return [str(key) for key in config]
-
-
-def _near(key: str, options: set[str]) -> str:
-    close = difflib.get_close_matches(key, sorted(options), n=3, cutoff=0.6)
-    return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -13,22 +13,22 @@ import logging
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from accelerate.utils import gather_object
-from transformers.utils import get_json_schema
 from trl import GRPOTrainer
 
-from fission_grpo.config import FissionGRPOConfig
+from fission_grpo.config import FissionGRPOConfig, checked_config
 from fission_grpo.corrective_turn import TurnVerdict, take_turn
 from fission_grpo.cycles import Outcome, count, explore_metrics, flat_groups, group_success
-from fission_grpo.diagnose import Diagnose, chain_of
-from fission_grpo.environment import Limits, restorable, state_after, tool_methods, without_task
-from fission_grpo.failure import find_failures
+from fission_grpo.diagnose import Diagnose, Source, chain_of
+from fission_grpo.environment import Limits, restorable, without_task
 from fission_grpo.fission import Failed, Fission
 from fission_grpo.journal import Journal
+from fission_grpo.local_worlds import LocalWorlds
 from fission_grpo.reader import Batch, Reader
 from fission_grpo.rollouts import Rollout, row_of_task
 from fission_grpo.run_state import (
@@ -41,8 +41,9 @@ from fission_grpo.run_state import (
     unpack_rows,
 )
 from fission_grpo.step_reward import StepReward, progress_of
-from fission_grpo.trajectory import Failure
 from fission_grpo.unreadable import answering, tell_unreadable
+
+Diagnosis = str | Diagnose | Source
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class FissionGRPOTrainer(GRPOTrainer):
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and:
 
     Args:
-        diagnose: where feedback on a failed rollout comes from: "rules" (default), "environment", "fixed", or a
-            callable `Failure -> str | None` (None: nothing to say; the fixed text is used and counted).
+        diagnose: where feedback on a failed rollout comes from: "rules" (default), "environment", "fixed", "none", a
+            callable `Failure -> str | None` (None: nothing to say), a `diagnose.Source` such as a simulator, or a list
+            of these, asked one after another. After the last comes the fixed text; what is asked in vain is counted.
 
     Logs `fission/*` every cycle and `recovery/*` on recover cycles (docs/metrics.md), and writes every corrective
     instance with its outcome to `output_dir/fission.jsonl`.
@@ -64,11 +66,13 @@ class FissionGRPOTrainer(GRPOTrainer):
     _name = "Fission-GRPO"
     args: FissionGRPOConfig
 
-    def __init__(self, *trl_args: Any, diagnose: str | Diagnose = "rules", **trl_kwargs: Any):
+    def __init__(self, *trl_args: Any, diagnose: Diagnosis | Sequence[Diagnosis] = "rules", **trl_kwargs: Any):
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
-        given["args"] = args = _check_config(given.get("args"), given["model"])
-        sources = chain_of(diagnose)
+        given["args"] = args = checked_config(given.get("args"), given["model"])
+        sources = chain_of(diagnose) if args.fission else ()
+        for source in sources:
+            source.check()
         if args.watch_tools and given.get("environment_factory") is not None:
             given["environment_factory"] = self._restorable(given["environment_factory"], args)
         if args.watch_tools and given.get("tools"):
@@ -84,7 +88,7 @@ class FissionGRPOTrainer(GRPOTrainer):
         self.generated_tokens = 0
         self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
-        self._schemas: dict[type, list[Any]] = {}
+        self._schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
         self._reader = Reader(self._decode, tuple(self.eos_token_ids), args.failure_threshold, step_reward)
 
@@ -100,6 +104,11 @@ class FissionGRPOTrainer(GRPOTrainer):
 
     def _run_async(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.async_loop).result()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        self._collect()
+        return output
 
     # -- one cycle ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +144,7 @@ class FissionGRPOTrainer(GRPOTrainer):
 
     def _next_rows(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """This cycle's rows on this rank. The data set's rows wait in a queue while a recover cycle runs."""
+        self._collect()
         self._displaced.append(pack_rows(inputs))
         contexts = self.fission.begin_cycle(self.state.global_step)
         if not contexts:
@@ -169,30 +179,42 @@ class FissionGRPOTrainer(GRPOTrainer):
         offset = self.accelerator.process_index * len(rows)
         rollouts = self._read(rows, output, rewards[offset : offset + len(rows)])
         success = group_success(gather_object([not rollout.verdict.failed for rollout in rollouts]), group_size)
+        worlds = LocalWorlds(self.environments, self._standalone_tools, bool(self.args.watch_tools), self._schemas)
         failed = []
         for i, rollout in enumerate(rollouts):
-            group = (offset + i) // group_size
-            failed.append(Failed(self._failures(i, rollout), flat[group], success[group], self._state_at(i)))
+            group, failures = (offset + i) // group_size, worlds.failures(i, rollout, self.args.branch)
+            failed.append(Failed(failures, flat[group], success[group], worlds.state_at(i)))
         counts = count(rollouts, [one.failures[0] for one in failed if one.failures])
-        counts.update(self._take_counts())
-        instances = []
+        counts.update(worlds.take_counts())
         if self.args.fission:
-            instances, more = self.fission.instances(failed, step)
-            counts.update(more)
+            self.fission.ask(failed, step)
         outcomes = [_outcome(rollout) for rollout in rollouts] if self.fission.recovering else []
-        shared = gather_object([(counts, instances, outcomes)])
-        total = sum((counts for counts, _, _ in shared), Counter())
+        shared = gather_object([(counts, outcomes)])
+        total = sum((counts for counts, _ in shared), Counter())
         self.generated_tokens += round(self._metrics["train"]["completions/mean_length"][-1] * len(rewards))
         if self.fission.recovering:
-            metrics = self.fission.recovered([outcome for *_, some in shared for outcome in some], flat, step)
+            metrics = self.fission.recovered([outcome for _, some in shared for outcome in some], flat, step)
         else:
             self.fission.explored(total, flat)
             metrics = explore_metrics(total, flat)
-        if self.args.fission:
-            metrics |= self.fission.push([items for _, items, _ in shared], total, step)
         self._log_cycle(metrics | self._cycle_metrics(total))
+        if not self.fission.later:
+            self._collect()
         if 0 < self.args.max_generated_tokens <= self.generated_tokens:
             self.control.should_training_stop = True
+
+    def _collect(self) -> None:
+        """Turn the failures being diagnosed into corrective instances, the same on all ranks."""
+        if not self.args.fission or self.fission.asked is None:
+            return
+        step, waited = self.fission.asked.step, self.fission.asked.seconds
+        started = time.perf_counter()
+        instances, *counts = self.fission.answers()
+        waited += time.perf_counter() - started
+        shared = gather_object([(instances, *counts)])
+        total, own = (sum((one[i] for one in shared), Counter()) for i in (1, 2))
+        metrics = self.fission.push([one[0] for one in shared], total, step)
+        self._log_cycle(metrics | dict(own) | {"fission/diagnosis_seconds": waited})
 
     def _cycle_metrics(self, total: Counter[str]) -> dict[str, float]:
         return {
@@ -201,14 +223,6 @@ class FissionGRPOTrainer(GRPOTrainer):
             "fission/infrastructure": float(total["infrastructure"]),
             **{f"fission/{name}": float(n) for name, n in total.items() if name.startswith("world/")},
         }
-
-    def _take_counts(self) -> Counter[str]:
-        """What the environments' watches have counted since the last cycle."""
-        counts: Counter[str] = Counter()
-        for world in (self.environments or ()) if self.args.watch_tools else ():
-            counts.update({f"world/{name}": n for name, n in world._fission_watch.counts.items()})
-            world._fission_watch.counts.clear()
-        return counts
 
     def _weighted_rewards(self) -> list[float]:
         """Weighted sum of the reward functions for every rollout of all ranks; NaN where none gave a reward."""
@@ -225,28 +239,6 @@ class FissionGRPOTrainer(GRPOTrainer):
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _failures(self, i: int, rollout: Rollout) -> list[Failure]:
-        tools = rollout.trajectory.task.tools or self._tool_schemas(i)
-        return find_failures(rollout.trajectory, rollout.verdict, tools, self.args.branch)
-
-    def _tool_schemas(self, i: int) -> list[Any]:
-        """The tools of local rollout `i` as JSON schemas."""
-        world = self.environments[i] if self.environments else None
-        if type(world) not in self._schemas:
-            methods = tool_methods(world).values() if world is not None else ()
-            self._schemas[type(world)] = [get_json_schema(t) for t in (*(self._standalone_tools or ()), *methods)]
-        return self._schemas[type(world)]
-
-    def _state_at(self, i: int):
-        """From a failure of local rollout `i` to the snapshot of its environment there."""
-
-        def state(failure: Failure) -> Any:
-            if not self.environments or not self.args.watch_tools:
-                return None
-            return state_after(self.environments[i], [r for turn in failure.turns for r in turn.results])
-
-        return state
-
     def _log_cycle(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
@@ -254,6 +246,7 @@ class FissionGRPOTrainer(GRPOTrainer):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial):
+        self._collect()
         super()._save_checkpoint(model, trial)
         state = {
             "fission": self.fission.state(),
@@ -279,14 +272,3 @@ class FissionGRPOTrainer(GRPOTrainer):
 
 def _outcome(rollout: Rollout) -> Outcome:
     return Outcome(rollout.trajectory.task.id, rollout.verdict.reward, rollout.verdict.failed, rollout.text)
-
-
-def _check_config(args: Any, model: Any) -> FissionGRPOConfig:
-    if args is None:
-        name = model if isinstance(model, str) else model.config.name_or_path
-        return FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
-    if not isinstance(args, FissionGRPOConfig):
-        raise TypeError(
-            f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
-        )
-    return args

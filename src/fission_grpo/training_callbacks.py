@@ -1,4 +1,4 @@
-"""Callbacks for any `FissionGRPOTrainer`: live progress, and stopping cleanly on Ctrl-C or SIGTERM."""
+"""Live progress of a `FissionGRPOTrainer`, and, for any trainer, stopping cleanly on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -102,5 +102,10 @@ class StopAndSave(TrainerCallback):
 
 
 def steps_per_cycle(args: Any) -> int:
-    """Optimizer steps made with one generation batch: steps_per_generation * num_iterations / accumulation."""
+    """Optimizer steps made with one generation batch: steps_per_generation * num_iterations / accumulation.
+
+    1 where nothing is generated (`trl.SFTConfig`).
+    """
+    if not hasattr(args, "steps_per_generation"):
+        return 1
     return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)

@@ -124,7 +124,8 @@ class Failure:
     `turns` ends with the failing turn. `call_index` is the failing call within it (None if the turn as a whole
     failed). `detail` is the parser's, the schema's or the environment's own message: it is derived without the
     reference, so it cannot leak it. `expected` are calls that would have done an episode's task, where its environment
-    knows them (`_reference()`): secret as a step task's reference is, and judging nothing.
+    knows them (`_reference()`): secret as a step task's reference is, and judging nothing. `tools` are the schemas of
+    the tools it had, by default its task's.
     """
 
     task: Task
@@ -134,6 +135,11 @@ class Failure:
     call_index: int | None = None
     reward: float | None = None
     expected: tuple[ToolCall, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self):
+        if not self.tools:
+            object.__setattr__(self, "tools", self.task.tools)
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:

@@ -42,12 +42,14 @@ class Start:
         results: of those calls.
         truth: the world after the reference's calls as well.
         truth_results: of the reference's calls.
+        reference: its calls.
     """
 
     world: World
     results: tuple[str, ...]
     truth: World
     truth_results: tuple[str, ...]
+    reference: tuple[ToolCall, ...] = ()
 
 
 class BfclEnvironment:
@@ -98,6 +100,10 @@ class BfclEnvironment:
         if not wanted:
             return 1.0 if self._unchanged() else 0.0
         return (wanted & Counter(self._results)).total() / wanted.total()
+
+    def _reference(self) -> tuple[ToolCall, ...]:
+        """The calls that do this turn, which no diagnosis may give away."""
+        return self._start.reference
 
     def _unchanged(self) -> bool:
         from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import state_checker
@@ -190,7 +196,8 @@ def _start(classes: tuple[str, ...], scenario: str) -> Start:
         ) from error
     results = [_make(world, call, "history") for call in earlier]
     truth = World(copy.deepcopy(world.instances))
-    return Start(world, tuple(results), truth, tuple(_make(truth, call, "reference") for call in calls))
+    truth_results = tuple(_make(truth, call, "reference") for call in calls)
+    return Start(world, tuple(results), truth, truth_results, tuple(calls))
 
 
 def _make(world: World, call: ToolCall, where: str) -> str:

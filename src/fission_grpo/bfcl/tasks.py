@@ -23,7 +23,7 @@ from typing import Any
 from fission_grpo.bfcl.docs import FILES, class_docs
 from fission_grpo.bfcl.environment import BfclEnvironment, TaskError, environment_name, environment_of
 from fission_grpo.bfcl.verify import judge_case
-from fission_grpo.bfcl.worlds import new_world
+from fission_grpo.bfcl.worlds import World, new_world
 from fission_grpo.json_text import quoted
 from fission_grpo.task_json import call_fields
 from fission_grpo.task_rows import RowError, TaskFileError, read_task_rows
@@ -88,16 +88,28 @@ def rows_of_case(case: Case) -> list[dict[str, Any]]:
             }
         )
         for call in turn.reference:
-            result = world.call(call)
-            if world.error is not None:
-                raise TaskError(f"case {case.id!r}, turns[{number}]: {call.name} fails: {result}")
-            function = {"type": "function", "function": call_fields(call)}
-            messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
-            messages.append({"role": "tool", "name": call.name, "content": result})
-        last = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
-        messages.append({"role": "assistant", "content": last})
+            messages += reference_messages(world, call, f"case {case.id!r}, turns[{number}]")
+        messages.append(last_message(turn))
         history = [*history, reference]
     return rows
+
+
+def reference_messages(world: World, call: ToolCall, where: str) -> list[dict[str, Any]]:
+    """Make a reference call; it and its result as messages. Raises TaskError, beginning with `where`, if it fails."""
+    result = world.call(call)
+    if world.error is not None:
+        raise TaskError(f"{where}: {call.name} fails: {result}")
+    function = {"type": "function", "function": call_fields(call)}
+    return [
+        {"role": "assistant", "content": "", "tool_calls": [function]},
+        {"role": "tool", "name": call.name, "content": result},
+    ]
+
+
+def last_message(turn: UserTurn) -> dict[str, Any]:
+    """What the assistant says at the end of a turn that is over."""
+    said = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
+    return {"role": "assistant", "content": said}
 
 
 def load_cases(path: str | Path) -> list[Case]:

@@ -15,38 +15,28 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.evaluation.endpoint_options import (
     EndpointCounts,
     EndpointError,
     EndpointOptions,
+    Gate,
     check_url,
     without_secrets,
 )
-from fission_grpo.evaluation.endpoint_reply import Answer, Unreadable, read_answer, retry_after
+from fission_grpo.evaluation.endpoint_reply import Answer, Fault, Unreadable, read_answer, retry_after
 from fission_grpo.evaluation.local import encodable, prompt_text
 from fission_grpo.evaluation.messages import to_openai, tools_to_openai
 from fission_grpo.evaluation.play import Reply, Request
 
-__all__ = ["EndpointCounts", "EndpointError", "EndpointOptions", "EndpointPolicy"]
+__all__ = ["EndpointCounts", "EndpointError", "EndpointOptions", "EndpointPolicy", "Fault", "Gate"]
 
 CHECK_TRIES = 3
 """Tries of `check`. [ours] Somebody waits for it, and has mostly got the URL wrong."""
 _NO_KEY = "none"
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
 _KEY = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """Why a try brought no reply; `wait` is what the endpoint asks for, in seconds."""
-
-    reason: str
-    detail: str = ""
-    again: bool = True
-    wait: float = 0.0
 
 
 class EndpointPolicy:
@@ -59,6 +49,7 @@ class EndpointPolicy:
         base_url: of the endpoint, such as "http://localhost:8000/v1"; None: OPENAI_BASE_URL, else OpenAI's own.
         options: of the requests.
         tokenizer: renders dialogues for raw completions; not needed for requests with a `prompt`.
+        gate: asked before each try.
 
     Raises:
         EndpointError: OpenAI's own endpoint, and no key in the environment; a key or a URL that cannot be one.
@@ -71,10 +62,11 @@ class EndpointPolicy:
         base_url: str | None = None,
         options: EndpointOptions | None = None,
         tokenizer: Any = None,
+        gate: Gate | None = None,
     ):
         import openai
 
-        self.model, self.options, self.tokenizer = model, options or EndpointOptions(), tokenizer
+        self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         self._key = os.environ.get(self.options.key_variable, "").strip() or _NO_KEY
         if not (self._key.isascii() and self._key.isprintable()):
             raise EndpointError(f"the environment variable {self.options.key_variable} holds characters no key has")
@@ -116,6 +108,10 @@ class EndpointPolicy:
         """
         return asyncio.run_coroutine_threadsafe(self._reply(self._body(request)), self._loop)
 
+    def ask(self, request: Request) -> Future[tuple[Answer | Fault, int]]:
+        """Begin a reply, told with its cost, or with why there is none; and the number of tries. See `submit`."""
+        return asyncio.run_coroutine_threadsafe(self._asked(self._body(request)), self._loop)
+
     def check(self) -> None:
         """Ask for a short reply, which is counted nowhere.
 
@@ -130,7 +126,7 @@ class EndpointPolicy:
         with self._lock:
             self._numbers.clear()
             self._reasons.clear()
-        if isinstance(outcome, _Fault):
+        if isinstance(outcome, Fault):
             served = asyncio.run_coroutine_threadsafe(self._served(), self._loop).result()
             raise EndpointError(self._explained(outcome, tries) + served)
 
@@ -177,33 +173,49 @@ class EndpointPolicy:
             given["max_tokens"] = None
         return {**body, "model": self.model, **{name: value for name, value in given.items() if value is not None}}
 
-    async def _reply(self, body: dict[str, Any]) -> Reply:
+    async def _asked(self, body: dict[str, Any]) -> tuple[Answer | Fault, int]:
         async with self._places:
-            outcome, tries = await self._outcome(body, self.options.tries)
+            outcome, tries = await self._outcome(body, self.options.tries, self._gate)
+            if self._gate is not None:
+                tokens = 0 if isinstance(outcome, Fault) else outcome.prompt_tokens + outcome.reply.tokens
+                self._gate.ended(outcome.reason if isinstance(outcome, Fault) else None, tokens)
         if isinstance(outcome, Answer):
-            reply = outcome.reply
             self._count(
                 prompt_tokens=outcome.prompt_tokens,
-                completion_tokens=reply.tokens,
+                completion_tokens=outcome.reply.tokens,
                 uncounted=not outcome.counted,
                 empty=outcome.empty,
                 cut=outcome.cut,
             )
-            return reply
-        if outcome.reason == "too long":
+        elif outcome.reason == "too long":
             self._count(too_long=1)
+        else:
+            self._count_reason("lost", outcome.reason)
+        return outcome, tries
+
+    async def _reply(self, body: dict[str, Any]) -> Reply:
+        outcome, tries = await self._asked(body)
+        if isinstance(outcome, Answer):
+            return outcome.reply
+        if outcome.reason == "too long":
             return Reply("", truncated=True)
-        self._count_reason("lost", outcome.reason)
         why = f"{outcome.reason} after {tries} {'try' if tries == 1 else 'tries'}"
         return Reply("", lost=f"{why}: {outcome.detail}" if outcome.detail else why)
 
-    async def _outcome(self, body: dict[str, Any], most: int) -> tuple[Answer | _Fault, int]:
+    async def _outcome(self, body: dict[str, Any], most: int, gate: Gate | None = None) -> tuple[Answer | Fault, int]:
         """The answer, or why there is none after at most `most` tries; and the number of tries."""
         options, end = self.options, time.monotonic() + self.options.patience
         tries = 0
         while True:
+            if gate is not None and (closed := gate.enter()) is not None:
+                return Fault(closed, again=False), tries
             self._count(requests=1)
-            outcome = await self._try(body, min(options.timeout, end - time.monotonic()))
+            outcome, began = Fault("cancelled"), time.monotonic()
+            try:
+                outcome = await self._try(body, min(options.timeout, end - began))
+            finally:
+                if gate is not None:
+                    gate.leave(None if isinstance(outcome, Answer) else outcome.reason, time.monotonic() - began)
             tries += 1
             if isinstance(outcome, Answer) or not outcome.again or tries >= min(most, options.tries):
                 return outcome, tries
@@ -213,23 +225,26 @@ class EndpointPolicy:
             self._count_reason("retries", outcome.reason)
             await asyncio.sleep(wait)
 
-    async def _try(self, body: dict[str, Any], seconds: float) -> Answer | _Fault:
+    async def _try(self, body: dict[str, Any], seconds: float) -> Answer | Fault:
         options, openai = self.options, self._openai
         make = self._client.completions if options.raw else self._client.chat.completions
         try:
-            sent = make.with_raw_response.create(**body, extra_body=dict(options.extra_body) or None)
+            # within `extra_body`, as openai walks through all other fields: an eighth of a request's time
+            first = {"prompt": ""} if options.raw else {"messages": []}
+            whole = {**body, **options.extra_body}
+            sent = make.with_raw_response.create(model=self.model, **first, extra_body=whole)  # pyright: ignore
             response = await asyncio.wait_for(sent, seconds)
             return read_answer(response.content, response.headers.get("content-type", ""))
         except (TimeoutError, openai.APITimeoutError):
-            return _Fault("timeout", f"no whole answer within {seconds:.3g} s")
+            return Fault("timeout", f"no whole answer within {seconds:.3g} s")
         except openai.APIStatusError as error:
             return self._refusal(error.status_code, error.response)
         except openai.APIConnectionError as error:
-            return _Fault("connection", self._clean(error.__cause__ or error))
+            return Fault("connection", self._clean(error.__cause__ or error))
         except Unreadable as error:
-            return _Fault(error.reason, self._clean(error))
+            return Fault(error.reason, self._clean(error))
         except Exception as error:  # noqa: BLE001 - whatever an answer makes the client raise costs one reply, counted
-            return _Fault("client", self._clean(f"{type(error).__name__}: {error}"))
+            return Fault("client", self._clean(f"{type(error).__name__}: {error}"))
 
     async def _served(self) -> str:
         """The models the endpoint says it has, for the message about a fault at the start; "" if it does not say."""
@@ -241,15 +256,15 @@ class EndpointPolicy:
         listed = self._clean(", ".join(names[:10])) + (", ..." if len(names) > 10 else "")
         return f" (it serves: {listed})" if names else ""
 
-    def _refusal(self, status: int, response: Any) -> _Fault:
+    def _refusal(self, status: int, response: Any) -> Fault:
         """A status of 4xx or 5xx as a fault: 408, 409, 429 and 5xx may pass."""
         detail = self._clean(response.text)
         if status in (400, 413, 422) and _TOO_LONG.search(detail):
-            return _Fault("too long", detail, again=False)
+            return Fault("too long", detail, again=False)
         again = status in (408, 409, 429) or status >= 500
-        return _Fault(f"HTTP {status}", detail, again, retry_after(response.headers))
+        return Fault(f"HTTP {status}", detail, again, retry_after(response.headers))
 
-    def _explained(self, fault: _Fault, tries: int) -> str:
+    def _explained(self, fault: Fault, tries: int) -> str:
         """What to do about a fault at the start."""
         hints = {
             "HTTP 401": f"set the right key in the environment variable {self.options.key_variable}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 
@@ -50,6 +50,22 @@ class EndpointOptions:
         for name in ("concurrency", "timeout", "patience", "tries"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"EndpointOptions.{name} must be positive, got {getattr(self, name)}")
+
+
+class Gate(Protocol):
+    """Decides before each try whether it may be made, such as a budget or a circuit breaker."""
+
+    def enter(self) -> str | None:
+        """Why the try may not be made, which ends its request for this reason; None if it may."""
+        ...
+
+    def leave(self, reason: str | None, seconds: float) -> None:
+        """What became of a try that was let in: None if it was answered, else the fault's reason or "cancelled"."""
+        ...
+
+    def ended(self, reason: str | None, tokens: int) -> None:
+        """What became of a request with all its tries: None and its tokens, else why there is no reply."""
+        ...
 
 
 @dataclass(frozen=True)

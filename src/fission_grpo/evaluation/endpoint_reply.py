@@ -45,6 +45,16 @@ class Answer:
     cut: bool = False
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Why a try brought no reply ("timeout", "HTTP 429", ...); `wait` is what the endpoint asks for, in seconds."""
+
+    reason: str
+    detail: str = ""
+    again: bool = True
+    wait: float = 0.0
+
+
 def read_answer(body: bytes, content_type: str = "") -> Answer:
     """Read the body of a chat completion or of a raw completion.
 

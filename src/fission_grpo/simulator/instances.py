@@ -19,7 +19,7 @@ from typing import Any
 
 from fission_grpo.chat import parse
 from fission_grpo.json_text import quoted
-from fission_grpo.recovery import recovery_id
+from fission_grpo.recovery import dialogue_before, recovery_id
 from fission_grpo.task_json import call_fields
 from fission_grpo.task_rows import RowError, TaskFileError, read_task_rows
 from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, ToolCall
@@ -58,12 +58,8 @@ def instance(failure: Failure, api: str, origin: str) -> Instance:
     Example:
         Of a failure in an episode's third turn, the two turns before it become messages of the prompt.
     """
-    task, last = failure.task, failure.turns[-1]
-    messages = [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else list(task.prompt)
-    for turn in failure.turns[:-1]:
-        messages.append({"role": "assistant", "content": turn.text})
-        messages += [{"role": "tool", "name": r.call.name, "content": r.content} for r in turn.results]
-    step = Task(recovery_id(failure), tuple(messages), task.tools, failure.reference)
+    last = failure.turns[-1]
+    step = Task(recovery_id(failure), tuple(dialogue_before(failure)), failure.tools, failure.reference)
     one = Failure(step, (replace(last, results=()),), failure.kind, failure.detail, failure.call_index)
     return Instance(one, api, origin)
 
@@ -74,13 +70,19 @@ def write_instances(path: Path, instances: Iterable[Instance]) -> None:
     known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     lines = []
     for one in instances:
-        tools = json.dumps([dict(tool) for tool in one.failure.task.tools], ensure_ascii=False)
-        key = hashlib.sha1(tools.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-        known.setdefault(key, json.loads(tools))
+        tools = [dict(tool) for tool in one.failure.tools]
+        key = tools_key(tools)
+        known.setdefault(key, tools)
         lines.append(json.dumps(_row(one, key), ensure_ascii=True) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(known, ensure_ascii=True) + "\n", encoding="utf-8")
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def tools_key(tools: Sequence[Mapping[str, Any]]) -> str:
+    """A short name for a set of tool schemas: the same for the same ones in the same order."""
+    text = json.dumps([dict(tool) for tool in tools], ensure_ascii=False)
+    return hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def load_instances(path: Path) -> list[Instance]:
@@ -94,7 +96,7 @@ def load_instances(path: Path) -> list[Instance]:
         tools = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     except ValueError as error:
         raise TaskFileError(f"{beside}: not JSON ({error}); make it again with `simulator data`") from error
-    read = read_task_rows(path, "file of `fission-grpo simulator data`", lambda row, name: _instance(row, tools))
+    read = read_task_rows(path, "file of `fission-grpo simulator data`", lambda row, name: read_instance(row, tools))
     if not read:
         raise TaskFileError(f"{path}: no instances in it; make some with `fission-grpo simulator data`")
     return read
@@ -123,7 +125,16 @@ def _row(one: Instance, tools: str) -> dict[str, Any]:
 _TEXTS = ("id", "api", "origin", "kind", "detail", "failed", "diagnosis", "teacher")
 
 
-def _instance(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, Instance]:
+def read_instance(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, Instance]:
+    """Id and instance of a row.
+
+    Args:
+        row: as at the top of this module.
+        tools: sets of schemas by their keys.
+
+    Raises:
+        RowError: naming the field that is wrong.
+    """
     for field in _TEXTS:
         if not isinstance(row.get(field), str):
             raise RowError(field, f"must be a string, got {quoted(row.get(field))}")

@@ -12,8 +12,9 @@ from functools import lru_cache
 from typing import Any
 
 from fission_grpo.json_text import quoted
-from fission_grpo.schema import tool_names
-from fission_grpo.trajectory import Failure, Message
+from fission_grpo.recovery import dialogue_before
+from fission_grpo.schema import parameter_schema, tool_names
+from fission_grpo.trajectory import ErrorKind, Failure, Message
 
 SYSTEM = """\
 You simulate the runtime of a tool-calling assistant. The assistant's last turn failed. Write the error message that \
@@ -26,12 +27,18 @@ to you. Answer with the error message only."""
 SHORT_SYSTEM = "Write the runtime's error message for the failed turn. Never give a correct value away."
 """For small models that are trained to do it anyway. [ours]"""
 
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
 CHARACTERS = 24_000
 """Longest prompt, in characters, about 6,000 tokens. [ours] Tools nobody named, then old dialogue, are left out."""
 
 
 def simulator_messages(
-    failure: Failure, characters: int = CHARACTERS, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()
+    failure: Failure,
+    characters: int = CHARACTERS,
+    system: str = SYSTEM,
+    shots: Sequence[tuple[str, str]] = (),
+    brief: bool = False,
 ) -> list[Message]:
     """The dialogue to which the simulator's reply is the diagnosis.
 
@@ -42,51 +49,71 @@ def simulator_messages(
             is left, then other tools.
         system: the system prompt.
         shots: examples, as pairs of a failure's text (`failure_text`) and the diagnosis wished for.
+        brief: tools as signatures, without descriptions, for small models.
     """
+    return messages_about(failure_text(failure, characters, brief), system, shots)
+
+
+def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
+    """`simulator_messages` around a failure's text (`failure_text`)."""
     examples = [
-        {"role": role, "content": text}
+        {"role": role, "content": said}
         for shot in shots
-        for role, text in zip(("user", "assistant"), shot, strict=True)
+        for role, said in zip(("user", "assistant"), shot, strict=True)
     ]
-    return [
-        {"role": "system", "content": system},
-        *examples,
-        {"role": "user", "content": failure_text(failure, characters)},
-    ]
+    return [{"role": "system", "content": system}, *examples, {"role": "user", "content": text}]
 
 
-def failure_text(failure: Failure, characters: int = CHARACTERS) -> str:
+def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> str:
     """A failure as the simulator sees it. See `simulator_messages`."""
-    named = {call.name for call in (*failure.calls, *(failure.reference or ()))}
-    tools = list(zip(tool_names(failure.task.tools), map(_tool_text, map(_Same, failure.task.tools)), strict=True))
-    shown = [text for name, text in tools if name in named]
-    others = [text for name, text in tools if name not in named]
+    return "\n".join(failure_parts(failure, characters, brief))
+
+
+def failure_parts(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> tuple[str, str]:
+    """The two parts of `failure_text`: the tools, mostly one `str` object for many failures, and all that follows."""
+    same = _Same(failure.tools)
+    named = frozenset(call.name for call in (*failure.calls, *(failure.reference or ())))
+    shown, others = _divided(same, named, brief)
     end = _end(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
-    dialogue = _dialogue(failure.task.prompt, max(200, left // 2))
+    dialogue = _dialogue(dialogue_before(failure), max(100 if brief else 200, left // 2))
+    rest = f"# Dialogue\n{dialogue}\n{end}"
     left -= len(dialogue)
+    if sum(map(len, others)) + len(others) <= left:
+        return _all_tools(same, named, brief), rest
+    fitting = []
     for text in others:
         left -= len(text) + 1
         if left < 0:
             break
-        shown.append(text)
-    return "\n".join(["# Tools", *shown, "# Dialogue", dialogue, end])
+        fitting.append(text)
+    return "\n".join(["# Tools", *shown, *fitting]), rest
 
 
 def _end(failure: Failure, most: int) -> str:
-    parts = ["# Failed turn", _cut(failure.turns[-1].text, most), f"# Kind of failure\n{failure.kind}"]
-    if failure.detail:
-        parts.append(f"# The runtime's own message\n{_cut(failure.detail, most)}")
+    kind, message = _known(failure)
+    parts = ["# Failed turn", _cut(failure.turns[-1].text, most), f"# Kind of failure\n{kind}"]
+    if message:
+        parts.append(f"# The runtime's own message\n{_cut(message, most)}")
     if failure.reference is not None:
-        calls = [json.dumps({"name": c.name, "arguments": c.arguments}, ensure_ascii=False) for c in failure.reference]
+        calls = [_json({"name": call.name, "arguments": call.arguments}) for call in failure.reference]
         parts.append("# Correct calls (secret)\n" + ("\n".join(calls) or "none: no call is needed"))
     return "\n".join(parts)
 
 
-def _dialogue(prompt: str | Sequence[Message], most: int) -> str:
+def _known(failure: Failure) -> tuple[ErrorKind, str]:
+    """Kind and message as they are known where the failure is met.
+
+    What a tool says is known only where the call was made. Without results (step tasks, and the instances a simulator
+    is trained on) a call that would raise is just a wrong one: what it would raise is for the simulator to say.
+    """
+    if failure.kind == ErrorKind.RAISED and not failure.turns[-1].results:
+        return ErrorKind.WRONG_CALL, ""
+    return failure.kind, failure.detail
+
+
+def _dialogue(prompt: Sequence[Message], most: int) -> str:
     """The end of a dialogue, at most so many characters; the system prompt and what is cut are left out."""
-    if isinstance(prompt, str):
-        return _tail(prompt, most)
     lines: list[str] = []
     for message in reversed(prompt):
         if message["role"] == "system":
@@ -110,24 +137,53 @@ def quoted_call(call: Mapping[str, Any]) -> str:
 
 
 class _Same:
-    """A tool schema, hashable by identity: schemas are shared by thousands of failures and never change."""
+    """A tool schema or a task's tools, hashable by identity: many failures share them, and they never change."""
 
-    def __init__(self, tool: Mapping[str, Any]):
-        self.tool = tool
+    def __init__(self, it: Any):
+        self.it = it
 
     def __hash__(self) -> int:
-        return id(self.tool)
+        return id(self.it)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.tool is self.tool
+        return isinstance(other, _Same) and other.it is self.it
 
 
 @lru_cache(maxsize=4096)
 def _tool_text(same: _Same) -> str:
     """One line: name, description and parameters."""
-    tool = same.tool.get("function", same.tool)
+    tool = same.it.get("function", same.it)
     known = {key: tool[key] for key in ("name", "description", "parameters") if key in tool}
-    return json.dumps(known, ensure_ascii=False)
+    return _json(known)
+
+
+@lru_cache(maxsize=4096)
+def _divided(tools: _Same, named: frozenset[str], brief: bool) -> tuple[list[str], list[str]]:
+    """The texts of a task's tools: those named, the others."""
+    write = _signature if brief else _tool_text
+    texts = list(zip(tool_names(tools.it), map(write, map(_Same, tools.it)), strict=True))
+    return [text for name, text in texts if name in named], [text for name, text in texts if name not in named]
+
+
+@lru_cache(maxsize=1024)
+def _all_tools(tools: _Same, named: frozenset[str], brief: bool) -> str:
+    """All tools as they are shown, those named first."""
+    shown, others = _divided(tools, named, brief)
+    return "\n".join(["# Tools", *shown, *others])
+
+
+@lru_cache(maxsize=4096)
+def _signature(same: _Same) -> str:
+    """One line such as `book(to: string, seats?: integer, class: economy|first)`; "?" marks what may be left out."""
+    schema = parameter_schema(same.it)
+    needed = schema.get("required") or ()
+    parts = []
+    for name, field in (schema.get("properties") or {}).items():
+        options = field.get("enum") if isinstance(field, Mapping) else None
+        kind = field.get("type", "any") if isinstance(field, Mapping) else "any"
+        said = "|".join(map(str, options or (kind if isinstance(kind, list) else [kind])))
+        parts.append(f"{name}{'' if name in needed else '?'}: {said}")
+    return f"{tool_names([same.it])[0]}({', '.join(parts)})"
 
 
 def _cut(text: str, most: int) -> str:

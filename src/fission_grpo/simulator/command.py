@@ -1,0 +1,50 @@
+"""`fission-grpo simulator data|train|check|rate`."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """\
+usage: fission-grpo simulator COMMAND [options]
+
+The Error Simulator: a model that tells a policy what is wrong with its call, without giving the answer away.
+
+commands:
+  data     failures with diagnoses, from BFCL's environments, task files, runs, evaluations or a policy's samples
+  train    a simulator from such data, with TRL's SFTTrainer
+  check    leaks, specificity, kinds of error, length; and what the diagnoses are worth to a policy
+  rate     a sheet for human ratings, and agreement of the sheets that come back
+
+From nothing to a training run with a simulator of your own (docs/simulator.md):
+
+  fission-grpo simulator data --output runs/simulator_data
+  fission-grpo simulator train --data runs/simulator_data --model starter-size --output runs/simulator
+  fission-grpo simulator check --data runs/simulator_data --source local:runs/simulator --output runs/simulator_check
+  fission-grpo train --config configs/bfcl_fission.yaml --diagnose local:runs/simulator,rules
+"""
+
+
+def simulator_command(argv: list[str]) -> int:
+    """Run a command of the group. Returns its exit status."""
+    command, *rest = argv or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "data":
+        from fission_grpo.simulator.data_command import data_command
+
+        return data_command(rest)
+    if command == "train":
+        from fission_grpo.simulator.train_command import train_command
+
+        return train_command(rest)
+    if command == "check":
+        from fission_grpo.simulator.check_command import check_command
+
+        return check_command(rest)
+    if command == "rate":
+        from fission_grpo.simulator.rate_command import rate_command
+
+        return rate_command(rest)
+    print(f"error: unknown command {command!r}; commands: data, train, check, rate", file=sys.stderr)
+    return 2
