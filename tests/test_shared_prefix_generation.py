@@ -146,7 +146,7 @@ def test_stop_strings_end_rows_as_in_plain_generate():
     assert found[0].equal(found[1])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(1, 14), min_size=1, max_size=9), st.integers(0, 99), st.sampled_from(list(MODELS)))
 def test_any_groups_in_any_order(sizes, seed, kind):
     plain, found, _ = both(make_model(kind), *make_prompts(sizes, seed), seed=seed)

@@ -7,6 +7,7 @@ What it changes of TRL's: `generate`, for the time of the rollouts; the work of 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
 from fission_grpo.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps, unsupported
 
 _log = logging.getLogger(__name__)
+
+SHARING_COUNTS = ("shared_prefix/prompt_tokens", "shared_prefix/read_tokens", "shared_prefix/unshared")
+"""What `take_sharing_counts` counts."""
 
 
 class SharedPrefixTrainer(GRPOTrainer):
@@ -33,12 +37,25 @@ class SharedPrefixTrainer(GRPOTrainer):
         self._shares: dict[int, bool] = {}  # by id of the causal LM, after its self-check
         self._with_gradient: Tensor | None = None
         self._generated = False
+        self._told: Counter[str] = Counter()
         super().__init__(*args, **kwargs)
         self.shared_generation.remember = bool(self.tools)
 
     @property
     def _sharing(self) -> bool:
         return getattr(self.args, "shared_prefix", True)
+
+    def take_sharing_counts(self) -> Counter[str]:
+        """What this rank's calls of `generate` shared since this was last asked; empty if there was none.
+
+        Returns:
+            Of `SHARING_COUNTS`: prompt tokens that were asked for and those of them that were computed, both of the
+            calls that shared; and calls that were left to transformers.
+        """
+        counts, told = self.shared_generation.counts, self._told
+        self._told = counts.copy()
+        found = {name: counts[key := name.split("/")[1]] - told[key] for name in SHARING_COUNTS}
+        return Counter({name: number for name, number in found.items() if number})
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         self._generated = True
