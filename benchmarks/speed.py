@@ -76,7 +76,7 @@ def steps_command(options: argparse.Namespace) -> None:
         held.append({"setting": asdict(setting), "trainer": name, "machine": machine, **alone(setting, name)})
         write(options.output, held)
     for entry in summary(held):
-        print(json.dumps(entry, indent=1))
+        print(*(f"{key}: {entry[key]}" for key in entry if key != "median_least_most"), sep="\n  ")
 
 
 def alone(setting: Setting, name: str) -> dict[str, float]:

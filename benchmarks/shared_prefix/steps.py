@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
@@ -28,7 +28,6 @@ METHODS = {
     "_generate": "rollouts",
     "_get_per_token_logps_and_entropies": "logps",
     "_compute_loss": "loss",
-    "training_step": "all",
 }
 
 
@@ -54,11 +53,19 @@ class Setting:
     micro_batch: int = 0
 
 
-class Clocks:
-    """Seconds of every step's parts, of the processor and (`..._clock`) on the clock."""
+class Clocks(TrainerCallback):
+    """Seconds of every step's parts, of the processor and (`..._clock`) on the clock; "all": with the optimizer's."""
 
     def __init__(self):
         self.steps: list[dict[str, float]] = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.steps.append(defaultdict(float))
+        self.whole = self.part("all")
+        self.whole.__enter__()
+
+    def on_step_end(self, *args, **kwargs):
+        self.whole.__exit__(None, None, None)
 
     @contextmanager
     def part(self, name: str):
@@ -74,9 +81,6 @@ def clocked(base: type) -> type:
 
     def timed(name: str):
         def method(self, *args, **kwargs):
-            if name == "training_step" and (not self.clocks.steps or self.clocks.at != self.state.global_step):
-                self.clocks.at = self.state.global_step
-                self.clocks.steps.append(defaultdict(float))
             with self.clocks.part(METHODS[name]):
                 result = getattr(super(Clocked, self), name)(*args, **kwargs)
             if name == "_compute_loss":
@@ -118,6 +122,7 @@ def make_trainer(setting: Setting, name: str, steps: int, folder: str) -> Any:
     model, tokenizer, own, more = _starter() if setting.model is None else _random_text(setting, name, steps)
     trainer = clocked(cls)(model=model, args=config(**fields, **own), processing_class=tokenizer, **more)
     trainer.clocks = Clocks()
+    trainer.add_callback(trainer.clocks)
     backward = trainer.accelerator.backward
 
     def timed_backward(*args, **kwargs):
