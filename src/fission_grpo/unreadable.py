@@ -78,7 +78,7 @@ def tell_unreadable(tokenizer: Any) -> bool:
 class Schemas:
     """JSON schemas of tool functions, made once; transformers makes them anew, from docstrings, for every turn read.
 
-    Of a starter policy's step of 2 s that took 0.1 s. A function's schema does not change, so the key is the functions.
+    That took 0.1 s of a starter policy's step of 2 s. Schemas do not change, so the key is the functions.
     """
 
     def __init__(self):
