@@ -57,7 +57,7 @@ def train(steps: int, waiting: int, seed: int) -> dict[str, list[float]]:
             environment_factory=Desk,
         )
         for item in fillers(waiting, seed):
-            trainer.buffer.push(item)
+            trainer.fission.buffer.push(item)
         trainer.train()
         entries = [entry for entry in trainer.state.log_history if "fission/seconds" in entry]
     times: dict[str, list[float]] = {}

@@ -58,7 +58,7 @@ def journal(folder, event):
 
 
 def test_fission_off_is_trls_grpo_exactly(tmp_path):
-    ours = desk_trainer(tmp_path / "ours", fission=False)
+    ours = desk_trainer(tmp_path / "ours", fission=False, shared_prefix=False)
     ours.train()
     theirs = desk_trainer(tmp_path / "theirs", GRPOTrainer, GRPOConfig)  # made here, as making it seeds everything
     theirs.train()

@@ -20,7 +20,10 @@ class FissionGRPOConfig(GRPOConfig):
 
     fission: bool = field(
         default=True,
-        metadata={"help": "Run recover cycles [paper]. False is TRL's GRPO exactly: same seeds, same losses."},
+        metadata={
+            "help": "Run recover cycles [paper]. False is TRL's GRPO: same seeds, same losses; to the last bit with "
+            "shared_prefix false, too, else up to rounding."
+        },
     )
     num_recoveries: int | None = field(
         default=None,
@@ -117,6 +120,14 @@ class FissionGRPOConfig(GRPOConfig):
         metadata={
             "help": "Stop after the step in which the policy has sampled this many tokens in all, explore and recover "
             "cycles together, so that methods are compared at equal cost; 0: no limit [ours]."
+        },
+    )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute the prompt of a group once, in generation and in the update: same tokens, losses and "
+            "gradients up to rounding, in less time and memory. Where the model does not allow it, a warning says why "
+            "and TRL's own computation is used. False: always TRL's own [ours]."
         },
     )
     journal: bool = field(

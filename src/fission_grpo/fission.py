@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +92,20 @@ class Fission:
 
     def begin_cycle(self, step: int) -> list[CorrectiveInstance]:
         """Decide what the next cycle does: the contexts to recover from, or an empty list to explore."""
-        for item in self.buffer.expire(step):
+        expired = self.buffer.expire(step)
+        for item in expired:
             self.journal.dropped(item, step, "age")
+        self._forget((*self.recovering, *expired))
         count = self.args.contexts_per_cycle
         recover = self.share.due() and len(self.buffer) >= (self.args.recover_trigger or count)
         self.recovering = self.buffer.pop(count, self.odds.variance) if recover else []
-        held = {item.task.id for item in (*self.buffer, *self.recovering)}
-        self.states = {name: state for name, state in self.states.items() if name in held}
         return self.recovering
+
+    def _forget(self, items: Iterable[CorrectiveInstance]) -> None:
+        """Drop snapshots of instances that do not wait (any more); never a look at the whole buffer."""
+        for item in items:
+            if item.task.id not in self.buffer:
+                self.states.pop(item.task.id, None)
 
     @property
     def later(self) -> bool:
@@ -152,7 +158,9 @@ class Fission:
                 self.journal.pushed(item)
                 for dropped in self.buffer.push(item):
                     self.journal.dropped(dropped, step, "capacity")
+                    self._forget([dropped])
             roots |= {item.task.root for item, _ in fresh}
+            self._forget(item for item, _ in made)
         return {
             "fission/pushed": float(pushed.total()),
             "fission/buffer": float(len(self.buffer)),

@@ -40,6 +40,7 @@ from fission_grpo.run_state import (
     split_batches,
     unpack_rows,
 )
+from fission_grpo.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixTrainer
 from fission_grpo.step_reward import StepReward, progress_of
 from fission_grpo.unreadable import answering, tell_unreadable
 
@@ -48,7 +49,7 @@ Diagnosis = str | Diagnose | Source
 _log = logging.getLogger(__name__)
 
 
-class FissionGRPOTrainer(GRPOTrainer):
+class FissionGRPOTrainer(SharedPrefixTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and:
@@ -114,7 +115,9 @@ class FissionGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:  # pyright: ignore[reportOptionalMemberAccess]
-            return super()._generate_and_score_completions(inputs)
+            output = super()._generate_and_score_completions(inputs)
+            self.take_sharing_counts()  # the next cycle tells its own only
+            return output
         started = time.perf_counter()
         rows = self._next_rows(inputs) if self.args.fission else inputs
         spent = time.perf_counter() - started
@@ -186,6 +189,7 @@ class FissionGRPOTrainer(GRPOTrainer):
             failed.append(Failed(failures, flat[group], success[group], worlds.state_at(i)))
         counts = count(rollouts, [one.failures[0] for one in failed if one.failures])
         counts.update(worlds.take_counts())
+        counts.update(self.take_sharing_counts())
         if self.args.fission:
             self.fission.ask(failed, step)
         outcomes = [_outcome(rollout) for rollout in rollouts] if self.fission.recovering else []
@@ -222,6 +226,7 @@ class FissionGRPOTrainer(GRPOTrainer):
             "fission/generated_tokens": float(self.generated_tokens),
             "fission/infrastructure": float(total["infrastructure"]),
             **{f"fission/{name}": float(n) for name, n in total.items() if name.startswith("world/")},
+            **{name: float(total[name]) for name in SHARING_COUNTS if any(total[one] for one in SHARING_COUNTS)},
         }
 
     def _weighted_rewards(self) -> list[float]:

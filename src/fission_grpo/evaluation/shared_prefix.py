@@ -53,7 +53,7 @@ def read_once(model: Any, prefix: Sequence[int], rows: int, room: int) -> Any:
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
         return None
     for number, layer in enumerate(layers):
-        cache.layers[number] = roomy = _roomy_layer()(room)
+        cache.layers[number] = roomy = roomy_layer()(room)
         roomy.update(*(states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values)))
     return cache
 
@@ -72,12 +72,12 @@ def empty_cache(model: Any, room: int) -> Any:
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    cache.layers = [_roomy_layer()(room) for _ in cache.layers]
+    cache.layers = [roomy_layer()(room) for _ in cache.layers]
     return cache
 
 
 @functools.cache
-def _roomy_layer() -> Any:
+def roomy_layer() -> Any:
     """The class of a cache layer whose first states are stored with room behind them, into which later ones go."""
     from transformers.cache_utils import DynamicLayer
 

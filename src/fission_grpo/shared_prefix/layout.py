@@ -1,0 +1,213 @@
+"""A micro-batch packed so that every prompt occurs once: [prompt | completion 1 | ... | completion G], next group.
+
+Positions are those of the padded batch (columns of [prompt_ids | completion_ids]), so rotary embeddings get the very
+numbers that TRL's unshared forward gives them. Nothing is padded: the packed row has one token per attended token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroupedBatch:
+    """A micro-batch as TRL's GRPOTrainer holds it: B rows, prompts of at most P tokens, completions of at most R.
+
+    Args:
+        prompt_ids: (B, P) int, padded on the left.
+        prompt_mask: (B, P), 1 where `prompt_ids` is a token, 0 where it is padding.
+        completion_ids: (B, R) int, padded on the right.
+        completion_mask: (B, R), 1 where `completion_ids` is a token. A row of zeros (a truncated completion that
+            TRL masks) has no log-probabilities.
+        tool_mask: (B, R), 1 where the policy wrote the token, 0 in tool results; None: all are the policy's.
+
+    Raises:
+        ValueError: a shape does not fit, a prompt is empty, or a mask is not padding on the side said.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    tool_mask: Tensor | None = None
+
+    def __post_init__(self):
+        shape = self.completion_ids.shape
+        if self.prompt_ids.shape != self.prompt_mask.shape or shape != self.completion_mask.shape:
+            raise ValueError("each mask must have the shape of its token ids: (B, P) for prompts, (B, R) completions.")
+        if self.tool_mask is not None and self.tool_mask.shape != shape:
+            raise ValueError(f"tool_mask is {tuple(self.tool_mask.shape)}; it must be {tuple(shape)}, as completions.")
+        if len(self.prompt_ids) != len(self.completion_ids):
+            raise ValueError(f"{len(self.prompt_ids)} prompts, but {len(self.completion_ids)} completions.")
+        if not bool(self.prompt_mask.bool()[:, -1:].all()) or not _never_falls(self.prompt_mask):
+            raise ValueError("every prompt needs a token, and padding on its left only.")
+        if not _never_falls(self.completion_mask.flip(1)):
+            raise ValueError("completions must be padded on their right only.")
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> GroupedBatch:
+        """The batch in the dictionary that TRL hands to `_compute_loss`."""
+        return cls(*(inputs[name] for name in _FIELDS), tool_mask=inputs.get("tool_mask"))
+
+    def rows(self, chosen: Tensor) -> GroupedBatch:
+        """The rows numbered in `chosen` (K,)."""
+        tool_mask = None if self.tool_mask is None else self.tool_mask[chosen]
+        return GroupedBatch(*(getattr(self, name)[chosen] for name in _FIELDS), tool_mask=tool_mask)
+
+
+_FIELDS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+
+
+def _never_falls(mask: Tensor) -> bool:
+    mask = mask.bool()
+    return not bool((mask[:, :-1] & ~mask[:, 1:]).any())
+
+
+def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
+    """Rows with the same prompt, in order of first occurrence; what stands in the padding does not matter.
+
+    Args:
+        prompt_ids: (B, P) int.
+        prompt_mask: (B, P).
+
+    Returns:
+        Lists of row numbers. Prompts [a, b, a] give [[0, 2], [1]].
+    """
+    found: dict[tuple[int, ...], list[int]] = {}
+    lengths = prompt_mask.sum(1).tolist()
+    for row, (ids, length) in enumerate(zip(prompt_ids.tolist(), lengths, strict=True)):
+        found.setdefault(tuple(ids[len(ids) - int(length) :]), []).append(row)
+    return list(found.values())
+
+
+def whole_groups(prompt_ids: Tensor, prompt_mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A random order of a batch's rows in which the rows of a prompt stay together: (B,) row numbers.
+
+    TRL shuffles single rows before it cuts the batch into micro-batches. Shuffling whole groups instead leaves the
+    gradient of an optimizer step the same when the step takes the whole generation batch (TRL's default) and the
+    loss weighs rows or tokens alike in all micro-batches: "grpo", "sapo", "dr_grpo", "luspo", "dapo", "cispo",
+    "vespo". ("bnpo" divides by each micro-batch's own tokens, so there the order matters, with TRL's shuffle too.)
+    """
+    groups = groups_of(prompt_ids, prompt_mask)
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    return torch.tensor([row for i in order for row in groups[i]], device=prompt_ids.device)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Where one group lies in the packed row: its prompt first, then its completions.
+
+    Args:
+        length: tokens of the group, the prompt's included.
+        prefix: tokens of the prompt.
+        blocks: (start, end) of runs of whole completions, relative to the group's start; each run is one call of
+            attention, whose scores are (end - start) x (prefix + end - start).
+    """
+
+    length: int
+    prefix: int
+    blocks: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What attention and the head need to know of a packed row of N tokens, of which M predictions are scored.
+
+    Args:
+        groups: the groups in order; their lengths sum to N.
+        positions: (N,) int, column of each token in the padded batch.
+        owner: (N,) int, number of the completion a token belongs to, -1 in a prompt.
+        scored: (M,) int, packed position whose hidden state predicts the m-th scored token. The last token of a
+            prompt occurs once per completion.
+        masks: attention masks made so far; every layer of the same kind shares them.
+    """
+
+    groups: tuple[Group, ...]
+    positions: Tensor
+    owner: Tensor
+    scored: Tensor
+    masks: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch in one row.
+
+    Args:
+        input_ids: (1, N) int.
+        layout: where everything lies; `layout.positions` are the position ids.
+        labels: (1, M) int, the scored tokens.
+        cells: rows (M,) and columns (M,) of the scored tokens in the (B, R) completions.
+    """
+
+    input_ids: Tensor
+    layout: Layout
+    labels: Tensor
+    cells: tuple[Tensor, Tensor]
+
+
+def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
+    """Pack groups of rows, each prompt once.
+
+    Args:
+        batch: B rows.
+        rows: groups of row numbers with equal prompts, as `groups_of` gives them.
+        wanted: (B, R) bool, the completion tokens whose log-probabilities are wanted.
+
+    Returns:
+        The packed row. Two completions of 3 and 2 tokens after a prompt of 4: N = 9, the 5 scored tokens are
+        predicted at 3, 4, 5 and 3, 7.
+    """
+    device, width = batch.prompt_ids.device, batch.prompt_ids.shape[1]
+    prefixes, lengths = batch.prompt_mask.sum(1).tolist(), batch.completion_mask.sum(1).tolist()
+    ids, positions, owner, groups = [], [], [], []
+    scored, cell_rows, cell_columns = [], [], []
+    at = 0
+    for members in rows:
+        prefix, start = int(prefixes[members[0]]), at
+        ids.append(batch.prompt_ids[members[0], width - prefix :])
+        positions.append(torch.arange(width - prefix, width, device=device))
+        owner.append(torch.full((prefix,), -1, device=device))
+        at += prefix
+        ends = []
+        for row in members:
+            length = int(lengths[row])
+            columns = wanted[row, :length].nonzero()[:, 0]
+            ids.append(batch.completion_ids[row, :length])
+            positions.append(torch.arange(width, width + length, device=device))
+            owner.append(torch.full((length,), row, device=device))
+            scored.append(torch.where(columns == 0, start + prefix - 1, at + columns - 1))
+            cell_rows.append(torch.full_like(columns, row))
+            cell_columns.append(columns)
+            at += length
+            ends.append(at - start)
+        groups.append(Group(at - start, prefix, _blocks(prefix, ends)))
+    cells = torch.cat(cell_rows), torch.cat(cell_columns)
+    layout = Layout(tuple(groups), torch.cat(positions), torch.cat(owner), torch.cat(scored))
+    return Packed(torch.cat(ids)[None], layout, batch.completion_ids[cells][None], cells)
+
+
+_SMALLEST_BLOCK = (
+    256  # [ours] tokens of completions that one call of attention takes at least, where there are so many
+)
+
+
+def _blocks(prefix: int, ends: list[int]) -> tuple[tuple[int, int], ...]:
+    """Runs of completions of about as many tokens as the prompt.
+
+    A run's scores span the prompt and the run, of which a completion needs the prompt and itself: with runs no longer
+    than the prompt at most half of the scores is wasted, and with one run per prompt's length the keys copied for the
+    runs are no more than the completions' own.
+    """
+    blocks, start, last = [], prefix, prefix
+    for end in ends:
+        if end - start > max(prefix, _SMALLEST_BLOCK) and last > start:
+            blocks.append((start, last))
+            start = last
+        last = end
+    return (*blocks, (start, last)) if last > start else tuple(blocks)
