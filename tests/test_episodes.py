@@ -38,7 +38,7 @@ def trained_ids(output):
 
 
 def test_mask_audit_only_tokens_sampled_in_this_rollout_are_trained(tmp_path):
-    trainer = desk_trainer(tmp_path, Recorder, max_steps=6)
+    trainer = desk_trainer(tmp_path, Recorder, max_steps=6, shared_prefix=False)  # positions as TRL lays them out
     positions = []
     original = trainer._compute_loss
 
