@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint unit clean
 
-demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 4 minutes on 2 cores)
+demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
 
 test: lint unit  ## lint, types, tests
