@@ -16,14 +16,13 @@ from fission_grpo.diagnose import Source
 from fission_grpo.simulator.attempts_file import AttemptsFile
 from fission_grpo.simulator.check_report import quality_table, report, usefulness_report, usefulness_table
 from fission_grpo.simulator.chosen import FORMS, OPTIONS_HELP, closing, endpoint_options, sources_from
-from fission_grpo.simulator.instances import Instance, load_instances
+from fission_grpo.simulator.instances import TEST, TRAIN, Instance, load_instances
 from fission_grpo.simulator.quality import Quality, Said, ask_all, drawn, qualities, quality_json
 from fission_grpo.simulator.usefulness import Usefulness, arms_of, measure, usefulness, usefulness_json
 
 if TYPE_CHECKING:
     from fission_grpo.evaluation.players import Player
 
-TRAIN, TEST = "train.jsonl", "test.jsonl"
 PICTURE = "usefulness.png"
 
 

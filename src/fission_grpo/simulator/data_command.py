@@ -21,7 +21,7 @@ from fission_grpo.simulator.chosen import accounts, closing, endpoint_options
 from fission_grpo.simulator.collect import Found, corrupted_failures, sampled_failures
 from fission_grpo.simulator.data_options import data_parser
 from fission_grpo.simulator.filters import Limits, filtered
-from fission_grpo.simulator.instances import TOOLS, write_instances
+from fission_grpo.simulator.instances import TEST, TOOLS, TRAIN, write_instances
 from fission_grpo.simulator.sources import Material, generated, read_sources
 from fission_grpo.simulator.split import Split, chosen_apis, split_by_api
 from fission_grpo.simulator.teacher import label, teachers
@@ -172,8 +172,8 @@ def _sample(arguments: argparse.Namespace, material: Material, found: list[Found
 def _write(arguments: argparse.Namespace, split: Split, made: dict[str, Any], log: _Log) -> str:
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / TOOLS).unlink(missing_ok=True)
-    for name, side in (("train", split.train), ("test", split.test)):
-        write_instances(arguments.output / f"{name}.jsonl", [one.instance for one in side])
+    for name, side in ((TRAIN, split.train), (TEST, split.test)):
+        write_instances(arguments.output / name, [one.instance for one in side])
     log.done("split", "instances written", len(split.train) + len(split.test))
     made |= {"seconds": {**log.seconds, "all": time.monotonic() - log.began}}
     card = numbers(split.train, split.test, made)

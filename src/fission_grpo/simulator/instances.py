@@ -25,6 +25,7 @@ from fission_grpo.task_rows import RowError, TaskFileError, read_task_rows
 from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, ToolCall
 
 TOOLS = "tools.json"
+TRAIN, TEST = "train.jsonl", "test.jsonl"
 
 
 @dataclass(frozen=True)

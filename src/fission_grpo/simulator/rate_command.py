@@ -13,7 +13,7 @@ from typing import Any
 
 from fission_grpo.evaluation.rates_table import aligned, share_row
 from fission_grpo.simulator.chosen import FORMS, closing, sources_from
-from fission_grpo.simulator.instances import load_instances
+from fission_grpo.simulator.instances import TEST, load_instances
 from fission_grpo.simulator.quality import Said, ask_all, drawn
 from fission_grpo.simulator.ratings import (
     QUESTIONS,
@@ -44,7 +44,7 @@ def rate_command(argv: list[str]) -> int:
 
 
 def _export(arguments: Namespace) -> str:
-    file = arguments.data / "test.jsonl" if arguments.data.is_dir() else arguments.data
+    file = arguments.data / TEST if arguments.data.is_dir() else arguments.data
     instances = load_instances(file)
     chosen = drawn(instances, -(-arguments.count // len(arguments.source)), arguments.seed)
     said: list[Said] = []

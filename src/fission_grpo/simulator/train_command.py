@@ -18,10 +18,11 @@ from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantiza
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
 from fission_grpo.simulator import starter_size
+from fission_grpo.simulator.instances import TEST, TRAIN
 from fission_grpo.simulator.local import LocalSource
 from fission_grpo.simulator.settings import SYSTEMS, PromptSettings
 from fission_grpo.simulator.trainer import LossLines, SimulatorTrainer
-from fission_grpo.simulator.training_rows import TEST, TRAIN, Rows, as_rows, fitting, read_rows
+from fission_grpo.simulator.training_rows import Rows, as_rows, fitting, read_rows
 from fission_grpo.simulator.trial import try_source
 from fission_grpo.training_callbacks import StopAndSave
 from fission_grpo.training_tasks import UsageError

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.evaluation.local import encodable
-from fission_grpo.simulator.instances import Instance, load_instances
+from fission_grpo.simulator.instances import TEST, TRAIN, Instance, load_instances
 from fission_grpo.simulator.settings import LEFT_TO_RULES, PromptSettings
 from fission_grpo.training_tasks import UsageError
 
-TRAIN, TEST = "train.jsonl", "test.jsonl"
 Row = dict[str, list[dict[str, str]]]
 HELD_OUT = 0.1
 """Most of the training rows kept back, to tell unseen rows from unseen APIs. [ours]"""
