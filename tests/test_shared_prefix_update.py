@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from shared_prefix_support import MODELS, TWO_GROUPS, assert_same, gradients, make_batch, make_model, of_trl  # noqa: E402
 
-from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of, pack, whole_groups  # noqa: E402
+from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of, pack  # noqa: E402
+from fission_grpo.shared_prefix.trainer import together  # noqa: E402
 from fission_grpo.shared_prefix.update import enable, rows_with_gradient, shared_logps  # noqa: E402
 
 
@@ -133,9 +134,11 @@ def test_groups_are_found_whatever_stands_in_the_padding():
     assert groups_of(ids, mask) == [[0, 1], [2], [3]]
 
 
-def test_shuffling_keeps_the_rows_of_a_prompt_together():
+def test_micro_batches_get_the_rows_of_a_prompt_together():
     batch = make_batch([4, 5, 6], [[1] * 3] * 3, shuffled=True)
-    order = whole_groups(batch.prompt_ids, batch.prompt_mask, torch.Generator().manual_seed(1))
+    rows = {"prompt_ids": batch.prompt_ids, "prompt_mask": batch.prompt_mask, "number": torch.arange(9)}
+    parts = [{name: values[start : start + 3] for name, values in rows.items()} for start in (0, 3, 6)]
+    order = torch.cat([part["number"] for part in together(parts)])
     assert sorted(order.tolist()) == list(range(9))
     shuffled = batch.rows(order)
     assert groups_of(shuffled.prompt_ids, shuffled.prompt_mask) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

@@ -85,19 +85,6 @@ def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
     return list(found.values())
 
 
-def whole_groups(prompt_ids: Tensor, prompt_mask: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A random order of a batch's rows in which the rows of a prompt stay together: (B,) row numbers.
-
-    TRL shuffles single rows before it cuts the batch into micro-batches. Shuffling whole groups instead leaves the
-    gradient of an optimizer step the same when the step takes the whole generation batch (TRL's default) and the
-    loss weighs rows or tokens alike in all micro-batches: "grpo", "sapo", "dr_grpo", "luspo", "dapo", "cispo",
-    "vespo". ("bnpo" divides by each micro-batch's own tokens, so there the order matters, with TRL's shuffle too.)
-    """
-    groups = groups_of(prompt_ids, prompt_mask)
-    order = torch.randperm(len(groups), generator=generator).tolist()
-    return torch.tensor([row for i in order for row in groups[i]], device=prompt_ids.device)
-
-
 @dataclass(frozen=True)
 class Group:
     """Where one group lies in the packed row: its prompt first, then its completions.

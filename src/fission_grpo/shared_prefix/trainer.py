@@ -68,7 +68,9 @@ class SharedPrefixTrainer(GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, which shuffles rows; then the rows of a prompt meet again within each optimizer step's micro-batches.
 
-        Every optimizer step has the rows that it has with TRL, so its gradient is the same (see `whole_groups`).
+        Every optimizer step has the rows that it has with TRL, so its gradient is the same where the loss weighs rows
+        or tokens alike in all micro-batches: "grpo", "sapo", "dr_grpo", "luspo", "dapo", "cispo", "vespo". ("bnpo"
+        divides by each micro-batch's own tokens, so there the order matters, as it does with TRL's shuffle.)
         """
         self._generated = False
         inputs = super()._prepare_inputs(generation_batch)
