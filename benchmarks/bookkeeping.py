@@ -20,7 +20,7 @@ import trl
 from datasets import Dataset
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.diagnose import FIXED_TEXT
 from fission_grpo.environments.desk import Desk
 from fission_grpo.environments.desk_tasks import make_rows
@@ -69,12 +69,13 @@ def train(steps: int, waiting: int, seed: int) -> dict[str, list[float]]:
 
 
 def fillers(count: int, seed: int) -> list[CorrectiveInstance]:
-    """Corrective instances as a silent failure would leave them."""
+    """Corrective instances as a silent failure would leave them, of every kind and share of success in turn."""
     (row,) = make_rows(1, seed=seed, split="train")
     said = ({"role": "assistant", "content": "Done."}, {"role": "user", "content": FIXED_TEXT})
     task = Task("filler", (*row["prompt"], *said), columns=row, root=row["id"], parent=row["id"], depth=1)
     item = CorrectiveInstance(task, 0, ErrorKind.LOW_REWARD, "fixed", FIXED_TEXT, "Done.", 0.0)
-    return [replace(item, task=replace(task, id=f"filler{i}")) for i in range(count)]
+    classes = [{"kind": kind, "group_success": k / 8} for kind in ErrorKind for k in range(8)]
+    return [replace(item, task=replace(task, id=f"filler{i}"), **classes[i % len(classes)]) for i in range(count)]
 
 
 def main():

@@ -51,8 +51,8 @@ PARTS = {
 def settings_of(options: argparse.Namespace) -> list[Setting]:
     if options.model is None:
         return [Setting(None)]
-    grid = product(options.prompt, options.completion, options.group)
-    return [Setting(options.model, options.layers, *point, options.micro_batch) for point in grid]
+    grid = product(options.prompt, options.completion, options.group, [options.micro_batch], options.tools)
+    return [Setting(options.model, options.layers, *point) for point in grid]
 
 
 def steps_command(options: argparse.Namespace) -> None:
@@ -95,12 +95,13 @@ def write(path: Path, runs: list[dict[str, Any]]) -> None:
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per setting (micro-batches apart): median and spread of each part, ratios, bound and memory."""
-    settings = {json.dumps({**run["setting"], "micro_batch": 0}): None for run in runs}
-    return [_summary_of(json.loads(one), runs) for one in settings]
+    runs = [{**run, "setting": {"tools": 0, **run["setting"], "micro_batch": 0}} for run in runs]
+    settings = {json.dumps(run["setting"], sort_keys=True): run["setting"] for run in runs}
+    return [_summary_of(one, runs) for one in settings.values()]
 
 
 def _summary_of(setting: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    mine = [run for run in runs if {**run["setting"], "micro_batch": 0} == setting]
+    mine = [run for run in runs if run["setting"] == setting]
     seconds: dict[str, dict[str, list[float]]] = {}
     memory: dict[str, dict[str, float]] = {}
     shared: list[dict[str, float]] = []
@@ -152,7 +153,9 @@ def buffer_times(order: str, size: int, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"pop": [], "push": [], "expire": []}
     for _ in range(repeats):
         fresh = list(islice(new, 8))
-        times["pop"].append(_microseconds(lambda: buffer.pop(8, lambda item: item.group_success)))
+        times["pop"].append(
+            _microseconds(lambda: buffer.pop(8, lambda item: item.group_success * (1 - item.group_success)))
+        )
         times["push"].append(_microseconds(lambda fresh=fresh: [buffer.push(item) for item in fresh]) / 8)
         times["expire"].append(_microseconds(lambda: buffer.expire(0)))
     return {name: _spread(values) for name, values in times.items()}
@@ -192,6 +195,7 @@ def main() -> None:
     steps.add_argument("--completion", type=int, nargs="+", default=[64, 128])
     steps.add_argument("--group", type=int, nargs="+", default=[4, 8, 16])
     steps.add_argument("--micro-batch", type=int, default=0, help="rows of a forward of TRL's, to spare its memory")
+    steps.add_argument("--tools", type=int, nargs="+", default=[0], help="functions listed in the prompt")
     steps.add_argument("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS))
     steps.add_argument("--steps", type=int, default=2, help="of each run; the first is not counted if there are more")
     steps.add_argument("--rounds", type=int, default=1)

@@ -1,10 +1,14 @@
 """FissionBuffer: order, deduplication, capacity, age, state."""
 
 import json
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
+from fission_grpo.buffer import FissionBuffer
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.trajectory import ErrorKind, Task, ToolCall, ToolResult
 
 
@@ -79,7 +83,7 @@ def test_popping_more_than_there_is_raises_and_takes_nothing():
     assert len(buffer) == 1
 
 
-@pytest.mark.parametrize("order", ["lifo", "fifo", "random"])
+@pytest.mark.parametrize("order", ["lifo", "fifo", "random", "variance"])
 def test_state_survives_json_and_goes_on_the_same(order):
     buffer = FissionBuffer(capacity=9, order=order, seed=3)
     for i in range(6):
@@ -89,6 +93,60 @@ def test_state_survives_json_and_goes_on_the_same(order):
     again.load_state(json.loads(json.dumps(buffer.state())))
     assert list(again) == list(buffer)
     assert ids(again.pop(3)) == ids(buffer.pop(3))
+
+
+def test_state_of_another_order_keeps_the_instances():
+    buffer = FissionBuffer(capacity=9, order="lifo")
+    buffer.push(instance("a"))
+    again = FissionBuffer(capacity=9, order="random")
+    again.load_state(json.loads(json.dumps(buffer.state())))
+    assert ids(again.pop(1)) == ["a"]
+
+
+KINDS = (ErrorKind.RAISED, ErrorKind.LOW_REWARD)
+SCORES = {KINDS[0]: 0.1, KINDS[1]: 0.2}
+ACTIONS = st.one_of(
+    st.tuples(st.just("push"), st.sampled_from(KINDS), st.sampled_from([0.0, 0.125, 0.25])),
+    st.tuples(st.just("pop"), st.integers(1, 3)),
+)
+
+
+def score_of(item):
+    return SCORES[item.kind] * (1 - item.group_success)
+
+
+@given(st.lists(ACTIONS, max_size=30), st.sampled_from(["lifo", "fifo", "random", "variance"]))
+def test_every_order_takes_what_a_search_of_the_whole_buffer_would(actions, order):
+    buffer, held = FissionBuffer(capacity=5, order=order), []
+    for i, (action, *of) in enumerate(actions):
+        if action == "push":
+            item = instance(f"i{i}", kind=of[0], group_success=of[1])
+            assert buffer.push(item) == (held[:1] if len(held) == 5 else [])
+            held = [*held, item][-5:]
+        elif of[0] <= len(held):
+            popped = buffer.pop(of[0], score_of)
+            newest_first = held[::-1]
+            expected = {
+                "lifo": newest_first,
+                "fifo": held,
+                "variance": sorted(newest_first, key=lambda item: -score_of(item)),
+            }.get(order, popped)
+            assert popped == expected[: of[0]]
+            assert len({item.task.id for item in popped}) == of[0]
+            held = [item for item in held if item not in popped]
+        assert list(buffer) == held
+
+
+def test_random_order_takes_each_with_equal_chance():
+    first = Counter()
+    for seed in range(600):
+        buffer = FissionBuffer(capacity=9, order="random", seed=seed)
+        for name in "xabc":
+            buffer.push(instance(name))
+        buffer.pop(1)
+        first[buffer.pop(1)[0].task.id] += 1
+    assert set(first) == set("xabc")
+    assert all(110 < count < 190 for count in first.values())  # 150 each, standard deviation 10.6
 
 
 def test_instance_keeps_reference_and_history_through_json():

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.cycles import Outcome, by_context, count, explore_metrics, flat_groups, recover_metrics
 from fission_grpo.rollouts import Rollout
 from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict

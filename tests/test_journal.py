@@ -2,7 +2,7 @@
 
 import json
 
-from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.journal import Journal
 from fission_grpo.run_files import read_run
 from fission_grpo.trajectory import ErrorKind, Task

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
+from fission_grpo.buffer import FissionBuffer
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.recovery import recovery_task
 from fission_grpo.starter import load_starter
 from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall, ToolResult, Turn

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
+from fission_grpo.buffer import FissionBuffer
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.schedule import RecoverShare, RecoveryOdds
 from fission_grpo.trajectory import ErrorKind, Task
 

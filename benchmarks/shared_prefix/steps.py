@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.chat_template_utils import qwen3_template, qwen3_training_chat_template
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.environments.desk import Desk
@@ -41,6 +42,7 @@ class Setting:
         prompt: P.
         completion: R.
         group: G.
+        tools: functions that the prompt lists before its text, in Qwen3's template (SmolLM2's knows none).
         micro_batch: rows of one forward and backward of TRL's trainer, where a group does not fit into memory; it
             accumulates gradients to the same optimizer step. 0: the group. Ours takes the group in any case.
     """
@@ -51,6 +53,7 @@ class Setting:
     completion: int = 0
     group: int = 8
     micro_batch: int = 0
+    tools: int = 0
 
 
 class Clocks(TrainerCallback):
@@ -160,8 +163,31 @@ def _random_text(setting: Setting, name: str, steps: int):
     words = [word for word in (tokenizer.decode([i]) for i in range(1000, 20_000)) if _is_word(word)]
     words = [word for word in words[:4000] if len(tokenizer(word)["input_ids"]) == 1]
     chosen = torch.randint(len(words), (steps, setting.prompt), generator=torch.Generator().manual_seed(0))
-    data = Dataset.from_list([{"prompt": "".join(words[i] for i in row)} for row in chosen.tolist()])
-    return model, tokenizer, fields, {"train_dataset": data, "reward_funcs": _every_second}
+    prompts: list[Any] = ["".join(words[i] for i in row) for row in chosen.tolist()]
+    more: dict[str, Any] = {"reward_funcs": _every_second}
+    if setting.tools:
+        tokenizer.chat_template, tokenizer.response_template = qwen3_training_chat_template, qwen3_template
+        prompts = [[{"role": "user", "content": text}] for text in prompts]
+        more["tools"] = [_tool(i) for i in range(setting.tools)]
+        fields["max_tool_calling_iterations"] = 0
+    return model, tokenizer, fields, {"train_dataset": Dataset.from_list([{"prompt": p} for p in prompts]), **more}
+
+
+def _tool(number: int) -> Any:
+    """A function whose schema is as long as that of a usual tool."""
+
+    def book(city: str, nights: int, breakfast: bool) -> str:
+        """Book a room in one of the hotels of the chain and return the number of the booking.
+
+        Args:
+            city: The city in which the hotel lies, written as in the list of hotels.
+            nights: How many nights the guest stays, at least one and at most thirty.
+            breakfast: Whether the guest has breakfast in the hotel every morning.
+        """
+        return f"{city} {nights} {breakfast}"
+
+    book.__name__ = f"book_room_{number}"
+    return book
 
 
 def _is_word(text: str) -> bool:

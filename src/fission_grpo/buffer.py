@@ -1,51 +1,16 @@
-"""FissionBuffer: corrective instances waiting for their recover cycle. Newest first, each failed rollout once."""
+"""FissionBuffer: corrective instances waiting for their recover cycle, each failed rollout once."""
 
 from __future__ import annotations
 
-import random
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.tasks import task_from_json, task_to_json
-from fission_grpo.trajectory import ErrorKind, Task
-
-ORDERS = ("lifo", "variance", "fifo", "random")
-
-
-@dataclass(frozen=True)
-class CorrectiveInstance:
-    """x_corr = [x; failed rollout; feedback] (paper, stage 2) with where it came from.
-
-    `task.id` is derived from the task and the failed rollout's text, so equal ids mean the same failure.
-    `zero_variance` tells whether all rewards of the group it came from were equal (no gradient there),
-    `group_success` which share of that group's rollouts succeeded.
-    """
-
-    task: Task
-    step: int
-    kind: ErrorKind
-    source: str
-    feedback: str
-    failed: str
-    reward: float
-    leaked: bool = False
-    fallback: str | None = None
-    zero_variance: bool = False
-    group_success: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("task", "kind")}
-        return {**fields, "kind": str(self.kind), "task": task_to_json(self.task)}
-
-    @staticmethod
-    def from_json(state: dict[str, Any]) -> CorrectiveInstance:
-        return CorrectiveInstance(**{**state, "kind": ErrorKind(state["kind"]), "task": task_from_json(state["task"])})
+from fission_grpo.buffer_orders import ORDERS, Score
+from fission_grpo.corrective_instance import CorrectiveInstance
 
 
 class FissionBuffer:
-    """A bounded, deduplicated store with age limit.
+    """A bounded, deduplicated store with age limit. No operation takes longer the more instances wait.
 
     Args:
         capacity: most instances held; the oldest is dropped for a new one. At least 1.
@@ -63,8 +28,12 @@ class FissionBuffer:
         if order not in ORDERS:
             raise ValueError(f"buffer_order must be one of {', '.join(ORDERS)}, got {order!r}")
         self.capacity, self.max_age, self.order = capacity, max_age, order
-        self._random = random.Random(seed)
+        self._seed = seed
+        self._clear()
+
+    def _clear(self) -> None:
         self._items: OrderedDict[str, CorrectiveInstance] = OrderedDict()  # oldest first
+        self._order = ORDERS[self.order](self._seed)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -81,7 +50,13 @@ class FissionBuffer:
         if instance.task.id in self._items:
             raise ValueError(f"instance {instance.task.id} is in the buffer already; check `in` before pushing")
         self._items[instance.task.id] = instance
-        return [self._items.popitem(last=False)[1]] if len(self._items) > self.capacity else []
+        self._order.add(instance)
+        return [self._take(next(iter(self._items)))] if len(self._items) > self.capacity else []
+
+    def _take(self, task_id: str) -> CorrectiveInstance:
+        item = self._items.pop(task_id)
+        self._order.remove(item)
+        return item
 
     def expire(self, step: int) -> list[CorrectiveInstance]:
         """Drop and return all instances older than `max_age` at optimizer step `step`."""
@@ -90,35 +65,35 @@ class FissionBuffer:
             oldest = next(iter(self._items.values()))
             if step - oldest.step <= self.max_age:
                 break
-            expired.append(self._items.popitem(last=False)[1])
+            expired.append(self._take(oldest.task.id))
         return expired
 
-    def pop(
-        self, count: int, score: Callable[[CorrectiveInstance], float] = lambda _: 0.0
-    ) -> list[CorrectiveInstance]:
-        """Take `count` instances in the buffer's order, for "variance" those of highest `score`, newest first.
+    def pop(self, count: int, score: Score = lambda _: 0.0) -> list[CorrectiveInstance]:
+        """Take `count` instances in the buffer's order.
+
+        Args:
+            count: how many.
+            score: for "variance", which takes the highest first and the newest of equal ones. It may depend on an
+                instance's `kind` and `group_success` only.
 
         Raises:
             ValueError: it holds fewer.
         """
         if count > len(self._items):
             raise ValueError(f"asked for {count} instances, the buffer holds {len(self._items)}")
-        if self.order == "random":
-            return [self._items.pop(key) for key in self._random.sample(list(self._items), count)]
-        if self.order == "variance":
-            newest_first = list(reversed(self._items.values()))
-            best = sorted(newest_first, key=lambda item: -score(item))[:count]
-            return [self._items.pop(item.task.id) for item in best]
-        return [self._items.popitem(last=self.order == "lifo")[1] for _ in range(count)]
+        return [self._take(self._order.next(score)) for _ in range(count)]
 
     def state(self) -> dict[str, Any]:
-        """JSON-able state: all instances, oldest first, and the random generator."""
-        version, internal, gauss = self._random.getstate()
-        return {"items": [item.to_json() for item in self], "random": [version, list(internal), gauss]}
+        """JSON-able state: all instances, oldest first, and what the order remembers."""
+        order = {"name": self.order, **self._order.state()}
+        return {"items": [item.to_json() for item in self], "order": order}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Replace the contents by those of `state()`."""
-        items = [CorrectiveInstance.from_json(item) for item in state["items"]]
-        version, internal, gauss = state["random"]
-        self._random.setstate((version, tuple(internal), gauss))
-        self._items = OrderedDict((item.task.id, item) for item in items)
+        """Replace the contents by those of `state()`; what another order remembered is of no use and left."""
+        self._clear()
+        for fields in state["items"]:
+            item = CorrectiveInstance.from_json(fields)
+            self._items[item.task.id] = item
+            self._order.add(item)
+        if state["order"]["name"] == self.order:
+            self._order.load_state(state["order"])

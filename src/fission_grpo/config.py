@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from fission_grpo.buffer import ORDERS
+from fission_grpo.buffer_orders import ORDERS
 from fission_grpo.failure import BRANCHES
 
 
@@ -171,7 +171,7 @@ class FissionGRPOConfig(GRPOConfig):
         for name, least in {**least_values, "tool_characters": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        choices = {"buffer_order": ORDERS, "branch": BRANCHES, "judge_recovery": ("episode", "turn")}
+        choices = {"buffer_order": tuple(ORDERS), "branch": BRANCHES, "judge_recovery": ("episode", "turn")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")

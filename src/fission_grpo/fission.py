@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.buffer import CorrectiveInstance, FissionBuffer
+from fission_grpo.buffer import FissionBuffer
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.cycles import Outcome, by_context, recover_metrics
 from fission_grpo.diagnose import Source
 from fission_grpo.feedback import Enquiry, Feedback

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.simulator.instances import instance, tools_key
 from fission_grpo.task_json import call_fields
 from fission_grpo.trajectory import Failure

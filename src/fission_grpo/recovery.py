@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.feedback import Feedback
 from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, Turn
 

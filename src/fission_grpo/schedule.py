@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fission_grpo.buffer import CorrectiveInstance
+from fission_grpo.corrective_instance import CorrectiveInstance
 
 DECAY = 0.9
 """What a cycle's counts weigh after another cycle of the same sort. [ours]"""
