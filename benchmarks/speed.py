@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from shared_prefix.steps import TRAINERS, Setting, peak, train
 
 from fission_grpo.buffer import FissionBuffer
+from fission_grpo.corrective_instance import CorrectiveInstance
 
 PARTS = {
     "generation": lambda step: step["generation"],
@@ -146,6 +147,10 @@ def buffer_command(options: argparse.Namespace) -> None:
 
 def buffer_times(order: str, size: int, repeats: int) -> dict[str, list[float]]:
     """Microseconds to take 8 of a full buffer, to add one, and to look for instances too old."""
+
+    def score(item: CorrectiveInstance) -> float:
+        return item.group_success * (1 - item.group_success)
+
     items = fillers(size + 8 * repeats, seed=0)
     buffer, new = FissionBuffer(size, max_age=32, order=order), iter(items[size:])
     for item in items[:size]:
@@ -153,9 +158,7 @@ def buffer_times(order: str, size: int, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"pop": [], "push": [], "expire": []}
     for _ in range(repeats):
         fresh = list(islice(new, 8))
-        times["pop"].append(
-            _microseconds(lambda: buffer.pop(8, lambda item: item.group_success * (1 - item.group_success)))
-        )
+        times["pop"].append(_microseconds(lambda: buffer.pop(8, score)))
         times["push"].append(_microseconds(lambda fresh=fresh: [buffer.push(item) for item in fresh]) / 8)
         times["expire"].append(_microseconds(lambda: buffer.expire(0)))
     return {name: _spread(values) for name, values in times.items()}
