@@ -78,7 +78,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if path.suffix == ".jsonl"
             else json.loads(text)
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Usage(f"{path}: not JSON ({error})") from error
     rows = rows if isinstance(rows, list) else [rows]
     if not rows or not all(isinstance(row, dict) for row in rows):

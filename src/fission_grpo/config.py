@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
@@ -138,6 +139,7 @@ class FissionGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        self._check_numbers()
         super().__post_init__()
         if self.num_recoveries is None:
             self.num_recoveries = self.num_generations
@@ -145,6 +147,23 @@ class FissionGRPOConfig(GRPOConfig):
             self.watch_tools = self.fission
         if self.fission:
             self._check_fission()
+
+    def _check_numbers(self) -> None:
+        """What would else end in a traceback of a library, or in weights that are not numbers."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{one.name} is nan; give a number.")
+        least_values = {
+            "num_generations": 2,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 1,
+        }
+        for name, least in least_values.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name} is {value}, but must be at least {least}.")
 
     def _check_fission(self) -> None:
         size, recoveries = self.generation_batch_size or 0, self.num_recoveries or 0

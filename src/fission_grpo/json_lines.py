@@ -79,8 +79,8 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
 def _parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, ValueError | None]:
     try:
         record = json.loads(raw.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return None, error
+    except (ValueError, RecursionError) as error:
+        return None, ValueError(str(error))
     if not isinstance(record, dict):
         return None, ValueError(f"it is a {type(record).__name__}")
     return record, None

@@ -128,7 +128,7 @@ def _observations(content: str, messages: Sequence[Message]) -> list[dict[str, A
         raise RowDropped("the dialogue cannot be read")
     try:
         results = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         results = None
     if not isinstance(results, list) or len(results) != len(names):
         return [{"role": "tool", "name": names[0], "content": content}]
@@ -154,7 +154,7 @@ def _calls(body: str) -> list[ToolCall]:
         try:
             fields = json.loads(line)
             name, arguments = fields["name"], fields["parameters"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise RowDropped("a tool call cannot be read") from error
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise RowDropped("a tool call cannot be read")
@@ -192,7 +192,7 @@ def _json_texts(path: Path) -> Iterable[tuple[str, str, str]]:
         rows = json.loads(path.read_bytes())
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a ToolRL file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskFileError(f"{path}: not JSON ({error}); ToolRL's layout is one list of objects") from error
     if not isinstance(rows, list):
         raise TaskFileError(f"{path}: must be a list of objects with {', '.join(fields)}")

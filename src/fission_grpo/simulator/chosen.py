@@ -70,7 +70,7 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
     if isinstance(given, str):
         try:
             given = json.loads(given)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"simulator: not JSON ({error}); write it like {_EXAMPLE}") from error
     if given is None:
         return None, SimulatorOptions()

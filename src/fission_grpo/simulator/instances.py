@@ -95,7 +95,7 @@ def load_instances(path: Path) -> list[Instance]:
     beside = path.parent / TOOLS
     try:
         tools = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskFileError(f"{beside}: not JSON ({error}); make it again with `simulator data`") from error
     read = read_task_rows(path, "file of `fission-grpo simulator data`", lambda row, name: read_instance(row, tools))
     if not read:

@@ -146,7 +146,7 @@ def read_key(path: Path) -> Mapping[str, str]:
     """The source of each row by its id, from a key file. Raises TaskFileError for one that is broken."""
     try:
         return {identity: str(row["source"]) for identity, row in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise TaskFileError(f"{path}: is no key of `rate export` ({error}); give the one written beside it") from None
 
 
