@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fission_grpo.run_state import generator_state, set_generator
 from fission_grpo.tasks import task_from_json, task_to_json
 from fission_grpo.trajectory import ErrorKind, Task
 
@@ -113,12 +114,10 @@ class FissionBuffer:
 
     def state(self) -> dict[str, Any]:
         """JSON-able state: all instances, oldest first, and the random generator."""
-        version, internal, gauss = self._random.getstate()
-        return {"items": [item.to_json() for item in self], "random": [version, list(internal), gauss]}
+        return {"items": [item.to_json() for item in self], "random": generator_state(self._random)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Replace the contents by those of `state()`."""
         items = [CorrectiveInstance.from_json(item) for item in state["items"]]
-        version, internal, gauss = state["random"]
-        self._random.setstate((version, tuple(internal), gauss))
+        set_generator(self._random, state["random"])
         self._items = OrderedDict((item.task.id, item) for item in items)
