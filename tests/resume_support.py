@@ -76,7 +76,9 @@ def differences(one: Path, other: Path, checkpoint: str) -> list[str]:
         found += [] if _equal(first, second) else [name]
     weights = [next((run / checkpoint).glob("*model.safetensors")).read_bytes() for run in (one, other)]
     found += [] if weights[0] == weights[1] else ["weights"]
-    journals = [(run / "fission.jsonl").read_bytes() if (run / "fission.jsonl").exists() else b"" for run in (one, other)]
+    journals = [
+        (run / "fission.jsonl").read_bytes() if (run / "fission.jsonl").exists() else b"" for run in (one, other)
+    ]
     return found + ([] if journals[0] == journals[1] else ["fission.jsonl"])
 
 
