@@ -34,7 +34,7 @@ STEPS = int(os.environ.get("CHAOS_STEPS", "160"))
 OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_steps {STEPS} --save_steps 2
 --save_total_limit 2 --logging_steps 3 --per_device_train_batch_size 8 --gradient_accumulation_steps 1
 --num_generations 4 --num_recoveries 4 --max_completion_length 64 --max_tool_calling_iterations 2
---learning_rate 1e-3 --buffer_order random --diagnose shuffled:rules --disable_tqdm true""".split()
+--learning_rate 5e-5 --recover_share 0.34 --buffer_order random --diagnose shuffled:rules --disable_tqdm true""".split()
 """Steps of well under a second, an epoch every 12 explore cycles, a log every 3 and a save every 2 steps."""
 LONGEST = 12.0
 """Seconds after which a run is killed at the latest, unless a save was to be hit."""
