@@ -37,6 +37,55 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_void_once_resumed(tmp_p
     assert [read.id for read in read_run(tmp_path).instances] == ["kept", "again"]
 
 
+def test_a_resume_cuts_off_what_was_written_after_the_checkpoint(tmp_path):
+    path = tmp_path / "fission.jsonl"
+    journal = Journal(path)
+    journal.pushed(instance("kept", step=3))
+    mark = json.loads(json.dumps(journal.mark()))
+    before = path.read_bytes()
+    journal.pushed(instance("void", step=4))
+    with path.open("a") as file:
+        file.write('{"event": "pushed", "id": "half')
+    again = Journal(path)
+    for _ in range(2):  # a second kill before anything is written changes nothing
+        again.resumed(4, mark)
+        assert path.read_bytes() == before
+    again.pushed(instance("again", step=4))
+    assert [read.id for read in read_run(tmp_path).instances] == ["kept", "again"]
+
+
+def test_a_file_that_is_not_the_checkpoints_is_kept_and_its_later_steps_are_void(tmp_path, caplog):
+    path = tmp_path / "fission.jsonl"
+    journal = Journal(path)
+    journal.pushed(instance("kept", step=3))
+    mark = journal.mark()
+    path.write_text(path.read_text().replace("kept", "else"))  # as long, but another file
+    Journal(path).pushed(instance("void", step=4))
+    Journal(path).resumed(4, mark)
+    assert [read.id for read in read_run(tmp_path).instances] == ["else"]
+    assert "is not as it was at the checkpoint" in caplog.text
+    Journal(path).resumed(4, {"bytes": 10**9, "tail": ""})  # shorter than it was
+    assert path.read_text().endswith('{"event": "resumed", "step": 4}\n')
+
+
+def test_a_run_that_begins_anew_sets_the_journal_of_an_earlier_one_aside(tmp_path, caplog):
+    path = tmp_path / "fission.jsonl"
+    for name in ("one", "two", "three"):
+        journal = Journal(path)
+        journal.begin()
+        journal.pushed(instance(name))
+        journal.begin()  # train() once more in the same process: its own file
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "fission.jsonl",
+        "fission.jsonl.1",
+        "fission.jsonl.2",
+    ]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["three"]
+    assert "now fission.jsonl.2" in caplog.text
+    Journal(None).begin()
+    assert Journal(None).mark() is None
+
+
 def test_fresh_run_writes_no_resumed_line(tmp_path):
     Journal(tmp_path / "fission.jsonl").resumed(step=0)
     assert not (tmp_path / "fission.jsonl").exists()

@@ -1,10 +1,26 @@
 """Checkpoint state: rows packed and split again, files whole or refused."""
 
 import json
+import random
 
 import pytest
 
-from fission_grpo.run_state import FILE, check_columns, load_state, pack_rows, save_state, split_batches, unpack_rows
+from fission_grpo.diagnose import chain_of
+from fission_grpo.run_state import (
+    FILE,
+    check_columns,
+    generator_state,
+    load_source_states,
+    load_state,
+    pack_rows,
+    packed_snapshots,
+    save_state,
+    set_generator,
+    share_of,
+    source_states,
+    split_batches,
+    unpack_rows,
+)
 
 A, B = {"prompt": "a"}, {"prompt": "b"}
 
@@ -38,6 +54,65 @@ def test_damaged_state_names_its_file(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ValueError, match=FILE):
         load_state(tmp_path)
+
+
+def test_a_state_of_an_earlier_release_says_so(tmp_path):
+    (tmp_path / FILE).write_text('{"version": 2, "fission": {}}')
+    with pytest.raises(ValueError, match=r"fission_state\.json is of version 2, written by an earlier release"):
+        load_state(tmp_path)
+
+
+def test_a_generator_goes_on_where_its_state_was_taken():
+    generator, other = random.Random(3), random.Random(4)
+    generator.gauss(0, 1)  # leaves a second number behind
+    state = json.loads(json.dumps(generator_state(generator)))
+    set_generator(other, state)
+    assert [other.gauss(0, 1), other.random()] == [generator.gauss(0, 1), generator.random()]
+
+
+class Counting:
+    """A user's diagnosis that depends on how often it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, failure):
+        self.asked += 1
+        return f"error number {self.asked}"
+
+    def state(self):
+        return {"asked": self.asked}
+
+    def load_state(self, state):
+        self.asked = state["asked"]
+
+
+def test_sources_get_back_what_they_remembered_and_strangers_are_named():
+    asked = Counting()
+    chain = chain_of([asked, "rules"])
+    for _ in range(3):
+        asked(None)
+    saved = json.loads(json.dumps(source_states(chain)))
+    fresh = Counting()
+    assert load_source_states(chain_of([fresh, "rules"]), saved) == []
+    assert fresh(None) == "error number 4"
+    assert load_source_states(chain_of(["fixed", "rules", "none"]), saved) == ["fixed", "none"]
+
+
+def test_a_source_whose_state_is_no_json_is_named():
+    asked = Counting()
+    asked.asked = {1, 2}
+    with pytest.raises(ValueError, match=r"'Counting': state\(\) must return plain JSON"):
+        source_states(chain_of(asked))
+
+
+def test_only_snapshots_that_json_gives_back_are_packed():
+    assert packed_snapshots({"a": {"files": [1]}, "b": (1, 2), "c": object()}) == {"a": {"files": [1]}}
+
+
+def test_every_rank_takes_its_own_part_or_one_of_them():
+    assert [share_of("ab", rank, 2) for rank in range(2)] == ["a", "b"]
+    assert [share_of("ab", rank, 4) for rank in range(4)] == ["a", "b", "a", "b"]
 
 
 def test_column_that_is_no_json_is_named_before_training():

@@ -1,5 +1,6 @@
 """The shuffled control: another failure's diagnosis of the same kind, never one's own, and never a leak."""
 
+import json
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -157,6 +158,19 @@ def test_a_batch_after_one_that_was_given_up_does_not_wait_for_it():
     (only,) = source.start([failure("b")])
     inner.futures[0].set_result(Answer("about b"))
     assert only.result(timeout=1) == Answer(None, NO_OTHER)
+
+
+def test_a_state_taken_between_batches_gives_what_would_have_been_given():
+    def batch(number):
+        return [failure(f"w{number}{i}") for i in range(4)] + [failure(f"r{number}{i}", RAISED) for i in range(4)]
+
+    silent = Function("f", lambda one: None if one.task.id.endswith("1") else about(one))
+    straight, resumed = Shuffled(silent, seed=3, remembered=5), Shuffled(silent, seed=9, remembered=5)
+    texts(straight, batch(0)), texts(straight, batch(1)), texts(resumed, batch(7))
+    resumed.load_state(json.loads(json.dumps(straight.state())))
+    assert texts(resumed, batch(2)) == texts(straight, batch(2))
+    lone = [failure("w3")]
+    assert texts(resumed, lone) == texts(straight, lone) != [None]  # it has only what is remembered
 
 
 def test_checks_and_counts_are_those_of_the_source():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fission_grpo.environment_report import check_environment
     from fission_grpo.faults import Fault, inject_faults
     from fission_grpo.trainer import FissionGRPOTrainer
+    from fission_grpo.training_callbacks import StopAndSave
     from fission_grpo.watch import InfrastructureError
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "FissionGRPOConfig",
     "FissionGRPOTrainer",
     "InfrastructureError",
+    "StopAndSave",
     "Task",
     "ToolCall",
     "ToolResult",
@@ -38,6 +40,7 @@ _LATER = {
     "FissionGRPOConfig": "fission_grpo.config",
     "FissionGRPOTrainer": "fission_grpo.trainer",
     "InfrastructureError": "fission_grpo.watch",
+    "StopAndSave": "fission_grpo.training_callbacks",
     "check_environment": "fission_grpo.environment_report",
     "inject_faults": "fission_grpo.faults",
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from fission_grpo.corrective_instance import CorrectiveInstance
+from fission_grpo.run_state import generator_state, set_generator
 
 Score = Callable[[CorrectiveInstance], float]
 
@@ -81,12 +82,10 @@ class ByChance:
         return self._ids[self._random.randrange(len(self._ids))]
 
     def state(self) -> dict[str, Any]:
-        version, internal, gauss = self._random.getstate()
-        return {"random": [version, list(internal), gauss], "ids": list(self._ids)}
+        return {"random": generator_state(self._random), "ids": list(self._ids)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        version, internal, gauss = state["random"]
-        self._random.setstate((version, tuple(internal), gauss))
+        set_generator(self._random, state["random"])
         self._ids = list(state["ids"])
         self._at = {name: at for at, name in enumerate(self._ids)}
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from fission_grpo.rules import rules
 from fission_grpo.trajectory import Failure
@@ -42,6 +42,10 @@ class Answer:
 class Source(Protocol):
     """Diagnoses failures, many at a time.
 
+    A source that remembers something on which later answers depend (a random generator, what it said before) also has
+    `state() -> Any`, plain JSON, and `load_state(state)`. They go with the trainer's checkpoints, so that a resumed
+    run is told what the straight one would have been. At that time nothing that `start` gave out is waited for.
+
     Attributes:
         name: for records and metrics.
         later: answers come while other work goes on. The trainer then collects them when the next cycle begins.
@@ -64,7 +68,10 @@ class Source(Protocol):
 
 
 class Function:
-    """A function `Failure -> str | None` as a source. What it raises is logged and costs one diagnosis."""
+    """A function `Failure -> str | None` as a source. What it raises is logged and costs one diagnosis.
+
+    A callable object may have `state()` and `load_state(state)` of its own, as a `Source` may.
+    """
 
     later = False
 
@@ -78,6 +85,15 @@ class Function:
 
     def counts(self) -> Mapping[str, float]:
         return {}
+
+    def state(self) -> Any:
+        state: Any = getattr(self.function, "state", None)
+        return state() if callable(state) else None
+
+    def load_state(self, state: Any) -> None:
+        load: Any = getattr(self.function, "load_state", None)
+        if callable(load):
+            load(state)
 
     def _answer(self, failure: Failure) -> Answer:
         try:

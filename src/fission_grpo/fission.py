@@ -188,8 +188,12 @@ class Fission:
             self.journal.recovered(item, step, [one.reward for one in group], [one.text for one in group])
         return metrics
 
+    def waiting_states(self) -> dict[str, Any]:
+        """This process's snapshots of instances in the buffer; those being recovered from are not needed again."""
+        return {name: state for name, state in self.states.items() if name in self.buffer}
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Snapshots are left out: after a restart worlds are reached by replay."""
+        """What a checkpoint keeps, the same on all ranks. Snapshots are each rank's own, see `waiting_states`."""
         return {"buffer": self.buffer.state(), "share": self.share.state(), "odds": self.odds.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
 
-from fission_grpo.diagnose import Answer, Source
+from fission_grpo.diagnose import Answer, Source, answered
+from fission_grpo.run_state import generator_state, set_generator
 from fission_grpo.trajectory import ErrorKind, Failure
 
 REMEMBERED = 64
@@ -19,15 +23,15 @@ NO_OTHER = "no other failure of the kind"
 
 @dataclass(frozen=True)
 class _Donor:
-    """A failure whose diagnosis may be given to another one."""
+    """A failure whose diagnosis may be given to another one: root task, hash of its prompt, what is said of it."""
 
-    failure: Failure
+    root: str
+    prompt: str
     answer: Future[Answer]
 
-    def suits(self, failure: Failure) -> bool:
+    def suits(self, other: _Donor) -> bool:
         """Whether it failed at something else. Several failures of one dialogue can be tasks of different names."""
-        ours, theirs = self.failure.task, failure.task
-        return ours.root != theirs.root and ours.prompt != theirs.prompt
+        return self.root != other.root and self.prompt != other.prompt
 
 
 class Shuffled:
@@ -54,10 +58,11 @@ class Shuffled:
         self._earlier: dict[ErrorKind, deque[_Donor]] = defaultdict(lambda: deque(maxlen=remembered))
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
-        donors = [_Donor(*pair) for pair in zip(failures, self.source.start(failures), strict=True)]
+        answers = self.source.start(failures)
+        donors = [_donor(failure, answer) for failure, answer in zip(failures, answers, strict=True)]
         by_kind: dict[ErrorKind, list[_Donor]] = defaultdict(list)
-        for donor in donors:
-            by_kind[donor.failure.kind].append(donor)
+        for failure, donor in zip(failures, donors, strict=True):
+            by_kind[failure.kind].append(donor)
         given: dict[int, Future[Answer]] = {}
         for kind, here in by_kind.items():
             order = [*here, *self._earlier[kind]]
@@ -77,11 +82,40 @@ class Shuffled:
     def counts(self) -> Mapping[str, float]:
         return self.source.counts()
 
+    def state(self) -> dict[str, Any]:
+        """The random generator, the earlier failures with what was said of them, and the source's own state."""
+        earlier = {str(kind): [_saved(donor) for donor in donors] for kind, donors in self._earlier.items()}
+        inner = self.source.state() if callable(getattr(self.source, "state", None)) else None  # pyright: ignore
+        return {"random": generator_state(self._random), "earlier": earlier, "source": inner}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        set_generator(self._random, state["random"])
+        self._earlier.clear()
+        for kind, donors in state["earlier"].items():
+            self._earlier[ErrorKind(kind)].extend(
+                _Donor(root, prompt, answered(Answer(text, reason))) for root, prompt, text, reason in donors
+            )
+        if state["source"] is not None:
+            self.source.load_state(state["source"])  # pyright: ignore
+
+
+def _donor(failure: Failure, answer: Future[Answer]) -> _Donor:
+    prompt = failure.task.prompt
+    text = prompt if isinstance(prompt, str) else json.dumps([dict(m) for m in prompt], sort_keys=True, default=str)
+    return _Donor(failure.task.root, sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), answer)
+
+
+def _saved(donor: _Donor) -> list[str | None]:
+    """A donor as JSON. What was given up, or is still under way, is no diagnosis."""
+    given = donor.answer.done() and not donor.answer.cancelled()
+    answer = donor.answer.result() if given else Answer(None, NO_OTHER)
+    return [donor.root, donor.prompt, answer.text, answer.reason]
+
 
 def _others(donor: _Donor, order: Sequence[_Donor], after: int) -> Iterator[Future[Answer]]:
     """The answers that suit a failure, in their order, from place `after` on and around."""
     places = (at % len(order) for at in range(after, after + len(order)))
-    return (order[at].answer for at in places if order[at].suits(donor.failure))
+    return (order[at].answer for at in places if order[at].suits(donor))
 
 
 def _first_of(others: Iterator[Future[Answer]], own: Future[Answer]) -> Future[Answer]:

@@ -13,11 +13,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from fission_grpo.checkpoint_files import tidy
+from fission_grpo.checkpoints import resume_from
 from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.diagnose import Source
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
-from fission_grpo.run_state import load_state
 from fission_grpo.simulator.chosen import FORMS, accounts, closing, endpoint_options, sources_from
 from fission_grpo.trainer import FissionGRPOTrainer
 from fission_grpo.training_callbacks import LiveProgress, StopAndSave
@@ -120,17 +121,23 @@ def train_command(argv: list[str]) -> int:
     return 0
 
 
-def resume_point(args: FissionGRPOConfig) -> str | None:
-    """The checkpoint folder to resume from, None to begin anew. `true` means the newest in `output_dir`.
+def resume_point(args: FissionGRPOConfig) -> str | bool | None:
+    """The checkpoint folder to resume from, None to begin anew. `true` means the newest whole one in `output_dir`.
+
+    Under a launcher of several processes the first one looks, and True leaves it to the trainer.
 
     Raises:
         UsageError: there is none, or the path given is no folder.
-        ValueError: it holds no fission buffer, though `fission` is on.
+        ValueError: it is damaged, or holds no fission buffer, though `fission` is on.
     """
-    found = newest_checkpoint(args.resume_from_checkpoint, args.output_dir)
-    if args.fission and found is not None:
-        load_state(Path(found))
-    return found
+    if args.process_index != 0:
+        return str(args.resume_from_checkpoint).lower() not in ("none", "false")
+    run = Path(str(args.output_dir))
+    tidy(run)
+    named = newest_checkpoint(args.resume_from_checkpoint, run)
+    if named is None:
+        return None
+    return str(resume_from(args.resume_from_checkpoint, run, args.fission))
 
 
 def make_trainer(

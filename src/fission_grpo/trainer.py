@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
+from fission_grpo.checkpoints import CheckpointTrainer
 from fission_grpo.config import FissionGRPOConfig, checked_config
 from fission_grpo.corrective_turn import TurnVerdict, take_turn
 from fission_grpo.cycles import Outcome, count, explore_metrics, flat_groups, group_success
@@ -33,14 +34,15 @@ from fission_grpo.reader import Batch, Reader
 from fission_grpo.rollouts import Rollout, row_of_task
 from fission_grpo.run_state import (
     check_columns,
-    has_state,
-    load_state,
+    load_source_states,
     pack_rows,
-    save_state,
+    packed_snapshots,
+    share_of,
+    source_states,
     split_batches,
     unpack_rows,
 )
-from fission_grpo.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixTrainer
+from fission_grpo.shared_prefix.trainer import SHARING_COUNTS
 from fission_grpo.step_reward import StepReward, progress_of
 from fission_grpo.unreadable import answering, tell_unreadable
 
@@ -49,7 +51,7 @@ Diagnosis = str | Diagnose | Source
 _log = logging.getLogger(__name__)
 
 
-class FissionGRPOTrainer(SharedPrefixTrainer):
+class FissionGRPOTrainer(CheckpointTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and:
@@ -250,28 +252,32 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
+    def _begin_anew(self) -> None:
+        self.journal.begin()
+
     def _save_checkpoint(self, model, trial):
         self._collect()
         super()._save_checkpoint(model, trial)
-        state = {
+
+    def _run_state(self) -> dict[str, Any]:
+        return super()._run_state() | {
             "fission": self.fission.state(),
             "displaced": gather_object([list(self._displaced)]),
+            "snapshots": gather_object([packed_snapshots(self.fission.waiting_states())]),
+            "sources": gather_object([source_states(self.fission.sources)]),
+            "journal": self.journal.mark(),
             "generated_tokens": self.generated_tokens,
         }
-        if self.accelerator.is_main_process:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            save_state(folder, state)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        self.journal.resumed(self.state.global_step)
-        if checkpoint is None or not (self.args.fission or has_state(Path(checkpoint))):
-            return
-        state = load_state(Path(checkpoint))
+    def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
+        super()._load_run_state(state, checkpoint)
+        rank = self.accelerator.process_index, self.accelerator.num_processes
         self.fission.load_state(state["fission"])
-        self._displaced = deque(
-            split_batches(state["displaced"], self.accelerator.process_index, self.accelerator.num_processes)
-        )
+        self._displaced = deque(split_batches(state["displaced"], *rank))
+        self.fission.states = dict(share_of(state["snapshots"], *rank))
+        if strangers := load_source_states(self.fission.sources, share_of(state["sources"], *rank)):
+            _log.warning("%s knows nothing of these sources of diagnoses: %s", checkpoint, ", ".join(strangers))
+        self.journal.resumed(self.state.global_step, state["journal"])
         self.generated_tokens = state["generated_tokens"]
 
 

@@ -52,6 +52,11 @@ class DiagnosisCache:
         """The diagnosis kept under a key, None if there is none."""
         return self._texts.get(key)
 
+    def texts(self) -> dict[str, str]:
+        """All diagnoses by key, a copy."""
+        with self._lock:
+            return dict(self._texts)
+
     def put(self, key: str, text: str) -> None:
         """Keep a diagnosis; what is there already stays. Never raises for what is the disk's fault."""
         with self._lock:

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from fission_grpo.diagnose import Answer, answered
 from fission_grpo.evaluation.endpoint import EndpointPolicy
@@ -127,6 +128,14 @@ class EndpointSource:
     def counts(self) -> Mapping[str, float]:
         """What was added to the totals since the last call of this; zeros are left out."""
         return self._ledger.since_last(self.totals())
+
+    def state(self) -> dict[str, Any]:
+        """The diagnoses given so far, where no folder keeps them."""
+        return {"texts": {} if self.options.cache else self._cache.texts()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for key, text in state["texts"].items():
+            self._cache.put(key, text)
 
     def report(self) -> str:
         """The totals in a few lines, for the end of a run."""

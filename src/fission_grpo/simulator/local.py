@@ -92,6 +92,13 @@ class LocalSource:
         taken, self._counts = self._counts, {}
         return taken
 
+    def state(self) -> dict[str, Any]:
+        """The answers remembered, in their order, so that a resumed run asks nothing twice."""
+        return {"known": [[one, answer.text, answer.reason] for one, answer in self._known.items()]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._known = {one: Answer(text, reason) for one, text, reason in state["known"]}
+
     def _ask(self, failures: Sequence[Failure]) -> list[Answer]:
         """One answer each. Where a batch breaks, its failures are asked one by one, so that only one is lost."""
         try:
