@@ -36,7 +36,9 @@ COMMON = {
 }
 
 
-def tiny_trainer(folder: Path, more: dict[str, Any] | None = None, count: int = 6, **fields: Any) -> Any:
+def tiny_trainer(
+    folder: Path, more: dict[str, Any] | None = None, count: int = 6, factory: Any = Desk, **fields: Any
+) -> Any:
     """The starter policy on the desk: 2 tasks of 4 rollouts a cycle, 3 explore cycles an epoch; sources shuffled."""
     model, tokenizer = load_starter()
     return FissionGRPOTrainer(
@@ -44,7 +46,7 @@ def tiny_trainer(folder: Path, more: dict[str, Any] | None = None, count: int = 
         args=FissionGRPOConfig(output_dir=str(folder), **(COMMON | fields)),
         train_dataset=Dataset.from_list(make_rows(count, seed=5, split="train")),
         processing_class=tokenizer,
-        environment_factory=Desk,
+        environment_factory=factory,
         **({"diagnose": [Shuffled(source) for source in chain_of(["rules", "environment"])]} | (more or {})),
     )
 

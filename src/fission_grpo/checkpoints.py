@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from fission_grpo.checkpoint_files import (
@@ -28,6 +29,7 @@ from fission_grpo.checkpoint_files import (
     rotate,
     tidy,
 )
+from fission_grpo.run_directory import check_writable, writing
 from fission_grpo.run_state import VERSION, has_state, load_state, save_state, share_of
 from fission_grpo.shared_prefix.trainer import SharedPrefixTrainer
 
@@ -142,9 +144,10 @@ class CheckpointTrainer(SharedPrefixTrainer):
             ValueError: there is none, or the one asked for is damaged or not fit for this trainer.
         """
         run = Path(str(self.args.output_dir))
-        if self.args.should_save:
-            tidy(run)
         found: list[Any] = [None, None]
+        if self.args.should_save:
+            check_writable(run)
+            tidy(run)
         if self.accelerator.is_main_process:
             try:
                 found[0] = resume_from(resume_from_checkpoint, run, bool(getattr(self.args, "fission", False)))
@@ -230,11 +233,16 @@ class CheckpointTrainer(SharedPrefixTrainer):
         run = Path(self._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
         staged = run / STAGING / final.name
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
+        with writing(final, SafetensorError, RuntimeError):  # a RuntimeError is what torch.save raises
+            self._staging = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = False
+            self._complete(staged, final, run)
+
+    def _complete(self, staged: Path, final: Path, run: Path) -> None:
+        """Add what is ours to a checkpoint that transformers has written, and put it in its place."""
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
         state = self._run_state()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fission_grpo.corrective_instance import CorrectiveInstance
+from fission_grpo.run_directory import writing
 from fission_grpo.simulator.instances import instance, tools_key
 from fission_grpo.task_json import call_fields
 from fission_grpo.trajectory import Failure
@@ -151,9 +152,11 @@ class Journal:
     def _write(self, **event: Any) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=True, default=list) + "\n")
+        line = json.dumps(event, ensure_ascii=True, default=list) + "\n"
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
 
 
 def _tail(text: bytes) -> str:

@@ -19,6 +19,7 @@ from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.diagnose import Source
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
+from fission_grpo.run_directory import RunDirectoryError
 from fission_grpo.simulator.chosen import FORMS, accounts, closing, endpoint_options, sources_from
 from fission_grpo.trainer import FissionGRPOTrainer
 from fission_grpo.training_callbacks import LiveProgress, StopAndSave
@@ -106,7 +107,11 @@ def train_command(argv: list[str]) -> int:
         return 2
     with closing(sources), StopAndSave() as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except RunDirectoryError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         for line in accounts(sources):
             print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
