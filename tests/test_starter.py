@@ -167,3 +167,11 @@ def test_the_training_command_explains_itself():
     bad = subprocess.run([*command, "--output", "x", "--steps", "0"], check=False, capture_output=True, text=True)
     assert bad.returncode == 2
     assert "must be positive" in bad.stderr
+
+
+def test_a_long_word_after_a_bracket_is_read_in_no_time():
+    """The pattern of pieces once tried all ways to split the word, until the tokenizer gave up with a panic."""
+    _, tokenizer = load_starter()
+    text = "(" + "a" * 100_000
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.tokenize(" move_file(name, folder)") == ["Ġmove_file", "(name,Ġfolder)"]

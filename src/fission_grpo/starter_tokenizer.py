@@ -54,7 +54,7 @@ PIECES = (
     r'\n?\{"name": "|", "arguments": \{"|": "|", "|"\}\}\n?'
     r"|\n\{'error': [\"']|[\"']\}\n|no (?:file|event) '|'; similar: | is locked; call unlock_file first"
     r"| is taken; next free |(?:time must be 24h HH:MM|date must be YYYY-MM-DD), got '?|Sorry, I could not do that"
-    r"| ?[a-z]+_(?:file|event|id|name)\b|\((?:[a-z_]+(?:, )?)+\)|\p{L}+|\p{N}{1,2}|\s|[^\s\p{L}\p{N}]"
+    r"| ?[a-z]+_(?:file|event|id|name)\b|\([a-z_]+(?:, [a-z_]+)*\)|\p{L}+|\p{N}{1,2}|\s|[^\s\p{L}\p{N}]"
 )
 """What a token never crosses. Words stand without their space, so that copying a word is copying a token, numbers are
 pairs of digits, and the fixed phrases of calls, signatures and messages are one piece each. [ours]"""
