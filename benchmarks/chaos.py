@@ -34,7 +34,8 @@ STEPS = int(os.environ.get("CHAOS_STEPS", "160"))
 OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_steps {STEPS} --save_steps 2
 --save_total_limit 2 --logging_steps 3 --per_device_train_batch_size 8 --gradient_accumulation_steps 1
 --num_generations 4 --num_recoveries 4 --max_completion_length 64 --max_tool_calling_iterations 2
---learning_rate 5e-5 --recover_share 0.34 --buffer_order random --diagnose shuffled:rules --disable_tqdm true""".split()
+--learning_rate 5e-5 --recover_share 0.34 --buffer_order random --diagnose shuffled:rules
+--disable_tqdm true""".split()
 """Steps of well under a second, an epoch every 12 explore cycles, a log every 3 and a save every 2 steps."""
 LONGEST = 12.0
 """Seconds after which a run is killed at the latest, unless a save was to be hit."""
@@ -101,7 +102,7 @@ def until(process: int, moment: Callable[[], bool]) -> int | None:
 
 
 def disturbed(folder: Path, logs: Path, wanted: int, seed: int, told: Callable[[Kill], None]) -> list[Kill]:
-    """Train with `wanted` kills, then to the end. Raises RuntimeError if a start fails, or the run ends too soon."""
+    """Train with `wanted` kills (fewer if the run is over before), then to the end. RuntimeError if a start fails."""
     draw, kills, pending = random.Random(seed), [], None
     while True:
         log, began = logs / f"start-{len(kills)}.txt", time.monotonic()
@@ -119,7 +120,7 @@ def disturbed(folder: Path, logs: Path, wanted: int, seed: int, told: Callable[[
         if pending is not None:
             kills[-1] = Kill(**{**asdict(pending), "next_start": [x for x in text.splitlines() if FOUND.search(x)]})
             told(kills[-1])
-        if code == 0 and len(kills) == wanted:
+        if code == 0:
             return kills
         if code is not None:
             raise RuntimeError(f"start {len(kills)} ended with {code} after {len(kills)} kills:\n{text[-3000:]}")
@@ -178,13 +179,21 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of the two runs; emptied first")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compare", action="store_true", help="only write the result of what is in --work already")
     given = parser.parse_args()
     for name in ("resume_support", "fission_grpo.train_command"):  # and with them torch, trl, transformers
         importlib.import_module(name)
 
+    if not given.compare:
+        run(given.work, given.kills, given.seed)
+    return written(given)
+
+
+def run(work: Path, kills: int, seed: int) -> None:
+    """Both runs in `work`, which is emptied first; `kills.jsonl` and `times.json` tell of them."""
     threads = len(list(Path("/proc/self/task").iterdir()))
-    shutil.rmtree(given.work, ignore_errors=True)
-    peace, chaos, logs = (given.work / name for name in ("peace", "chaos", "logs"))
+    shutil.rmtree(work, ignore_errors=True)
+    peace, chaos, logs = (work / name for name in ("peace", "chaos", "logs"))
     logs.mkdir(parents=True)
     began = time.monotonic()
     if until(process := start(peace, logs / "peace.txt"), lambda: False) != 0:
@@ -192,20 +201,27 @@ def main() -> int:
     alone = time.monotonic() - began
 
     def told(kill: Kill) -> None:
-        with (given.work / "kills.jsonl").open("a") as file:
+        with (work / "kills.jsonl").open("a") as file:
             file.write(json.dumps(asdict(kill)) + "\n")
 
-    kills = disturbed(chaos, logs, given.kills, given.seed, told)
+    disturbed(chaos, logs, kills, seed, told)
+    seconds = {"undisturbed": round(alone, 1), "killed": round(time.monotonic() - began - alone, 1)}
+    (work / "times.json").write_text(json.dumps({"threads_at_fork": threads, "seconds": seconds}))
+
+
+def written(given: argparse.Namespace) -> int:
+    """Compare the two runs and write `result.json`; returns 1 if they differ."""
+    kills = [json.loads(line) for line in (given.work / "kills.jsonl").read_text().splitlines()]
+    times = _text(given.work / "times.json")
     result = {
         "command": f"python benchmarks/chaos.py --kills {given.kills} --seed {given.seed}",
         "options": " ".join(OPTIONS).replace(str(ROOT), "."),
-        "threads_at_fork": threads,
-        "seconds": {"undisturbed": round(alone, 1), "killed": round(time.monotonic() - began - alone, 1)},
+        **(json.loads(times) if times else {}),
         "kills": len(kills),
-        "aimed_at_saves": sum(kill.aim == "save" for kill in kills),
-        "phases": dict(Counter(re.sub(r"\d+ files", "files", kill.phase) for kill in kills)),
-        "result": compared(peace, chaos),
-        "each": [asdict(kill) for kill in kills],
+        "aimed_at_saves": sum(kill["aim"] == "save" for kill in kills),
+        "phases": dict(Counter(re.sub(r"\d+ files", "files", kill["phase"]) for kill in kills)),
+        "result": compared(given.work / "peace", given.work / "chaos"),
+        "each": kills,
     }
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
