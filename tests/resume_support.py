@@ -46,12 +46,14 @@ def tiny_trainer(folder: Path, more: dict[str, Any] | None = None, count: int = 
     model, tokenizer = load_starter()
     return FissionGRPOTrainer(
         model=model,
-        reward_funcs=varied,
         args=FissionGRPOConfig(output_dir=str(folder), **(COMMON | fields)),
         train_dataset=Dataset.from_list(make_rows(count, seed=5, split="train")),
         processing_class=tokenizer,
         environment_factory=Desk,
-        **({"diagnose": [Shuffled(source) for source in chain_of(["rules", "environment"])]} | (more or {})),
+        **(
+            {"reward_funcs": varied, "diagnose": [Shuffled(source) for source in chain_of(["rules", "environment"])]}
+            | (more or {})
+        ),
     )
 
 

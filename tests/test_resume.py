@@ -28,6 +28,11 @@ OPTIONS = {
     "several epochs, random order, logs every 2nd step": ({"max_steps": 7, "buffer_order": "random"}, {}, (3, 4)),
     "2 x 2 updates a cycle": ({**FOUR_UPDATES, "max_steps": 9, "save_steps": 3, "logging_steps": 3}, {}, (4, 8)),
     "plain GRPO": ({"max_steps": 4, "fission": False, "shared_prefix": False, "count": 4}, {}, (3,)),
+    "a reference model that moves": (
+        {"max_steps": 3, "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2},
+        {},
+        (2,),
+    ),
     "LoRA": ({"max_steps": 3}, {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}, (2,)),
 }
 
@@ -75,6 +80,25 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path
     assert "checkpoint-2/trainer_state.json cannot be read" in caplog.text
     assert trainer.state.global_step == 3
     assert [fault_in(path) for path in numbered(run)] == [None] * 3  # 2 and 3 were written anew
+
+
+def test_the_best_checkpoint_is_kept_and_loaded_from_its_place(tmp_path):
+    best = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "save_total_limit": 1}
+    more = {"eval_dataset": tiny_trainer(tmp_path, count=2).train_dataset, "reward_funcs": falling()}
+    fields = best | {"metric_for_best_model": "reward", "load_best_model_at_end": True, "max_steps": 3}
+    trainer = tiny_trainer(tmp_path, more, fission=False, shared_prefix=False, **fields)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1"]  # 3 was the newest, and is not the best
+    assert fault_in(tmp_path / "checkpoint-1") is None
+    state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
+
+
+def falling():
+    """A reward that is lower every time it is asked for."""
+    asked = iter(range(100))
+    return lambda completions, **_: [-float(next(asked))] * len(completions)
 
 
 def test_checkpoints_of_trl_and_of_earlier_releases_serve_plain_grpo(tmp_path, caplog):
