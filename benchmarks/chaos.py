@@ -46,9 +46,9 @@ FOUND = re.compile(r"removed$|moved there$|NOT resumed|cut off$|which is not res
 class Kill:
     """One SIGKILL.
 
-    `aim` is "any" moment or a "save"; `seconds` since the process began; `step` the last one it logged, None before
-    the first; `phase` what it was doing; `left` the entries of `.saving` then; `checkpoints` those in their place;
-    `next_start` what the log of the next start said of all this.
+    `aim` is "any" moment, a "save", or its "end" (manifest, rename, deletion of an older checkpoint); `seconds` since
+    the process began; `step` the last one it logged, None before the first; `phase` what it was doing; `left` the
+    entries of `.saving` then; `checkpoints` those in their place; `next_start` what the next start's log said of it.
     """
 
     number: int
@@ -82,6 +82,15 @@ def start(folder: Path, log: Path) -> int:
         os._exit(1)
 
 
+def _ending(folder: Path) -> bool:
+    """Whether a save is at its manifest, or at deleting an older checkpoint."""
+    try:
+        left = list((folder / STAGING).iterdir())
+    except FileNotFoundError:
+        return False
+    return any(path.name.startswith("deleted-") or (path / (MANIFEST + ".tmp")).exists() for path in left)
+
+
 def _whole_aside(folder: Path) -> bool:
     return any(True for _ in (folder / STAGING).glob(f"checkpoint-*/{MANIFEST}"))
 
@@ -107,15 +116,17 @@ def disturbed(folder: Path, logs: Path, wanted: int, seed: int, told: Callable[[
     while True:
         log, began = logs / f"start-{len(kills)}.txt", time.monotonic()
         process = start(folder, log)
-        aim = "any" if draw.random() < 0.55 else "save"
+        aim = draw.choice(("any", "any", "save", "end"))
         moment, pause = draw.uniform(0.0, LONGEST), draw.uniform(0.0, draw.choice((0.05, 0.25)))
         if len(kills) == wanted:
             code = until(process, lambda: False)
         elif aim == "any":
             code = until(process, lambda began=began, moment=moment: time.monotonic() - began >= moment)
         else:  # `.saving` may be left of the last kill: a save is what appears after training has begun
-            code = until(process, lambda log=log: "step " in _text(log) and (folder / STAGING).is_dir())
-            time.sleep(pause)
+            code = until(process, lambda log=log: "step " in _text(log)) or until(
+                process, (folder / STAGING).is_dir if aim == "save" else lambda: _ending(folder)
+            )
+            time.sleep(pause if aim == "save" else pause / 20)
         text = _text(log)
         if pending is not None:
             kills[-1] = Kill(**{**asdict(pending), "next_start": [x for x in text.splitlines() if FOUND.search(x)]})
@@ -218,7 +229,7 @@ def written(given: argparse.Namespace) -> int:
         "options": " ".join(OPTIONS).replace(str(ROOT), "."),
         **(json.loads(times) if times else {}),
         "kills": len(kills),
-        "aimed_at_saves": sum(kill["aim"] == "save" for kill in kills),
+        "aims": dict(Counter(kill["aim"] for kill in kills)),
         "phases": dict(Counter(re.sub(r"\d+ files", "files", kill["phase"]) for kill in kills)),
         "result": compared(given.work / "peace", given.work / "chaos"),
         "each": kills,

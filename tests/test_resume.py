@@ -29,11 +29,15 @@ OPTIONS = {
     "2 x 2 updates a cycle": ({**FOUR_UPDATES, "max_steps": 9, "save_steps": 3, "logging_steps": 3}, {}, (4, 8)),
     "plain GRPO": ({"max_steps": 4, "fission": False, "shared_prefix": False, "count": 4}, {}, (3,)),
     "a reference model that moves": (
-        {"max_steps": 3, "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2},
+        {"max_steps": 3, "logging_steps": 3, "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2},
         {},
         (2,),
     ),
-    "LoRA": ({"max_steps": 3}, {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}, (2,)),
+    "LoRA": (
+        {"max_steps": 3, "logging_steps": 3},
+        {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])},
+        (2,),
+    ),
 }
 
 
