@@ -110,13 +110,17 @@ def until(process: int, moment: Callable[[], bool]) -> int | None:
     return None
 
 
-def disturbed(folder: Path, logs: Path, wanted: int, seed: int, told: Callable[[Kill], None]) -> list[Kill]:
+def disturbed(
+    folder: Path, logs: Path, wanted: int, seed: int, ends: float, told: Callable[[Kill], None]
+) -> list[Kill]:
     """Train with `wanted` kills (fewer if the run is over before), then to the end. RuntimeError if a start fails."""
     draw, kills, pending = random.Random(seed), [], None
     while True:
         log, began = logs / f"start-{len(kills)}.txt", time.monotonic()
         process = start(folder, log)
-        aim = draw.choice(("any", "any", "save", "end"))
+        aim = "any" if draw.random() < 0.55 else "save"
+        if ends and draw.random() < ends:
+            aim = "end"
         moment, pause = draw.uniform(0.0, LONGEST), draw.uniform(0.0, draw.choice((0.05, 0.25)))
         if len(kills) == wanted:
             code = until(process, lambda: False)
@@ -190,17 +194,18 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of the two runs; emptied first")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ends", type=float, default=0.0, help="share of kills aimed at the end of a save")
     parser.add_argument("--compare", action="store_true", help="only write the result of what is in --work already")
     given = parser.parse_args()
     for name in ("resume_support", "fission_grpo.train_command"):  # and with them torch, trl, transformers
         importlib.import_module(name)
 
     if not given.compare:
-        run(given.work, given.kills, given.seed)
+        run(given.work, given.kills, given.seed, given.ends)
     return written(given)
 
 
-def run(work: Path, kills: int, seed: int) -> None:
+def run(work: Path, kills: int, seed: int, ends: float) -> None:
     """Both runs in `work`, which is emptied first; `kills.jsonl` and `times.json` tell of them."""
     threads = len(list(Path("/proc/self/task").iterdir()))
     shutil.rmtree(work, ignore_errors=True)
@@ -215,7 +220,7 @@ def run(work: Path, kills: int, seed: int) -> None:
         with (work / "kills.jsonl").open("a") as file:
             file.write(json.dumps(asdict(kill)) + "\n")
 
-    disturbed(chaos, logs, kills, seed, told)
+    disturbed(chaos, logs, kills, seed, ends, told)
     seconds = {"undisturbed": round(alone, 1), "killed": round(time.monotonic() - began - alone, 1)}
     (work / "times.json").write_text(json.dumps({"threads_at_fork": threads, "seconds": seconds}))
 
@@ -225,7 +230,7 @@ def written(given: argparse.Namespace) -> int:
     kills = [json.loads(line) for line in (given.work / "kills.jsonl").read_text().splitlines()]
     times = _text(given.work / "times.json")
     result = {
-        "command": f"python benchmarks/chaos.py --kills {given.kills} --seed {given.seed}",
+        "command": f"python benchmarks/chaos.py --kills {given.kills} --seed {given.seed} --ends {given.ends}",
         "options": " ".join(OPTIONS).replace(str(ROOT), "."),
         **(json.loads(times) if times else {}),
         "kills": len(kills),
