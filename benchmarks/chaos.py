@@ -34,7 +34,8 @@ STEPS = int(os.environ.get("CHAOS_STEPS", "160"))
 OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_steps {STEPS} --save_steps 2
 --save_total_limit 2 --logging_steps 3 --per_device_train_batch_size 8 --gradient_accumulation_steps 1
 --num_generations 4 --num_recoveries 4 --max_completion_length 64 --max_tool_calling_iterations 2
---learning_rate 5e-5 --recover_share 0.34 --buffer_order random --diagnose shuffled:rules --disable_tqdm true""".split()
+--learning_rate 5e-5 --recover_share 0.34 --buffer_order random --diagnose shuffled:rules
+--disable_tqdm true""".split()
 """Steps of well under a second, an epoch every 12 explore cycles, a log every 3 and a save every 2 steps."""
 LONGEST = 12.0
 """Seconds after which a run is killed at the latest, unless a save was to be hit."""
@@ -45,9 +46,9 @@ FOUND = re.compile(r"removed$|moved there$|NOT resumed|cut off$|which is not res
 class Kill:
     """One SIGKILL.
 
-    `aim` is "any" moment or a "save"; `seconds` since the process began; `step` the last one it logged, None before
-    the first; `phase` what it was doing; `left` the entries of `.saving` then; `checkpoints` those in their place;
-    `next_start` what the log of the next start said of all this.
+    `aim` is "any" moment, a "save", or its "end" (manifest, rename, deletion of an older checkpoint); `seconds` since
+    the process began; `step` the last one it logged, None before the first; `phase` what it was doing; `left` the
+    entries of `.saving` then; `checkpoints` those in their place; `next_start` what the next start's log said of it.
     """
 
     number: int
@@ -81,6 +82,15 @@ def start(folder: Path, log: Path) -> int:
         os._exit(1)
 
 
+def _ending(folder: Path) -> bool:
+    """Whether a save is at its manifest, or at deleting an older checkpoint."""
+    try:
+        left = list((folder / STAGING).iterdir())
+    except FileNotFoundError:
+        return False
+    return any(path.name.startswith("deleted-") or (path / (MANIFEST + ".tmp")).exists() for path in left)
+
+
 def _whole_aside(folder: Path) -> bool:
     return any(True for _ in (folder / STAGING).glob(f"checkpoint-*/{MANIFEST}"))
 
@@ -100,26 +110,32 @@ def until(process: int, moment: Callable[[], bool]) -> int | None:
     return None
 
 
-def disturbed(folder: Path, logs: Path, wanted: int, seed: int, told: Callable[[Kill], None]) -> list[Kill]:
-    """Train with `wanted` kills, then to the end. Raises RuntimeError if a start fails, or the run ends too soon."""
+def disturbed(
+    folder: Path, logs: Path, wanted: int, seed: int, ends: float, told: Callable[[Kill], None]
+) -> list[Kill]:
+    """Train with `wanted` kills (fewer if the run is over before), then to the end. RuntimeError if a start fails."""
     draw, kills, pending = random.Random(seed), [], None
     while True:
         log, began = logs / f"start-{len(kills)}.txt", time.monotonic()
         process = start(folder, log)
         aim = "any" if draw.random() < 0.55 else "save"
+        if ends and draw.random() < ends:
+            aim = "end"
         moment, pause = draw.uniform(0.0, LONGEST), draw.uniform(0.0, draw.choice((0.05, 0.25)))
         if len(kills) == wanted:
             code = until(process, lambda: False)
         elif aim == "any":
             code = until(process, lambda began=began, moment=moment: time.monotonic() - began >= moment)
         else:  # `.saving` may be left of the last kill: a save is what appears after training has begun
-            code = until(process, lambda log=log: "step " in _text(log) and (folder / STAGING).is_dir())
-            time.sleep(pause)
+            code = until(process, lambda log=log: "step " in _text(log)) or until(
+                process, (folder / STAGING).is_dir if aim == "save" else lambda: _ending(folder)
+            )
+            time.sleep(pause if aim == "save" else pause / 20)
         text = _text(log)
         if pending is not None:
             kills[-1] = Kill(**{**asdict(pending), "next_start": [x for x in text.splitlines() if FOUND.search(x)]})
             told(kills[-1])
-        if code == 0 and len(kills) == wanted:
+        if code == 0:
             return kills
         if code is not None:
             raise RuntimeError(f"start {len(kills)} ended with {code} after {len(kills)} kills:\n{text[-3000:]}")
@@ -178,13 +194,22 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of the two runs; emptied first")
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ends", type=float, default=0.0, help="share of kills aimed at the end of a save")
+    parser.add_argument("--compare", action="store_true", help="only write the result of what is in --work already")
     given = parser.parse_args()
     for name in ("resume_support", "fission_grpo.train_command"):  # and with them torch, trl, transformers
         importlib.import_module(name)
 
+    if not given.compare:
+        run(given.work, given.kills, given.seed, given.ends)
+    return written(given)
+
+
+def run(work: Path, kills: int, seed: int, ends: float) -> None:
+    """Both runs in `work`, which is emptied first; `kills.jsonl` and `times.json` tell of them."""
     threads = len(list(Path("/proc/self/task").iterdir()))
-    shutil.rmtree(given.work, ignore_errors=True)
-    peace, chaos, logs = (given.work / name for name in ("peace", "chaos", "logs"))
+    shutil.rmtree(work, ignore_errors=True)
+    peace, chaos, logs = (work / name for name in ("peace", "chaos", "logs"))
     logs.mkdir(parents=True)
     began = time.monotonic()
     if until(process := start(peace, logs / "peace.txt"), lambda: False) != 0:
@@ -192,20 +217,27 @@ def main() -> int:
     alone = time.monotonic() - began
 
     def told(kill: Kill) -> None:
-        with (given.work / "kills.jsonl").open("a") as file:
+        with (work / "kills.jsonl").open("a") as file:
             file.write(json.dumps(asdict(kill)) + "\n")
 
-    kills = disturbed(chaos, logs, given.kills, given.seed, told)
+    disturbed(chaos, logs, kills, seed, ends, told)
+    seconds = {"undisturbed": round(alone, 1), "killed": round(time.monotonic() - began - alone, 1)}
+    (work / "times.json").write_text(json.dumps({"threads_at_fork": threads, "seconds": seconds}))
+
+
+def written(given: argparse.Namespace) -> int:
+    """Compare the two runs and write `result.json`; returns 1 if they differ."""
+    kills = [json.loads(line) for line in (given.work / "kills.jsonl").read_text().splitlines()]
+    times = _text(given.work / "times.json")
     result = {
-        "command": f"python benchmarks/chaos.py --kills {given.kills} --seed {given.seed}",
+        "command": f"python benchmarks/chaos.py --kills {given.kills} --seed {given.seed} --ends {given.ends}",
         "options": " ".join(OPTIONS).replace(str(ROOT), "."),
-        "threads_at_fork": threads,
-        "seconds": {"undisturbed": round(alone, 1), "killed": round(time.monotonic() - began - alone, 1)},
+        **(json.loads(times) if times else {}),
         "kills": len(kills),
-        "aimed_at_saves": sum(kill.aim == "save" for kill in kills),
-        "phases": dict(Counter(re.sub(r"\d+ files", "files", kill.phase) for kill in kills)),
-        "result": compared(peace, chaos),
-        "each": [asdict(kill) for kill in kills],
+        "aims": dict(Counter(kill["aim"] for kill in kills)),
+        "phases": dict(Counter(re.sub(r"\d+ files", "files", kill["phase"]) for kill in kills)),
+        "result": compared(given.work / "peace", given.work / "chaos"),
+        "each": kills,
     }
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")

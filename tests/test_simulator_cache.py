@@ -11,7 +11,9 @@ from endpoint_source_support import SAID, answers_of, failure_of, source_of
 from openai_server import OpenAIServer
 
 from fission_grpo.diagnose import Answer
+from fission_grpo.recovery import recovery_id
 from fission_grpo.simulator.cache import DiagnosisCache
+from fission_grpo.simulator.local import LocalSource
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -101,6 +103,23 @@ def test_a_resumed_run_against_a_restarted_server_asks_nothing_twice(server, tmp
             assert answers_of(source, failure_of(1), failure_of(2)) == [Answer(SAID)] * 2
             assert source.counts() == {"simulator/asked": 2, "simulator/answers": 2, "simulator/cache_hits": 2}
         assert restarted.asked == []
+
+
+def test_without_a_folder_the_checkpoint_keeps_what_was_said(server):
+    first, resumed = source_of(server), source_of(server)
+    said = answers_of(first)
+    state = json.loads(json.dumps(first.state()))
+    server.close()
+    resumed.load_state(state)
+    assert answers_of(resumed) == said == [Answer(SAID)]
+    assert resumed.counts()["simulator/cache_hits"] == 1
+
+
+def test_a_local_simulator_remembers_what_it_said_before_a_checkpoint():
+    source = LocalSource("no such model")
+    source.load_state({"known": [[recovery_id(failure_of()), "error: said before", None]]})
+    assert answers_of(source) == [Answer("error: said before")]
+    assert source.state() == {"known": [[recovery_id(failure_of()), "error: said before", None]]}
 
 
 def test_another_model_prompt_or_sampling_is_another_entry(server, tmp_path):

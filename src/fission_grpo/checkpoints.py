@@ -2,7 +2,7 @@
 
 What they add to TRL's: they are whole or not there (`checkpoint_files`); they fall on ends of cycles, as TRL keeps no
 half-used generation batch; and they hold what TRL and transformers keep in memory only: metrics and loss since the
-last log, the count of forward passes, and how often the order of rows was drawn.
+last log, the count of forward passes, how often the order of rows was drawn, and a reference model that moves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback
 
 from fission_grpo.checkpoint_files import (
@@ -35,6 +36,8 @@ from fission_grpo.shared_prefix.trainer import SharedPrefixTrainer
 
 PACKAGES = ("fission-grpo", "trl", "transformers", "torch")
 """Whose versions a checkpoint's manifest names."""
+REFERENCE = "ref_model.safetensors"
+"""The reference model's weights, where `sync_ref_model` changes them."""
 
 _log = logging.getLogger(__name__)
 
@@ -217,6 +220,17 @@ class CheckpointTrainer(SharedPrefixTrainer):
         self._sampler = super()._get_train_sampler(*args, **kwargs)
         return self._sampler
 
+    def _moving_reference(self) -> Any:
+        """The reference model if it changes during training and lies whole in this process, else None."""
+        if not self.args.sync_ref_model or self.ref_model is None:
+            return None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            _log.warning(
+                "the reference model is sharded and in no checkpoint: a resumed run begins with its first one"
+            )
+            return None
+        return self.accelerator.unwrap_model(self.ref_model)
+
     # -- saving and loading -------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -249,6 +263,8 @@ class CheckpointTrainer(SharedPrefixTrainer):
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE))
             save_state(staged, state)
+            if (reference := self._moving_reference()) is not None:
+                save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             publish(staged, final, {name: version(name) for name in PACKAGES})
@@ -262,6 +278,8 @@ class CheckpointTrainer(SharedPrefixTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
+        if (Path(checkpoint) / REFERENCE).exists() and (reference := self._moving_reference()) is not None:
+            load_model(reference, str(Path(checkpoint) / REFERENCE))
         if (sampler := self._sampler) is not None:
             for _ in range(int(self.state.epoch or 0)):  # each epoch draws its order from the one generator
                 next(iter(sampler), None)
