@@ -42,6 +42,7 @@ from fission_grpo.run_state import (
 )
 from fission_grpo.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixTrainer
 from fission_grpo.step_reward import StepReward, progress_of
+from fission_grpo.tool_turns import ToolTurnsInStep
 from fission_grpo.unreadable import answering, tell_unreadable
 
 Diagnosis = str | Diagnose | Source
@@ -49,7 +50,7 @@ Diagnosis = str | Diagnose | Source
 _log = logging.getLogger(__name__)
 
 
-class FissionGRPOTrainer(SharedPrefixTrainer):
+class FissionGRPOTrainer(ToolTurnsInStep, SharedPrefixTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and:
