@@ -8,8 +8,10 @@ several. Everything else is real: environments, rewards, diagnoses, buffer, grad
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from datasets import Dataset
@@ -80,9 +82,43 @@ def tape_at(path):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def copied(run, folder, rank):
+    """The run directory of a training, to be gone on with elsewhere. The first rank copies, the others wait."""
+    done = folder.with_suffix(".copied")
+    if rank == 0:
+        shutil.copytree(run, folder)
+        done.touch()
+    while not done.exists():
+        time.sleep(0.05)
+
+
+def desk(folder, config, trainer=Taped, diagnose="rules", **more):
+    model, tokenizer = load_starter()
+    return trainer(
+        model=model,
+        args=FissionGRPOConfig(output_dir=str(folder), **(COMMON | config)),
+        train_dataset=Dataset.from_list(make_rows(16, seed=5, split="train")),
+        processing_class=tokenizer,
+        environment_factory=Desk,
+        diagnose=diagnose,
+        **more,
+    )
+
+
+def sampled(folder, processes, diagnose="rules", **fields):
+    """Episodes in an environment, sampled by every rank for its own rows: 16 rows a cycle, 2 groups, or 2 contexts."""
+    config = {
+        "per_device_train_batch_size": 16 // processes,
+        "num_generations": 8,
+        "max_steps": 3,
+        "max_completion_length": 64,
+        "max_tool_calling_iterations": 1,
+    }
+    return desk(folder, config | fields, diagnose=diagnose, tape={}, repeat=False)
+
+
 def straddling(folder, processes, tape, repeat, **fields):
     """Episodes in an environment: 24 rows a cycle, groups of 8 and of 12 (over 2 ranks, over 3 of 4), two updates."""
-    model, tokenizer = load_starter()
     config = {
         "per_device_train_batch_size": 12 // processes,
         "gradient_accumulation_steps": 2,
@@ -92,15 +128,7 @@ def straddling(folder, processes, tape, repeat, **fields):
         "num_recoveries": 12,
         "max_steps": 8,
     }
-    return Taped(
-        model=model,
-        args=FissionGRPOConfig(output_dir=str(folder), **(COMMON | config | fields)),
-        train_dataset=Dataset.from_list(make_rows(16, seed=5, split="train")),
-        processing_class=tokenizer,
-        environment_factory=Desk,
-        tape=tape,
-        repeat=repeat,
-    )
+    return desk(folder, config | fields, tape=tape, repeat=repeat)
 
 
 def third_letter(completions, easy, **_):
@@ -123,6 +151,8 @@ def uneven(folder, processes, tape, repeat, **fields):
         "max_steps": 4,
         "max_completion_length": 24,
         "shuffle_dataset": False,
+        "optim": "sgd",  # unlike Adam it does not forgive a gradient of the wrong size
+        "learning_rate": 0.005,
     }
     return Taped(
         model=model,
@@ -142,28 +172,30 @@ def parameters_of(trainer):
     return {name: value.detach().clone().contiguous() for name, value in whole.items()}
 
 
-def left_by(trainer, folder, name):
-    """Write down what this rank holds after a training; the parameters once."""
+def left_by(trainer, folder):
+    """Write down what this rank holds after a training, in its output directory; the parameters once."""
     rank, parameters = trainer.accelerator.process_index, parameters_of(trainer)
-    folder.mkdir(parents=True, exist_ok=True)
     left = {
         "fission": trainer.fission.state(),
         "displaced": list(trainer._displaced),
         "parameters": hashlib.sha256(b"".join(x.numpy().tobytes() for x in parameters.values())).hexdigest(),
         "history": trainer.state.log_history,
         "tokens": trainer.generated_tokens,
-        "reasons": dict(trainer.shared_generation.reasons),
-        "sharded": sorted({type(x).__name__ for x in trainer.model.parameters()}),
+        "unshared": sorted(trainer.shared_generation.reasons),
+        "kinds": sorted({type(x).__name__ for x in trainer.model.parameters()}),
         "tape": {} if trainer.repeat else trainer.tape,
     }
-    (folder / f"{name}.rank{rank}.json").write_text(json.dumps(left))
+    if stand_in := getattr(trainer, "stand_in", None):
+        left |= {"asked": stand_in.asked, "synced": stand_in.synced}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"rank{rank}.json").write_text(json.dumps(left))
     if rank == 0:
-        save_file(parameters, folder / f"{name}.safetensors")
+        save_file(parameters, folder / "parameters.safetensors")
 
 
-def launched(processes, script, *arguments, timeout=600):
+def launched(processes, script, *arguments, variables=None, timeout=600):
     """Run a script of this folder on several ranks of this machine; gives its standard error."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | (variables or {})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*command, str(Path(__file__).parent / script), *map(str, arguments)],

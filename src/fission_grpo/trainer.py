@@ -32,6 +32,7 @@ from fission_grpo.local_worlds import LocalWorlds
 from fission_grpo.reader import Batch, Reader
 from fission_grpo.rollouts import Rollout, row_of_task
 from fission_grpo.run_state import (
+    check_batches,
     check_columns,
     has_state,
     load_state,
@@ -216,10 +217,10 @@ class FissionGRPOTrainer(ToolTurnsInStep, SharedPrefixTrainer):
         started = time.perf_counter()
         instances, *counts = self.fission.answers()
         waited += time.perf_counter() - started
-        shared = gather_object([(instances, *counts)])
+        shared = gather_object([(instances, *counts, waited)])
         total, own = (sum((one[i] for one in shared), Counter()) for i in (1, 2))
         metrics = self.fission.push([one[0] for one in shared], total, step)
-        self._log_cycle(metrics | dict(own) | {"fission/diagnosis_seconds": waited})
+        self._log_cycle(metrics | dict(own) | {"fission/diagnosis_seconds": max(one[3] for one in shared)})
 
     def _cycle_metrics(self, total: Counter[str]) -> dict[str, float]:
         return {
@@ -269,6 +270,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, SharedPrefixTrainer):
         if checkpoint is None or not (self.args.fission or has_state(Path(checkpoint))):
             return
         state = load_state(Path(checkpoint))
+        check_batches(state["displaced"], self.args.generation_batch_size or 0, self.num_generations)
         self.fission.load_state(state["fission"])
         self._displaced = deque(
             split_batches(state["displaced"], self.accelerator.process_index, self.accelerator.num_processes)
