@@ -27,7 +27,7 @@ def taped(make, folder):
 def endpoint(folder):
     """Each rank has a server of its own; that of the last rank is gone when training begins."""
     server = OpenAIServer(lambda body: SAID)
-    trainer = sampled(folder, PROCESSES, diagnose=[source_of(server), "rules"])
+    trainer = sampled(folder, PROCESSES, diagnose=[source_of(server), "rules"], max_steps=2)
     if RANK == PROCESSES - 1:
         server.faults = lambda number: "close"  # connections that are open still
         server.close()
@@ -40,7 +40,7 @@ def raising(folder):
             raise RuntimeError("this rank's diagnoser is broken")
         return SAID
 
-    return sampled(folder, PROCESSES, diagnose=diagnose)
+    return sampled(folder, PROCESSES, diagnose=diagnose, max_steps=2)
 
 
 class Slow:
@@ -58,12 +58,14 @@ class Slow:
 
 
 def slow(folder):
-    return sampled(folder, PROCESSES, diagnose=Slow(), diagnose_seconds=0.5)
+    return sampled(folder, PROCESSES, diagnose=Slow(), diagnose_seconds=0.5, max_steps=2)
 
 
 def turns(folder):
     """The last rank never goes on after a tool call, the others do."""
-    trainer = sampled(folder, PROCESSES, max_steps=2, max_tool_calling_iterations=2)
+    trainer = sampled(
+        folder, PROCESSES, max_steps=4, max_tool_calling_iterations=2, save_strategy="steps", save_steps=2
+    )
     trainer.max_tool_calling_iterations = 0 if RANK == PROCESSES - 1 else 2
     return trainer
 

@@ -17,14 +17,23 @@ APART = 2e-5
 """Largest distance of all parameters together, as a part of their norm, that rounding may make in 4 to 8 updates."""
 OF_UPDATES = 2e-3
 """The same as a part of what training has changed: AdamW divides gradients by their size, also where they are noise."""
-NOT_COMPARED = ("seconds", "step_time", "per_second", "runtime", "shared_prefix/", "fission/world/", "fallback", "train_")
+NOT_COMPARED = (
+    "seconds",
+    "step_time",
+    "per_second",
+    "runtime",
+    "shared_prefix/",
+    "fission/world/",
+    "fallback",
+    "train_",
+)
 """Times; prompts shared on the ranks of a repeated run, which samples nothing; worlds restored where a rank has the
 snapshot and replayed elsewhere; failures of one task that several ranks asked about, of which one is taken."""
 MEANS_OF_RANKS = ("entropy", "clip_ratio/")
 """TRL takes the mean of the ranks' (and micro-batches') means, which weighs tokens by how many others there are."""
 
 TWO = ("straddling", "uneven", "straddling<1", "sampled", "sampled<2", "endpoint", "raising", "slow", "server")
-FOUR = ("straddling", "uneven", "straddling<1", "straddling<2")
+FOUR = ("straddling", "uneven", "straddling<2")
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +150,8 @@ def test_a_run_resumed_with_another_number_of_processes_goes_on_as_if_nothing_ha
     trainer = straddling(run, 1, tape, repeat=True)
     trainer.train(resume_from_checkpoint=str(run / "checkpoint-4"))
     left_by(trainer, run)
-    for processes, name in ((1, "straddling_from_2"), (2, "straddling_from_1"), (4, "straddling_from_1")):
+    for processes, name in ((1, "straddling_from_2"), (2, "straddling_from_1"), (4, "straddling_from_2")):
         agree(four, processes, name, "straddling")
-    agree(four, 4, "straddling_from_2", "straddling")
 
 
 def test_a_resumed_run_of_two_processes_equals_the_straight_one_to_the_last_bit(two):
@@ -186,7 +194,7 @@ def test_one_rank_without_diagnoses_falls_back_and_all_hold_the_same(two, name, 
     entries = [entry for entry in first["history"] if entry.get(counted)]
     assert len(entries) >= 1
     assert all(entry["fission/fallbacks"] >= entry[counted] for entry in entries)
-    assert [entry["step"] for entry in first["history"]][-2:] == [3, 3]  # to the end
+    assert [entry["step"] for entry in first["history"]][-2:] == [2, 2]  # to the end
 
 
 def test_a_rank_that_is_waited_for_shows_in_the_log_of_the_first(two):

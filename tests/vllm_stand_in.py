@@ -100,7 +100,10 @@ def without_vllm(stand_in):
     """TRL believes that vLLM is installed, and its client hands weights over inside this process (None: it has none)."""
     client = vllm_client.VLLMClient
     put = [(module, "is_vllm_available", lambda *_, **__: True) for module in (vllm_client, vllm_generation)]
-    put += [(client, "init_communicator", lambda self, device: None), (client, "close_communicator", lambda self: None)]
+    put += [
+        (client, "init_communicator", lambda self, device: None),
+        (client, "close_communicator", lambda self: None),
+    ]
     if stand_in is not None:
         put += [(client, "update_named_params", lambda self, metadata, named: stand_in.take_weights(metadata, named))]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in put]
