@@ -1,4 +1,4 @@
-"""Trainings for one, two and four processes: the same rollouts, however many ranks share them, and what is left of them.
+"""Trainings for one, two and four processes: the same rollouts, however many ranks share them, and what is left.
 
 Ranks draw from random generators of their own, so two processes sample other rollouts than one. `Taped` therefore
 writes down on one process what the policy said, by optimizer step, turn and global row, and gives out the same on
@@ -51,7 +51,7 @@ class Taped(FissionGRPOTrainer):
 
     def _generate(self, prompts):
         self._turn, self._first = 0, self.accelerator.process_index * len(prompts)
-        self._dialogues = dict.fromkeys(range(len(prompts)), [])  # ids so far of local rows that are not done
+        self._dialogues = {row: [] for row in range(len(prompts))}  # ids so far of local rows that are not done
         return super()._generate(prompts)
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):

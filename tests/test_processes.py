@@ -16,7 +16,7 @@ from fission_grpo.starter import load_starter
 APART = 2e-5
 """Largest distance of all parameters together, as a part of their norm, that rounding may make in 4 to 8 updates."""
 OF_UPDATES = 2e-3
-"""The same as a part of what training has changed: AdamW divides gradients by their size, also where they are noise."""
+"""The same as a part of what training has changed: AdamW divides gradients by their size, even mere noise."""
 NOT_COMPARED = (
     "seconds",
     "step_time",

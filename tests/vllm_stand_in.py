@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def without_vllm(stand_in):
-    """TRL believes that vLLM is installed, and its client hands weights over inside this process (None: it has none)."""
+    """TRL believes that vLLM is installed, and its client hands weights over inside this process."""
     client = vllm_client.VLLMClient
     put = [(module, "is_vllm_available", lambda *_, **__: True) for module in (vllm_client, vllm_generation)]
     put += [

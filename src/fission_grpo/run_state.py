@@ -73,7 +73,7 @@ def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_si
         if any(row != group[0] for group in groups for row in group):
             raise ValueError(
                 "the checkpoint holds generation batches that wait to be explored, whose prompts are not repeated "
-                f"num_generations = {group_size} times as this run's are. Resume with the checkpoint's num_generations."
+                f"num_generations = {group_size} times as this run's are. Keep the checkpoint's num_generations."
             )
 
 

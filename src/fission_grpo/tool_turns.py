@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 
 class ToolTurnsInStep(GRPOTrainer):
     """`trl.GRPOTrainer` whose ranks take part in each other's turns after a tool call, where they must."""
 
+    args: GRPOConfig
     _in_tool_loop = False
 
     @property
@@ -58,4 +59,5 @@ class ToolTurnsInStep(GRPOTrainer):
 
     def _most_rows(self, rows: int) -> int:
         """The largest number of rows for which a rank generates now; 0 once no rank does. All ranks must ask."""
-        return int(self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device)).max())
+        counts: Any = self.accelerator.gather(torch.tensor([rows], device=self.accelerator.device))
+        return int(counts.max())
