@@ -23,7 +23,7 @@ from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.starter import load_starter
 
 COMMON = {
-    "use_cpu": True,
+    "use_cpu": os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",  # accelerate has no DeepSpeed with it
     "bf16": False,
     "gradient_checkpointing": False,
     "beta": 0.0,
@@ -167,9 +167,10 @@ def uneven(folder, processes, tape, repeat, **fields):
 
 def parameters_of(trainer):
     """The policy's parameters, whole also where each rank holds a part of them."""
-    named = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
-    whole = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in named}
-    return {name: value.detach().clone().contiguous() for name, value in whole.items()}
+    named = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    with trainer._dist.gather_params(list(named.values())):
+        whole = {name: getattr(value, "full_tensor", lambda value=value: value)() for name, value in named.items()}
+        return {name: value.detach().clone().contiguous() for name, value in whole.items()}
 
 
 def left_by(trainer, folder):

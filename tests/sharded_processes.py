@@ -1,9 +1,10 @@
-"""FSDP2 on CPU: run before a script's own code, on every rank, under the variables of configs/accelerate/fsdp2.yaml.
+"""FSDP2 and DeepSpeed on CPU: run on every rank, under the variables of a file in configs/accelerate.
 
-accelerate turns FSDP on for accelerators only (`AcceleratorState.__init__`). This tells it to do so on CPU as well;
-`fully_shard`, its collectives over gloo, and all of accelerate's, transformers' and TRL's code for it are real.
+accelerate turns both on for accelerators only. This tells it to do so on CPU as well; `fully_shard` or DeepSpeed's
+engine, their collectives over gloo, and all of accelerate's, transformers' and TRL's code for them are real.
 """
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -22,5 +23,7 @@ def _begin_sharded(self, *args, fsdp_plugin=None, **kwargs):
 
 
 state.AcceleratorState.__init__ = _begin_sharded
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    state.PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_CPU)
 sys.path.insert(0, str(Path(__file__).parent))
 runpy.run_path(str(Path(__file__).parent / "several_processes.py"), run_name="__main__")
