@@ -183,6 +183,7 @@ def left_by(trainer, folder):
         "history": trainer.state.log_history,
         "tokens": trainer.generated_tokens,
         "unshared": sorted(trainer.shared_generation.reasons),
+        "distributed": trainer.accelerator.distributed_type.value,
         "kinds": sorted({type(x).__name__ for x in trainer.model.parameters()}),
         "tape": {} if trainer.repeat else trainer.tape,
     }

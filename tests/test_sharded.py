@@ -80,6 +80,7 @@ def ranks(folder, name):
 def test_sharded_ranks_make_the_same_buffer_and_the_same_updates_as_one_process(folder):
     alone = json.loads((folder / "1" / "uneven" / "rank0.json").read_text())
     for rank in ranks(folder, "uneven"):
+        assert rank["distributed"] == ("FSDP" if folder.name.startswith("fsdp2") else "DEEPSPEED")
         assert (rank["kinds"] == ["DTensor"]) == folder.name.startswith("fsdp2")  # a part of every parameter
         assert rank["fission"] == alone["fission"]
     ours, theirs = (load_file(folder / run / "parameters.safetensors") for run in ("2/uneven", "1/uneven"))
