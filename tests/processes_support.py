@@ -47,7 +47,11 @@ class Taped(FissionGRPOTrainer):
 
     def __init__(self, *args, tape, repeat, **kwargs):
         super().__init__(*args, **kwargs)
-        self.tape, self.repeat = tape, repeat
+        self.tape, self.repeat, self.pushed = tape, repeat, {}
+
+    def _collect(self):
+        super()._collect()
+        self.pushed |= {item.task.id: item.to_json() for item in self.fission.buffer}
 
     def _generate(self, prompts):
         self._turn, self._first = 0, self.accelerator.process_index * len(prompts)
@@ -178,6 +182,7 @@ def left_by(trainer, folder):
     rank, parameters = trainer.accelerator.process_index, parameters_of(trainer)
     left = {
         "fission": trainer.fission.state(),
+        "pushed": trainer.pushed,
         "displaced": list(trainer._displaced),
         "parameters": hashlib.sha256(b"".join(x.numpy().tobytes() for x in parameters.values())).hexdigest(),
         "history": trainer.state.log_history,

@@ -98,6 +98,8 @@ def agree(folder, processes, name, base):
     by_rank, (alone,) = ranks(folder, processes, name), ranks(folder, 1, base)
     assert [rank["fission"] for rank in by_rank] == [alone["fission"]] * processes
     assert [rank["tokens"] for rank in by_rank] == [alone["tokens"]] * processes
+    after = {key: item for key, item in alone["pushed"].items() if name == base or key in by_rank[0]["pushed"]}
+    assert [rank["pushed"] for rank in by_rank] == [after] * processes  # a resumed run sees the later ones only
     assert len({rank["parameters"] for rank in by_rank}) == 1
     assert waiting(by_rank) == waiting([alone])
     here, there = folder / str(processes) / name, folder / "1" / base
