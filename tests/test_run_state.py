@@ -8,6 +8,7 @@ import pytest
 from fission_grpo.diagnose import chain_of
 from fission_grpo.run_state import (
     FILE,
+    check_batches,
     check_columns,
     generator_state,
     load_source_states,
@@ -36,6 +37,17 @@ def test_displaced_batches_are_split_anew_over_another_number_of_ranks():
     saved = json.loads(json.dumps([[pack_rows([A, A])], [pack_rows([A, B])]]))
     assert unpack_rows(split_batches(saved, 0, 1)[0]) == [A, A, A, B]
     assert [unpack_rows(split_batches(saved, rank, 4)[0]) for rank in range(4)] == [[A], [A], [A], [B]]
+
+
+def test_displaced_batches_must_fill_the_batches_of_the_resumed_run():
+    saved = [[pack_rows([A, A])], [pack_rows([B, B])]]  # one global batch a a b b, of 2 ranks
+    check_batches(saved, size=4, group_size=2)
+    check_batches(saved, size=4, group_size=1)
+    check_batches([[], []], size=6, group_size=3)  # nothing waits
+    with pytest.raises(ValueError, match=r"batches of 4 rows .* this run has 6 .* keep this product at 4"):
+        check_batches(saved, size=6, group_size=2)
+    with pytest.raises(ValueError, match="num_generations = 4"):
+        check_batches(saved, size=4, group_size=4)
 
 
 def test_state_is_read_back(tmp_path):

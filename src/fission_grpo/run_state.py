@@ -101,6 +101,37 @@ def share_of(by_rank: Sequence[Any], process_index: int, processes: int) -> Any:
     return by_rank[process_index if processes == len(by_rank) else process_index % len(by_rank)]
 
 
+def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
+    """Make sure that batches saved by another run fill generation batches of this one.
+
+    Args:
+        displaced: per rank of the saving run, its batches in order.
+        size: rows of a generation batch of all ranks together.
+        group_size: rows of equal prompt that stand one after the other in it (G).
+
+    Raises:
+        ValueError: they do not; the message tells what to set. With nothing displaced any size will do.
+
+    Example:
+        Two ranks that saved 4 rows each fit a `size` of 8, however many ranks share it, and no other.
+    """
+    for parts in zip(*displaced, strict=True):
+        rows = [row for part in parts for row in unpack_rows(part)]
+        if len(rows) != size:
+            raise ValueError(
+                f"the checkpoint holds {len(displaced[0])} generation batches of {len(rows)} rows that wait to be "
+                f"explored, but a generation batch of this run has {size} (per_device_train_batch_size x processes x "
+                f"steps_per_generation). When the number of processes changes, keep this product at {len(rows)}: "
+                "change per_device_train_batch_size or steps_per_generation."
+            )
+        groups = [rows[start : start + group_size] for start in range(0, size, group_size)]
+        if any(row != group[0] for group in groups for row in group):
+            raise ValueError(
+                "the checkpoint holds generation batches that wait to be explored, whose prompts are not repeated "
+                f"num_generations = {group_size} times as this run's are. Keep the checkpoint's num_generations."
+            )
+
+
 def check_columns(dataset: Any) -> None:
     """Raise ValueError if the first row cannot be kept in a JSON checkpoint; the message names the column."""
     if not len(dataset):

@@ -33,6 +33,7 @@ from fission_grpo.local_worlds import LocalWorlds
 from fission_grpo.reader import Batch, Reader
 from fission_grpo.rollouts import Rollout, row_of_task
 from fission_grpo.run_state import (
+    check_batches,
     check_columns,
     load_source_states,
     pack_rows,
@@ -44,6 +45,7 @@ from fission_grpo.run_state import (
 )
 from fission_grpo.shared_prefix.trainer import SHARING_COUNTS
 from fission_grpo.step_reward import StepReward, progress_of
+from fission_grpo.tool_turns import ToolTurnsInStep
 from fission_grpo.unreadable import answering, tell_unreadable
 
 Diagnosis = str | Diagnose | Source
@@ -51,7 +53,7 @@ Diagnosis = str | Diagnose | Source
 _log = logging.getLogger(__name__)
 
 
-class FissionGRPOTrainer(CheckpointTrainer):
+class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and:
@@ -217,10 +219,10 @@ class FissionGRPOTrainer(CheckpointTrainer):
         started = time.perf_counter()
         instances, *counts = self.fission.answers()
         waited += time.perf_counter() - started
-        shared = gather_object([(instances, *counts)])
+        shared = gather_object([(instances, *counts, waited)])
         total, own = (sum((one[i] for one in shared), Counter()) for i in (1, 2))
         metrics = self.fission.push([one[0] for one in shared], total, step)
-        self._log_cycle(metrics | dict(own) | {"fission/diagnosis_seconds": waited})
+        self._log_cycle(metrics | dict(own) | {"fission/diagnosis_seconds": max(one[3] for one in shared)})
 
     def _cycle_metrics(self, total: Counter[str]) -> dict[str, float]:
         return {
@@ -272,6 +274,7 @@ class FissionGRPOTrainer(CheckpointTrainer):
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         super()._load_run_state(state, checkpoint)
         rank = self.accelerator.process_index, self.accelerator.num_processes
+        check_batches(state["displaced"], self.args.generation_batch_size or 0, self.num_generations)
         self.fission.load_state(state["fission"])
         self._displaced = deque(split_batches(state["displaced"], *rank))
         self.fission.states = dict(share_of(state["snapshots"], *rank))
