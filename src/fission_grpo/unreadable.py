@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fission_grpo.chat import parse
+from fission_grpo.json_text import problem_in
 
 UNREADABLE = "_fission_unreadable"
 """Argument that stands for a call nobody could read; its value says why."""
@@ -48,31 +49,36 @@ def tell_unreadable(tokenizer: Any) -> bool:
 
     It does not for chat templates that write calls otherwise than as JSON in `<tool_call>` tags, whose valid calls
     our parser would not know. A call cut off at the length limit is left as it is: the episode ends there anyway.
+    With any template it raises ValueError, which TRL takes as "no call", where it would raise what TRL does not
+    expect (RecursionError), or where a call holds what is no JSON (NaN, unpaired surrogates, nesting beyond
+    `json_text.MAX_DEPTH`): such values would end training later, in a tool, the tokenizer or a checkpoint.
     """
-    if getattr(tokenizer, "_fission_tells_unreadable", False):
-        return True
-    if not _writes_our_format(tokenizer):
-        return False
-    original, schemas = tokenizer.parse_response, Schemas()
+    told = getattr(tokenizer, "_fission_tells_unreadable", None)
+    if told is not None:
+        return told
+    tells, original, schemas = _writes_our_format(tokenizer), tokenizer.parse_response, Schemas()
 
     @functools.wraps(original)
     def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
+        message, fault = None, None
         try:
-            given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
             message = original(response, *args, **given)
-        except (ValueError, TypeError):  # what TRL takes as "no call"
-            message, reason = None, _reason(tokenizer, response)
-            if reason is None or not kwargs.get("tools"):
-                raise
-        else:
-            reason = None if _calls(message) else _reason(tokenizer, response)
-        if reason is None or not kwargs.get("tools"):
-            return message
-        call = {"name": _name(kwargs["tools"][0]), "arguments": {UNREADABLE: reason}}
-        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        except Exception as error:  # noqa: BLE001 - whatever a policy writes; TRL itself survives only two of these
+            fault = error
+        refused = None if message is None else _refused(message)
+        reason = refused
+        if refused is None and (message is None or not _calls(message)):
+            reason = _reason(tokenizer, response) if tells else None
+        if reason is not None and kwargs.get("tools") and tells:
+            call = {"name": _name(kwargs["tools"][0]), "arguments": {UNREADABLE: reason}}
+            return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        if fault is not None or refused is not None:  # ValueError and TypeError are what TRL takes as "no call"
+            raise fault if isinstance(fault, ValueError | TypeError) else ValueError(refused or repr(fault)) from fault
+        return message
 
-    tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, True
-    return True
+    tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, tells
+    return tells
 
 
 class Schemas:
@@ -117,6 +123,19 @@ def _calls(message: Any) -> bool:
         isinstance(f, Mapping) and isinstance(f.get("name"), str) and isinstance(f.get("arguments"), Mapping)
         for f in functions
     )
+
+
+def _refused(message: Any) -> str | None:
+    """Why calls that were read must not be made, None if they may."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    for call in calls or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            if problem := problem_in([function.get("name"), function.get("arguments")]):
+                return f"tool call is not valid JSON: {problem}"
+            if UNREADABLE in (function.get("arguments") or ()):
+                return f"unexpected argument `{UNREADABLE}`"
+    return None
 
 
 def _name(tool: Any) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from fission_grpo.chat import template_text
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.evaluation.play import Reply, Request
 from fission_grpo.evaluation.shared_prefix import empty_cache, read_once, shared_length
 from fission_grpo.trajectory import Message
@@ -55,6 +57,7 @@ class LocalPolicy:
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
         self._seed, self._calls, self._shares = seed, 0, True
+        self.control = ControlTokens.of(tokenizer)
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request. A prompt that fills the model's context gets an empty reply, truncated.
@@ -79,8 +82,14 @@ class LocalPolicy:
         return [replies[i] for i in range(len(prompts))]
 
     def _ids(self, request: Request) -> list[int]:
+        if request.prompt is None:
+            request = replace(request, messages=[self._harmless(message) for message in request.messages])
         text = encodable(prompt_text(self.tokenizer, request))
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _harmless(self, message: Message) -> Message:
+        """As in training: what a tool answered or the policy wrote forges no turn. Other text is the data's own."""
+        return self.control.dialogue([message])[0] if message["role"] in ("tool", "assistant") else message
 
     def _room(self, prompt: Sequence[int]) -> int:
         """New tokens that a prompt leaves room for, at most `max_new_tokens`."""

@@ -17,7 +17,7 @@ from fission_grpo.model_path import model_path
 from fission_grpo.recovery import recovery_id
 from fission_grpo.simulator.answers import usable_text
 from fission_grpo.simulator.settings import LEFT_TO_RULES, PromptSettings, read_settings
-from fission_grpo.trajectory import Failure
+from fission_grpo.trajectory import Failure, Message
 
 REMEMBERED = 50_000
 """Answers kept in memory; beyond it the oldest go. [ours]"""
@@ -96,7 +96,7 @@ class LocalSource:
         """One answer each. Where a batch breaks, its failures are asked one by one, so that only one is lost."""
         try:
             policy = self._loaded()
-            requests = [Request(self._settings.messages(failure)) for failure in failures]
+            requests = [Request(_without_control(self._settings.messages(failure), policy)) for failure in failures]
             replies = policy.reply(requests)
         except Exception as error:  # noqa: BLE001 - any fault of a model costs diagnoses, never the training run
             if len(failures) > 1 and self._policy is not None:
@@ -121,6 +121,11 @@ class LocalSource:
     def _count(self, **more: float) -> None:
         for key, value in more.items():
             self._counts[f"simulator/{key}"] = self._counts.get(f"simulator/{key}", 0) + value
+
+
+def _without_control(messages: Sequence[Message], policy: LocalPolicy) -> list[Message]:
+    """A failure is data: what the policy or a tool wrote must not begin a turn of the simulator's dialogue."""
+    return [*messages[:-1], {**messages[-1], "content": policy.control.told(messages[-1]["content"])}]
 
 
 def _answer(reply: Reply, request: Request) -> Answer:
