@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fission_grpo.chat import parse
 from fission_grpo.json_text import problem_in
+from fission_grpo.trajectory import ToolCall, Turn
 
 UNREADABLE = "_fission_unreadable"
 """Argument that stands for a call nobody could read; its value says why."""
@@ -51,7 +52,8 @@ def tell_unreadable(tokenizer: Any) -> bool:
     our parser would not know. A call cut off at the length limit is left as it is: the episode ends there anyway.
     With any template it raises ValueError, which TRL takes as "no call", where it would raise what TRL does not
     expect (RecursionError), or where a call holds what is no JSON (NaN, unpaired surrogates, nesting beyond
-    `json_text.MAX_DEPTH`): such values would end training later, in a tool, the tokenizer or a checkpoint.
+    `json_text.MAX_DEPTH`): such values would end training later, in a tool, the tokenizer or a checkpoint. Calls that
+    only our parser finds are made.
     """
     told = getattr(tokenizer, "_fission_tells_unreadable", None)
     if told is not None:
@@ -67,12 +69,13 @@ def tell_unreadable(tokenizer: Any) -> bool:
         except Exception as error:  # noqa: BLE001 - whatever a policy writes; TRL itself survives only two of these
             fault = error
         refused = None if message is None else _refused(message)
-        reason = refused
-        if refused is None and (message is None or not _calls(message)):
-            reason = _reason(tokenizer, response) if tells else None
-        if reason is not None and kwargs.get("tools") and tells:
-            call = {"name": _name(kwargs["tools"][0]), "arguments": {UNREADABLE: reason}}
-            return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        if tells and kwargs.get("tools"):
+            turn = None if message is not None and _calls(message) else _read(tokenizer, response)
+            reason = refused or (turn.error if turn is not None else None)
+            if reason is not None:
+                return _asking([ToolCall(_name(kwargs["tools"][0]), {UNREADABLE: reason})])
+            if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
+                return _asking(turn.calls, turn.content)
         if fault is not None or refused is not None:  # ValueError and TypeError are what TRL takes as "no call"
             raise fault if isinstance(fault, ValueError | TypeError) else ValueError(refused or repr(fault)) from fault
         return message
@@ -107,13 +110,20 @@ def _refuse(kwargs: Mapping[str, Any]) -> None:
         raise UnreadableCall(str(kwargs[UNREADABLE]))
 
 
-def _reason(tokenizer: Any, response: Any) -> str | None:
-    """Why the turn (token ids) cannot be read, None if it can, or was cut off."""
+def _asking(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any]:
+    """A turn with calls, as TRL takes it."""
+    functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
+    tool_calls = [{"type": "function", "function": function} for function in functions]
+    return {"role": "assistant", "content": content, "tool_calls": tool_calls}
+
+
+def _read(tokenizer: Any, response: Any) -> Turn | None:
+    """The turn (token ids) as our own parser reads it, None if there is none."""
     if not isinstance(response, list) or not response or not isinstance(response[-1], int):
         return None
     ended = response[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(response[:-1] if ended else response, skip_special_tokens=False)
-    return parse(text, truncated=not ended).error
+    return parse(text, truncated=not ended)
 
 
 def _calls(message: Any) -> bool:
