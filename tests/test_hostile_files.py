@@ -108,14 +108,13 @@ def test_two_long_names_are_told_apart():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfcl_results_lie_below_their_folder_or_are_refused(tmp_path, name):
-    try:
-        path = result_path(tmp_path, "simple", NAMES[name])
-    except ValueError as error:
-        assert "name of a model" in str(error)
-        assert name in ("dots", "null byte", "backslashes")
-    else:
-        assert path.resolve().is_relative_to(tmp_path.resolve() / "result")
-        assert path.parent.parent.parent.name == "result"
+    if name in ("dots", "null byte", "backslashes", "template"):
+        with pytest.raises(ValueError, match="cannot be the name of a model"):
+            result_path(tmp_path, "simple", NAMES[name])
+        return
+    path = result_path(tmp_path, "simple", NAMES[name])
+    assert path.resolve().is_relative_to(tmp_path.resolve() / "result")
+    assert path.parent.parent.parent.name == "result"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -156,8 +155,8 @@ class Says:
 
     def reply(self, requests):
         first = [request.messages[-1]["role"] == "user" for request in requests]
-        name, argument = json.dumps(self.text), json.dumps(self.text)
-        call = f'<tool_call>{{"name": "echo", "arguments": {{"text": {argument}}}}}{{"name": {name}, "arguments": {{}}}}</tool_call>'
+        calls = [{"name": "echo", "arguments": {"text": self.text}}, {"name": self.text, "arguments": {}}]
+        call = f"<tool_call>{''.join(map(json.dumps, calls))}</tool_call>"
         return [Reply(call if one else "Done.", 1) for one in first]
 
 
@@ -169,7 +168,7 @@ def test_an_evaluation_keeps_hostile_ids_and_results_in_its_files(tmp_path, name
     records = evaluate_run(tmp_path / "e", manifest, Says(text), {text: lambda: play_environment(Echo, row)})
     assert read_records(tmp_path / "e" / "cases.jsonl") == records
     assert records[0].id == text
-    assert [call.result for call in records[0].calls][0] == "\ud800" + text
+    assert records[0].calls[0].result == "\ud800" + text
     assert [call.kind for call in records[0].calls] == [None, "unknown_tool"]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["cases.jsonl", "manifest.json"]
 

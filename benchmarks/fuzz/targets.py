@@ -119,6 +119,8 @@ def leak_guard(data: bytes) -> None:
     if "`" in told or not squashed(plain) or plain in _WORDS or re.search(r"true|false", plain):
         return  # found as a quotation only, or public as a list of all there is
     assert leaks(f"{before} {told} {after}", reference) is not None, (before, told, after)
+    if not any(option in plain for option in ("economy", "zqcabinzq", "first", "book", "cancel")):
+        assert leaks(f"{before} {told} {after}", reference, (), TOOLS) is not None, (before, told, after)
 
 
 def rows(data: bytes) -> None:
@@ -159,6 +161,7 @@ def seeds(target: str) -> list[bytes]:
     """Inputs to begin with, from the fixtures and benchmarks of the repository."""
     calls = [render_call(call) for call in REFERENCE] + [render_call(ToolCall("cancel"))]
     texts = [*calls, f"<think>\nwell\n</think>\n\n{calls[0]}", '[book(city="Rome", seats=2*3), cancel()]', FIXED_TEXT]
+    texts += ["[f(x=10**5000)]", "[f(x=0x%s)]" % ("f" * 40), "[f(x=-2.5e3, y={'a': (1, None)}, z=g(b='c'))]"]
     situations = [json.loads(line) for line in _lines("benchmarks/leaks/suite.jsonl")[:200]]
     if target == "parser":
         asked = json.dumps(json.loads((ROOT / "tests/fixtures/bfcl_answered.json").read_text()))
