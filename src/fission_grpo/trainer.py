@@ -82,12 +82,12 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
         if args.fission and hasattr(given.get("train_dataset"), "__len__"):
             check_columns(given["train_dataset"])
         super().__init__(**given)
-        self.control = ControlTokens.of(self._tokenizer) if args.watch_tools else ControlTokens()
+        self.control_tokens = ControlTokens.of(self._tokenizer) if args.watch_tools else ControlTokens()
         if args.watch_tools and self.tools and not tell_unreadable(self._tokenizer):
             _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
         writes = args.fission and args.journal and self.accelerator.is_main_process
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
-        self.fission = Fission(args, sources, self.journal, self.control)
+        self.fission = Fission(args, sources, self.journal, self.control_tokens)
         self.generated_tokens = 0
         self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
@@ -100,7 +100,7 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
 
         def wrap(make: Any) -> Any:
             states = lambda task_id: self.fission.states.get(task_id)  # noqa: E731
-            return restorable(make, self._run_async, states, limits, lambda text: self.control.told(text))
+            return restorable(make, self._run_async, states, limits, lambda text: self.control_tokens.told(text))
 
         if isinstance(factory, dict):
             return {name: wrap(make) for name, make in factory.items()}
@@ -161,7 +161,7 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
         return [dict(row) for row in batch[start : start + len(inputs)]]
 
     def _get_tool_suffix_ids(self, tool_messages):
-        return super()._get_tool_suffix_ids(self.control.results(tool_messages))
+        return super()._get_tool_suffix_ids(self.control_tokens.results(tool_messages))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rows = [without_task(row) for row in inputs] if self.fission.recovering else inputs
@@ -195,7 +195,7 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
             failed.append(Failed(failures, flat[group], success[group], worlds.state_at(i)))
         counts = count(rollouts, [one.failures[0] for one in failed if one.failures])
         counts.update(worlds.take_counts())
-        counts.update(self.take_sharing_counts(), control_tokens=self.control.take_count())
+        counts.update(self.take_sharing_counts(), control_tokens=self.control_tokens.take_count())
         if self.args.fission:
             self.fission.ask(failed, step)
         outcomes = [_outcome(rollout) for rollout in rollouts] if self.fission.recovering else []
