@@ -50,7 +50,9 @@ class ControlTokens:
     def of(cls, tokenizer: Any) -> ControlTokens:
         """Those of a tokenizer: its special tokens, the marks of turns in its chat template, and `RESULT_TAGS`."""
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+        special = {token.content for token in added if token.special} | set(
+            getattr(tokenizer, "all_special_tokens", ())
+        )
         every = special | set(_MARKS.findall(str(getattr(tokenizer, "chat_template", None) or ""))) | set(RESULT_TAGS)
         return cls(every, {token for token in every - set(RESULT_TAGS) if not _OWN.search(token.lower())})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from fission_grpo.chat import template_text
@@ -57,7 +56,6 @@ class LocalPolicy:
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
         self._seed, self._calls, self._shares = seed, 0, True
-        self.control = ControlTokens.of(tokenizer)
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """One reply per request. A prompt that fills the model's context gets an empty reply, truncated.
@@ -82,14 +80,8 @@ class LocalPolicy:
         return [replies[i] for i in range(len(prompts))]
 
     def _ids(self, request: Request) -> list[int]:
-        if request.prompt is None:
-            request = replace(request, messages=[self._harmless(message) for message in request.messages])
         text = encodable(prompt_text(self.tokenizer, request))
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _harmless(self, message: Message) -> Message:
-        """As in training: what a tool answered or the policy wrote forges no turn. Other text is the data's own."""
-        return self.control.dialogue([message])[0] if message["role"] in ("tool", "assistant") else message
 
     def _room(self, prompt: Sequence[int]) -> int:
         """New tokens that a prompt leaves room for, at most `max_new_tokens`."""
@@ -136,6 +128,8 @@ class LocalPolicy:
 def prompt_text(tokenizer: Any, request: Request) -> str:
     """The text a request's reply continues: its `prompt`, else its dialogue as the chat template renders it.
 
+    As in training, what tools answered or the policy wrote forges no turn (`ControlTokens`).
+
     Raises:
         ValueError: there is no chat template, or it refuses the dialogue.
     """
@@ -150,7 +144,7 @@ def prompt_text(tokenizer: Any, request: Request) -> str:
     from jinja2 import TemplateError
 
     try:
-        return continued_text(tokenizer, request.messages, request.tools)
+        return continued_text(tokenizer, _harmless(tokenizer, request.messages), request.tools)
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in request.messages)
         raise ValueError(
@@ -174,6 +168,11 @@ def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[
     for start, end in itertools.pairwise([*turns, len(dialogue)]):
         text += dialogue[start]["content"] + _after_turn(tokenizer, dialogue[start + 1 : end])
     return text
+
+
+def _harmless(tokenizer: Any, dialogue: Sequence[Message]) -> list[Message]:
+    control, outside = ControlTokens.of(tokenizer), ("tool", "assistant")
+    return [control.dialogue([one])[0] if one["role"] in outside else one for one in dialogue]
 
 
 def encodable(text: str) -> str:

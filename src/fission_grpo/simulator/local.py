@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.diagnose import Answer, answered
 from fission_grpo.evaluation.local import LocalPolicy, prompt_text
 from fission_grpo.evaluation.play import Reply, Request
@@ -125,7 +126,10 @@ class LocalSource:
 
 def _without_control(messages: Sequence[Message], policy: LocalPolicy) -> list[Message]:
     """A failure is data: what the policy or a tool wrote must not begin a turn of the simulator's dialogue."""
-    return [*messages[:-1], {**messages[-1], "content": policy.control.told(messages[-1]["content"])}]
+    return [
+        *messages[:-1],
+        {**messages[-1], "content": ControlTokens.of(policy.tokenizer).told(messages[-1]["content"])},
+    ]
 
 
 def _answer(reply: Reply, request: Request) -> Answer:
