@@ -18,9 +18,10 @@ from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import evaluate_run
 from fission_grpo.journal import Journal
 from fission_grpo.report import write_report
-from fission_grpo.run_files import read_run
+from fission_grpo.run_files import RunFileError, read_run
 from fission_grpo.schema import check_call
 from fission_grpo.simulator.cache import DiagnosisCache
+from fission_grpo.task_json import task_from_json
 from fission_grpo.trajectory import ErrorKind, Task, ToolCall
 
 NAMES = {
@@ -222,3 +223,12 @@ def test_a_pattern_that_takes_exponential_time_is_given_up():
     assert problem.message == "the arguments could not be checked against the patterns of the schema"
     assert time.monotonic() - started < 20  # 2 s and a bit; the pattern alone would take longer than the universe
     assert check_call(ToolCall("f", {"x": "aaa"}), [tool]) is None
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5_000, '"\ud800"'.encode("utf-8", "surrogatepass").hex()])
+def test_a_run_file_of_hostile_json_gets_the_one_clear_error(tmp_path, value):
+    (tmp_path / "fission.jsonl").write_text(f'{{"event": "pushed", "x": {value}}}\n')
+    with pytest.raises(RunFileError, match=r"fission.jsonl, line 1"):
+        read_run(tmp_path)
+    with pytest.raises(ValueError, match="not a task"):
+        task_from_json(f'{{"id": {value}}}')

@@ -148,7 +148,7 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     """The finite numbers of every row of a trainer state's `log_history`. Raises RunFileError if it is damaged."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise RunFileError(
             f"{path}, line {line}: not valid JSON ({error}); delete it and the newest checkpoint is read"
