@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
@@ -21,7 +22,14 @@ def fuzz(target: str, options: list[str]) -> None:
     sys.path.insert(0, str(HERE))
     with atheris.instrument_imports(include=["fission_grpo"]):
         import targets
-    atheris.Setup([sys.argv[0], *options], lambda data: targets.run(target, data))
+    from bend import bent
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        rng = random.Random(seed)
+        changed = atheris.Mutate(data, len(data)) if rng.random() < 0.5 else bent(data, rng)
+        return (changed if rng.random() < 0.5 else atheris.Mutate(changed, most))[:most]
+
+    atheris.Setup([sys.argv[0], *options], lambda data: targets.run(target, data), custom_mutator=mutate)
     atheris.Fuzz()
 
 
