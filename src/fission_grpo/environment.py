@@ -70,6 +70,7 @@ def restorable(
     run_async: Await,
     state_of: Callable[[str], Any] = lambda task_id: None,
     limits: Limits | None = None,
+    told: Callable[[str], str] = str,
 ) -> Callable[[], Any]:
     """An environment factory whose instances are watched (see `watch`) and also take rows of recovery tasks.
 
@@ -82,6 +83,7 @@ def restorable(
         state_of: the snapshot for a recovery task's id, or None. Without one, or if restoring fails, the task's
             history is replayed.
         limits: of every tool call.
+        told: makes text of the world harmless (`ControlTokens.told`); applied to what `reset` returns.
     """
 
     def make() -> Any:
@@ -101,7 +103,9 @@ def restorable(
             except InfrastructureError as error:
                 observation = seen.breaks(error, "reset failed")
             seen.begin(environment)
-            return observation if task is None else None
+            if task is not None:
+                return None
+            return told(observation) if isinstance(observation, str) else observation
 
         put(environment, "reset", reset)
         for name in ("get_reward", "_reward"):

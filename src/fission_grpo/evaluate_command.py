@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from argparse import Namespace
@@ -17,6 +18,8 @@ from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.run_files import EVAL
 
 RATES = "rates.json"
+LONGEST_NAME = 150
+"""Longest name of an evaluation in a folder's name, in bytes. [ours]"""
 TRAIN = "pip install 'fission-grpo[train]'"
 
 
@@ -143,4 +146,9 @@ def summary(
 
 
 def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
+    """A name as a part of a file's name; one too long for file systems is cut and told apart by a hash."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
+    if len(safe.encode()) <= LONGEST_NAME:
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{safe.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.buffer import FissionBuffer
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.cycles import Outcome, by_context, recover_metrics
 from fission_grpo.diagnose import Source
@@ -77,10 +78,12 @@ class Fission:
         args: a FissionGRPOConfig.
         sources: write the feedback, asked one after another.
         journal: where instances and outcomes are written down.
+        control: of the policy's tokenizer; keeps recovery prompts free of forged turns.
     """
 
-    def __init__(self, args: Any, sources: Sequence[Source], journal: Journal):
+    def __init__(self, args: Any, sources: Sequence[Source], journal: Journal, control: ControlTokens | None = None):
         self.args, self.sources, self.journal = args, sources, journal
+        self.control = control or ControlTokens()
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
         self.share = RecoverShare(args.recover_share, args.adaptive_share)
         self.odds = RecoveryOdds()
@@ -138,7 +141,7 @@ class Fission:
         for failure, feedback, one, state in asked.answers(self.args.diagnose_seconds):
             counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
             counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.vain)
-            item = corrective_instance(failure, feedback, asked.step, one.flat, one.success)
+            item = corrective_instance(failure, feedback, asked.step, one.flat, one.success, self.control)
             if state is not None:
                 self.states[item.task.id] = state
             made.append((item, failure))

@@ -79,8 +79,10 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
 def _parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, ValueError | None]:
     try:
         record = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return None, ValueError(str(error))
+    except ValueError as error:  # broken, not UTF-8, or a number of more digits than Python reads
+        return None, error
+    except RecursionError:
+        return None, ValueError("nested too deeply")
     if not isinstance(record, dict):
         return None, ValueError(f"it is a {type(record).__name__}")
     return record, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +68,15 @@ def quoted(value: Any) -> str:
     return text if len(text) <= QUOTE_LENGTH else text[:QUOTE_LENGTH] + "..."
 
 
+def problem_in(value: Any) -> str | None:
+    """Why a value that some other reader made of a text is none that `read_json` gives; None if it is.
+
+    Example:
+        `problem_in([1.5, "x"])` is None, `problem_in({"a": math.nan})` is "NaN is not a JSON value".
+    """
+    return next(_problems(value), None)
+
+
 def _problems(value: Any) -> Iterator[str]:
     """What Python's decoder lets pass. Iterative, so that depth cannot hurt it."""
     waiting = [(value, 1)]
@@ -77,6 +87,10 @@ def _problems(value: Any) -> Iterator[str]:
                 item.encode()
             except UnicodeEncodeError:
                 yield "unpaired surrogate in a string"
+        elif isinstance(item, float) and not math.isfinite(item):
+            yield f"{json.dumps(item)} is not a JSON value"
+        elif isinstance(item, int) and abs(item) > sys.float_info.max:
+            yield _TOO_LARGE
         elif isinstance(item, dict | list):
             if depth > MAX_DEPTH:
                 yield _TOO_DEEP
@@ -101,7 +115,7 @@ def _integer(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise NotJson("a number is too large")
+        raise NotJson(_TOO_LARGE)
     return value
 
 
@@ -109,6 +123,7 @@ def _no_constant(text: str) -> Any:
     raise NotJson(f"{text} is not a JSON value")
 
 
+_TOO_LARGE = "a number is too large"
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_float=_finite, parse_int=_integer, parse_constant=_no_constant

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ WINDOW = 24
 """How many letters and digits in a row of a longer value count as telling it. [ours]"""
 
 _WORDS = frozenset("a an and as at be by for i if in is it must no not of on one or the to try value you".split())  # noqa: SIM905
+_INDEX = re.compile(r"\[\d*\]?")
 _KINDS = {ord(char): "'" for char in '“”„«»´‘’"'} | {ord(char): "-" for char in "‐‑‒–—―−"}  # not backticks
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]"
@@ -131,20 +132,55 @@ def _without_public(text: str, reference: Sequence[ToolCall], failed: Sequence[T
     """The text with parameter names in backticks and complete lists of options hidden, and backticks as quotes."""
     names = {name for call in (*reference, *failed) for name in call.arguments}
     lists: list[Sequence[Any]] = [["true", "false"]]
-    for tool in tools:
-        schema = parameter_schema(tool)
+    schemas = [parameter_schema(tool) for tool in tools]
+    for schema in schemas:
         names |= set(schema.get("properties", {}))
         lists += [options for options in _enums(schema) if len(options) > 1]
     known = {_plain(name) for name in names}
-    text = re.sub(r"`([^`]*)`", lambda m: HIDDEN if _top(m[1]) in known else f"'{m[1]}'", text).replace("`", "'")
+    given = [call.arguments for call in (*reference, *failed)] + [_properties(schema) for schema in schemas]
+    inner = {_plain(key) for one in given for key in _keys(one)} if "`" in text else set()
+    text = re.sub(r"`([^`]*)`", lambda m: _quoted(m[1], known, inner), text).replace("`", "'")
     for options in [tool_names(tools), *lists]:
         text = _hide_list(text, [_plain(option) for option in options])
     return text
 
 
-def _top(path: str) -> str:
-    """The parameter that a dotted path such as `a.b[0]` begins with."""
-    return re.split(r"[.\[]", path, maxsplit=1)[0]
+def _quoted(inside: str, names: Container[str], keys: Container[str]) -> str:
+    """What stands in backticks: hidden if it is a parameter or a path of keys such as `a.b[0]`, else in quotes.
+
+    Of a path that goes on with what is no key only the parameter is hidden: "`to.rome`" says "rome".
+    """
+    top, *rest = re.split(r"(?=[.\[])", inside)
+    if top not in names:
+        return f"'{inside}'"
+    at = next((i for i, part in enumerate(rest) if not _INDEX.fullmatch(part) and part[1:] not in keys), len(rest))
+    return HIDDEN + (f"'{''.join(rest[at:])}'" if at < len(rest) else "")
+
+
+def _properties(schema: Any) -> list[Any]:
+    """The names of a schema's fields at every depth, as keys of mappings."""
+    found, waiting = [], [schema]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            fields = item.get("properties")
+            found += [dict.fromkeys(fields)] if isinstance(fields, Mapping) else []
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+    return found
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Every key of objects within a value."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            yield from map(str, item)
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
 
 
 def _enums(schema: Any) -> Iterator[Sequence[Any]]:

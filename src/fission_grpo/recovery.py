@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.corrective_instance import CorrectiveInstance
 from fission_grpo.feedback import Feedback
 from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, Turn
@@ -23,19 +24,28 @@ def recovery_id(failure: Failure) -> str:
     return "x" + digest.hexdigest()[:15]
 
 
-def recovery_task(failure: Failure, feedback: str) -> Task:
+def recovery_task(failure: Failure, feedback: str, control: ControlTokens | None = None) -> Task:
     """x_corr = [x; failed rollout; feedback]: the same type the data set yields, one deeper.
 
     The prompt continues the failed task's with exactly what the policy wrote, its tool results, and the feedback:
     as the failing call's result if there was a call, else as a user message. A plain-string prompt continues as
     text: prompt, rollout, feedback, separated by blank lines. `history` gains every call made so far, so that an
     environment can be brought back to this point.
+
+    Args:
+        failure: the failed rollout.
+        feedback: what it is told.
+        control: of the policy's tokenizer. Control tokens that tool results, feedback or the policy's own text spell
+            are broken up, so that none of them forges a turn; the data's own messages stay as they are.
     """
-    task = failure.task
+    task, control = failure.task, control or ControlTokens()
     if isinstance(task.prompt, str):
-        prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + failure.turns[-1].text, feedback, ""))
+        written, told = control.written(failure.turns[-1].text), control.told(feedback)
+        prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + written, told, ""))
     else:
-        prompt = (*dialogue_before(failure), *_failing_turn_messages(failure, feedback))
+        own = [message for turn in failure.turns[:-1] for message in _turn_messages(turn)]
+        own += _failing_turn_messages(failure, feedback)
+        prompt = (*task.prompt, *control.dialogue(own))
     return Task(
         id=recovery_id(failure),
         prompt=prompt,
@@ -50,11 +60,16 @@ def recovery_task(failure: Failure, feedback: str) -> Task:
 
 
 def corrective_instance(
-    failure: Failure, feedback: Feedback, step: int, zero_variance: bool, group_success: float = 0.0
+    failure: Failure,
+    feedback: Feedback,
+    step: int,
+    zero_variance: bool,
+    group_success: float = 0.0,
+    control: ControlTokens | None = None,
 ) -> CorrectiveInstance:
     """The recovery task with its provenance, as the buffer keeps it. `step` is the optimizer step of the failure."""
     return CorrectiveInstance(
-        task=recovery_task(failure, feedback.text),
+        task=recovery_task(failure, feedback.text, control),
         step=step,
         kind=failure.kind,
         source=feedback.source,

@@ -11,10 +11,14 @@ from typing import Any
 
 from fission_grpo.json_text import quoted
 from fission_grpo.trajectory import ErrorKind, ToolCall
+from fission_grpo.watch import TimeUp, time_limit
 
 MAX_LISTED = 30
 """Most tools, parameters or enum options a message lists, in items. [ours] Longer lists are left out whole, never cut:
 naming some options but not others would hint at the answer."""
+
+SECONDS = 2.0
+"""Longest time that the patterns of a schema may take. [ours] Some take exponential time on texts made for it."""
 
 FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
 """The `format`s that are checked: those jsonschema can check without optional packages, so that messages do not depend
@@ -89,8 +93,14 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | 
         text = f"unexpected argument `{_short(unexpected)}`{allowed}"
         return Problem(ErrorKind.BAD_ARGUMENTS, text, unexpected)
     try:
-        errors = [error for error in _validator(_key(schema)).iter_errors(arguments) if not _is_nullable(error)]
+        validator = _validator(_key(schema))
+        with time_limit(SECONDS if '"pattern' in _key(schema) else 0):
+            errors = [error for error in validator.iter_errors(arguments) if not _is_nullable(error)]
         problems = sorted(_explain(error) for error in errors)
+    except TimeUp:
+        return Problem(
+            ErrorKind.BAD_ARGUMENTS, "the arguments could not be checked against the patterns of the schema"
+        )
     except RecursionError:
         return Problem(ErrorKind.BAD_ARGUMENTS, "the arguments are nested too deeply")
     except ArithmeticError:

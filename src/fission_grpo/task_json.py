@@ -40,7 +40,7 @@ def task_from_json(text: str) -> Task:
     """The task that `task_to_json` wrote. Raises ValueError, naming the field, for any other text."""
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not a task: {error}; it must be what task_to_json wrote") from error
     missing = [name for name in _TASK_FIELDS if name not in fields] if isinstance(fields, dict) else ["all fields"]
     if missing or len(fields) != len(_TASK_FIELDS):

@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 
 from fission_grpo.checkpoints import CheckpointTrainer
 from fission_grpo.config import FissionGRPOConfig, checked_config
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.corrective_turn import TurnVerdict, take_turn
 from fission_grpo.cycles import Outcome, count, explore_metrics, flat_groups, group_success
 from fission_grpo.diagnose import Diagnose, Source, chain_of
@@ -85,11 +86,12 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         if args.fission and hasattr(given.get("train_dataset"), "__len__"):
             check_columns(given["train_dataset"])
         super().__init__(**given)
+        self.control_tokens = ControlTokens.of(self._tokenizer) if args.watch_tools else ControlTokens()
         if args.watch_tools and self.tools and not tell_unreadable(self._tokenizer):
             _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
         writes = args.fission and args.journal and self.accelerator.is_main_process
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
-        self.fission = Fission(args, sources, self.journal)
+        self.fission = Fission(args, sources, self.journal, self.control_tokens)
         self.generated_tokens = 0
         self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
@@ -101,7 +103,8 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         limits = Limits(args.tool_seconds, args.tool_characters)
 
         def wrap(make: Any) -> Any:
-            return restorable(make, self._run_async, lambda task_id: self.fission.states.get(task_id), limits)
+            states = lambda task_id: self.fission.states.get(task_id)  # noqa: E731
+            return restorable(make, self._run_async, states, limits, lambda text: self.control_tokens.told(text))
 
         if isinstance(factory, dict):
             return {name: wrap(make) for name, make in factory.items()}
@@ -161,6 +164,9 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         start = self.accelerator.process_index * len(inputs)
         return [dict(row) for row in batch[start : start + len(inputs)]]
 
+    def _get_tool_suffix_ids(self, tool_messages):
+        return super()._get_tool_suffix_ids(self.control_tokens.results(tool_messages))
+
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rows = [without_task(row) for row in inputs] if self.fission.recovering else inputs
         self._corrected = {}
@@ -193,7 +199,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
             failed.append(Failed(failures, flat[group], success[group], worlds.state_at(i)))
         counts = count(rollouts, [one.failures[0] for one in failed if one.failures])
         counts.update(worlds.take_counts())
-        counts.update(self.take_sharing_counts())
+        counts.update(self.take_sharing_counts(), control_tokens=self.control_tokens.take_count())
         if self.args.fission:
             self.fission.ask(failed, step)
         outcomes = [_outcome(rollout) for rollout in rollouts] if self.fission.recovering else []
@@ -228,7 +234,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         return {
             "fission/phase": float(bool(self.fission.recovering)),
             "fission/generated_tokens": float(self.generated_tokens),
-            "fission/infrastructure": float(total["infrastructure"]),
+            **{f"fission/{name}": float(total[name]) for name in ("infrastructure", "control_tokens")},
             **{f"fission/{name}": float(n) for name, n in total.items() if name.startswith("world/")},
             **{name: float(total[name]) for name in SHARING_COUNTS if any(total[one] for one in SHARING_COUNTS)},
         }

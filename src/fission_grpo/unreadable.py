@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fission_grpo.chat import parse
+from fission_grpo.json_text import problem_in
+from fission_grpo.trajectory import ToolCall, Turn
 
 UNREADABLE = "_fission_unreadable"
 """Argument that stands for a call nobody could read; its value says why."""
@@ -48,31 +50,38 @@ def tell_unreadable(tokenizer: Any) -> bool:
 
     It does not for chat templates that write calls otherwise than as JSON in `<tool_call>` tags, whose valid calls
     our parser would not know. A call cut off at the length limit is left as it is: the episode ends there anyway.
+    With any template it raises ValueError, which TRL takes as "no call", where it would raise what TRL does not
+    expect (RecursionError), or where a call holds what is no JSON (NaN, unpaired surrogates, nesting beyond
+    `json_text.MAX_DEPTH`): such values would end training later, in a tool, the tokenizer or a checkpoint. Calls that
+    only our parser finds are made.
     """
-    if getattr(tokenizer, "_fission_tells_unreadable", False):
-        return True
-    if not _writes_our_format(tokenizer):
-        return False
-    original, schemas = tokenizer.parse_response, Schemas()
+    told = getattr(tokenizer, "_fission_tells_unreadable", None)
+    if told is not None:
+        return told
+    tells, original, schemas = _writes_our_format(tokenizer), tokenizer.parse_response, Schemas()
 
     @functools.wraps(original)
     def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
+        given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
+        message, fault = None, None
         try:
-            given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
             message = original(response, *args, **given)
-        except (ValueError, TypeError):  # what TRL takes as "no call"
-            message, reason = None, _reason(tokenizer, response)
-            if reason is None or not kwargs.get("tools"):
-                raise
-        else:
-            reason = None if _calls(message) else _reason(tokenizer, response)
-        if reason is None or not kwargs.get("tools"):
-            return message
-        call = {"name": _name(kwargs["tools"][0]), "arguments": {UNREADABLE: reason}}
-        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        except Exception as error:  # noqa: BLE001 - whatever a policy writes; TRL itself survives only two of these
+            fault = error
+        refused = None if message is None else _refused(message)
+        if tells and kwargs.get("tools"):
+            turn = None if message is not None and _calls(message) else _read(tokenizer, response)
+            reason = refused or (turn.error if turn is not None else None)
+            if reason is not None:
+                return _asking([ToolCall(_name(kwargs["tools"][0]), {UNREADABLE: reason})])
+            if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
+                return _asking(turn.calls, turn.content)
+        if fault is not None or refused is not None:  # ValueError and TypeError are what TRL takes as "no call"
+            raise fault if isinstance(fault, ValueError | TypeError) else ValueError(refused or repr(fault)) from fault
+        return message
 
-    tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, True
-    return True
+    tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, tells
+    return tells
 
 
 class Schemas:
@@ -101,13 +110,20 @@ def _refuse(kwargs: Mapping[str, Any]) -> None:
         raise UnreadableCall(str(kwargs[UNREADABLE]))
 
 
-def _reason(tokenizer: Any, response: Any) -> str | None:
-    """Why the turn (token ids) cannot be read, None if it can, or was cut off."""
+def _asking(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any]:
+    """A turn with calls, as TRL takes it."""
+    functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
+    tool_calls = [{"type": "function", "function": function} for function in functions]
+    return {"role": "assistant", "content": content, "tool_calls": tool_calls}
+
+
+def _read(tokenizer: Any, response: Any) -> Turn | None:
+    """The turn (token ids) as our own parser reads it, None if there is none."""
     if not isinstance(response, list) or not response or not isinstance(response[-1], int):
         return None
     ended = response[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(response[:-1] if ended else response, skip_special_tokens=False)
-    return parse(text, truncated=not ended).error
+    return parse(text, truncated=not ended)
 
 
 def _calls(message: Any) -> bool:
@@ -117,6 +133,19 @@ def _calls(message: Any) -> bool:
         isinstance(f, Mapping) and isinstance(f.get("name"), str) and isinstance(f.get("arguments"), Mapping)
         for f in functions
     )
+
+
+def _refused(message: Any) -> str | None:
+    """Why calls that were read must not be made, None if they may."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    for call in calls or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            if problem := problem_in([function.get("name"), function.get("arguments")]):
+                return f"tool call is not valid JSON: {problem}"
+            if UNREADABLE in (function.get("arguments") or ()):
+                return f"unexpected argument `{UNREADABLE}`"
+    return None
 
 
 def _name(tool: Any) -> str:

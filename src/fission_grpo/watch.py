@@ -201,6 +201,10 @@ def _broken_if(seen: Watch, tool: Callable[..., Any], limits: Limits) -> Iterato
     except InfrastructureError as error:
         seen.breaks(error, f"{name} is out of order")
         raise
+    except Exception as error:
+        if not 0 < limits.characters < len(told := str(error)):
+            raise
+        raise ValueError(_cut(told, seen, limits)) from error
 
 
 def _shown(result: Any, seen: Watch, limits: Limits) -> Any:
@@ -214,9 +218,13 @@ def _shown(result: Any, seen: Watch, limits: Limits) -> Any:
             seen.counts["unserialisable"] += 1
         result = str(result)
     if 0 < limits.characters < len(result):
-        seen.counts["cut"] += 1
-        result = f"{result[: limits.characters]}... [cut: {len(result)} characters]"
+        result = _cut(result, seen, limits)
     return result
+
+
+def _cut(text: str, seen: Watch, limits: Limits) -> str:
+    seen.counts["cut"] += 1
+    return f"{text[: limits.characters]}... [cut: {len(text)} characters]"
 
 
 @contextmanager

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import ast
 import json
-import operator
 import re
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fission_grpo.bfcl.arithmetic import arithmetic, writable
 from fission_grpo.json_text import MAX_DEPTH
 
 _OPEN, _CLOSE = "<tool_call>\n", "\n</tool_call>"
 _CALLED = re.compile(r"(?<![\w.])([\w.]++)\s*+\(")
-_LARGEST = 10_000
-"""Most digits or characters that arithmetic in arguments may give. [ours]"""
 
 
 class Undecodable(ValueError):
@@ -229,9 +227,9 @@ def _resolved_call(node: ast.Call) -> dict[str, Any]:
 def _resolved(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant():
-            return "..." if node.value is Ellipsis else node.value
+            return "..." if node.value is Ellipsis else writable(node.value)
         case ast.UnaryOp(operand=ast.Constant(value=int() | float() | complex() as value)):
-            return -value  # officially so, whatever the sign
+            return -writable(value)  # officially so, whatever the sign
         case ast.List():
             return [_resolved(item) for item in node.elts]
         case ast.Tuple():
@@ -240,7 +238,7 @@ def _resolved(node: ast.expr | None) -> Any:
             pairs = zip(node.keys, node.values, strict=True)
             return {_resolved(key): _resolved(value) for key, value in pairs}
         case ast.BinOp():
-            return _arithmetic(node)
+            return writable(arithmetic(node))
         case ast.Name():
             return node.id
         case ast.Call():
@@ -248,44 +246,6 @@ def _resolved(node: ast.expr | None) -> Any:
         case ast.Subscript():
             return f"{ast.unparse(node.value)}[{ast.unparse(node.slice)}]"
     raise Undecodable("an argument is no plain value")
-
-
-_OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
-
-
-def _arithmetic(node: ast.expr) -> Any:
-    """The value of arithmetic on literals. Raises Undecodable for anything else, or for what would grow too large."""
-    match node:
-        case ast.BinOp() if type(node.op) in _OPERATORS:
-            left, right = _arithmetic(node.left), _arithmetic(node.right)
-            if _size(node.op, left, right) > _LARGEST:
-                raise Undecodable("arithmetic in an argument is too large")
-            return _OPERATORS[type(node.op)](left, right)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_arithmetic(node.operand)
-        case ast.UnaryOp(op=ast.UAdd()):
-            return +_arithmetic(node.operand)
-        case ast.Constant(value=int() | float() | str() as value):
-            return value
-    raise Undecodable("an argument is no plain value")
-
-
-def _size(op: ast.operator, left: Any, right: Any) -> float:
-    """At most how many digits or characters the result has. Raises TypeError where the operator does not apply."""
-    if isinstance(op, ast.Pow):
-        return len(str(left)) * max(1, abs(right))
-    if isinstance(op, ast.Mult) and str in (type(left), type(right)):
-        text, number = (left, right) if isinstance(left, str) else (right, left)
-        return len(text) * max(0, number)
-    return len(str(left)) + len(str(right))
 
 
 def _source(value: Any) -> str:

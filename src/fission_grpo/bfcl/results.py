@@ -85,7 +85,12 @@ def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-F
 
     Example:
         "live_simple" lies in `result/Qwen_Qwen3-8B-FC/live/BFCL_v4_live_simple_result.json`
+
+    Raises:
+        ValueError: the model's name is none that a folder may have.
     """
+    if model in ("", ".", "..") or "\0" in model or "\\" in model:
+        raise ValueError(f"{model!r} cannot be the name of a model's results; give a hub id such as Qwen/Qwen3-8B-FC")
     group = "multi_turn" if category in MULTI_TURN else "live" if category.startswith("live") else "non_live"
     return Path(folder, "result", model.replace("/", "_"), group, f"{VERSION}_{category}_result.json")
 

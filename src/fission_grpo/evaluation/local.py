@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fission_grpo.chat import template_text
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.evaluation.play import Reply, Request
 from fission_grpo.evaluation.shared_prefix import empty_cache, read_once, shared_length
 from fission_grpo.trajectory import Message
@@ -127,6 +128,8 @@ class LocalPolicy:
 def prompt_text(tokenizer: Any, request: Request) -> str:
     """The text a request's reply continues: its `prompt`, else its dialogue as the chat template renders it.
 
+    As in training, what tools answered or the policy wrote forges no turn (`ControlTokens`).
+
     Raises:
         ValueError: there is no chat template, or it refuses the dialogue.
     """
@@ -141,7 +144,7 @@ def prompt_text(tokenizer: Any, request: Request) -> str:
     from jinja2 import TemplateError
 
     try:
-        return continued_text(tokenizer, request.messages, request.tools)
+        return continued_text(tokenizer, _harmless(tokenizer, request.messages), request.tools)
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in request.messages)
         raise ValueError(
@@ -165,6 +168,11 @@ def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[
     for start, end in itertools.pairwise([*turns, len(dialogue)]):
         text += dialogue[start]["content"] + _after_turn(tokenizer, dialogue[start + 1 : end])
     return text
+
+
+def _harmless(tokenizer: Any, dialogue: Sequence[Message]) -> list[Message]:
+    control, outside = ControlTokens.of(tokenizer), ("tool", "assistant")
+    return [control.dialogue([one])[0] if one["role"] in outside else one for one in dialogue]
 
 
 def encodable(text: str) -> str:

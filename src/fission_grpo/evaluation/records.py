@@ -106,7 +106,13 @@ class CaseRecord:
 
 def to_line(record: CaseRecord) -> str:
     """The record as one line of JSON, without the line's end. Raises ValueError for arguments that are not JSON."""
-    return json.dumps(asdict(record), ensure_ascii=False, allow_nan=False)
+    fields = asdict(record)
+    text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a tool answered with an unpaired surrogate, which only an escape can hold
+        return json.dumps(fields, allow_nan=False)
+    return text
 
 
 def read_records(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:

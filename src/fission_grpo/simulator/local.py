@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.control_tokens import ControlTokens
 from fission_grpo.diagnose import Answer, answered
 from fission_grpo.evaluation.local import LocalPolicy, prompt_text
 from fission_grpo.evaluation.play import Reply, Request
@@ -17,7 +18,7 @@ from fission_grpo.model_path import model_path
 from fission_grpo.recovery import recovery_id
 from fission_grpo.simulator.answers import usable_text
 from fission_grpo.simulator.settings import LEFT_TO_RULES, PromptSettings, read_settings
-from fission_grpo.trajectory import Failure
+from fission_grpo.trajectory import Failure, Message
 
 REMEMBERED = 50_000
 """Answers kept in memory; beyond it the oldest go. [ours]"""
@@ -103,7 +104,7 @@ class LocalSource:
         """One answer each. Where a batch breaks, its failures are asked one by one, so that only one is lost."""
         try:
             policy = self._loaded()
-            requests = [Request(self._settings.messages(failure)) for failure in failures]
+            requests = [Request(_without_control(self._settings.messages(failure), policy)) for failure in failures]
             replies = policy.reply(requests)
         except Exception as error:  # noqa: BLE001 - any fault of a model costs diagnoses, never the training run
             if len(failures) > 1 and self._policy is not None:
@@ -128,6 +129,14 @@ class LocalSource:
     def _count(self, **more: float) -> None:
         for key, value in more.items():
             self._counts[f"simulator/{key}"] = self._counts.get(f"simulator/{key}", 0) + value
+
+
+def _without_control(messages: Sequence[Message], policy: LocalPolicy) -> list[Message]:
+    """A failure is data: what the policy or a tool wrote must not begin a turn of the simulator's dialogue."""
+    return [
+        *messages[:-1],
+        {**messages[-1], "content": ControlTokens.of(policy.tokenizer).told(messages[-1]["content"])},
+    ]
 
 
 def _answer(reply: Reply, request: Request) -> Answer:

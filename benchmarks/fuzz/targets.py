@@ -1,0 +1,190 @@
+"""What is fuzzed: one function per target that takes bytes and raises if a promise of ours is broken by them.
+
+No fuzzer is imported here, so that the default tests run every kept finding (`tests/fixtures/fuzz/<target>/`) through
+the same functions. `SEEDS` are where the fuzzer begins: texts of the tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from fission_grpo.bfcl.decoding import decode_hermes, decode_python, python_calls
+from fission_grpo.chat import parse, read_result, render_call
+from fission_grpo.diagnose import FIXED_TEXT, Function, rules
+from fission_grpo.disguises import squashed
+from fission_grpo.evaluation.endpoint_reply import Unreadable, read_answer
+from fission_grpo.failure import find_failure
+from fission_grpo.feedback import feedback_for
+from fission_grpo.leaks import _WORDS, _plain, leaks
+from fission_grpo.recovery import recovery_task
+from fission_grpo.rules import MAX_LENGTH
+from fission_grpo.simulator.answers import usable_text
+from fission_grpo.spoken import dates_of, number, numbers_in, time_of
+from fission_grpo.task_json import task_from_json, task_to_json
+from fission_grpo.tasks import TaskFileError, load_tasks, row_of_step_task
+from fission_grpo.trajectory import Task, ToolCall, ToolResult, Trajectory, Turn
+from fission_grpo.verify import step_verdict
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 2.0
+"""Most processor time one input may take. [ours]"""
+
+TOOLS = (
+    {
+        "name": "book",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string"},
+                "date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+                "seats": {"type": "integer", "minimum": 1, "multipleOf": 1},
+                "price": {"type": "number", "maximum": 1e6},
+                "cabin": {"type": "string", "enum": ["economy", "zqcabinzq", "first"]},
+                "extras": {"type": "object", "properties": {"meals": {"type": "array"}}},
+            },
+            "required": ["city", "date"],
+        },
+    },
+    {"type": "function", "function": {"name": "cancel", "parameters": {"type": "object", "properties": {}}}},
+)
+REFERENCE = (
+    ToolCall("book", {"city": "zqcityzq", "date": "2931-08-27", "seats": 734_219, "extras": {"meals": ["zqmealzq"]}}),
+)
+SENTINELS = ("zqcityzq", "2931", "734219", "zqmealzq")
+
+
+def parser(data: bytes) -> None:
+    """Whatever is written is read, scored and quoted without an exception; rendered calls read back the same."""
+    text = data.decode("utf-8", "surrogateescape" if data[:1] == b"\xff" else "replace")
+    turn = parse(text, truncated=len(data) % 2 == 1)
+    assert turn.text == text
+    assert not (turn.error and turn.calls)
+    for call in turn.calls:
+        again = parse(render_call(call))
+        assert again.error is None, again.error
+        assert again.calls == (call,), (again.calls, call)
+    step_verdict(Task("t", "x", TOOLS, REFERENCE), turn, length=len(text))
+    json.dumps(read_result(ToolCall("book"), text).error, allow_nan=False)
+    for decoded in (decode_hermes(text), decode_python(text, ["book", "cancel"])):
+        json.dumps([[call.name, call.arguments, call.source] for call in decoded.calls], allow_nan=False).encode()
+    with suppress(ValueError):
+        python_calls(text)
+    with suppress(Unreadable):
+        json.dumps(read_answer(data).reply.text, allow_nan=False)
+    numbers_in(text.casefold()), dates_of(text), time_of(text), number(text)
+    answer = usable_text(text)
+    assert (answer.text is None) == (answer.reason is not None)
+
+
+def diagnosers(data: bytes) -> None:
+    """A turn and what its tool answered: a kind is found, what is told holds no reference, and the task is JSON."""
+    written, _, answered = data.partition(b"\x00\x00")
+    text, content = written.decode("utf-8", "replace"), answered.decode("utf-8", "replace")
+    turn = parse(text)
+    if answered and turn.calls:
+        results = tuple(read_result(call, content) for call in turn.calls)
+        turn = Turn(turn.text, turn.content, turn.calls, turn.error, results)
+    elif answered and turn.error:
+        turn = Turn(turn.text, turn.content, (), turn.error, (ToolResult(ToolCall("book"), content, turn.error),))
+    task = Task("t", ({"role": "user", "content": "book it"},), TOOLS, REFERENCE)
+    failure = find_failure(Trajectory(task, (turn,)), step_verdict(task, turn, len(text)), TOOLS)
+    if failure is None:
+        return
+    said = rules(failure)
+    feedback = feedback_for(failure, [Function("rules", lambda _: said)])
+    assert len(feedback.text) <= MAX_LENGTH
+    own = text + content
+    for sentinel in SENTINELS:
+        assert sentinel in own or sentinel not in feedback.text, feedback.text
+    recovery = recovery_task(failure, feedback.text)
+    assert task_from_json(task_to_json(recovery)) == recovery
+    json.dumps([dict(message) for message in recovery.prompt], allow_nan=False)
+
+
+def leak_guard(data: bytes) -> None:
+    """A forbidden value that stands in a text word for word, with space around it, is found."""
+    head, _, rest = data.partition(b"\x00\x00")
+    value, _, tail = rest.partition(b"\x00\x00")
+    before, told, after = (part.decode("utf-8", "replace") for part in (head, value, tail))
+    reference = [ToolCall("go", {"to": told, "n": len(told)})]
+    leaks(before + told + after, reference, [ToolCall("go", {"to": before, "n": after})], TOOLS)
+    plain = _plain(told).replace("`", "'")
+    if "`" in told or not squashed(plain) or plain in _WORDS or re.search(r"true|false", plain):
+        return  # found as a quotation only, or public as a list of all there is
+    assert leaks(f"{before} {told} {after}", reference) is not None, (before, told, after)
+    if not any(option in plain for option in ("economy", "zqcabinzq", "first", "book", "cancel")):
+        assert leaks(f"{before} {told} {after}", reference, (), TOOLS) is not None, (before, told, after)
+
+
+def rows(data: bytes) -> None:
+    """A step-task file of any bytes is tasks, each of which can be written again, or the one clear error."""
+    with tempfile.TemporaryDirectory(prefix="fuzz", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        path = Path(folder) / "rows.jsonl"
+        path.write_bytes(data)
+        try:
+            tasks = load_tasks(path)
+        except TaskFileError as wrong:
+            told = str(wrong)
+            tasks = None
+        if tasks is None:
+            assert told.encode().startswith(str(path).encode()), told
+            return
+        path.write_text("\n".join(row_of_step_task(task) for task in tasks), encoding="utf-8")
+        assert load_tasks(path) == tasks
+        assert [task_from_json(task_to_json(task)) for task in tasks] == tasks
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "parser": parser,
+    "diagnosers": diagnosers,
+    "leak_guard": leak_guard,
+    "rows": rows,
+}
+
+
+def run(target: str, data: bytes) -> None:
+    """One input through one target. Raises whatever the target does, and AssertionError if it takes too long."""
+    started = time.process_time()
+    TARGETS[target](data)
+    spent = time.process_time() - started
+    assert spent < SECONDS, f"{spent:.1f} s for {len(data)} bytes"
+
+
+def seeds(target: str) -> list[bytes]:
+    """Inputs to begin with, from the fixtures and benchmarks of the repository."""
+    calls = [render_call(call) for call in REFERENCE] + [render_call(ToolCall("cancel"))]
+    texts = [*calls, f"<think>\nwell\n</think>\n\n{calls[0]}", '[book(city="Rome", seats=2*3), cancel()]', FIXED_TEXT]
+    texts += ["[f(x=10**5000)]", "[f(x=0x%s)]" % ("f" * 40), "[f(x=-2.5e3, y={'a': (1, None)}, z=g(b='c'))]"]
+    situations = [json.loads(line) for line in _lines("benchmarks/leaks/suite.jsonl")[:200]]
+    if target == "parser":
+        asked = json.dumps(json.loads((ROOT / "tests/fixtures/bfcl_answered.json").read_text()))
+        body = {"choices": [{"message": {"content": calls[0]}, "finish_reason": "stop"}], "usage": {}}
+        return [text.encode() for text in [*texts, json.dumps(body), asked[:4000]]]
+    if target == "diagnosers":
+        answers = ["{'error': 'no such city'}", '{"ok": true}', "['a', 'b']", "error: bad"]
+        return [f"{text}\0\0{answer}".encode() for text in texts for answer in ["", *answers]]
+    if target == "leak_guard":
+        found = []
+        for row in situations:
+            for value in map(str, row["reference"]["arguments"].values()):
+                at = row["text"].find(value)
+                parts = (
+                    (row["text"][:at], value, row["text"][at + len(value) :]) if at >= 0 else (row["text"], value, "")
+                )
+                found.append("\0\0".join(parts).encode())
+        return found
+    first = {"messages": [{"role": "user", "content": "x"}], "tools": [TOOLS[0]], "reference": []}
+    called = {**first, "id": "a", "reference": [{"name": "book", "arguments": {"city": "Oslo", "date": "2024-01-02"}}]}
+    lines = [json.dumps(first), json.dumps(called), f"{json.dumps(first)}\n{json.dumps(called)}"]
+    return [line.encode() for line in lines]
+
+
+def _lines(path: str) -> list[str]:
+    return (ROOT / path).read_text(encoding="utf-8").splitlines()
