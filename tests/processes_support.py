@@ -183,7 +183,7 @@ def left_by(trainer, folder):
     left = {
         "fission": trainer.fission.state(),
         "pushed": trainer.pushed,
-        "displaced": list(trainer._displaced),
+        "displaced": list(trainer.waiting.batches),
         "parameters": hashlib.sha256(b"".join(x.numpy().tobytes() for x in parameters.values())).hexdigest(),
         "history": trainer.state.log_history,
         "tokens": trainer.generated_tokens,

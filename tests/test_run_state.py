@@ -8,20 +8,17 @@ import pytest
 from fission_grpo.diagnose import chain_of
 from fission_grpo.run_state import (
     FILE,
-    check_batches,
     check_columns,
     generator_state,
     load_source_states,
     load_state,
-    pack_rows,
     packed_snapshots,
     save_state,
     set_generator,
     share_of,
     source_states,
-    split_batches,
-    unpack_rows,
 )
+from fission_grpo.waiting_rows import WaitingRows, check_batches, pack_rows, split_batches, unpack_rows
 
 A, B = {"prompt": "a"}, {"prompt": "b"}
 
@@ -37,6 +34,20 @@ def test_displaced_batches_are_split_anew_over_another_number_of_ranks():
     saved = json.loads(json.dumps([[pack_rows([A, A])], [pack_rows([A, B])]]))
     assert unpack_rows(split_batches(saved, 0, 1)[0]) == [A, A, A, B]
     assert [unpack_rows(split_batches(saved, rank, 4)[0]) for rank in range(4)] == [[A], [A], [A], [B]]
+
+
+def test_no_more_rows_wait_than_the_data_set_has():
+    waiting = WaitingRows(rows=5, batch=2)  # three batches of two rows hold them
+    taken = []
+    for cycle in range(9):  # every second cycle recovers
+        waiting.add([{"prompt": str(cycle)}])
+        if cycle % 2:
+            assert waiting.pass_over() == (cycle >= 7)  # the fourth of them would leave a fourth batch to wait
+        else:
+            taken += waiting.take()
+    assert [row["prompt"] for row in taken] == ["0", "1", "2", "3", "4"]
+    assert len(waiting.batches) == 3
+    assert WaitingRows(rows=None, batch=2).longest == 256
 
 
 def test_displaced_batches_must_fill_the_batches_of_the_resumed_run():

@@ -6,7 +6,6 @@ import json
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,6 @@ from fission_grpo.trajectory import Task
 FILE = "fission_state.json"
 VERSION = 3
 """Of the file: 2 had no sources, no trainer's counts and no journal's length."""
-
-PackedRows = list[tuple[dict[str, Any], int]]
-"""Rows with how often each is repeated in a row."""
-
-
-def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
-    """Equal neighbours become one row and a count (a group's G rows are equal).
-
-    >>> pack_rows([{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}])
-    [({'prompt': 'a'}, 2), ({'prompt': 'b'}, 1)]
-    """
-    return [(row, len(list(run))) for row, run in groupby(rows)]
-
-
-def unpack_rows(packed: Iterable[tuple[dict[str, Any], int]]) -> list[dict[str, Any]]:
-    """The rows again, each its own dict."""
-    return [dict(row) for row, count in packed for _ in range(count)]
-
-
-def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int, processes: int) -> list[PackedRows]:
-    """This rank's share of the displaced batches, which may come from another number of ranks.
-
-    Args:
-        displaced: per rank of the saving run, its batches in order.
-    """
-    batches = []
-    for parts in zip(*displaced, strict=True):
-        rows = [row for part in parts for row in unpack_rows(part)]
-        size = len(rows) // processes
-        batches.append(pack_rows(rows[process_index * size : (process_index + 1) * size]))
-    return batches
 
 
 def generator_state(generator: random.Random) -> list[Any]:
@@ -99,37 +67,6 @@ def packed_snapshots(states: Mapping[str, Any]) -> dict[str, Any]:
 def share_of(by_rank: Sequence[Any], process_index: int, processes: int) -> Any:
     """One rank's part of what all ranks saved; with another number of ranks the part of one of them."""
     return by_rank[process_index if processes == len(by_rank) else process_index % len(by_rank)]
-
-
-def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
-    """Make sure that batches saved by another run fill generation batches of this one.
-
-    Args:
-        displaced: per rank of the saving run, its batches in order.
-        size: rows of a generation batch of all ranks together.
-        group_size: rows of equal prompt that stand one after the other in it (G).
-
-    Raises:
-        ValueError: they do not; the message tells what to set. With nothing displaced any size will do.
-
-    Example:
-        Two ranks that saved 4 rows each fit a `size` of 8, however many ranks share it, and no other.
-    """
-    for parts in zip(*displaced, strict=True):
-        rows = [row for part in parts for row in unpack_rows(part)]
-        if len(rows) != size:
-            raise ValueError(
-                f"the checkpoint holds {len(displaced[0])} generation batches of {len(rows)} rows that wait to be "
-                f"explored, but a generation batch of this run has {size} (per_device_train_batch_size x processes x "
-                f"steps_per_generation). When the number of processes changes, keep this product at {len(rows)}: "
-                "change per_device_train_batch_size or steps_per_generation."
-            )
-        groups = [rows[start : start + group_size] for start in range(0, size, group_size)]
-        if any(row != group[0] for group in groups for row in group):
-            raise ValueError(
-                "the checkpoint holds generation batches that wait to be explored, whose prompts are not repeated "
-                f"num_generations = {group_size} times as this run's are. Keep the checkpoint's num_generations."
-            )
 
 
 def check_columns(dataset: Any) -> None:

@@ -34,20 +34,17 @@ from fission_grpo.local_worlds import LocalWorlds
 from fission_grpo.reader import Batch, Reader
 from fission_grpo.rollouts import Rollout, row_of_task
 from fission_grpo.run_state import (
-    check_batches,
     check_columns,
     load_source_states,
-    pack_rows,
     packed_snapshots,
     share_of,
     source_states,
-    split_batches,
-    unpack_rows,
 )
 from fission_grpo.shared_prefix.trainer import SHARING_COUNTS
 from fission_grpo.step_reward import StepReward, progress_of
 from fission_grpo.tool_turns import ToolTurnsInStep
 from fission_grpo.unreadable import answering, tell_unreadable
+from fission_grpo.waiting_rows import WaitingRows, check_batches, split_batches
 
 Diagnosis = str | Diagnose | Source
 
@@ -93,7 +90,8 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
         self.fission = Fission(args, sources, self.journal, self.control_tokens)
         self.generated_tokens = 0
-        self._displaced: deque[Any] = deque()  # packed local batches that wait to be explored
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
+        self.waiting = WaitingRows(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
         self._schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
@@ -155,10 +153,12 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
     def _next_rows(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """This cycle's rows on this rank. The data set's rows wait in a queue while a recover cycle runs."""
         self._collect()
-        self._displaced.append(pack_rows(inputs))
+        self.waiting.add(inputs)
         contexts = self.fission.begin_cycle(self.state.global_step)
         if not contexts:
-            return unpack_rows(self._displaced.popleft())
+            return self.waiting.take()
+        if self.waiting.pass_over():
+            self._log_cycle({"fission/passed_over": 1.0})
         rows = [row_of_task(item.task, self.processing_class) for item in contexts]
         batch = [row for row in rows for _ in range(self.args.num_recoveries or 0)]
         start = self.accelerator.process_index * len(inputs)
@@ -270,7 +270,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
     def _run_state(self) -> dict[str, Any]:
         return super()._run_state() | {
             "fission": self.fission.state(),
-            "displaced": gather_object([list(self._displaced)]),
+            "displaced": gather_object([list(self.waiting.batches)]),
             "snapshots": gather_object([packed_snapshots(self.fission.waiting_states())]),
             "sources": gather_object([source_states(self.fission.sources)]),
             "journal": self.journal.mark(),
@@ -282,7 +282,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         rank = self.accelerator.process_index, self.accelerator.num_processes
         check_batches(state["displaced"], self.args.generation_batch_size or 0, self.num_generations)
         self.fission.load_state(state["fission"])
-        self._displaced = deque(split_batches(state["displaced"], *rank))
+        self.waiting.batches = deque(split_batches(state["displaced"], *rank))
         self.fission.states = dict(share_of(state["snapshots"], *rank))
         if strangers := load_source_states(self.fission.sources, share_of(state["sources"], *rank)):
             _log.warning("%s knows nothing of these sources of diagnoses: %s", checkpoint, ", ".join(strangers))
