@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.diagnose import Source
+from fission_grpo.evaluation.secrets import shown_command
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
 from fission_grpo.run_state import load_state
@@ -112,7 +115,7 @@ def train_command(argv: list[str]) -> int:
         resume = ["--resume_from_checkpoint", "true"]
         again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
         print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
-        print(f"  {shlex.join(['fission-grpo', 'train', *again])}")
+        print(f"  {shown_command(['fission-grpo', 'train', *again])}")
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()

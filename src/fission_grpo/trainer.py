@@ -7,6 +7,9 @@ same call to TRL with other rows; nothing of TRL's is copied.
 
 from __future__ import annotations
 
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import asyncio
 import inspect
 import logging
@@ -42,11 +45,14 @@ from fission_grpo.run_state import (
 )
 from fission_grpo.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixTrainer
 from fission_grpo.step_reward import StepReward, progress_of
+from fission_grpo.trl_versions import check_names, eos_token_ids, parser_knows_tools, tools_of_every_row
 from fission_grpo.unreadable import answering, tell_unreadable
 
 Diagnosis = str | Diagnose | Source
 
 _log = logging.getLogger(__name__)
+
+check_names(GRPOTrainer)
 
 
 class FissionGRPOTrainer(SharedPrefixTrainer):
@@ -81,8 +87,14 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
         if args.fission and hasattr(given.get("train_dataset"), "__len__"):
             check_columns(given["train_dataset"])
         super().__init__(**given)
-        if args.watch_tools and self.tools and not tell_unreadable(self._tokenizer):
-            _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
+        if args.watch_tools and self.tools:
+            answerers = tools_of_every_row(self)
+            if not tell_unreadable(self._tokenizer, answerers):
+                _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
+            elif not answerers and not parser_knows_tools():
+                _log.warning(
+                    "environments share no tool, and TRL is older than 1.16: unreadable calls end the episode"
+                )
         writes = args.fission and args.journal and self.accelerator.is_main_process
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
         self.fission = Fission(args, sources, self.journal)
@@ -91,7 +103,7 @@ class FissionGRPOTrainer(SharedPrefixTrainer):
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
         self._schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
-        self._reader = Reader(self._decode, tuple(self.eos_token_ids), args.failure_threshold, step_reward)
+        self._reader = Reader(self._decode, eos_token_ids(self), args.failure_threshold, step_reward)
 
     def _restorable(self, factory: Any, args: FissionGRPOConfig) -> Any:
         limits = Limits(args.tool_seconds, args.tool_characters)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.chat import parse
@@ -43,12 +43,18 @@ def answering(tool: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def tell_unreadable(tokenizer: Any) -> bool:
+def tell_unreadable(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) -> bool:
     """Make a tokenizer's `parse_response` show calls that cannot be read. Returns whether it does so now.
 
     It does not for chat templates that write calls otherwise than as JSON in `<tool_call>` tags, whose valid calls
     our parser would not know. A call cut off at the length limit is left as it is: the episode ends there anyway.
+
+    Args:
+        tokenizer: whose parser is wrapped, once.
+        tools: that all rows have, for a TRL that does not tell the parser its row's tools (before 1.16). From the
+            first one the policy hears of the unreadable call; none: it does not.
     """
+    tokenizer._fission_tools = tuple(tools)
     if getattr(tokenizer, "_fission_tells_unreadable", False):
         return True
     if not _writes_our_format(tokenizer):
@@ -57,18 +63,19 @@ def tell_unreadable(tokenizer: Any) -> bool:
 
     @functools.wraps(original)
     def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
+        known = kwargs.get("tools") or tokenizer._fission_tools
         try:
             given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
             message = original(response, *args, **given)
         except (ValueError, TypeError):  # what TRL takes as "no call"
             message, reason = None, _reason(tokenizer, response)
-            if reason is None or not kwargs.get("tools"):
+            if reason is None or not known:
                 raise
         else:
             reason = None if _calls(message) else _reason(tokenizer, response)
-        if reason is None or not kwargs.get("tools"):
+        if reason is None or not known:
             return message
-        call = {"name": _name(kwargs["tools"][0]), "arguments": {UNREADABLE: reason}}
+        call = {"name": _name(known[0]), "arguments": {UNREADABLE: reason}}
         return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
 
     tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, True
