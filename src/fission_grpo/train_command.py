@@ -160,6 +160,7 @@ def make_trainer(
         "trust_remote_code": args.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,
         **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
     }
     trainer = FissionGRPOTrainer(

@@ -5,6 +5,7 @@ A key comes from the environment; a URL may hold others: `https://user:password@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import shlex
@@ -16,8 +17,8 @@ HIDDEN = "***"
 _LOOKS_LIKE_A_KEY = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
 _USER = re.compile(r"(https?://)[^/\s\"'<>@]*@", re.IGNORECASE)
 _QUERY = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORECASE)
-_LOGGERS = ("httpx", "httpcore", "openai._base_client")
-"""What tells the URL of every request at level INFO or DEBUG."""
+_LOGGERS = ("httpx", "httpx2", "openai._base_client")
+"""What tells the URL of every request at level INFO or DEBUG. (A filter does not hold for a logger's children.)"""
 
 
 class Parts(NamedTuple):
@@ -32,14 +33,17 @@ def parts_of(url: str | None) -> Parts:
     """Take a base URL apart. None (OpenAI's own) has no parts.
 
     Example:
-        `parts_of("http://me:pw7@host/v1?api_key=k5")` is ("http://me:pw7@host/v1", {"api_key": "k5"}, ("pw7", "k5")).
+        `parts_of("http://host/v1?api_key=k5")` is ("http://host/v1", {"api_key": "k5"}, ("k5",)).
     """
     if url is None:
         return Parts(None, {}, ())
     found = urlsplit(url)
     query = dict(parse_qsl(found.query))
-    secrets = tuple(value for value in (unquote(found.password or found.username or ""), *query.values()) if value)
-    return Parts(found._replace(query="", fragment="").geturl(), query, secrets)
+    user, password = unquote(found.username or ""), unquote(found.password or "")
+    secrets = [password or user, *query.values()]
+    if user or password:  # as it is sent, and may be told back
+        secrets.append(base64.b64encode(f"{user}:{password}".encode()).decode())
+    return Parts(found._replace(query="", fragment="").geturl(), query, tuple(filter(None, secrets)))
 
 
 class Secrets:

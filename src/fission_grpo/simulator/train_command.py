@@ -226,6 +226,7 @@ def named_model(model: ModelConfig, args: SFTConfig) -> tuple[str, Any, int | No
         **given,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,
         **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
     }
     return path, tokenizer, getattr(config, "max_position_embeddings", None)
