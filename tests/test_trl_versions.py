@@ -163,3 +163,18 @@ def test_differences_between_versions_are_bridged():
     assert tools_of_every_row(several) == [copy]
     apart = SimpleNamespace(environment_factories={"a": 1, "b": 2}, _env_tools={"a": [move], "b": [paint]})
     assert tools_of_every_row(apart) == []
+
+
+def test_a_parser_that_is_not_told_its_rows_tools_answers_unreadable_calls_by_a_tool_that_all_rows_have():
+    pytest.importorskip("torch")
+    from fission_grpo.starter import load_starter
+    from fission_grpo.unreadable import UNREADABLE, tell_unreadable
+
+    def move(): ...
+
+    _, tokenizer = load_starter()
+    ids = tokenizer('<tool_call>\n{"name": "move", "arguments": {\n</tool_call><|im_end|>')["input_ids"]
+    assert tell_unreadable(tokenizer, [move])
+    function = tokenizer.parse_response(ids)["tool_calls"][0]["function"]  # as TRL before 1.16 calls it
+    assert function["name"] == "move"
+    assert list(function["arguments"]) == [UNREADABLE]
