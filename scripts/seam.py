@@ -57,6 +57,7 @@ SEAM = (
 """The tests (tests/test_*.py) that touch TRL or transformers where they may change."""
 PACKAGES = (
     "accelerate",
+    "requests",
     "datasets",
     "peft",
     "rich",

@@ -43,7 +43,11 @@ def test_supported_versions_pass_without_a_word(version):
 @pytest.mark.parametrize(
     ("versions", "parts"),
     [
-        ({"trl": "1.11.0"}, ["trl 1.11.0 is installed", "trl>=1.12,<1.17", "pip install 'trl>=1.12,<1.17'"]),
+        (
+            {"trl": "1.11.0"},
+            ["trl 1.11.0 is installed", "trl>=1.12,!=1.15.*,<1.17", "pip install 'trl>=1.12,!=1.15.*,<1.17'"],
+        ),
+        ({"trl": "1.15.0"}, ["trl 1.15.0 is installed", "fails without Triton"]),
         ({"trl": "0.29.1"}, ["trl 0.29.1 is installed"]),
         ({"trl": "1.17.0"}, ["trl 1.17.0 is installed", "nobody has tested", "FISSION_GRPO_ANY_TRL=1"]),
         ({"trl": "1.17.0.dev0"}, ["FISSION_GRPO_ANY_TRL=1"]),
@@ -91,7 +95,7 @@ def test_the_ranges_are_those_of_pyproject_and_the_tested_versions_are_within():
         assert all(known.first <= release(version) for version in known.tested)
         assert all(release(version)[: len(known.last)] <= known.last for version in known.tested)
     minors = [release(version)[:2] for version in SUPPORTED["trl"].tested]
-    assert minors == [(1, minor) for minor in range(12, 17)]
+    assert minors == [(1, minor) for minor in (12, 13, 14, 16)]
 
 
 def test_an_unsupported_version_stops_the_import_of_the_trainer_and_the_command_says_so():

@@ -9,8 +9,9 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
@@ -61,19 +62,24 @@ class Range(NamedTuple):
         first, last: the oldest and the newest release, as far as they are told apart: (1, 16) is any 1.16.x.
         tested: what the seam tests were run on (docs/compatibility.md); the newest of each minor release.
         why: these and no older ones.
+        left_out: minor releases in between that we do not run on, and why.
     """
 
     first: tuple[int, ...]
     last: tuple[int, ...]
     tested: tuple[str, ...]
     why: str
+    left_out: Mapping[tuple[int, ...], str] = MappingProxyType({})
 
     @property
     def pip(self) -> str:
         """As pip writes it. `Range((1, 12), (1, 16), ...).pip` is ">=1.12,<1.17"; (5, 15) to (5,) is ">=5.15,<6"."""
         above = (*self.last[:-1], self.last[-1] + 1)
-        return f">={'.'.join(map(str, self.first))},<{'.'.join(map(str, above))}"
+        between = "".join(f"!={'.'.join(map(str, one))}.*," for one in self.left_out)
+        return f">={'.'.join(map(str, self.first))},{between}<{'.'.join(map(str, above))}"
 
+
+NO_TRL = {(1, 15): "its update fails without Triton, which torch for CPUs has not, also in TRL's own trainer"}
 
 SUPPORTED = {
     "trl": Range(
@@ -120,6 +126,8 @@ def check_versions(
         mend = f"pip install '{package}{known.pip}'"
         if numbers < known.first:
             raise UnsupportedVersionError(f"{told} ({known.why}). To mend it: {mend}")
+        if reason := known.left_out.get(numbers[:2]):
+            raise UnsupportedVersionError(f"{told} ({reason}). To mend it: {mend}")
         if numbers[: len(known.last)] > known.last:
             if not anyway:
                 raise UnsupportedVersionError(
