@@ -82,9 +82,7 @@ class Range(NamedTuple):
 NO_TRL = {(1, 15): "its update fails without Triton, which torch for CPUs has not, also in TRL's own trainer"}
 
 SUPPORTED = {
-    "trl": Range(
-        (1, 12), (1, 16), ("1.12.0", "1.13.0", "1.14.2", "1.15.0", "1.16.0"), "the five newest minor releases"
-    ),
+    "trl": Range((1, 12), (1, 16), ("1.12.0", "1.13.0", "1.14.2", "1.16.0"), "older ones are not tested", NO_TRL),
     "transformers": Range((5, 15), (5,), ("5.15.0", "5.23.0"), "older ones have no `parse_response` with tools"),
 }
 
