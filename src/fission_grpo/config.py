@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any

@@ -15,7 +15,7 @@ from typing import Any
 from fission_grpo.chat import read_result
 from fission_grpo.trajectory import ToolCall, ToolResult
 from fission_grpo.unreadable import UNREADABLE
-from fission_grpo.watch import InfrastructureError, Limits, Watch, can_snapshot, put, tool_methods, watch
+from fission_grpo.watch import InfrastructureError, Limits, Watch, can_snapshot, put_method, tool_methods, watch
 
 __all__ = [
     "InfrastructureError",
@@ -107,10 +107,10 @@ def restorable(
                 return None
             return told(observation) if isinstance(observation, str) else observation
 
-        put(environment, "reset", reset)
+        put_method(environment, "reset", reset)
         for name in ("get_reward", "_reward"):
             if callable(judge := getattr(environment, name, None)):
-                put(environment, name, _unless_broken(judge, seen))
+                put_method(environment, name, _unless_broken(judge, seen))
         return environment
 
     return make

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.trajectory import ToolResult
-from fission_grpo.watch import can_snapshot, put, tool_methods
+from fission_grpo.watch import can_snapshot, put, put_method, tool_methods
 
 TRANSIENT = {
     "timeout": "the request timed out",
@@ -111,7 +111,7 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
                 raise ValueError(f"Fault({fault.kind!r}): no tool {sorted(unknown)}; there are {', '.join(tools)}")
         injector = _Injector(environment, tuple(faults), seed)
         for name, tool in tools.items():
-            put(environment, name, injector.wrap(name, tool))
+            put_method(environment, name, injector.wrap(name, tool))
         return environment
 
     faulty.__name__ = f"{getattr(make, '__name__', 'environment')}_with_faults"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from fission_grpo.checkpoint_files import tidy
 from fission_grpo.checkpoints import resume_from
 from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.diagnose import Source
+from fission_grpo.evaluation.secrets import shown_command
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
 from fission_grpo.run_directory import RunDirectoryError
@@ -118,7 +121,7 @@ def train_command(argv: list[str]) -> int:
         resume = ["--resume_from_checkpoint", "true"]
         again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
         print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
-        print(f"  {shlex.join(['fission-grpo', 'train', *again])}")
+        print(f"  {shown_command(['fission-grpo', 'train', *again])}")
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()
@@ -169,6 +172,7 @@ def make_trainer(
         "trust_remote_code": args.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,
         **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
     }
     trainer = FissionGRPOTrainer(

@@ -7,6 +7,9 @@ same call to TRL with other rows; nothing of TRL's is copied.
 
 from __future__ import annotations
 
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import asyncio
 import inspect
 import logging
@@ -43,12 +46,15 @@ from fission_grpo.run_state import (
 from fission_grpo.shared_prefix.trainer import SHARING_COUNTS
 from fission_grpo.step_reward import StepReward, progress_of
 from fission_grpo.tool_turns import ToolTurnsInStep
-from fission_grpo.unreadable import answering, tell_unreadable
+from fission_grpo.trl_versions import check_names, eos_token_ids
+from fission_grpo.unreadable import answering, tell_of_unreadable_calls
 from fission_grpo.waiting_rows import WaitingRows, check_batches, split_batches
 
 Diagnosis = str | Diagnose | Source
 
 _log = logging.getLogger(__name__)
+
+check_names(GRPOTrainer)
 
 
 class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
@@ -84,8 +90,8 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
             check_columns(given["train_dataset"])
         super().__init__(**given)
         self.control_tokens = ControlTokens.of(self._tokenizer) if args.watch_tools else ControlTokens()
-        if args.watch_tools and self.tools and not tell_unreadable(self._tokenizer):
-            _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
+        if args.watch_tools and self.tools:
+            tell_of_unreadable_calls(self)
         writes = args.fission and args.journal and self.accelerator.is_main_process
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
         self.fission = Fission(args, sources, self.journal, self.control_tokens)
@@ -95,7 +101,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
         self._schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
-        self._reader = Reader(self._decode, tuple(self.eos_token_ids), args.failure_threshold, step_reward)
+        self._reader = Reader(self._decode, eos_token_ids(self), args.failure_threshold, step_reward)
 
     def _restorable(self, factory: Any, args: FissionGRPOConfig) -> Any:
         limits = Limits(args.tool_seconds, args.tool_characters)

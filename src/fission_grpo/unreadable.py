@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.chat import parse
 from fission_grpo.json_text import problem_in
 from fission_grpo.trajectory import ToolCall, Turn
+from fission_grpo.trl_versions import parser_knows_tools, tools_of_every_row
+
+_log = logging.getLogger(__name__)
 
 UNREADABLE = "_fission_unreadable"
 """Argument that stands for a call nobody could read; its value says why."""
@@ -45,7 +49,7 @@ def answering(tool: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def tell_unreadable(tokenizer: Any) -> bool:
+def tell_unreadable(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) -> bool:
     """Make a tokenizer's `parse_response` show calls that cannot be read. Returns whether it does so now.
 
     It does not for chat templates that write calls otherwise than as JSON in `<tool_call>` tags, whose valid calls
@@ -54,7 +58,13 @@ def tell_unreadable(tokenizer: Any) -> bool:
     expect (RecursionError), or where a call holds what is no JSON (NaN, unpaired surrogates, nesting beyond
     `json_text.MAX_DEPTH`): such values would end training later, in a tool, the tokenizer or a checkpoint. Calls that
     only our parser finds are made.
+
+    Args:
+        tokenizer: whose parser is wrapped, once.
+        tools: that all rows have, for a TRL that does not tell the parser its row's tools (before 1.16). From the
+            first one the policy hears of the unreadable call; none: it does not.
     """
+    tokenizer._fission_tools = tuple(tools)
     told = getattr(tokenizer, "_fission_tells_unreadable", None)
     if told is not None:
         return told
@@ -62,6 +72,7 @@ def tell_unreadable(tokenizer: Any) -> bool:
 
     @functools.wraps(original)
     def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
+        known = kwargs.get("tools") or tokenizer._fission_tools
         given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
         message, fault = None, None
         try:
@@ -69,11 +80,11 @@ def tell_unreadable(tokenizer: Any) -> bool:
         except Exception as error:  # noqa: BLE001 - whatever a policy writes; TRL itself survives only two of these
             fault = error
         refused = None if message is None else _refused(message)
-        if tells and kwargs.get("tools"):
+        if tells and known:
             turn = None if message is not None and _calls(message) else _read(tokenizer, response)
             reason = refused or (turn.error if turn is not None else None)
             if reason is not None:
-                return _asking([ToolCall(_name(kwargs["tools"][0]), {UNREADABLE: reason})])
+                return _asking([ToolCall(_name(known[0]), {UNREADABLE: reason})])
             if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
                 return _asking(turn.calls, turn.content)
         if fault is not None or refused is not None:  # ValueError and TypeError are what TRL takes as "no call"
@@ -82,6 +93,15 @@ def tell_unreadable(tokenizer: Any) -> bool:
 
     tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, tells
     return tells
+
+
+def tell_of_unreadable_calls(trainer: Any) -> None:
+    """Let the policy of a trainer hear of calls that cannot be read, or warn that this is not possible."""
+    answerers = tools_of_every_row(trainer)
+    if not tell_unreadable(trainer._tokenizer, answerers):
+        _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
+    elif not answerers and not parser_knows_tools():
+        _log.warning("environments share no tool, and TRL is older than 1.16: unreadable calls end the episode")
 
 
 class Schemas:

@@ -15,6 +15,7 @@ import json
 import logging
 import signal
 import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def watch(environment: Any, limits: Limits) -> Watch:
     put(environment, "_fission_watch", seen)
     for name, tool in tool_methods(environment).items():
         wrap = _watched_async if inspect.iscoroutinefunction(tool) else _watched
-        put(environment, name, wrap(environment, seen, tool, limits))
+        put_method(environment, name, wrap(environment, seen, tool, limits))
     return seen
 
 
@@ -133,6 +134,25 @@ def put(environment: Any, name: str, value: Any) -> None:
             f"{type(environment).__name__} does not let `{name}` be replaced on an instance ({error}). Remove its "
             "__slots__, or make it a plain class, so that fission can bring it back to the failed turn."
         ) from error
+
+
+def put_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
+    """Replace a method by `call`, which takes no `self`. It stays a bound method: TRL before 1.15 takes no others."""
+    original = inspect.getattr_static(type(environment), name, None)
+    if not inspect.isfunction(original):  # a static method, or an attribute of the instance
+        put(environment, name, call)
+        return
+
+    @functools.wraps(original)
+    def method(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    @functools.wraps(original)
+    async def method_async(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return await call(*args, **kwargs)
+
+    bound = method_async if inspect.iscoroutinefunction(call) else method
+    put(environment, name, types.MethodType(bound, environment))
 
 
 def _watched(environment: Any, seen: Watch, tool: Callable[..., Any], limits: Limits) -> Callable[..., Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 from fission_grpo.bfcl.tasks import Case, UserTurn
+from fission_grpo.evaluation.secrets import Secrets, parts_of
 
 PROMPT = (
     "Reword the request of a user to an assistant, as another person might say it. Keep every name, number, id and "
@@ -34,7 +36,10 @@ class Rewriter:
     def __init__(self, model: str, base_url: str | None = None, temperature: float = 0.7):
         import openai
 
-        self.client = openai.OpenAI(base_url=base_url, max_retries=1)
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
+        url, query, secrets = parts_of(base_url)
+        self.client = openai.OpenAI(base_url=url, default_query=query, max_retries=1)
+        self.secrets = Secrets((*secrets, self.client.api_key)).hide_in_logs()
         self.errors = (openai.OpenAIError,)
         self.model, self.temperature = model, temperature
         self.counts: Counter[str] = Counter()
@@ -53,7 +58,7 @@ class Rewriter:
             )
             text = (answer.choices[0].message.content or "").strip() if answer.choices else ""
         except self.errors as error:
-            _log.warning("the endpoint could not reword %r: %s", turn.request, error)
+            _log.warning("the endpoint could not reword %r: %s", turn.request, self.secrets.clean(error))
             self.counts["endpoint failed"] += 1
             return turn
         lost = lost_values(turn, text)

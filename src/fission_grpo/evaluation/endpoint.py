@@ -29,6 +29,7 @@ from fission_grpo.evaluation.endpoint_reply import Answer, Fault, Unreadable, re
 from fission_grpo.evaluation.local import encodable, prompt_text
 from fission_grpo.evaluation.messages import to_openai, tools_to_openai
 from fission_grpo.evaluation.play import Reply, Request
+from fission_grpo.evaluation.secrets import Secrets, parts_of
 
 __all__ = ["EndpointCounts", "EndpointError", "EndpointOptions", "EndpointPolicy", "Fault", "Gate"]
 
@@ -36,7 +37,6 @@ CHECK_TRIES = 3
 """Tries of `check`. [ours] Somebody waits for it, and has mostly got the URL wrong."""
 _NO_KEY = "none"
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
-_KEY = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
 
 
 class EndpointPolicy:
@@ -78,8 +78,10 @@ class EndpointPolicy:
                 "not set; give the server's URL, or set the key for OpenAI's own"
             )
         self._openai = openai
+        url, query, secrets = parts_of(base_url)
+        self._secrets = Secrets((*secrets, "" if self._key == _NO_KEY else self._key)).hide_in_logs()
         self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=self._key, max_retries=0, timeout=self.options.timeout
+            base_url=url, default_query=query, api_key=self._key, max_retries=0, timeout=self.options.timeout
         )
         self.url = without_secrets(str(self._client.base_url))
         self._lock, self._random = threading.Lock(), random.Random()
@@ -148,6 +150,7 @@ class EndpointPolicy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._secrets.show_in_logs()
 
     async def _end(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -282,10 +285,7 @@ class EndpointPolicy:
 
     def _clean(self, said: object) -> str:
         """What somebody said in one short line, without the key and whatever looks like one."""
-        text = " ".join(str(said).split())
-        if self._key != _NO_KEY:
-            text = text.replace(self._key, "***")
-        return _KEY.sub("***", text)[:300]
+        return self._secrets.clean(" ".join(str(said).split()))[:300]
 
     def _count(self, **what: int) -> None:
         with self._lock:

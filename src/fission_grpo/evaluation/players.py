@@ -52,7 +52,8 @@ def local_player(name: str, sampling: Sampling, batch_size: int) -> Player:
 
     path, gpu = model_path(name), torch.cuda.is_available()
     where: Any = {"dtype": "auto", "device_map": "cuda"} if gpu else {"dtype": torch.float32}
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path, **where), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **where)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
@@ -84,7 +85,7 @@ def server_player(
     if tokenizer_name is not None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(model_path(tokenizer_name))
+        tokenizer = AutoTokenizer.from_pretrained(model_path(tokenizer_name), trust_remote_code=False)
     with EndpointPolicy(name, url, options, tokenizer) as policy:
         policy.check()
         described = {"kind": "endpoint", "model": name, "url": policy.url}

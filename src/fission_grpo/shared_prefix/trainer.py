@@ -6,6 +6,9 @@ What it changes of TRL's: `generate`, for the time of the rollouts; the work of 
 
 from __future__ import annotations
 
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import logging
 from collections import Counter
 from typing import Any
@@ -18,6 +21,7 @@ from fission_grpo.shared_prefix.check import agrees
 from fission_grpo.shared_prefix.generate import SharedGeneration
 from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
 from fission_grpo.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps, unsupported
+from fission_grpo.trl_versions import has_fused_head
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +115,9 @@ class SharedPrefixTrainer(GRPOTrainer):
         **more: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         self.shared_generation.forget()  # the rollouts are done
-        given = (input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, compute_aux_loss)
         multimodal = any(value is not None for value in more.values())
+        more |= {"batch_size": batch_size, "compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
+        given = (input_ids, attention_mask, logits_to_keep)
         if not self._sharing or compute_aux_loss or multimodal:
             return super()._get_per_token_logps_and_entropies(model, *given, **more)
         ids, masks = (x.tensor_split([x.shape[1] - logits_to_keep], 1) for x in (input_ids, attention_mask))
@@ -129,6 +134,8 @@ class SharedPrefixTrainer(GRPOTrainer):
         if id(decoder) not in self._shares:
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             reason = "the model is sharded, which is not tested" if sharded else unsupported(model)
+            if not reason and not has_fused_head(decoder):
+                reason = "this TRL gives the model no fused head; 1.15 and newer do"
             if reason:
                 _log.warning("log-probabilities do not share prompts: %s.", reason)
             else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import sys
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.bfcl import INSTALL
+from fission_grpo.evaluation.secrets import shown_command
 from fission_grpo.json_lines import RunFileError
 from fission_grpo.simulator.card import numbers, page
 from fission_grpo.simulator.chosen import accounts, closing, endpoint_options
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
     if not split.train and not split.test:
         raise ValueError(_nothing(found, labelled.dropped, dropped, material))
     made = {
-        "command": shlex.join(["fission-grpo", "simulator", "data", *argv]),
+        "command": shown_command(["fission-grpo", "simulator", "data", *argv]),
         "seed": arguments.seed,
         "teacher": arguments.teacher,
         "test_apis": list(apis),

@@ -151,11 +151,14 @@ def _load(path: str, tokenizer: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gpu = torch.cuda.is_available()
-    where: Any = {"dtype": "auto", "device_map": f"cuda:{torch.cuda.current_device()}"} if gpu else {}
+    where: Any = (
+        {"dtype": "auto", "device_map": f"cuda:{torch.cuda.current_device()}"} if gpu else {"dtype": torch.float32}
+    )
     with torch.random.fork_rng():
         try:
-            model = AutoModelForCausalLM.from_pretrained(path, **(where or {"dtype": torch.float32}))
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(path)
+            where |= {"use_safetensors": True, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_pretrained(path, **where)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             what = " ".join(str(error).split())[:300]
             raise ValueError(f"model: {path} cannot be loaded as a causal language model ({what})") from error

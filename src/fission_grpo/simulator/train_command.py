@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fission_grpo.trl_checked  # noqa: F401 - before TRL
+
+# isort: split
 import json
-import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,6 +17,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoConfig, AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config, get_quantization_config
 
+from fission_grpo.evaluation.secrets import shown_command
 from fission_grpo.model_path import model_path
 from fission_grpo.option_parsing import newest_checkpoint, parse_options
 from fission_grpo.simulator import starter_size
@@ -139,7 +142,7 @@ def train_command(argv: list[str]) -> int:
         resume = ["--resume_from_checkpoint", "true"]
         again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
         print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
-        print(f"  {shlex.join(['fission-grpo', 'simulator', 'train', *again])}")
+        print(f"  {shown_command(['fission-grpo', 'simulator', 'train', *again])}")
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()
@@ -223,6 +226,7 @@ def named_model(model: ModelConfig, args: SFTConfig) -> tuple[str, Any, int | No
         **given,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
+        "use_safetensors": True,
         **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
     }
     return path, tokenizer, getattr(config, "max_position_embeddings", None)
