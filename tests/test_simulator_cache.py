@@ -113,6 +113,8 @@ def test_without_a_folder_the_checkpoint_keeps_what_was_said(server):
     resumed.load_state(state)
     assert answers_of(resumed) == said == [Answer(SAID)]
     assert resumed.counts()["simulator/cache_hits"] == 1
+    first.close()
+    resumed.close()
 
 
 def test_a_local_simulator_remembers_what_it_said_before_a_checkpoint():
