@@ -58,7 +58,26 @@ CONFIGS = [
     ),
 ]
 
+MANIFEST = '{"format": 1, "step": 4, "versions": {}, "files": {"w": {"bytes": 10, "sha256": "x"}}}'
+
+
+def checkpoint(name, says, files):
+    """A checkpoint that is resumed from by name."""
+    files = {f"c/checkpoint-4/{path}": content for path, content in files.items()}
+    return option(f"checkpoint: {name}", rf"checkpoint-4.*{says}", "--resume_from_checkpoint c/checkpoint-4", files)
+
+
 OPTIONS = [
+    checkpoint(
+        "a file cut off", "w is damaged: it has 1 bytes instead of 10", {"fission_manifest.json": MANIFEST, "w": "x"}
+    ),
+    checkpoint("a file changed", "w is damaged: its content", {"fission_manifest.json": MANIFEST, "w": "x" * 10}),
+    checkpoint("a file missing", "w cannot be read", {"fission_manifest.json": MANIFEST}),
+    checkpoint("manifest cut off", "manifest.json is damaged", {"fission_manifest.json": MANIFEST[:20]}),
+    checkpoint("manifest of another shape", "manifest.json is damaged", {"fission_manifest.json": '{"files": [1]}'}),
+    checkpoint("no manifest", "", {"fission_state.json": '{"version": 3}', "trainer_state.json": "{}"}),
+    checkpoint("of another release", "fission_state.json", {"fission_state.json": '{"version": 2}'}),
+    checkpoint("deep state", "fission_state.json", {"fission_state.json": "[" * 100_000}),
     option("unknown option", "unknown option '--num_recovery'", "--num_recovery 8"),
     option("stray word", "unexpected argument 'now'", "now"),
     option("value missing", "max_steps", "--max_steps"),

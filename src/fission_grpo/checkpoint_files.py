@@ -143,7 +143,7 @@ def fault_in(checkpoint: Path) -> str | None:
         listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         return f"{path} is missing, so the checkpoint is unfinished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{path} is damaged ({type(error).__name__}: {error})"
     for name, (size, _) in listed.items():  # quick, before gigabytes are read
         try:

@@ -108,7 +108,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         )
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
     version = state.get("version") if isinstance(state, dict) else None
     if version in (1, 2):
