@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from safetensors.torch import save_file
+from trainer_settings import QUIETLY_ON_CPU
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.environments.desk import Desk
@@ -23,14 +24,8 @@ from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.starter import load_starter
 
 COMMON = {
+    **QUIETLY_ON_CPU,
     "use_cpu": os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true",  # accelerate has no DeepSpeed with it
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "beta": 0.0,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "logging_steps": 1,
-    "save_strategy": "no",
     "learning_rate": 1e-3,
     "max_completion_length": 96,
     "max_tool_calling_iterations": 2,

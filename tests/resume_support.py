@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from trainer_settings import QUIETLY_ON_CPU
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.diagnose import chain_of
@@ -18,12 +19,7 @@ from fission_grpo.starter import load_starter
 TIMES = ("step_time", "fission/seconds", "fission/diagnosis_seconds", "train_runtime")
 TIMES += ("train_samples_per_second", "train_steps_per_second")
 COMMON = {
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "beta": 0.0,
-    "report_to": "none",
-    "disable_tqdm": True,
+    **QUIETLY_ON_CPU,
     "logging_steps": 2,
     "save_strategy": "steps",
     "save_steps": 1,

@@ -5,19 +5,13 @@ from itertools import pairwise
 
 import pytest
 from datasets import Dataset
+from trainer_settings import QUIETLY_ON_CPU
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.starter import load_starter
 
 COMMON = {
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "beta": 0.0,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "logging_steps": 1,
-    "save_strategy": "no",
+    **QUIETLY_ON_CPU,
     "max_tool_calling_iterations": 2,
     "max_completion_length": 400,
     "per_device_train_batch_size": 8,

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 from datasets import Dataset
+from trainer_settings import QUIETLY_ON_CPU
 from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
@@ -14,14 +15,7 @@ from fission_grpo.environments.desk_tasks import make_rows
 from fission_grpo.starter import load_starter
 
 COMMON = {
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "beta": 0.0,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "logging_steps": 1,
-    "save_strategy": "no",
+    **QUIETLY_ON_CPU,
     "learning_rate": 1e-3,
     "max_tool_calling_iterations": 2,
     "max_completion_length": 96,
