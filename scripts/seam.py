@@ -43,6 +43,7 @@ SEAM = (
     "shared_prefix_update",
     "shared_prefix_generation",
     "processes",
+    "sharded",
     "run_state",
     "watch",
     "faults",

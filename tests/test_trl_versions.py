@@ -14,6 +14,7 @@ from fission_grpo.trl_versions import (
     SUPPORTED,
     UnsupportedVersionError,
     check_names,
+    check_server_tools,
     check_versions,
     eos_token_ids,
     missing_names,
@@ -167,6 +168,12 @@ def test_differences_between_versions_are_bridged():
     assert tools_of_every_row(several) == [copy]
     apart = SimpleNamespace(environment_factories={"a": 1, "b": 2}, _env_tools={"a": [move], "b": [paint]})
     assert tools_of_every_row(apart) == []
+
+
+def test_tools_with_a_vllm_server_are_refused_where_trl_mixes_up_rows():
+    check_server_tools((1, 14))
+    with pytest.raises(UnsupportedVersionError, match=r"before TRL 1\.14 rows get other rows' completions"):
+        check_server_tools((1, 13))
 
 
 def test_a_parser_that_is_not_told_its_rows_tools_answers_unreadable_calls_by_a_tool_that_all_rows_have():

@@ -88,7 +88,7 @@ class _OnceOnly(yaml.SafeLoader):
 
 def _yaml_options(path: str) -> dict[str, Any]:
     try:
-        config = yaml.load(Path(path).read_text(encoding="utf-8"), _OnceOnly)
+        config = _OnceOnly(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
     except UsageError as error:

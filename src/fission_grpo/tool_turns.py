@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
+from fission_grpo.trl_versions import check_server_tools, one_completion_each
+
 
 class ToolTurnsInStep(GRPOTrainer):
     """`trl.GRPOTrainer` whose ranks take part in each other's turns after a tool call, where they must."""
 
     args: GRPOConfig
     _in_tool_loop = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.tools and self._slices_equally:
+            check_server_tools()
 
     @property
     def _turns_together(self) -> bool:
@@ -44,7 +51,8 @@ class ToolTurnsInStep(GRPOTrainer):
         finally:
             self._in_tool_loop = False
         while most := self._most_rows(0):  # others go on; what is generated here is of no account
-            super()._generate_single_turn([prompt_ids[0]] * (most if self._slices_equally else 1), None, {}, 1)
+            rows = most if self._slices_equally else 1
+            super()._generate_single_turn([prompt_ids[0]] * rows, None, {}, *one_completion_each())
         return result
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, *more: Any, **named: Any) -> Any:

@@ -27,7 +27,7 @@ NEEDED_METHODS = {
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_prepare_inputs": ("generation_batch",),
     "_save_checkpoint": ("model", "trial"),
-    "_generate_single_turn": ("prompt_ids",),
+    "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields"),
     "_get_output_dir": ("trial",),
     "_get_tool_suffix_ids": ("tool_messages",),
     "_get_train_sampler": (),
@@ -204,3 +204,28 @@ def tools_of_every_row(trainer: Any) -> Sequence[Callable[..., Any]]:
 def parser_knows_tools() -> bool:
     """Whether TRL tells the parser of calls which tools a row has: since 1.16."""
     return trl_release() >= (1, 16)
+
+
+def one_completion_each() -> tuple[int, ...]:
+    """What `_generate_single_turn` takes after prompts, images and fields, to sample one completion of each prompt.
+
+    Since TRL 1.14 their number; before it is not asked, and always the group's with a vLLM server (see below).
+    """
+    return (1,) if trl_release() >= (1, 14) else ()
+
+
+def check_server_tools(installed: tuple[int, ...] | None = None) -> None:
+    """Refuse tools with a vLLM server for several rows at a time where TRL would mix up the rows.
+
+    Args:
+        installed: the minor release of TRL; None: the one that is installed.
+
+    Raises:
+        UnsupportedVersionError: TRL is older than 1.14. After a tool call it takes every G-th prompt and samples G
+            completions of it, though each row has its own history by then.
+    """
+    if (installed or trl_release()) < (1, 14):
+        raise UnsupportedVersionError(
+            "before TRL 1.14 rows get other rows' completions after a tool call in vLLM's server mode (and with tensor "
+            "parallelism). To mend it: pip install 'trl>=1.14', or vllm_mode='colocate'"
+        )
