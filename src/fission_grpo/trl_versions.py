@@ -206,7 +206,7 @@ def parser_knows_tools() -> bool:
     return trl_release() >= (1, 16)
 
 
-def one_completion_each() -> tuple[int, ...]:
+def one_completion_each() -> tuple[Any, ...]:
     """What `_generate_single_turn` takes after prompts, images and fields, to sample one completion of each prompt.
 
     Since TRL 1.14 their number; before it is not asked, and always the group's with a vLLM server (see below).
@@ -226,6 +226,6 @@ def check_server_tools(installed: tuple[int, ...] | None = None) -> None:
     """
     if (installed or trl_release()) < (1, 14):
         raise UnsupportedVersionError(
-            "before TRL 1.14 rows get other rows' completions after a tool call in vLLM's server mode (and with tensor "
-            "parallelism). To mend it: pip install 'trl>=1.14', or vllm_mode='colocate'"
+            "before TRL 1.14 rows get other rows' completions after a tool call in vLLM's server mode (and with "
+            "tensor parallelism). To mend it: pip install 'trl>=1.14', or vllm_mode='colocate'"
         )
