@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from fission_grpo.trl_versions import UnsupportedVersionError
+
 USAGE = """\
 usage: fission-grpo COMMAND [options]
 
@@ -37,6 +39,14 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    try:
+        return _run(command, rest)
+    except UnsupportedVersionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(command: str, rest: list[str]) -> int:
     if command == "train":
         return _train(rest)
     if command == "eval":
@@ -69,15 +79,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(rest: list[str]) -> int:
-    from fission_grpo.trl_versions import UnsupportedVersionError
-
     try:
         from fission_grpo.train_command import train_command
     except ModuleNotFoundError as error:
         print(f"error: training needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
-        return 1
-    except UnsupportedVersionError as error:
-        print(f"error: {error}", file=sys.stderr)
         return 1
     return train_command(rest)
 
