@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 
 import pytest
 from openai_server import OpenAIServer
@@ -78,6 +79,7 @@ def test_training_evaluation_and_report_write_no_key_though_the_endpoint_tells_i
     server.faults = ["tell key"]
     assert train(tmp_path, server.secret_url) == 2  # refused at the start, with what the endpoint said
     assert "HTTP 401: " in assert_no_key(tmp_path, capfd, caplog).err
+    assert "endpoint" not in [thread.name for thread in threading.enumerate()]  # closed, though no training began
     later_tell_key(server)
     assert train(tmp_path, server.secret_url) == 0
     later_tell_key(server)

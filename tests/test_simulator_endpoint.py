@@ -143,6 +143,7 @@ def test_examples_from_a_file_of_instances_are_shown(server, tmp_path):
 
 
 def test_close_ends_what_is_under_way_and_whoever_asks_later_is_told(server):
+    before = set(threading.enumerate())
     server.faults = lambda number: "hang"
     source = source_of(server)
     futures = source.start([failure_of(1), failure_of(2)])
@@ -153,7 +154,7 @@ def test_close_ends_what_is_under_way_and_whoever_asks_later_is_told(server):
     assert [future.result(timeout=5) for future in futures] == [Answer(None, "closed")] * 2
     assert answers_of(source) == [Answer(None, "closed")]
     assert source.counts()["simulator/no/closed"] == 3
-    assert "endpoint" not in [thread.name for thread in threading.enumerate()]
+    assert "endpoint" not in [thread.name for thread in set(threading.enumerate()) - before]
 
 
 def test_the_interpreter_ends_at_once_with_requests_under_way(server):

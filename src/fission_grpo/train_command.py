@@ -7,6 +7,7 @@ import fission_grpo.trl_checked  # noqa: F401 - before TRL
 # isort: split
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,17 @@ def train_command(argv: list[str]) -> int:
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
         return 0
-    try:
-        script, args, model, reward = parse(argv)
-        checkpoint = resume_point(args)
-        sources = sources_from(script.diagnose, *endpoint_options(script.simulator))
-        trainer = make_trainer(script, args, model, reward, sources)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    with closing(sources), StopAndSave() as stop:
+    with ExitStack() as stack:
+        try:
+            script, args, model, reward = parse(argv)
+            checkpoint = resume_point(args)
+            chain = sources_from(script.diagnose, *endpoint_options(script.simulator))
+            sources = stack.enter_context(closing(chain))
+            trainer = make_trainer(script, args, model, reward, sources)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        stop = stack.enter_context(StopAndSave())
         trainer.add_callback(stop)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
