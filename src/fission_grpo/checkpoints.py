@@ -51,12 +51,14 @@ def resume_from(wanted: Any, output: Path, fission: bool) -> Path | None:
         fission: whether the buffer is needed. Without it checkpoints of TRL's own trainers will do, too.
 
     Raises:
-        ValueError: there is none, or the one asked for is damaged; the message names the file.
+        ValueError: there is none, or the one asked for is no folder, or damaged; the message names the file.
     """
     unusable = partial(why_unusable, fission=fission)
     if str(wanted).lower() in ("none", "false"):
         return None
     if str(wanted).lower() != "true":
+        if not Path(str(wanted)).is_dir():
+            raise ValueError(f"resume_from_checkpoint: {wanted} is no folder; give a checkpoint-* folder, or 'true'")
         check_named(Path(str(wanted)), unusable)
         return Path(str(wanted))
     found = newest_whole(output, unusable)

@@ -22,7 +22,7 @@ from fission_grpo.config import FissionGRPOConfig
 from fission_grpo.diagnose import Source
 from fission_grpo.evaluation.secrets import shown_command
 from fission_grpo.model_path import model_path
-from fission_grpo.option_parsing import newest_checkpoint, parse_options
+from fission_grpo.option_parsing import parse_options
 from fission_grpo.run_directory import RunDirectoryError
 from fission_grpo.simulator.chosen import FORMS, accounts, closing, endpoint_options, sources_from
 from fission_grpo.trainer import FissionGRPOTrainer
@@ -138,17 +138,15 @@ def resume_point(args: FissionGRPOConfig) -> str | bool | None:
     Under a launcher of several processes the first one looks, and True leaves it to the trainer.
 
     Raises:
-        UsageError: there is none, or the path given is no folder.
-        ValueError: it is damaged, or holds no fission buffer, though `fission` is on.
+        ValueError: there is none, the path given is no folder, it is damaged, or it holds no fission buffer, though
+            `fission` is on.
     """
     if args.process_index != 0:
         return str(args.resume_from_checkpoint).lower() not in ("none", "false")
     run = Path(str(args.output_dir))
     tidy(run)
-    named = newest_checkpoint(args.resume_from_checkpoint, run)
-    if named is None:
-        return None
-    return str(resume_from(args.resume_from_checkpoint, run, args.fission))
+    found = resume_from(args.resume_from_checkpoint, run, args.fission)
+    return None if found is None else str(found)
 
 
 def make_trainer(
