@@ -137,7 +137,7 @@ def run_all(suite: Suite, missing: list, folders: dict, results: Results, worker
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["one_run"])  # torch, transformers and TRL are imported once, not in every run
     began, failed = time.monotonic(), 0
-    with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         going = {pool.submit(work, suite, *job, folders[job]): job for job in missing}
         for number, future in enumerate(as_completed(going), 1):
             arm, seed = going[future]
