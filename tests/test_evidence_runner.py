@@ -68,7 +68,7 @@ def test_the_config_names_what_decides_an_arms_results_and_nothing_else(tmp_path
 )
 def test_a_mistake_in_a_suite_is_named_with_its_file_and_field(tmp_path, wrong, right, told):
     path = written(tmp_path, TINY.replace(wrong, right))
-    with pytest.raises(SuiteError, match="tiny.yaml") as caught:
+    with pytest.raises(SuiteError, match=r"tiny\.yaml") as caught:
         read_suite(path)
     assert told in str(caught.value)
 
@@ -90,8 +90,8 @@ def test_outcomes_tell_success_and_own_errors_apart():
 
 def test_a_raw_line_counts_errors_calls_and_loops():
     line = raw_line([case(True, "no", "no", None), case(False, "no")])
-    assert line["outcomes"] == "rx" and line["error_kinds"] == {"raised": 3}
-    assert line["calls"] == 4 and line["loops"] == [1, 3] and line["eval_tokens"] == 10
+    told = [line[name] for name in ("outcomes", "error_kinds", "calls", "loops", "eval_tokens")]
+    assert told == ["rx", {"raised": 3}, 4, [1, 3], 10]
 
 
 def run(tmp_path, *more):
@@ -112,12 +112,13 @@ def test_a_suite_runs_what_is_missing_and_keeps_what_is_there(tmp_path):
     assert [(one["point"], one["set"]) for one in found] == [(100, "held_out"), (1000, "held_out"), (1000, "faults")]
     assert all(one["tokens"] >= one["point"] and len(one["outcomes"]) == one["tasks"] for one in found)
     (whole,) = lines(tmp_path, "runs.jsonl")
-    assert [cycle["phase"] for cycle in whole["cycles"]][0] == 0 and whole["options"]["num_generations"] == 8
+    assert (whole["cycles"][0]["phase"], whole["options"]["num_generations"]) == (0, 8)
     assert whole["cycles"][-1]["tokens"] == found[-1]["tokens"]  # the last update is in, and evaluated
 
     (tmp_path / "work" / "tiny" / "fission-8").mkdir()  # begun and killed
     second = run(tmp_path)
-    assert "1 of 3 runs are there" in second.stdout and second.returncode == 0, second.stdout + second.stderr
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "1 of 3 runs are there" in second.stdout
     assert [(one["arm"], one["seed"]) for one in lines(tmp_path, "runs.jsonl")] == [
         ("fission", 7),
         ("untrained", 7),
@@ -132,4 +133,5 @@ def test_an_unknown_arm_is_refused_with_the_arms_there_are(tmp_path):
     written(tmp_path)
     refused = run(tmp_path, "--arms", "grpo")
     assert refused.returncode == 2
-    assert "no arm 'grpo'" in refused.stderr and "untrained, fission" in refused.stderr
+    assert "no arm 'grpo' in" in refused.stderr
+    assert "there are untrained, fission" in refused.stderr
