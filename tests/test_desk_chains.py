@@ -40,6 +40,19 @@ def test_requests_may_be_done_in_any_order():
         assert desk.get_reward() == 1.0, row["id"]
 
 
+def test_what_one_request_speaks_of_no_other_has_so_that_none_is_ambiguous():
+    for row in desk_rows(600, 4, "train", 3):
+        scenario = json.loads(row["scenario"])
+        words = [{value.split("_")[0] for call in (first, *calls) for key, value in call.arguments.items()
+                  if key in ("name", "new_name", "title", "date")} for first, calls in parts(row)]  # fmt: skip
+        words = [{word.split(".")[0] for word in each} for each in words]
+        assert sum(map(len, words)) == len(set().union(*words)), row["prompt"]
+        titles = [event["title"] for event in scenario["events"].values()]
+        titles += [call.arguments["title"] for call in solution(row) if call.name == "add_event"]
+        said = [first.arguments["event_id"] for first, _ in parts(row) if "event_id" in first.arguments]
+        assert [titles.count(title) for title in said] == [1] * len(said), row["prompt"]
+
+
 def test_each_request_meets_the_error_of_its_kind_and_no_other():
     for row in desk_rows(128, 3, "train", 2):
         _, tools = desk_of(row)
