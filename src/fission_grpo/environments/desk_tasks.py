@@ -83,9 +83,9 @@ def check_rows_wanted(count: int, split: str) -> None:
 
 
 def draw_task(kind: str, draw: Draw) -> DeskTask:
-    """One task of a kind; its files and events are added to those `draw` has."""
+    """One task of one of KINDS; its files and events are added to those `draw` has."""
     makers = (_plain, _formats, _names, _ids, _locked, _conflicts)
-    return dict(zip(KINDS, makers, strict=True))[kind](draw)
+    return makers[KINDS.index(kind)](draw)
 
 
 def first_call(row: Mapping[str, Any]) -> ToolCall:
