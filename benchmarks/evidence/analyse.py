@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE))
 
 from analysis.measures import RECOVERY, SUCCESS  # noqa: E402 - the folder must be known first
 from analysis.pictures_arms import all_suites_png, headline_png, transfer_png  # noqa: E402
-from analysis.pictures_curves import curves_png, other_arms_png, training_png  # noqa: E402
+from analysis.pictures_curves import curves_png, error_kinds_png, other_arms_png, training_png  # noqa: E402
 from analysis.raw import EVALUATIONS, RunFileError  # noqa: E402
 from analysis.tables import headline, markdown  # noqa: E402
 from analysis.whole import Analysis, analyse, as_json  # noqa: E402
@@ -39,6 +39,7 @@ def write(folder: Path, reference: str, point: int | None) -> Analysis:
         headline_png(analysis, folder / "arms.png", list(analysis.main.arms), title)
     curves_png(analysis, folder / "curves.png", main)
     training_png(analysis, folder / "training.png", main)
+    error_kinds_png(analysis, folder / "error_kinds.png", main)
     transfer_png(analysis, folder / "transfer.png", main)
     for measure in (SUCCESS, RECOVERY):
         other_arms_png(analysis, folder / f"curves_others_{measure.key}.png", measure)

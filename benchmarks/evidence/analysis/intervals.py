@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy
@@ -139,7 +140,8 @@ def over_seeds_and_tasks(first: tuple[Any, Any], second: tuple[Any, Any]) -> Int
     """95% percentile interval of the second mean ratio less the first's, resampling seeds, and tasks for all alike.
 
     Each resample draws tasks (the same for both arms and all seeds) and seeds; each seed's ratio is taken on the drawn
-    tasks, and averaged over the drawn seeds whose two ratios have something below the line.
+    tasks, and averaged over the drawn seeds whose two ratios have something below the line. Resampling both sides of a
+    crossed design is on the wide side (Owen 2007, the pigeonhole bootstrap), so this interval errs towards caution.
 
     Args:
         first, second: (above, below), each seeds by tasks, 0 or 1: what a task adds to either side of a seed's ratio.
@@ -150,9 +152,7 @@ def over_seeds_and_tasks(first: tuple[Any, Any], second: tuple[Any, Any]) -> Int
     seeds, tasks = first[0].shape
     if seeds < 2 or not tasks:
         return None
-    random = numpy.random.default_rng(SEED)
-    task_weights = random.multinomial(tasks, [1 / tasks] * tasks, BOTH_RESAMPLES).astype(float)
-    seed_weights = random.multinomial(seeds, [1 / seeds] * seeds, BOTH_RESAMPLES)
+    seed_weights, task_weights = _drawn(seeds, tasks)
     sums = [task_weights @ matrix.T.astype(float) for pair in (first, second) for matrix in pair]
     defined = (sums[1] > 0) & (sums[3] > 0)
     of_first, of_second = (
@@ -164,6 +164,14 @@ def over_seeds_and_tasks(first: tuple[Any, Any], second: tuple[Any, Any]) -> Int
         return None
     means = ((of_second - of_first) * weights).sum(axis=1)[kept] / weights.sum(axis=1)[kept]
     return _percentiles(means) if _spreads(means) else None
+
+
+@cache
+def _drawn(seeds: int, tasks: int) -> tuple[Any, Any]:
+    """How often each seed and each task is drawn: resamples by seeds, resamples by tasks."""
+    random = numpy.random.default_rng(SEED)
+    task_weights = random.multinomial(tasks, [1 / tasks] * tasks, BOTH_RESAMPLES).astype(float)
+    return random.multinomial(seeds, [1 / seeds] * seeds, BOTH_RESAMPLES), task_weights
 
 
 def _values(by_seed: Mapping[int, float | None]) -> Any:

@@ -37,6 +37,28 @@ class CurvePoint:
     kinds: Mapping[str, float]
 
 
+def over_points(suite: Suite, arm: str, reference: str) -> dict[str, Difference]:
+    """Differences of each seed's mean over the points after 0 that both arms have: who was ahead on the way.
+
+    Example:
+        Success 0.2 and 0.6 against 0.2 and 0.5 at two points is a difference of 0.05.
+    """
+    ours, theirs = (_by_seed(suite, name) for name in (arm, reference))
+    found = {}
+    for measure in CURVES:
+        among = chosen(measure, suite.sets[MAIN_SET])
+        by_seed: dict[int, float | None] = {}
+        for seed in (seed for seed in ours if seed in theirs):
+            rates = [
+                {one.point: shares({0: one}, measure, among)[0] for one in side[seed] if one.point}
+                for side in (ours, theirs)
+            ]
+            gaps = [gap for gap in less(*rates).values() if gap is not None]
+            by_seed[seed] = sum(gaps) / len(gaps) if gaps else None
+        found[measure.key] = difference(by_seed)
+    return found
+
+
 @dataclass(frozen=True)
 class AtEqualCost:
     """Differences to the reference where both had cost the same: seed by seed the lower of their last costs."""

@@ -41,8 +41,8 @@ RECOVERY = Measure("recovery", "error recovery rate", "r", "rx")
 FLAWLESS = Measure("flawless", "first-try success", "s", JUDGED)
 ERROR_CASES = Measure("error_cases", "tasks with an own error", "rx", JUDGED)
 NEEDED = Measure("success_after_needed_error", "success where an error cannot be avoided", "sr", JUDGED, True)
-OTHERS = Measure("success_without_need", "success where it can", "sr", JUDGED, False)
-FIRST_TRY = Measure("flawless_without_need", "first-try success where it can", "s", JUDGED, False)
+OTHERS = Measure("success_without_need", "success where errors can be avoided", "sr", JUDGED, False)
+FIRST_TRY = Measure("flawless_without_need", "first-try success where errors can be avoided", "s", JUDGED, False)
 MEASURES = (SUCCESS, RECOVERY, FLAWLESS, ERROR_CASES, NEEDED, OTHERS, FIRST_TRY)
 
 BySeed = Mapping[int, Evaluation]

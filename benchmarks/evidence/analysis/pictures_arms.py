@@ -55,17 +55,15 @@ def headline_png(analysis: Analysis, path: Path, arms: Sequence[str], title: str
 def all_suites_png(analyses: Sequence[Analysis], path: Path) -> Path:
     """A row of two panels per suite, with its main arms."""
     arms = [one.main_arms for one in analyses]
-    heights = [len(names) + 1.2 for names in arms]
+    heights = [len(names) + 1.4 for names in arms]
     figure = new_figure(9, 1.1 + ROW * sum(heights))
     rows = figure.subplots(len(analyses), 2, squeeze=False, sharey="row", height_ratios=heights)
     for panels, one, names in zip(rows, analyses, arms, strict=True):
         _draw_pair(panels, one.main, names)
         seeds = max((len(arm.seeds) for arm in one.main.arms.values()), default=0)
-        panel_title(panels[0], f"{SUITE_TITLES.get(one.suite, one.suite)}: recovery rate", 11)
-        panel_title(panels[1], "Success", 11)
-        panels[1].set_title(
-            f"{one.main.tasks} tasks, {one.point:,} tokens, ≤ {seeds} seeds", loc="right", fontsize=9, color=SOFT
-        )
+        what = f"{one.main.tasks} tasks, {one.point:,} generated tokens, up to {seeds} seeds"
+        panel_title(panels[0], f"{SUITE_TITLES.get(one.suite, one.suite)} ({what})\n{capital(RECOVERY.title)}", 11)
+        panel_title(panels[1], capital(SUCCESS.title), 11)
     references = " or ".join(dict.fromkeys(shown_name(one.reference) for one in analyses))
     titled(figure, "Error recovery rate and success on held-out tasks, %", HOW_TO_READ.format(reference=references))
     return save(figure, path)

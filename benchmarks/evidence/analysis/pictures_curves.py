@@ -6,13 +6,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.drawing import SOFT, capital, colors_of, legend_below, new_figure, save, shown_name, tidy, titled
+from analysis.drawing import (
+    SOFT,
+    capital,
+    colors_of,
+    legend_below,
+    new_figure,
+    panel_title,
+    save,
+    shown_name,
+    tidy,
+    titled,
+)
 from analysis.intervals import Estimate
 from analysis.learning import CurvePoint
 from analysis.measures import RECOVERY, SUCCESS, Measure
 from analysis.training import LOGGED, QUARTERS, RECOVER
 from analysis.whole import Analysis
-from fission_grpo.plots import INK
+from fission_grpo.plots import INK, KIND_COLORS
+from fission_grpo.trajectory import ErrorKind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,7 +113,7 @@ def training_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | 
         for arm in drawn:
             _draw_quarters(axes, analysis.training[arm].quarters[key], scale, colors[arm])
         axes.set_title(
-            _wrapped(capital(words) + ("" if scale == 1.0 else ", %"), 28), loc="left", fontsize=10, color=INK
+            _wrapped(capital(words) + ("" if scale == 1.0 else ", %"), 33), loc="left", fontsize=10, color=INK
         )
         axes.set_xticks(range(1, QUARTERS + 1))
         axes.set_ylim(bottom=0)
@@ -131,3 +143,39 @@ def _wrapped(text: str, width: int = 22) -> str:
     import textwrap
 
     return textwrap.fill(text, width)
+
+
+def error_kinds_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | None:
+    """Failed rollouts per explore cycle by error kind in each quarter, a panel per arm; None without logs."""
+    drawn = [arm for arm in arms if arm in analysis.training and analysis.training[arm].kinds]
+    if not drawn:
+        return None
+    kinds = list(dict.fromkeys(kind for arm in drawn for kind in analysis.training[arm].kinds))
+    order = [str(kind) for kind in ErrorKind]
+    known = sorted(kinds, key=lambda kind: order.index(kind) if kind in order else len(order))
+    colors = {kind: KIND_COLORS[number % len(KIND_COLORS)] for number, kind in enumerate(known)}
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = new_figure(9, 1.2 + 2.1 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for number, axes in enumerate(grid.flat):
+        if number >= len(drawn):
+            axes.set_axis_off()
+            continue
+        tidy(axes, "y")
+        panel_title(axes, shown_name(drawn[number]), 10.5)
+        floor = [0.0] * QUARTERS
+        for kind in known:
+            heights = analysis.training[drawn[number]].kinds.get(kind, [0.0] * QUARTERS)
+            axes.bar(range(1, QUARTERS + 1), heights, 0.8, bottom=floor, color=colors[kind])
+            floor = [low + height for low, height in zip(floor, heights, strict=True)]
+        axes.set_xticks(range(1, QUARTERS + 1))
+        axes.set_xlabel(
+            "quarter of the run's tokens" if number + columns >= len(drawn) else "", color=SOFT, fontsize=9.5
+        )
+        axes.tick_params(labelbottom=number + columns >= len(drawn))
+    legend_below(
+        figure, [kind.replace("_", " ") for kind in known], {k.replace("_", " "): c for k, c in colors.items()}
+    )
+    titled(figure, "Failed rollouts per explore cycle by error kind, over training")
+    return save(figure, path)

@@ -26,9 +26,12 @@ def curve_tables(analysis: Analysis) -> list[str]:
                 + (f"<br>{gap(one.differences[measure.key])}" if one.differences else "")
                 for one in ones
             }
-            rows.append([name(arm), *by_points(cells, columns)])
+            on_the_way = gap(a.over_points[arm][measure.key]) if arm in a.over_points else NONE
+            rows.append([name(arm), *by_points(cells, columns), on_the_way])
         title = measure.title[0].upper() + measure.title[1:]
-        text += f"\n\n{title} by tokens of the point:\n\n" + table(["arm", *(f"{one:,}" for one in columns)], rows)
+        text += f"\n\n{title} by tokens of the point:\n\n" + table(
+            ["arm", *(f"{one:,}" for one in columns), "difference, mean of points"], rows
+        )
     return [text, *_equal_costs(a), *_eval_errors(a)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.intervals import Difference
-from analysis.learning import AtEqualCost, CurvePoint, at_equal_cost, curves
+from analysis.learning import AtEqualCost, CurvePoint, at_equal_cost, curves, over_points
 from analysis.measures import MEASURES
 from analysis.raw import RunFileError, Suite, arms_of, read_suite
 from analysis.results import FIRST, MAIN_SET, SetResult, by_arm, differences, last_point, set_result, untrained
@@ -36,6 +36,7 @@ class Analysis:
         main: the arms on the main set at the point.
         controls: differences on the main set between two arms of which neither is the reference (see CONTROLS).
         transfer: on the other sets.
+        over_points: by trained arm, differences of the means over all points.
         equal_cost: by kind of cost and arm, where the costs at the point differ from the reference's.
         verdicts: sentences, one per arm and measure.
         notes: what is missing or was left out.
@@ -48,6 +49,7 @@ class Analysis:
     controls: Mapping[tuple[str, str], Mapping[str, Difference]]
     transfer: Mapping[str, SetResult]
     curves: Mapping[str, Sequence[CurvePoint]]
+    over_points: Mapping[str, Mapping[str, Difference]]
     training: Mapping[str, Training]
     equal_cost: Mapping[str, Mapping[str, AtEqualCost]]
     verdicts: Sequence[str]
@@ -98,6 +100,11 @@ def analyse(folder: Path, reference: str = "grpo", point: int | None = None) -> 
         controls=controls,
         transfer={name: set_result(suite, name, point, reference) for name in others},
         curves=curves(suite, reference),
+        over_points={
+            arm: over_points(suite, arm, reference)
+            for arm in arms
+            if arm != reference and arm not in untrained(suite.evaluations)
+        },
         training=trainings(suite),
         equal_cost={cost: {arm: one for arm, one in ones.items() if one} for cost, ones in costs.items()},
         verdicts=[*verdicts(main), *control_verdicts(controls)],
