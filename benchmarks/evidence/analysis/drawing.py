@@ -25,17 +25,18 @@ NAMES = {
     "fission_fixed": "Fission, fixed text",
     "fission_shuffled": "Fission, shuffled",
 }
-"""Names of the main arms in pictures; others are shown as they are, without underscores."""
+"""Names of the main arms in pictures; others are shown without underscores, and with these words of WORDS."""
+
+WORDS = {"fission": "Fission", "grpo": "GRPO", "dapo": "DAPO", "dr": "Dr.", "fifo": "FIFO", "g": "G"}
 
 
 def shown_name(arm: str) -> str:
     """Example: `shown_name("fission_depth_2")` is "Fission, depth 2"."""
     if arm in NAMES:
         return NAMES[arm]
-    for start, said in (("fission_", "Fission, "), ("grpo_", "GRPO, ")):
-        if arm.startswith(start):
-            return said + arm.removeprefix(start).replace("_", " ")
-    return arm.replace("_", " ")
+    first, *others = (WORDS.get(word, word) for word in arm.split("_"))
+    comma = "," if first in ("Fission", "GRPO") and others else ""
+    return f"{first}{comma} {' '.join(others)}".rstrip()
 
 
 def colors_of(arms: Iterable[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from analysis.drawing import (
 from analysis.intervals import Estimate
 from analysis.measures import RECOVERY, SUCCESS
 from analysis.results import SetResult
-from analysis.whole import Analysis, excluded, points
+from analysis.whole import FEW, Analysis, marked, points
 from fission_grpo.plots import INK, MUTED
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SUITE_TITLES = {"episode": "Episode level", "step": "Step level", "smollm2": "Sm
 HOW_TO_READ = (
     "Large point and bar: mean over seeds and its 95% interval (bootstrap over seeds). Small dots: the seeds.\n"
     "Right of each panel: the mean and, in points, the difference to {reference}, paired by seed; * its interval "
-    "excludes 0."
+    f"excludes 0 ({FEW} seeds or more)."
 )
 
 
@@ -120,7 +120,7 @@ def _numbers(result: SetResult, arm: str, key: str) -> str:
         return "–"
     if found is None or found.mean is None:
         return f"{100 * mean:.1f}"
-    return f"{100 * mean:.1f}  ({points(found.mean)}{'*' if excluded(found) else ''})"
+    return f"{100 * mean:.1f}  ({points(found.mean)}{'*' if marked(found) else ''})"
 
 
 def transfer_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | None:

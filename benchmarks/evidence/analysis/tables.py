@@ -7,17 +7,16 @@ from analysis.intervals import Difference
 from analysis.measures import FIRST_TRY, FLAWLESS, MEASURES, NEEDED, OTHERS, RECOVERY, SUCCESS
 from analysis.results import ArmResult, Cost, SetResult
 from analysis.tables_training import curve_tables, training_tables
-from analysis.whole import JUDGED, Analysis, bracket, excluded, points
+from analysis.whole import FEW, JUDGED, Analysis, bracket, marked, points
 
 
 def markdown(analysis: Analysis) -> str:
     """All tables of a suite."""
     a = analysis
-    head = f"# Suite `{a.suite}`: {a.main.tasks} held-out tasks at {a.point:,} generated tokens\n\n" + READING.format(
-        suite=a.suite
-    )
+    head = f"# Suite `{a.suite}`: {a.main.tasks} held-out tasks at {a.point:,} generated tokens"
     parts = [
         head,
+        f"{READING}{a.suite}`.",
         headline(a),
         *([controls(a)] if a.controls else []),
         "## Differences in detail\n\n" + DETAIL + "\n\n" + details(a.main),
@@ -34,8 +33,8 @@ def markdown(analysis: Analysis) -> str:
 
 READING = (
     "Means over seeds in percent, in brackets 95% intervals (bootstrap over seeds). Differences are paired by seed, "
-    "in percentage points; **bold** where the interval excludes 0. Written by "
-    "`python benchmarks/evidence/analyse.py benchmarks/evidence/results/{suite}`."
+    f"in percentage points; **bold** where the interval excludes 0 and there are {FEW} seeds or more. Written by "
+    "`python benchmarks/evidence/analyse.py benchmarks/evidence/results/"
 )
 DETAIL = (
     "Arm less reference: bootstrap over seeds (primary), bootstrap over seeds and tasks, paired t-interval, two-sided "
@@ -159,7 +158,7 @@ def _transfer_cells(one: ArmResult) -> list[str]:
 def _difference_cells(found: Difference) -> list[str]:
     if found.mean is None:
         return [NONE] * 5 + [str(found.seeds)]
-    bold = "**" if excluded(found) else ""
+    bold = "**" if marked(found) else ""
     spans = [NONE if one is None else bracket(one) for one in (found.interval, found.both, found.t)]
     return [
         f"{bold}{points(found.mean)}{bold}",

@@ -205,6 +205,11 @@ def excluded(found: Difference) -> int:
     return int(found.interval[0] > 0) - int(found.interval[1] < 0)
 
 
+def marked(found: Difference) -> bool:
+    """Whether tables and pictures mark a difference: its interval excludes 0 and it has at least FEW seeds."""
+    return found.seeds >= FEW and excluded(found) != 0
+
+
 def points(share: float) -> str:
     """A share as signed percentage points. Example: `points(0.041)` is "+4.1"."""
     return f"{round(100 * share, 1) + 0.0:+.1f}"
