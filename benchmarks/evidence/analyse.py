@@ -33,10 +33,10 @@ def write(folder: Path, reference: str, point: int | None) -> Analysis:
     analysis = analyse(folder, reference, point)
     (folder / "analysis.json").write_text(json.dumps(as_json(analysis)) + "\n")
     (folder / "tables.md").write_text(markdown(analysis))
-    main, title = analysis.main_arms, f"{analysis.suite}: held-out tasks at {analysis.point:,} generated tokens"
-    headline_png(analysis, folder / "headline.png", main, title)
+    main = analysis.main_arms
+    headline_png(analysis, folder / "headline.png", main)
     if len(main) < len(analysis.main.arms):
-        headline_png(analysis, folder / "arms.png", list(analysis.main.arms), title)
+        headline_png(analysis, folder / "arms.png", list(analysis.main.arms))
     curves_png(analysis, folder / "curves.png", main)
     training_png(analysis, folder / "training.png", main)
     error_kinds_png(analysis, folder / "error_kinds.png", main)
@@ -48,7 +48,7 @@ def write(folder: Path, reference: str, point: int | None) -> Analysis:
 
 def report(analysis: Analysis) -> None:
     print(f"{analysis.suite}: {len(analysis.main.arms)} arms at point {analysis.point:,}")
-    for line in analysis.verdicts:
+    for line in analysis.findings:
         print(f"  {line}")
     for line in analysis.notes:
         print(f"  note: {line}")
@@ -62,15 +62,15 @@ def suites(results: Path) -> list[Path]:
 
 
 def summarise(analyses: Sequence[Analysis], summary: Path, picture: Path) -> None:
-    """The headline tables and verdicts of all suites, and their picture."""
+    """The headline tables and findings of all suites, and their picture."""
     parts = ["# Headline tables of all suites\n\nWritten by `python benchmarks/evidence/analyse.py --all`."]
     for one in analyses:
-        verdicts = "\n".join(f"- {line}" for line in one.verdicts)
+        found = "\n".join(f"- {line}" for line in one.findings)
         notes = "\n".join(f"- {line}" for line in one.notes)
         table = headline(one).removeprefix("## Headline\n\n")
         parts.append(
             f"## `{one.suite}`: {one.main.tasks} held-out tasks at {one.point:,} generated tokens\n\n{table}\n\n"
-            f"{verdicts}" + (f"\n\nMissing or left out:\n\n{notes}" if notes else "")
+            f"By the protocol:\n\n{found}" + (f"\n\nMissing or left out:\n\n{notes}" if notes else "")
         )
     summary.write_text("\n\n".join(parts) + "\n")
     all_suites_png(analyses, picture)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.intervals import Difference, Estimate
-from analysis.whole import bracket, marked, points
+from analysis.verdicts import bracket, marked, points
 
 NONE = "–"
 """A cell with nothing in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ from analysis.raw import Evaluation, TaskSet
 
 DESK_KINDS = frozenset({"plain", "formats", "names", "ids", "locked", "conflicts"})
 NEED_ERROR = frozenset({"names", "ids", "locked", "conflicts"})
-"""The desk's kinds of task in which the request alone suggests a call that errs (see environments/desk_tasks.py)."""
+"""The desk's kinds of task in which the request alone suggests a call that errs (see environments/desk_tasks.py).
+
+Not that an error is certain: `locked` files can be unlocked first, and in `conflicts` the next time may be guessed.
+AVOIDED counts how often that happened.
+"""
 
 JUDGED = "srxf"
 
@@ -40,10 +45,11 @@ SUCCESS = Measure("success", "success", "sr", JUDGED)
 RECOVERY = Measure("recovery", "error recovery rate", "r", "rx")
 FLAWLESS = Measure("flawless", "first-try success", "s", JUDGED)
 ERROR_CASES = Measure("error_cases", "tasks with an own error", "rx", JUDGED)
-NEEDED = Measure("success_after_needed_error", "success where an error cannot be avoided", "sr", JUDGED, True)
-OTHERS = Measure("success_without_need", "success where errors can be avoided", "sr", JUDGED, False)
-FIRST_TRY = Measure("flawless_without_need", "first-try success where errors can be avoided", "s", JUDGED, False)
-MEASURES = (SUCCESS, RECOVERY, FLAWLESS, ERROR_CASES, NEEDED, OTHERS, FIRST_TRY)
+NEEDED = Measure("success_after_needed_error", "success where an error is expected", "sr", JUDGED, True)
+OTHERS = Measure("success_without_need", "success where none is expected", "sr", JUDGED, False)
+FIRST_TRY = Measure("flawless_without_need", "first-try success where no error is expected", "s", JUDGED, False)
+AVOIDED = Measure("flawless_despite_need", "first-try success where an error is expected", "s", JUDGED, True)
+MEASURES = (SUCCESS, RECOVERY, FLAWLESS, ERROR_CASES, NEEDED, AVOIDED, OTHERS, FIRST_TRY)
 
 BySeed = Mapping[int, Evaluation]
 """An arm's evaluations on one set at one point, by seed."""
@@ -51,7 +57,13 @@ BySeed = Mapping[int, Evaluation]
 
 def has_needs(tasks: TaskSet) -> bool:
     """Whether it is known of a set's tasks which need an error: those of the desk."""
-    return set(tasks.categories) <= DESK_KINDS and bool(set(tasks.categories) & NEED_ERROR)
+    kinds = {kind for category in tasks.categories for kind in _kinds(category)}
+    return kinds <= DESK_KINDS and bool(kinds & NEED_ERROR)
+
+
+def _kinds(category: str) -> list[str]:
+    """Example: two requests in one task, `_kinds("names+plain")`, are `["names", "plain"]`."""
+    return re.findall("[a-z]+", category)
 
 
 def measures_of(tasks: TaskSet) -> list[Measure]:
@@ -61,7 +73,7 @@ def measures_of(tasks: TaskSet) -> list[Measure]:
 
 def chosen(measure: Measure, tasks: TaskSet) -> Any:
     """Which tasks a measure counts: bool, one per task."""
-    need = numpy.array([category in NEED_ERROR for category in tasks.categories])
+    need = numpy.array([not NEED_ERROR.isdisjoint(_kinds(category)) for category in tasks.categories])
     return numpy.ones(len(need), bool) if measure.need is None else need == measure.need
 
 

@@ -21,7 +21,8 @@ from analysis.drawing import (
 from analysis.intervals import Estimate
 from analysis.measures import RECOVERY, SUCCESS
 from analysis.results import SetResult
-from analysis.whole import FEW, Analysis, marked, points
+from analysis.verdicts import FEW, marked, points
+from analysis.whole import Analysis
 from fission_grpo.plots import INK, MUTED
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ HOW_TO_READ = (
 )
 
 
-def headline_png(analysis: Analysis, path: Path, arms: Sequence[str], title: str) -> Path:
+def headline_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path:
     """Recovery rate and success of arms at the last point; the reference's means as lines."""
     figure = new_figure(9, 1.55 + ROW * len(arms))
     panels = figure.subplots(1, 2, sharey=True)
@@ -48,6 +49,8 @@ def headline_png(analysis: Analysis, path: Path, arms: Sequence[str], title: str
     for axes, measure, label in zip(panels, PANELS, X_LABELS, strict=True):
         panel_title(axes, capital(measure.title))
         axes.set_xlabel(label, color=SOFT, fontsize=9.5)
+    suite, held_out = SUITE_TITLES.get(analysis.suite, analysis.suite), f"{analysis.main.tasks} held-out tasks"
+    title = f"{suite}: {held_out} after {analysis.point:,} generated tokens of training"
     titled(figure, title, HOW_TO_READ.format(reference=shown_name(analysis.reference)))
     return save(figure, path)
 
@@ -125,7 +128,8 @@ def _numbers(result: SetResult, arm: str, key: str) -> str:
 
 def transfer_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | None:
     """Differences to the reference on every set, a group of rows per set; None without other sets."""
-    results = {"held out": analysis.main, **{name.replace("_", " "): one for name, one in analysis.transfer.items()}}
+    shared = {name: one for name, one in analysis.transfer.items() if analysis.reference in one.arms}
+    results = {"held out": analysis.main, **{name.replace("_", " "): one for name, one in shared.items()}}
     arms = [arm for arm in arms if arm not in (analysis.reference, "untrained")]
     if len(results) < 2 or not arms:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.intervals import Difference, Estimate, difference, estimate, less
 from analysis.measures import (
@@ -51,6 +51,8 @@ class ArmResult:
         differences: to the reference arm, by measure; empty for the reference itself.
         common: recovery on the tasks where both this arm and the reference erred; None for the reference.
         categories: by category, success, recovery and share of tasks with an own error.
+        less_main: success and recovery on this set less those on the same tasks of the main set, same policies;
+            empty for the main set itself, and for sets of other tasks.
         missing: outcomes left out, as the environment broke.
     """
 
@@ -60,6 +62,7 @@ class ArmResult:
     differences: Mapping[str, Difference]
     common: CommonErrors | None
     categories: Mapping[str, Mapping[str, Estimate]]
+    less_main: Mapping[str, Difference]
     missing: int
 
     @property
@@ -110,8 +113,14 @@ def by_arm(evaluations: Sequence[Evaluation], name: str, point: int) -> dict[str
 def set_result(suite: Suite, name: str, point: int, reference: str) -> SetResult:
     """Analyse one set at one point."""
     tasks, arms = suite.sets[name], by_arm(suite.evaluations, name, point)
+    at_main = by_arm(suite.evaluations, MAIN_SET, point) if name != MAIN_SET else {}
     results = {
-        arm: _arm_result(mine, arms.get(reference, {}) if arm != reference else None, tasks)
+        arm: _arm_result(
+            mine,
+            arms.get(reference, {}) if arm != reference else None,
+            tasks,
+            _less_main(mine, at_main[arm], tasks, suite.sets[MAIN_SET]) if arm in at_main else {},
+        )
         for arm, mine in arms.items()
     }
     return SetResult(name, point, len(tasks.ids), reference, results)
@@ -123,7 +132,19 @@ def differences(mine: BySeed, theirs: BySeed, tasks: TaskSet) -> dict[str, Diffe
     return found | {key: difference(less(rate(mine), rate(theirs))) for key, rate in RATES.items()}
 
 
-def _arm_result(mine: BySeed, reference: BySeed | None, tasks: TaskSet) -> ArmResult:
+def _less_main(mine: BySeed, at_main: BySeed, tasks: TaskSet, main: TaskSet) -> dict[str, Difference]:
+    """The same policies on the same tasks in another setting; the tasks are known by their ids."""
+    places = {task: place for place, task in enumerate(main.ids)}
+    if not all(task in places for task in tasks.ids):
+        return {}
+    same = [places[task] for task in tasks.ids]
+    theirs = {s: replace(one, outcomes="".join(one.outcomes[i] for i in same)) for s, one in at_main.items()}
+    return {one.key: measured_difference(mine, theirs, one, chosen(one, tasks)) for one in (SUCCESS, RECOVERY)}
+
+
+def _arm_result(
+    mine: BySeed, reference: BySeed | None, tasks: TaskSet, less_main: Mapping[str, Difference]
+) -> ArmResult:
     estimates = {one.key: estimate(shares(mine, one, chosen(one, tasks))) for one in measures_of(tasks)}
     estimates |= {key: estimate(rate(mine)) for key, rate in RATES.items()}
     return ArmResult(
@@ -133,6 +154,7 @@ def _arm_result(mine: BySeed, reference: BySeed | None, tasks: TaskSet) -> ArmRe
         differences={} if reference is None else differences(mine, reference, tasks),
         common=None if reference is None else common_errors(mine, reference),
         categories=_categories(mine, tasks),
+        less_main=less_main,
         missing=missing_tasks(mine),
     )
 

@@ -7,24 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.findings import CONTROLS, findings
 from analysis.intervals import Difference
 from analysis.learning import AtEqualCost, CurvePoint, at_equal_cost, curves, over_points
-from analysis.measures import MEASURES
 from analysis.raw import RunFileError, Suite, arms_of, read_suite
 from analysis.results import FIRST, MAIN_SET, SetResult, by_arm, differences, last_point, set_result, untrained
 from analysis.training import Training, trainings
-
-FEW = 5
-"""Seeds below which a verdict says so: of 4 seeds the sign-flip test cannot give less than p = 0.125. [ours]"""
+from analysis.verdicts import control_verdicts, verdicts
 
 SAME_COST = 0.05
 """Arms whose tokens differ by more than this share from the reference's are named. [ours]"""
-
-CONTROLS = (("fission", "fission_fixed"), ("fission", "fission_shuffled"))
-"""Pairs that tell whether a diagnosis must be about the failure."""
-
-JUDGED = ("success", "recovery", "success_after_needed_error", "flawless")
-"""Measures that get a verdict."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +26,11 @@ class Analysis:
     Args:
         suite, reference, point: what was analysed, against which arm, at which point.
         main: the arms on the main set at the point.
-        controls: differences on the main set between two arms of which neither is the reference (see CONTROLS).
+        controls: differences on the main set between arms of which neither is the reference (see CONTROLS).
         transfer: on the other sets.
         over_points: by trained arm, differences of the means over all points.
         equal_cost: by kind of cost and arm, where the costs at the point differ from the reference's.
+        findings: what the protocol's rules make of the headline comparisons.
         verdicts: sentences, one per arm and measure.
         notes: what is missing or was left out.
     """
@@ -52,6 +45,7 @@ class Analysis:
     over_points: Mapping[str, Mapping[str, Difference]]
     training: Mapping[str, Training]
     equal_cost: Mapping[str, Mapping[str, AtEqualCost]]
+    findings: Sequence[str]
     verdicts: Sequence[str]
     notes: Sequence[str]
 
@@ -107,6 +101,7 @@ def analyse(folder: Path, reference: str = "grpo", point: int | None = None) -> 
         },
         training=trainings(suite),
         equal_cost={cost: {arm: one for arm, one in ones.items() if one} for cost, ones in costs.items()},
+        findings=findings(main, controls),
         verdicts=[*verdicts(main), *control_verdicts(controls)],
         notes=[*suite.notes, *missing(suite, main)],
     )
@@ -159,66 +154,6 @@ def _unequal(main: SetResult) -> list[str]:
     ]
 
 
-def verdicts(result: SetResult) -> list[str]:
-    """A sentence per arm and measure of JUDGED: the difference, its interval, and whether that excludes 0."""
-    found = {(arm, result.reference): one.differences for arm, one in result.arms.items()}
-    return control_verdicts(found)
-
-
-def control_verdicts(found: Mapping[tuple[str, str], Mapping[str, Difference]]) -> list[str]:
-    """The same for any pairs of arms, on the main set."""
-    titles = {one.key: one.title for one in MEASURES}
-    return [
-        f"{arm} against {other}, {titles[key]}: {verdict(by_measure[key])}"
-        for (arm, other), by_measure in found.items()
-        for key in JUDGED
-        if key in by_measure
-    ]
-
-
-def verdict(found: Difference) -> str:
-    """In words what a difference shows.
-
-    Example:
-        mean 0.04, interval (0.01, 0.07): "+4.0 points [+1.0, +7.0], 10 seeds: the interval excludes 0, higher"
-    """
-    if found.mean is None:
-        return "nothing to compare"
-    head = f"{points(found.mean)} points"
-    if found.interval is None:
-        return f"{head}, {_seeds(found.seeds)}: no interval (one seed, or no spread), so nothing is shown"
-    side = excluded(found)
-    text = f"{head} {bracket(found.interval)}, {_seeds(found.seeds)}: the interval "
-    text += {1: "excludes 0, higher", -1: "excludes 0, lower", 0: "holds 0: no difference shown"}[side]
-    doubts = [f"only {_seeds(found.seeds)}"] if found.seeds < FEW else []
-    if side and found.t is not None and found.t[0] <= 0 <= found.t[1]:
-        doubts.append(f"the t-interval {bracket(found.t)} holds it")
-    if side and found.both is not None and found.both[0] <= 0 <= found.both[1]:
-        doubts.append(f"over seeds and tasks {bracket(found.both)} it is held")
-    return text + (f" (but {'; '.join(doubts)})" if doubts else "")
-
-
-def excluded(found: Difference) -> int:
-    """1: the bootstrap interval over seeds lies above 0, -1: below, 0: it holds 0 or there is none."""
-    if found.interval is None:
-        return 0
-    return int(found.interval[0] > 0) - int(found.interval[1] < 0)
-
-
-def marked(found: Difference) -> bool:
-    """Whether tables and pictures mark a difference: its interval excludes 0 and it has at least FEW seeds."""
-    return found.seeds >= FEW and excluded(found) != 0
-
-
-def points(share: float) -> str:
-    """A share as signed percentage points. Example: `points(0.041)` is "+4.1"."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}"
-
-
-def bracket(interval: tuple[float, float]) -> str:
-    return f"[{points(interval[0])}, {points(interval[1])}]"
-
-
 def as_json(analysis: Analysis) -> dict[str, Any]:
     """The analysis as JSON values; shares between 0 and 1, numbers with six digits."""
     values = asdict(replace(analysis, controls={}))
@@ -235,10 +170,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'' if count == 1 else 's'}"
 
 
 def _listed(seeds: Sequence[int]) -> str:
