@@ -8,10 +8,20 @@ CONSTRAINTS ?= requirements/ci.txt
 EXTRAS := .[train,report,smollm2,dev]
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-env lint unit lock clean
+.PHONY: demo evidence-smoke evidence test test-env lint unit lock clean
 
 demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
+
+evidence-smoke: $(VENV)/installed  ## the whole pipeline of benchmarks/evidence on two tiny arms (about 3 minutes)
+	$(BIN)/python benchmarks/evidence/run.py benchmarks/evidence/smoke.yaml --results runs/evidence_smoke
+	$(BIN)/python benchmarks/evidence/analyse.py runs/evidence_smoke/smoke
+	$(BIN)/fission-grpo report runs/evidence/smoke
+
+evidence: $(VENV)/installed  ## what is missing of all suites (hours), then the analysis; goes on after a kill
+	for suite in episode step chain smollm2; do \
+		$(BIN)/python benchmarks/evidence/run.py benchmarks/evidence/$$suite.yaml || exit 1; done
+	$(BIN)/python benchmarks/evidence/analyse.py --all
 
 test: lint unit  ## lint, types, tests
 

@@ -178,3 +178,15 @@ def test_bad_faults_are_refused(fields, words):
 def test_a_fault_of_a_tool_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no tool \\['take'\\]; there are put, total"):
         till(Fault("timeout", 0.1, tools=("take",)))
+
+
+def test_an_error_of_a_call_that_a_fault_let_through_is_the_policys_own():
+    wrong = ToolCall("put", {"amount": "two"})
+    for kind in ("not_done", "empty", "partial", "latency"):
+        world = till(Fault(kind, 1.0, seconds=0))
+        results = say(world, wrong)
+        assert results[0].error == "no coin"
+        assert world.injected == [Injected(0, "put", kind)]
+        assert injected_errors(results, world, ["put"]) == 0
+    world = till(Fault("timeout", 1.0))
+    assert injected_errors(say(world, wrong), world, ["put"]) == 1

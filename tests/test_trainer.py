@@ -235,10 +235,20 @@ def test_rollouts_nobody_could_judge_are_never_fissioned(tmp_path):
     assert history(trainer, "fission/pushed") == [0.0, 0.0]
 
 
-def test_token_budget_stops_training(tmp_path):
-    trainer = desk_trainer(tmp_path, max_steps=50, max_generated_tokens=1)
+def test_token_budget_stops_training_after_the_update_with_the_last_tokens(tmp_path):
+    halves = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_generations": 16}
+    trainer = desk_trainer(tmp_path, max_steps=50, max_generated_tokens=1, **halves)
+    before = [weight.clone() for weight in trainer.model.parameters()]
     trainer.train()
     assert trainer.state.global_step == 1
+    assert history(trainer, "fission/zero_variance") == [0.0]
+    assert not all(a.equal(b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_token_budget_stops_training_at_the_end_of_a_cycle_of_several_updates(tmp_path):
+    trainer = desk_trainer(tmp_path, max_steps=50, max_generated_tokens=1, num_iterations=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 def test_resumed_run_has_the_buffer_and_goes_on_as_if_never_stopped(tmp_path):

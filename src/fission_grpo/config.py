@@ -122,8 +122,8 @@ class FissionGRPOConfig(GRPOConfig):
     max_generated_tokens: int = field(
         default=0,
         metadata={
-            "help": "Stop after the step in which the policy has sampled this many tokens in all, explore and recover "
-            "cycles together, so that methods are compared at equal cost; 0: no limit [ours]."
+            "help": "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and "
+            "recover cycles together, so that methods are compared at equal cost; 0: no limit [ours]."
         },
     )
     shared_prefix: bool = field(

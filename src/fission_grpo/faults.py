@@ -33,6 +33,8 @@ IMPLICIT = ("empty", "stale", "partial", "not_done")
 """The call seems to succeed: its result is left out, an earlier one is given without doing anything, the second half
 is cut off, or everything is undone afterwards."""
 KINDS = (*TRANSIENT, *PERMANENT, *IMPLICIT, "latency")
+ANSWERS_ITSELF = frozenset({*TRANSIENT, *PERMANENT, "stale"})
+"""Kinds whose call is not made at all: what is answered then, an error too, is the fault's."""
 
 
 class FaultError(Exception):
@@ -130,8 +132,11 @@ def injected_errors(results: Sequence[ToolResult], environment: Any, tools: Coll
 
 
 def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Collection[str]) -> tuple[bool, ...]:
-    """For every call of an episode whether it failed because of an injected fault; arguments as `injected_errors`."""
-    places = {one.index for one in getattr(environment, "injected", ())}
+    """For every call of an episode whether it failed because of an injected fault; arguments as `injected_errors`.
+
+    Where a fault lets the call be made (slow, its result lost or undone), an error of that call is the policy's own.
+    """
+    places = {one.index for one in getattr(environment, "injected", ()) if one.kind in ANSWERS_ITSELF}
     number = itertools.count()
     reached = [next(number) if result.call.name in tools else None for result in results]
     return tuple(result.error is not None and at in places for result, at in zip(results, reached, strict=True))

@@ -155,8 +155,9 @@ def make_trainer(
     model: ModelConfig,
     reward: RewardConfig,
     sources: Sequence[Source],
+    trainer_class: type[FissionGRPOTrainer] = FissionGRPOTrainer,
 ) -> FissionGRPOTrainer:
-    """The trainer with model, data, reward, sources of diagnoses and progress display in place.
+    """The trainer, or one of a class derived from it, with model, data, reward, diagnoses and progress in place.
 
     Raises:
         UsageError, ValueError, OSError: the data or the model cannot be used.
@@ -176,7 +177,7 @@ def make_trainer(
         "use_safetensors": True,
         **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
     }
-    trainer = FissionGRPOTrainer(
+    trainer = trainer_class(
         model=name,
         reward_funcs=given.reward,
         args=args,

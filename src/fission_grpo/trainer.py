@@ -46,6 +46,7 @@ from fission_grpo.run_state import (
 from fission_grpo.shared_prefix.trainer import SHARING_COUNTS
 from fission_grpo.step_reward import StepReward, progress_of
 from fission_grpo.tool_turns import ToolTurnsInStep
+from fission_grpo.training_callbacks import TokenBudget
 from fission_grpo.trl_versions import check_names, eos_token_ids
 from fission_grpo.unreadable import answering, tell_of_unreadable_calls
 from fission_grpo.waiting_rows import WaitingRows, check_batches, split_batches
@@ -96,6 +97,7 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         self.journal = Journal(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
         self.fission = Fission(args, sources, self.journal, self.control_tokens)
         self.generated_tokens = 0
+        self.add_callback(TokenBudget(args.max_generated_tokens, self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
         self.waiting = WaitingRows(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
         self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
@@ -220,8 +222,6 @@ class FissionGRPOTrainer(ToolTurnsInStep, CheckpointTrainer):
         self._log_cycle(metrics | self._cycle_metrics(total))
         if not self.fission.later:
             self._collect()
-        if 0 < self.args.max_generated_tokens <= self.generated_tokens:
-            self.control.should_training_stop = True
 
     def _collect(self) -> None:
         """Turn the failures being diagnosed into corrective instances, the same on all ranks."""

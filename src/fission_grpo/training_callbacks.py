@@ -1,4 +1,4 @@
-"""Live progress of a `FissionGRPOTrainer`, and, for any trainer, stopping cleanly on Ctrl-C or SIGTERM."""
+"""Live progress of a `FissionGRPOTrainer`, its token budget, and stopping any trainer on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -65,6 +65,21 @@ class LiveProgress(TrainerCallback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class TokenBudget(TrainerCallback):
+    """Ends training with the cycle in which a `FissionGRPOTrainer` has sampled so many tokens; 0: no limit.
+
+    A stop asked for any earlier would throw away what was sampled last: transformers then leaves out the rest of the
+    step, the update included.
+    """
+
+    def __init__(self, tokens: int, trainer: Any):
+        self._tokens, self._trainer = tokens, trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if 0 < self._tokens <= self._trainer.generated_tokens and not self._trainer._in_cycle():
+            control.should_training_stop = True
 
 
 class StopAndSave(TrainerCallback):

@@ -1,0 +1,50 @@
+"""Ways of training that are arms of the evidence and no options of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fission_grpo.corrective_instance import CorrectiveInstance
+from fission_grpo.fission import Failed, Fission
+from fission_grpo.trainer import FissionGRPOTrainer
+
+
+class UnscaledRecovery(FissionGRPOTrainer):
+    """Recovery groups are centred on their mean but not divided by their standard deviation; explore groups are."""
+
+    @contextmanager
+    def _cycle(self):
+        before = self.scale_rewards
+        if self.fission.recovering:
+            self.scale_rewards = "none"
+        try:
+            with super()._cycle() as group_size:
+                yield group_size
+        finally:
+            self.scale_rewards = before
+
+
+VARIANTS: dict[str, Any] = {"fission": FissionGRPOTrainer, "unscaled_recovery": UnscaledRecovery}
+
+
+class OfflineFission(Fission):
+    """Recovers from the corrective instances of another run only; the policy's own failures are not made into any."""
+
+    def ask(self, failed: Sequence[Failed], step: int) -> None:
+        """Nothing is asked, so nothing new enters the buffer."""
+
+
+def recover_offline(trainer: FissionGRPOTrainer, buffer: Mapping[str, Any]) -> None:
+    """Give a trainer the buffer of another run's checkpoint for good. Worlds are brought back by replay.
+
+    Args:
+        trainer: about to train.
+        buffer: as `FissionBuffer.state` gave it.
+    """
+    fission, args = trainer.fission, trainer.args
+    offline = OfflineFission(args, fission.sources, fission.journal, fission.control)
+    for item in buffer["items"]:
+        offline.buffer.push(CorrectiveInstance.from_json(item))
+    trainer.fission = offline
