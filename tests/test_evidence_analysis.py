@@ -121,9 +121,10 @@ def test_tasks_are_resampled_for_both_arms_and_all_seeds_alike():
     assert interval == pytest.approx((0.402, 0.598), abs=0.015)
 
 
-def test_only_differences_of_five_seeds_or_more_are_bold():
-    of = {count: intervals.difference({seed: 0.1 + 0.01 * seed for seed in range(count)}) for count in (4, 5)}
-    assert [cells.gap(of[4]).startswith("**"), cells.gap(of[5]).startswith("**")] == [False, True]
+def test_only_differences_that_both_intervals_show_are_bold():
+    # (0.1, 0.2): the bootstrap is (0.1, 0.2), t 0.15 -+ 0.635; (0.1, 0.11): t 0.105 -+ 0.0635
+    one, other = (intervals.difference(dict(enumerate(values))) for values in ((0.1, 0.2), (0.1, 0.11)))
+    assert [cells.gap(one), cells.gap(other)] == ["+15.0 [+10.0, +20.0]", "**+10.5 [+10.0, +11.0]**"]
 
 
 def test_equal_cost_interpolates_between_a_seeds_own_evaluations(tmp_path):
@@ -233,10 +234,11 @@ def test_a_broken_line_is_named_with_its_field(tmp_path, changes, told):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([0.1, 0.2, 0.1, 0.2, 0.1], "5 seeds: the interval excludes 0, higher"),
-        ([-0.1, -0.2, -0.1, -0.2, -0.1], "5 seeds: the interval excludes 0, lower"),
-        ([0.1, -0.2, 0.1, 0.1, -0.1], "5 seeds: the interval holds 0: no difference shown"),
-        ([0.1, 0.2], "2 seeds: the interval excludes 0, higher (but only 2 seeds; the t-interval"),
+        ([0.1, 0.2, 0.1, 0.2, 0.1], "5 seeds: both exclude 0, higher"),
+        ([-0.1, -0.2, -0.1, -0.2, -0.1], "5 seeds: both exclude 0, lower"),
+        ([0.1, -0.2, 0.1, 0.1, -0.1], "5 seeds: the bootstrap and t hold 0, no difference shown"),
+        ([0.1, 0.2], "+15.0 points [+10.0, +20.0], t [-48.5, +78.5], 2 seeds: t holds 0, no difference shown"),
+        ([0.1, 0.11, 0.1], "3 seeds: both exclude 0, higher (but only 3 seeds)"),
         ([0.1], "+10.0 points, 1 seed: no interval"),
         ([], "nothing to compare"),
     ],

@@ -35,8 +35,8 @@ def test_a_gain_in_one_primary_number_without_a_loss_in_the_other_is_for_the_met
         "For the method: yes",
         "Against the method: no",
         "Against the diagnosis: no",
-        # resampled means of FLAT: 0.1 with chance 0.4**5 = 0.010, next 0.086 with 5 * 0.4**4 * 0.2 = 0.026
-        "Not shown for success: gains above +8.6 points are excluded; the paper's, +4.0, is not excluded",
+        # FLAT's t-interval, the wider one: 0.002 + 2.776 * sqrt(0.04528 / 4 / 5) = 0.134
+        "Not shown for success: gains above +13.4 points are excluded; the paper's, +4.0, is not excluded",
     ]
 
 
@@ -61,8 +61,8 @@ def test_intervals_that_hold_0_show_nothing_but_exclude_larger_gains():
         "For the method: no",
         "Against the method: no",
         "Against the diagnosis: not asked, as nothing rose over GRPO",
-        "Not shown for error recovery rate: gains above +0.9 points are excluded; the paper's, +5.7, is excluded",
-        "Not shown for success: gains above +8.6 points are excluded; the paper's, +4.0, is not excluded",
+        "Not shown for error recovery rate: gains above +1.3 points are excluded; the paper's, +5.7, is excluded",
+        "Not shown for success: gains above +13.4 points are excluded; the paper's, +4.0, is not excluded",
     ]
 
 

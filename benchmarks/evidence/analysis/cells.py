@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.intervals import Difference, Estimate
-from analysis.verdicts import bracket, marked, points
+from analysis.verdicts import bracket, direction, points
 
 NONE = "–"
 """A cell with nothing in it."""
@@ -28,11 +28,11 @@ def shown(found: Estimate | None, scale: float = 100.0, digits: int = 1) -> str:
 
 
 def gap(found: Difference | None) -> str:
-    """A difference in points with its interval, bold where that excludes 0 with seeds enough."""
+    """A difference in points with its interval, bold where it counts as shown."""
     if found is None or found.mean is None:
         return NONE
     text = points(found.mean) if found.interval is None else f"{points(found.mean)} {bracket(found.interval)}"
-    return f"**{text}**" if marked(found) else text
+    return f"**{text}**" if direction(found) else text
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

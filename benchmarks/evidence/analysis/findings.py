@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from analysis.intervals import Difference
 from analysis.results import SetResult
-from analysis.verdicts import FEW, excluded, points, verdict
+from analysis.verdicts import FEW, direction, points, verdict
 
 METHOD, BASELINE = "fission", "grpo"
 CONTROLS = ((METHOD, "fission_fixed"), (METHOD, "fission_shuffled"))
@@ -47,7 +47,7 @@ def findings(main: SetResult, controls: Controls) -> list[str]:
 
 def _for(gains: ByMeasure) -> str:
     """One interval above 0 and the other not below it."""
-    sides = [excluded(gains[key]) for key in PRIMARY]
+    sides = [direction(gains[key]) for key in PRIMARY]
     holds = max(sides) > 0 and min(sides) >= 0
     seeds = min(gains[key].seeds for key in PRIMARY)
     few = f" (but only {seeds} seeds)" if holds and seeds < FEW else ""
@@ -56,16 +56,16 @@ def _for(gains: ByMeasure) -> str:
 
 def _against(gains: ByMeasure) -> str:
     """An interval below 0, or recovery gained while success where an error is expected is not shown to rise."""
-    reasons = [f"{title} fell" for key, title in PRIMARY.items() if excluded(gains[key]) < 0]
+    reasons = [f"{title} fell" for key, title in PRIMARY.items() if direction(gains[key]) < 0]
     needed = gains.get(NEEDED)
-    if excluded(gains["recovery"]) > 0 and needed is not None and excluded(needed) <= 0:
+    if direction(gains["recovery"]) > 0 and needed is not None and direction(needed) <= 0:
         reasons.append(f"recovery rose, but success where an error is expected did not: {verdict(needed)}")
     return f"Against the method: {'yes, ' + '; '.join(reasons) if reasons else 'no'}"
 
 
 def _against_diagnosis(gains: ByMeasure, controls: Controls) -> list[str]:
     """For each primary number that rose over the baseline, the controls over which it did not."""
-    risen = [key for key in PRIMARY if excluded(gains[key]) > 0]
+    risen = [key for key in PRIMARY if direction(gains[key]) > 0]
     there = [pair for pair in CONTROLS if pair in controls]
     if not risen:
         return ["Against the diagnosis: not asked, as nothing rose over GRPO"]
@@ -75,21 +75,21 @@ def _against_diagnosis(gains: ByMeasure, controls: Controls) -> list[str]:
         f"{PRIMARY[key]} did not rise over {other}"
         for key in risen
         for arm, other in there
-        if excluded(controls[arm, other][key]) <= 0
+        if direction(controls[arm, other][key]) <= 0
     ]
     return [f"Against the diagnosis: {'yes, ' + '; '.join(reasons) if reasons else 'no'}"]
 
 
 def _excluded_gains(gains: ByMeasure) -> list[str]:
-    """For intervals that hold 0: the gains that lie above them, and whether the paper's is among them."""
+    """For what is not shown: the gains above both intervals, and whether the paper's is among them."""
     lines = []
     for key, title in PRIMARY.items():
-        interval = gains[key].interval
-        if interval is not None and excluded(gains[key]) == 0:
-            paper = PAPER_GAINS[key]
-            said = "is excluded" if interval[1] < paper else "is not excluded"
+        one, paper = gains[key], PAPER_GAINS[key]
+        if one.interval is not None and one.t is not None and direction(one) == 0:
+            most = max(one.interval[1], one.t[1])
+            said = "is excluded" if most < paper else "is not excluded"
             lines.append(
-                f"Not shown for {title}: gains above {points(interval[1])} points are excluded; the paper's, "
+                f"Not shown for {title}: gains above {points(most)} points are excluded; the paper's, "
                 f"{points(paper)}, {said}"
             )
     return lines

@@ -123,10 +123,14 @@ def at_equal_cost(suite: Suite, cost: str, arm: str, reference: str) -> AtEqualC
     that seed's evaluations (of which those without the rate are left out).
 
     Returns:
-        None for arms that share no seed with two evaluations, or whose last costs are equal anyhow.
+        None for arms that share no seed with two evaluations, or whose last costs are equal anyhow; and for the
+        policy's tokens where neither arm has extra ones.
     """
     curve_of = COSTS[cost]
     ours, theirs = (_by_seed(suite, name) for name in (arm, reference))
+    extra = any(one.extra_tokens for side in (ours, theirs) for ones in side.values() for one in ones)
+    if cost == "tokens" and not extra:
+        return None
     budgets = {
         seed: (curve_of(ours[seed][-1]), curve_of(theirs[seed][-1]))
         for seed in ours

@@ -21,7 +21,7 @@ from analysis.drawing import (
 from analysis.intervals import Estimate
 from analysis.measures import RECOVERY, SUCCESS
 from analysis.results import SetResult
-from analysis.verdicts import FEW, marked, points
+from analysis.verdicts import direction, points
 from analysis.whole import Analysis
 from fission_grpo.plots import INK, MUTED
 
@@ -36,8 +36,8 @@ X_LABELS = ("percent of tasks with an own error", "percent of held-out tasks")
 SUITE_TITLES = {"episode": "Episode level", "step": "Step level", "smollm2": "SmolLM2-135M", "chain": "Chains"}
 HOW_TO_READ = (
     "Large point and bar: mean over seeds and its 95% interval (bootstrap over seeds). Small dots: the seeds.\n"
-    "Right of each panel: the mean and, in points, the difference to {reference}, paired by seed; * its interval "
-    f"excludes 0 ({FEW} seeds or more)."
+    "Right of each panel: the mean and, in points, the difference to {reference}, paired by seed; * its bootstrap "
+    "and t-intervals exclude 0."
 )
 
 
@@ -123,7 +123,7 @@ def _numbers(result: SetResult, arm: str, key: str) -> str:
         return "–"
     if found is None or found.mean is None:
         return f"{100 * mean:.1f}"
-    return f"{100 * mean:.1f}  ({points(found.mean)}{'*' if marked(found) else ''})"
+    return f"{100 * mean:.1f}  ({points(found.mean)}{'*' if direction(found) else ''})"
 
 
 def transfer_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | None:

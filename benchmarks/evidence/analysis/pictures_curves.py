@@ -166,7 +166,7 @@ def error_kinds_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path
         panel_title(axes, shown_name(drawn[number]), 10.5)
         floor = [0.0] * QUARTERS
         for kind in known:
-            heights = analysis.training[drawn[number]].kinds.get(kind, [0.0] * QUARTERS)
+            heights = [count or 0.0 for count in analysis.training[drawn[number]].kinds.get(kind, [0.0] * QUARTERS)]
             axes.bar(range(1, QUARTERS + 1), heights, 0.8, bottom=floor, color=colors[kind])
             floor = [low + height for low, height in zip(floor, heights, strict=True)]
         axes.set_xticks(range(1, QUARTERS + 1))

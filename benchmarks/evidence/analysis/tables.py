@@ -7,7 +7,7 @@ from analysis.intervals import Difference
 from analysis.measures import AVOIDED, FIRST_TRY, FLAWLESS, MEASURES, NEEDED, OTHERS, RECOVERY, SUCCESS
 from analysis.results import ArmResult, Cost, SetResult
 from analysis.tables_training import curve_tables, training_tables
-from analysis.verdicts import FEW, JUDGED, bracket, marked, points
+from analysis.verdicts import JUDGED, bracket, direction, points
 from analysis.whole import Analysis
 
 
@@ -36,8 +36,8 @@ def markdown(analysis: Analysis) -> str:
 
 READING = (
     "Means over seeds in percent, in brackets 95% intervals (bootstrap over seeds). Differences are paired by seed, "
-    "over the seeds that both arms have, in percentage points; **bold** where the interval excludes 0 and there are "
-    f"{FEW} seeds or more. Written by "
+    "over the seeds that both arms have, in percentage points; **bold** where both their bootstrap interval and "
+    "their paired t-interval exclude 0. Written by "
     "`python benchmarks/evidence/analyse.py benchmarks/evidence/results/"
 )
 BY_KIND = (
@@ -172,7 +172,7 @@ def _transfer_cells(one: ArmResult, changes: bool) -> list[str]:
 def _difference_cells(found: Difference) -> list[str]:
     if found.mean is None:
         return [NONE] * 5 + [str(found.seeds)]
-    bold = "**" if marked(found) else ""
+    bold = "**" if direction(found) else ""
     spans = [NONE if one is None else bracket(one) for one in (found.interval, found.both, found.t)]
     return [
         f"{bold}{points(found.mean)}{bold}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from analysis.cells import NONE, by_points, gap, name, shown, table
 from analysis.intervals import Estimate
@@ -115,10 +115,15 @@ def _kinds(trainings: Mapping[str, Training]) -> str:
     kinds = sorted({kind for one in trainings.values() for kind in one.kinds})
     columns = ["arm", "quarter", *(f"`{kind}`" for kind in kinds)]
     rows = [
-        [name(arm), str(quarter + 1), *(f"{one.kinds[k][quarter]:.1f}" if k in one.kinds else NONE for k in kinds)]
+        [name(arm), str(quarter + 1), *(_count(one.kinds.get(k), quarter) for k in kinds)]
         for arm, one in trainings.items()
         for quarter in range(QUARTERS)
         if one.kinds
     ]
     note = "Failed rollouts per explore cycle by error kind."
     return f"## Error kinds over training\n\n{note}\n\n{table(columns, rows)}"
+
+
+def _count(by_quarter: Sequence[float | None] | None, quarter: int) -> str:
+    found = by_quarter[quarter] if by_quarter else None
+    return NONE if found is None else f"{found:.1f}"

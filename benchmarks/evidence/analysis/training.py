@@ -33,7 +33,8 @@ class Training:
     Args:
         quarters: by key of the log, the mean over cycles in each quarter of the run's tokens, over seeds.
         whole: the same over all cycles.
-        kinds: by error kind, failed rollouts per explore cycle in each quarter, mean over seeds.
+        kinds: by error kind, failed rollouts per explore cycle in each quarter, mean over seeds; None in a quarter
+            without explore cycles.
         totals: per run: `explore_cycles`, `recover_cycles`, `rescued_groups`, `pushed`; shares of sums over a run:
             `rescued_of_recovery_groups`, `rescued_of_flat_groups` (explore groups without variance), `leaks`
             (pushed instances of which a text had leaked) and `fallbacks`, both per pushed instance.
@@ -42,7 +43,7 @@ class Training:
 
     quarters: Mapping[str, Sequence[Estimate]]
     whole: Mapping[str, Estimate]
-    kinds: Mapping[str, Sequence[float]]
+    kinds: Mapping[str, Sequence[float | None]]
     totals: Mapping[str, Estimate]
     seconds: Estimate
 
@@ -80,7 +81,8 @@ def _training(runs: Sequence[TrainingRun]) -> Training:
         },
         kinds={
             kind.removeprefix(KIND): [
-                _mean([_per_cycle(parts[q], kind) for parts in quartered.values()]) for q in range(QUARTERS)
+                estimate({s: _per_cycle(parts[q], kind) for s, parts in quartered.items()}).mean
+                for q in range(QUARTERS)
             ]
             for kind in kinds
         },
@@ -147,10 +149,10 @@ def _cycles(cycles: Sequence[Mapping[str, Any]], phase: int) -> list[Mapping[str
     return [cycle for cycle in cycles if cycle["phase"] == phase]
 
 
-def _per_cycle(cycles: Sequence[Mapping[str, Any]], key: str) -> float:
+def _per_cycle(cycles: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """A count per explore cycle; a kind that no rollout had is not logged and counts 0."""
     explored = _cycles(cycles, EXPLORE)
-    return sum(cycle.get(key, 0.0) for cycle in explored) / len(explored) if explored else 0.0
+    return sum(cycle.get(key, 0.0) for cycle in explored) / len(explored) if explored else None
 
 
 def _sum(run: TrainingRun, key: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from analysis.intervals import Difference
+from analysis.intervals import Difference, Interval
 from analysis.measures import MEASURES
 from analysis.results import SetResult
 
@@ -16,7 +16,7 @@ JUDGED = ("success", "recovery", "success_after_needed_error", "flawless")
 
 
 def verdicts(result: SetResult) -> list[str]:
-    """A sentence per arm and measure of JUDGED: the difference, its interval, and whether that excludes 0."""
+    """A sentence per arm and measure of JUDGED: the difference, its intervals, and whether they exclude 0."""
     found = {(arm, result.reference): one.differences for arm, one in result.arms.items()}
     return control_verdicts(found)
 
@@ -36,34 +36,41 @@ def verdict(found: Difference) -> str:
     """In words what a difference shows.
 
     Example:
-        mean 0.04, interval (0.01, 0.07): "+4.0 points [+1.0, +7.0], 10 seeds: the interval excludes 0, higher"
+        mean 0.04, interval (0.01, 0.07), t-interval (0.005, 0.075): "+4.0 points [+1.0, +7.0], t [+0.5, +7.5], 10
+        seeds: both exclude 0, higher"
     """
     if found.mean is None:
         return "nothing to compare"
     head = f"{points(found.mean)} points"
-    if found.interval is None:
+    if found.interval is None or found.t is None:
         return f"{head}, {_seeds(found.seeds)}: no interval (one seed, or no spread), so nothing is shown"
-    side = excluded(found)
-    text = f"{head} {bracket(found.interval)}, {_seeds(found.seeds)}: the interval "
-    text += {1: "excludes 0, higher", -1: "excludes 0, lower", 0: "holds 0: no difference shown"}[side]
+    text = f"{head} {bracket(found.interval)}, t {bracket(found.t)}, {_seeds(found.seeds)}: "
+    side = direction(found)
+    if side == 0:
+        hold = [name for name, one in (("the bootstrap", found.interval), ("t", found.t)) if not _side(one)]
+        return f"{text}{' and '.join(hold)} hold{'s' if len(hold) == 1 else ''} 0, no difference shown"
+    text += f"both exclude 0, {'higher' if side > 0 else 'lower'}"
     doubts = [f"only {_seeds(found.seeds)}"] if found.seeds < FEW else []
-    if side and found.t is not None and found.t[0] <= 0 <= found.t[1]:
-        doubts.append(f"the t-interval {bracket(found.t)} holds it")
-    if side and found.both is not None and found.both[0] <= 0 <= found.both[1]:
-        doubts.append(f"over seeds and tasks {bracket(found.both)} it is held")
+    if found.both is not None and not _side(found.both):
+        doubts.append(f"over seeds and tasks {bracket(found.both)} holds it")
     return text + (f" (but {'; '.join(doubts)})" if doubts else "")
 
 
-def excluded(found: Difference) -> int:
-    """1: the bootstrap interval over seeds lies above 0, -1: below, 0: it holds 0 or there is none."""
-    if found.interval is None:
+def direction(found: Difference) -> int:
+    """What counts as shown by the protocol (with its amendment): 1 higher, -1 lower, 0 nothing.
+
+    Both the bootstrap over seeds and the paired t-interval must lie on that side of 0: a bootstrap over few seeds
+    knows few values, and is too narrow.
+    """
+    if found.interval is None or found.t is None:
         return 0
-    return int(found.interval[0] > 0) - int(found.interval[1] < 0)
+    side = _side(found.interval)
+    return side if side == _side(found.t) else 0
 
 
-def marked(found: Difference) -> bool:
-    """Whether tables and pictures mark a difference: its interval excludes 0 and it has at least FEW seeds."""
-    return found.seeds >= FEW and excluded(found) != 0
+def _side(interval: Interval) -> int:
+    """1: above 0, -1: below, 0: holds it."""
+    return int(interval[0] > 0) - int(interval[1] < 0)
 
 
 def points(share: float) -> str:
