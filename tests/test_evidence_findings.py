@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "evidence"))
@@ -68,6 +69,16 @@ def test_intervals_that_hold_0_show_nothing_but_exclude_larger_gains():
 
 def test_three_seeds_are_called_few():
     assert concluded(gains(UP[:3], UP[:3]))[0] == "For the method: yes (but only 3 seeds)"
+
+
+def test_with_ten_seeds_the_t_interval_covers_and_the_bootstrap_is_known_to_be_too_narrow():
+    draws = numpy.random.default_rng(0).normal(size=(400, 10))  # 400 experiments without any effect
+    covers = {
+        find: sum(low <= 0 <= high for low, high in map(find, draws)) / 400
+        for find in (intervals.t_interval, intervals.bootstrap)
+    }
+    assert covers[intervals.t_interval] == pytest.approx(0.95, abs=0.03)  # 3 standard errors of 0.011
+    assert covers[intervals.bootstrap] == pytest.approx(0.905, abs=0.045)
 
 
 def test_there_are_no_findings_without_seeds_to_compare():

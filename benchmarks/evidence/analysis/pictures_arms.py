@@ -50,7 +50,7 @@ def headline_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path:
         panel_title(axes, capital(measure.title))
         axes.set_xlabel(label, color=SOFT, fontsize=9.5)
     suite, held_out = SUITE_TITLES.get(analysis.suite, analysis.suite), f"{analysis.main.tasks} held-out tasks"
-    title = f"{suite}: {held_out} after {analysis.point:,} generated tokens of training"
+    title = f"{suite}: {held_out} after {analysis.point:,} generated tokens"
     titled(figure, title, HOW_TO_READ.format(reference=shown_name(analysis.reference)))
     return save(figure, path)
 

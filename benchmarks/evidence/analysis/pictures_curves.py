@@ -29,12 +29,16 @@ from fission_grpo.trajectory import ErrorKind
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MINUTES_FROM = 300
+"""Seconds from which on wall-clock is shown in minutes. [ours]"""
+
 X_LABELS = {
     "tokens": "tokens sampled by the policy, thousands",
     "all_tokens": "all tokens, extra ones included, thousands",
-    "seconds": "training wall-clock, minutes",
+    "seconds": "training wall-clock, seconds",
+    "minutes": "training wall-clock, minutes",
 }
-SCALE = {"tokens": 1e3, "all_tokens": 1e3, "seconds": 60.0}
+SCALE = {"tokens": 1e3, "all_tokens": 1e3, "seconds": 1.0, "minutes": 60.0}
 IN_A_ROW = 4
 """Small multiples side by side. [ours]"""
 
@@ -45,28 +49,30 @@ def curves_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | No
     if not drawn:
         return None
     extra = any(one.costs["all_tokens"] > one.costs["tokens"] for arm in drawn for one in analysis.curves[arm])
-    costs = ["tokens", *(["all_tokens"] if extra else []), "seconds"]
+    longest = max(analysis.curves[arm][-1].costs["seconds"] for arm in drawn)
+    units = ["tokens", *(["all_tokens"] if extra else []), "minutes" if longest >= MINUTES_FROM else "seconds"]
     colors = colors_of(["untrained", *arms])
     figure = new_figure(9 if not extra else 11.5, 6.4)
-    grid = figure.subplots(2, len(costs), sharex="col", sharey="row", squeeze=False)
+    grid = figure.subplots(2, len(units), sharex="col", sharey="row", squeeze=False)
     for row, measure in zip(grid, (RECOVERY, SUCCESS), strict=True):
-        for axes, cost in zip(row, costs, strict=True):
+        for axes, unit in zip(row, units, strict=True):
             tidy(axes, "y")
             for arm in drawn:
-                draw_curve(axes, analysis.curves[arm], measure.key, cost, colors[arm])
+                draw_curve(axes, analysis.curves[arm], measure.key, unit, colors[arm])
         row[0].set_ylabel(f"{measure.title}, %", color=SOFT, fontsize=10.5)
-    for axes, cost in zip(grid[-1], costs, strict=True):
-        axes.set_xlabel(X_LABELS[cost], color=SOFT, fontsize=10)
+    for axes, unit in zip(grid[-1], units, strict=True):
+        axes.set_xlabel(X_LABELS[unit], color=SOFT, fontsize=10)
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=6)
     legend_below(figure, drawn, colors)
     titled(figure, "Learning curves on held-out tasks (bands: 95% intervals over seeds)")
     return save(figure, path)
 
 
-def draw_curve(axes: Axes, ones: Sequence[CurvePoint], key: str, cost: str, color: str, width: float = 2.0) -> None:
+def draw_curve(axes: Axes, ones: Sequence[CurvePoint], key: str, unit: str, color: str, width: float = 2.0) -> None:
     """Mean over seeds, and its band where there is an interval."""
     known = [one for one in ones if one.estimates[key].mean is not None]
-    xs = [one.costs[cost] / SCALE[cost] for one in known]
+    xs = [one.costs["seconds" if unit == "minutes" else unit] / SCALE[unit] for one in known]
     axes.plot(
         xs, [100 * (one.estimates[key].mean or 0.0) for one in known], "o-", color=color, linewidth=width, markersize=4
     )
@@ -113,7 +119,7 @@ def training_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | 
         for arm in drawn:
             _draw_quarters(axes, analysis.training[arm].quarters[key], scale, colors[arm])
         axes.set_title(
-            _wrapped(capital(words) + ("" if scale == 1.0 else ", %"), 33), loc="left", fontsize=10, color=INK
+            _wrapped(capital(words) + ("" if scale == 1.0 else ", %"), 35), loc="left", fontsize=9.5, color=INK
         )
         axes.set_xticks(range(1, QUARTERS + 1))
         axes.set_ylim(bottom=0)
