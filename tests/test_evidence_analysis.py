@@ -129,16 +129,17 @@ def test_only_differences_that_both_intervals_show_are_bold():
 
 def test_equal_cost_interpolates_between_a_seeds_own_evaluations(tmp_path):
     lines = [
+        *(evaluation(arm, 0, "ffff", 0, seconds=0.0) for arm in ("grpo", "fission")),
         evaluation("grpo", 0, "sfff", 50, seconds=100.0), evaluation("grpo", 0, "sssf", 100, seconds=200.0),
-        evaluation("fission", 0, "ssff", 50, seconds=75.0), evaluation("fission", 0, "ssss", 100, seconds=150.0),
+        evaluation("fission", 0, "ssff", 50, seconds=75.0), evaluation("fission", 0, "ssss", 100, seconds=150.0, tokens=60),
     ]  # fmt: skip
     suite = raw.read_suite(write(tmp_path, lines))
     found = learning.at_equal_cost(suite, "seconds", "fission", "grpo")
-    assert found is not None
     assert found.budget == 150.0
     assert found.differences["success"].by_seed == {0: 0.5}  # 1 less (0.25 + 0.75) / 2
     assert found.differences["recovery"].mean is None  # nobody erred
-    assert learning.at_equal_cost(suite, "tokens", "fission", "grpo") is None  # equal already
+    assert learning.at_equal_cost(suite, "tokens", "fission", "grpo") is None  # neither has others: all_tokens tell
+    assert learning.at_equal_cost(suite, "all_tokens", "fission", "grpo").budget == 60.0
     assert learning.over_points(suite, "fission", "grpo")["success"].by_seed == {0: 0.25}  # both points: 0.25
 
 
@@ -184,8 +185,7 @@ def test_training_logs_are_summed_over_cycles_and_averaged_over_seeds(tmp_path):
     assert totals["fallbacks"] == {0: 4 / 16, 1: 2 / 8}
     assert found.whole["fission/age"].by_seed == {0: 2.0, 1: 1.5}
     assert [one.by_seed[0] for one in found.quarters["fission/zero_variance"]] == [0.5, None, 1.0, None]
-    assert found.kinds["raised"][0] == 6.0  # one explore cycle each, both with 6
-    assert found.kinds["raised"][2] == 0.0
+    assert found.kinds["raised"] == [6.0, None, 0.0, None]  # quarters 2 and 4 have no explore cycle
 
 
 def test_what_is_missing_is_told(tmp_path):
