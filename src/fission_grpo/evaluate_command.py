@@ -59,7 +59,7 @@ def evaluate_model(arguments: Namespace) -> str:
     tasks = task_set(choice)
     name = arguments.name or Path(arguments.model).name
     folder = arguments.output / f"eval-{_file_name(name)}"
-    in_flight = arguments.in_flight or (64 if choice.tasks == "desk" else 16)
+    in_flight = arguments.in_flight or (64 if choice.desk_requests else 16)
     with ExitStack() as stack:
         if arguments.endpoint is not None:
             options = endpoint_options_of(arguments, sampling, in_flight)

@@ -58,12 +58,17 @@ def _what(what: Any) -> None:
     what.add_argument(
         "--tasks",
         default="desk",
-        help="desk (built in); a case or step-task file; or BFCL's categories, joined by commas: multi_turn, ast, "
-        "single_turn, or single ones such as multi_turn_base (default desk)",
+        help="desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; or BFCL's "
+        "categories, joined by commas: multi_turn, ast, single_turn, or single ones such as multi_turn_base (default "
+        "desk)",
     )
     what.add_argument("--num_tasks", type=_count, default=0, help="cases, of each category; 0: all (256 of the desk)")
     what.add_argument("--skip_tasks", type=_count, default=0, help="leave out so many first, such as those trained on")
-    what.add_argument("--max_turns", type=int, default=4, help="assistant turns per episode, not for BFCL (default 4)")
+    what.add_argument(
+        "--max_turns",
+        type=int,
+        help="assistant turns per episode, not for BFCL (default 4, at desk:2 7, at desk:3 10)",
+    )
     what.add_argument(
         "--format",
         choices=("chat", "qwen-fc", "qwen-prompting"),
@@ -101,16 +106,18 @@ def _how(how: Any) -> None:
 
 def choice_of(arguments: Namespace) -> Choice:
     """Which tasks. Raises ValueError for options that do not go together."""
+    from fission_grpo.environments.desk_chains import requests_of, turns_for
     from fission_grpo.evaluation.task_sets import Choice
     from fission_grpo.faults import Fault
 
+    turns = turns_for(requests_of(arguments.tasks) or 1)
     faults = tuple(Fault(kind, rate) for kind, rate in arguments.fault)
     choice = Choice(
         tasks=arguments.tasks,
         count=arguments.num_tasks,
         skip=arguments.skip_tasks,
         seed=arguments.seed,
-        max_turns=arguments.max_turns,
+        max_turns=arguments.max_turns if arguments.max_turns is not None else turns,
         format=arguments.format,
         mode=arguments.mode,
         faults=faults,
@@ -132,7 +139,7 @@ def sampling_of(arguments: Namespace, choice: Choice) -> Sampling:
 
     usual = 0.0 if choice.official else 1.0
     temperature = usual if arguments.temperature is None else arguments.temperature
-    tokens = arguments.max_new_tokens or (64 if choice.tasks == "desk" else 512)
+    tokens = arguments.max_new_tokens or (64 if choice.desk_requests else 512)
     return Sampling(temperature, tokens, arguments.seed)
 
 

@@ -1,6 +1,7 @@
 """Train the starter policy from nothing: demonstrations, tokenizer, then a small Qwen3 in a plain torch loop.
 
     python -m fission_grpo.starter_training --output DIR --seed 0
+    python -m fission_grpo.starter_training --output DIR --requests 2
     python -m fission_grpo.starter_training --output DIR --cases train.jsonl --vocabulary 2000 --positions 2048
 
 The first part of the training shows skilled demonstrations, the last part mixed ones (`desk_demos`), which is what
@@ -14,13 +15,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.environment import tool_methods
 from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_demos import MIXED, SKILLED, Quality, demonstrations
+from fission_grpo.environments.desk_chains import MOST_REQUESTS
+from fission_grpo.environments.desk_demos import MIXED, MIXED_CHAINS, SKILLED, Quality, demonstrations
 from fission_grpo.starter import load_starter
 from fission_grpo.starter_tokenizer import train_tokenizer
 
@@ -47,6 +50,7 @@ class Plan:
             from random weights.
         vocabulary: tokens of a new tokenizer.
         positions: longest dialogue of a new model, in tokens; longer demonstrations are cut off.
+        requests: of each task of the desk's demonstrations, three in four of them; the rest has one request.
     """
 
     seed: int = 0
@@ -56,22 +60,25 @@ class Plan:
     start: Path | None = None
     vocabulary: int = 960
     positions: int = 1024
+    requests: int = 1
 
 
-def desk_lessons(count: int, seed: int, quality: Quality) -> list[tuple[list[Any], list[Any]]]:
-    """Demonstrations at the built-in desk."""
+def desk_lessons(count: int, seed: int, quality: Quality, requests: int = 1) -> list[tuple[list[Any], list[Any]]]:
+    """Demonstrations at the built-in desk, of tasks with so many requests."""
     tools = list(tool_methods(Desk()).values())
-    return [(dialogue, tools) for dialogue in demonstrations(count, seed, quality)]
+    return [(dialogue, tools) for dialogue in demonstrations(count, seed, quality, requests)]
 
 
-def train_starter(output: Path, plan: Plan, lessons: Lessons = desk_lessons) -> dict[str, Any]:
+def train_starter(output: Path, plan: Plan, lessons: Lessons | None = None) -> dict[str, Any]:
     """Train and save model and tokenizer into `output`; what was done is returned and saved as `training.json`.
 
-    The policy as it was before the mixed demonstrations is saved in `output/skilled`.
+    Without `lessons` it learns at the desk. The policy as it was before the mixed demonstrations is saved in
+    `output/skilled`.
     """
     import torch
 
     torch.manual_seed(plan.seed)
+    lessons = lessons or partial(desk_lessons, requests=plan.requests)
     model, tokenizer = load_starter(plan.start) if plan.start else make_starter(plan, lessons)
     step_optimizers = _optimizers(model)
     began, step, tokens, beginning = time.monotonic(), 0, 0, 1 - MIXED_SHARE if plan.start else 0.0
@@ -81,7 +88,7 @@ def train_starter(output: Path, plan: Plan, lessons: Lessons = desk_lessons) -> 
             skilled = False
             _save(model, tokenizer, output / "skilled")
         rate, loss = plan.learning_rate * _schedule(progress), 0.0
-        quality = SKILLED if skilled else MIXED
+        quality = SKILLED if skilled else MIXED if plan.requests == 1 else MIXED_CHAINS
         for ids, weights, share in _batches(tokenizer, lessons(BATCH, plan.seed * 1_000_003 + step, quality)):
             part = share * _loss(model, ids, weights)
             part.backward()
@@ -107,8 +114,9 @@ def train_starter(output: Path, plan: Plan, lessons: Lessons = desk_lessons) -> 
     return record
 
 
-def make_starter(plan: Plan, lessons: Lessons = desk_lessons) -> tuple[Any, Any]:
-    """An untrained model and its tokenizer."""
+def make_starter(plan: Plan, lessons: Lessons | None = None) -> tuple[Any, Any]:
+    """An untrained model and its tokenizer; without `lessons` for the desk."""
+    lessons = lessons or partial(desk_lessons, requests=plan.requests)
     # the first tokenizer only renders the dialogues on which the second is trained
     drawn = lessons(1500, plan.seed, MIXED)
     first = train_tokenizer([message["content"] for dialogue, _ in drawn for message in dialogue])
@@ -236,13 +244,16 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=plan.learning_rate, help="peak (default %(default)s)")
     parser.add_argument("--start", type=Path, help="a folder's `skilled`: show it the mixed demonstrations only")
     parser.add_argument("--cases", type=Path, help="learn on this case file (`tasks generate`) instead of the desk")
+    parser.add_argument("--requests", type=int, default=plan.requests, help="of a task at the desk (default 1)")
     parser.add_argument("--vocabulary", type=int, default=plan.vocabulary, help="tokens (default %(default)s)")
     parser.add_argument("--positions", type=int, default=plan.positions, help="longest dialogue (default %(default)s)")
     args = parser.parse_args()
     if args.steps < 1 or (args.minutes is not None and args.minutes <= 0):
         parser.error("--steps and --minutes must be positive")
-    plan = Plan(args.seed, args.steps, args.minutes, args.learning_rate, args.start, args.vocabulary, args.positions)
-    lessons = desk_lessons
+    if not 1 <= args.requests <= MOST_REQUESTS or (args.cases and args.requests > 1):
+        parser.error(f"--requests must be from 1 to {MOST_REQUESTS}, and is for the desk, not for --cases")
+    plan = Plan(**{field.name: getattr(args, field.name) for field in fields(Plan)})
+    lessons = None
     if args.cases:
         from fission_grpo.bfcl.demos import case_lessons
         from fission_grpo.bfcl.tasks import load_cases

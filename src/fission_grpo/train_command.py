@@ -44,8 +44,9 @@ class ScriptArguments:
     tasks: str | None = field(
         default=None,
         metadata={
-            "help": "What to train on: 'desk' (the built-in environment), a step-task file or a case file over BFCL's "
-            "environments (.jsonl, see `fission-grpo tasks`), or a ToolRL file (rlla_*.json, *.parquet). Required."
+            "help": "What to train on: 'desk' (the built-in environment), 'desk:2' (its tasks of two requests; up to "
+            "4), a step-task file or a case file over BFCL's environments (.jsonl, see `fission-grpo tasks`), or a "
+            "ToolRL file (rlla_*.json, *.parquet). Required."
         },
     )
     num_tasks: int = field(

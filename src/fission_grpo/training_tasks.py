@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows
+from fission_grpo.environments.desk_chains import desk_rows, requests_of
 from fission_grpo.json_text import NotJson, read_json
 from fission_grpo.step_reward import StepReward
 from fission_grpo.task_rows import TaskFileError
@@ -59,9 +59,11 @@ def material(script: Any, seed: int, tokenizer: Any, reward: RewardConfig) -> Ma
     if script.num_tasks < 0 or script.skip_tasks < 0 or script.max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
     if not script.tasks:
-        raise UsageError("tasks is missing; give 'desk', a step-task or case file (.jsonl), or a ToolRL file")
-    if script.tasks == "desk":
-        return Material(make_rows(script.num_tasks or DESK_TASKS, seed, "train"), Desk)
+        raise UsageError(
+            "tasks is missing; give 'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
+        )
+    if requests := _desk_requests(script.tasks):
+        return Material(desk_rows(script.num_tasks or DESK_TASKS, seed, "train", requests), Desk)
     if is_case_file(script.tasks):
         return _cases(script, tokenizer)
     tasks = load_any(script.tasks)
@@ -74,6 +76,13 @@ def material(script: Any, seed: int, tokenizer: Any, reward: RewardConfig) -> Ma
         len(chosen),
     )
     return Material(rows, None, StepReward(reward))
+
+
+def _desk_requests(tasks: str) -> int | None:
+    try:
+        return requests_of(tasks)
+    except ValueError as error:
+        raise UsageError(f"tasks: {error}") from error
 
 
 def is_case_file(path: str) -> bool:

@@ -15,10 +15,14 @@ from typing import Any
 from fission_grpo.chat import render_call
 from fission_grpo.environment import tool_methods
 from fission_grpo.environments.desk import CONTACTS, FOLDERS, Desk, ToolError
-from fission_grpo.environments.desk_tasks import first_call, make_rows, solution, spoken_time
+from fission_grpo.environments.desk_chains import desk_rows, parts
+from fission_grpo.environments.desk_tasks import make_rows, spoken_time
 from fission_grpo.trajectory import Message, ToolCall
 
 MAX_CALLS = 3
+"""Made for one request."""
+SINGLE_SHARE = 0.25
+"""So many demonstrations have one request where the others have several. [ours]"""
 
 
 @dataclass(frozen=True)
@@ -42,46 +46,76 @@ SKILLED = Quality(slip=0.3, recover=0.8)
 """What the first part of the training shows, from which the policy learns the tools and to copy from messages."""
 MIXED = Quality(slip=0.5, recover=0.12)
 """What the last part shows, and what the shipped policy behaves like: few good recoveries."""
+MIXED_CHAINS = Quality(slip=0.4, recover=0.3)
+"""The same for tasks of several requests, all of which must come out right: with MIXED hardly one episode does."""
 
 
-def demonstrations(count: int, seed: int, quality: Quality) -> list[list[Message]]:
-    """`count` dialogues on tasks of the training split, each from the request to the assistant's last word."""
-    return [
-        demonstrate(row, random.Random(f"demo {seed} {index}"), quality)
-        for index, row in enumerate(make_rows(count, seed, "train"))
-    ]
+def demonstrations(count: int, seed: int, quality: Quality, requests: int = 1) -> list[list[Message]]:
+    """`count` dialogues on tasks of the training split, each from the request to the assistant's last word.
+
+    With `requests` > 1 the tasks of the first SINGLE_SHARE of them still have one request each.
+    """
+    rows = desk_rows(count, seed, "train", requests)
+    if requests > 1:
+        single = int(SINGLE_SHARE * count)
+        rows[:single] = make_rows(single, seed, "train")
+    return [demonstrate(row, random.Random(f"demo {seed} {index}"), quality) for index, row in enumerate(rows)]
 
 
 def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: Quality) -> list[Message]:
-    """One dialogue on a row's task: user, assistant, tool, assistant, ... as chat messages."""
+    """One dialogue on a row's task: user, assistant, tool, assistant, ... as chat messages.
+
+    Requests are seen to one after the other, each as if it were alone; the last word is "Done." if none was left
+    with an error.
+    """
     desk = Desk()
     desk.reset(**row)
-    tools = tool_methods(desk)
     messages: list[Message] = list(row["prompt"])
-    pending = list(solution(row))
-    call = first_call(row)
-    if rng.random() < (quality.slip if call == pending[0] else quality.slip / 2):
-        call = _mistaken(call, rng)
-    for _ in range(MAX_CALLS):
-        result, failed = _result(tools, call)
-        messages.append({"role": "assistant", "content": render_call(call)})
-        messages.append({"role": "tool", "name": call.name, "content": result})
-        if call == pending[0] and not failed:
-            pending.pop(0)
-        if not failed and not (pending and call in solution(row)):
-            break
-        next_call = pending[0] if not failed else _after_error(row, call, pending, rng, quality)
-        if next_call is None:
-            messages.append({"role": "assistant", "content": "Sorry, I could not do that."})
-            return messages
-        call = next_call
-    last = "Sorry, I could not do that." if failed else "Done."
-    messages.append({"role": "assistant", "content": last})
+    failed = False
+    for first, calls in parts(row):
+        done = _attempt(tool_methods(desk), first, calls, rng, quality)
+        failed = failed or done[-1].failed
+        for each in done:
+            messages.append({"role": "assistant", "content": render_call(each.call)})
+            messages.append({"role": "tool", "name": each.call.name, "content": each.result})
+    messages.append({"role": "assistant", "content": "Sorry, I could not do that." if failed else "Done."})
     return messages
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A call that was made: what the policy reads after it, and whether it erred."""
+
+    call: ToolCall
+    result: str
+    failed: bool
+
+
+def _attempt(
+    tools: Mapping[str, Any], first: ToolCall, calls: tuple[ToolCall, ...], rng: random.Random, quality: Quality
+) -> list[_Made]:
+    """At most MAX_CALLS calls made for one request."""
+    pending = list(calls)
+    call = first
+    if rng.random() < (quality.slip if call == pending[0] else quality.slip / 2):
+        call = _mistaken(call, rng)
+    done: list[_Made] = []
+    for _ in range(MAX_CALLS):
+        result, failed = _result(tools, call)
+        done.append(_Made(call, result, failed))
+        if call == pending[0] and not failed:
+            pending.pop(0)
+        if not failed and not (pending and call in calls):
+            break
+        next_call = pending[0] if not failed else _after_error(first, call, pending, rng, quality)
+        if next_call is None:
+            break
+        call = next_call
+    return done
+
+
 def _after_error(
-    row: Mapping[str, Any], call: ToolCall, pending: list[ToolCall], rng: random.Random, quality: Quality
+    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, quality: Quality
 ) -> ToolCall | None:
     """The call made after `call` failed, None to give up."""
     if rng.random() < quality.recover:
@@ -91,7 +125,7 @@ def _after_error(
         return call
     if draw < quality.repeat + quality.give_up:
         return None
-    return _mistaken(first_call(row), rng)
+    return _mistaken(first, rng)
 
 
 def _mistaken(call: ToolCall, rng: random.Random) -> ToolCall:

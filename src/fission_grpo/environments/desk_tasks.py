@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,36 +69,32 @@ def make_rows(count: int, seed: int, split: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: unknown split or negative count.
     """
+    check_rows_wanted(count, split)
+    draws = (Draw(split, random.Random(f"desk {seed} {split} {i}")) for i in range(count))
+    return [row_of([draw_task(MIX[i % len(MIX)], draw)], f"{split}-{seed}-{i}") for i, draw in enumerate(draws)]
+
+
+def check_rows_wanted(count: int, split: str) -> None:
+    """Raise ValueError for an unknown split or a negative count."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
-    return [
-        _row(draw_task(MIX[i % len(MIX)], split, random.Random(f"desk {seed} {split} {i}")), f"{split}-{seed}-{i}")
-        for i in range(count)
-    ]
 
 
-def draw_task(kind: str, split: str, rng: random.Random) -> DeskTask:
-    """One task of a kind, drawn from `rng` alone."""
-    makers = {
-        "plain": _plain,
-        "formats": _formats,
-        "names": _names,
-        "ids": _ids,
-        "locked": _locked,
-        "conflicts": _conflicts,
-    }
-    return makers[kind](_Draw(split, rng))
+def draw_task(kind: str, draw: Draw) -> DeskTask:
+    """One task of one of KINDS; its files and events are added to those `draw` has."""
+    makers = (_plain, _formats, _names, _ids, _locked, _conflicts)
+    return makers[KINDS.index(kind)](draw)
 
 
 def first_call(row: Mapping[str, Any]) -> ToolCall:
-    """The call that the request alone suggests."""
+    """The call that the (first) request alone suggests."""
     return _call(json.loads(row["scenario"])["first"])
 
 
 def solution(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
-    """The reference policy: the calls that solve the row's task, at most two."""
+    """The reference policy: the calls that solve the row's task, at most two for each request."""
     return tuple(_call(call) for call in json.loads(row["scenario"])["solution"])
 
 
@@ -107,24 +103,29 @@ def combinations(row: Mapping[str, Any]) -> set[str]:
     return set(json.loads(row["scenario"])["combinations"])
 
 
-def _row(task: DeskTask, row_id: str) -> dict[str, Any]:
-    scenario = {"files": task.files, "events": task.events, "goal": {"files": {}, "events": {}}}
+def row_of(tasks: Sequence[DeskTask], row_id: str) -> dict[str, Any]:
+    """The row of a task, or of several drawn after another from one `Draw`, each a request of the user's message."""
+    scenario = {"files": tasks[-1].files, "events": tasks[-1].events, "goal": {"files": {}, "events": {}}}
     desk = Desk()
     desk.reset(scenario=json.dumps(scenario))
-    for call in task.solution:
+    calls = [call for task in tasks for call in task.solution]
+    for call in calls:
         getattr(desk, call.name)(**call.arguments)
     state = desk._snapshot()
-    scenario |= {
-        "goal": {"files": state["files"], "events": state["events"]},
-        "first": _plain_call(task.first),
-        "solution": [_plain_call(call) for call in task.solution],
-        "combinations": list(task.combinations),
+    scenario |= {"goal": {"files": state["files"], "events": state["events"]}, **_reference(tasks[0].first, calls)}
+    scenario["combinations"] = list(tasks[-1].combinations)
+    if len(tasks) > 1:
+        scenario["requests"] = [_reference(task.first, task.solution) for task in tasks]
+    prompt = [{"role": "user", "content": " ".join(task.request for task in tasks)}]
+    return {
+        "id": row_id,
+        "prompt": prompt,
+        "scenario": json.dumps(scenario),
+        "kind": "+".join(task.kind for task in tasks),
     }
-    prompt = [{"role": "user", "content": task.request}]
-    return {"id": row_id, "prompt": prompt, "scenario": json.dumps(scenario), "kind": task.kind}
 
 
-class _Draw:
+class Draw:
     """Draws names and events of one split, and remembers which combinations it used."""
 
     def __init__(self, split: str, rng: random.Random):
@@ -179,7 +180,7 @@ class _Draw:
         return True
 
 
-def _plain(draw: _Draw) -> DeskTask:
+def _plain(draw: Draw) -> DeskTask:
     if draw.rng.random() < 0.6:
         name = draw.file()
         draw.file()
@@ -192,7 +193,7 @@ def _plain(draw: _Draw) -> DeskTask:
     return draw.task("plain", request, call)
 
 
-def _formats(draw: _Draw) -> DeskTask:
+def _formats(draw: Draw) -> DeskTask:
     title, date = draw.meeting()
     time = draw.time()
     said_date = _spoken_date(date) if draw.rng.random() < 0.5 else date
@@ -200,7 +201,7 @@ def _formats(draw: _Draw) -> DeskTask:
     return draw.task("formats", request, ToolCall("add_event", {"title": title, "date": date, "time": time}))
 
 
-def _names(draw: _Draw) -> DeskTask:
+def _names(draw: Draw) -> DeskTask:
     if draw.rng.random() < 0.7:
         name = draw.file()
         said, guess = f"the {name.split('_')[0]}", f"{name.split('_')[0]}.txt"
@@ -215,7 +216,7 @@ def _names(draw: _Draw) -> DeskTask:
     return draw.task("names", request, ToolCall(call.name, {**call.arguments, "name": guess}), (call,))
 
 
-def _ids(draw: _Draw) -> DeskTask:
+def _ids(draw: Draw) -> DeskTask:
     event_id, _ = draw.event(), draw.event()
     title = draw.events[event_id]["title"]
     if draw.rng.random() < 0.5:
@@ -229,14 +230,14 @@ def _ids(draw: _Draw) -> DeskTask:
     return draw.task("ids", request, ToolCall(call.name, {**call.arguments, "event_id": title}), (call,))
 
 
-def _locked(draw: _Draw) -> DeskTask:
+def _locked(draw: Draw) -> DeskTask:
     name = draw.file(locked=True)
     draw.file()
     request, call = _file_request(draw, name, name)
     return draw.task("locked", request, call, (ToolCall("unlock_file", {"name": name}), call))
 
 
-def _conflicts(draw: _Draw) -> DeskTask:
+def _conflicts(draw: Draw) -> DeskTask:
     title, date = draw.meeting()
     time = f"{draw.rng.randint(8, 16):02d}:{draw.rng.choice(('00', '30'))}"
     taken = [time]
@@ -250,7 +251,7 @@ def _conflicts(draw: _Draw) -> DeskTask:
     )
 
 
-def _file_request(draw: _Draw, name: str, said: str) -> tuple[str, ToolCall]:
+def _file_request(draw: Draw, name: str, said: str) -> tuple[str, ToolCall]:
     """Something to do with a file, as the user says it and as a call."""
     action = draw.rng.choice(("move", "delete", "share", "rename"))
     if action == "move":
@@ -275,7 +276,7 @@ def _spoken_date(date: str) -> str:
     return f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
 
 
-def _taken(draw: _Draw, date: str, time: str) -> bool:
+def _taken(draw: Draw, date: str, time: str) -> bool:
     return any(event["date"] == date and event["time"] == time for event in draw.events.values())
 
 
@@ -286,6 +287,10 @@ def _half_an_hour_later(time: str) -> str:
 
 def _call(value: list[Any]) -> ToolCall:
     return ToolCall(value[0], value[1])
+
+
+def _reference(first: ToolCall, calls: Iterable[ToolCall]) -> dict[str, Any]:
+    return {"first": _plain_call(first), "solution": [_plain_call(call) for call in calls]}
 
 
 def _plain_call(call: ToolCall) -> list[Any]:

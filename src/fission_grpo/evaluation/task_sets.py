@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.environments.desk_chains import desk_rows, requests_of
 from fission_grpo.evaluation.episodes import Rules, play_environment
 from fission_grpo.evaluation.play import Play
 from fission_grpo.evaluation.steps import play_step
@@ -24,7 +25,7 @@ class TaskSet:
 
     Args:
         plays: how to begin each, by id.
-        kind: "desk", "cases", "steps", or BFCL's categories joined by commas.
+        kind: "desk" or "desk:2", "cases", "steps", or BFCL's categories joined by commas.
         sha256: of all the cases' contents.
         official: BFCL's own cases, for its result files; empty for other kinds.
     """
@@ -40,8 +41,8 @@ class Choice:
     """Which tasks, and how they are played.
 
     Args:
-        tasks: "desk"; a case or step-task file; or categories of BFCL joined by commas, of which those in `GROUPS`
-            stand for several.
+        tasks: "desk", or "desk:2" for two requests a task; a case or step-task file; or categories of BFCL joined by
+            commas, of which those in `GROUPS` stand for several.
         count: cases taken (of each BFCL category); 0: all (256 of the desk).
         skip: cases left out before them (of each category).
         seed: of the desk's tasks, and of faults.
@@ -67,6 +68,11 @@ class Choice:
             return {"format": self.format, "mode": self.mode}
         faults = [asdict(fault) for fault in self.faults]
         return {"format": "chat", "max_turns": self.max_turns, **({"faults": faults} if faults else {})}
+
+    @property
+    def desk_requests(self) -> int | None:
+        """Requests of each of the desk's tasks, None if the tasks are others. Raises ValueError for "desk:x"."""
+        return requests_of(self.tasks)
 
     @property
     def official(self) -> tuple[str, ...]:
@@ -95,12 +101,12 @@ def task_set(choice: Choice) -> TaskSet:
     """
     if choice.official:
         found = _bfcl(choice)
-    elif choice.tasks == "desk":
-        found = _desk(choice)
+    elif choice.desk_requests:
+        found = _desk(choice, choice.desk_requests)
     elif not Path(choice.tasks).is_file():
         raise ValueError(
-            f"--tasks {choice.tasks!r} is no file; give 'desk', a case or step-task file (.jsonl), or categories of "
-            f"BFCL: {', '.join((*GROUPS, *GROUPS['multi_turn'], *GROUPS['single_turn']))}"
+            f"--tasks {choice.tasks!r} is no file; give 'desk', 'desk:2', a case or step-task file (.jsonl), or "
+            f"categories of BFCL: {', '.join((*GROUPS, *GROUPS['multi_turn'], *GROUPS['single_turn']))}"
         )
     else:
         found = _file(choice)
@@ -109,12 +115,11 @@ def task_set(choice: Choice) -> TaskSet:
     return found
 
 
-def _desk(choice: Choice) -> TaskSet:
+def _desk(choice: Choice, requests: int) -> TaskSet:
     from fission_grpo.environments.desk import Desk
-    from fission_grpo.environments.desk_tasks import make_rows
 
-    rows = make_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out")[choice.skip :]
-    return TaskSet(_episodes(rows, Desk, choice), "desk", sha256_of(rows))
+    rows = desk_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out", requests)[choice.skip :]
+    return TaskSet(_episodes(rows, Desk, choice), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
 
 
 def _file(choice: Choice) -> TaskSet:
