@@ -130,8 +130,8 @@ def test_only_differences_that_both_intervals_show_are_bold():
 def test_equal_cost_interpolates_between_a_seeds_own_evaluations(tmp_path):
     lines = [
         *(evaluation(arm, 0, "ffff", 0, seconds=0.0) for arm in ("grpo", "fission")),
-        evaluation("grpo", 0, "sfff", 50, seconds=100.0), evaluation("grpo", 0, "sssf", 100, seconds=200.0),
-        evaluation("fission", 0, "ssff", 50, seconds=75.0), evaluation("fission", 0, "ssss", 100, seconds=150.0, tokens=60),
+        evaluation("grpo", 0, "sfff", 50, seconds=100.0), evaluation("grpo", 0, "sssf", 60, seconds=200.0, tokens=100),
+        evaluation("fission", 0, "ssff", 50, seconds=75.0), evaluation("fission", 0, "ssss", 60, seconds=150.0),
     ]  # fmt: skip
     suite = raw.read_suite(write(tmp_path, lines))
     found = learning.at_equal_cost(suite, "seconds", "fission", "grpo")

@@ -10,6 +10,9 @@ from analysis.tables_training import curve_tables, training_tables
 from analysis.verdicts import JUDGED, bracket, direction, points
 from analysis.whole import Analysis
 
+MOST = 10
+"""Most kinds of task that get a table; analysis.json has them all. [ours]"""
+
 
 def markdown(analysis: Analysis) -> str:
     """All tables of a suite."""
@@ -23,7 +26,7 @@ def markdown(analysis: Analysis) -> str:
         *([controls(a)] if a.controls else []),
         "## Differences in detail\n\n" + DETAIL + "\n\n" + details(a.main),
         selection(a.main),
-        *([categories(a.main)] if any(one.categories for one in a.main.arms.values()) else []),
+        *([categories(a.main)] if any(1 < len(one.categories) <= MOST for one in a.main.arms.values()) else []),
         *transfer(a),
         *curve_tables(a),
         *training_tables(a),
