@@ -90,6 +90,7 @@ def _train(job: Job) -> dict[str, Any]:
         trainer.add_callback(points_reached)
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
+    trainer.save_model()  # so that one can look into why a policy does what it does
     cycles = [_cycle(row, points_reached.clock.by_step) for row in trainer.state.log_history if "fission/phase" in row]
     return {
         "options": job.suite.training_options(job.arm),
