@@ -1,4 +1,4 @@
-"""Teach SmolLM2-135M to call tools in live episodes: full finetuning on generated BFCL cases, demonstrations of mixed quality.
+"""Teach SmolLM2-135M to call tools in live episodes: full finetuning on demonstrations on generated BFCL cases.
 
 As for the starter policy (`fission_grpo.starter_training`) the first part shows skilled demonstrations, the last part
 mixed ones, with slips, repeated errors and a minority of good recoveries, so that RL begins with something to improve.
@@ -60,6 +60,11 @@ def grouped(prompt: tuple[int, ...], rows: list[tuple[list[int], list[int]]]) ->
     return GroupedBatch(prompts, torch.ones_like(prompts), ids, there, own)
 
 
+def own_tokens(batch: GroupedBatch) -> int:
+    """How many tokens the assistant wrote."""
+    return 0 if batch.tool_mask is None else int(batch.tool_mask.sum())
+
+
 def loss_of(model: Any, batch: GroupedBatch) -> torch.Tensor:
     """The summed cross-entropy of what the assistant wrote."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -81,7 +86,7 @@ def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str
     for step in range(arguments.steps):
         mixed = step >= arguments.steps * (1 - arguments.mixed_share)
         rows = batches(tokenizer, lessons, arguments.seed * 1_000_003 + step, MIXED if mixed else SKILLED)
-        count, loss = sum(int(row.tool_mask.sum()) for row in rows), 0.0
+        count, loss = sum(own_tokens(row) for row in rows), 0.0
         for row in rows:
             part = loss_of(model, row) / count
             part.backward()
@@ -113,7 +118,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, required=True, help="case file of `fission-grpo tasks generate`")
     parser.add_argument("--output", type=Path, required=True, help="folder for the warmed-up model")
     parser.add_argument("--steps", type=int, default=22, help="optimizer steps of 8 dialogues")
-    parser.add_argument("--mixed_share", type=float, default=0.35, help="share of the steps, at the end, on mixed ones")
+    parser.add_argument("--mixed_share", type=float, default=0.35, help="share of the steps, the last ones, on mixed")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="peak")
     parser.add_argument("--seed", type=int, default=0, help="of the demonstrations")
     arguments = parser.parse_args()
