@@ -1,0 +1,139 @@
+"""Teach SmolLM2-135M to call tools in live episodes: full finetuning on demonstrations on generated BFCL cases.
+
+As for the starter policy (`fission_grpo.starter_training`) the first part shows skilled demonstrations, the last part
+mixed ones, with slips, repeated errors and a minority of good recoveries, so that RL begins with something to improve.
+Every tool result in them is real. The chat template becomes the starter's, Qwen's format with tools as signatures:
+prompts have 100 to 240 tokens, and TRL reads the calls.
+
+Dialogues with the same tools share their system message, which is computed once (`fission_grpo.shared_prefix`).
+Weights are float32, products bfloat16 (`torch.autocast`).
+
+    OMP_NUM_THREADS=1 python scripts/warm_up_smollm2_bfcl.py --model models/smollm2 --cases warm.jsonl --output DIR
+"""
+
+import argparse
+import json
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.chat_template_utils import qwen3_template
+from trl.trainer.utils import add_fused_lm_head
+
+from fission_grpo.bfcl.demos import case_lessons
+from fission_grpo.bfcl.tasks import load_cases
+from fission_grpo.environments.desk_demos import MIXED, SKILLED
+from fission_grpo.shared_prefix.layout import GroupedBatch
+from fission_grpo.shared_prefix.update import enable, shared_logps
+from fission_grpo.starter_tokenizer import CHAT_TEMPLATE
+
+BATCH = 8
+"""Dialogues an optimizer step. [ours]"""
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises. [ours]"""
+
+
+def batches(tokenizer: Any, lessons: Any, seed: int, quality: Any) -> list[GroupedBatch]:
+    """An optimizer step's dialogues, one batch per set of tools: the system message is the prompt, the rest of the
+    dialogue the completion, and `tool_mask` is 1 where the assistant wrote."""
+    groups = defaultdict(list)
+    for dialogue, tools in lessons(BATCH, seed, quality):
+        one = tokenizer.apply_chat_template(dialogue, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        system = len(tokenizer.apply_chat_template(dialogue[:1], tools=tools)["input_ids"])
+        groups[tuple(one["input_ids"][:system])].append((one["input_ids"][system:], one["assistant_masks"][system:]))
+    return [grouped(prompt, rows) for prompt, rows in groups.items()]
+
+
+def grouped(prompt: tuple[int, ...], rows: list[tuple[list[int], list[int]]]) -> GroupedBatch:
+    """The batch of dialogues (tokens, 1 where the assistant wrote) after one prompt."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids, there, own = (torch.zeros(len(rows), longest, dtype=torch.int64) for _ in range(3))
+    for row, (tokens, mask) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        own[row, : len(tokens)] = torch.tensor(mask)
+        there[row, : len(tokens)] = 1
+    prompts = torch.tensor([prompt] * len(rows))
+    return GroupedBatch(prompts, torch.ones_like(prompts), ids, there, own)
+
+
+def own_tokens(batch: GroupedBatch) -> int:
+    """How many tokens the assistant wrote."""
+    return 0 if batch.tool_mask is None else int(batch.tool_mask.sum())
+
+
+def loss_of(model: Any, batch: GroupedBatch) -> torch.Tensor:
+    """The summed cross-entropy of what the assistant wrote."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return -shared_logps(model, batch, policy_tokens_only=True).logps.sum()
+
+
+def schedule(progress: float) -> float:
+    """The learning rate's share of its peak: up, then down as a cosine to a twentieth."""
+    if progress < WARM_UP:
+        return max(progress, 0.01) / WARM_UP
+    return 0.05 + 0.95 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
+
+
+def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Finetune all weights in place; returns what was done."""
+    lessons = case_lessons(load_cases(arguments.cases))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+    began, tokens, loss = time.monotonic(), 0, math.nan
+    for step in range(arguments.steps):
+        mixed = step >= arguments.steps * (1 - arguments.mixed_share)
+        rows = batches(tokenizer, lessons, arguments.seed * 1_000_003 + step, MIXED if mixed else SKILLED)
+        count, loss = sum(own_tokens(row) for row in rows), 0.0
+        for row in rows:
+            part = loss_of(model, row) / count
+            part.backward()
+            loss, tokens = loss + part.item(), tokens + int(row.completion_mask.sum()) + row.prompt_ids.shape[1]
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * schedule(step / arguments.steps)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - began
+        print(f"step {step + 1:3d}  loss {loss:.4f}  {'mixed' if mixed else 'skilled'}  {seconds:5.0f} s", flush=True)
+    return {
+        "steps": arguments.steps,
+        "dialogues": arguments.steps * BATCH,
+        "mixed_share": arguments.mixed_share,
+        "learning_rate": arguments.learning_rate,
+        "seed": arguments.seed,
+        "cases": str(arguments.cases),
+        "tokens": tokens,
+        "last_loss": round(loss, 4),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id, such as prepare_smollm2.py's output")
+    parser.add_argument("--cases", type=Path, required=True, help="case file of `fission-grpo tasks generate`")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the warmed-up model")
+    parser.add_argument("--steps", type=int, default=22, help="optimizer steps of 8 dialogues")
+    parser.add_argument("--mixed_share", type=float, default=0.35, help="share of the steps, the last ones, on mixed")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="peak")
+    parser.add_argument("--seed", type=int, default=0, help="of the demonstrations")
+    arguments = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.response_template = qwen3_template
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    add_fused_lm_head(model)
+    enable(model)
+    record = train(model, tokenizer, arguments)
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+    (arguments.output / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
