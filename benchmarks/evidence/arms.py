@@ -26,7 +26,24 @@ class UnscaledRecovery(FissionGRPOTrainer):
             self.scale_rewards = before
 
 
-VARIANTS: dict[str, Any] = {"fission": FissionGRPOTrainer, "unscaled_recovery": UnscaledRecovery}
+class PositiveRecovery(FissionGRPOTrainer):
+    """Recover cycles learn from recoveries above their group's mean only; what failed is not pushed down.
+
+    In live episodes most failed recoveries end the turn after a tool's answer, which is right after one that worked.
+    """
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.fission.recovering:
+            output["advantages"] = output["advantages"].clamp(min=0)
+        return output
+
+
+VARIANTS: dict[str, Any] = {
+    "fission": FissionGRPOTrainer,
+    "unscaled_recovery": UnscaledRecovery,
+    "positive_recovery": PositiveRecovery,
+}
 
 
 class OfflineFission(Fission):
