@@ -24,7 +24,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # of the fork server
 sys.path.insert(0, str(HERE))
 
-from suite import ROOT, Suite, SuiteError, read_suite  # noqa: E402 - after the environment is set
+from suite import ROOT, Job, Suite, SuiteError, read_suite  # noqa: E402 - after the environment is set
 
 
 def prepare(suite: Suite) -> None:
@@ -43,7 +43,7 @@ def prepare(suite: Suite) -> None:
 
 def work(suite: Suite, arm: str, seed: int, folder: Path) -> tuple[str, int]:
     """Do one job in this process; what it prints goes to the folder's log."""
-    from one_run import Job, run
+    from one_run import run
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w") as log:

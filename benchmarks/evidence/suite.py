@@ -110,6 +110,21 @@ class Suite:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Job:
+    """An arm of a suite, a seed, and the folder of the run."""
+
+    suite: Suite
+    arm: str
+    seed: int
+    folder: Path
+
+    @property
+    def key(self) -> dict[str, Any]:
+        config = self.suite.config(self.arm)
+        return {"suite": self.suite.name, "arm": self.arm, "seed": self.seed, "config": config}
+
+
 def read_suite(path: Path) -> Suite:
     """The suite of a YAML file.
 
