@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,18 +29,25 @@ BEGUN, RUN = "begun.json", "run.json"
 
 def run(job: Job) -> None:
     """Do a job; `run.json` is there afterwards."""
-    began = time.monotonic()
-    if job.suite.arms[job.arm].train:
-        finished = _train(job)
-    else:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        name = model_path(job.suite.training_options(job.arm)["model_name_or_path"])
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
-        Recorder(job, lambda: model, tokenizer).evaluate(0, Moment(0, {}, 0, 0.0), last=True)
-        finished = {"options": job.suite.training_options(job.arm), "seconds": 0.0, "extra_tokens": {}, "cycles": []}
-    finished |= {"eval_seconds": round(time.monotonic() - began - finished["seconds"], 1), "versions": versions()}
-    (job.folder / RUN).write_text(json.dumps({**job.key, **finished}) + "\n")
+    finished = _train(job) if job.suite.arms[job.arm].train else _evaluate_untrained(job)
+    (job.folder / RUN).write_text(json.dumps({**job.key, **finished, "versions": versions()}) + "\n")
+
+
+def _evaluate_untrained(job: Job) -> dict[str, Any]:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    options = job.suite.training_options(job.arm)
+    name = model_path(options["model_name_or_path"])
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
+    recorder = Recorder(job, lambda: model, tokenizer)
+    recorder.evaluate(0, Moment(0, {}, 0, 0.0), last=True)
+    return {
+        "options": options,
+        "seconds": 0.0,
+        "eval_seconds": round(recorder.seconds, 1),
+        "extra_tokens": {},
+        "cycles": [],
+    }
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -75,6 +81,7 @@ def _train(job: Job) -> dict[str, Any]:
     return {
         "options": job.suite.training_options(job.arm),
         "seconds": round(points_reached.clock.seconds, 2),
+        "eval_seconds": round(recorder.seconds, 1),
         "extra_tokens": points_reached.extra(),
         "cycles": cycles,
     }

@@ -32,13 +32,18 @@ class Moment:
 
 
 class Recorder:
-    """Evaluates a job's policy and writes `points.jsonl`, and what `fission-grpo report` and the results need."""
+    """Evaluates a job's policy and writes `points.jsonl`, and what `fission-grpo report` and the results need.
+
+    `seconds` are those that its evaluations took, not counting any before the run was resumed.
+    """
 
     def __init__(self, job: Job, model: Callable[[], Any], tokenizer: Any):
         self.job, self.model, self.tokenizer = job, model, tokenizer
+        self.seconds = 0.0
 
     def evaluate(self, point: int, moment: Moment, last: bool) -> None:
-        """Evaluate on the sets of this point, but not again on those that are there."""
+        """Evaluate on the sets of this point."""
+        began = time.monotonic()
         cards: dict[str, Any] = {}
         for name, one in self.job.suite.sets_of(self.job.arm).items():
             if one.at == "last" and not last:
@@ -63,6 +68,7 @@ class Recorder:
                 with (self.job.folder / "eval.jsonl").open("a") as file:
                     file.write(eval_line(rates_of(records), shown, moment.updates, moment.tokens) + "\n")
         (self.job.folder / "sets.json").write_text(json.dumps(cards))
+        self.seconds += time.monotonic() - began
 
 
 class Clock:

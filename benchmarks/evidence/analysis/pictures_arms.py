@@ -141,6 +141,7 @@ def transfer_png(analysis: Analysis, path: Path, arms: Sequence[str]) -> Path | 
         axes.axvline(0, color=INK, linewidth=1)
         panel_title(axes, capital(measure.title))
         axes.set_xlabel(f"points more than {reference}", color=SOFT, fontsize=9.5)
+        axes.locator_params(axis="x", nbins=6)
     ticks = _draw_transfer(panels, results, arms, colors)
     panels[0].set_yticks(list(ticks), list(ticks.values()))
     panels[0].tick_params(axis="y", labelsize=10.5, labelcolor=INK)
