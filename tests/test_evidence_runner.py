@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 EVIDENCE = ROOT / "benchmarks" / "evidence"
 sys.path.insert(0, str(EVIDENCE))
 
-from evaluations import outcome, raw_line  # noqa: E402
-from suite import SuiteError, read_suite  # noqa: E402
+from evaluations import outcome, plays_of, raw_line  # noqa: E402
+from suite import Set, SuiteError, read_suite  # noqa: E402
 
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord  # noqa: E402
 from fission_grpo.trajectory import ErrorKind  # noqa: E402
@@ -71,6 +71,19 @@ def test_a_mistake_in_a_suite_is_named_with_its_file_and_field(tmp_path, wrong, 
     with pytest.raises(SuiteError, match=r"tiny\.yaml") as caught:
         read_suite(path)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(EVIDENCE.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_desks_sets_of_every_suite_exist(path):
+    suite = read_suite(path)
+    for one in suite.sets.values():
+        if one.tasks.startswith("desk"):
+            assert len(plays_of(replace(one, count=3))) == 3
+
+
+def test_skipped_tasks_are_left_out_of_every_desk_set():
+    for tasks in ("desk", "desk:held_out", "desk:faults"):
+        assert list(plays_of(Set(tasks, count=2, skip=2))) == ["held_out-1000-2", "held_out-1000-3"]
 
 
 def case(success, *errors, injected=False):

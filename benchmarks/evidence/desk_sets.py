@@ -50,13 +50,14 @@ ERRORS = {
 SETS = (*TRANSFER, *ERRORS)
 
 
-def desk_plays(name: str, count: int, seed: int) -> Mapping[str, Callable[[], Play]]:
+def desk_plays(name: str, count: int, seed: int, skip: int = 0) -> Mapping[str, Callable[[], Play]]:
     """The plays of a set, by task id, in the order of the tasks.
 
     Args:
         name: one of `SETS`.
         count: number of tasks.
         seed: of the tasks and of the faults.
+        skip: tasks left out before them.
 
     Raises:
         ValueError: there is no such set, or the count is negative.
@@ -64,7 +65,8 @@ def desk_plays(name: str, count: int, seed: int) -> Mapping[str, Callable[[], Pl
     make = world(name, seed)
     return {
         row["id"]: partial(_play, make, row, number, _feedback(name, row))
-        for number, row in enumerate(make_rows(count, seed, "held_out"))
+        for number, row in enumerate(make_rows(skip + count, seed, "held_out"))
+        if number >= skip
     }
 
 

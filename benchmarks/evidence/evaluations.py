@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from desk_sets import desk_plays
+from desk_sets import SETS, desk_plays
 from suite import Set
 
 from fission_grpo.evaluation.attempts import retry_loops, tally, total
@@ -25,8 +25,8 @@ def plays_of(one: Set) -> Mapping[str, Callable[[], Play]]:
     Raises:
         ValueError: there are no such tasks.
     """
-    if one.tasks.startswith("desk:"):
-        return desk_plays(one.tasks.removeprefix("desk:"), one.count, TASK_SEED)
+    if (name := one.tasks.removeprefix("desk:")) in SETS:
+        return desk_plays(name, one.count, TASK_SEED, one.skip)
     return task_set(Choice(one.tasks, one.count, one.skip, TASK_SEED, one.max_turns)).plays
 
 

@@ -38,8 +38,8 @@ class Set:
 
     Args:
         tasks: "desk:NAME" (a set of `desk_sets`), or what `fission-grpo eval --tasks` takes.
-        count: tasks; 0: all.
-        skip: tasks left out before them (files only).
+        count: tasks; 0: all of a file.
+        skip: tasks left out before them.
         max_turns: assistant turns per episode.
         max_new_tokens: per assistant turn.
         temperature: of the sampling; 0 takes the most probable token.
