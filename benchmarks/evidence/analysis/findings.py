@@ -15,6 +15,8 @@ from analysis.verdicts import FEW, direction, points, verdict
 METHOD, BASELINE = "fission", "grpo"
 CONTROLS = ((METHOD, "fission_fixed"), (METHOD, "fission_shuffled"))
 """Pairs that tell whether a diagnosis must be about the failure."""
+SAME_CHANGE = (("fission_dapo", "dapo"), ("fission_kl", "grpo_kl"))
+"""Variants of the method and GRPO with the same change; no findings."""
 
 PRIMARY = {"recovery": "error recovery rate", "success": "success"}
 NEEDED = "success_after_needed_error"

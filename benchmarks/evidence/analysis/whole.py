@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.findings import CONTROLS, findings
+from analysis.findings import CONTROLS, SAME_CHANGE, findings
 from analysis.intervals import Difference
 from analysis.learning import AtEqualCost, CurvePoint, at_equal_cost, curves, over_points
 from analysis.raw import RunFileError, Suite, arms_of, read_suite
@@ -26,7 +26,7 @@ class Analysis:
     Args:
         suite, reference, point: what was analysed, against which arm, at which point.
         main: the arms on the main set at the point.
-        controls: differences on the main set between arms of which neither is the reference (see CONTROLS).
+        controls: differences on the main set between arms of which neither is the reference (see CONTROLS, SAME_CHANGE).
         transfer: on the other sets.
         over_points: by trained arm, differences of the means over all points.
         equal_cost: by kind of cost and arm, where the costs at the point differ from the reference's.
@@ -108,9 +108,9 @@ def analyse(folder: Path, reference: str = "grpo", point: int | None = None) -> 
 
 
 def against_controls(suite: Suite, point: int, reference: str) -> dict[tuple[str, str], dict[str, Difference]]:
-    """Differences of the pairs of CONTROLS, and of every other untrained arm to the untrained one."""
+    """Differences of the pairs of CONTROLS and SAME_CHANGE, and of every other untrained arm to the untrained one."""
     arms, before = by_arm(suite.evaluations, MAIN_SET, point), untrained(suite.evaluations)
-    pairs = [*CONTROLS, *((arm, "untrained") for arm in before if arm != "untrained")]
+    pairs = [*CONTROLS, *SAME_CHANGE, *((arm, "untrained") for arm in before if arm != "untrained")]
     return {
         (arm, other): differences(arms[arm], arms[other], suite.sets[MAIN_SET])
         for arm, other in pairs
