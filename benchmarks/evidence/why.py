@@ -66,14 +66,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of a suite's runs")
     parser.add_argument("--arms", nargs="+", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="JSON file, one entry per policy")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file, an entry per policy; those there stay")
     options = parser.parse_args()
     policies = {"untrained": Path(model_path("starter"))}
     for arm in options.arms:
         found = [folder for folder in options.runs.glob(f"{arm}-*") if folder.name.removeprefix(f"{arm}-").isdigit()]
         policies |= {folder.name: folder for folder in sorted(found) if (folder / "config.json").is_file()}
-    results = {}
+    results = json.loads(options.output.read_text()) if options.output.is_file() else {}
     for name, folder in policies.items():
+        if name in results:
+            continue
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         results[name] = habits(evaluate(model, tokenizer, TASKS, seed=0))
