@@ -26,7 +26,7 @@ class Analysis:
     Args:
         suite, reference, point: what was analysed, against which arm, at which point.
         main: the arms on the main set at the point.
-        controls: differences on the main set between arms of which neither is the reference (see CONTROLS, SAME_CHANGE).
+        controls: differences on the main set between arms of which neither is the reference (CONTROLS, SAME_CHANGE).
         transfer: on the other sets.
         over_points: by trained arm, differences of the means over all points.
         equal_cost: by kind of cost and arm, where the costs at the point differ from the reference's.
