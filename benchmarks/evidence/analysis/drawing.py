@@ -27,7 +27,7 @@ NAMES = {
 }
 """Names of the main arms in pictures; others are shown without underscores, and with these words of WORDS."""
 
-WORDS = {"fission": "Fission", "grpo": "GRPO", "dapo": "DAPO", "dr": "Dr.", "fifo": "FIFO", "g": "G"}
+WORDS = {"fission": "Fission", "grpo": "GRPO", "dapo": "DAPO", "dr": "Dr.", "fifo": "FIFO", "g": "G", "kl": "KL"}
 
 
 def shown_name(arm: str) -> str:

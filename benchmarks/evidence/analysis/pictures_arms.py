@@ -33,7 +33,13 @@ ROW = 0.44
 
 PANELS = (RECOVERY, SUCCESS)
 X_LABELS = ("percent of tasks with an own error", "percent of held-out tasks")
-SUITE_TITLES = {"episode": "Episode level", "step": "Step level", "smollm2": "SmolLM2-135M", "chain": "Chains"}
+SUITE_TITLES = {
+    "episode": "Episode level",
+    "step": "Step level",
+    "confirm": "Two variants, fresh seeds and tasks",
+    "smollm2": "SmolLM2-135M",
+    "chain": "Chains",
+}
 HOW_TO_READ = (
     "Large point and bar: mean over seeds and its 95% interval (bootstrap over seeds). Small dots: the seeds.\n"
     "Right of each panel: the mean and, in points, the difference to {reference}, paired by seed; * its bootstrap "
