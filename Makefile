@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
 
-evidence-smoke: $(VENV)/installed  ## the whole pipeline of benchmarks/evidence on two tiny arms (about 3 minutes)
+evidence-smoke: $(VENV)/installed  ## the whole pipeline of benchmarks/evidence on two tiny arms (about a minute)
 	$(BIN)/python benchmarks/evidence/run.py benchmarks/evidence/smoke.yaml --results runs/evidence_smoke
 	$(BIN)/python benchmarks/evidence/analyse.py runs/evidence_smoke/smoke
 	$(BIN)/fission-grpo report runs/evidence/smoke

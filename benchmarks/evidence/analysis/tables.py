@@ -10,6 +10,8 @@ from analysis.tables_training import curve_tables, training_tables
 from analysis.verdicts import JUDGED, bracket, direction, points
 from analysis.whole import Analysis
 
+RUNAWAY = 0.3
+"""A policy with less first-try success where no error is expected has run away; the starter has .63. [ours]"""
 MOST = 10
 """Most kinds of task that get a table; analysis.json has them all. [ours]"""
 
@@ -26,6 +28,7 @@ def markdown(analysis: Analysis) -> str:
         *([controls(a)] if a.controls else []),
         "## Differences in detail\n\n" + DETAIL + "\n\n" + details(a.main),
         selection(a.main),
+        *([runaways(a.main)] if any(FIRST_TRY.key in one.estimates for one in a.main.arms.values()) else []),
         *([categories(a.main)] if any(1 < len(one.categories) <= MOST for one in a.main.arms.values()) else []),
         *transfer(a),
         *curve_tables(a),
@@ -74,6 +77,16 @@ def headline(analysis: Analysis) -> str:
     ]
     left_out = f"\n\nLeft out of the recovery rate: {'; '.join(undefined)}." if undefined else ""
     return "## Headline\n\n" + table(columns, rows) + left_out
+
+
+def runaways(main: SetResult) -> str:
+    """Policies of each arm that go wrong where nothing need go wrong."""
+    rows = []
+    for arm, one in main.arms.items():
+        values = [value for value in one.estimates[FIRST_TRY.key].by_seed.values() if value is not None]
+        rows.append([name(arm), str(len(values)), str(sum(value < RUNAWAY for value in values))])
+    head = f"## Policies that ran away\n\nFirst-try success where no error is expected below {100 * RUNAWAY:.0f}%.\n\n"
+    return head + table(["arm", "policies", "ran away"], rows)
 
 
 def controls(analysis: Analysis) -> str:
