@@ -18,8 +18,8 @@ evidence-smoke: $(VENV)/installed  ## the whole pipeline of benchmarks/evidence 
 	$(BIN)/python benchmarks/evidence/analyse.py runs/evidence_smoke/smoke
 	$(BIN)/fission-grpo report runs/evidence/smoke
 
-evidence: $(VENV)/installed  ## what is missing of all suites (hours), then the analysis; goes on after a kill
-	for suite in episode step confirm chain smollm2; do \
+evidence: $(VENV)/installed  ## what is missing of the suites (hours), then the analysis; goes on after a kill
+	for suite in episode step confirm smollm2; do \
 		$(BIN)/python benchmarks/evidence/run.py benchmarks/evidence/$$suite.yaml || exit 1; done
 	$(BIN)/python benchmarks/evidence/analyse.py --all
 
