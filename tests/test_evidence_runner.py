@@ -142,6 +142,15 @@ def test_a_suite_runs_what_is_missing_and_keeps_what_is_there(tmp_path):
     assert cards["held_out"]["categories"] == ["plain", "names", "formats", "ids"]
 
 
+def test_preparing_alone_runs_no_arm(tmp_path):
+    made, maker = tmp_path / "made.txt", tmp_path / "maker.py"
+    maker.write_text(f"open({str(made)!r}, 'w').close()")
+    written(tmp_path, f"{TINY}prepare: [{{creates: {made}, command: python {maker}}}]\n")
+    assert run(tmp_path, "--prepare").returncode == 0
+    assert made.exists()
+    assert not (tmp_path / "results").exists()
+
+
 def test_an_unknown_arm_is_refused_with_the_arms_there_are(tmp_path):
     written(tmp_path)
     refused = run(tmp_path, "--arms", "grpo")

@@ -107,6 +107,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", help="only these")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "evidence", help="folder of the runs themselves")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the raw results")
+    parser.add_argument("--prepare", action="store_true", help="make what the arms need, and run none")
     options = parser.parse_args()
     try:
         suite = read_suite(options.suite)
@@ -116,7 +117,9 @@ def main() -> int:
     if strangers := [arm for arm in options.arms or () if arm not in suite.arms]:
         print(f"error: no arm {strangers[0]!r} in {options.suite}; there are {', '.join(suite.arms)}", file=sys.stderr)
         return 2
-    prepare(suite)
+    if options.prepare:
+        prepare(suite)
+        return 0
     results = Results(suite, options.results.resolve() / suite.name)
     folders = {job: options.work.resolve() / suite.name / f"{job[0]}-{job[1]}" for job in suite.jobs()}
     wanted = [
@@ -129,6 +132,9 @@ def main() -> int:
             results.take(*job, folders[job])
     missing = [job for job in wanted if job not in results.done()]
     print(f"{suite.name}: {len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
+    if not missing:
+        return 0
+    prepare(suite)
     return run_all(suite, missing, folders, results, options.workers)
 
 
