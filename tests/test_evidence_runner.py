@@ -142,10 +142,13 @@ def test_a_suite_runs_what_is_missing_and_keeps_what_is_there(tmp_path):
     assert cards["held_out"]["categories"] == ["plain", "names", "formats", "ids"]
 
 
-def test_preparing_alone_runs_no_arm(tmp_path):
+def test_what_an_arm_needs_is_made_for_it_alone_or_on_demand(tmp_path):
     made, maker = tmp_path / "made.txt", tmp_path / "maker.py"
     maker.write_text(f"open({str(made)!r}, 'w').close()")
-    written(tmp_path, f"{TINY}prepare: [{{creates: {made}, command: python {maker}}}]\n")
+    written(tmp_path, f"{TINY}prepare: [{{creates: {made}, arms: [fission], command: python {maker}}}]\n")
+    assert run(tmp_path, "--arms", "untrained").returncode == 0
+    assert not made.exists()  # only fission needs it
+    (tmp_path / "results").rename(tmp_path / "before")
     assert run(tmp_path, "--prepare").returncode == 0
     assert made.exists()
     assert not (tmp_path / "results").exists()

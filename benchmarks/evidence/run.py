@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -27,10 +28,10 @@ sys.path.insert(0, str(HERE))
 from suite import ROOT, Job, Suite, SuiteError, read_suite  # noqa: E402 - after the environment is set
 
 
-def prepare(suite: Suite) -> None:
-    """Run the commands that make what the arms need, unless it is there."""
+def prepare(suite: Suite, arms: Collection[str]) -> None:
+    """Run the commands that make what these arms need, unless it is there."""
     for step in suite.prepare:
-        if (ROOT / step["creates"]).exists():
+        if (ROOT / step["creates"]).exists() or not set(step.get("arms", arms)) & set(arms):
             continue
         print(f"prepare: {step['command']}", flush=True)
         words = shlex.split(step["command"])
@@ -118,7 +119,7 @@ def main() -> int:
         print(f"error: no arm {strangers[0]!r} in {options.suite}; there are {', '.join(suite.arms)}", file=sys.stderr)
         return 2
     if options.prepare:
-        prepare(suite)
+        prepare(suite, suite.arms)
         return 0
     results = Results(suite, options.results.resolve() / suite.name)
     folders = {job: options.work.resolve() / suite.name / f"{job[0]}-{job[1]}" for job in suite.jobs()}
@@ -134,7 +135,7 @@ def main() -> int:
     print(f"{suite.name}: {len(wanted) - len(missing)} of {len(wanted)} runs are there", flush=True)
     if not missing:
         return 0
-    prepare(suite)
+    prepare(suite, {arm for arm, _ in missing})
     return run_all(suite, missing, folders, results, options.workers)
 
 

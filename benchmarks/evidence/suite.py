@@ -3,7 +3,7 @@
 suite: episode                     # name, and folder of the results
 config: configs/desk_fission.yaml  # options of `fission-grpo train` that all arms start from, below the repository
 base: {loss_type: grpo}            # ... and what all arms change of them
-prepare:                           # commands run once, in order, unless `creates` exists
+prepare:                           # commands run once, in order, unless `creates` exists; `arms`: only those need it
   - {creates: runs/x/tasks.jsonl, command: python benchmarks/evidence/step_tasks.py --output runs/x/tasks.jsonl}
 points: [30000, 60000]             # generated tokens (policy's and extra ones) at which policies are evaluated
 sets:                              # what they are evaluated on, see `sets.Spec`
@@ -87,7 +87,7 @@ class Suite:
     points: Sequence[int]
     sets: Mapping[str, Set]
     arms: Mapping[str, Arm]
-    prepare: Sequence[Mapping[str, str]] = ()
+    prepare: Sequence[Mapping[str, Any]] = ()
     first_seed: int = 0
 
     def jobs(self) -> list[tuple[str, int]]:
