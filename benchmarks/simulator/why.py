@@ -11,8 +11,8 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from fission_grpo.chat import parse
-from fission_grpo.simulator.instances import load_instances
+from fission_grpo.core.chat import parse
+from fission_grpo.feedback.dataset import load_instances
 
 
 def main():

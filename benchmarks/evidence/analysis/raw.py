@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.json_lines import Line, RunFileError, read_lines
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import Line, read_lines
 
 SETS, EVALUATIONS, RUNS = "sets.json", "evaluations.jsonl", "runs.jsonl"
 NUMBER = (int, float)
