@@ -31,15 +31,15 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from fission_grpo.training.checkpoint_files import (  # noqa: E402
     MANIFEST,
     STAGING,
-    fault_in,
+    find_corruption,
     numbered,
 )
 
 STEPS = int(os.environ.get("CHAOS_STEPS", "160"))
 OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_steps {STEPS} --save_steps 2
 --save_total_limit 2 --logging_steps 3 --per_device_train_batch_size 8 --gradient_accumulation_steps 1
---num_generations 4 --num_recoveries 4 --max_completion_length 64 --max_tool_calling_iterations 2
---learning_rate 5e-5 --recover_share 0.34 --buffer_order random --diagnose shuffled:rules
+--num_generations 4 --num_recovery_generations 4 --max_completion_length 64 --max_tool_calling_iterations 2
+--learning_rate 5e-5 --recovery_ratio 0.34 --buffer_order random --feedback shuffled:rules
 --disable_tqdm true""".split()
 """Steps of well under a second, an epoch every 12 explore cycles, a log every 3 and a save every 2 steps."""
 LONGEST = 12.0
@@ -178,7 +178,9 @@ def compared(peace: Path, chaos: Path) -> dict[str, Any]:
 
     undisturbed, killed = instances(peace), instances(chaos)
     lost, more = Counter(undisturbed) - Counter(killed), Counter(killed) - Counter(undisturbed)
-    faults = [fault for run in (peace, chaos) for path in numbered(run) if (fault := fault_in(path)) is not None]
+    faults = [
+        fault for run in (peace, chaos) for path in numbered(run) if (fault := find_corruption(path)) is not None
+    ]
     same = (peace / "model.safetensors").read_bytes() == (chaos / "model.safetensors").read_bytes()
     return {
         "different": differences(peace, chaos, f"checkpoint-{STEPS}") + ([] if same else ["model.safetensors"]),

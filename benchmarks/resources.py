@@ -80,7 +80,7 @@ def long_run(steps: int, capacity: int, folder: str) -> list[dict[str, float]]:
             max_steps=steps,
             per_device_train_batch_size=8,
             num_generations=4,  # an explore cycle brings two instances
-            num_recoveries=8,  # a recover cycle takes one
+            num_recovery_generations=8,  # a recover cycle takes one
             max_completion_length=4,
             max_tool_calling_iterations=1,
             buffer_capacity=capacity,

@@ -36,7 +36,7 @@ SEAM = (
     "trainer_diagnosis",
     "trainer_sharing",
     "hostile_training",
-    "control_tokens",
+    "special_tokens",
     "resume",
     "shared_prefix_trainer",
     "shared_prefix_check",

@@ -25,7 +25,7 @@ from trl.chat_template_utils import qwen3_template
 from trl.trainer.utils import add_fused_lm_head
 
 from fission_grpo.envs.bfcl.tasks import load_cases
-from fission_grpo.recipes.starter_policy.bfcl_demos import case_lessons
+from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED
 from fission_grpo.recipes.starter_policy.tokenizer import CHAT_TEMPLATE
 from fission_grpo.training.shared_prefix.layout import GroupedBatch
@@ -80,7 +80,7 @@ def schedule(progress: float) -> float:
 
 def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Finetune all weights in place; returns what was done."""
-    lessons = case_lessons(load_cases(arguments.cases))
+    lessons = case_demonstrations(load_cases(arguments.cases))
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
     began, tokens, loss = time.monotonic(), 0, math.nan
     for step in range(arguments.steps):

@@ -52,8 +52,8 @@ from fission_grpo.evaluation.bfcl.results import (
     result_path,
     write_result_files,
 )
-from fission_grpo.evaluation.bfcl.run_case import play_case, play_single
-from fission_grpo.evaluation.runner import play_all
+from fission_grpo.evaluation.bfcl.run_case import run_case, run_single_turn
+from fission_grpo.evaluation.runner import run_cases
 from fission_grpo.inference.base import Reply
 
 MODELS = {"qwen-fc": "Qwen/Qwen3-8B-FC", "qwen-prompting": "Qwen/Qwen3-8B", "chat": "Qwen/Qwen3-8B-FC"}
@@ -83,8 +83,8 @@ def ground_truth(cases, venv):
     """Part a."""
     folder, records, policy = Path(tempfile.mkdtemp()), [], Script()
     lines = [replies(case, "qwen-fc", "none", random.Random(0)) for case in cases]
-    plays = (policy.begin(partial(play_case, case), said) for case, said in zip(cases, lines, strict=True))
-    play_all(policy, plays, in_flight=1, done=records.append)
+    plays = (policy.begin(partial(run_case, case), said) for case, said in zip(cases, lines, strict=True))
+    run_cases(policy, plays, in_flight=1, done=records.append)
     write_result_files(records, cases, folder)
     scores = evaluate(folder, venv)
     apart = differences(scores, {record.id: record.verdict for record in records})
@@ -119,8 +119,8 @@ def mistakes(cases, form, mode, venv, per_kind, seed):
     """Part b for one format and mode."""
     written = form if form != "chat" else "qwen-fc"
     made, records, policy, folder = mistaken(cases, written, per_kind, seed), [], Script(), Path(tempfile.mkdtemp())
-    plays = (policy.begin(partial(play_case, case, form, mode), lines) for case, _, lines in made)
-    play_all(policy, plays, in_flight=1, done=records.append)
+    plays = (policy.begin(partial(run_case, case, form, mode), lines) for case, _, lines in made)
+    run_cases(policy, plays, in_flight=1, done=records.append)
     paths = write_result_files(records, cases, folder, MODELS[form])
     apart = differences(evaluate(folder, venv, MODELS[form]), {record.id: record.verdict for record in records})
     again = {record.id: record.verdict for path in paths for record in read_result_file(path)}
@@ -170,8 +170,8 @@ def single(form, venv, per_category):
     for category in SINGLE_TURN:
         for case, kind in zip(single_turn_cases(category)[:per_category], itertools.cycle(single_turn.KINDS)):
             made.append((case, kind, [single_turn.reply(case, form, kind)]))
-    plays = (policy.begin(partial(play_single, case, form), lines) for case, _, lines in made)
-    play_all(policy, plays, in_flight=1, done=records.append)
+    plays = (policy.begin(partial(run_single_turn, case, form), lines) for case, _, lines in made)
+    run_cases(policy, plays, in_flight=1, done=records.append)
     write_result_files(records, [case for case, _, _ in made], folder, MODELS[form])
     apart = differences(evaluate(folder, venv, MODELS[form]), {record.id: record.verdict for record in records})
     checked = handlers(made, form, records, policy.prompts, venv, folder)

@@ -167,7 +167,7 @@ def mutations(everything, count, seed):
 
 def overhead(everything):
     """Part 3: medians and 95th percentiles in milliseconds, over the ground truth's calls in all base cases."""
-    from fission_grpo.envs.bfcl.state import new_world
+    from fission_grpo.envs.bfcl.state import new_state
 
     times = {name: [] for name in ("bare", "tool", "snapshot", "restore", "judge", "reset", "reset_again")}
 
@@ -184,7 +184,7 @@ def overhead(everything):
             scenario = json.dumps({"config": entry["initial_config"], "history": history, "reference": asked})
             history = [*history, asked]
             world = bfcl_environment(tuple(entry["involved_classes"]))()
-            bare = new_world(entry["involved_classes"], entry["initial_config"])
+            bare = new_state(entry["involved_classes"], entry["initial_config"])
             for earlier in history[:-1]:
                 for call in earlier:
                     bare.call(ToolCall(**call))

@@ -18,7 +18,7 @@ from pathlib import Path
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows, solution
-from fission_grpo.envs.restore import restorable
+from fission_grpo.envs.restore import make_restorable
 from fission_grpo.envs.wrapper import tool_methods
 
 
@@ -75,7 +75,7 @@ def spread(times):
 
 
 def watched(make):
-    return restorable(make, asyncio.run)
+    return make_restorable(make, asyncio.run)
 
 
 def memory(material, episodes):

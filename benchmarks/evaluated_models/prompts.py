@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from fission_grpo.evaluation.run import read_manifest
-from fission_grpo.evaluation.task_sets import Choice, task_set
+from fission_grpo.evaluation.task_sets import TaskSpec, task_set
 from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.pretrained import model_path
 
@@ -30,7 +30,7 @@ def main():
         model = "starter" if "starter" in folder.name else options.smollm2
         tokenizer = AutoTokenizer.from_pretrained(model_path(model))
         count = manifest.tasks["count"]
-        choice = Choice(manifest.tasks["kind"], count, format=manifest.prompt["format"])
+        choice = TaskSpec(manifest.tasks["kind"], count, format=manifest.prompt["format"])
         tasks = task_set(choice)
         if tasks.sha256 != manifest.tasks["sha256"]:
             raise SystemExit(f"{folder}: these are other tasks than were evaluated")

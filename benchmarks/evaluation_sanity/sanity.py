@@ -29,8 +29,8 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_case, judge_turn
 from fission_grpo.envs.bfcl.official import multi_turn_cases
-from fission_grpo.envs.bfcl.state import new_world
-from fission_grpo.evaluation.metrics import rates_json, rates_of, rates_table
+from fission_grpo.envs.bfcl.state import new_state
+from fission_grpo.evaluation.metrics import compute_metrics, metrics_json, metrics_table
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
 from fission_grpo.evaluation.transcripts import answered
 
@@ -50,7 +50,7 @@ def cases(category):
 
 
 def world_of(entry):
-    return new_world(entry["involved_classes"], entry["initial_config"], "long_context" in entry["id"])
+    return new_state(entry["involved_classes"], entry["initial_config"], "long_context" in entry["id"])
 
 
 def wrong_values(call, rng):
@@ -157,9 +157,9 @@ def main():
     }
     for name, arm in arms.items():
         began = time.perf_counter()
-        rates = rates_of(arm)
-        print(f"\n== {name} (rates in {time.perf_counter() - began:.2f} s)\n{rates_table(rates)}", flush=True)
-        result["arms"][name] = rates_json(rates)
+        rates = compute_metrics(arm)
+        print(f"\n== {name} (rates in {time.perf_counter() - began:.2f} s)\n{metrics_table(rates)}", flush=True)
+        result["arms"][name] = metrics_json(rates)
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"\nno failing call found in {len(left_out)} cases; built and judged in {judged:.1f} s: {options.output}")
 

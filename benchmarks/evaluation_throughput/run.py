@@ -43,9 +43,9 @@ def desk_requests(count):
 def bfcl_requests(count):
     os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
     from fission_grpo.envs.bfcl.official import single_turn_cases
-    from fission_grpo.evaluation.bfcl.run_case import play_single
+    from fission_grpo.evaluation.bfcl.run_case import run_single_turn
 
-    return [next(play_single(case, "chat")) for case in single_turn_cases("simple_python")[:count]]
+    return [next(run_single_turn(case, "chat")) for case in single_turn_cases("simple_python")[:count]]
 
 
 class Clock:
@@ -131,13 +131,13 @@ def resident_mib():
 def memory(arguments):
     from dataclasses import asdict
 
-    from fission_grpo.evaluation.policies import Sampling, local_player
+    from fission_grpo.evaluation.policies import Sampling, load_local_policy
     from fission_grpo.evaluation.run import Manifest, evaluate_run
-    from fission_grpo.evaluation.task_sets import Choice, task_set
+    from fission_grpo.evaluation.task_sets import TaskSpec, task_set
     from fission_grpo.inference.pretrained import starter_path
 
-    sampling, tasks = Sampling(temperature=1.0, max_new_tokens=64), task_set(Choice("desk", count=CASES))
-    player = local_player(str(starter_path()), sampling, 64)
+    sampling, tasks = Sampling(temperature=1.0, max_new_tokens=64), task_set(TaskSpec("desk", count=CASES))
+    player = load_local_policy(str(starter_path()), sampling, 64)
     begun, resident = 0, []
 
     def counted(begin):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fission_grpo.fission.algorithm import Failed, Fission
+from fission_grpo.fission.algorithm import FailedRollout, Fission
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
@@ -49,7 +49,7 @@ VARIANTS: dict[str, Any] = {
 class OfflineFission(Fission):
     """Recovers from the corrective instances of another run only; the policy's own failures are not made into any."""
 
-    def ask(self, failed: Sequence[Failed], step: int) -> None:
+    def ask(self, failed: Sequence[FailedRollout], step: int) -> None:
         """Nothing is asked, so nothing new enters the buffer."""
 
 
@@ -61,7 +61,7 @@ def recover_offline(trainer: FissionGRPOTrainer, buffer: Mapping[str, Any]) -> N
         buffer: as `FissionBuffer.state` gave it.
     """
     fission, args = trainer.fission, trainer.args
-    offline = OfflineFission(args, fission.sources, fission.journal, fission.control)
+    offline = OfflineFission(args, fission.sources, fission.event_log, fission.control)
     for item in buffer["items"]:
         offline.buffer.push(CorrectiveInstance.from_json(item))
     trainer.fission = offline

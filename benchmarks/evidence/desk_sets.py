@@ -15,8 +15,8 @@ from told_errors import Say, by_reference, by_rules, diagnosed
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows, solution
 from fission_grpo.envs.faults import Fault, inject_faults
-from fission_grpo.evaluation.episodes import Factory, Rules, play_environment
-from fission_grpo.evaluation.runner import Play
+from fission_grpo.evaluation.episodes import EpisodeConfig, Factory, run_episode
+from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.feedback.sources import FIXED_TEXT
 
 MAX_TURNS = 4
@@ -50,7 +50,7 @@ ERRORS = {
 SETS = (*TRANSFER, *ERRORS)
 
 
-def desk_plays(name: str, count: int, seed: int, skip: int = 0) -> Mapping[str, Callable[[], Play]]:
+def desk_plays(name: str, count: int, seed: int, skip: int = 0) -> Mapping[str, Callable[[], RunningCase]]:
     """The plays of a set, by task id, in the order of the tasks.
 
     Args:
@@ -108,6 +108,6 @@ def _feedback(name: str, row: Mapping[str, Any]) -> Say | None:
     return None
 
 
-def _play(make: Factory, row: Mapping[str, Any], number: int, say: Say | None) -> Play:
-    play = play_environment(make, row, number, Rules(MAX_TURNS), category=row["kind"])
+def _play(make: Factory, row: Mapping[str, Any], number: int, say: Say | None) -> RunningCase:
+    play = run_episode(make, row, number, EpisodeConfig(MAX_TURNS), category=row["kind"])
     return play if say is None else diagnosed(play, row["id"], say)

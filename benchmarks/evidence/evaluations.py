@@ -9,17 +9,17 @@ from typing import Any
 from desk_sets import SETS, desk_plays
 from suite import Set
 
-from fission_grpo.evaluation.metrics import retry_loops, tally, total
+from fission_grpo.evaluation.metrics import retry_loops, summarize, total
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.runner import Play, play_all
-from fission_grpo.evaluation.task_sets import Choice, task_set
+from fission_grpo.evaluation.runner import RunningCase, run_cases
+from fission_grpo.evaluation.task_sets import TaskSpec, task_set
 from fission_grpo.inference.local import LocalPolicy
 
 TASK_SEED = 1000
 """Of the desk's held-out tasks, the same for all arms and seeds. [ours]"""
 
 
-def plays_of(one: Set) -> Mapping[str, Callable[[], Play]]:
+def plays_of(one: Set) -> Mapping[str, Callable[[], RunningCase]]:
     """How to begin every case of a set, by id.
 
     Raises:
@@ -27,7 +27,7 @@ def plays_of(one: Set) -> Mapping[str, Callable[[], Play]]:
     """
     if (name := one.tasks.removeprefix("desk:")) in SETS:
         return desk_plays(name, one.count, TASK_SEED, one.skip)
-    return task_set(Choice(one.tasks, one.count, one.skip, TASK_SEED, one.max_turns)).plays
+    return task_set(TaskSpec(one.tasks, one.count, one.skip, TASK_SEED, one.max_turns)).plays
 
 
 def evaluate(model: Any, tokenizer: Any, one: Set, seed: int) -> list[CaseRecord]:
@@ -35,13 +35,13 @@ def evaluate(model: Any, tokenizer: Any, one: Set, seed: int) -> list[CaseRecord
     policy = LocalPolicy(model, tokenizer, one.temperature, one.max_new_tokens, one.in_flight, seed)
     done: dict[str, CaseRecord] = {}
     plays = plays_of(one)
-    play_all(policy, iter(plays.values()), one.in_flight, lambda record: done.update({record.id: record}))
+    run_cases(policy, iter(plays.values()), one.in_flight, lambda record: done.update({record.id: record}))
     return [done[name] for name in plays]
 
 
 def raw_line(records: Sequence[CaseRecord]) -> dict[str, Any]:
     """What is kept of an evaluation: `outcomes` has a letter per case (see `outcome`)."""
-    played = [tally(record) for record in records if record.missing is None]
+    played = [summarize(record) for record in records if record.missing is None]
     calls, kinds = total([case.errors_and_calls for case in played])[1], Counter()
     for case in played:
         kinds.update(error.kind.value for error in case.own if error.kind is not None)
@@ -60,7 +60,7 @@ def outcome(record: CaseRecord) -> str:
 
     An own error is a call that erred without a fault being injected, or a reply that could not be read.
     """
-    case = tally(record)
+    case = summarize(record)
     if not case.judged:
         return "-"
     if record.success:

@@ -67,7 +67,7 @@ def _train(job: Job) -> dict[str, Any]:
     }
     script, args, model, reward = parse(_as_arguments(options))
     checkpoint = resume_point(args)
-    with closing(sources_from(script.diagnose, *endpoint_options(script.simulator))) as sources:
+    with closing(sources_from(script.feedback, *endpoint_options(script.simulator))) as sources:
         trainer = make_trainer(script, args, model, reward, sources, VARIANTS[arm.trainer])
         if arm.offline:
             recover_offline(trainer, offline["fission"]["buffer"])

@@ -14,7 +14,7 @@ from suite import Job
 from transformers import TrainerCallback
 
 from fission_grpo.evaluation.evaluate import eval_line
-from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.policies import versions
 from fission_grpo.training.callbacks import steps_per_cycle
 
@@ -66,7 +66,7 @@ class Recorder:
             if one.at == "every":
                 shown = f"{self.job.arm} {name}"
                 with (self.job.folder / "eval.jsonl").open("a") as file:
-                    file.write(eval_line(rates_of(records), shown, moment.updates, moment.tokens) + "\n")
+                    file.write(eval_line(compute_metrics(records), shown, moment.updates, moment.tokens) + "\n")
         (self.job.folder / "sets.json").write_text(json.dumps(cards))
         self.seconds += time.monotonic() - began
 

@@ -11,7 +11,7 @@ sets:                              # what they are evaluated on, see `sets.Spec`
   faults: {tasks: "desk:faults", count: 150, at: last, arms: [grpo, fission]}
 arms:
   untrained: {seeds: 5, train: false}
-  grpo: {seeds: 10, options: {fission: false, watch_tools: true}}
+  grpo: {seeds: 10, options: {fission: false, guard_tools: true}}
 """
 
 from __future__ import annotations

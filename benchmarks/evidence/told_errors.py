@@ -24,9 +24,9 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.runner import Play
+from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.feedback.request import feedback_for
-from fission_grpo.feedback.sources import chain_of
+from fission_grpo.feedback.sources import make_chain
 from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import Request
@@ -36,7 +36,7 @@ Place = tuple[int, int]
 """Number of a step in its episode, and of a tool message in that step."""
 
 
-def diagnosed(play: Play, name: str, say: Say) -> Play:
+def diagnosed(play: RunningCase, name: str, say: Say) -> RunningCase:
     """The play, with every failing call answered by its environment's message and what `say` makes of the failure.
 
     As in a recover cycle one call of a turn is diagnosed, the first that fails. The record says what was shown.
@@ -69,7 +69,7 @@ def by_rules(failure: Failure) -> str:
 
     Environments without `_reference()`, as the desk is, tell Fission nothing more. Through the leak guard.
     """
-    return feedback_for(failure, chain_of("rules")).text
+    return feedback_for(failure, make_chain("rules")).text
 
 
 def by_reference(solution: Sequence[ToolCall]) -> Say:

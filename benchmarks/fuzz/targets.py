@@ -25,7 +25,7 @@ from fission_grpo.core.types import (
     Trajectory,
     Turn,
 )
-from fission_grpo.data.step_tasks import load_tasks, row_of_step_task
+from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.evaluation.bfcl.decoding import decode_hermes, decode_python, python_calls
 from fission_grpo.feedback.leak_guard import (
     _WORDS,
@@ -40,7 +40,7 @@ from fission_grpo.feedback.leak_guard import (
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.request import feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
-from fission_grpo.feedback.sources import FIXED_TEXT, Function
+from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.endpoint import Unreadable, read_answer
@@ -112,7 +112,7 @@ def diagnosers(data: bytes) -> None:
     if failure is None:
         return
     said = rules(failure)
-    feedback = feedback_for(failure, [Function("rules", lambda _: said)])
+    feedback = feedback_for(failure, [FunctionSource("rules", lambda _: said)])
     assert len(feedback.text) <= MAX_LENGTH
     own = text + content
     for sentinel in SENTINELS:
@@ -143,7 +143,7 @@ def rows(data: bytes) -> None:
         path = Path(folder) / "rows.jsonl"
         path.write_bytes(data)
         try:
-            tasks = load_tasks(path)
+            tasks = load_step_tasks(path)
         except TaskFileError as wrong:
             told = str(wrong)
             tasks = None
@@ -151,7 +151,7 @@ def rows(data: bytes) -> None:
             assert told.encode().startswith(str(path).encode()), told
             return
         path.write_text("\n".join(row_of_step_task(task) for task in tasks), encoding="utf-8")
-        assert load_tasks(path) == tasks
+        assert load_step_tasks(path) == tasks
         assert [task_from_json(task_to_json(task)) for task in tasks] == tasks
 
 

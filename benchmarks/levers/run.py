@@ -21,15 +21,15 @@ from scipy.stats import t
 from fission_grpo.report.run import read_history, read_run
 
 ROOT = Path(__file__).parent.parent.parent
-CHOSEN = ["--buffer_order", "variance", "--adaptive_share", "true"]
+CHOSEN = ["--buffer_order", "variance", "--adaptive_recovery_ratio", "true"]
 ARMS = {
     "grpo": [],
-    "episode": ["--judge_recovery", "episode"],
-    "turn": ["--judge_recovery", "turn"],
-    "episode_chosen": ["--judge_recovery", "episode", *CHOSEN],
-    "turn_chosen": ["--judge_recovery", "turn", *CHOSEN],
+    "episode": ["--recovery_scope", "episode"],
+    "turn": ["--recovery_scope", "turn"],
+    "episode_chosen": ["--recovery_scope", "episode", *CHOSEN],
+    "turn_chosen": ["--recovery_scope", "turn", *CHOSEN],
 }
-MEANS = ("recovery/rate", "recovery/zero_variance", "fission/zero_variance", "fission/phase")
+MEANS = ("recovery/rate", "recovery/frac_zero_std", "fission/frac_zero_std", "fission/phase")
 
 
 def run(arm: str, seed: int, options: argparse.Namespace) -> dict:

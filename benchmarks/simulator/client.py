@@ -66,9 +66,9 @@ def failures():
 
 def uncached(url, asked, cache):
     """Seconds, CPU seconds, and seconds in the asking thread, of one round."""
-    from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
+    from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 
-    with EndpointSource("small", url, SimulatorOptions(concurrency=IN_FLIGHT, cache=cache)) as source:
+    with EndpointFeedback("small", url, FeedbackModelOptions(concurrency=IN_FLIGHT, cache=cache)) as source:
         source.check()
         began, cpu = time.perf_counter(), time.process_time()
         futures = source.start(asked)
@@ -81,7 +81,7 @@ def uncached(url, asked, cache):
 
 
 def measure(url, cache):
-    from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
+    from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
     from fission_grpo.feedback.prompt import failure_text
 
     asked = failures()
@@ -98,7 +98,7 @@ def measure(url, cache):
         "cpu_ms_per_diagnosis": round(1000 * cpu / DIAGNOSES, 3),
         "first_start_us_per_diagnosis": round(1e6 * started / DIAGNOSES, 1),
     }
-    with EndpointSource("small", url, SimulatorOptions(cache=cache)) as source:  # as a resumed run has it
+    with EndpointFeedback("small", url, FeedbackModelOptions(cache=cache)) as source:  # as a resumed run has it
         rates = []
         for _ in range(ROUNDS):
             began = time.perf_counter()

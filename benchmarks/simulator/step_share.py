@@ -73,7 +73,7 @@ def train(diagnose, folder):
         train_dataset=rows,
         processing_class=tokenizer,
         environment_factory=Desk,
-        diagnose=diagnose,
+        feedback=diagnose,
     )
     began = time.perf_counter()
     trainer.train()
@@ -81,9 +81,9 @@ def train(diagnose, folder):
     logs = trainer.state.log_history
     total = {key: sum(log.get(key, 0) for log in logs) for key in sorted({key for log in logs for key in log})}
     counted = {
-        key: n for key, n in total.items() if key.startswith(("fission/fallback", "simulator/", "fission/leaks"))
+        key: n for key, n in total.items() if key.startswith(("fission/fallback", "simulator/", "feedback/leaks"))
     }
-    waited = total["fission/diagnosis_seconds"]
+    waited = total["feedback/seconds"]
     return {
         "steps": trainer.state.global_step,
         "recover_cycles": int(total["fission/phase"]),
@@ -96,13 +96,13 @@ def train(diagnose, folder):
 
 
 def with_server(faulty, folder):
-    from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
+    from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(there, faulty), daemon=True)
     server.start()
-    options = SimulatorOptions(timeout=2.0, tries=1, circuit_after=1000)
-    with EndpointSource("small", here.recv(), options) as source:
+    options = FeedbackModelOptions(timeout=2.0, tries=1, circuit_after=1000)
+    with EndpointFeedback("small", here.recv(), options) as source:
         found = train([source, "rules"], folder)
     here.send("end")
     asked = here.recv()

@@ -12,11 +12,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from fission_grpo.core.chat import parse
-from fission_grpo.feedback.dataset import load_instances
+from fission_grpo.feedback.dataset import load_examples
 
 
 def main():
-    failed = {one.id: one.failure for one in load_instances(Path(sys.argv[1]))}
+    failed = {one.id: one.failure for one in load_examples(Path(sys.argv[1]))}
     counts = defaultdict(Counter)
     with Path(sys.argv[2]).open(encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if "text" in row and "attempt" in row]

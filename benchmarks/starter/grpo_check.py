@@ -14,7 +14,7 @@ from pathlib import Path
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.evaluation.evaluate import eval_line, evaluate
-from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.inference.local import LocalPolicy
 from fission_grpo.inference.pretrained import load_starter
 
@@ -29,9 +29,9 @@ def measure(model, tokenizer, rows, seed, samples):
     for case, row in zip(cases, sampled, strict=True):
         kinds[row["kind"]].append(case)
         solved[row["id"].rsplit("/", 1)[0]] |= bool(case.success)
-    by_kind = {kind: rates_of(part) for kind, part in kinds.items()}
+    by_kind = {kind: compute_metrics(part) for kind, part in kinds.items()}
     return {
-        **json.loads(eval_line(rates_of(cases), "", 0)),
+        **json.loads(eval_line(compute_metrics(cases), "", 0)),
         "pass_at": {"samples": samples, "success": sum(solved.values()) / len(solved)},
         "kinds": {
             kind: [round(r.success.rate or 0, 3), round(r.recovery.rate or 0, 3), r.judged]

@@ -157,7 +157,7 @@ def test_cycles_belong_to_the_quarter_in_which_they_began():
 
 def test_groups_follow_from_the_options():
     options = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2, "num_generations": 8}
-    assert training.groups({**options, "num_recoveries": 4}) == (8, 16)
+    assert training.groups({**options, "num_recovery_generations": 4}) == (8, 16)
     assert training.groups(options) == (8, 8)
     assert training.groups({"num_generations": 8}) == (None, None)
 
@@ -165,15 +165,15 @@ def test_groups_follow_from_the_options():
 def test_training_logs_are_summed_over_cycles_and_averaged_over_seeds(tmp_path):
     explore = {
         "phase": 0,
-        "fission/zero_variance": 0.5,
+        "fission/frac_zero_std": 0.5,
         "fission/pushed": 8,
-        "fission/leaks": 1,
-        "fission/fallbacks": 2,
+        "feedback/leaks": 1,
+        "feedback/fallbacks": 2,
     }
-    recover = {"phase": 1, "recovery/zero_variance": 0.25, "fission/rescued_groups": 2, "fission/age": 1.5}
+    recover = {"phase": 1, "recovery/frac_zero_std": 0.25, "fission/rescued_groups": 2, "fission/age": 1.5}
     cycles = [
         {**explore, "tokens": 10, "fission/kind/raised": 6.0}, {**recover, "tokens": 20},
-        {**explore, "tokens": 30, "fission/zero_variance": 1.0}, {**recover, "tokens": 40, "fission/age": 2.5},
+        {**explore, "tokens": 30, "fission/frac_zero_std": 1.0}, {**recover, "tokens": 40, "fission/age": 2.5},
     ]  # fmt: skip
     runs = [run_line("fission", 0, cycles), run_line("fission", 1, cycles[:2])]
     found = training.trainings(raw.read_suite(write(tmp_path, TWO_ARMS, runs)))["fission"]
@@ -184,7 +184,7 @@ def test_training_logs_are_summed_over_cycles_and_averaged_over_seeds(tmp_path):
     assert totals["leaks"] == {0: 2 / 16, 1: 1 / 8}
     assert totals["fallbacks"] == {0: 4 / 16, 1: 2 / 8}
     assert found.whole["fission/age"].by_seed == {0: 2.0, 1: 1.5}
-    assert [one.by_seed[0] for one in found.quarters["fission/zero_variance"]] == [0.5, None, 1.0, None]
+    assert [one.by_seed[0] for one in found.quarters["fission/frac_zero_std"]] == [0.5, None, 1.0, None]
     assert found.kinds["raised"] == [6.0, None, 0.0, None]  # quarters 2 and 4 have no explore cycle
 
 

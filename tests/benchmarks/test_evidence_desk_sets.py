@@ -14,8 +14,8 @@ from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk
 from fission_grpo.envs.desk.tasks import first_call, make_rows, solution
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.evaluation.metrics import rates_of
-from fission_grpo.evaluation.task_sets import Choice, task_set
+from fission_grpo.evaluation.metrics import compute_metrics
+from fission_grpo.evaluation.task_sets import TaskSpec, task_set
 from fission_grpo.feedback.sources import FIXED_TEXT
 from fission_grpo.inference.base import Reply
 
@@ -73,14 +73,14 @@ def test_every_task_of_a_set_is_solved_by_its_reference_calls(name):
 
 @pytest.mark.parametrize("name", ["held_out", "other_texts", "poor_texts", "better_errors", "no_errors"])
 def test_what_a_policy_gets_wrong_at_first_is_its_own_error_in_every_wording(name):
-    rates = rates_of(list(played(name, wrong_first).values()))
+    rates = compute_metrics(list(played(name, wrong_first).values()))
     half = sum(row["kind"] not in ("plain", "formats") for row in ROWS)
     assert (rates.recovery.of, rates.injected_errors, rates.missing) == (half, 0, 0)
     assert rates.success.hits == COUNT  # and the solution after it still does
 
 
 def test_the_sets_are_the_same_tasks_in_the_same_order():
-    official = list(task_set(Choice(tasks="desk", count=COUNT, seed=SEED)).plays)
+    official = list(task_set(TaskSpec(tasks="desk", count=COUNT, seed=SEED)).plays)
     assert all(list(desk_plays(name, COUNT, SEED)) == official for name in SETS)
     kinds = [record.category for record in played("unseen_tools", lambda row, dialogue: []).values()]
     assert kinds == categories(COUNT, SEED) == [row["kind"] for row in ROWS]
@@ -252,7 +252,7 @@ def test_replies_that_cannot_be_read_keep_their_own_answer_and_count(name):
     assert "\n" not in answer
     with pytest.raises(StopIteration) as end:
         play.send(Reply("Sorry."))
-    assert rates_of([end.value.value]).own_errors == 1
+    assert compute_metrics([end.value.value]).own_errors == 1
 
 
 def test_transient_faults_hit_a_seventh_of_the_calls_are_injected_and_are_worked_past_by_calling_again():
@@ -262,13 +262,13 @@ def test_transient_faults_hit_a_seventh_of_the_calls_are_injected_and_are_worked
         return list(solution(row))[done : done + 1]
 
     records = list(played("faults", again, 256).values())
-    rates = rates_of(records)
+    rates = compute_metrics(records)
     calls = sum(len(record.calls) for record in records)
     assert 0.09 < rates.injected_errors / calls < 0.19
     assert (rates.own_errors, rates.missing) == (0, 0)
     assert rates.success.rate > 0.95
     once = played("faults", lambda row, dialogue: [] if results(dialogue) else solution(row), 256)
-    assert rates_of(list(once.values())).success.hits < rates.success.hits
+    assert compute_metrics(list(once.values())).success.hits < rates.success.hits
     assert list(played("faults", again).values())[9].calls == records[9].calls  # whatever the count
 
 
@@ -279,7 +279,7 @@ def test_implicit_faults_say_nothing_undo_some_calls_and_are_worked_past_by_maki
         )
 
     once, doubled = (list(played("implicit_faults", times(count), 256).values()) for count in (1, 2))
-    first, second = rates_of(once), rates_of(doubled)
+    first, second = compute_metrics(once), compute_metrics(doubled)
     assert first.injected_errors == second.injected_errors == 0
     assert {call.result for record in once for call in record.calls} >= {"ok", ""}
     assert 0.75 < first.success.rate < 1

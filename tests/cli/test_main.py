@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fission_grpo.cli.main import main
-from fission_grpo.core.timing import clock
+from fission_grpo.core.timing import format_duration
 from fission_grpo.training.callbacks import Moment, progress_line
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
@@ -87,7 +87,7 @@ def test_an_unknown_option_ends_the_command_with_status_2():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: unknown option '--num_recoverys' "
-        "(did you mean num_recoveries, judge_recovery, recover_share?); see --help"
+        "(did you mean num_recovery_generations, recovery_scope, recovery_ratio?); see --help"
     )
     assert "Traceback" not in done.stderr
 
@@ -103,7 +103,7 @@ def test_shipped_configs_parse_and_can_be_overridden(path, tmp_path):
     assert (args.max_steps, args.output_dir) == (3, str(tmp_path))
     assert reward.correctness_threshold == 2.0
     if args.fission:
-        assert args.generation_batch_size % args.num_recoveries == 0
+        assert args.generation_batch_size % args.num_recovery_generations == 0
 
 
 @training
@@ -114,7 +114,7 @@ def test_the_two_desk_configs_differ_in_fission_only(tmp_path):
         yaml.safe_load(next(path for path in CONFIGS if path.stem == name).read_text())
         for name in ("desk_fission", "desk_grpo")
     )
-    ours = {"num_recoveries", "buffer_capacity", "max_age_steps", "max_depth", "buffer_order", "diagnose"}
+    ours = {"num_recovery_generations", "buffer_capacity", "max_age_steps", "max_depth", "buffer_order", "feedback"}
     assert {key for key in fission if fission[key] != grpo.get(key)} == ours | {"fission", "output_dir"}
     assert fission.keys() - grpo.keys() == ours
 
@@ -128,7 +128,7 @@ def test_the_two_desk_configs_differ_in_fission_only(tmp_path):
         (["--model_name_or_path", "starter"], "tasks is missing"),
         (["--model_name_or_path", "starter", "--tasks", "t.csv"], "neither 'desk' nor"),
         (["--model_name_or_path", "starter", "--tasks", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
-        (["--tasks", "desk", "--num_recoveries", "3"], "num_recoveries (3) does not divide"),
+        (["--tasks", "desk", "--num_recovery_generations", "3"], "num_recovery_generations (3) does not divide"),
         (["--tasks", "desk", "--resume_from_checkpoint", "true"], "no checkpoint-*"),
         (["--tasks", "desk", "--resume_from_checkpoint", "."], "has no fission buffer"),
     ],
@@ -163,4 +163,4 @@ def test_time_left_heeds_the_token_budget_and_a_resume():
 
 
 def test_clock_shows_hours_only_where_there_are_any():
-    assert [clock(5), clock(65), clock(3725)] == ["0:05", "1:05", "1:02:05"]
+    assert [format_duration(5), format_duration(65), format_duration(3725)] == ["0:05", "1:05", "1:02:05"]

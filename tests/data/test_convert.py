@@ -13,7 +13,7 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.data.convert.dialogues import tools_of
 from fission_grpo.data.convert.formats import LAYOUTS, convert_file, read_calls
 from fission_grpo.data.convert.toolrl import RowDropped
-from fission_grpo.data.step_tasks import load_tasks, to_rows
+from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 
 WEATHER = {
     "name": "weather",
@@ -119,7 +119,7 @@ def test_every_turn_with_calls_becomes_a_task_and_the_layout_is_recognised(layou
     assert main(["tasks", "convert", *(["--from", layout] if named else []), str(source), str(target)]) == 0
     said = capsys.readouterr().out
     assert f"as {layout}: {TASKS[layout]} of {TASKS[layout]} kept" in said
-    assert len(load_tasks(target)) == TASKS[layout]
+    assert len(load_step_tasks(target)) == TASKS[layout]
     assert main(["tasks", "check", str(target)]) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.serialization import task_from_json, task_to_json
 from fission_grpo.core.types import Task, ToolCall, ToolResult
-from fission_grpo.data.step_tasks import load_tasks, row_of_step_task, to_rows
+from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task, to_rows
 
 TOOL = {
     "name": "weather",
@@ -82,7 +82,7 @@ def test_text_that_is_no_task_is_refused(text):
 
 def test_a_good_file_gives_its_tasks_in_order(tmp_path):
     path = write(tmp_path / "good.jsonl", {**ROW, "id": "oslo", "source": "hand"}, "", ROW)
-    first, second = load_tasks(path)
+    first, second = load_step_tasks(path)
     assert (first.id, first.columns, second.id) == ("oslo", {"source": "hand"}, "good.jsonl:3")
     assert first.reference == (ToolCall("weather", {"city": "Oslo"}),)
     assert first.root == "oslo"
@@ -91,14 +91,14 @@ def test_a_good_file_gives_its_tasks_in_order(tmp_path):
 
 def test_openai_tools_are_unwrapped_and_an_empty_reference_is_kept(tmp_path):
     row = {**ROW, "tools": [{"type": "function", "function": TOOL}], "reference": []}
-    (task,) = load_tasks(write(tmp_path / "w.jsonl", row))
+    (task,) = load_step_tasks(write(tmp_path / "w.jsonl", row))
     assert task.tools == (TOOL,)
     assert task.reference == ()
 
 
 def test_a_written_row_is_read_as_the_same_task(tmp_path):
-    (task,) = load_tasks(write(tmp_path / "a.jsonl", {**ROW, "id": "x", "source": "hand"}))
-    assert load_tasks(write(tmp_path / "b.jsonl", row_of_step_task(task))) == [task]
+    (task,) = load_step_tasks(write(tmp_path / "a.jsonl", {**ROW, "id": "x", "source": "hand"}))
+    assert load_step_tasks(write(tmp_path / "b.jsonl", row_of_step_task(task))) == [task]
 
 
 def changed(**fields):
@@ -165,26 +165,26 @@ def test_a_mistake_is_named_by_file_row_and_field(name, tmp_path):
     row, field, what = MISTAKES[name]
     path = write(tmp_path / "bad.jsonl", ROW, row if isinstance(row, str) else json.dumps(row))
     with pytest.raises(TaskFileError) as caught:
-        load_tasks(path)
+        load_step_tasks(path)
     assert str(caught.value).startswith(f"{path}, row 2, field '{field}': ")
     assert what in str(caught.value)
 
 
 def test_a_duplicate_id_names_both_rows(tmp_path):
     with pytest.raises(TaskFileError, match="row 3, field 'id': 'x' is row 1's already"):
-        load_tasks(write(tmp_path / "d.jsonl", changed(id="x"), changed(id="y"), changed(id="x")))
+        load_step_tasks(write(tmp_path / "d.jsonl", changed(id="x"), changed(id="y"), changed(id="x")))
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_file_is_refused(text, tmp_path):
     (tmp_path / "e.jsonl").write_text(text)
     with pytest.raises(TaskFileError, match="no tasks in it"):
-        load_tasks(tmp_path / "e.jsonl")
+        load_step_tasks(tmp_path / "e.jsonl")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(TaskFileError, match=r"nowhere\.jsonl: cannot be read"):
-        load_tasks(tmp_path / "nowhere.jsonl")
+        load_step_tasks(tmp_path / "nowhere.jsonl")
 
 
 def test_trl_rows_hold_the_rendered_prompt_and_the_task(tmp_path):
@@ -194,7 +194,7 @@ def test_trl_rows_hold_the_rendered_prompt_and_the_task(tmp_path):
         def apply_chat_template(self, messages, tools=None, **_):
             return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]"
 
-    tasks = load_tasks(write(tmp_path / "t.jsonl", ROW))
+    tasks = load_step_tasks(write(tmp_path / "t.jsonl", ROW))
     (row,) = to_rows(tasks, PlainTokenizer())
     assert row.keys() == {"prompt", "fission_task"}
     assert row["prompt"].endswith("[user]Rain in Oslo?[assistant]")

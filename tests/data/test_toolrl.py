@@ -8,7 +8,7 @@ import pytest
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
 from fission_grpo.data.convert.toolrl import json_schema, read_toolrl
-from fission_grpo.data.step_tasks import load_tasks, row_of_step_task
+from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "toolrl"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"ToolRL's data is not in {REAL}")
@@ -156,4 +156,4 @@ def test_more_than_four_fifths_of_the_real_rows_with_calls_are_kept(file, rows, 
     assert kept > 0.8 * (rows - converted.dropped["no reference call"])
     path = tmp_path / "out.jsonl"
     path.write_text("\n".join(map(row_of_step_task, converted.tasks)))
-    assert load_tasks(path) == list(converted.tasks)
+    assert load_step_tasks(path) == list(converted.tasks)

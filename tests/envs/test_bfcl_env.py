@@ -28,7 +28,7 @@ from fission_grpo.envs.bfcl.functions import (
     official_schema,
 )
 from fission_grpo.envs.bfcl.judge import read_call, write_call
-from fission_grpo.envs.bfcl.state import new_world
+from fission_grpo.envs.bfcl.state import new_state
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
 
@@ -226,5 +226,5 @@ def test_everything_else_works_without_bfcl_eval():
 
 def test_worlds_refuse_classes_there_are_not():
     with pytest.raises(ValueError, match="no BFCL class 'Nope'"):
-        new_world(["Nope"], {})
+        new_state(["Nope"], {})
     assert random.Random(0).random()  # nothing here seeds the global generator

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fission_grpo.envs.desk.env import Desk
-from fission_grpo.envs.restore import take_turn
+from fission_grpo.envs.restore import judge_corrective_turn
 
 
 def desk():
@@ -43,7 +43,7 @@ AWAY = ("move_file", {"name": "plan.txt", "folder": "home"})
 )
 def test_a_turn_is_resolved_if_its_calls_work_and_bring_the_goal_nearer(calls, resolved):
     world = desk()
-    verdict = take_turn(world, turn(*calls))
+    verdict = judge_corrective_turn(world, turn(*calls))
     assert verdict.resolved == resolved
     assert [result.call.name for result in verdict.results] == [name for name, _ in calls]
 
@@ -51,9 +51,9 @@ def test_a_turn_is_resolved_if_its_calls_work_and_bring_the_goal_nearer(calls, r
 def test_without_a_measure_of_progress_the_calls_have_to_work():
     world = desk()
     world._progress = None
-    assert take_turn(world, turn(UNLOCK, AWAY)).resolved
-    assert not take_turn(world, turn(UNLOCK)).resolved  # unlocked already
+    assert judge_corrective_turn(world, turn(UNLOCK, AWAY)).resolved
+    assert not judge_corrective_turn(world, turn(UNLOCK)).resolved  # unlocked already
 
 
 def test_a_turn_of_words_resolves_nothing():
-    assert not take_turn(desk(), [{"role": "assistant", "content": "Sorry."}]).resolved
+    assert not judge_corrective_turn(desk(), [{"role": "assistant", "content": "Sorry."}]).resolved

@@ -18,7 +18,7 @@ from fission_grpo.envs.desk.tasks import (
     turns_for,
 )
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.evaluation.task_sets import Choice, sha256_of, task_set
+from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
 from fission_grpo.recipes.starter_policy.desk_demos import (
     MIXED,
     MIXED_CHAINS,
@@ -139,7 +139,7 @@ def test_faulty_names_are_refused_by_training_and_evaluation_with_the_form_to_wr
     with pytest.raises(training_tasks.UsageError, match="1 to 4, such as 'desk:2'"):
         training_tasks.material(script, 0, None, None)
     with pytest.raises(ValueError, match="1 to 4, such as 'desk:2'"):
-        task_set(Choice(name))
+        task_set(TaskSpec(name))
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_training_and_evaluation_draw_from_their_own_split():
     training_tasks = pytest.importorskip("fission_grpo.data.load")
     script = SimpleNamespace(tasks="desk:2", num_tasks=6, skip_tasks=0, max_prompt_tokens=0)
     assert training_tasks.material(script, 3, None, None).rows == desk_rows(6, 3, "train", 2)
-    found = task_set(Choice("desk:2", count=4, skip=2, seed=3))
+    found = task_set(TaskSpec("desk:2", count=4, skip=2, seed=3))
     assert list(found.plays) == [f"held_out-2x-3-{number}" for number in range(2, 6)]
-    assert (found.kind, task_set(Choice("desk:1", count=1)).kind) == ("desk:2", "desk")
+    assert (found.kind, task_set(TaskSpec("desk:1", count=1)).kind) == ("desk:2", "desk")
 
 
 def test_the_limit_of_turns_fits_the_requests_unless_one_is_given():

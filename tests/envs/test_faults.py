@@ -13,7 +13,7 @@ from fission_grpo.envs.faults import (
     inject_faults,
     injected_errors,
 )
-from fission_grpo.envs.restore import make_call, replay, restorable
+from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
 
@@ -162,10 +162,10 @@ def test_injected_errors_are_none_where_there_are_no_faults():
 
 
 def test_faults_work_under_the_watch():
-    world = restorable(inject_faults(Till, [Fault("timeout", 1.0)]), asyncio.run)()
+    world = make_restorable(inject_faults(Till, [Fault("timeout", 1.0)]), asyncio.run)()
     world.reset(id="a")
     assert [result.error is not None for result in say(world, PUT, PUT)] == [True, False]
-    assert len(world._fission_watch.states) == 3
+    assert len(world._fission_monitor.states) == 3
 
 
 @pytest.mark.parametrize(

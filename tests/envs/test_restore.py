@@ -7,8 +7,8 @@ import pytest
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.envs.restore import (
     TASK_KEY,
+    make_restorable,
     replay,
-    restorable,
     without_task,
 )
 from fission_grpo.envs.wrapper import tool_methods
@@ -52,7 +52,7 @@ def test_public_methods_are_the_tools():
 
 
 def test_reset_with_a_recovery_row_replays_the_calls_and_adds_no_observation():
-    counter = restorable(Counter, asyncio.run)()
+    counter = make_restorable(Counter, asyncio.run)()
     history = (ToolCall("add", {"amount": 1}), ToolCall("add", {"amount": 10}), ToolCall("double"))
     row = {"prompt": "new", "start": 5, TASK_KEY: task(*history)}
     assert counter.reset(**row) is None
@@ -60,7 +60,7 @@ def test_reset_with_a_recovery_row_replays_the_calls_and_adds_no_observation():
 
 
 def test_reset_with_the_users_own_row_is_untouched():
-    counter = restorable(Counter, asyncio.run)()
+    counter = make_restorable(Counter, asyncio.run)()
     assert counter.reset(start=3) == "starts at 3"
     assert type(counter) is Counter
 
@@ -92,7 +92,7 @@ def test_tools_cannot_change_the_recorded_arguments():
             return 0
 
     call = ToolCall("take", {"items": [1, 2]})
-    replay(restorable(Taker, asyncio.run)(), [past(call)], asyncio.run)
+    replay(make_restorable(Taker, asyncio.run)(), [past(call)], asyncio.run)
     assert call.arguments == {"items": [1, 2]}
 
 
@@ -102,8 +102,8 @@ def test_environment_whose_reset_cannot_be_replaced_is_named():
 
         def reset(self): ...
 
-    with pytest.raises(TypeError, match="Slotted does not let `_fission_watch` be replaced"):
-        restorable(Slotted, asyncio.run)()
+    with pytest.raises(TypeError, match="Slotted does not let `_fission_monitor` be replaced"):
+        make_restorable(Slotted, asyncio.run)()
 
 
 def test_reward_functions_see_the_users_columns_only():

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from fission_grpo.core.errors import InfrastructureError
-from fission_grpo.core.types import UNREADABLE, Task, ToolCall, ToolResult
-from fission_grpo.envs.restore import TASK_KEY, make_call, restorable
-from fission_grpo.envs.wrapper import Limits, tool_methods, watch
+from fission_grpo.core.types import PARSE_ERROR, Task, ToolCall, ToolResult
+from fission_grpo.envs.restore import TASK_KEY, make_call, make_restorable
+from fission_grpo.envs.wrapper import ToolLimits, monitor_tools, tool_methods
 
 
 class Odd:
@@ -79,7 +79,7 @@ class Kept(Odd):
 
 
 def odd(cls=Odd, **limits):
-    environment = restorable(cls, asyncio.run, limits=Limits(**({"seconds": 0.1} | limits)))()
+    environment = make_restorable(cls, asyncio.run, limits=ToolLimits(**({"seconds": 0.1} | limits)))()
     environment.reset()
     return environment
 
@@ -91,7 +91,7 @@ def call(environment, name, **arguments):
 def test_what_a_tool_raises_is_an_error_of_the_policys():
     world = odd()
     assert call(world, "raises").content == str({"error": str(KeyError("gone"))})
-    assert world._fission_watch.broken is None
+    assert world._fission_monitor.broken is None
 
 
 @pytest.mark.parametrize("name", ["hangs", "hangs_stubbornly", "sleeps"])
@@ -102,7 +102,7 @@ def test_a_tool_that_hangs_is_stopped_and_the_episode_is_not_judged(name):
     assert time.monotonic() - began < 2
     assert result.error == f"{name} was stopped after 0.1 s"
     assert world.get_reward() is None
-    assert world._fission_watch.counts == {"timeouts": 1}
+    assert world._fission_monitor.counts == {"timeouts": 1}
     assert call(world, "add", item="x").error == result.error  # nothing runs in a broken world
     assert world.kept == []
     world.reset()
@@ -129,7 +129,7 @@ def test_ten_megabytes_are_cut_and_say_so():
 def test_results_that_are_no_text_become_text_and_content_blocks_stay():
     world = odd()
     assert call(world, "thing").content == "{1, 2}"
-    assert world._fission_watch.counts == {"unserialisable": 1}
+    assert world._fission_monitor.counts == {"unserialisable": 1}
     assert world.numbers() == "[1, 2]"
     assert world.picture() == [{"type": "text", "text": "a picture"}]
 
@@ -144,12 +144,12 @@ def test_infrastructure_is_no_failure_of_the_policys():
     world = odd()
     assert call(world, "offline").error == "connection lost"
     assert world.get_reward() is None
-    assert world._fission_watch.counts == {"out_of_order": 1}
+    assert world._fission_monitor.counts == {"out_of_order": 1}
 
 
 def test_a_call_nobody_could_read_is_refused_with_the_reason():
     world = odd()
-    result = call(world, "add", **{UNREADABLE: "unclosed <tool_call>"})
+    result = call(world, "add", **{PARSE_ERROR: "unclosed <tool_call>"})
     assert result.error == "unclosed <tool_call>"
     assert world.kept == []
 
@@ -159,10 +159,10 @@ def test_a_state_is_kept_from_the_start_and_after_every_call():
     call(world, "add", item="a")
     call(world, "raises")
     call(world, "add", item="b")
-    assert world._fission_watch.states == [[], ["a"], ["a"], ["a", "b"]]
+    assert world._fission_monitor.states == [[], ["a"], ["a"], ["a", "b"]]
     world.reset()
-    assert len(world._fission_watch.states) == 1
-    assert odd()._fission_watch.states == []
+    assert len(world._fission_monitor.states) == 1
+    assert odd()._fission_monitor.states == []
 
 
 def test_a_snapshot_that_fails_is_counted_once_and_training_goes_on():
@@ -172,25 +172,25 @@ def test_a_snapshot_that_fails_is_counted_once_and_training_goes_on():
 
     world = odd(Broken)
     assert call(world, "add", item="a").content == "1 kept"
-    assert (world._fission_watch.states, world._fission_watch.counts) == ([], {"snapshot_failed": 1})
+    assert (world._fission_monitor.states, world._fission_monitor.counts) == ([], {"snapshot_failed": 1})
 
 
 @pytest.mark.parametrize("state", [["a"], None])
 def test_a_recovery_task_begins_where_the_failed_turn_ended(state):
-    make = restorable(Kept, asyncio.run, lambda task_id: state if task_id == "x" else None)
+    make = make_restorable(Kept, asyncio.run, lambda task_id: state if task_id == "x" else None)
     world = make()
     history = (ToolResult(ToolCall("add", {"item": "a"}), "1 kept"),)
     assert world.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)}) is None
     assert world.kept == ["a"]
-    assert world._fission_watch.counts["restored" if state else "replayed"] == 1
-    assert world._fission_watch.states == [["a"]]
+    assert world._fission_monitor.counts["restored" if state else "replayed"] == 1
+    assert world._fission_monitor.states == [["a"]]
 
 
 def test_replaying_what_now_answers_otherwise_is_counted():
     world = odd()
     history = (ToolResult(ToolCall("add", {"item": "a"}), "7 kept"),)
     world.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)})
-    assert world._fission_watch.counts["replay_mismatches"] == 1
+    assert world._fission_monitor.counts["replay_mismatches"] == 1
 
 
 def test_tools_look_the_same_when_watched():
@@ -201,7 +201,7 @@ def test_tools_look_the_same_when_watched():
     from fission_grpo.envs.desk.env import Desk
 
     plain, watched = Desk(), Desk()
-    watch(watched, Limits())
+    monitor_tools(watched, ToolLimits())
     for name, tool in tool_methods(plain).items():
         other = tool_methods(watched)[name]
         assert get_json_schema(other) == get_json_schema(tool)
@@ -209,7 +209,7 @@ def test_tools_look_the_same_when_watched():
 
 
 def test_watched_tools_stay_bound_methods_with_their_own_signature():
-    odd = restorable(Odd, asyncio.run)()
+    odd = make_restorable(Odd, asyncio.run)()
     for name in ("add", "sleeps", "reset", "get_reward"):  # TRL before 1.15 takes no others
         assert inspect.ismethod(getattr(odd, name)), name
     assert str(inspect.signature(odd.add)) == "(item: str) -> str"
@@ -227,6 +227,6 @@ def test_a_static_method_is_watched_too():
             return f"{item} kept"
 
     static = Static()
-    seen = watch(static, Limits(characters=3))
+    seen = monitor_tools(static, ToolLimits(characters=3))
     assert static.add("pen") == "pen... [cut: 8 characters]"
     assert seen.counts["cut"] == 1

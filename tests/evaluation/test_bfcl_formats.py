@@ -38,7 +38,7 @@ from fission_grpo.evaluation.bfcl.decoding import (
 )
 from fission_grpo.evaluation.bfcl.formats import new_dialogue, schema_of
 from fission_grpo.evaluation.bfcl.results import write_result_files
-from fission_grpo.evaluation.bfcl.run_case import play_case, play_single
+from fission_grpo.evaluation.bfcl.run_case import run_case, run_single_turn
 from fission_grpo.inference.base import Reply
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -73,7 +73,7 @@ def test_prompts_results_and_rows_are_the_official_handlers(number, tmp_path):
     asked, official = ASKED["cases"][number], ANSWERED["cases"][number]
     case = case_of(asked["id"])
     single = case.category not in MULTI_TURN
-    play = play_single(case, asked["format"]) if single else play_case(case, asked["format"])
+    play = run_single_turn(case, asked["format"]) if single else run_case(case, asked["format"])
     record, prompts = played(play, asked["replies"])
     assert [prompt[-ASKED["tails"] :] for prompt in prompts] == [tail for _, _, tail in official["prompts"]]
     hashes = [[hashlib.sha256(prompt.encode()).hexdigest(), len(prompt)] for prompt in prompts]

@@ -18,7 +18,7 @@ from fission_grpo.evaluation.bfcl.results import (
     result_path,
     write_result_files,
 )
-from fission_grpo.evaluation.bfcl.run_case import play_single
+from fission_grpo.evaluation.bfcl.run_case import run_single_turn
 from fission_grpo.inference.base import Reply
 
 
@@ -107,7 +107,7 @@ def test_a_missing_result_file_is_named(tmp_path):
 
 
 def single(category, reply, format="qwen-fc", number=0):
-    going = play_single(single_turn_cases(category)[number], format)
+    going = run_single_turn(single_turn_cases(category)[number], format)
     next(going)
     with pytest.raises(StopIteration) as end:
         going.send(Reply(reply))

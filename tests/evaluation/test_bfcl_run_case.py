@@ -17,11 +17,11 @@ from bfcl_support import BROKEN, CASE, FUND, INFO, call, play, verdicts
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.envs.bfcl.judge import write_call
 from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases
-from fission_grpo.envs.bfcl.state import new_world
+from fission_grpo.envs.bfcl.state import new_state
 from fission_grpo.evaluation.bfcl.formats import FORMATS
-from fission_grpo.evaluation.bfcl.run_case import execute, hidden_names, play_case, scripted_calls
+from fission_grpo.evaluation.bfcl.run_case import execute, hidden_names, run_case, scripted_calls
 from fission_grpo.evaluation.records import to_line
-from fission_grpo.evaluation.runner import play_all
+from fission_grpo.evaluation.runner import run_cases
 from fission_grpo.inference.base import Reply
 
 
@@ -46,7 +46,7 @@ def test_plays_run_side_by_side():
             return [Reply("Done." if d else (INFO, FUND)[t]) for t, d in zip(turns, done, strict=True)]
 
     records = []
-    play_all(Policy(), (lambda: play_case(CASE) for _ in range(3)), in_flight=2, done=records.append)
+    run_cases(Policy(), (lambda: run_case(CASE) for _ in range(3)), in_flight=2, done=records.append)
     assert [record.success for record in records] == [True] * 3
 
 
@@ -153,14 +153,14 @@ def test_a_lost_reply_makes_the_case_missing_not_wrong():
 
 def test_an_unknown_mode_or_format_is_refused():
     with pytest.raises(ValueError, match="no mode 'lenient'; there are strict, told"):
-        next(play_case(CASE, mode="lenient"))
+        next(run_case(CASE, mode="lenient"))
     with pytest.raises(ValueError, match="no BFCL format 'hermes'; there are qwen-fc, qwen-prompting, chat"):
-        next(play_case(CASE, "hermes"))
+        next(run_case(CASE, "hermes"))
 
 
 def test_a_function_name_before_a_bracket_in_a_text_is_rewritten_as_officially():
     files = {"GorillaFileSystem": {"root": {"w": {"type": "directory", "contents": {}}}}}
-    world = new_world(["GorillaFileSystem"], files)
+    world = new_state(["GorillaFileSystem"], files)
     hidden = hidden_names(world, "multi_turn_base_0")
     said = execute(world, "echo(content='please sort (all)')", hidden)
     variable = "Qwen_Qwen3_8B_multi_turn_base_0_GorillaFileSystem_instance"
@@ -169,7 +169,7 @@ def test_a_function_name_before_a_bracket_in_a_text_is_rewritten_as_officially()
 
 
 def test_calls_as_arguments_are_made_and_nothing_else_is_looked_up():
-    world = new_world(["MathAPI"], {})
+    world = new_state(["MathAPI"], {})
     hidden = hidden_names(world, "x")
     inner = json.loads(execute(world, "add(a=1, b=2)", hidden))
     assert inner == {"result": 3}

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from trainer_support import Spy, desk_trainer, history, journal
+from trainer_support import Spy, desk_trainer, events, history
 
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.envs.desk.env import Desk
@@ -81,7 +81,7 @@ def test_unreadable_call_is_told_within_the_episode_and_fissioned(tmp_path):
     trainer.train()
     assert history(trainer, "fission/kind/unparsed") == [16.0]
     assert len(trainer.cycles[0][0]) > 1  # a second turn was sampled
-    for line in journal(tmp_path, "pushed"):
+    for line in events(tmp_path, "pushed"):
         assert line["failed"] == MALFORMED
         assistant, told = line["prompt"][-2:]
         assert assistant["content"] == MALFORMED
@@ -96,7 +96,7 @@ def test_with_watch_off_an_unreadable_call_ends_the_episode_as_in_trl(tmp_path):
 
 
 def test_judged_by_the_turn_nothing_is_sampled_after_the_corrective_turn(tmp_path):
-    trainer = desk_trainer(tmp_path, Recorder, max_steps=6, judge_recovery="turn")
+    trainer = desk_trainer(tmp_path, Recorder, max_steps=6, recovery_scope="turn")
     trainer.train()
     seen = 0
     for (sampled, _), (contexts, _, rewards) in zip(trainer.cycles, trainer.seen, strict=True):
@@ -105,12 +105,12 @@ def test_judged_by_the_turn_nothing_is_sampled_after_the_corrective_turn(tmp_pat
             assert len(sampled) == 1
             assert set(rewards) <= {0.0, 1.0}
     assert seen
-    recovered = journal(tmp_path, "recovered")
+    recovered = events(tmp_path, "recovered")
     assert any("[" in text for line in recovered for text in line["completions"])  # the calls were made, and answered
 
 
 def test_a_corrective_turn_that_does_the_right_thing_is_resolved_and_one_that_repeats_the_error_is_not(tmp_path):
-    trainer = desk_trainer(tmp_path, Recorder, max_steps=2, judge_recovery="turn", recover_trigger=2)
+    trainer = desk_trainer(tmp_path, Recorder, max_steps=2, recovery_scope="turn", min_buffered=2)
     call = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
     trainer.script = [call % ("move_file", '{"name": "nothing.txt", "folder": "work"}')] * 16
     trainer.train()
@@ -120,21 +120,21 @@ def test_a_corrective_turn_that_does_the_right_thing_is_resolved_and_one_that_re
     assert history(trainer, "recovery/rate") == [0.0]
 
 
-@pytest.mark.parametrize(("branch", "most"), [("first", 1), ("every", 3)])
-def test_every_failing_turn_can_be_branched_from(tmp_path, branch, most):
-    trainer = desk_trainer(tmp_path, max_steps=1, branch=branch)
+@pytest.mark.parametrize(("failure_turn", "most"), [("first", 1), ("every", 3)])
+def test_every_failing_turn_can_be_branched_from(tmp_path, failure_turn, most):
+    trainer = desk_trainer(tmp_path, max_steps=1, failure_turn=failure_turn)
     trainer.train()
     per_root = {}
     for item in trainer.fission.buffer:
         per_root.setdefault(item.task.root, []).append(len(item.task.history))
     assert all(len(lengths) <= most and lengths == sorted(set(lengths)) for lengths in per_root.values())
-    assert (max(map(len, per_root.values())) > 1) == (branch == "every")
+    assert (max(map(len, per_root.values())) > 1) == (failure_turn == "every")
 
 
 def test_recoveries_of_recoveries_are_counted(tmp_path):
     trainer = desk_trainer(tmp_path, max_steps=6, max_depth=2)
     trainer.train()
-    pushed = [line["depth"] for line in journal(tmp_path, "pushed")]
+    pushed = [line["depth"] for line in events(tmp_path, "pushed")]
     assert pushed.count(2) == sum(history(trainer, "fission/pushed_depth_2")) > 0
     assert max(pushed) == 2
 
@@ -148,10 +148,10 @@ def test_worlds_come_back_by_snapshot_where_there_is_one_and_the_replay_agrees(t
         trainer = desk_trainer(tmp_path / name, factory=factory, max_steps=4)
         trainer.train()
         runs[name] = trainer
-    assert history(runs["snapshot"], "fission/world/restored")
-    assert not history(runs["snapshot"], "fission/world/replayed")
-    assert history(runs["replay"], "fission/world/replayed")
-    assert sum(history(runs["replay"], "fission/world/replay_mismatches")) == 0
+    assert history(runs["snapshot"], "env/restored")
+    assert not history(runs["snapshot"], "env/replayed")
+    assert history(runs["replay"], "env/replayed")
+    assert sum(history(runs["replay"], "env/replay_mismatches")) == 0
     assert history(runs["snapshot"], "loss") == history(runs["replay"], "loss")
 
 
@@ -162,8 +162,8 @@ def test_a_snapshot_that_cannot_be_restored_is_counted_and_replay_does_instead(t
 
     trainer = desk_trainer(tmp_path / "rusty", factory=Rusty, max_steps=4)
     trainer.train()
-    failed = history(trainer, "fission/world/restore_failed")
-    assert failed == history(trainer, "fission/world/replayed")
+    failed = history(trainer, "env/restore_failed")
+    assert failed == history(trainer, "env/replayed")
     assert sum(failed) > 0
 
 
@@ -180,12 +180,12 @@ def test_a_broken_world_costs_its_own_rollout_only(tmp_path):
     trainer = desk_trainer(tmp_path, factory=Flaky, max_steps=1)
     trainer.train()
     assert history(trainer, "fission/infrastructure") == [2.0]
-    assert history(trainer, "fission/world/out_of_order") == [2.0]
-    assert None not in [line["reward"] for line in journal(tmp_path, "pushed")]
+    assert history(trainer, "env/broken") == [2.0]
+    assert None not in [line["reward"] for line in events(tmp_path, "pushed")]
 
 
 def test_checkpoint_keeps_share_and_odds(tmp_path):
-    fields = {"save_strategy": "steps", "save_steps": 2, "adaptive_share": True, "buffer_order": "variance"}
+    fields = {"save_strategy": "steps", "save_steps": 2, "adaptive_recovery_ratio": True, "buffer_order": "variance"}
     straight = desk_trainer(tmp_path / "a", max_steps=4, **fields)
     straight.train()
     resumed = desk_trainer(tmp_path / "b", max_steps=4, **fields)

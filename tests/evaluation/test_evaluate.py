@@ -11,7 +11,7 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import first_call, make_rows, solution
 from fission_grpo.evaluation.evaluate import ScriptedPolicy, eval_line, evaluate
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.records import (
     CallRecord,
     CaseRecord,
@@ -85,7 +85,7 @@ def test_an_error_followed_by_the_right_call_is_a_recovery():
 def test_the_same_call_again_is_a_retry():
     (case,) = run(add(1), add(1), add(1), "Sorry.")
     assert counts(case) == (False, 3, 3, 4)
-    assert rates_of([case]).retry_loops.rate == pytest.approx(2 / 3)
+    assert compute_metrics([case]).retry_loops.rate == pytest.approx(2 / 3)
 
 
 def test_calls_of_the_last_turn_are_not_made_as_in_trl():
@@ -139,8 +139,8 @@ def test_the_reference_policy_solves_every_desk_task_and_the_first_guess_half_of
         row = by_request[dialogue[0]["content"]]
         return "Done." if len(dialogue) > 1 else render_call(first_call(row))
 
-    assert rates_of(evaluate(ScriptedPolicy(reference), Desk, rows)).success.rate == 1.0
-    rates = rates_of(evaluate(ScriptedPolicy(guess), Desk, rows))
+    assert compute_metrics(evaluate(ScriptedPolicy(reference), Desk, rows)).success.rate == 1.0
+    rates = compute_metrics(evaluate(ScriptedPolicy(guess), Desk, rows))
     assert (rates.success.rate, rates.recovery.of, rates.recovery.hits) == (0.5, 16, 0)
 
 
@@ -152,10 +152,10 @@ def test_a_broken_world_is_no_failure_and_counts_nowhere():
     other = {**ROW, "id": "b"}
     cases = run(add(2), "Done.", make=Flaky) + run(add(2), "Done.", rows=[other])
     assert [case.missing for case in cases] == ["connection lost", None]
-    rates = rates_of(cases)
+    rates = compute_metrics(cases)
     assert (rates.judged, rates.success.rate, rates.missing) == (1, 1.0, 1)
     with pytest.raises(ValueError, match=r"none of 1 cases could be judged.*connection lost"):
-        eval_line(rates_of(cases[:1]), "flaky", 0)
+        eval_line(compute_metrics(cases[:1]), "flaky", 0)
 
 
 def test_each_row_may_have_an_environment_of_its_own():
@@ -208,7 +208,7 @@ def test_a_line_of_eval_jsonl_has_what_reports_read():
         return CaseRecord(name, "", (TurnRecord((StepRecord("", calls),), success),), success)
 
     # 2 of 3 succeed; 2 have errors, 1 of them succeeds; 3 errors, 1 of them repeated
-    rates = rates_of([case("a", True, None), case("b", True, "odd"), case("c", False, "odd", "odd")])
+    rates = compute_metrics([case("a", True, None), case("b", True, "odd"), case("c", False, "odd", "odd")])
     line = json.loads(eval_line(rates, "base", 4, 99))
     assert (line["name"], line["step"], line["generated_tokens"], line["tasks"]) == ("base", 4, 99, 3)
     assert (line["error_cases"], line["recovered"], line["errors"], line["recovery_rate"]) == (2, 1, 3, 0.5)
@@ -218,10 +218,10 @@ def test_a_line_of_eval_jsonl_has_what_reports_read():
 
 
 def test_without_any_error_the_recovery_rate_is_none_not_zero():
-    line = json.loads(eval_line(rates_of(run(add(2), "Done.")), "base", 0))
+    line = json.loads(eval_line(compute_metrics(run(add(2), "Done.")), "base", 0))
     assert (line["recovery_rate"], line["recovery_ci"], line["retry_loop_rate"]) == (None, None, None)
     with pytest.raises(ValueError, match="none of 0 cases"):
-        eval_line(rates_of([]), "nothing", 0)
+        eval_line(compute_metrics([]), "nothing", 0)
 
 
 @pytest.mark.parametrize("prompt", [None, "text", [], 3])

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.intervals import difference_interval, ratio_interval, wilson
 from fission_grpo.evaluation.metrics import (
-    rates_json,
-    rates_of,
-    rates_table,
+    compute_metrics,
+    metrics_json,
+    metrics_table,
     retry_loops,
     steps_to_recovery,
-    tally,
+    summarize,
     turn_recovery,
 )
 from fission_grpo.evaluation.records import (
@@ -80,7 +80,7 @@ def groups(found):
 
 
 def test_success_and_case_recovery_are_over_the_judged_cases_and_those_with_an_error_of_their_own():
-    rates = rates_of(RECORDS)
+    rates = compute_metrics(RECORDS)
     assert (rates.cases, rates.judged, rates.unjudged, rates.missing) == (9, 7, 1, 1)
     assert rates.missing_reasons == {"endpoint down": 1}
     assert (counts(rates.success), counts(rates.flawless)) == ((4, 7), (1, 7))
@@ -90,23 +90,23 @@ def test_success_and_case_recovery_are_over_the_judged_cases_and_those_with_an_e
 
 
 def test_injected_errors_are_counted_apart_from_the_policys_own():
-    rates = rates_of(RECORDS)
+    rates = compute_metrics(RECORDS)
     assert (rates.own_errors, rates.injected_errors) == (1 + 2 + 3 + 1 + 1, 2)
     assert counts(rates.injected_only) == (1, 1)  # "both" has an error of its own
-    alone = rates_of([RECORDS[5]])
+    alone = compute_metrics([RECORDS[5]])
     assert (counts(alone.recovery), alone.recovery.rate, counts(alone.flawless)) == ((0, 0), None, (0, 1))
 
 
 def test_a_turn_counts_for_recovery_only_after_a_valid_prefix_and_if_it_was_judged():
     # one error: (1, 1); never: (0, 1); late: turn 2 (1), turn 3 (0); both: (1, 1); foreign: unjudged
-    assert counts(rates_of(RECORDS).turn_recovery) == (3, 5)
+    assert counts(compute_metrics(RECORDS).turn_recovery) == (3, 5)
     after_a_wrong_turn = case("x", (fine(),), (bad(), fine()), valid=[False, False], success=False)
-    assert turn_recovery(tally(after_a_wrong_turn)) == (0, 0)
-    assert turn_recovery(tally(case("x", (fine(),), (bad(), fine()), valid=[None, True]))) == (0, 0)
+    assert turn_recovery(summarize(after_a_wrong_turn)) == (0, 0)
+    assert turn_recovery(summarize(case("x", (fine(),), (bad(), fine()), valid=[None, True]))) == (0, 0)
 
 
 def test_cases_are_split_by_error_kind_number_of_errors_and_depth():
-    rates = rates_of(RECORDS)
+    rates = compute_metrics(RECORDS)
     assert groups(rates.by_kind) == {
         "unparsed": (0, 1, 1),
         "unknown_tool": (0, 1, 1),
@@ -124,12 +124,12 @@ def test_cases_are_split_by_error_kind_number_of_errors_and_depth():
 
 
 def test_five_errors_are_in_the_last_group():
-    rates = rates_of([case("x", tuple(bad(n=n) for n in range(5)))])
+    rates = compute_metrics([case("x", tuple(bad(n=n) for n in range(5)))])
     assert groups(rates.by_errors)["4+"] == (1, 1, 5)
 
 
 def test_categories_come_in_the_order_of_their_first_case_with_their_missing_ones():
-    base, long = rates_of(RECORDS).by_category
+    base, long = compute_metrics(RECORDS).by_category
     assert (base.name, counts(base.success), counts(base.recovery), base.errors, base.missing) == (
         "base", (2, 4), (1, 2), 3, 0,
     )  # fmt: skip
@@ -140,58 +140,58 @@ def test_categories_come_in_the_order_of_their_first_case_with_their_missing_one
 
 
 def test_a_retry_loop_is_the_same_failing_call_or_the_same_unreadable_text_at_once_again():
-    assert retry_loops(tally(case("x", (bad(n=1), bad(n=1), bad(n=1), fine(n=2))))) == (2, 3)
-    assert retry_loops(tally(case("x", (bad(n=1), fine(n=1), bad(n=1))))) == (0, 2)  # it worked in between
-    assert retry_loops(tally(case("x", (bad(n=1), bad(n=True), bad("g", n=True))))) == (0, 3)  # 1 is not true
-    assert retry_loops(tally(case("x", (bad(a=1, b=2),), (bad(b=2, a=1),)))) == (1, 2)  # across user turns
-    assert retry_loops(tally(case("x", ("<tool_call>{", "<tool_call>{", "<tool_call>[")))) == (1, 3)
-    assert retry_loops(tally(case("x", (bad(), bad(injected=True))))) == (0, 1)
-    assert counts(rates_of(RECORDS).retry_loops) == (1, 8)  # of "never"
+    assert retry_loops(summarize(case("x", (bad(n=1), bad(n=1), bad(n=1), fine(n=2))))) == (2, 3)
+    assert retry_loops(summarize(case("x", (bad(n=1), fine(n=1), bad(n=1))))) == (0, 2)  # it worked in between
+    assert retry_loops(summarize(case("x", (bad(n=1), bad(n=True), bad("g", n=True))))) == (0, 3)  # 1 is not true
+    assert retry_loops(summarize(case("x", (bad(a=1, b=2),), (bad(b=2, a=1),)))) == (1, 2)  # across user turns
+    assert retry_loops(summarize(case("x", ("<tool_call>{", "<tool_call>{", "<tool_call>[")))) == (1, 3)
+    assert retry_loops(summarize(case("x", (bad(), bad(injected=True))))) == (0, 1)
+    assert counts(compute_metrics(RECORDS).retry_loops) == (1, 8)  # of "never"
 
 
 def test_steps_to_recovery_end_with_the_user_turn():
     quiet = TurnRecord((*steps(bad()), StepRecord("sorry"), *steps(fine())))
-    assert steps_to_recovery(tally(CaseRecord("x", turns=(quiet,)))) == [2]
+    assert steps_to_recovery(summarize(CaseRecord("x", turns=(quiet,)))) == [2]
     half = TurnRecord((*steps(bad()), StepRecord(calls=(fine(), bad(injected=True))), *steps(fine())))
-    assert steps_to_recovery(tally(CaseRecord("x", turns=(half,)))) == [2]  # the middle step is not free of errors
-    assert steps_to_recovery(tally(case("x", (bad(),), (fine(),)))) == []
-    waits = rates_of(RECORDS).steps_to_recovery
+    assert steps_to_recovery(summarize(CaseRecord("x", turns=(half,)))) == [2]  # the middle step is not free of errors
+    assert steps_to_recovery(summarize(case("x", (bad(),), (fine(),)))) == []
+    waits = compute_metrics(RECORDS).steps_to_recovery
     assert (waits.recovered, waits.of) == (4, 8)  # one error: 1; late: 2 and 1; both: 1
     assert (waits.mean, waits.median) == (1.25, 1.0)
 
 
 def test_errors_per_call_are_over_calls_and_unreadable_replies_without_injected_errors():
     # attempts: 1 + 1 + 2 + 2 + 5 + (2 - 1) + (3 - 1) + 2
-    assert counts(rates_of(RECORDS).errors_per_call) == (8, 16)
+    assert counts(compute_metrics(RECORDS).errors_per_call) == (8, 16)
 
 
 def test_mean_tokens_are_per_played_case_and_unknown_without_any():
     told = CaseRecord("x", turns=(TurnRecord((StepRecord(tokens=30), StepRecord(tokens=10))),), success=True)
-    assert rates_of([told, case("y", (fine(),)), RECORDS[7]]).mean_tokens == 20
-    assert rates_of(RECORDS).mean_tokens is None
+    assert compute_metrics([told, case("y", (fine(),)), RECORDS[7]]).mean_tokens == 20
+    assert compute_metrics(RECORDS).mean_tokens is None
 
 
 def test_an_error_in_a_step_with_unreadable_and_good_calls_is_counted_once_each():
     step = StepRecord("text", (fine(), bad(kind=None)), unread="one is not JSON")
-    found = tally(CaseRecord("x", turns=(TurnRecord((step,)),)))
+    found = summarize(CaseRecord("x", turns=(TurnRecord((step,)),)))
     assert [attempt.kind for attempt in found.attempts] == [None, ErrorKind.RAISED, ErrorKind.UNPARSED]
 
 
 def test_rates_over_nothing_are_none_and_the_table_shows_dashes():
-    rates = rates_of([])
-    written = rates_json(rates)
+    rates = compute_metrics([])
+    written = metrics_json(rates)
     assert written["success"] == {"rate": None, "hits": 0, "of": 0, "interval": None, "method": "wilson"}
     assert (written["retry_loops"]["rate"], written["steps_to_recovery"]["mean"]) == (None, None)
-    assert "0 of 0 cases" in rates_table(rates)
+    assert "0 of 0 cases" in metrics_table(rates)
 
 
 def test_two_records_of_one_id_are_refused():
     with pytest.raises(ValueError, match="case 'a' is there 2 times"):
-        rates_of([case("a", (fine(),)), case("a", (bad(),))])
+        compute_metrics([case("a", (fine(),)), case("a", (bad(),))])
 
 
 def test_the_table_has_counts_beside_every_rate_and_aligned_columns():
-    lines = rates_table(rates_of(RECORDS)).splitlines()
+    lines = metrics_table(compute_metrics(RECORDS)).splitlines()
     assert lines[0] == "cases    9: 7 judged, 1 without a verdict, 1 missing (endpoint down: 1)"
     assert lines[1] == "errors   8 of the policy's own, 2 injected"
     rates = [re.search(r"   (\d\.\d\d|-  )", line) for line in lines if re.search(r"\d of \d", line)]
@@ -205,9 +205,9 @@ def test_the_table_has_counts_beside_every_rate_and_aligned_columns():
 def test_the_json_form_survives_json_and_records_survive_their_file(tmp_path):
     path = tmp_path / "cases.jsonl"
     path.write_text("".join(to_line(record) + "\n" for record in RECORDS))
-    rates = rates_of(read_records(path))
-    assert rates == rates_of(RECORDS)
-    written = rates_json(rates)
+    rates = compute_metrics(read_records(path))
+    assert rates == compute_metrics(RECORDS)
+    written = metrics_json(rates)
     assert json.loads(json.dumps(written, allow_nan=False)) == json.loads(json.dumps(written))
     assert written["by_kind"][3]["success"] | {"interval": 0} == {
         "rate": 2 / 3, "hits": 2, "of": 3, "interval": 0, "method": "wilson",
@@ -270,7 +270,7 @@ case_lists = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(case_lists)
 def test_whatever_the_records_nothing_is_counted_twice_and_every_rate_lies_in_its_interval(records):
-    rates = rates_of(records)
+    rates = compute_metrics(records)
     assert rates.judged + rates.unjudged + rates.missing == rates.cases
     played = [record for record in records if record.missing is None]
     assert rates.own_errors + rates.injected_errors == sum(step.errors for record in played for step in record.steps)
@@ -289,5 +289,5 @@ def test_whatever_the_records_nothing_is_counted_twice_and_every_rate_lies_in_it
             low, high = share.interval
             assert 0 <= low <= high <= 1
             assert share.method == "bootstrap" or low <= share.rate <= high
-    json.dumps(rates_json(rates), allow_nan=False)
-    assert rates_table(rates)
+    json.dumps(metrics_json(rates), allow_nan=False)
+    assert metrics_table(rates)

@@ -7,7 +7,7 @@ import pytest
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.types import ErrorKind, Task, ToolCall
-from fission_grpo.evaluation.episodes import play_step
+from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.records import CASES, read_records
 from fission_grpo.evaluation.run import Manifest, Progress, evaluate_run
 from fission_grpo.inference.base import Reply
@@ -26,7 +26,7 @@ def task(name, city):
 
 
 def plays(*cities):
-    return {city: lambda city=city: play_step(task(city, city)) for city in cities}
+    return {city: lambda city=city: run_step(task(city, city)) for city in cities}
 
 
 class Writer:

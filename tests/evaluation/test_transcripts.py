@@ -7,7 +7,7 @@ import types
 import pytest
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.records import CaseRecord, read_records, to_line
 from fission_grpo.evaluation.transcripts import read_traces
 
@@ -179,7 +179,7 @@ def test_unknown_tools_count_and_the_rates_of_a_file_come_out(tmp_path):
         {"messages": failing},
     ]
     records = read_traces(write(tmp_path, *rows))
-    rates = rates_of(records)
+    rates = compute_metrics(records)
     assert (rates.recovery.hits, rates.recovery.of, rates.unjudged, rates.own_errors) == (1, 2, 1, 3)
     assert {group.name: group.success.of for group in rates.by_kind}["unknown_tool"] == 2
     assert rates.turn_recovery.rate is None  # nobody judged the turns

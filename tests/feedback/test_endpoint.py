@@ -15,11 +15,11 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.core.types import ErrorKind
-from fission_grpo.feedback.dataset import instance, write_instances
-from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
+from fission_grpo.feedback.dataset import instance, write_examples
+from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
-from fission_grpo.feedback.request import Enquiry
-from fission_grpo.feedback.sources import Answer, chain_of
+from fission_grpo.feedback.request import FeedbackRequest
+from fission_grpo.feedback.sources import Diagnosis, make_chain
 from fission_grpo.inference.endpoint import EndpointError
 
 KEY = "sk-x7very-secret-0123456789"
@@ -33,7 +33,7 @@ def server():
 
 def test_a_diagnosis_comes_from_the_simulators_prompt_and_its_cost_is_counted(server):
     with source_of(server, prompt_price=10.0, completion_price=100.0) as source:
-        assert answers_of(source) == [Answer(SAID)]
+        assert answers_of(source) == [Diagnosis(SAID)]
         seconds = dict(source.totals())["simulator/seconds"]
         assert source.counts() == {
             "simulator/asked": 1,
@@ -55,10 +55,10 @@ def test_a_diagnosis_comes_from_the_simulators_prompt_and_its_cost_is_counted(se
 def test_failures_of_form_are_left_to_the_next_source_and_never_sent(server):
     kinds = (ErrorKind.UNPARSED, ErrorKind.TRUNCATED, ErrorKind.OUT_OF_TURNS)
     with source_of(server) as source:
-        assert answers_of(source, *(failure_of(kind=kind) for kind in kinds)) == [Answer(None)] * 3
+        assert answers_of(source, *(failure_of(kind=kind) for kind in kinds)) == [Diagnosis(None)] * 3
         assert source.counts() == {}
-        told = Enquiry([failure_of(kind=ErrorKind.TRUNCATED)], (source, *chain_of("rules"))).feedback()
-    assert (told[0].source, told[0].vain) == ("rules", ())
+        told = FeedbackRequest([failure_of(kind=ErrorKind.TRUNCATED)], (source, *make_chain("rules"))).feedback()
+    assert (told[0].source, told[0].rejected) == ("rules", ())
     assert server.asked == []
 
 
@@ -66,9 +66,9 @@ def test_a_wrong_key_or_model_fails_at_the_start_with_what_to_mend(server, monke
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ValueError, match="OPENAI_API_KEY is not set"):
-        EndpointSource("small")
+        EndpointFeedback("small")
     with pytest.raises(ValueError, match="write it like http://localhost:8000/v1"):
-        EndpointSource("small", "localhost:8000")
+        EndpointFeedback("small", "localhost:8000")
     for status, said in (
         (401, "set the right key in the environment variable OPENAI_API_KEY"),
         (404, "no such model"),
@@ -93,13 +93,13 @@ def test_a_wrong_key_or_model_fails_at_the_start_with_what_to_mend(server, monke
 )
 def test_options_that_cannot_be_fail_at_once(options, said):
     with pytest.raises(ValueError, match=said):
-        SimulatorOptions(**options)
+        FeedbackModelOptions(**options)
 
 
 def test_a_key_given_as_the_variables_name_is_refused_and_not_shown():
     for key in (KEY, "hf_abcdefghijkl"):
         with pytest.raises(ValueError, match="put the key itself into that variable") as error:
-            SimulatorOptions(key_variable=key)
+            FeedbackModelOptions(key_variable=key)
         assert key not in str(error.value)
 
 
@@ -108,7 +108,7 @@ def test_the_key_is_sent_and_stands_nowhere_else(server, monkeypatch, caplog, tm
     caplog.set_level(logging.DEBUG)
     server.faults = ["tell key", None]
     with source_of(server, key_variable="MY_KEY", cache=str(tmp_path)) as source:
-        feedback = Enquiry([failure_of(1), failure_of(2)], (source,)).feedback(20)
+        feedback = FeedbackRequest([failure_of(1), failure_of(2)], (source,)).feedback(20)
         seen = [repr(feedback), repr(source), repr(source.options), source.report(), repr(source.counts())]
     assert {one["authorization"] for one in server.headers} == {f"Bearer {KEY}"}
     assert sorted(one.source for one in feedback) == ["endpoint", "fixed"]
@@ -121,7 +121,7 @@ def test_no_more_requests_are_under_way_than_allowed_and_equal_ones_are_sent_onc
     server.faults = lambda number: "slow"
     with source_of(server, concurrency=4) as source:
         said = answers_of(source, *(failure_of(number % 6) for number in range(18)))
-        assert said == [Answer(SAID)] * 18
+        assert said == [Diagnosis(SAID)] * 18
         found = source.counts()
         assert (found["simulator/requests"], found["simulator/shared"], found["simulator/answers"]) == (6, 12, 18)
     assert (len(server.asked), server.most) == (6, 4)
@@ -132,7 +132,7 @@ def test_examples_from_a_file_of_instances_are_shown(server, tmp_path):
         replace(instance(failure_of(number), "fly", "trace"), diagnosis=f"error: {number}", teacher="rules")
         for number in (7, 8, 9)
     ]
-    write_instances(tmp_path / "train.jsonl", made)
+    write_examples(tmp_path / "train.jsonl", made)
     with source_of(server, shots=str(tmp_path / "train.jsonl"), shots_used=2) as source:
         answers_of(source)
     roles = [message["role"] for message in server.asked[0]["messages"]]
@@ -151,8 +151,8 @@ def test_close_ends_what_is_under_way_and_whoever_asks_later_is_told(server):
         time.sleep(0.01)
     source.close()
     source.close()
-    assert [future.result(timeout=5) for future in futures] == [Answer(None, "closed")] * 2
-    assert answers_of(source) == [Answer(None, "closed")]
+    assert [future.result(timeout=5) for future in futures] == [Diagnosis(None, "closed")] * 2
+    assert answers_of(source) == [Diagnosis(None, "closed")]
     assert source.counts()["simulator/no/closed"] == 3
     assert "endpoint" not in [thread.name for thread in set(threading.enumerate()) - before]
 

@@ -12,22 +12,22 @@ from endpoint_source_support import SAID, answers_of, failure_of, source_of
 from openai_server import OpenAIServer
 
 from fission_grpo.core.chat import recovery_id
-from fission_grpo.feedback.endpoint import DiagnosisCache
-from fission_grpo.feedback.local_model import LocalSource
-from fission_grpo.feedback.sources import Answer
+from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.feedback.local_model import LocalModelFeedback
+from fission_grpo.feedback.sources import Diagnosis
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 
 def test_what_one_process_wrote_another_reads_and_each_writes_a_file_of_its_own(tmp_path):
-    first, second = DiagnosisCache(tmp_path / "new" / "folder"), DiagnosisCache(tmp_path / "new" / "folder")
+    first, second = ResponseCache(tmp_path / "new" / "folder"), ResponseCache(tmp_path / "new" / "folder")
     first.put(A, "error: «é»\n\ud83d")
     first.put(A, "again")
     second.put(B, "two")
     assert (first.get(A), first.get(B)) == ("error: «é»\n\ud83d", None)
     first.close()
     second.close()
-    read = DiagnosisCache(tmp_path / "new" / "folder")
+    read = ResponseCache(tmp_path / "new" / "folder")
     assert (read.get(A), read.get(B), len(read), read.skipped) == ("error: «é»\n\ud83d", "two", 2, 0)
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 2
 
@@ -46,13 +46,13 @@ def test_torn_and_alien_lines_are_skipped_counted_and_told_once(tmp_path, caplog
     ]
     (tmp_path / "old.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "folder.jsonl").mkdir()
-    cache = DiagnosisCache(tmp_path)
+    cache = ResponseCache(tmp_path)
     assert (len(cache), cache.get(A), cache.skipped) == (1, "good", 7)
     assert [record.message.count("old.jsonl, line 2") for record in caplog.records] == [1]
 
 
 def test_a_full_disk_is_counted_told_once_and_texts_stay_in_memory(tmp_path, caplog):
-    cache = DiagnosisCache(tmp_path)
+    cache = ResponseCache(tmp_path)
     assert cache.path is not None
     cache.path.symlink_to("/dev/full")
     cache.put(A, "one")
@@ -60,11 +60,11 @@ def test_a_full_disk_is_counted_told_once_and_texts_stay_in_memory(tmp_path, cap
     assert (cache.get(A), cache.get(B), cache.failed) == ("one", "two", 2)
     assert ["No space left on device" in record.message for record in caplog.records] == [True]
     cache.close()
-    assert DiagnosisCache(tmp_path).skipped == 0  # and what is no file is not read
+    assert ResponseCache(tmp_path).skipped == 0  # and what is no file is not read
 
 
 def test_a_line_that_a_full_disk_has_cut_does_not_spoil_those_written_when_there_is_space_again(tmp_path):
-    cache = DiagnosisCache(tmp_path)
+    cache = ResponseCache(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -77,13 +77,13 @@ def test_a_line_that_a_full_disk_has_cut_does_not_spoil_those_written_when_there
     cache.put(C, "three")
     assert cache.failed == 1
     cache.close()
-    read = DiagnosisCache(tmp_path)
+    read = ResponseCache(tmp_path)
     assert (read.get(A), read.get(B), read.get(C), read.skipped) == ("one", None, "three", 1)
 
 
 def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("x")
-    cache = DiagnosisCache(tmp_path / "file" / "folder")
+    cache = ResponseCache(tmp_path / "file" / "folder")
     cache.put(A, "one")
     assert (cache.get(A), cache.failed) == ("one", 1)
 
@@ -97,11 +97,11 @@ def server():
 
 def test_a_resumed_run_against_a_restarted_server_asks_nothing_twice(server, tmp_path):
     with source_of(server, cache=str(tmp_path)) as source:
-        assert answers_of(source, failure_of(1), failure_of(2)) == [Answer(SAID)] * 2
-        assert answers_of(source, failure_of(1)) == [Answer(SAID)]
+        assert answers_of(source, failure_of(1), failure_of(2)) == [Diagnosis(SAID)] * 2
+        assert answers_of(source, failure_of(1)) == [Diagnosis(SAID)]
     with OpenAIServer(lambda body: "error: another text.") as restarted:
         with source_of(restarted, cache=str(tmp_path)) as source:
-            assert answers_of(source, failure_of(1), failure_of(2)) == [Answer(SAID)] * 2
+            assert answers_of(source, failure_of(1), failure_of(2)) == [Diagnosis(SAID)] * 2
             assert source.counts() == {"simulator/asked": 2, "simulator/answers": 2, "simulator/cache_hits": 2}
         assert restarted.asked == []
 
@@ -112,16 +112,16 @@ def test_without_a_folder_the_checkpoint_keeps_what_was_said(server):
     state = json.loads(json.dumps(first.state()))
     server.close()
     resumed.load_state(state)
-    assert answers_of(resumed) == said == [Answer(SAID)]
+    assert answers_of(resumed) == said == [Diagnosis(SAID)]
     assert resumed.counts()["simulator/cache_hits"] == 1
     first.close()
     resumed.close()
 
 
 def test_a_local_simulator_remembers_what_it_said_before_a_checkpoint():
-    source = LocalSource("no such model")
+    source = LocalModelFeedback("no such model")
     source.load_state({"known": [[recovery_id(failure_of()), "error: said before", None]]})
-    assert answers_of(source) == [Answer("error: said before")]
+    assert answers_of(source) == [Diagnosis("error: said before")]
     assert source.state() == {"known": [[recovery_id(failure_of()), "error: said before", None]]}
 
 
@@ -143,9 +143,9 @@ def test_another_model_prompt_or_sampling_is_another_entry(server, tmp_path):
 def test_only_usable_texts_are_kept(server, tmp_path):
     server.answer = lambda body: "<|im_start|>"
     with source_of(server, cache=str(tmp_path)) as source:
-        assert answers_of(source) == [Answer(None, "control tokens")]
+        assert answers_of(source) == [Diagnosis(None, "control tokens")]
         server.answer = lambda body: SAID
-        assert answers_of(source) == [Answer(SAID)]
+        assert answers_of(source) == [Diagnosis(SAID)]
     assert len(server.asked) == 2
 
 
@@ -166,7 +166,7 @@ def test_a_process_that_is_killed_loses_nothing_it_was_told(server, tmp_path):
 def test_a_disk_that_is_full_is_counted_in_the_sources_metrics_and_report(server, tmp_path):
     (tmp_path / "file").write_text("x")
     with source_of(server, cache=str(tmp_path / "file")) as source:
-        assert answers_of(source, failure_of(1)) == answers_of(source, failure_of(1)) == [Answer(SAID)]
+        assert answers_of(source, failure_of(1)) == answers_of(source, failure_of(1)) == [Diagnosis(SAID)]
         assert source.counts()["simulator/cache_failed"] == 1
         assert "1 writes failed" in source.report()
     assert len(server.asked) == 1

@@ -10,10 +10,10 @@ from openai_server import OpenAIServer, calls
 
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
-from fission_grpo.feedback.leak_guard import leak_in
+from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
-from fission_grpo.feedback.request import Enquiry, Feedback
-from fission_grpo.feedback.sources import FIXED_TEXT, Answer, chain_of
+from fission_grpo.feedback.request import Feedback, FeedbackRequest
+from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, make_chain
 from fission_grpo.inference.endpoint import EndpointError
 
 
@@ -49,8 +49,8 @@ def server():
 def test_what_is_no_diagnosis_falls_back_and_is_counted_by_its_reason(server, said, reason):
     server.answer = lambda body: said
     with source_of(server, tries=1) as source:
-        (feedback,) = Enquiry([failure_of()], (source, *chain_of("rules"))).feedback(20)
-        assert (feedback.source, feedback.vain) == ("rules", (("endpoint", reason),))
+        (feedback,) = FeedbackRequest([failure_of()], (source, *make_chain("rules"))).feedback(20)
+        assert (feedback.source, feedback.rejected) == ("rules", (("endpoint", reason),))
         assert source.counts()[f"simulator/no/{reason.replace(' ', '_')}"] == 1
         assert len(source._cache) == 0
 
@@ -58,16 +58,16 @@ def test_what_is_no_diagnosis_falls_back_and_is_counted_by_its_reason(server, sa
 def test_the_reference_verbatim_is_caught_by_the_leak_guard_and_counted_as_a_leak(server):
     server.answer = lambda body: 'error: use {"name": "fly", "arguments": {"to": "Oslo"}}'
     with source_of(server) as source:
-        (feedback,) = Enquiry([failure_of()], (source, *chain_of("rules"))).feedback(20)
+        (feedback,) = FeedbackRequest([failure_of()], (source, *make_chain("rules"))).feedback(20)
     assert feedback.leaked
-    assert (feedback.source, feedback.vain) == ("rules", (("endpoint", "leak"),))
+    assert (feedback.source, feedback.rejected) == ("rules", (("endpoint", "leak"),))
 
 
 def test_nobody_answers_at_a_closed_port_and_check_says_so_at_the_start():
     with OpenAIServer() as gone:
         pass
     with source_of(gone, tries=2) as source:
-        assert answers_of(source) == [Answer(None, "connection")]
+        assert answers_of(source) == [Diagnosis(None, "connection")]
         assert source.counts()["simulator/retries/connection"] == 1
         with pytest.raises(EndpointError, match="nobody answers there"):
             source.check()
@@ -105,7 +105,7 @@ def test_the_circuit_opens_after_so_many_lost_requests_and_one_probe_closes_it_a
         assert reasons == ["HTTP 503", "circuit open", "circuit open"]  # the probe failed
         server.answer = lambda body: SAID
         time.sleep(0.35)
-        assert answers_of(source, *map(failure_of, range(3))) == [Answer(SAID)] * 3
+        assert answers_of(source, *map(failure_of, range(3))) == [Diagnosis(SAID)] * 3
         found = source.counts()
     assert (found["simulator/circuit_opened"], found["simulator/no/circuit_open"]) == (1, 5)
     assert len(server.asked) == 7
@@ -120,16 +120,16 @@ def test_requests_refused_for_what_is_in_them_do_not_open_the_circuit(server):
 def test_a_step_that_cannot_wait_gives_up_and_an_endpoint_that_hangs_is_left_alone(server):
     server.faults = lambda number: "hang"
     with source_of(server, timeout=20.0, patience=20.0, circuit_after=2, concurrency=4) as source:
-        chain = (source, *chain_of("rules"))
+        chain = (source, *make_chain("rules"))
         began = time.monotonic()
-        first = Enquiry(list(map(failure_of, range(4))), chain).feedback(1.2)
+        first = FeedbackRequest(list(map(failure_of, range(4))), chain).feedback(1.2)
         assert time.monotonic() - began < 2.5
-        assert {one.vain for one in first} == {(("endpoint", "late"),)}
+        assert {one.rejected for one in first} == {(("endpoint", "late"),)}
         time.sleep(0.2)  # until the requests have been given up
         began = time.monotonic()
-        second = Enquiry(list(map(failure_of, range(4))), chain).feedback(5)
+        second = FeedbackRequest(list(map(failure_of, range(4))), chain).feedback(5)
         assert time.monotonic() - began < 1.0
-        assert {one.vain for one in second} == {(("endpoint", "circuit open"),)}
+        assert {one.rejected for one in second} == {(("endpoint", "circuit open"),)}
         assert source.counts()["simulator/no/late"] == 4
     assert len(server.asked) == 4
 
@@ -138,7 +138,7 @@ def test_a_task_of_which_no_prompt_can_be_made_costs_one_diagnosis(server):
     bad = failure_of()
     bad = replace(bad, task=replace(bad.task, prompt=({"content": "no role"},)))
     with source_of(server) as source:
-        assert answers_of(source, bad, failure_of()) == [Answer(None, "raised KeyError"), Answer(SAID)]
+        assert answers_of(source, bad, failure_of()) == [Diagnosis(None, "raised KeyError"), Diagnosis(SAID)]
         assert source.counts()["simulator/no/raised_KeyError"] == 1
 
 
@@ -163,15 +163,15 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
             for step in range(20):
                 failures = [failure_of(25 * step + number) for number in range(25)]
                 began = time.monotonic()
-                told = Enquiry(failures, (source, *chain_of("rules"))).feedback(bound)
+                told = FeedbackRequest(failures, (source, *make_chain("rules"))).feedback(bound)
                 assert time.monotonic() - began < bound + 0.5
                 assert all(
-                    one.text == FIXED_TEXT or leak_in(one.text, f) is None
+                    one.text == FIXED_TEXT or find_leak(one.text, f) is None
                     for one, f in zip(told, failures, strict=True)
                 )
                 feedback += told
             found = source.counts()
-    reasons = Counter(dict(one.vain).get("endpoint", "answered") for one in feedback)
+    reasons = Counter(dict(one.rejected).get("endpoint", "answered") for one in feedback)
     assert len(feedback) == reasons.total() == found["simulator/requests"] == 500
     assert all(isinstance(one, Feedback) and one.source in ("endpoint", "rules") for one in feedback)
     slow = reasons["timeout"] - 50  # on a busy machine some good ones are late, too
@@ -192,6 +192,6 @@ def test_with_more_tries_nearly_all_of_them_are_diagnosed_in_the_end():
     with OpenAIServer(lambda body: SAID) as server:
         server.faults = lambda number: ["close", "429", "500", "html", None, None, None, None][number % 8]
         with source_of(server, tries=6) as source:
-            assert answers_of(source, *map(failure_of, range(100))).count(Answer(SAID)) >= 95
+            assert answers_of(source, *map(failure_of, range(100))).count(Diagnosis(SAID)) >= 95
             found = source.counts()
     assert found["simulator/requests"] == 100 + found["simulator/retries"] == len(server.asked)

@@ -3,7 +3,7 @@
 import pytest
 
 from fission_grpo.feedback.postprocess import usable_text
-from fission_grpo.feedback.sources import Answer
+from fission_grpo.feedback.sources import Diagnosis
 
 SAID = "error: `to` is not right."
 
@@ -21,13 +21,13 @@ SAID = "error: `to` is not right."
     ],
 )
 def test_what_stands_around_a_diagnosis_is_taken_off(said, used):
-    assert usable_text(said) == Answer(used or said)
+    assert usable_text(said) == Diagnosis(used or said)
 
 
 def test_a_truncated_text_ends_with_its_last_whole_sentence_and_a_script_of_the_dialogue_may_be_used():
-    assert usable_text("error: `to` is off. It shou", truncated=True) == Answer("error: `to` is off.")
-    assert usable_text("error: `to` is 3.1", truncated=True) == Answer(None, "cut")
-    assert usable_text("错误：目的地不对", context="user: 订一张票") == Answer("错误：目的地不对")
-    assert usable_text("erreur : « to » n'est pas bon") == Answer(
+    assert usable_text("error: `to` is off. It shou", truncated=True) == Diagnosis("error: `to` is off.")
+    assert usable_text("error: `to` is 3.1", truncated=True) == Diagnosis(None, "cut")
+    assert usable_text("错误：目的地不对", context="user: 订一张票") == Diagnosis("错误：目的地不对")
+    assert usable_text("erreur : « to » n'est pas bon") == Diagnosis(
         "erreur : « to » n'est pas bon"
     )  # Latin: not told apart

@@ -17,15 +17,15 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.feedback.leak_guard import leaks
-from fission_grpo.feedback.request import Enquiry, Feedback, feedback_for
+from fission_grpo.feedback.request import Feedback, FeedbackRequest, feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
 from fission_grpo.feedback.sources import (
     FIXED_TEXT,
     SOURCES,
-    Answer,
-    Function,
-    chain_of,
+    Diagnosis,
+    FunctionSource,
     environment,
+    make_chain,
 )
 from fission_grpo.fission.failures import find_failure
 
@@ -148,12 +148,12 @@ def test_the_environment_source_is_the_message_or_nothing():
     result = ToolResult(RIGHT, "{'error': 'closed'}", "closed")
     turn = Turn("x", calls=(RIGHT,), results=(result,))
     found = find_failure(Trajectory(Task("t", "go"), (turn,)), Verdict(0.0, True))
-    assert feedback_for(found, chain_of("environment")) == Feedback("closed", "environment")
+    assert feedback_for(found, make_chain("environment")) == Feedback("closed", "environment")
 
 
 def asked(function, **of) -> Feedback:
     """What comes of asking a source named "mine"."""
-    return feedback_for(failure(**of), [Function("mine", function)])
+    return feedback_for(failure(**of), [FunctionSource("mine", function)])
 
 
 def test_nothing_to_say_falls_back_to_the_papers_text():
@@ -177,7 +177,7 @@ def test_a_leaking_text_is_replaced_and_counted_whatever_the_source():
     assert feedback == Feedback(FIXED_TEXT, "fixed", (("mine", "leak"),))
     assert feedback.leaked
     raised = failure(detail="only Oslo is served", reference=(RIGHT,))
-    assert feedback_for(raised, chain_of("environment")).leaked
+    assert feedback_for(raised, make_chain("environment")).leaked
     assert rules(raised) == "error: the tool reported an error"
 
 
@@ -185,8 +185,8 @@ def test_what_the_environment_has_said_in_the_dialogue_is_no_leak():
     result = ToolResult(RIGHT, "{'error': 'only Oslo is served'}", "only Oslo is served")
     turn = Turn("x", calls=(ToolCall("get_weather", {"city": "Rome"}),), results=(result,))
     said = Failure(Task("t", "go"), (turn,), ErrorKind.RAISED, "only Oslo is served", 0, expected=(RIGHT,))
-    assert feedback_for(said, chain_of("rules")) == Feedback("only Oslo is served", "rules")
-    assert feedback_for(said, [Function("mine", lambda _: "you meant Oslo")]).leaked
+    assert feedback_for(said, make_chain("rules")) == Feedback("only Oslo is served", "rules")
+    assert feedback_for(said, [FunctionSource("mine", lambda _: "you meant Oslo")]).leaked
 
 
 def test_a_silent_episode_is_compared_with_what_its_environment_expects():
@@ -212,12 +212,12 @@ def test_feedback_is_cut_and_can_be_encoded():
 
 
 def test_silence_on_purpose_is_no_fallback():
-    assert feedback_for(failure(), chain_of("none")) == Feedback("", "none")
+    assert feedback_for(failure(), make_chain("none")) == Feedback("", "none")
 
 
 def test_a_chain_asks_the_next_source_what_the_one_before_could_not_say():
     def named(name, said):
-        return Function(name, lambda _: said)
+        return FunctionSource(name, lambda _: said)
 
     chain = [named("first", None), named("second", "error: it rains in Oslo"), named("third", "error: `city`")]
     feedback = feedback_for(failure(reference=(RIGHT,)), chain)
@@ -231,7 +231,7 @@ class Slow:
     name, later = "slow", True
 
     def __init__(self):
-        self.futures: list[Future[Answer]] = []
+        self.futures: list[Future[Diagnosis]] = []
 
     def start(self, failures):
         self.futures += [Future() for _ in failures]
@@ -245,8 +245,8 @@ class Slow:
 
 def test_what_is_late_is_given_up_and_what_is_there_is_used():
     slow = Slow()
-    enquiry = Enquiry([failure(detail="first"), failure(detail="second")], [slow, *chain_of("environment")])
-    slow.futures[1].set_result(Answer("error: told"))
+    enquiry = FeedbackRequest([failure(detail="first"), failure(detail="second")], [slow, *make_chain("environment")])
+    slow.futures[1].set_result(Diagnosis("error: told"))
     began = time.monotonic()
     first, second = enquiry.feedback(seconds=0.05)
     assert 0.04 < time.monotonic() - began < 1
@@ -257,8 +257,8 @@ def test_what_is_late_is_given_up_and_what_is_there_is_used():
 
 def test_a_source_may_leave_a_failure_to_the_next_one_without_being_counted():
     slow = Slow()
-    enquiry = Enquiry([failure(detail="no such file")], [slow, *chain_of("environment")])
-    slow.futures[0].set_result(Answer(None))
+    enquiry = FeedbackRequest([failure(detail="no such file")], [slow, *make_chain("environment")])
+    slow.futures[0].set_result(Diagnosis(None))
     assert enquiry.feedback() == [Feedback("no such file", "environment")]
 
 
@@ -268,9 +268,9 @@ def test_sources_are_known_by_name_or_given_as_functions_or_in_a_list():
             return None
 
     slow = Slow()
-    chain = chain_of(["rules", Simulator(), slow])
+    chain = make_chain(["rules", Simulator(), slow])
     assert [source.name for source in chain] == ["rules", "Simulator", "slow"]
     assert chain[2] is slow
     assert set(SOURCES) == {"fixed", "environment", "rules", "none"}
-    with pytest.raises(ValueError, match="diagnose must be one of fixed, environment, rules, none, a function"):
-        chain_of("rulez")
+    with pytest.raises(ValueError, match="feedback must be one of fixed, environment, rules, none, a function"):
+        make_chain("rulez")

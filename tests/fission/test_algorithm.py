@@ -10,7 +10,7 @@ from buffer_support import instance
 
 from fission_grpo import FissionGRPOConfig
 from fission_grpo.fission.algorithm import Fission
-from fission_grpo.fission.event_log import Journal
+from fission_grpo.fission.event_log import EventLog
 
 
 def test_snapshots_are_kept_for_instances_that_wait_or_are_recovered_from(tmp_path):
@@ -23,7 +23,7 @@ def test_snapshots_are_kept_for_instances_that_wait_or_are_recovered_from(tmp_pa
         use_cpu=True,
         bf16=False,
     )
-    fission = Fission(args, (), Journal(None))
+    fission = Fission(args, (), EventLog(None))
 
     def push(names, step):
         for name in names:

@@ -87,7 +87,7 @@ def test_popping_more_than_there_is_raises_and_takes_nothing():
 def test_state_survives_json_and_goes_on_the_same(order):
     buffer = FissionBuffer(capacity=9, order=order, seed=3)
     for i in range(6):
-        buffer.push(instance(f"i{i}", step=i, leaked=i == 2, fallback="no diagnosis", zero_variance=True))
+        buffer.push(instance(f"i{i}", step=i, leaked=i == 2, fallback="no diagnosis", zero_std=True))
     buffer.pop(1)
     again = FissionBuffer(capacity=9, order=order, seed=99)
     again.load_state(json.loads(json.dumps(buffer.state())))

@@ -17,12 +17,12 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.fission.metrics import (
-    Outcome,
+    RecoveryOutcome,
     by_context,
     count,
     explore_metrics,
-    flat_groups,
     recover_metrics,
+    zero_std_groups,
 )
 from fission_grpo.fission.recovery import CorrectiveInstance
 
@@ -34,14 +34,14 @@ def rollout(reward, failed, error=None):
     return Rollout(Trajectory(TASK, (turn,)), Verdict(reward, failed))
 
 
-def context(name, step, zero_variance):
+def context(name, step, zero_std):
     task = Task(name, "p", depth=1)
-    return CorrectiveInstance(task, step, ErrorKind.RAISED, "rules", "f", "x", 0.0, zero_variance=zero_variance)
+    return CorrectiveInstance(task, step, ErrorKind.RAISED, "rules", "f", "x", 0.0, zero_std=zero_std)
 
 
 def test_group_is_flat_when_its_judged_rewards_are_equal():
     nan = math.nan
-    assert flat_groups([1, 1, 0, 1, nan, 1, nan, nan], group_size=2) == [True, False, True, True]
+    assert zero_std_groups([1, 1, 0, 1, nan, 1, nan, nan], group_size=2) == [True, False, True, True]
 
 
 def test_recovery_rate_is_success_among_rollouts_that_met_an_error():
@@ -54,7 +54,7 @@ def test_recovery_rate_is_success_among_rollouts_that_met_an_error():
         "fission/success": 2 / 4,
         "fission/error_cases": 3.0,
         "fission/error_recovery_rate": 1 / 3,
-        "fission/zero_variance": 1 / 2,
+        "fission/frac_zero_std": 1 / 2,
         "fission/kind/raised": 2.0,
     }
 
@@ -69,14 +69,18 @@ def test_counts_of_ranks_add_up():
 
 
 def test_recover_cycle_in_numbers():
-    contexts = [context("a", 3, zero_variance=True), context("b", 5, zero_variance=False)]
-    outcomes = [Outcome("a", 1.0, False, ""), Outcome("a", 0.0, True, ""), Outcome("b", 0.0, True, "")]
-    outcomes.append(Outcome("b", 0.0, True, ""))
+    contexts = [context("a", 3, zero_std=True), context("b", 5, zero_std=False)]
+    outcomes = [
+        RecoveryOutcome("a", 1.0, False, ""),
+        RecoveryOutcome("a", 0.0, True, ""),
+        RecoveryOutcome("b", 0.0, True, ""),
+    ]
+    outcomes.append(RecoveryOutcome("b", 0.0, True, ""))
     metrics = recover_metrics(contexts, outcomes, flat=[False, True], step=7)
     assert metrics == {
         "recovery/reward": pytest.approx(1 / 4),
         "recovery/rate": 1 / 4,
-        "recovery/zero_variance": 1 / 2,
+        "recovery/frac_zero_std": 1 / 2,
         "recovery/depth": 1.0,
         "fission/rescued_groups": 1.0,  # a: flat when explored, not when recovered
         "fission/age": ((7 - 3) + (7 - 5)) / 2,

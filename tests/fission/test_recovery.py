@@ -2,7 +2,7 @@
 
 from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.types import (
-    UNREADABLE,
+    PARSE_ERROR,
     ErrorKind,
     Failure,
     Task,
@@ -65,7 +65,7 @@ def test_unparsed_call_is_answered_like_a_tool_would():
 
 
 def test_unparsed_call_that_was_told_in_the_episode_is_not_answered_twice():
-    told = ToolResult(ToolCall("delete", {UNREADABLE: "unclosed"}), "{'error': 'unclosed'}", "unclosed")
+    told = ToolResult(ToolCall("delete", {PARSE_ERROR: "unclosed"}), "{'error': 'unclosed'}", "unclosed")
     broken = failure((Turn("<tool_call>{", error="unclosed", results=(told,)),), ErrorKind.UNPARSED, None)
     assert recovery_task(broken, "unclosed").prompt[1:] == (
         {"role": "assistant", "content": "<tool_call>{"},

@@ -64,7 +64,7 @@ def train(folder, url):
         "report_to": "none",
         "logging_steps": 1,
         "save_steps": 2,
-        "diagnose": "endpoint:small,rules",
+        "feedback": "endpoint:small,rules",
         "simulator": json.dumps(simulator),
         "output_dir": str(folder / "run"),
     }

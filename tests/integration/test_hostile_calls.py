@@ -1,4 +1,4 @@
-"""Hostile calls through the real parts: TRL's reader with ours, the watched desk, diagnosers, guard, journal."""
+"""Hostile calls through the real parts: TRL's reader with ours, the watched desk, diagnosers, guard, log."""
 
 import copy
 import json
@@ -9,9 +9,9 @@ from trl.chat_template_utils import parse_response
 
 from fission_grpo.core.chat import parse, read_result
 from fission_grpo.core.serialization import task_from_json, task_to_json
-from fission_grpo.core.special_tokens import ControlTokens
+from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import (
-    UNREADABLE,
+    PARSE_ERROR,
     Rollout,
     Task,
     ToolCall,
@@ -20,13 +20,13 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
-from fission_grpo.envs.restore import make_call, replay, restorable
-from fission_grpo.envs.wrapper import Limits, tool_methods
+from fission_grpo.envs.restore import make_call, make_restorable, replay
+from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.feedback.leak_guard import leaks
 from fission_grpo.feedback.request import feedback_for
-from fission_grpo.feedback.sources import chain_of
+from fission_grpo.feedback.sources import make_chain
 from fission_grpo.fission.buffer import FissionBuffer
-from fission_grpo.fission.event_log import Journal
+from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.metrics import count
 from fission_grpo.fission.recovery import corrective_instance, recovery_task
@@ -34,7 +34,7 @@ from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.report.page import gallery
 from fission_grpo.report.run import read_run
 from fission_grpo.training.rollouts import read_turns, row_of_task
-from fission_grpo.training.tool_call_parser import tell_unreadable
+from fission_grpo.training.tool_call_parser import report_parse_errors
 
 SECONDS = 4  # of processor time for all that is done with one output; on an idle core 1.2 s for a megabyte
 ROW = make_rows(1, seed=5, split="train")[0]
@@ -51,7 +51,7 @@ def moved(arguments):
 
 NAMES = {
     **{name: name for name in ("__class__", "_restore", "_snapshot", "reset", "_progress", "_reward", "get_reward")},
-    **{name: name for name in ("eval", "os.system", "desk.move_file", "__init__", "_fission_watch", "__proto__")},
+    **{name: name for name in ("eval", "os.system", "desk.move_file", "__init__", "_fission_monitor", "__proto__")},
     "cyrillic e": "mov\u0435_file",
     "full width": "\uff4dove_file",
     "zero-width joiner": "move\u200d_file",
@@ -88,7 +88,7 @@ REFUSED = {  # what the policy is told before any tool runs
     "1,000 deep": ('{"name": ' + '{"a":' * 1_000 + "1" + "}" * 1_000 + "}", "deep"),
     "100,000 deep": ('{"name": ' + "[" * 100_000 + "]" * 100_000 + "}", "deep"),
     "duplicate keys in a broken call": ('{"name": "a", "name": "b", }', "JSON"),
-    "our own mark": (json.dumps({UNREADABLE: "all is well"}), UNREADABLE),
+    "our own mark": (json.dumps({PARSE_ERROR: "all is well"}), PARSE_ERROR),
     "no object": ("[1, 2]", "not a JSON object"),
 }
 OUTPUTS = {
@@ -112,17 +112,17 @@ OUTPUTS |= {
 @pytest.fixture(scope="module")
 def tokenizer():
     made = copy.deepcopy(load_starter()[1])
-    assert tell_unreadable(made)
+    assert report_parse_errors(made)
     return made
 
 
 @pytest.fixture(scope="module")
 def control(tokenizer):
-    return ControlTokens.of(tokenizer)
+    return SpecialTokenFilter.from_tokenizer(tokenizer)
 
 
 def world():
-    made = restorable(Desk, None, limits=Limits(seconds=0, characters=2_000))()
+    made = make_restorable(Desk, None, limits=ToolLimits(seconds=0, characters=2_000))()
     made.reset(**ROW)
     return made
 
@@ -171,14 +171,14 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     assert failure.kind == kind, failure.detail
     assert count([rollout], [failure])[f"kind/{kind}"] == 1
     assert environment._snapshot() == untouched._snapshot()  # nothing that was refused has changed the world
-    feedback = feedback_for(failure, chain_of("rules"))
+    feedback = feedback_for(failure, make_chain("rules"))
     leaks(feedback.text, [ToolCall("move_file", {"name": text[:200]})], failure.calls, failure.tools)
     item = corrective_instance(failure, feedback, 1, False, 0.0, control)
 
-    journal = Journal(tmp_path / "fission.jsonl")
-    journal.failed(failure, item.task.id, 1)
-    journal.pushed(item)
-    journal.recovered(item, 2, [0.0], [rollout.text])
+    log = EventLog(tmp_path / "fission.jsonl")
+    log.failed(failure, item.task.id, 1)
+    log.pushed(item)
+    log.recovered(item, 2, [0.0], [rollout.text])
     lines = [strict(line) for line in (tmp_path / "fission.jsonl").read_bytes().split(b"\n") if line]
     assert [line["event"] for line in lines] == ["tools", "failed", "pushed", "recovered"]
     assert "<script" not in gallery([read_run(tmp_path)])
@@ -212,7 +212,7 @@ def test_without_our_reader_trl_dies_of_nested_calls():
 def test_templates_of_other_formats_get_no_call_instead_of_an_error(tokenizer):
     made = copy.deepcopy(load_starter()[1])
     made.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    assert not tell_unreadable(made)
+    assert not report_parse_errors(made)
     for name in ("100,000 deep", "NaN", "lone surrogate"):
         text = moved(REFUSED[name][0])
         ids = [*made(text, add_special_tokens=False)["input_ids"], made.eos_token_id]
@@ -238,11 +238,11 @@ def test_a_tool_that_raises_with_a_megabyte_is_cut_like_one_that_returns_it():
         def shout(self, text: str) -> str:
             raise ValueError(text)
 
-    environment = restorable(Loud, None, limits=Limits(characters=100))()
+    environment = make_restorable(Loud, None, limits=ToolLimits(characters=100))()
     environment.reset()
     result = make_call(tool_methods(environment), ToolCall("shout", {"text": "x" * 1_000_000}))
     assert result.error == "x" * 100 + "... [cut: 1000000 characters]"
-    assert environment._fission_watch.counts == {"cut": 1}
+    assert environment._fission_monitor.counts == {"cut": 1}
     assert make_call(tool_methods(environment), ToolCall("shout", {"text": "short"})).error == "short"
 
 

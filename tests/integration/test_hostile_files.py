@@ -14,11 +14,11 @@ from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import ErrorKind, Task, ToolCall
 from fission_grpo.evaluation.bfcl.decoding import decode_hermes, decode_python
 from fission_grpo.evaluation.bfcl.results import result_path
-from fission_grpo.evaluation.episodes import play_environment
+from fission_grpo.evaluation.episodes import run_episode
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import Manifest, evaluate_run
-from fission_grpo.feedback.endpoint import DiagnosisCache
-from fission_grpo.fission.event_log import Journal
+from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.inference.base import Reply
 from fission_grpo.report.page import write_report
@@ -68,14 +68,14 @@ def item(text):
 def test_no_text_of_a_run_becomes_markup_in_its_report(tmp_path):
     pytest.importorskip("matplotlib")
     run = tmp_path / "runs" / "<img src=x onerror=alert(1)> $\\frac{"
-    journal = Journal(run / "fission.jsonl")
+    log = EventLog(run / "fission.jsonl")
     for number, text in enumerate([*MARKUP, *NAMES.values()]):
         one = item(f"{number}{text}")
-        journal.pushed(one)
+        log.pushed(one)
         if number % 2:
-            journal.recovered(one, 2, [1.0, None], [text, text])
+            log.recovered(one, 2, [1.0, None], [text, text])
         else:
-            journal.dropped(one, 2, text)
+            log.dropped(one, 2, text)
     log = [
         {"step": step, "fission/phase": 0, "fission/success": 0.5, f"fission/kind/{MARKUP[1]}": 1} for step in (1, 2)
     ]
@@ -122,13 +122,13 @@ def test_bfcl_results_lie_below_their_folder_or_are_refused(tmp_path, name):
 def test_task_ids_name_no_file_and_come_back_the_same(tmp_path, name):
     text = NAMES[name]
     run = tmp_path / "run"
-    Journal(run / "fission.jsonl").pushed(item(text))
+    EventLog(run / "fission.jsonl").pushed(item(text))
     (instance,) = read_run(run).instances
     assert (instance.id, instance.root, instance.feedback, instance.failed) == (text, text, text, text)
-    cache = DiagnosisCache(tmp_path / "cache")
+    cache = ResponseCache(tmp_path / "cache")
     cache.put("0" * 64, text[:500])
     cache.close()
-    assert DiagnosisCache(tmp_path / "cache").get("0" * 64) == text[:500]
+    assert ResponseCache(tmp_path / "cache").get("0" * 64) == text[:500]
     files = sorted(str(path.relative_to(tmp_path)).split("-")[0] for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["cache/diagnoses", "run/fission.jsonl"]
 
@@ -166,7 +166,7 @@ def test_an_evaluation_keeps_hostile_ids_and_results_in_its_files(tmp_path, name
     text = NAMES[name]
     row = {"id": text, "prompt": [{"role": "user", "content": "go"}]}
     manifest = Manifest("x", {"kind": "desk", "sha256": "0", "count": 1}, {}, {})
-    records = evaluate_run(tmp_path / "e", manifest, Says(text), {text: lambda: play_environment(Echo, row)})
+    records = evaluate_run(tmp_path / "e", manifest, Says(text), {text: lambda: run_episode(Echo, row)})
     assert read_records(tmp_path / "e" / "cases.jsonl") == records
     assert records[0].id == text
     assert records[0].calls[0].result == "\ud800" + text

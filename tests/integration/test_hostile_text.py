@@ -23,8 +23,8 @@ from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import (
     FIXED_TEXT,
     SOURCES,
-    Function,
-    chain_of,
+    FunctionSource,
+    make_chain,
 )
 from fission_grpo.fission.failures import find_failure
 
@@ -102,7 +102,7 @@ def check(text: str, truncated: bool, reference: tuple[ToolCall, ...]) -> str:
     assert said is not None
     assert_no_sentinel(said)  # by itself, not only thanks to the guard
     for name, source in {**SOURCES, "rules": lambda _: said}.items():
-        feedback = feedback_for(failure, [Function(name, source)])
+        feedback = feedback_for(failure, [FunctionSource(name, source)])
         assert feedback.text or name == "none"
         assert_no_sentinel(feedback.text)
         feedback.text.encode()
@@ -170,9 +170,11 @@ def test_a_source_that_tells_the_answer_is_replaced_and_counted():
     failure = find_failure(Trajectory(task, (turn,)), step_verdict(task, turn, 20), TOOLS)
     assert failure is not None
     for value in ["zqcityzq", "27/08/2931", "August 27", "734,219", "ZQ cabin ZQ", "zqdeepzq", "zqothertoolzq"]:
-        feedback = feedback_for(failure, [Function("mine", lambda _, value=value: f"error: it should be {value}")])
+        feedback = feedback_for(
+            failure, [FunctionSource("mine", lambda _, value=value: f"error: it should be {value}")]
+        )
         assert (feedback.text, feedback.leaked) == (FIXED_TEXT, True), value
-    assert not feedback_for(failure, chain_of("fixed")).leaked
+    assert not feedback_for(failure, make_chain("fixed")).leaked
 
 
 @pytest.mark.parametrize(

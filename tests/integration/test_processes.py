@@ -24,7 +24,7 @@ NOT_COMPARED = (
     "per_second",
     "runtime",
     "shared_prefix/",
-    "fission/world/",
+    "env/",
     "fallback",
     "train_",
 )
@@ -72,7 +72,7 @@ def ranks(folder, processes, name):
     return [json.loads((folder / str(processes) / name / f"rank{i}.json").read_text()) for i in range(processes)]
 
 
-def journal(run):
+def events(run):
     """The lines that count: those before a `resumed` event with its step or a later one are void, tools told again."""
     lines = []
     for line in map(json.loads, (run / "fission.jsonl").read_text().splitlines()):
@@ -105,7 +105,7 @@ def agree(folder, processes, name, base):
     assert len({rank["parameters"] for rank in by_rank}) == 1
     assert waiting(by_rank) == waiting([alone])
     here, there = folder / str(processes) / name, folder / "1" / base
-    assert journal(here) == journal(there)
+    assert events(here) == events(there)
     ours, theirs = load_file(here / "parameters.safetensors"), load_file(there / "parameters.safetensors")
     begun = {key: value.detach() for key, value in load_starter()[0].named_parameters()}
     nothing = {key: value * 0 for key, value in theirs.items()}
@@ -141,7 +141,7 @@ def test_four_processes_do_what_one_does(four, name):
 
 
 def test_half_of_the_ranks_never_fail_in_the_uneven_training(one):
-    pushed = [line["root"] for line in journal(one / "1" / "uneven") if line["event"] == "pushed"]
+    pushed = [line["root"] for line in events(one / "1" / "uneven") if line["event"] == "pushed"]
     assert pushed == ["u1", "u3"]  # odd rows are the hard ones, the second half of each batch
     explored = [entry for entry in ranks(one, 1, "uneven")[0]["history"] if entry.get("fission/phase") == 0]
     assert [entry["frac_reward_zero_std"] for entry in explored] == [0.5, 0.5]
@@ -165,7 +165,7 @@ def test_a_resumed_run_of_two_processes_equals_the_straight_one_to_the_last_bit(
             assert rest[part] == whole[part]
         assert rest["tape"] == {key: entry for key, entry in whole["tape"].items() if int(key.split()[0]) >= 2}
         assert rest["tape"]
-    assert journal(two / "2" / "sampled_from_2") == journal(two / "2" / "sampled")
+    assert events(two / "2" / "sampled_from_2") == events(two / "2" / "sampled")
 
 
 @pytest.mark.parametrize(
@@ -184,26 +184,26 @@ def test_a_checkpoint_whose_waiting_rows_do_not_fit_is_refused(one, tmp_path, ch
 @pytest.mark.parametrize(
     ("name", "used", "instead", "counted"),
     [
-        ("endpoint", "endpoint", "rules", "fission/fallback/endpoint/connection"),
-        ("raising", "diagnose", "fixed", "fission/fallback/diagnose/raised_runtimeerror"),
-        ("slow", "slow", "fixed", "fission/fallback/slow/late"),
+        ("endpoint", "endpoint", "rules", "feedback/fallback/endpoint/connection"),
+        ("raising", "feedback", "fixed", "feedback/fallback/diagnose/raised_runtimeerror"),
+        ("slow", "slow", "fixed", "feedback/fallback/slow/late"),
     ],
 )
 def test_one_rank_without_diagnoses_falls_back_and_all_hold_the_same(two, name, used, instead, counted):
     first, second = ranks(two, 2, name)
     assert first["fission"] == second["fission"]
     assert first["parameters"] == second["parameters"]
-    pushed = [(line["root"], line["source"]) for line in journal(two / "2" / name) if line["event"] == "pushed"]
+    pushed = [(line["root"], line["source"]) for line in events(two / "2" / name) if line["event"] == "pushed"]
     assert {source for _, source in pushed} == {used, instead}
     entries = [entry for entry in first["history"] if entry.get(counted)]
     assert len(entries) >= 1
-    assert all(entry["fission/fallbacks"] >= entry[counted] for entry in entries)
+    assert all(entry["feedback/fallbacks"] >= entry[counted] for entry in entries)
     assert [entry["step"] for entry in first["history"]][-2:] == [2, 2]  # to the end
 
 
 def test_a_rank_that_is_waited_for_shows_in_the_log_of_the_first(two):
-    waits = [entry.get("fission/diagnosis_seconds", 0) for entry in ranks(two, 2, "slow")[0]["history"]]
-    assert 0.5 <= max(waits) < 5  # diagnose_seconds is 0.5
+    waits = [entry.get("feedback/seconds", 0) for entry in ranks(two, 2, "slow")[0]["history"]]
+    assert 0.5 <= max(waits) < 5  # feedback_timeout is 0.5
 
 
 @pytest.mark.skipif(not SERVER, reason="this TRL mixes up rows with a vLLM server; refused")

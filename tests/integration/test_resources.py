@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from fission_grpo.core.files import RunDirectoryError, check_writable
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.training.checkpoint import why_unusable
-from fission_grpo.training.checkpoint_files import newest_whole, numbered
+from fission_grpo.training.checkpoint_files import last_complete_checkpoint, numbered
 
 
 class After(TrainerCallback):
@@ -94,7 +94,7 @@ def test_a_clock_that_is_set_back_neither_loses_nor_confuses_checkpoints(tmp_pat
         os.utime(tmp_path / "checkpoint-1", (later, later))
 
     train(tmp_path, After(2, from_tomorrow), save_total_limit=2)
-    assert newest_whole(tmp_path, lambda path: why_unusable(path, True)) == tmp_path / "checkpoint-3"
+    assert last_complete_checkpoint(tmp_path, lambda path: why_unusable(path, True)) == tmp_path / "checkpoint-3"
     assert differences(straight, tmp_path, "checkpoint-3") == []
 
 

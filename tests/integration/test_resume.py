@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.training.checkpoint import FILE, CycleEnds, resume_from
-from fission_grpo.training.checkpoint_files import MANIFEST, fault_in, numbered
+from fission_grpo.training.checkpoint_files import MANIFEST, find_corruption, numbered
 
 """A cycle is 4 optimizer steps: 2 micro-batches, each used twice, one a step."""
 
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path
     assert "checkpoint-3/model.safetensors is damaged" in caplog.text
     assert "checkpoint-2/trainer_state.json cannot be read" in caplog.text
     assert trainer.state.global_step == 3
-    assert [fault_in(path) for path in numbered(run)] == [None] * 3  # 2 and 3 were written anew
+    assert [find_corruption(path) for path in numbered(run)] == [None] * 3  # 2 and 3 were written anew
 
 
 def test_the_best_checkpoint_is_kept_and_loaded_from_its_place(tmp_path):
@@ -92,7 +92,7 @@ def test_the_best_checkpoint_is_kept_and_loaded_from_its_place(tmp_path):
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
     assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1"]  # 3 was the newest, and is not the best
-    assert fault_in(tmp_path / "checkpoint-1") is None
+    assert find_corruption(tmp_path / "checkpoint-1") is None
     state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
 
@@ -105,7 +105,7 @@ def falling():
 
 def test_checkpoints_of_trl_and_of_earlier_releases_serve_plain_grpo(tmp_path, caplog):
     model, tokenizer = load_starter()
-    more = {"num_recoveries", "diagnose"}
+    more = {"num_recovery_generations", "feedback"}
     args = GRPOConfig(output_dir=str(tmp_path), **{k: v for k, v in COMMON.items() if k not in more}, max_steps=1)
     ours = tiny_trainer(tmp_path, max_steps=2, fission=False)
     GRPOTrainer(
@@ -206,5 +206,5 @@ def test_sigterm_ends_the_cycle_saves_and_stops_when_the_trainer_is_used_from_py
     step = int(checkpoint.name.split("-")[1])
     assert f"stopped by 15 at {step}\n" in out
     assert step % 4 == 0
-    assert fault_in(checkpoint) is None
+    assert find_corruption(checkpoint) is None
     assert process.returncode == 0

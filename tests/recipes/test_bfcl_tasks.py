@@ -13,7 +13,7 @@ from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.env import TaskError, environment_of
 from fission_grpo.envs.bfcl.tasks import (
-    Case,
+    GeneratedCase,
     UserTurn,
     all_rows,
     check_case,
@@ -21,7 +21,7 @@ from fission_grpo.envs.bfcl.tasks import (
     rows_of_case,
 )
 from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
-from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.recipes.bfcl_tasks.contamination import official_tests, overlaps, words
 from fission_grpo.recipes.bfcl_tasks.generate import (
     GRAMMARS,
@@ -29,7 +29,7 @@ from fission_grpo.recipes.bfcl_tasks.generate import (
     Mix,
     generate,
 )
-from fission_grpo.recipes.starter_policy.bfcl_demos import case_lessons
+from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED
 
 MIX = Mix(miss_func=0.2, miss_param=0.2)
@@ -98,7 +98,7 @@ def test_rows_tell_the_turns_before_with_their_real_results():
     tickets = [{"id": 7, "title": "a", "status": "Open", "created_by": "ann"}]
     close, show = (ToolCall(name, {"ticket_id": 7}) for name in ("close_ticket", "get_ticket"))
     turns = (UserTurn("Close it.", (), ("close_ticket",)), UserTurn("Now.", (close,)), UserTurn("Show it.", (show,)))
-    case = Case("c", ("TicketAPI",), {"TicketAPI": {"ticket_queue": tickets, "current_user": "ann"}}, turns)
+    case = GeneratedCase("c", ("TicketAPI",), {"TicketAPI": {"ticket_queue": tickets, "current_user": "ann"}}, turns)
     rows = rows_of_case(case)
     assert [row["id"] for row in rows] == ["c#0", "c#1", "c#2"]
     assert [row["environment"] for row in rows] == ["TicketAPI-close_ticket", "TicketAPI", "TicketAPI"]
@@ -131,7 +131,7 @@ def test_the_reference_solves_every_row_in_an_evaluation(cases):
         return f"<tool_call>\n{json.dumps(references[key][done])}\n</tool_call>"
 
     environments = {row["environment"]: environment_of(row["environment"]) for row in rows}
-    assert rates_of(evaluate(ScriptedPolicy(write), environments, rows, max_turns=6)).success.rate == 1.0
+    assert compute_metrics(evaluate(ScriptedPolicy(write), environments, rows, max_turns=6)).success.rate == 1.0
 
 
 def test_planted_test_data_is_found_in_each_of_three_respects(cases):
@@ -152,7 +152,7 @@ def test_planted_test_data_is_found_in_each_of_three_respects(cases):
 
 
 def test_demonstrations_are_real_and_worse_when_mixed(cases):
-    lessons = case_lessons(cases["train"][:20])
+    lessons = case_demonstrations(cases["train"][:20])
 
     def errors(quality):
         return sum(

@@ -13,10 +13,10 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.evaluation.evaluate import ScriptedPolicy
-from fission_grpo.feedback.dataset import Instance
-from fission_grpo.feedback.leak_guard import leak_in
+from fission_grpo.feedback.dataset import FeedbackExample
+from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import FIXED_TEXT, Function, chain_of
+from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.recipes.error_simulator.check import (
     Said,
@@ -80,7 +80,7 @@ WRONG = failed(ToolCall("book", {"to": "Mumbai", "day": "tomorrow", "seats": 2, 
     ],
 )
 def test_every_leak_has_its_form_and_what_the_guard_passes_has_none(text, form):
-    assert (leak_in(text, WRONG) is None) is (form is None)
+    assert (find_leak(text, WRONG) is None) is (form is None)
     assert how_leaked(text, WRONG) == form
 
 
@@ -150,29 +150,31 @@ def test_the_reader_takes_texts_for_the_kinds_they_speak_of(text, kinds):
 )
 def test_a_sampled_failures_kind_is_how_it_differs_from_the_reference_and_rules_speak_of_it(call, kinds):
     one = failed(call, reference=(ToolCall("book", {"to": "Oslo"}),))
-    assert true_kinds(Instance(one, "book", "sampled:m")) == kinds
+    assert true_kinds(FeedbackExample(one, "book", "sampled:m")) == kinds
     if kinds != {"wrong type or format"}:  # rules call it a wrong value where the schema has not been violated
         assert said_kinds(rules(one) or "") == kinds
 
 
 def test_a_corruptions_kind_is_its_type_but_an_unreadable_call_is_unreadable_whatever_was_meant():
-    assert true_kinds(Instance(WRONG, "book", "corruption:extra_argument")) == {"extra argument"}
+    assert true_kinds(FeedbackExample(WRONG, "book", "corruption:extra_argument")) == {"extra argument"}
     broken = failed(kind=ErrorKind.UNPARSED)
-    assert true_kinds(Instance(broken, "book", "corruption:extra_argument")) == {"unreadable call"}
-    both = true_kinds(Instance(failed(kind=ErrorKind.BAD_ARGUMENTS, reference=None), "book", "corruption:off_by_one"))
+    assert true_kinds(FeedbackExample(broken, "book", "corruption:extra_argument")) == {"unreadable call"}
+    both = true_kinds(
+        FeedbackExample(failed(kind=ErrorKind.BAD_ARGUMENTS, reference=None), "book", "corruption:off_by_one")
+    )
     assert both == {"wrong value", "wrong type or format"}
-    assert true_kinds(Instance(WRONG, "book", "corruption:off_by_one")) == {"wrong value"}
-    assert true_kinds(Instance(WRONG, "book", "corruption:wrong_format")) == both
+    assert true_kinds(FeedbackExample(WRONG, "book", "corruption:off_by_one")) == {"wrong value"}
+    assert true_kinds(FeedbackExample(WRONG, "book", "corruption:wrong_format")) == both
     against_schema = failed(kind=ErrorKind.BAD_ARGUMENTS)
-    assert true_kinds(Instance(against_schema, "book", "corruption:wrong_format")) == {"wrong type or format"}
+    assert true_kinds(FeedbackExample(against_schema, "book", "corruption:wrong_format")) == {"wrong type or format"}
 
 
-def made(name: str, api: str, call: ToolCall | None, origin: str, text: str = "") -> Instance:
+def made(name: str, api: str, call: ToolCall | None, origin: str, text: str = "") -> FeedbackExample:
     turn = Turn(render_call(call), calls=(call,)) if call else Turn("Hm.", "Hm.")
     task = Task(name, ({"role": "user", "content": name},), TOOLS, (ToolCall("book", {"to": "Oslo"}),))
     failure = find_failure(Trajectory(task, (turn,)), Verdict(0.0, True))
     assert failure is not None
-    return Instance(failure, api, origin, text)
+    return FeedbackExample(failure, api, origin, text)
 
 
 INSTANCES = [
@@ -189,12 +191,12 @@ def test_the_numbers_of_four_diagnoses_are_those_counted_by_hand():
         "b": "error: `to` is missing",  # specific; right kind
         "c": "error: one argument is not right",  # not specific; another kind
     }
-    source = Function("mine", lambda one: said.get(one.task.id))
+    source = FunctionSource("mine", lambda one: said.get(one.task.id))
     every, seen, unseen = qualities(ask_all((source,), INSTANCES), ["Old"], "mine")
     assert (every.answered.hits, every.answered.of) == (3, 4)
     assert (every.leak.hits, every.leak.of, every.forms) == (1, 3, {"exact": 1})
     assert (every.specific.hits, every.agrees.hits, every.disagrees.hits, every.no_kind.hits) == (2, 1, 1, 1)
-    assert every.vain == {"mine: no diagnosis": 1}
+    assert every.rejected == {"mine: no diagnosis": 1}
     assert (every.characters, every.words) == ((24.0, 32.0), (5.0, 6.0))
     assert (seen.name, seen.instances, seen.leak.hits, seen.agrees.hits) == ("seen APIs", 2, 1, 1)
     assert (unseen.instances, unseen.answered.hits, unseen.disagrees.hits) == (2, 1, 1)
@@ -203,17 +205,17 @@ def test_the_numbers_of_four_diagnoses_are_those_counted_by_hand():
 
 
 def test_rules_agree_with_every_kind_name_every_fault_and_leak_nothing():
-    (every,) = qualities(ask_all(chain_of("rules"), INSTANCES), [one.api for one in INSTANCES], "rules")[:1]
+    (every,) = qualities(ask_all(make_chain("rules"), INSTANCES), [one.api for one in INSTANCES], "rules")[:1]
     assert (every.leak.hits, every.specific.hits, every.agrees.hits, every.own.hits) == (0, 4, 4, 4)
 
 
 def test_a_chain_is_asked_on_and_silence_and_fixed_text_name_nothing():
-    first, *_, last = ask_all(chain_of(["environment", "rules"]), INSTANCES)
-    assert (first.source, first.vain) == ("rules", ("environment: no diagnosis",))
+    first, *_, last = ask_all(make_chain(["environment", "rules"]), INSTANCES)
+    assert (first.source, first.rejected) == ("rules", ("environment: no diagnosis",))
     assert last.text == "error: a tool call is needed here, but none was made"
-    silent = quality("all", ask_all(chain_of("none"), INSTANCES), "none")
-    assert (silent.answered.hits, silent.leak.of, silent.vain, silent.leak.interval) == (0, 0, {}, None)
-    fixed = quality("all", ask_all(chain_of("fixed"), INSTANCES), "fixed")
+    silent = quality("all", ask_all(make_chain("none"), INSTANCES), "none")
+    assert (silent.answered.hits, silent.leak.of, silent.rejected, silent.leak.interval) == (0, 0, {}, None)
+    fixed = quality("all", ask_all(make_chain("fixed"), INSTANCES), "fixed")
     assert (fixed.specific.hits, fixed.no_kind.hits, fixed.distinct) == (0, 4, 1)
 
 

@@ -10,7 +10,7 @@ from fission_grpo.core.chat import parse
 from fission_grpo.core.types import ErrorKind, Task, ToolCall
 from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupted, failure_of
 from fission_grpo.recipes.error_simulator.values import (
-    ground_of,
+    call_context,
     neighbours,
     options,
     other_formats,
@@ -55,7 +55,7 @@ def task(call=CALL):
 
 
 def made(name, call=CALL, seed=0):
-    return corrupted(name, ground_of(task(call)), random.Random(seed))
+    return corrupted(name, call_context(task(call)), random.Random(seed))
 
 
 @pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name != "needless_call"])
@@ -123,7 +123,7 @@ def test_an_unknown_corruption_and_a_reference_of_two_calls_are_refused():
     with pytest.raises(ValueError, match="no corruption 'other'"):
         made("other")
     with pytest.raises(ValueError, match="one call or none"):
-        ground_of(Task("t", DIALOGUE, TOOLS, (CALL, CALL)))
+        call_context(Task("t", DIALOGUE, TOOLS, (CALL, CALL)))
 
 
 def test_values_are_seen_in_calls_results_and_texts():

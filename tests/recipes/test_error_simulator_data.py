@@ -16,12 +16,12 @@ from fission_grpo.core.types import (
     ToolCall,
     Turn,
 )
-from fission_grpo.feedback.dataset import load_instances
-from fission_grpo.fission.event_log import Journal
+from fission_grpo.feedback.dataset import load_examples
+from fission_grpo.fission.event_log import EventLog
 from fission_grpo.inference.base import Reply
 from fission_grpo.recipes.error_simulator.data import data_command
 from fission_grpo.recipes.error_simulator.failures import (
-    Situation,
+    StepContext,
     api_of,
     failure_in,
     journal_failures,
@@ -35,28 +35,28 @@ from fission_grpo.report.run import read_run
 
 
 def test_a_right_call_is_no_failure_and_a_wrong_one_is_judged_by_the_reference():
-    assert failure_in(Situation(TASK), RIGHT) is None
-    assert failure_in(Situation(TASK), WRONG).kind is ErrorKind.WRONG_CALL
+    assert failure_in(StepContext(TASK), RIGHT) is None
+    assert failure_in(StepContext(TASK), WRONG).kind is ErrorKind.WRONG_CALL
 
 
 def test_what_the_environment_says_of_a_wrong_call_is_its_detail():
-    failure = failure_in(Situation(TASK, refuses), WRONG)
+    failure = failure_in(StepContext(TASK, refuses), WRONG)
     assert (failure.kind, failure.detail, failure.call_index) == (ErrorKind.RAISED, "no such ticket", 0)
 
 
 def test_where_the_environment_accepts_a_call_the_schema_and_the_reference_decide():
-    assert failure_in(Situation(TASK, accepts), WRONG).kind is ErrorKind.WRONG_CALL
-    typed = failure_in(Situation(TASK, accepts), RIGHT.replace("7", '"7"'))
+    assert failure_in(StepContext(TASK, accepts), WRONG).kind is ErrorKind.WRONG_CALL
+    typed = failure_in(StepContext(TASK, accepts), RIGHT.replace("7", '"7"'))
     assert (typed.kind, typed.detail) == (ErrorKind.BAD_ARGUMENTS, "`ticket_id` must be an integer, got '7'")
 
 
 def test_an_unknown_tool_is_never_put_to_the_environment():
-    failure = failure_in(Situation(TASK, refuses), RIGHT.replace("close", "shut"))
+    failure = failure_in(StepContext(TASK, refuses), RIGHT.replace("close", "shut"))
     assert (failure.kind, failure.detail) == (ErrorKind.UNKNOWN_TOOL, "unknown tool 'shut'; available: close")
 
 
 def test_a_call_that_the_same_user_turn_needs_later_is_no_failure():
-    assert failure_in(Situation(TASK, refuses, (ToolCall("close", {"ticket_id": 8}),)), WRONG) is None
+    assert failure_in(StepContext(TASK, refuses, (ToolCall("close", {"ticket_id": 8}),)), WRONG) is None
 
 
 class Scripted:
@@ -70,7 +70,7 @@ class Scripted:
 
 
 def test_of_a_policy_only_the_failures_are_kept_and_attempts_are_counted():
-    came = sampled_failures([Situation(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
+    came = sampled_failures([StepContext(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
     assert (came.attempts, came.lost, len(came.found)) == (3, 1, 2)  # the empty reply did not fit the context
     assert {one.instance.origin for one in came.found} == {"sampled:mine"}
     assert [str(one.instance.failure.kind) for one in came.found] == ["raised", "no_call"]
@@ -80,11 +80,11 @@ def test_of_a_policy_only_the_failures_are_kept_and_attempts_are_counted():
 
 
 def test_a_failure_written_to_the_journal_is_read_back_whole_and_the_report_still_reads_the_file(tmp_path):
-    failure = failure_in(Situation(TASK, refuses), WRONG)
-    journal = Journal(tmp_path / "fission.jsonl")
-    journal.failed(failure, recovery_id(failure), 3)
-    journal.failed(failure, "other", 9)
-    journal.resumed(5)
+    failure = failure_in(StepContext(TASK, refuses), WRONG)
+    log = EventLog(tmp_path / "fission.jsonl")
+    log.failed(failure, recovery_id(failure), 3)
+    log.failed(failure, "other", 9)
+    log.resumed(5)
     unused = Counter()
     (one,) = journal_failures(tmp_path / "fission.jsonl", unused, [])
     read = one.instance.failure
@@ -98,7 +98,7 @@ def test_a_failure_written_to_the_journal_is_read_back_whole_and_the_report_stil
 def test_an_environments_tools_are_written_where_the_task_has_none(tmp_path):
     turn = Turn(WRONG, calls=(ToolCall("close", {"ticket_id": 8}),))
     bare = Failure(Task("e", (ASK,)), (turn,), ErrorKind.RAISED, tools=(CLOSE,))
-    Journal(tmp_path / "fission.jsonl").failed(bare, "x", 1)
+    EventLog(tmp_path / "fission.jsonl").failed(bare, "x", 1)
     (one,) = journal_failures(tmp_path / "fission.jsonl", Counter(), [])
     assert (one.instance.failure.task.tools, one.instance.failure.reference) == ((CLOSE,), None)
 
@@ -138,7 +138,7 @@ def test_a_step_task_file_becomes_data_with_a_card(tmp_path, capsys):
     argv = ["--tasks", str(tasks), "--output", str(out), "--count", "60", "--each", "8", "--alike", "40"]
     assert data_command(argv) == 0
     assert "training and" in capsys.readouterr().out
-    train, test = load_instances(out / "train.jsonl"), load_instances(out / "test.jsonl")
+    train, test = load_examples(out / "train.jsonl"), load_examples(out / "test.jsonl")
     assert not {one.api for one in train} & {one.api for one in test}
     assert not {one.failure.turns[-1].text for one in train} & {one.failure.turns[-1].text for one in test}
     assert all(is_specific(one.diagnosis, one.failure) for one in (*train, *test))
@@ -158,7 +158,7 @@ def policy_failures(tmp_path, *policy):
     argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path), *own, *policy]
     assert data_command(argv) == 0
     card = json.loads((tmp_path / "card.json").read_text())
-    return load_instances(tmp_path / "test.jsonl"), card["sampled"]
+    return load_examples(tmp_path / "test.jsonl"), card["sampled"]
 
 
 def test_a_policy_behind_an_endpoint_fails_in_its_own_words(tmp_path):
@@ -211,7 +211,7 @@ def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, ca
 def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the_test_set(tmp_path):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
     assert data_command(["--output", str(tmp_path), "--cases", "60", "--count", "400"]) == 0
-    train, test = load_instances(tmp_path / "train.jsonl"), load_instances(tmp_path / "test.jsonl")
+    train, test = load_examples(tmp_path / "train.jsonl"), load_examples(tmp_path / "test.jsonl")
     assert {one.api for one in train} == {"TravelAPI", "TradingBot", "TicketAPI", "MessageAPI"}
     assert {one.api for one in test} == {"GorillaFileSystem", "VehicleControlAPI", "TwitterAPI", "MathAPI"}
     raised = [one for one in train if one.failure.kind is ErrorKind.RAISED]

@@ -6,10 +6,10 @@ import pytest
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, found, refuses
 
 from fission_grpo.core.types import Task, ToolCall, ToolResult
-from fission_grpo.feedback.dataset import Instance, instance
-from fission_grpo.recipes.error_simulator.failures import Found, Situation, failure_in
+from fission_grpo.feedback.dataset import FeedbackExample, instance
+from fission_grpo.recipes.error_simulator.failures import LabelledFailure, StepContext, failure_in
 from fission_grpo.recipes.error_simulator.filters import (
-    Limits,
+    FilterLimits,
     chosen_apis,
     filtered,
     is_specific,
@@ -30,8 +30,8 @@ from fission_grpo.recipes.error_simulator.labels import (
 
 
 def test_the_environments_words_come_first_and_the_rules_point_where_they_are_unspecific():
-    plain = failure_in(Situation(TASK, refuses), WRONG)
-    one = Found(Instance(plain, "A", "fission"), "r")
+    plain = failure_in(StepContext(TASK, refuses), WRONG)
+    one = LabelledFailure(FeedbackExample(plain, "A", "fission"), "r")
     labelled = label([one], teachers(DEFAULT))
     (made,) = labelled.found
     assert made.instance.diagnosis == "error: no such ticket; `ticket_id` is not right, got 8"
@@ -44,7 +44,9 @@ def test_a_message_beside_the_schemas_fault_is_left_for_the_rules():
         return tuple(ToolResult(call, "{'error': 'Ticket 700 not found.'}", "Ticket 700 not found.") for call in calls)
 
     task = Task("t1", (ASK,), (CLOSE,), (ToolCall("close", {"ticket_id": 700}),))
-    one = Found(Instance(failure_in(Situation(task, says), RIGHT.replace("7", '"700"')), "A", "fission"), "r")
+    one = LabelledFailure(
+        FeedbackExample(failure_in(StepContext(task, says), RIGHT.replace("7", '"700"')), "A", "fission"), "r"
+    )
     labelled = label([one], teachers(DEFAULT))
     assert labelled.found[0].instance.diagnosis == "error: `ticket_id` must be an integer, got '700'"
     assert labelled.refused == Counter({"environment: beside the fault": 1})
@@ -54,7 +56,7 @@ def test_a_leaking_message_and_one_nobody_can_label_are_dropped_and_counted():
     def tells(calls):
         return tuple(ToolResult(call, "{'error': 'close 7'}", "close 7: use 7 for ticket_id") for call in calls)
 
-    one = Found(instance(failure_in(Situation(TASK, tells), WRONG), "A", "fission"), "r")
+    one = LabelledFailure(instance(failure_in(StepContext(TASK, tells), WRONG), "A", "fission"), "r")
     labelled = label([one], teachers("environment"))
     assert (labelled.found, labelled.dropped) == ((), Counter({"leak": 1}))
 
@@ -88,18 +90,18 @@ def test_an_unknown_teacher_is_refused_with_the_names_there_are():
     ],
 )
 def test_a_diagnosis_names_tool_parameter_value_or_nothing(text, named):
-    failure = failure_in(Situation(TASK), WRONG)
+    failure = failure_in(StepContext(TASK), WRONG)
     assert named_by(text, failure) == named
     assert is_specific(text, failure) == (named is not None)
 
 
 def test_of_a_turn_without_calls_the_form_is_what_is_named():
-    unread = failure_in(Situation(TASK), WRONG[:-20])
+    unread = failure_in(StepContext(TASK), WRONG[:-20])
     assert named_by("error: tool call is not valid JSON", unread) == "form"
-    silent = failure_in(Situation(TASK), "Done.")
+    silent = failure_in(StepContext(TASK), "Done.")
     assert named_by("error: a tool call is needed here, but none was made", silent) == "form"
     assert named_by("error: that is wrong", silent) is None
-    needless = failure_in(Situation(Task("t", (ASK,), (CLOSE,), ())), WRONG)
+    needless = failure_in(StepContext(Task("t", (ASK,), (CLOSE,), ())), WRONG)
     assert named_by("error: no tool call is needed here", needless) == "form"
     assert named_by("error: that is wrong", needless) is None
 
@@ -119,7 +121,7 @@ def test_each_filter_drops_what_it_is_for():
         found("f"),
         found("g"),
     ]
-    kept, dropped = filtered(many, Limits(alike=2))
+    kept, dropped = filtered(many, FilterLimits(alike=2))
     assert [one.instance.id for one in kept] == ["a", "f"]
     assert dropped == Counter(
         {

@@ -20,12 +20,12 @@ from fission_grpo.core.types import (
     Task,
     ToolCall,
 )
-from fission_grpo.feedback.dataset import instance, load_instances, write_instances
-from fission_grpo.feedback.local_model import LocalSource
+from fission_grpo.feedback.dataset import instance, load_examples, write_examples
+from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import SHORT_SYSTEM, SYSTEM, PromptSettings, read_settings, write_settings
-from fission_grpo.feedback.request import Enquiry
+from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import Answer, chain_of
+from fission_grpo.feedback.sources import Diagnosis, make_chain
 from fission_grpo.recipes.error_simulator.train import make_trainer, read_rows, train_command
 from fission_grpo.recipes.error_simulator.train import parse as parse_options
 from fission_grpo.training.callbacks import StopAndSave
@@ -56,8 +56,8 @@ def labelled(count, api, seed=0):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_instances(folder / "train.jsonl", labelled(60, "travel"))
-    write_instances(folder / "test.jsonl", labelled(6, "notes"))
+    write_examples(folder / "train.jsonl", labelled(60, "travel"))
+    write_examples(folder / "test.jsonl", labelled(6, "notes"))
     return folder
 
 
@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_with_the_same_weights(trained, tmp_path):
     folder, given = trained
     others = [str(tmp_path) if word == str(folder) else word for word in given]
     assert train_command([*others, "--resume_from_checkpoint", str(folder / "checkpoint-6")]) == 0
-    again, once = (LocalSource(str(path)) for path in (tmp_path, folder))
+    again, once = (LocalModelFeedback(str(path)) for path in (tmp_path, folder))
     for source in (again, once):
         source.check()
     one, two = (source._policy.model.state_dict() for source in (again, once))  # pyright: ignore
@@ -145,21 +145,21 @@ def test_an_adapter_is_trained_and_its_folder_is_a_source(trained, data, tmp_pat
     assert train_command(given) == 0
     assert (tmp_path / "adapter_config.json").is_file()
     assert not (tmp_path / "model.safetensors").exists()
-    source = LocalSource(str(tmp_path))
+    source = LocalModelFeedback(str(tmp_path))
     source.check()
     assert read_settings(tmp_path) == PromptSettings(SYSTEM, 300, False)
-    assert len(Enquiry(failures(), [source]).feedback()) == 3
+    assert len(FeedbackRequest(failures(), [source]).feedback()) == 3
 
 
 def test_the_saved_folder_answers_in_a_chain_with_its_own_prompt_settings(trained):
     assert read_settings(trained[0]) == PromptSettings(SHORT_SYSTEM, 400, True)
-    source = LocalSource(str(trained[0]), max_new_tokens=8)
+    source = LocalModelFeedback(str(trained[0]), max_new_tokens=8)
     unreadable = Failure(failures()[0].task, (parse("<tool_call>{"),), ErrorKind.UNPARSED, "unclosed <tool_call>")
     asked = [*failures(), failures()[0], unreadable]
-    feedback = Enquiry(asked, [source, *chain_of("rules")]).feedback()
+    feedback = FeedbackRequest(asked, [source, *make_chain("rules")]).feedback()
     assert source._settings == PromptSettings(SHORT_SYSTEM, 400, True)
     assert all(told.source in ("local", "rules") for told in feedback)
-    assert (feedback[4].source, feedback[4].vain) == ("rules", ())  # left to the rules, counted nowhere
+    assert (feedback[4].source, feedback[4].rejected) == ("rules", ())  # left to the rules, counted nowhere
     assert feedback[0] == feedback[3]
     counts = source.counts()
     assert (counts["simulator/requests"], counts["simulator/cache_hits"]) == (3, 1)
@@ -168,7 +168,7 @@ def test_the_saved_folder_answers_in_a_chain_with_its_own_prompt_settings(traine
 
 
 def test_a_failure_that_breaks_the_prompt_costs_one_diagnosis(trained):
-    source = LocalSource(str(trained[0]), max_new_tokens=4)
+    source = LocalModelFeedback(str(trained[0]), max_new_tokens=4)
     source.check()
     template = source._policy.tokenizer.chat_template  # pyright: ignore
     source._policy.tokenizer.chat_template = (  # pyright: ignore
@@ -176,24 +176,24 @@ def test_a_failure_that_breaks_the_prompt_costs_one_diagnosis(trained):
         + template
     )
     answers = [future.result() for future in source.start(failures())]
-    assert answers[0] == Answer(None, "raised ValueError")
+    assert answers[0] == Diagnosis(None, "raised ValueError")
     assert not any((answer.reason or "").startswith("raised") for answer in answers[1:])
 
 
 def test_a_prompt_beyond_the_context_is_no_diagnosis(trained):
-    source = LocalSource(str(trained[0]), brief=False, characters=9000)
+    source = LocalModelFeedback(str(trained[0]), brief=False, characters=9000)
     long = replace(failures()[0].task, prompt=({"role": "user", "content": "a b " * 4000},))
-    assert source.start([replace(failures()[0], task=long)])[0].result() == Answer(None, "prompt too long")
+    assert source.start([replace(failures()[0], task=long)])[0].result() == Diagnosis(None, "prompt too long")
 
 
 def test_a_folder_without_a_model_is_refused_before_the_run(tmp_path, trained):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
-        LocalSource(str(tmp_path)).check()
+        LocalModelFeedback(str(tmp_path)).check()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):
-        LocalSource(str(tmp_path)).check()
-    assert LocalSource(str(tmp_path)).start(failures(1))[0].result() == Answer(None, "raised ValueError")
-    source = LocalSource(str(trained[0]))
+        LocalModelFeedback(str(tmp_path)).check()
+    assert LocalModelFeedback(str(tmp_path)).start(failures(1))[0].result() == Diagnosis(None, "raised ValueError")
+    source = LocalModelFeedback(str(trained[0]))
     source._loaded().tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         source.check()
@@ -223,11 +223,11 @@ def test_prompt_settings_are_read_back(tmp_path):
 def test_rows_of_kinds_left_to_rules_are_not_trained_on(tmp_path):
     some = labelled(20, "travel")
     some[0] = replace(some[0], failure=replace(some[0].failure, kind=ErrorKind.UNPARSED))
-    write_instances(tmp_path / "train.jsonl", some)
+    write_examples(tmp_path / "train.jsonl", some)
     rows = read_rows(str(tmp_path), seed=0, max_rows=5, evaluate_rows=10)
     assert (len(rows.train), len(rows.seen), rows.unseen, rows.left_to_rules) == (5, 1, [], 1)  # a tenth of 19 is 1
     assert not {one.id for one in rows.train} & {one.id for one in rows.seen}
-    assert len(load_instances(tmp_path / "train.jsonl")) == 20
+    assert len(load_examples(tmp_path / "train.jsonl")) == 20
 
 
 @pytest.mark.parametrize(

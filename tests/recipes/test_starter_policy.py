@@ -16,12 +16,12 @@ from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.evaluation.evaluate import evaluate
-from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.local import LocalPolicy, continued_text
 from fission_grpo.inference.pretrained import load_starter, starter_path
 from fission_grpo.recipes.starter_policy.desk_demos import MIXED, demonstrations
-from fission_grpo.recipes.starter_policy.train import Plan, make_starter, train_starter
+from fission_grpo.recipes.starter_policy.train import TrainConfig, make_starter, train_starter
 from fission_grpo.training.trl_compat import parser_knows_tools
 
 TOOLS = list(tool_methods(Desk()).values())
@@ -139,7 +139,7 @@ def test_a_reply_that_hits_the_limit_is_marked_truncated(starter):
 
 
 def test_base_success_and_recovery_lie_in_the_documented_range(starter):
-    rates = rates_of(evaluate(LocalPolicy(*starter, seed=0), Desk, make_rows(96, 11, "held_out")))
+    rates = compute_metrics(evaluate(LocalPolicy(*starter, seed=0), Desk, make_rows(96, 11, "held_out")))
     assert 0.25 <= rates.success.rate <= 0.65  # documented: 0.30 to 0.60; 96 tasks have a standard error of 0.05
     assert rates.recovery.rate is not None
     assert 0.02 <= rates.recovery.rate <= 0.30  # documented: 0.05 to 0.25
@@ -148,7 +148,7 @@ def test_base_success_and_recovery_lie_in_the_documented_range(starter):
 def test_training_is_repeatable_to_the_bit(tmp_path):
     digests = []
     for name in ("a", "b"):
-        train_starter(tmp_path / name, Plan(seed=3, steps=1, start=starter_path()))
+        train_starter(tmp_path / name, TrainConfig(seed=3, steps=1, start=starter_path()))
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1]
     assert digests[0] != hashlib.sha256((starter_path() / "model.safetensors").read_bytes()).hexdigest()
@@ -157,7 +157,7 @@ def test_training_is_repeatable_to_the_bit(tmp_path):
 
 
 def test_an_untrained_starter_has_the_shipped_tokenizer(starter):
-    model, tokenizer = make_starter(Plan(seed=0))
+    model, tokenizer = make_starter(TrainConfig(seed=0))
     assert tokenizer.get_vocab() == starter[1].get_vocab()
     assert model.config.hidden_size == starter[0].config.hidden_size
 

@@ -18,8 +18,8 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.evaluation.evaluate import ScriptedPolicy
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.feedback.shuffled import Shuffled
-from fission_grpo.feedback.sources import FIXED_TEXT, Function, chain_of
+from fission_grpo.feedback.shuffled import ShuffledFeedback
+from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
 from fission_grpo.feedback.spec import sources_from
 from fission_grpo.recipes.error_simulator.usefulness import (
     AttemptsFile,
@@ -58,7 +58,7 @@ def table(tmp_path, arms, simulator, policy=None, failures=FAILURES, samples=2, 
 def test_the_table_of_a_policy_that_mends_what_it_is_told_is_the_one_worked_by_hand(tmp_path):
     """Rules name every fault: 3 of 3 mended. Shuffled, of a and b one is told of the other's `seats`, the rest of a
     parameter that is right already: 1 of 3, whatever the order."""
-    rows = table(tmp_path, arms_of(chain_of("rules"), "rules"), "rules")
+    rows = table(tmp_path, arms_of(make_chain("rules"), "rules"), "rules")
     hits = {name: (row.success.hits, row.success.of) for name, row in rows.items()}
     assert hits == {
         "none": (0, 6),
@@ -76,21 +76,21 @@ def test_the_table_of_a_policy_that_mends_what_it_is_told_is_the_one_worked_by_h
 
 
 def test_fallbacks_and_equal_texts_are_counted(tmp_path):
-    rows = table(tmp_path, arms_of(chain_of("rules"), "rules"), "rules")
+    rows = table(tmp_path, arms_of(make_chain("rules"), "rules"), "rules")
     environment = rows["environment"]
-    assert (environment.told, environment.vain) == (0, {"environment: no diagnosis": 3})
+    assert (environment.told, environment.rejected) == (0, {"environment: no diagnosis": 3})
     assert [rows[name].told for name in ("none", "fixed", "rules", "shuffled")] == [3, 3, 3, 3]
     assert [rows[name].same for name in ("rules", "none", "shuffled")] == [None, 0, 0]
 
 
 def test_a_leaking_diagnosis_is_replaced_counted_and_helps_nobody(tmp_path):
-    leaking = Function("mine", lambda one: "error: `to` must be Oslo, `seats` must be 4")
+    leaking = FunctionSource("mine", lambda one: "error: `to` must be Oslo, `seats` must be 4")
     row = table(tmp_path, arms_of((leaking,), "mine"), "mine")["mine"]
-    assert (row.leaks, row.told, row.vain, row.success.hits) == (3, 0, {"mine: leak": 3}, 0)
+    assert (row.leaks, row.told, row.rejected, row.success.hits) == (3, 0, {"mine: leak": 3}, 0)
 
 
 def test_a_chains_later_source_counts_as_told(tmp_path):
-    row = table(tmp_path, {"both": chain_of(["environment", "rules"])}, "both")["both"]
+    row = table(tmp_path, {"both": make_chain(["environment", "rules"])}, "both")["both"]
     assert (row.told, row.success.hits, row.gains) == (3, 6, {})
 
 
@@ -105,7 +105,7 @@ def test_gains_are_paired_and_their_interval_is_over_failures(tmp_path):
         good = int(messages[0]["content"][1:]) in mended[arm]
         return render_call(ToolCall("book", RIGHT if good else {}))
 
-    arms = {"fixed": chain_of("fixed"), "yes": (Function("yes", lambda one: "told"),)}
+    arms = {"fixed": make_chain("fixed"), "yes": (FunctionSource("yes", lambda one: "told"),)}
     rows = table(tmp_path, arms, "yes", ScriptedPolicy(write), failures, samples=3)
     gain = rows["yes"].gains["fixed"]
     assert (rows["yes"].success.rate, rows["fixed"].success.rate, gain.change) == (0.8, 0.3, 0.5)
@@ -128,7 +128,7 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
         tried.append(messages)
         return mends(messages)
 
-    arms = {"mine": (Function("mine", say),), "fixed": chain_of("fixed")}
+    arms = {"mine": (FunctionSource("mine", say),), "fixed": make_chain("fixed")}
     with pytest.raises(KeyboardInterrupt), AttemptsFile(tmp_path / "usefulness.jsonl", {}) as file:
         measure(file, FAILURES, arms, ScriptedPolicy(stopping), samples=2, in_flight=1)
     with (tmp_path / "usefulness.jsonl").open("a") as file:
@@ -146,14 +146,14 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
 
 def test_the_simulator_is_asked_once_for_its_own_arm_and_the_shuffled_one(tmp_path):
     asked = []
-    source = Function("mine", lambda one: asked.append(one.task.id) or f"error: see {one.task.id}")
+    source = FunctionSource("mine", lambda one: asked.append(one.task.id) or f"error: see {one.task.id}")
     rows = table(tmp_path, arms_of((source,), "mine"), "mine")
     assert sorted(asked) == ["a", "b", "c"]
     assert rows["shuffled"].same == 0
 
 
 def test_attempts_of_other_settings_are_refused_and_broken_rows_named(tmp_path):
-    table(tmp_path, {"fixed": chain_of("fixed")}, "fixed", temperature=1.0)
+    table(tmp_path, {"fixed": make_chain("fixed")}, "fixed", temperature=1.0)
     with pytest.raises(RunFileError, match=r"temperature was 1.0, now 0.5.*another --output"):
         AttemptsFile(tmp_path / "usefulness.jsonl", {"temperature": 0.5})
     bad = tmp_path / "bad.jsonl"
@@ -165,12 +165,12 @@ def test_attempts_of_other_settings_are_refused_and_broken_rows_named(tmp_path):
 def test_a_failure_that_nobody_can_judge_is_refused(tmp_path):
     unknown = Failure(Task("u", ({"role": "user", "content": "x"},)), FAILURES[0].turns, ErrorKind.LOW_REWARD)
     with pytest.raises(ValueError, match="'u' cannot be tried"):
-        table(tmp_path, {"fixed": chain_of("fixed")}, "fixed", failures=[unknown])
+        table(tmp_path, {"fixed": make_chain("fixed")}, "fixed", failures=[unknown])
 
 
 def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
     """Of three attempts the first is refused by the server, for good: two count, and three after another go."""
-    arms = {"rules": chain_of("rules")}
+    arms = {"rules": make_chain("rules")}
     with OpenAIServer(lambda body: mends(body["messages"])) as server:
         server.faults = ["500"]
         with policy_of(server, tries=1, concurrency=1) as policy:
@@ -182,7 +182,7 @@ def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
 
 
 def test_the_row_as_json_has_rates_and_intervals(tmp_path):
-    row = table(tmp_path, arms_of(chain_of("rules"), "rules"), "rules")["shuffled"]
+    row = table(tmp_path, arms_of(make_chain("rules"), "rules"), "rules")["shuffled"]
     written = json.loads(json.dumps(usefulness_json(row)))
     assert written["success"]["rate"] == pytest.approx(1 / 3)
     assert written["gains"]["fixed"]["change"] == pytest.approx(1 / 3)
@@ -191,7 +191,7 @@ def test_the_row_as_json_has_rates_and_intervals(tmp_path):
 def test_specifications_name_chains_and_shuffle_all_that_follows():
     names = [source.name for source in sources_from("environment, shuffled:rules,fixed")]
     assert names == ["environment", "shuffled:rules", "shuffled:fixed"]
-    assert isinstance(sources_from("shuffled:none")[0], Shuffled)
+    assert isinstance(sources_from("shuffled:none")[0], ShuffledFeedback)
     (teacher,) = sources_from("teacher", diagnoses={"a": "error: a"})
     assert [future.result().text for future in teacher.start(FAILURES)] == ["error: a", None, None]
 
@@ -203,6 +203,6 @@ def test_a_wrong_specification_is_answered_with_the_forms_there_are(spec):
 
 
 def test_the_fixed_text_is_what_is_told_where_a_source_knows_nothing(tmp_path):
-    table(tmp_path, {"mine": (Function("mine", lambda one: None),)}, "mine")
+    table(tmp_path, {"mine": (FunctionSource("mine", lambda one: None),)}, "mine")
     held = read_attempts(tmp_path / "usefulness.jsonl")
     assert {told.text for told in held.feedback.values()} == {FIXED_TEXT}

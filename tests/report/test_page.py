@@ -24,7 +24,7 @@ LOG = [
     {"step": 1, "fission/phase": 0, "fission/success": 0.4, "fission/error_cases": 5, "reward": 0.3,
      "fission/buffer": 3, "fission/error_recovery_rate": 0.2, "fission/generated_tokens": 4000,
      "fission/kind/raised": 3, "note": "text"},
-    {"step": 2, "fission/phase": 1, "recovery/rate": 0.25, "recovery/zero_variance": 0.5, "fission/age": 1.0,
+    {"step": 2, "fission/phase": 1, "recovery/rate": 0.25, "recovery/frac_zero_std": 0.5, "fission/age": 1.0,
      "fission/generated_tokens": 8000, "fission/buffer": 2, "reward": 0.1, "grad_norm": float("nan")},
     {"step": 3, "fission/phase": 0, "fission/success": 0.6, "fission/kind/raised": 1, "fission/kind/no_call": 1,
      "reward": 0.5, "fission/buffer": 3, "fission/generated_tokens": 12000},
@@ -91,7 +91,7 @@ def test_the_inlined_images_are_the_png_files_beside_the_page(with_charts):
     inlined = {base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)}
     files = {path.stem: path.read_bytes() for path in with_charts.parent.glob("*.png")}
     assert inlined == set(files.values())
-    assert set(files) == {"success", "error_recovery_rate", "recovery_rate", "zero_variance", "buffer_size",
+    assert set(files) == {"success", "error_recovery_rate", "recovery_rate", "zero_std", "buffer_size",
                           "buffer_age", "error_kinds", "reward"}  # fmt: skip
     assert all(data.startswith(b"\x89PNG") for data in files.values())
 

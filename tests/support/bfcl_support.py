@@ -2,7 +2,7 @@
 
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.official import multi_turn_cases
-from fission_grpo.evaluation.bfcl.run_case import play_case, scripted_calls
+from fission_grpo.evaluation.bfcl.run_case import run_case, scripted_calls
 from fission_grpo.inference.base import Reply
 
 CASE = next(case for case in multi_turn_cases("multi_turn_base") if case.id == "multi_turn_base_100")
@@ -16,7 +16,7 @@ BROKEN = INFO.replace("}}", "}")
 
 def play(replies, case=CASE, format="qwen-fc", mode="strict"):
     """The record after these replies (texts or `Reply`s), and the last request."""
-    going, replies = play_case(case, format, mode), iter(replies)
+    going, replies = run_case(case, format, mode), iter(replies)
     request = next(going)
     try:
         while True:

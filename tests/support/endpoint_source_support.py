@@ -7,7 +7,7 @@ from fission_grpo.core.types import (
     Task,
     ToolCall,
 )
-from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
+from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 
 TOOLS = tuple(
     {"name": name, "description": name, "parameters": {"type": "object", "properties": {"to": {"type": "string"}}}}
@@ -25,7 +25,7 @@ def failure_of(number=0, kind=ErrorKind.WRONG_CALL):
 
 def source_of(server, **options):
     given = {"timeout": 5.0, "tries": 3, "backoff": 0.01, "max_wait": 0.02, "patience": 10.0}
-    return EndpointSource("small", server.url, SimulatorOptions(**given | options))
+    return EndpointFeedback("small", server.url, FeedbackModelOptions(**given | options))
 
 
 def answers_of(source, *failures):

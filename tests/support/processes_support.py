@@ -91,7 +91,7 @@ def copied(run, folder, rank):
         time.sleep(0.05)
 
 
-def desk(folder, config, trainer=Taped, diagnose="rules", **more):
+def desk(folder, config, trainer=Taped, feedback="rules", **more):
     model, tokenizer = load_starter()
     return trainer(
         model=model,
@@ -99,12 +99,12 @@ def desk(folder, config, trainer=Taped, diagnose="rules", **more):
         train_dataset=Dataset.from_list(make_rows(16, seed=5, split="train")),
         processing_class=tokenizer,
         environment_factory=Desk,
-        diagnose=diagnose,
+        feedback=feedback,
         **more,
     )
 
 
-def sampled(folder, processes, diagnose="rules", **fields):
+def sampled(folder, processes, feedback="rules", **fields):
     """Episodes in an environment, sampled by every rank for its own rows: 16 rows a cycle, 2 groups, or 2 contexts."""
     config = {
         "per_device_train_batch_size": 16 // processes,
@@ -113,7 +113,7 @@ def sampled(folder, processes, diagnose="rules", **fields):
         "max_completion_length": 64,
         "max_tool_calling_iterations": 1,
     }
-    return desk(folder, config | fields, diagnose=diagnose, tape={}, repeat=False)
+    return desk(folder, config | fields, feedback=feedback, tape={}, repeat=False)
 
 
 def straddling(folder, processes, tape, repeat, **fields):
@@ -124,7 +124,7 @@ def straddling(folder, processes, tape, repeat, **fields):
         "steps_per_generation": 2,
         "num_iterations": 2,
         "num_generations": 8,
-        "num_recoveries": 12,
+        "num_recovery_generations": 12,
         "max_steps": 8,
     }
     return desk(folder, config | fields, tape=tape, repeat=repeat)
@@ -146,7 +146,7 @@ def uneven(folder, processes, tape, repeat, **fields):
     config = {
         "per_device_train_batch_size": 16 // processes,
         "num_generations": 8,
-        "num_recoveries": 16,  # one context, over all ranks
+        "num_recovery_generations": 16,  # one context, over all ranks
         "max_steps": 4,
         "max_completion_length": 24,
         "shuffle_dataset": False,

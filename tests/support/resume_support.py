@@ -12,11 +12,11 @@ from trainer_settings import QUIETLY_ON_CPU
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
-from fission_grpo.feedback.shuffled import Shuffled
-from fission_grpo.feedback.sources import chain_of
+from fission_grpo.feedback.shuffled import ShuffledFeedback
+from fission_grpo.feedback.sources import make_chain
 from fission_grpo.inference.pretrained import load_starter
 
-TIMES = ("step_time", "fission/seconds", "fission/diagnosis_seconds", "train_runtime")
+TIMES = ("step_time", "fission/seconds", "feedback/seconds", "train_runtime")
 TIMES += ("train_samples_per_second", "train_steps_per_second")
 COMMON = {
     **QUIETLY_ON_CPU,
@@ -28,7 +28,7 @@ COMMON = {
     "max_completion_length": 40,
     "per_device_train_batch_size": 8,
     "num_generations": 4,
-    "num_recoveries": 4,
+    "num_recovery_generations": 4,
 }
 
 FOUR_UPDATES = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2}
@@ -51,7 +51,10 @@ def tiny_trainer(
         processing_class=tokenizer,
         environment_factory=factory,
         **(
-            {"reward_funcs": varied, "diagnose": [Shuffled(source) for source in chain_of(["rules", "environment"])]}
+            {
+                "reward_funcs": varied,
+                "feedback": [ShuffledFeedback(source) for source in make_chain(["rules", "environment"])],
+            }
             | (more or {})
         ),
     )
@@ -74,7 +77,7 @@ def without_times(value: Any) -> Any:
 
 
 def differences(one: Path, other: Path, checkpoint: str) -> list[str]:
-    """Names of what two runs do not share: files of their last checkpoint, `log_history`, journal. Empty: the same."""
+    """Names of what two runs do not share: files of their last checkpoint, `log_history`, log. Empty: the same."""
     found = []
     for name in ("trainer_state.json", "fission_state.json"):
         first, second = (without_times(json.loads((run / checkpoint / name).read_text())) for run in (one, other))

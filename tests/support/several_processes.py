@@ -13,7 +13,7 @@ from openai_server import OpenAIServer
 from processes_support import copied, left_by, sampled, straddling, tape_at, uneven
 from vllm_stand_in import VLLMStandIn, without_vllm
 
-from fission_grpo.feedback.sources import Answer, answered
+from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.pretrained import load_starter
 
 FOLDER, RANK, PROCESSES = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -27,7 +27,7 @@ def taped(make, folder):
 def endpoint(folder):
     """Each rank has a server of its own; that of the last rank is gone when training begins."""
     server = OpenAIServer(lambda body: SAID)
-    trainer = sampled(folder, PROCESSES, diagnose=[source_of(server), "rules"], max_steps=2)
+    trainer = sampled(folder, PROCESSES, feedback=[source_of(server), "rules"], max_steps=2)
     if RANK == PROCESSES - 1:
         server.faults = lambda number: "close"  # connections that are open still
         server.close()
@@ -40,7 +40,7 @@ def raising(folder):
             raise RuntimeError("this rank's diagnoser is broken")
         return SAID
 
-    return sampled(folder, PROCESSES, diagnose=diagnose, max_steps=2)
+    return sampled(folder, PROCESSES, feedback=diagnose, max_steps=2)
 
 
 class Slow:
@@ -49,7 +49,7 @@ class Slow:
     name, later = "slow", True
 
     def start(self, failures):
-        return [Future() if RANK == PROCESSES - 1 else answered(Answer(SAID)) for _ in failures]
+        return [Future() if RANK == PROCESSES - 1 else completed(Diagnosis(SAID)) for _ in failures]
 
     def check(self): ...
 
@@ -58,7 +58,7 @@ class Slow:
 
 
 def slow(folder):
-    return sampled(folder, PROCESSES, diagnose=Slow(), diagnose_seconds=0.5, max_steps=2)
+    return sampled(folder, PROCESSES, feedback=Slow(), feedback_timeout=0.5, max_steps=2)
 
 
 def turns(folder):
@@ -75,7 +75,7 @@ def server(folder):
     stand_in = VLLMStandIn(*load_starter()) if RANK == 0 else None
     with without_vllm(stand_in):
         url = stand_in.url if stand_in else "http://127.0.0.1:1"  # only the first rank speaks to it
-        more = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url, "num_recoveries": 4}
+        more = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url, "num_recovery_generations": 4}
         more["max_completion_length"] = 96
         trainer = sampled(folder, PROCESSES, max_steps=4, max_tool_calling_iterations=2, **more)
     trainer.max_tool_calling_iterations = 1 if RANK == PROCESSES - 1 else 2

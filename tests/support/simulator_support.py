@@ -8,8 +8,8 @@ from fission_grpo.core.types import (
     ToolResult,
     Turn,
 )
-from fission_grpo.feedback.dataset import Instance
-from fission_grpo.recipes.error_simulator.failures import Found
+from fission_grpo.feedback.dataset import FeedbackExample
+from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
 CLOSE = {
     "name": "close",
@@ -34,4 +34,6 @@ def found(name="a", api="A", origin="corruption:wrong_value", root="r", diagnosi
     text = f'<tool_call>\n{{"name": "close", "arguments": {{"ticket_id": "{name}"}}}}\n</tool_call>'
     turn = Turn(text, calls=(ToolCall("close", {"ticket_id": name}),))
     task = Task(name, (ASK,), (CLOSE,), TASK.reference)
-    return Found(Instance(Failure(task, (turn,), ErrorKind.WRONG_CALL), api, origin, diagnosis, "rules"), root)
+    return LabelledFailure(
+        FeedbackExample(Failure(task, (turn,), ErrorKind.WRONG_CALL), api, origin, diagnosis, "rules"), root
+    )

@@ -26,7 +26,7 @@ def rows(count=16):
 
 def desk_trainer(folder, cls=FissionGRPOTrainer, config=FissionGRPOConfig, factory=Desk, more=None, **fields):
     model, tokenizer = load_starter()
-    ours = {"num_recoveries": 8} if config is FissionGRPOConfig else {}  # 2 contexts make a recover cycle
+    ours = {"num_recovery_generations": 8} if config is FissionGRPOConfig else {}  # 2 contexts make a recover cycle
     args = config(output_dir=str(folder), **(COMMON | {"max_steps": 3} | ours | fields))
     return cls(
         model=model,
@@ -42,7 +42,7 @@ def history(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-def journal(folder, event):
+def events(folder, event):
     lines = (folder / "fission.jsonl").read_text().splitlines()
     return [line for line in map(json.loads, lines) if line["event"] == event]
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from fission_grpo.core.serialization import generator_state, set_generator
-from fission_grpo.feedback.sources import chain_of
+from fission_grpo.feedback.sources import make_chain
 from fission_grpo.training.checkpoint import (
     FILE,
     check_columns,
@@ -14,11 +14,11 @@ from fission_grpo.training.checkpoint import (
     load_state,
     packed_snapshots,
     save_state,
-    share_of,
+    shard_for_rank,
     source_states,
 )
 from fission_grpo.training.deferred_batches import (
-    WaitingRows,
+    DeferredBatches,
     check_batches,
     pack_rows,
     split_batches,
@@ -42,17 +42,17 @@ def test_displaced_batches_are_split_anew_over_another_number_of_ranks():
 
 
 def test_no_more_rows_wait_than_the_data_set_has():
-    waiting = WaitingRows(rows=5, batch=2)  # three batches of two rows hold them
+    waiting = DeferredBatches(rows=5, batch=2)  # three batches of two rows hold them
     taken = []
     for cycle in range(9):  # every second cycle recovers
         waiting.add([{"prompt": str(cycle)}])
         if cycle % 2:
-            assert waiting.pass_over() == (cycle >= 7)  # the fourth of them would leave a fourth batch to wait
+            assert waiting.skip_newest() == (cycle >= 7)  # the fourth of them would leave a fourth batch to wait
         else:
             taken += waiting.take()
     assert [row["prompt"] for row in taken] == ["0", "1", "2", "3", "4"]
     assert len(waiting.batches) == 3
-    assert WaitingRows(rows=None, batch=2).longest == 256
+    assert DeferredBatches(rows=None, batch=2).longest == 256
 
 
 def test_displaced_batches_must_fill_the_batches_of_the_resumed_run():
@@ -117,21 +117,21 @@ class Counting:
 
 def test_sources_get_back_what_they_remembered_and_strangers_are_named():
     asked = Counting()
-    chain = chain_of([asked, "rules"])
+    chain = make_chain([asked, "rules"])
     for _ in range(3):
         asked(None)
     saved = json.loads(json.dumps(source_states(chain)))
     fresh = Counting()
-    assert load_source_states(chain_of([fresh, "rules"]), saved) == []
+    assert load_source_states(make_chain([fresh, "rules"]), saved) == []
     assert fresh(None) == "error number 4"
-    assert load_source_states(chain_of(["fixed", "rules", "none"]), saved) == ["fixed", "none"]
+    assert load_source_states(make_chain(["fixed", "rules", "none"]), saved) == ["fixed", "none"]
 
 
 def test_a_source_whose_state_is_no_json_is_named():
     asked = Counting()
     asked.asked = {1, 2}
     with pytest.raises(ValueError, match=r"'Counting': state\(\) must return plain JSON"):
-        source_states(chain_of(asked))
+        source_states(make_chain(asked))
 
 
 def test_only_snapshots_that_json_gives_back_are_packed():
@@ -139,8 +139,8 @@ def test_only_snapshots_that_json_gives_back_are_packed():
 
 
 def test_every_rank_takes_its_own_part_or_one_of_them():
-    assert [share_of("ab", rank, 2) for rank in range(2)] == ["a", "b"]
-    assert [share_of("ab", rank, 4) for rank in range(4)] == ["a", "b", "a", "b"]
+    assert [shard_for_rank("ab", rank, 2) for rank in range(2)] == ["a", "b"]
+    assert [shard_for_rank("ab", rank, 4) for rank in range(4)] == ["a", "b", "a", "b"]
 
 
 def test_column_that_is_no_json_is_named_before_training():

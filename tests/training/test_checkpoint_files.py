@@ -11,13 +11,13 @@ import pytest
 from fission_grpo.training.checkpoint_files import (
     MANIFEST,
     STAGING,
-    check_named,
-    fault_in,
-    newest_whole,
+    clean_staging,
+    commit,
+    find_corruption,
+    last_complete_checkpoint,
     numbered,
-    publish,
+    require_complete,
     rotate,
-    tidy,
 )
 
 VERSIONS = {"trl": "1.16.0"}
@@ -33,7 +33,7 @@ def written(run, step, text="weights", place=STAGING):
 
 
 def saved(run, step, text="weights"):
-    publish(written(run, step, text), run / f"checkpoint-{step}", VERSIONS)
+    commit(written(run, step, text), run / f"checkpoint-{step}", VERSIONS)
     return run / f"checkpoint-{step}"
 
 
@@ -48,7 +48,7 @@ def test_a_published_checkpoint_lists_its_files_and_is_whole(tmp_path):
     digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"  # printf weights | sha256sum
     assert manifest["files"]["model.safetensors"] == {"bytes": 7, "sha256": digest}
     assert sorted(manifest["files"]) == ["inner/state.json", "model.safetensors"]
-    assert fault_in(checkpoint) is None
+    assert find_corruption(checkpoint) is None
     assert names(tmp_path) == ["checkpoint-4"]
 
 
@@ -77,22 +77,22 @@ def test_damage_is_told_with_the_file(tmp_path, caplog, name, harm, said):
     if name == MANIFEST and harm is cut:
         (damaged / name).write_text((damaged / name).read_text().rstrip())  # else only a line's end is cut
     harm(damaged / name)
-    assert newest_whole(tmp_path, fault_in) == before
+    assert last_complete_checkpoint(tmp_path, find_corruption) == before
     assert f"{damaged / name} " in caplog.text
     assert "NOT resumed from" in caplog.text
     with pytest.raises(ValueError, match=rf"checkpoint-4/{name} {said}.*newest whole one before it is .*checkpoint-2"):
-        check_named(damaged, fault_in)
-    check_named(before, fault_in)
+        require_complete(damaged, find_corruption)
+    require_complete(before, find_corruption)
 
 
 def test_without_a_whole_checkpoint_the_newest_ones_fault_is_the_error(tmp_path):
     for step in (2, 10):
         flip(saved(tmp_path, step) / "model.safetensors")
     with pytest.raises(ValueError, match=r"no checkpoint in .* Of the newest: .*checkpoint-10/model.safetensors"):
-        newest_whole(tmp_path, fault_in)
+        last_complete_checkpoint(tmp_path, find_corruption)
     with pytest.raises(ValueError, match="There is no whole one before it"):
-        check_named(tmp_path / "checkpoint-2", fault_in)
-    assert newest_whole(tmp_path / "nowhere", fault_in) is None
+        require_complete(tmp_path / "checkpoint-2", find_corruption)
+    assert last_complete_checkpoint(tmp_path / "nowhere", find_corruption) is None
 
 
 def test_checkpoints_are_counted_not_spelt(tmp_path):
@@ -112,7 +112,7 @@ def test_what_a_kill_left_while_writing_is_removed_and_told(tmp_path, caplog):
     written(tmp_path, 4)
     saved(tmp_path, 2)
     (tmp_path / STAGING / "checkpoint-4" / (MANIFEST + ".tmp")).write_text("{")
-    tidy(tmp_path)
+    clean_staging(tmp_path)
     assert names(tmp_path) == ["checkpoint-2"]
     assert "checkpoint-4 is a checkpoint that the run was killed while writing: removed" in caplog.text
 
@@ -126,7 +126,7 @@ def test_a_whole_checkpoint_that_only_lacked_the_rename_is_taken(tmp_path, repla
     if replaced:
         saved(tmp_path / "elsewhere", 4, "old").rename(tmp_path / STAGING / "deleted-checkpoint-4")
     (tmp_path / "elsewhere").rmdir()
-    tidy(tmp_path)
+    clean_staging(tmp_path)
     assert names(tmp_path) == ["checkpoint-4"]
     assert (tmp_path / "checkpoint-4" / "model.safetensors").read_text() == "new"
 
@@ -191,10 +191,10 @@ def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_
     for call in range(0, calls, 2):
         run, done = killed_at(call)
         assert done.returncode == -9
-        tidy(run)
-        assert all(fault_in(path) is None for path in numbered(run))
+        clean_staging(run)
+        assert all(find_corruption(path) is None for path in numbered(run))
         assert not (run / STAGING).exists()
-        newest = newest_whole(run, partial(fault_in))
+        newest = last_complete_checkpoint(run, partial(find_corruption))
         assert newest is not None
         seen.add((newest.name, (newest / "model.safetensors").read_text()))
     assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= seen

@@ -11,11 +11,11 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from fission_grpo.envs.desk.env import Desk  # noqa: E402
 from fission_grpo.envs.desk.tasks import make_rows  # noqa: E402
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
-from fission_grpo.training.shared_prefix.trainer import SharedPrefixTrainer, together  # noqa: E402
+from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin, together  # noqa: E402
 from fission_grpo.training.trl_compat import trl_release  # noqa: E402
 
 
-class Off(SharedPrefixTrainer):
+class Off(SharedPrefixMixin):
     _sharing = False
 
 
@@ -61,7 +61,7 @@ def run(cls, folder, **fields):
     ids=["one step per batch", "two steps per batch"],
 )
 def test_training_with_tools_takes_the_steps_of_trl(tmp_path, fields):
-    trainer, ours = run(SharedPrefixTrainer, tmp_path / "ours", **fields)
+    trainer, ours = run(SharedPrefixMixin, tmp_path / "ours", **fields)
     _, theirs = run(GRPOTrainer, tmp_path / "theirs", **fields)
     assert len(ours) == 2
     assert any(norm > 1e-3 for _, norm, *_ in theirs)  # there was something to learn

@@ -8,11 +8,11 @@ from transformers.utils import get_json_schema
 
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.training.tool_call_parser import Schemas
+from fission_grpo.training.tool_call_parser import ToolSchemaCache
 
 
 def test_schemas_of_methods_are_made_once_per_environment_and_are_transformers_own():
-    schemas, desk = Schemas(), Desk()
+    schemas, desk = ToolSchemaCache(), Desk()
     first = schemas.of(list(tool_methods(desk).values()))
     assert first == [get_json_schema(tool) for tool in tool_methods(desk).values()]
     assert schemas.of(list(tool_methods(desk).values())) is first
@@ -21,4 +21,4 @@ def test_schemas_of_methods_are_made_once_per_environment_and_are_transformers_o
 
 def test_tools_given_as_schemas_are_left_as_they_are():
     given = [get_json_schema(tool_methods(Desk())["move_file"])]
-    assert Schemas().of(given) is given
+    assert ToolSchemaCache().of(given) is given

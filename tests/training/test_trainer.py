@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 from datasets import Dataset
-from trainer_support import COMMON, Spy, desk_trainer, history, journal
+from trainer_support import COMMON, Spy, desk_trainer, events, history
 from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
@@ -33,8 +33,8 @@ def test_explore_and_recover_cycles_alternate_and_report(tmp_path):
     for entry in trainer.state.log_history[:-1]:
         assert ("recovery/rate" in entry) == (entry["fission/phase"] == 1)
         assert ("fission/success" in entry) == (entry["fission/phase"] == 0)
-    pushed = {line["id"]: line for line in journal(tmp_path, "pushed")}
-    recovered = journal(tmp_path, "recovered")
+    pushed = {line["id"]: line for line in events(tmp_path, "pushed")}
+    recovered = events(tmp_path, "recovered")
     assert len(recovered) == 2 * phases.count(1.0)  # 16 rollouts / G' = 8
     for line in recovered:
         assert len(line["rewards"]) == len(line["completions"]) == 8
@@ -161,7 +161,7 @@ def test_plain_text_without_tools_recovers_too(tmp_path):
     )
     trainer.train()
     assert 1.0 in history(trainer, "fission/phase")
-    line = journal(tmp_path, "pushed")[0]
+    line = events(tmp_path, "pushed")[0]
     assert line["kind"] in ("low_reward", "truncated")
     assert line["prompt"].startswith("move file ")
     assert line["prompt"].endswith(f"{line['feedback']}\n\n")
@@ -171,10 +171,10 @@ def test_broken_diagnosis_falls_back_is_counted_and_training_goes_on(tmp_path):
     def broken(failure):
         raise RuntimeError("endpoint down")
 
-    trainer = desk_trainer(tmp_path, more={"diagnose": broken}, max_steps=2)
+    trainer = desk_trainer(tmp_path, more={"feedback": broken}, max_steps=2)
     trainer.train()
-    assert history(trainer, "fission/fallbacks")[0] == history(trainer, "fission/pushed")[0] > 0
-    assert {line["fallback"] for line in journal(tmp_path, "pushed")} == {"broken: raised RuntimeError"}
+    assert history(trainer, "feedback/fallbacks")[0] == history(trainer, "fission/pushed")[0] > 0
+    assert {line["fallback"] for line in events(tmp_path, "pushed")} == {"broken: raised RuntimeError"}
 
 
 def test_rollouts_nobody_could_judge_are_never_fissioned(tmp_path):
@@ -194,7 +194,7 @@ def test_token_budget_stops_training_after_the_update_with_the_last_tokens(tmp_p
     before = [weight.clone() for weight in trainer.model.parameters()]
     trainer.train()
     assert trainer.state.global_step == 1
-    assert history(trainer, "fission/zero_variance") == [0.0]
+    assert history(trainer, "fission/frac_zero_std") == [0.0]
     assert not all(a.equal(b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
@@ -226,11 +226,11 @@ def test_checkpoint_without_a_buffer_is_refused_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_recoveries": 5}, r"num_recoveries \(5\) does not divide .*\[2, 4, 8, 16\]"),
-        ({"num_recoveries": 1}, "at least 2"),
+        ({"num_recovery_generations": 5}, r"num_recovery_generations \(5\) does not divide .*\[2, 4, 8, 16\]"),
+        ({"num_recovery_generations": 1}, "at least 2"),
         ({"buffer_order": "newest"}, "'newest'"),
         ({"buffer_capacity": 1}, "buffer_capacity is 1, but must be at least 4"),
-        ({"recover_trigger": 2}, "between 4"),
+        ({"min_buffered": 2}, "between 4"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_loaded(tmp_path, fields, message):

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from trainer_support import COMMON, history, journal, rows
+from trainer_support import COMMON, events, history, rows
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.envs.desk.env import Desk
@@ -14,7 +14,7 @@ def make(folder, fields=None, **arguments):
     model, tokenizer = load_starter()
     args = FissionGRPOConfig(
         output_dir=str(folder),
-        **(COMMON | {"num_recoveries": 8, "max_steps": 4, "max_completion_length": 64} | (fields or {})),
+        **(COMMON | {"num_recovery_generations": 8, "max_steps": 4, "max_completion_length": 64} | (fields or {})),
     )
     given = {"model": model, "args": args, "processing_class": tokenizer, "train_dataset": rows()} | arguments
     trainer = FissionGRPOTrainer(**given)
@@ -48,7 +48,7 @@ def test_standalone_tools_and_several_weighted_rewards(tmp_path):
         tmp_path, {"reward_weights": [0.2, 1.0]}, train_dataset=data, tools=[move_file], reward_funcs=[always, never]
     )
     assert history(trainer, "fission/success")[0] == 0.0
-    kinds = {line["kind"]: line for line in journal(tmp_path, "pushed")}
+    kinds = {line["kind"]: line for line in events(tmp_path, "pushed")}
     assert "the disk is read-only" in kinds["raised"]["feedback"]
     assert kinds["raised"]["reward"] == pytest.approx(0.2)
 
@@ -98,5 +98,5 @@ def test_environments_by_name_with_asynchronous_tools(tmp_path):
 
     data = rows().add_column("environment", ["desk", "slow"] * 8)
     trainer = make(tmp_path, train_dataset=data, environment_factory={"desk": Desk, "slow": Slow})
-    assert {instance["root"] for instance in journal(tmp_path, "pushed")} <= set(data["id"])
+    assert {instance["root"] for instance in events(tmp_path, "pushed")} <= set(data["id"])
     assert trainer.state.global_step == 4

@@ -5,10 +5,10 @@ import threading
 from concurrent.futures import Future
 
 import pytest
-from trainer_support import desk_trainer, history, journal
+from trainer_support import desk_trainer, events, history
 
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import Answer
+from fission_grpo.feedback.sources import Diagnosis
 
 TEXTS = ("id", "step", "kind", "source", "feedback", "fallback", "prompt")
 
@@ -29,7 +29,7 @@ class Elsewhere:
             for future, failure in zip(futures, failures, strict=True):
                 said = rules(failure)
                 if future.set_running_or_notify_cancel():
-                    future.set_result(Answer(said) if said else Answer(None, "no diagnosis"))
+                    future.set_result(Diagnosis(said) if said else Diagnosis(None, "no diagnosis"))
 
         if self.seconds is not None:
             timer = threading.Timer(self.seconds, answer)
@@ -45,14 +45,14 @@ class Elsewhere:
 
 
 def pushed(folder):
-    return [tuple(line[name] for name in TEXTS if name != "source") for line in journal(folder, "pushed")]
+    return [tuple(line[name] for name in TEXTS if name != "source") for line in events(folder, "pushed")]
 
 
 def test_answers_that_come_later_make_the_same_run_as_answers_at_once(tmp_path):
     at_once = desk_trainer(tmp_path / "at_once", max_steps=4)
     at_once.train()
     elsewhere = Elsewhere()
-    later = desk_trainer(tmp_path / "later", more={"diagnose": elsewhere}, max_steps=4)
+    later = desk_trainer(tmp_path / "later", more={"feedback": elsewhere}, max_steps=4)
     later.train()
     ours = [line.replace("elsewhere:", "rules:") for line in map(str, pushed(tmp_path / "later"))]
     assert ours == [str(line) for line in pushed(tmp_path / "at_once")]
@@ -63,24 +63,24 @@ def test_answers_that_come_later_make_the_same_run_as_answers_at_once(tmp_path):
 
 
 def test_a_source_that_never_answers_costs_its_bound_and_no_more(tmp_path):
-    more = {"diagnose": [Elsewhere(seconds=None), "environment"]}
-    trainer = desk_trainer(tmp_path, more=more, max_steps=3, diagnose_seconds=0.2)
+    more = {"feedback": [Elsewhere(seconds=None), "environment"]}
+    trainer = desk_trainer(tmp_path, more=more, max_steps=3, feedback_timeout=0.2)
     trainer.train()
     assert trainer.state.global_step == 3
-    waits = history(trainer, "fission/diagnosis_seconds")
+    waits = history(trainer, "feedback/seconds")
     assert 0.19 < max(waits) < 0.6
-    lines = journal(tmp_path, "pushed")
+    lines = events(tmp_path, "pushed")
     assert {line["source"] for line in lines} <= {"environment", "fixed"}
     assert all(line["fallback"].startswith("elsewhere: late") for line in lines)
-    late = history(trainer, "fission/fallback/elsewhere/late")
+    late = history(trainer, "feedback/fallback/elsewhere/late")
     assert 0 < sum(late) <= len(lines)  # those of the last cycle are collected after the last log
 
 
 def test_a_checkpoint_holds_what_was_being_diagnosed(tmp_path):
-    trainer = desk_trainer(tmp_path, more={"diagnose": Elsewhere()}, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer = desk_trainer(tmp_path, more={"feedback": Elsewhere()}, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-1" / "fission_state.json").read_text())
-    assert len(state["fission"]["buffer"]["items"]) == len(journal(tmp_path, "pushed")) > 0
+    assert len(state["fission"]["buffer"]["items"]) == len(events(tmp_path, "pushed")) > 0
 
 
 def test_a_source_that_cannot_be_asked_stops_the_run_before_it_begins(tmp_path):
@@ -89,4 +89,4 @@ def test_a_source_that_cannot_be_asked_stops_the_run_before_it_begins(tmp_path):
             raise ValueError("no such model; give another")
 
     with pytest.raises(ValueError, match="no such model; give another"):
-        desk_trainer(tmp_path, more={"diagnose": Wrong()})
+        desk_trainer(tmp_path, more={"feedback": Wrong()})

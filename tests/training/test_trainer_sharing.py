@@ -21,7 +21,7 @@ def test_shared_prompts_take_the_steps_of_trl_up_to_rounding(tmp_path):
 
 def test_sharing_prompts_changes_no_cycle_and_no_line_of_the_journal(tmp_path):
     def run(shared):
-        trainer = desk_trainer(tmp_path / f"{shared}", Spy, max_steps=5, shared_prefix=shared, judge_recovery="turn")
+        trainer = desk_trainer(tmp_path / f"{shared}", Spy, max_steps=5, shared_prefix=shared, recovery_scope="turn")
         trainer.train()
         return trainer, (tmp_path / f"{shared}" / "fission.jsonl").read_text()
 

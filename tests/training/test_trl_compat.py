@@ -179,15 +179,15 @@ def test_tools_with_a_vllm_server_are_refused_where_trl_mixes_up_rows():
 
 def test_a_parser_that_is_not_told_its_rows_tools_answers_unreadable_calls_by_a_tool_that_all_rows_have():
     pytest.importorskip("torch")
-    from fission_grpo.core.types import UNREADABLE
+    from fission_grpo.core.types import PARSE_ERROR
     from fission_grpo.inference.pretrained import load_starter
-    from fission_grpo.training.tool_call_parser import tell_unreadable
+    from fission_grpo.training.tool_call_parser import report_parse_errors
 
     def move(): ...
 
     _, tokenizer = load_starter()
     ids = tokenizer('<tool_call>\n{"name": "move", "arguments": {\n</tool_call><|im_end|>')["input_ids"]
-    assert tell_unreadable(tokenizer, [move])
+    assert report_parse_errors(tokenizer, [move])
     function = tokenizer.parse_response(ids)["tool_calls"][0]["function"]  # as TRL before 1.16 calls it
     assert function["name"] == "move"
-    assert list(function["arguments"]) == [UNREADABLE]
+    assert list(function["arguments"]) == [PARSE_ERROR]

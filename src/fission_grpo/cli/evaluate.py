@@ -19,7 +19,7 @@ from fission_grpo.report.run import EVAL
 
 if TYPE_CHECKING:
     from fission_grpo.evaluation.policies import Sampling
-    from fission_grpo.evaluation.task_sets import Choice
+    from fission_grpo.evaluation.task_sets import TaskSpec
     from fission_grpo.inference.endpoint import EndpointOptions
 
 
@@ -114,15 +114,15 @@ def _how(how: Any) -> None:
     how.add_argument("--name", help="what tables call it; default: the last part of --model")
 
 
-def choice_of(arguments: Namespace) -> Choice:
+def choice_of(arguments: Namespace) -> TaskSpec:
     """Which tasks. Raises ValueError for options that do not go together."""
     from fission_grpo.envs.desk.tasks import requests_of, turns_for
     from fission_grpo.envs.faults import Fault
-    from fission_grpo.evaluation.task_sets import Choice
+    from fission_grpo.evaluation.task_sets import TaskSpec
 
     turns = turns_for(requests_of(arguments.tasks) or 1)
     faults = tuple(Fault(kind, rate) for kind, rate in arguments.fault)
-    choice = Choice(
+    choice = TaskSpec(
         tasks=arguments.tasks,
         count=arguments.num_tasks,
         skip=arguments.skip_tasks,
@@ -143,7 +143,7 @@ def choice_of(arguments: Namespace) -> Choice:
     return choice
 
 
-def sampling_of(arguments: Namespace, choice: Choice) -> Sampling:
+def sampling_of(arguments: Namespace, choice: TaskSpec) -> Sampling:
     """How replies are sampled, by default as suits the tasks."""
     from fission_grpo.evaluation.policies import Sampling
 
@@ -228,7 +228,7 @@ def evaluate_command(argv: list[str]) -> int:
 
 def evaluate_model(arguments: Namespace) -> str:
     """Play the cases, keep everything under OUTPUT/eval-NAME, and return what to print."""
-    from fission_grpo.evaluation.policies import local_player, server_player, versions
+    from fission_grpo.evaluation.policies import connect_endpoint, load_local_policy, versions
     from fission_grpo.evaluation.run import Manifest, evaluate_run
     from fission_grpo.evaluation.task_sets import task_set
 
@@ -243,10 +243,10 @@ def evaluate_model(arguments: Namespace) -> str:
     with ExitStack() as stack:
         if arguments.endpoint is not None:
             options = endpoint_options_of(arguments, sampling, in_flight)
-            server = server_player(arguments.model, arguments.endpoint, options, arguments.tokenizer)
+            server = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
             player = stack.enter_context(server)
         else:
-            player = local_player(arguments.model, sampling, in_flight)
+            player = load_local_policy(arguments.model, sampling, in_flight)
         manifest = Manifest(
             name=name,
             tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.plays)},
@@ -306,12 +306,12 @@ def summary(
         trained: training steps and sampled tokens behind the model.
     """
     from fission_grpo.evaluation.evaluate import eval_line
-    from fission_grpo.evaluation.metrics import rates_json, rates_of, rates_table
+    from fission_grpo.evaluation.metrics import compute_metrics, metrics_json, metrics_table
 
-    rates = rates_of(records)
-    said = [*([name] if name else []), rates_table(rates)]
+    rates = compute_metrics(records)
+    said = [*([name] if name else []), metrics_table(rates)]
     if folder is not None:
-        text = json.dumps(rates_json(rates), ensure_ascii=False, indent=1)
+        text = json.dumps(metrics_json(rates), ensure_ascii=False, indent=1)
         (folder / RATES).write_text(text + "\n", encoding="utf-8")
         said.append(f"written: {folder}")
     if lines is not None:

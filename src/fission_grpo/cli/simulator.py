@@ -19,7 +19,7 @@ From nothing to a training run with a simulator of your own (docs/simulator.md):
   fission-grpo simulator data --output runs/simulator_data
   fission-grpo simulator train --data runs/simulator_data --model starter-size --output runs/simulator
   fission-grpo simulator check --data runs/simulator_data --source local:runs/simulator,rules --output runs/check
-  fission-grpo train --config configs/bfcl_fission.yaml --diagnose local:runs/simulator,rules
+  fission-grpo train --config configs/bfcl_fission.yaml --feedback local:runs/simulator,rules
 """
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError
-from fission_grpo.data.step_tasks import load_tasks, row_of_step_task
+from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
 
@@ -42,7 +42,7 @@ def check(path: Path) -> str:
         from fission_grpo.envs.bfcl.tasks import check_cases
 
         return check_cases(path)
-    tasks = load_tasks(path)
+    tasks = load_step_tasks(path)
     calls = Counter(len(task.reference or ()) for task in tasks)
     spread = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
     tools = sum(len(task.tools) for task in tasks) / len(tasks)

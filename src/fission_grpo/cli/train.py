@@ -16,10 +16,10 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.files import RunDirectoryError
 from fission_grpo.core.rewards import RewardConfig
-from fission_grpo.data.load import DESK_TASKS, material
-from fission_grpo.feedback.sources import Source
+from fission_grpo.data.load import DESK_TASKS, load_training_data
+from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import (
-    FORMS,
+    SOURCE_FORMS,
     accounts,
     closing,
     endpoint_options,
@@ -30,7 +30,7 @@ from fission_grpo.inference.secrets import shown_command
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave
 from fission_grpo.training.checkpoint import resume_from
-from fission_grpo.training.checkpoint_files import tidy
+from fission_grpo.training.checkpoint_files import clean_staging
 from fission_grpo.training.config import FissionGRPOConfig
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
@@ -42,7 +42,7 @@ documented in fission_grpo/verify.py. Ctrl-C finishes the cycle, saves a checkpo
 
 
 @dataclass
-class ScriptArguments:
+class TrainArguments:
     """What `fission-grpo train` needs beyond the trainer's own configuration."""
 
     tasks: str | None = field(
@@ -64,11 +64,11 @@ class ScriptArguments:
     max_prompt_tokens: int = field(
         default=0, metadata={"help": "Leave out step tasks with a longer rendered prompt, in tokens; 0: keep all."}
     )
-    diagnose: str = field(
+    feedback: str = field(
         default="rules",
         metadata={
             "help": "What a failed rollout is told, by one source or several, each asked what the one before "
-            f"could not say. {'; '.join(FORMS.splitlines())}."
+            f"could not say. {'; '.join(SOURCE_FORMS.splitlines())}."
         },
     )
     simulator: dict[str, Any] | str | None = field(
@@ -83,7 +83,7 @@ class ScriptArguments:
 def make_parser() -> TrlParser:
     """The parser of `fission-grpo train`: dataclasses only, no abbreviated options."""
     return TrlParser(
-        (ScriptArguments, FissionGRPOConfig, ModelConfig, RewardConfig),  # pyright: ignore[reportArgumentType]
+        (TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig),  # pyright: ignore[reportArgumentType]
         prog="fission-grpo train",
         usage="fission-grpo train --config FILE [--option VALUE ...]",
         description=DESCRIPTION,
@@ -91,7 +91,7 @@ def make_parser() -> TrlParser:
     )
 
 
-def parse(argv: list[str]) -> tuple[ScriptArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
+def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
     """Read the YAML file and the command line. Raises as `parse_options` does."""
     return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
 
@@ -110,7 +110,7 @@ def train_command(argv: list[str]) -> int:
         try:
             script, args, model, reward = parse(argv)
             checkpoint = resume_point(args)
-            chain = sources_from(script.diagnose, *endpoint_options(script.simulator))
+            chain = sources_from(script.feedback, *endpoint_options(script.simulator))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
         except (ValueError, OSError) as error:
@@ -149,17 +149,17 @@ def resume_point(args: FissionGRPOConfig) -> str | bool | None:
     if args.process_index != 0:
         return str(args.resume_from_checkpoint).lower() not in ("none", "false")
     run = Path(str(args.output_dir))
-    tidy(run)
+    clean_staging(run)
     found = resume_from(args.resume_from_checkpoint, run, args.fission)
     return None if found is None else str(found)
 
 
 def make_trainer(
-    script: ScriptArguments,
+    script: TrainArguments,
     args: FissionGRPOConfig,
     model: ModelConfig,
     reward: RewardConfig,
-    sources: Sequence[Source],
+    sources: Sequence[FeedbackSource],
     trainer_class: type[FissionGRPOTrainer] = FissionGRPOTrainer,
 ) -> FissionGRPOTrainer:
     """The trainer, or one of a class derived from it, with model, data, reward, diagnoses and progress in place.
@@ -173,7 +173,7 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
     )
-    given = material(script, args.seed, tokenizer, reward)
+    given = load_training_data(script, args.seed, tokenizer, reward)
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,
@@ -192,7 +192,7 @@ def make_trainer(
         peft_config=get_peft_config(model),
         environment_factory=given.environments,
         callbacks=[LiveProgress()],
-        diagnose=sources,
+        feedback=sources,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -47,10 +47,12 @@ def writing(path: Path, *more: type[Exception]):
         ) from error
 
 
-Read = TypeVar("Read")
+Parsed = TypeVar("Parsed")
 
 
-def read_task_rows(path: Path, what: str, read: Callable[[Mapping[str, Any], str], tuple[str, Read]]) -> list[Read]:
+def read_task_rows(
+    path: Path, what: str, read: Callable[[Mapping[str, Any], str], tuple[str, Parsed]]
+) -> list[Parsed]:
     """Every row of a file, read.
 
     Args:
@@ -66,7 +68,7 @@ def read_task_rows(path: Path, what: str, read: Callable[[Mapping[str, Any], str
         lines = path.read_bytes().split(b"\n")  # not splitlines: U+2028 may stand inside a string
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a {what}") from error
-    values: list[Read] = []
+    values: list[Parsed] = []
     rows: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -32,7 +32,7 @@ _OWN = re.compile(
 """Control tokens by which a policy writes calls and thoughts of its own. [ours]"""
 
 
-class ControlTokens:
+class SpecialTokenFilter:
     """The control tokens of a tokenizer, and texts without them.
 
     Args:
@@ -41,7 +41,7 @@ class ControlTokens:
             It may spell what it writes calls and thoughts with (`[TOOL_CALLS]`, `<|python_tag|>`): no turn is forged.
 
     Attributes:
-        broken: texts that have been changed. Whoever reads it sets it to 0 (`take_count`).
+        broken: texts that have been changed. Whoever reads it sets it to 0 (`pop_count`).
     """
 
     def __init__(self, every: Iterable[str] = (), frames: Iterable[str] = ()):
@@ -49,7 +49,7 @@ class ControlTokens:
         self._every, self._frames = _pattern(every), _pattern(frames)
 
     @classmethod
-    def of(cls, tokenizer: Any) -> ControlTokens:
+    def from_tokenizer(cls, tokenizer: Any) -> SpecialTokenFilter:
         """Those of a tokenizer: its special tokens, the marks of turns in its chat template, and `RESULT_TAGS`."""
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         special = {token.content for token in added if token.special} | set(
@@ -58,7 +58,7 @@ class ControlTokens:
         every = special | set(_MARKS.findall(str(getattr(tokenizer, "chat_template", None) or ""))) | set(RESULT_TAGS)
         return cls(every, {token for token in every - set(RESULT_TAGS) if not _OWN.search(token.lower())})
 
-    def told(self, text: str) -> str:
+    def sanitize(self, text: str) -> str:
         """A text from outside without control tokens, and with "?" for unpaired surrogates, which no tokenizer takes.
 
         Example:
@@ -66,24 +66,24 @@ class ControlTokens:
         """
         return self._without(self._every, text)
 
-    def written(self, text: str) -> str:
+    def sanitize_assistant(self, text: str) -> str:
         """The policy's own text, to be shown to it again, without control tokens but those of calls and thoughts."""
         return self._without(self._frames, text)
 
-    def results(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def sanitize_tool_results(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Tool messages as `told`: contents (text blocks too) and names. The messages given stay as they are."""
         return [self._message(message) for message in messages]
 
-    def dialogue(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def sanitize_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """What a rollout adds to its prompt: the policy's turns as `written`, tool results and feedback as `told`."""
         return [
-            {**message, "content": self.written(message["content"])}
+            {**message, "content": self.sanitize_assistant(message["content"])}
             if message["role"] == "assistant" and isinstance(message.get("content"), str)
             else self._message(message)
             for message in messages
         ]
 
-    def take_count(self) -> int:
+    def pop_count(self) -> int:
         """How many texts have been changed since this was last asked."""
         taken, self.broken = self.broken, 0
         return taken
@@ -91,10 +91,12 @@ class ControlTokens:
     def _message(self, message: Message) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, str):
-            content = self.told(content)
+            content = self.sanitize(content)
         elif isinstance(content, list):
-            content = [_with_text(block, self.told(block["text"])) if _is_text(block) else block for block in content]
-        named = {"name": self.told(message["name"])} if isinstance(message.get("name"), str) else {}
+            content = [
+                _with_text(block, self.sanitize(block["text"])) if _is_text(block) else block for block in content
+            ]
+        named = {"name": self.sanitize(message["name"])} if isinstance(message.get("name"), str) else {}
         return {**message, "content": content, **named}
 
     def _without(self, pattern: re.Pattern[str] | None, text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any. Example: `clock(3725)` is "1:02:05"."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class TimeUp(BaseException):
+class ToolTimeout(BaseException):
     """Raised by the timer inside a tool; no Exception, so that the tool's own handlers let it pass."""
 
 
@@ -33,7 +33,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise TimeUp
+        raise ToolTimeout
 
     before = signal.signal(signal.SIGALRM, stop)
     delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)

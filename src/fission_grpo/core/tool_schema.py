@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.timing import TimeUp, time_limit
+from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall
 
 MAX_LISTED = 30
@@ -106,7 +106,7 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | 
         with time_limit(SECONDS if '"pattern' in _key(schema) else 0):
             errors = [error for error in validator.iter_errors(arguments) if not _is_nullable(error)]
         problems = sorted(_explain(error) for error in errors)
-    except TimeUp:
+    except ToolTimeout:
         return Problem(
             ErrorKind.BAD_ARGUMENTS, "the arguments could not be checked against the patterns of the schema"
         )

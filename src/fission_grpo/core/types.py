@@ -152,11 +152,11 @@ class Failure:
         return self.task.reference if self.task.reference is not None else self.expected
 
 
-UNREADABLE = "_fission_unreadable"
+PARSE_ERROR = "_fission_unreadable"
 """Argument that stands for a call nobody could read; its value says why."""
 
 
-class UnreadableCall(ValueError):
+class ToolCallParseError(ValueError):
     """The answer to a tool call that could not be read."""
 
 

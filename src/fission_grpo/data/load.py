@@ -14,7 +14,7 @@ from fission_grpo.core.json_io import NotJson, read_json
 from fission_grpo.core.rewards import RewardConfig, StepReward
 from fission_grpo.core.types import Task
 from fission_grpo.data.convert.toolrl import read_toolrl
-from fission_grpo.data.step_tasks import load_tasks, to_rows
+from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import desk_rows, requests_of
 from fission_grpo.envs.wrapper import tool_methods
@@ -24,7 +24,7 @@ DESK_TASKS = 512
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a trainer is given.
 
     Args:
@@ -38,7 +38,7 @@ class Material:
     reward: Callable[..., Any] | None = None
 
 
-def material(script: Any, seed: int, tokenizer: Any, reward: RewardConfig) -> Material:
+def load_training_data(script: Any, seed: int, tokenizer: Any, reward: RewardConfig) -> TrainingData:
     """The material of `script.tasks`; says on stderr what was left out.
 
     Args:
@@ -58,10 +58,10 @@ def material(script: Any, seed: int, tokenizer: Any, reward: RewardConfig) -> Ma
             "tasks is missing; give 'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
         )
     if requests := _desk_requests(script.tasks):
-        return Material(desk_rows(script.num_tasks or DESK_TASKS, seed, "train", requests), Desk)
+        return TrainingData(desk_rows(script.num_tasks or DESK_TASKS, seed, "train", requests), Desk)
     if is_case_file(script.tasks):
         return _cases(script, tokenizer)
-    tasks = load_any(script.tasks)
+    tasks = load_tasks(script.tasks)
     chosen = tasks[script.skip_tasks :][: script.num_tasks or None]
     rows = _short_enough(
         to_rows(chosen, tokenizer),
@@ -70,7 +70,7 @@ def material(script: Any, seed: int, tokenizer: Any, reward: RewardConfig) -> Ma
         len(tasks),
         len(chosen),
     )
-    return Material(rows, None, StepReward(reward))
+    return TrainingData(rows, None, StepReward(reward))
 
 
 def _desk_requests(tasks: str) -> int | None:
@@ -93,11 +93,11 @@ def is_case_file(path: str) -> bool:
     return isinstance(row, dict) and "turns" in row
 
 
-def load_any(path: str) -> Sequence[Task]:
+def load_tasks(path: str) -> Sequence[Task]:
     """Tasks of a step-task file (.jsonl) or a ToolRL file (.json, .parquet), told apart by the name's ending."""
     ending = Path(path).suffix
     if ending == ".jsonl":
-        return load_tasks(path)
+        return load_step_tasks(path)
     if ending in (".json", ".parquet"):
         converted = read_toolrl(path)
         print(f"{path}: {converted.summary()}", file=sys.stderr)
@@ -136,7 +136,7 @@ def episode_reward(environments: Sequence[Any], **_: Any) -> list[float | None]:
     return [environment._reward() for environment in environments]
 
 
-def _cases(script: Any, tokenizer: Any) -> Material:
+def _cases(script: Any, tokenizer: Any) -> TrainingData:
     rows, environments = case_rows(script.tasks, script.skip_tasks, script.num_tasks)
     tools = {name: list(tool_methods(make()).values()) for name, make in environments.items()}
 
@@ -147,7 +147,7 @@ def _cases(script: Any, tokenizer: Any) -> Material:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     turns = Counter(row["id"].rsplit("#", 1)[0] for row in rows)
-    return Material(_short_enough(rows, script, length, len(turns), len(rows)), environments, episode_reward)
+    return TrainingData(_short_enough(rows, script, length, len(turns), len(rows)), environments, episode_reward)
 
 
 def _short_enough(

@@ -40,7 +40,7 @@ ROLES = ("system", "user", "assistant", "tool")
 FIELDS = ("id", "messages", "tools", "reference")
 
 
-def load_tasks(path: str | Path) -> list[Task]:
+def load_step_tasks(path: str | Path) -> list[Task]:
     """Read a step-task file (the format is at the top of this module), checking everything before training starts.
 
     A row without `id` is called after its file and line: "weather.jsonl:3". Tools may come in OpenAI's wrapper,
@@ -58,7 +58,7 @@ def load_tasks(path: str | Path) -> list[Task]:
 
 
 def row_of_step_task(task: Task) -> str:
-    """The line of a step-task file that `load_tasks` reads back as `task`.
+    """The line of a step-task file that `load_step_tasks` reads back as `task`.
 
     Raises:
         ValueError: the task is no step task (no reference, or a plain-string prompt), or holds what JSON cannot.

@@ -14,11 +14,11 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.timing import TimeUp
+from fission_grpo.core.timing import ToolTimeout
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.probe import Outcome, Trial, finish, hostile_calls
+from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, finish, hostile_calls
 from fission_grpo.envs.restore import progress
-from fission_grpo.envs.wrapper import Limits, can_snapshot, tool_methods
+from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 
 
 class CheckFailed(Exception):
@@ -29,7 +29,7 @@ class CheckSkipped(Exception):
     """A check's reason not to be made."""
 
 
-def _tools(trial: Trial) -> str:
+def _tools(trial: EnvironmentProbe) -> str:
     environment = trial.make()
     if not callable(getattr(environment, "reset", None)):
         raise CheckFailed("there is no `reset` method; add `def reset(self, **row)`")
@@ -51,11 +51,11 @@ def _tools(trial: Trial) -> str:
     return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
 
 
-def _reset(trial: Trial) -> str:
+def _reset(trial: EnvironmentProbe) -> str:
     for row in range(len(trial.rows)):
         try:
             trial.begin(row)
-        except TimeUp:
+        except ToolTimeout:
             trial.broken = "reset fails"
             raise CheckFailed(f"reset hangs for more than {trial.seconds:g} s") from None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; it is the verdict
@@ -65,7 +65,7 @@ def _reset(trial: Trial) -> str:
     return f"with {len(trial.rows)} row{'s' * (len(trial.rows) != 1)}"
 
 
-def _errors(trial: Trial) -> str:
+def _errors(trial: EnvironmentProbe) -> str:
     counts = {"result": 0, "error": 0}
     for call in [*trial.calls, *hostile_calls(trial.schemas)]:
         environment = trial.begin()
@@ -82,13 +82,13 @@ def _errors(trial: Trial) -> str:
         if outcome.kind == "result":
             _check_text(named, outcome)
             failed = read_result(call, outcome.text).error is not None
-            outcome = Outcome("error" if failed else "result", outcome.text)
+            outcome = ProbeOutcome("error" if failed else "result", outcome.text)
         counts[outcome.kind] += 1
     return f"{counts['result']} calls answered, {counts['error']} refused"
 
 
-def _check_text(named: str, outcome: Outcome) -> None:
-    limit = Limits().characters
+def _check_text(named: str, outcome: ProbeOutcome) -> None:
+    limit = ToolLimits().characters
     if len(outcome.text) > limit:
         raise CheckFailed(f"{named} answers {len(outcome.text)} characters; a policy sees {limit} at most")
     if not isinstance(outcome.value, str):
@@ -111,7 +111,7 @@ def _difference(what: str, calls: Sequence[ToolCall], one: Sequence[str], other:
             )
 
 
-def _determinism(trial: Trial) -> str:
+def _determinism(trial: EnvironmentProbe) -> str:
     for row in trial.tried:
         one = trial.begin(row)
         first = trial.play(one, trial.calls)
@@ -124,7 +124,7 @@ def _determinism(trial: Trial) -> str:
     return f"{len(trial.calls)} calls, twice the same{trial.in_rows}"
 
 
-def _isolation(trial: Trial) -> str:
+def _isolation(trial: EnvironmentProbe) -> str:
     advice = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
     for row in trial.tried:
         alone = trial.play(trial.begin(row), trial.calls)
@@ -137,7 +137,7 @@ def _isolation(trial: Trial) -> str:
     return "another instance's calls change nothing"
 
 
-def _leaks(trial: Trial) -> str:
+def _leaks(trial: EnvironmentProbe) -> str:
     for row in trial.tried:
         fresh = trial.play(trial.begin(row), trial.calls)
         used = trial.begin(row)
@@ -147,7 +147,7 @@ def _leaks(trial: Trial) -> str:
     return "reset after use is like a fresh instance"
 
 
-def _snapshot(trial: Trial) -> str:
+def _snapshot(trial: EnvironmentProbe) -> str:
     if not can_snapshot(trial.begin()):
         raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
     half = len(trial.calls) // 2
@@ -179,7 +179,7 @@ def _equal(one: Any, other: Any) -> bool:
         return False
 
 
-def _replay(trial: Trial) -> str:
+def _replay(trial: EnvironmentProbe) -> str:
     half = len(trial.calls) // 2
     for row in trial.tried:
         environment = trial.begin(row)
@@ -199,7 +199,7 @@ def _reward_of(environment: Any) -> Any:
     return asyncio.run(finish(reward)) if inspect.isawaitable(reward) else reward
 
 
-def _reward(trial: Trial) -> str:
+def _reward(trial: EnvironmentProbe) -> str:
     environment = trial.begin()
     if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
         raise CheckSkipped("no get_reward: rewards come from reward functions")
@@ -225,7 +225,7 @@ def _reward(trial: Trial) -> str:
     )
 
 
-def _calls(trial: Trial) -> str:
+def _calls(trial: EnvironmentProbe) -> str:
     if trial.calls:
         return f"{len(trial.calls)} given"
     trial.scout()
@@ -237,7 +237,7 @@ def _calls(trial: Trial) -> str:
     return f"{len(trial.calls)} found to try it with"
 
 
-CHECKS: Mapping[str, Callable[[Trial], str]] = {
+CHECKS: Mapping[str, Callable[[EnvironmentProbe], str]] = {
     "tools": _tools,
     "reset": _reset,
     "calls": _calls,
@@ -299,7 +299,7 @@ def check_environment(
     Returns:
         Report: never raises for what the environment does, except for killing the process.
     """
-    trial = Trial(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
+    trial = EnvironmentProbe(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
     findings = []
     for name, check in CHECKS.items():
         stop = bool(findings) and findings[0].status == "failed" and name != "tools"
@@ -311,7 +311,7 @@ def check_environment(
             findings.append(Finding(name, "skipped", str(reason)))
         except CheckFailed as reason:
             findings.append(Finding(name, "failed", str(reason)))
-        except (Exception, SystemExit, TimeUp) as error:  # noqa: BLE001 - the environment's; it is the verdict
+        except (Exception, SystemExit, ToolTimeout) as error:  # noqa: BLE001 - the environment's; it is the verdict
             findings.append(
                 Finding(name, "failed", f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
             )

@@ -20,9 +20,9 @@ from typing import Any
 
 from fission_grpo.core.types import ToolResult
 from fission_grpo.envs.wrapper import (
+    bind_method,
     can_snapshot,
-    put,
-    put_method,
+    set_attribute,
     tool_methods,
 )
 
@@ -126,7 +126,7 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
                 raise ValueError(f"Fault({fault.kind!r}): no tool {sorted(unknown)}; there are {', '.join(tools)}")
         injector = _Injector(environment, tuple(faults), seed)
         for name, tool in tools.items():
-            put_method(environment, name, injector.wrap(name, tool))
+            bind_method(environment, name, injector.wrap(name, tool))
         return environment
 
     faulty.__name__ = f"{getattr(make, '__name__', 'environment')}_with_faults"
@@ -162,16 +162,16 @@ class _Injector:
         self.environment, self.faults, self.seed = environment, faults, seed
         self.reset = environment.reset
         self.snapshots = can_snapshot(environment)
-        put(environment, "reset", self._reset)
+        set_attribute(environment, "reset", self._reset)
         if self.snapshots:
             self.snapshot, self.restore = environment._snapshot, environment._restore
-            put(environment, "_snapshot", lambda: (self.snapshot(), copy.deepcopy(self.state)))
-            put(environment, "_restore", self._restore)
+            set_attribute(environment, "_snapshot", lambda: (self.snapshot(), copy.deepcopy(self.state)))
+            set_attribute(environment, "_restore", self._restore)
         self._use(_State())
 
     def _use(self, state: _State) -> None:
         self.state = state
-        put(self.environment, "injected", state.injected)
+        set_attribute(self.environment, "injected", state.injected)
 
     def _reset(self, **row: Any) -> Any:
         self._use(_State(str(row.get("id", ""))))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.timing import TimeUp, time_limit
+from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.wrapper import tool_methods
 
@@ -100,7 +100,7 @@ DRAWS, DRAW_SECONDS = 2_000, 4.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeOutcome:
     """What a call came to: `kind` is "result", "error", "hang", "exit" or "mutated"; `text` as the policy sees it."""
 
     kind: str
@@ -108,7 +108,7 @@ class Outcome:
     value: Any = None
 
 
-class Trial:
+class EnvironmentProbe:
     """What the checks share: how to begin an episode and make a call."""
 
     def __init__(self, make: Any, rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, seconds: float):
@@ -132,7 +132,7 @@ class Trial:
         with time_limit(self.seconds):
             environment.reset(**columns)
 
-    def call(self, environment: Any, call: ToolCall) -> Outcome:
+    def call(self, environment: Any, call: ToolCall) -> ProbeOutcome:
         """Make one call, come what may."""
         given = copy.deepcopy(dict(call.arguments))
         before = repr(given)
@@ -143,13 +143,13 @@ class Trial:
             text = value if isinstance(value, str) else str(value)
         except (KeyboardInterrupt, GeneratorExit):
             raise
-        except TimeUp:
-            return Outcome("hang", "")
+        except ToolTimeout:
+            return ProbeOutcome("hang", "")
         except SystemExit:
-            return Outcome("exit", "")
+            return ProbeOutcome("exit", "")
         except BaseException as error:  # noqa: BLE001 - any error is an answer here
-            return Outcome("error", f"{type(error).__name__}: {error}", error)
-        return Outcome("mutated" if repr(given) != before else "result", text, value)
+            return ProbeOutcome("error", f"{type(error).__name__}: {error}", error)
+        return ProbeOutcome("mutated" if repr(given) != before else "result", text, value)
 
     def play(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
         return [f"{one.kind} {one.text}" for one in (self.call(environment, call) for call in calls)]

@@ -15,14 +15,14 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
-from fission_grpo.core.types import UNREADABLE, Message, ToolCall, ToolResult
+from fission_grpo.core.types import PARSE_ERROR, Message, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
-    Limits,
-    Watch,
+    EpisodeMonitor,
+    ToolLimits,
+    bind_method,
     can_snapshot,
-    put_method,
+    monitor_tools,
     tool_methods,
-    watch,
 )
 
 Await = Callable[[Any], Any]
@@ -63,14 +63,14 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: Await | N
     return sum(now.content != past.content for past, now in again)
 
 
-def restorable(
+def make_restorable(
     factory: Callable[[], Any],
     run_async: Await,
     state_of: Callable[[str], Any] = lambda task_id: None,
-    limits: Limits | None = None,
+    limits: ToolLimits | None = None,
     told: Callable[[str], str] = str,
 ) -> Callable[[], Any]:
-    """An environment factory whose instances are watched (see `watch`) and also take rows of recovery tasks.
+    """An environment factory whose instances are watched (see `monitor_tools`) and also take rows of recovery tasks.
 
     Given such a row, `reset` resets with the root task's own row, brings the world to where the task begins, and adds
     no observation (the recovery prompt holds it already). The class stays the user's own.
@@ -86,7 +86,7 @@ def restorable(
 
     def make() -> Any:
         environment = factory()
-        seen = watch(environment, limits or Limits())
+        seen = monitor_tools(environment, limits or ToolLimits())
         original = environment.reset
 
         @functools.wraps(original)
@@ -97,7 +97,7 @@ def restorable(
             try:
                 observation = original(**columns)
                 if task is not None:
-                    _bring(environment, seen, task, state_of, lambda: original(**columns), run_async)
+                    restore_to(environment, seen, task, state_of, lambda: original(**columns), run_async)
             except InfrastructureError as error:
                 observation = seen.breaks(error, "reset failed")
             seen.begin(environment)
@@ -105,16 +105,16 @@ def restorable(
                 return None
             return told(observation) if isinstance(observation, str) else observation
 
-        put_method(environment, "reset", reset)
+        bind_method(environment, "reset", reset)
         for name in ("get_reward", "_reward"):
             if callable(judge := getattr(environment, name, None)):
-                put_method(environment, name, _unless_broken(judge, seen))
+                bind_method(environment, name, _unless_broken(judge, seen))
         return environment
 
     return make
 
 
-def _unless_broken(judge: Callable[[], Any], seen: Watch) -> Callable[[], Any]:
+def _unless_broken(judge: Callable[[], Any], seen: EpisodeMonitor) -> Callable[[], Any]:
     """The environment's reward, or None (as TRL wants it: no reward) in an episode that cannot be judged."""
     if inspect.iscoroutinefunction(judge):
 
@@ -137,9 +137,9 @@ def _unless_broken(judge: Callable[[], Any], seen: Watch) -> Callable[[], Any]:
     return judged
 
 
-def _bring(
+def restore_to(
     environment: Any,
-    seen: Watch,
+    seen: EpisodeMonitor,
     task: Any,
     state_of: Callable[[str], Any],
     reset: Callable[[], Any],
@@ -164,8 +164,8 @@ def _bring(
 def state_after(environment: Any, results: Iterable[ToolResult]) -> Any:
     """The snapshot of a watched environment after these calls of its episode; None if it gives no snapshots."""
     tools = tool_methods(environment)
-    made = sum(result.call.name in tools and UNREADABLE not in result.call.arguments for result in results)
-    taken = environment._fission_watch.states
+    made = sum(result.call.name in tools and PARSE_ERROR not in result.call.arguments for result in results)
+    taken = environment._fission_monitor.states
     return taken[made] if made < len(taken) else None
 
 
@@ -191,7 +191,9 @@ class TurnVerdict:
     resolved: bool
 
 
-def take_turn(environment: Any, completion: Sequence[Message], run_async: Await | None = None) -> TurnVerdict:
+def judge_corrective_turn(
+    environment: Any, completion: Sequence[Message], run_async: Await | None = None
+) -> TurnVerdict:
     """Make the calls of an assistant turn and judge it.
 
     It resolves the failure if it calls at least one tool, no call fails, and the environment is nearer to the end of

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.errors import InfrastructureError
-from fission_grpo.core.timing import TimeUp, time_limit
-from fission_grpo.core.types import UNREADABLE, UnreadableCall
+from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.types import PARSE_ERROR, ToolCallParseError
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Limits:
+class ToolLimits:
     """Limits of one tool call. [ours]
 
     Args:
@@ -42,7 +42,7 @@ class Limits:
 
 
 @dataclass
-class Watch:
+class EpisodeMonitor:
     """What happened in an environment since its last reset.
 
     Args:
@@ -71,9 +71,9 @@ class Watch:
     def begin(self, environment: Any) -> None:
         """The world is where the episode begins."""
         self.states = []
-        self.note_state(environment)
+        self.record_snapshot(environment)
 
-    def note_state(self, environment: Any) -> None:
+    def record_snapshot(self, environment: Any) -> None:
         """Take a snapshot, if the environment gives any. After one that fails there are no more."""
         if not self.snapshots or self.broken is not None or not can_snapshot(environment):
             return
@@ -91,17 +91,17 @@ def can_snapshot(environment: Any) -> bool:
     return callable(getattr(environment, "_snapshot", None)) and callable(getattr(environment, "_restore", None))
 
 
-def watch(environment: Any, limits: Limits) -> Watch:
-    """Watch an environment's tools from now on; the watch is also kept as `environment._fission_watch`.
+def monitor_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
+    """Watch an environment's tools from now on; the watch is also kept as `environment._fission_monitor`.
 
     Raises:
         TypeError: the environment does not let attributes be set (`__slots__`).
     """
-    seen = Watch()
-    put(environment, "_fission_watch", seen)
+    seen = EpisodeMonitor()
+    set_attribute(environment, "_fission_monitor", seen)
     for name, tool in tool_methods(environment).items():
-        wrap = _watched_async if inspect.iscoroutinefunction(tool) else _watched
-        put_method(environment, name, wrap(environment, seen, tool, limits))
+        wrap = _guarded_async if inspect.iscoroutinefunction(tool) else _guarded
+        bind_method(environment, name, wrap(environment, seen, tool, limits))
     return seen
 
 
@@ -114,7 +114,7 @@ def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
-def put(environment: Any, name: str, value: Any) -> None:
+def set_attribute(environment: Any, name: str, value: Any) -> None:
     """Set an attribute of an environment. Raises TypeError, saying what to do, if it does not take any."""
     try:
         setattr(environment, name, value)
@@ -125,11 +125,11 @@ def put(environment: Any, name: str, value: Any) -> None:
         ) from error
 
 
-def put_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
+def bind_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
     """Replace a method by `call`, which takes no `self`. It stays a bound method: TRL before 1.15 takes no others."""
     original = inspect.getattr_static(type(environment), name, None)
     if not inspect.isfunction(original):  # a static method, or an attribute of the instance
-        put(environment, name, call)
+        set_attribute(environment, name, call)
         return
 
     @functools.wraps(original)
@@ -141,37 +141,41 @@ def put_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
         return await call(*args, **kwargs)
 
     bound = method_async if inspect.iscoroutinefunction(call) else method
-    put(environment, name, types.MethodType(bound, environment))
+    set_attribute(environment, name, types.MethodType(bound, environment))
 
 
-def _watched(environment: Any, seen: Watch, tool: Callable[..., Any], limits: Limits) -> Callable[..., Any]:
+def _guarded(
+    environment: Any, seen: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
+) -> Callable[..., Any]:
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
         _check(seen, kwargs)
         args, kwargs = copy.deepcopy((args, kwargs))
         try:
-            with _broken_if(seen, tool, limits), time_limit(limits.seconds):
+            with _mark_broken_on_error(seen, tool, limits), time_limit(limits.seconds):
                 return _shown(tool(*args, **kwargs), seen, limits)
         finally:
-            seen.note_state(environment)
+            seen.record_snapshot(environment)
 
     return call
 
 
-def _watched_async(environment: Any, seen: Watch, tool: Callable[..., Any], limits: Limits) -> Callable[..., Any]:
+def _guarded_async(
+    environment: Any, seen: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
+) -> Callable[..., Any]:
     @functools.wraps(tool)
     async def call(*args: Any, **kwargs: Any) -> Any:
         _check(seen, kwargs)
         args, kwargs = copy.deepcopy((args, kwargs))
         try:
-            with _broken_if(seen, tool, limits):
+            with _mark_broken_on_error(seen, tool, limits):
                 try:
                     answer = await asyncio.wait_for(_outcome(tool, args, kwargs), limits.seconds or None)
                 except TimeoutError:
-                    raise TimeUp from None
+                    raise ToolTimeout from None
                 return _shown(answer(), seen, limits)
         finally:
-            seen.note_state(environment)
+            seen.record_snapshot(environment)
 
     return call
 
@@ -190,20 +194,20 @@ async def _outcome(tool: Callable[..., Any], args: Any, kwargs: Any) -> Callable
     return lambda: result
 
 
-def _check(seen: Watch, kwargs: dict[str, Any]) -> None:
-    if UNREADABLE in kwargs:
-        raise UnreadableCall(str(kwargs[UNREADABLE]))
+def _check(seen: EpisodeMonitor, kwargs: dict[str, Any]) -> None:
+    if PARSE_ERROR in kwargs:
+        raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
     if seen.broken is not None:
         raise InfrastructureError(seen.broken)
 
 
 @contextmanager
-def _broken_if(seen: Watch, tool: Callable[..., Any], limits: Limits) -> Iterator[None]:
+def _mark_broken_on_error(seen: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits) -> Iterator[None]:
     """Mark the episode as broken if the call runs out of time or says that the world is."""
     name = getattr(tool, "__name__", "a tool")
     try:
         yield
-    except TimeUp:
+    except ToolTimeout:
         seen.broken = f"{name} was stopped after {limits.seconds:g} s"
         seen.counts["timeouts"] += 1
         raise InfrastructureError(seen.broken) from None
@@ -216,7 +220,7 @@ def _broken_if(seen: Watch, tool: Callable[..., Any], limits: Limits) -> Iterato
         raise ValueError(_cut(told, seen, limits)) from error
 
 
-def _shown(result: Any, seen: Watch, limits: Limits) -> Any:
+def _shown(result: Any, seen: EpisodeMonitor, limits: ToolLimits) -> Any:
     """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
     if isinstance(result, list) and result and all(isinstance(block, dict) and "type" in block for block in result):
         return result
@@ -231,6 +235,6 @@ def _shown(result: Any, seen: Watch, limits: Limits) -> Any:
     return result
 
 
-def _cut(text: str, seen: Watch, limits: Limits) -> str:
+def _cut(text: str, seen: EpisodeMonitor, limits: ToolLimits) -> str:
     seen.counts["cut"] += 1
     return f"{text[: limits.characters]}... [cut: {len(text)} characters]"

@@ -9,7 +9,7 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.evaluation.intervals import Pair, difference_interval
-from fission_grpo.evaluation.metrics import Tally, aligned, tally, total
+from fission_grpo.evaluation.metrics import CaseSummary, aligned, summarize, total
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
 from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 
@@ -115,8 +115,8 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
         raise NotComparable(
             "these runs cannot be compared:" + "".join(f"\n  {one}" for one in found) + "\nevaluate both alike"
         )
-    of_b = {record.id: tally(record) for record in b.records}
-    pairs = [(one, of_b[one.record.id]) for one in map(tally, a.records)]
+    of_b = {record.id: summarize(record) for record in b.records}
+    pairs = [(one, of_b[one.record.id]) for one in map(summarize, a.records)]
     pairs = [(one, other) for one, other in pairs if one.judged and other.judged]
     if not pairs:
         raise NotComparable("no case is judged in both runs, so there is nothing to compare")
@@ -175,15 +175,15 @@ def comparison_table(comparison: Comparison) -> str:
 def _difference(
     name: str,
     what: str,
-    pairs: Sequence[tuple[Tally, Tally]],
-    count: Callable[[Tally], Pair],
+    pairs: Sequence[tuple[CaseSummary, CaseSummary]],
+    count: Callable[[CaseSummary], Pair],
     lower_is_better: bool = False,
 ) -> Difference:
     of_a, of_b = [count(one) for one, _ in pairs], [count(other) for _, other in pairs]
     return Difference(name, what, total(of_a), total(of_b), difference_interval(of_a, of_b), lower_is_better)
 
 
-def _succeeded(case: Tally) -> Pair:
+def _succeeded(case: CaseSummary) -> Pair:
     return int(case.record.success is True), 1
 
 

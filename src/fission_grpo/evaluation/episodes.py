@@ -21,20 +21,20 @@ from fission_grpo.core.types import (
     Turn,
 )
 from fission_grpo.envs.faults import injected_calls
-from fission_grpo.envs.restore import make_call, restorable
-from fission_grpo.envs.wrapper import Limits, tool_methods
+from fission_grpo.envs.restore import make_call, make_restorable
+from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.records import (
     CallRecord,
     CaseRecord,
     StepRecord,
     TurnRecord,
 )
-from fission_grpo.evaluation.runner import Play
+from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
 
 
-def play_step(task: Task, config: RewardConfig | None = None) -> Play:
+def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
     """Ask a step task. It succeeds as a rollout does in training: R_fmt = 1 and R_corr >= `correctness_threshold`.
 
     A call of an unknown tool, or with arguments its schema rejects, is an error of the policy. As nothing follows it,
@@ -73,7 +73,7 @@ Factory = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Rules:
+class EpisodeConfig:
     """How episodes go.
 
     Args:
@@ -85,7 +85,7 @@ class Rules:
 
     max_turns: int = 4
     success_at: float = 1.0
-    limits: Limits | None = None
+    limits: ToolLimits | None = None
 
     def __post_init__(self):
         if self.max_turns < 1:
@@ -127,13 +127,13 @@ class _Episode:
     results: list[list[ToolResult]] = field(default_factory=list)
 
 
-def play_environment(
+def run_episode(
     environment: Factory | Mapping[str, Factory],
     row: Mapping[str, Any],
     number: int = 0,
-    rules: Rules | None = None,
+    rules: EpisodeConfig | None = None,
     category: str = "",
-) -> Play:
+) -> RunningCase:
     """One episode in a live environment.
 
     As in FissionGRPOTrainer: tools are the environment's public methods, what a tool raises becomes the text
@@ -151,7 +151,7 @@ def play_environment(
     Raises:
         ValueError: a row without a prompt of chat messages.
     """
-    began, rules = time.perf_counter(), rules or Rules()
+    began, rules = time.perf_counter(), rules or EpisodeConfig()
     case_id = str(row.get("id", number))
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
     episode = _begin(_environment(environment, row, rules.limits), row, case_id)
@@ -167,10 +167,10 @@ def play_environment(
     return _record(episode, case_id, category, verdict, time.perf_counter() - began)
 
 
-def _environment(given: Factory | Mapping[str, Factory], row: Mapping[str, Any], limits: Limits | None) -> Any:
+def _environment(given: Factory | Mapping[str, Factory], row: Mapping[str, Any], limits: ToolLimits | None) -> Any:
     """The row's environment, watched as in training."""
     factory = given[row["environment"]] if isinstance(given, Mapping) else given
-    return restorable(factory, asyncio.run, limits=limits)()
+    return make_restorable(factory, asyncio.run, limits=limits)()
 
 
 def _begin(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
@@ -206,7 +206,7 @@ def _judge(world: Any, success_at: float) -> tuple[bool | None, str | None, str 
     """Success, why there is no judgement, and what the judge said of a failure."""
     reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
     reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    broken = world._fission_watch.broken
+    broken = world._fission_monitor.broken
     if broken is not None or reward is None:
         return None, broken or "no reward", None
     value = float(reward)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.types import Message
-from fission_grpo.envs.wrapper import Limits
-from fission_grpo.evaluation.episodes import Rules, play_environment
-from fission_grpo.evaluation.metrics import Rates
+from fission_grpo.envs.wrapper import ToolLimits
+from fission_grpo.evaluation.episodes import EpisodeConfig, run_episode
+from fission_grpo.evaluation.metrics import Metrics
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.runner import play_all
+from fission_grpo.evaluation.runner import run_cases
 from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
 
 
@@ -32,11 +32,11 @@ def evaluate(
     *,
     max_turns: int = 4,
     success_at: float = 1.0,
-    limits: Limits | None = None,
+    limits: ToolLimits | None = None,
 ) -> list[CaseRecord]:
     """Let the policy do every row's task, all episodes side by side; one record per row, in order.
 
-    How an episode goes is `evaluation.episodes.play_environment`'s matter. All rows are held in memory; use `play_all`
+    How an episode goes is `evaluation.episodes.play_environment`'s matter. All rows are held in memory; use `run_cases`
     for as many as you like, and `evaluation.run.evaluate_run` to keep the records on disk.
 
     Args:
@@ -51,19 +51,19 @@ def evaluate(
     Raises:
         ValueError: a row without a prompt of chat messages; `max_turns` below 1.
     """
-    rules, rows = Rules(max_turns, success_at, limits), list(rows)
+    rules, rows = EpisodeConfig(max_turns, success_at, limits), list(rows)
     records: dict[int, CaseRecord] = {}
 
     def play(number: int) -> Any:
-        records[number] = record = yield from play_environment(make_environment, rows[number], number, rules)
+        records[number] = record = yield from run_episode(make_environment, rows[number], number, rules)
         return record
 
     begin = (lambda number=number: play(number) for number in range(len(rows)))
-    play_all(policy, begin, in_flight=max(len(rows), 1))
+    run_cases(policy, begin, in_flight=max(len(rows), 1))
     return [records[number] for number in range(len(rows))]
 
 
-def eval_line(rates: Rates, name: str, step: int, trained_on_tokens: int = 0) -> str:
+def eval_line(rates: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:
     """A line of `eval.jsonl`, which reports read. Shares that could not be taken are null.
 
     Args:

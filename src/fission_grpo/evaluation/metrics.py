@@ -45,7 +45,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Tally:
+class CaseSummary:
     """A case with its attempts, and of these its own errors."""
 
     record: CaseRecord
@@ -74,7 +74,7 @@ class Tally:
         return int(erred and bool(self.record.success)), int(erred)
 
 
-def tally(record: CaseRecord) -> Tally:
+def summarize(record: CaseRecord) -> CaseSummary:
     """The attempts of a case. In a step its calls come first, in order, then what could not be read of it.
 
     An error whose kind is unknown counts as raised.
@@ -93,10 +93,10 @@ def tally(record: CaseRecord) -> Tally:
             if step.unread is not None:
                 attempts.append(Attempt(turn_number, number, None, step.text, ErrorKind.UNPARSED))
             number += 1
-    return Tally(record, tuple(attempts), tuple(attempt for attempt in attempts if attempt.own_error))
+    return CaseSummary(record, tuple(attempts), tuple(attempt for attempt in attempts if attempt.own_error))
 
 
-def retry_loops(case: Tally) -> tuple[int, int]:
+def retry_loops(case: CaseSummary) -> tuple[int, int]:
     """Own errors whose next attempt in the case is the same again and an own error again, and all own errors.
 
     The same: tool and arguments (as JSON), or for unreadable replies the text.
@@ -108,7 +108,7 @@ def retry_loops(case: Tally) -> tuple[int, int]:
     return sum(a.own_error and b.own_error and _same(a, b) for a, b in pairs), len(case.own)
 
 
-def turn_recovery(case: Tally) -> tuple[int, int]:
+def turn_recovery(case: CaseSummary) -> tuple[int, int]:
     """Valid turns among, and number of, the judged turns with an own error and a valid prefix before them.
 
     A turn counts if its `valid` is not None, and the turn before it is valid or it is the first.
@@ -122,7 +122,7 @@ def turn_recovery(case: Tally) -> tuple[int, int]:
     return sum(bool(turn.valid) for turn in counted), len(counted)
 
 
-def steps_to_recovery(case: Tally) -> list[int]:
+def steps_to_recovery(case: CaseSummary) -> list[int]:
     """For every own error that was worked past: steps until the next one with a call and without any error.
 
     Only steps of the same user turn are looked at: what is done after the next request is no answer to the error.
@@ -166,7 +166,7 @@ MANY_ERRORS = 4
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """`hits` of `of`, with a 95% interval made by `method` ("wilson" or "bootstrap"); None where it has none."""
 
     hits: int
@@ -181,11 +181,11 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Group:
+class CaseGroup:
     """The judged cases of one error kind, number of errors or depth: their success, and their own errors."""
 
     name: str
-    success: Share
+    success: Proportion
     errors: int
 
 
@@ -194,9 +194,9 @@ class Category:
     """A category's own success and recovery; `errors` are the policy's own in all its played cases."""
 
     name: str
-    success: Share
-    recovery: Share
-    turn_recovery: Share
+    success: Proportion
+    recovery: Proportion
+    turn_recovery: Proportion
     errors: int
     missing: int
 
@@ -215,7 +215,7 @@ class Waits:
 
 
 @dataclass(frozen=True)
-class Rates:
+class Metrics:
     """What the records of an evaluation amount to.
 
     Args:
@@ -244,24 +244,24 @@ class Rates:
     unjudged: int
     missing: int
     missing_reasons: Mapping[str, int]
-    success: Share
-    flawless: Share
-    recovery: Share
-    turn_recovery: Share
+    success: Proportion
+    flawless: Proportion
+    recovery: Proportion
+    turn_recovery: Proportion
     own_errors: int
     injected_errors: int
-    injected_only: Share
+    injected_only: Proportion
     by_category: tuple[Category, ...]
-    by_kind: tuple[Group, ...]
-    by_errors: tuple[Group, ...]
-    by_depth: tuple[Group, ...]
-    retry_loops: Share
-    errors_per_call: Share
+    by_kind: tuple[CaseGroup, ...]
+    by_errors: tuple[CaseGroup, ...]
+    by_depth: tuple[CaseGroup, ...]
+    retry_loops: Proportion
+    errors_per_call: Proportion
     steps_to_recovery: Waits
     mean_tokens: float | None
 
 
-def rates_of(records: Sequence[CaseRecord]) -> Rates:
+def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
     """The rates of records, missing ones counted apart. Raises ValueError if two have the same id.
 
     Example:
@@ -271,12 +271,12 @@ def rates_of(records: Sequence[CaseRecord]) -> Rates:
     repeated = [name for name, count in Counter(record.id for record in records).items() if count > 1]
     if repeated:
         raise ValueError(f"case {repeated[0]!r} is there {sum(r.id == repeated[0] for r in records)} times")
-    played = [tally(record) for record in records if record.missing is None]
+    played = [summarize(record) for record in records if record.missing is None]
     judged = [case for case in played if case.judged]
     reasons = Counter(record.missing for record in records if record.missing is not None)
     spared = [case for case in judged if case.injected and not case.own]
     tokens = sum(step.tokens for case in played for step in case.record.steps)
-    return Rates(
+    return Metrics(
         cases=len(records),
         judged=len(judged),
         unjudged=len(played) - len(judged),
@@ -300,13 +300,13 @@ def rates_of(records: Sequence[CaseRecord]) -> Rates:
     )
 
 
-def rates_json(rates: Rates) -> dict[str, Any]:
+def metrics_json(rates: Metrics) -> dict[str, Any]:
     """The rates as JSON values; every share as {"rate", "hits", "of", "interval", "method"}."""
     return _plain(rates)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Share):
+    if isinstance(value, Proportion):
         return {"rate": value.rate, **{field.name: _plain(getattr(value, field.name)) for field in fields(value)}}
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
@@ -315,7 +315,7 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _by_category(records: Sequence[CaseRecord], played: Sequence[Tally]) -> tuple[Category, ...]:
+def _by_category(records: Sequence[CaseRecord], played: Sequence[CaseSummary]) -> tuple[Category, ...]:
     def category(name: str) -> Category:
         here = [case for case in played if case.record.category == name]
         judged = [case for case in here if case.judged]
@@ -331,10 +331,10 @@ def _by_category(records: Sequence[CaseRecord], played: Sequence[Tally]) -> tupl
     return tuple(category(name) for name in dict.fromkeys(record.category for record in records))
 
 
-def _by_kind(judged: Sequence[Tally]) -> tuple[Group, ...]:
+def _by_kind(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
     found = [error.kind for case in judged for error in case.own if error.kind is not None]
     return tuple(
-        Group(
+        CaseGroup(
             kind.value,
             _success([case for case in judged if any(error.kind is kind for error in case.own)]),
             found.count(kind),
@@ -343,15 +343,15 @@ def _by_kind(judged: Sequence[Tally]) -> tuple[Group, ...]:
     )
 
 
-def _by_errors(judged: Sequence[Tally]) -> tuple[Group, ...]:
-    def number(case: Tally) -> int:
+def _by_errors(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
+    def number(case: CaseSummary) -> int:
         return min(len(case.own), MANY_ERRORS)
 
     names = [*map(str, range(MANY_ERRORS)), f"{MANY_ERRORS}+"]
     return tuple(_group(name, judged, lambda case, n=n: number(case) == n) for n, name in enumerate(names))
 
 
-def _by_depth(judged: Sequence[Tally]) -> tuple[Group, ...]:
+def _by_depth(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
     depths = sorted({case.own[0].turn for case in judged if case.own})
     return tuple(
         _group(str(depth + 1), judged, lambda case, depth=depth: bool(case.own) and case.own[0].turn == depth)
@@ -359,12 +359,12 @@ def _by_depth(judged: Sequence[Tally]) -> tuple[Group, ...]:
     )
 
 
-def _group(name: str, judged: Sequence[Tally], belongs: Callable[[Tally], bool]) -> Group:
+def _group(name: str, judged: Sequence[CaseSummary], belongs: Callable[[CaseSummary], bool]) -> CaseGroup:
     here = [case for case in judged if belongs(case)]
-    return Group(name, _success(here), sum(len(case.own) for case in here))
+    return CaseGroup(name, _success(here), sum(len(case.own) for case in here))
 
 
-def _waits(played: Sequence[Tally]) -> Waits:
+def _waits(played: Sequence[CaseSummary]) -> Waits:
     waits = [wait for case in played for wait in steps_to_recovery(case)]
     return Waits(
         recovered=len(waits),
@@ -374,27 +374,27 @@ def _waits(played: Sequence[Tally]) -> Waits:
     )
 
 
-def _succeeded(case: Tally) -> bool:
+def _succeeded(case: CaseSummary) -> bool:
     return case.record.success is True
 
 
-def _success(cases: Sequence[Tally]) -> Share:
+def _success(cases: Sequence[CaseSummary]) -> Proportion:
     return _wilson(sum(map(_succeeded, cases)), len(cases))
 
 
-def _wilson(hits: int, of: int) -> Share:
-    return Share(hits, of, wilson(hits, of) if of else None)
+def _wilson(hits: int, of: int) -> Proportion:
+    return Proportion(hits, of, wilson(hits, of) if of else None)
 
 
-def _bootstrap(pairs: Sequence[Pair]) -> Share:
-    return Share(*total(pairs), ratio_interval(pairs), "bootstrap")
+def _bootstrap(pairs: Sequence[Pair]) -> Proportion:
+    return Proportion(*total(pairs), ratio_interval(pairs), "bootstrap")
 
 
-Row = tuple[str, ...]
+TableRow = tuple[str, ...]
 """Label, rate, interval, counts; a row with a label alone is a heading."""
 
 
-def rates_table(rates: Rates) -> str:
+def metrics_table(rates: Metrics) -> str:
     """The rates as aligned lines, without a newline at the end.
 
     Example of a row: "error recovery, cases   0.750   0.301 to 0.954   3 of 4 cases with an error of their own"
@@ -403,7 +403,7 @@ def rates_table(rates: Rates) -> str:
     return "\n".join([*_head(rates), "", *aligned(rows), "", *_notes(rates)])
 
 
-def share_row(label: str, share: Share, what: str) -> Row:
+def proportion_row(label: str, share: Proportion, what: str) -> TableRow:
     """A row of the table. A bootstrap interval ends in " *"; a rate over nothing is a dash."""
     rate = "-" if share.rate is None else f"{share.rate:.3f}"
     star = " *" if share.method == "bootstrap" else ""
@@ -411,7 +411,7 @@ def share_row(label: str, share: Share, what: str) -> Row:
     return label, rate, interval, f"{share.hits:,} of {share.of:,} {what}"
 
 
-def aligned(rows: Iterable[Row]) -> list[str]:
+def aligned(rows: Iterable[TableRow]) -> list[str]:
     """Rows with their columns aligned; rows of one cell are headings and get an empty line before them."""
     rows = list(rows)
     widths = [max((len(row[i]) for row in rows if len(row) > i), default=0) for i in range(max(map(len, rows)))]
@@ -424,7 +424,7 @@ def aligned(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def _head(rates: Rates) -> list[str]:
+def _head(rates: Metrics) -> list[str]:
     reasons = "; ".join(f"{reason}: {count}" for reason, count in rates.missing_reasons.items())
     missing = f"{rates.missing:,} missing" + (f" ({reasons})" if reasons else "")
     return [
@@ -433,53 +433,53 @@ def _head(rates: Rates) -> list[str]:
     ]
 
 
-def _overall(rates: Rates) -> list[Row]:
+def _overall(rates: Metrics) -> list[TableRow]:
     rows = [
-        share_row("success", rates.success, "cases"),
-        share_row("  without any error", rates.flawless, "cases"),
-        share_row("error recovery, cases", rates.recovery, "cases with an error of their own"),
-        share_row("error recovery, turns", rates.turn_recovery, "turns with an error, valid before"),
+        proportion_row("success", rates.success, "cases"),
+        proportion_row("  without any error", rates.flawless, "cases"),
+        proportion_row("error recovery, cases", rates.recovery, "cases with an error of their own"),
+        proportion_row("error recovery, turns", rates.turn_recovery, "turns with an error, valid before"),
     ]
     if rates.injected_errors:
-        rows.append(share_row("success, injected only", rates.injected_only, "cases with injected errors only"))
+        rows.append(proportion_row("success, injected only", rates.injected_only, "cases with injected errors only"))
     return rows
 
 
-def _categories(rates: Rates) -> list[Row]:
+def _categories(rates: Metrics) -> list[TableRow]:
     if len(rates.by_category) < 2:
         return []
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for category in rates.by_category:
         missing = f", {category.missing} missing" if category.missing else ""
         rows += [
             (category.name or "(no category)",),
-            share_row("  success", category.success, f"cases{missing}"),
-            share_row("  error recovery, cases", category.recovery, f"cases, {category.errors:,} errors"),
-            share_row("  error recovery, turns", category.turn_recovery, "turns"),
+            proportion_row("  success", category.success, f"cases{missing}"),
+            proportion_row("  error recovery, cases", category.recovery, f"cases, {category.errors:,} errors"),
+            proportion_row("  error recovery, turns", category.turn_recovery, "turns"),
         ]
     return rows
 
 
-def _groups(rates: Rates) -> list[Row]:
+def _groups(rates: Metrics) -> list[TableRow]:
     if not rates.recovery.of:
         return []
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for title, groups in (
         ("error recovery by kind of own error (a case can have several)", rates.by_kind),
         ("success by number of own errors", rates.by_errors),
         ("error recovery by user turn of the first own error", rates.by_depth),
     ):
-        named = [share_row(f"  {one.name}", one.success, f"cases, {one.errors:,} errors") for one in groups]
+        named = [proportion_row(f"  {one.name}", one.success, f"cases, {one.errors:,} errors") for one in groups]
         rows += [(title,), *named]
     return rows
 
 
-def _effort(rates: Rates) -> list[Row]:
+def _effort(rates: Metrics) -> list[TableRow]:
     waits = rates.steps_to_recovery
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         ("effort",),
-        share_row("  errors per call", rates.errors_per_call, "calls and unreadable replies"),
-        share_row("  retry loops", rates.retry_loops, "own errors: the same failing call again"),
+        proportion_row("  errors per call", rates.errors_per_call, "calls and unreadable replies"),
+        proportion_row("  retry loops", rates.retry_loops, "own errors: the same failing call again"),
     ]
     worked_past = f"{waits.recovered:,} of {waits.of:,} own errors worked past within the turn"
     if waits.mean is None or waits.median is None:
@@ -491,7 +491,7 @@ def _effort(rates: Rates) -> list[Row]:
     return rows
 
 
-def _notes(rates: Rates) -> list[str]:
+def _notes(rates: Metrics) -> list[str]:
     notes = [
         "Intervals are 95%: Wilson's over cases; * bootstrap over cases, or Wilson's over the cases where all agree.",
         "They say nothing about other seeds.",

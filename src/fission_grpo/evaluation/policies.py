@@ -32,7 +32,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Player:
+class LoadedPolicy:
     """A policy, and what a manifest says of it: `described` is who it is, `prompt` how it renders dialogues."""
 
     policy: Any
@@ -40,7 +40,7 @@ class Player:
     prompt: Mapping[str, Any]
 
 
-def local_player(name: str, sampling: Sampling, batch_size: int) -> Player:
+def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedPolicy:
     """A transformers model in this process: on a GPU in its own dtype, on a CPU in float32 (bfloat16 crawls there).
 
     Raises:
@@ -62,13 +62,13 @@ def local_player(name: str, sampling: Sampling, batch_size: int) -> Player:
     step, tokens = trained(Path(path))
     described = {"kind": "local", "model": name, "weights": fingerprint(Path(path)), "dtype": str(model.dtype)}
     described |= {"step": step, "tokens": tokens}
-    return Player(policy, described, {"template_sha256": _template(tokenizer)})
+    return LoadedPolicy(policy, described, {"template_sha256": _template(tokenizer)})
 
 
 @contextmanager
-def server_player(
+def connect_endpoint(
     name: str, url: str | None, options: EndpointOptions, tokenizer_name: str | None = None
-) -> Iterator[Player]:
+) -> Iterator[LoadedPolicy]:
     """A model behind an OpenAI-compatible endpoint, which is asked for a short reply first.
 
     Args:
@@ -92,7 +92,7 @@ def server_player(
         policy.check()
         described = {"kind": "endpoint", "model": name, "url": policy.url}
         template = "the endpoint's" if tokenizer is None else _template(tokenizer)
-        yield Player(policy, described, {"template_sha256": template, "raw": options.raw})
+        yield LoadedPolicy(policy, described, {"template_sha256": template, "raw": options.raw})
 
 
 def versions() -> dict[str, str]:

@@ -17,14 +17,14 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.timing import clock
+from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.records import (
     CASES,
     CaseRecord,
     read_records,
     to_line,
 )
-from fission_grpo.evaluation.runner import Play, play_all
+from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
 MANIFEST = "manifest.json"
@@ -141,7 +141,7 @@ SHOWN_EVERY = 10.0
 """Seconds between two lines of progress where stderr is no terminal. [ours]"""
 
 
-Plays = Mapping[str, Callable[[], Play]]
+CaseBatch = Mapping[str, Callable[[], RunningCase]]
 """How to begin every case, by its id, in order."""
 
 
@@ -149,7 +149,7 @@ def evaluate_run(
     directory: Path,
     manifest: Manifest,
     policy: Policy | AsynchronousPolicy,
-    plays: Plays,
+    plays: CaseBatch,
     in_flight: int = 16,
 ) -> list[CaseRecord]:
     """Play the cases that `directory` does not hold yet, and return the records of all, in order.
@@ -178,12 +178,12 @@ def evaluate_run(
             done[record.id] = record
             progress.show(record)
 
-        play_all(policy, (plays[name] for name in open_ids), in_flight, note)
+        run_cases(policy, (plays[name] for name in open_ids), in_flight, note)
     progress.end()
     return [done[name] for name in plays]
 
 
-def open_run(directory: Path, manifest: Manifest, plays: Plays) -> dict[str, CaseRecord]:
+def open_run(directory: Path, manifest: Manifest, plays: CaseBatch) -> dict[str, CaseRecord]:
     """Begin or resume the evaluation in a directory; returns the records it holds, by id.
 
     Raises:
@@ -239,7 +239,7 @@ class Progress:
         parts = [f"{self.done}/{self.total} cases"]
         parts += [f"success {self.succeeded / self.judged:.2f}"] if self.judged else []
         parts += [f"{self.missing} missing"] if self.missing else []
-        return " · ".join([*parts, f"{clock(left)} left"])
+        return " · ".join([*parts, f"{format_duration(left)} left"])
 
     def end(self) -> None:
         """All cases have ended."""

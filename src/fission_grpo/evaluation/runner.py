@@ -9,12 +9,12 @@ from typing import Any
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
 
-Play = Generator[Request, Reply, CaseRecord]
+RunningCase = Generator[Request, Reply, CaseRecord]
 
 
-def play_all(
+def run_cases(
     policy: Policy | AsynchronousPolicy,
-    plays: Iterator[Callable[[], Play]],
+    plays: Iterator[Callable[[], RunningCase]],
     in_flight: int = 16,
     done: Callable[[CaseRecord], None] = lambda record: None,
 ) -> None:
@@ -29,13 +29,13 @@ def play_all(
     if in_flight < 1:
         raise ValueError(f"in_flight must be at least 1, got {in_flight}")
     if isinstance(policy, AsynchronousPolicy):
-        _play_one_by_one(policy, plays, in_flight, done)
+        _run_one_by_one(policy, plays, in_flight, done)
     else:
-        _play_in_batches(policy, plays, in_flight, done)
+        _run_in_batches(policy, plays, in_flight, done)
 
 
-def _play_in_batches(policy: Policy, plays: Iterator[Callable[[], Play]], in_flight: int, done: Any) -> None:
-    going: list[tuple[Play, Request]] = []
+def _run_in_batches(policy: Policy, plays: Iterator[Callable[[], RunningCase]], in_flight: int, done: Any) -> None:
+    going: list[tuple[RunningCase, Request]] = []
     while True:
         while len(going) < in_flight and (begin := next(plays, None)) is not None:
             play = begin()
@@ -46,10 +46,10 @@ def _play_in_batches(policy: Policy, plays: Iterator[Callable[[], Play]], in_fli
         going = [one for (play, _), reply in zip(going, replies, strict=True) for one in _open(play, reply, done)]
 
 
-def _play_one_by_one(
-    policy: AsynchronousPolicy, plays: Iterator[Callable[[], Play]], in_flight: int, done: Any
+def _run_one_by_one(
+    policy: AsynchronousPolicy, plays: Iterator[Callable[[], RunningCase]], in_flight: int, done: Any
 ) -> None:
-    going: dict[Future[Reply], Play] = {}
+    going: dict[Future[Reply], RunningCase] = {}
     try:
         while True:
             while len(going) < in_flight and (begin := next(plays, None)) is not None:
@@ -65,7 +65,9 @@ def _play_one_by_one(
             future.cancel()
 
 
-def _open(play: Play, reply: Reply | None, done: Callable[[CaseRecord], None]) -> list[tuple[Play, Request]]:
+def _open(
+    play: RunningCase, reply: Reply | None, done: Callable[[CaseRecord], None]
+) -> list[tuple[RunningCase, Request]]:
     """Go on with a play: itself and its next request, or nothing once it has ended."""
     try:
         return [(play, play.send(reply))]  # pyright: ignore[reportArgumentType] - None starts a generator

@@ -11,8 +11,8 @@ from typing import Any
 
 from fission_grpo.envs.desk.tasks import desk_rows, requests_of
 from fission_grpo.envs.faults import Fault, inject_faults
-from fission_grpo.evaluation.episodes import Rules, play_environment, play_step
-from fission_grpo.evaluation.runner import Play
+from fission_grpo.evaluation.episodes import EpisodeConfig, run_episode, run_step
+from fission_grpo.evaluation.runner import RunningCase
 
 DESK_TASKS = 256
 """Held-out tasks drawn for the built-in environment where no number is given. [ours]"""
@@ -29,14 +29,14 @@ class TaskSet:
         official: BFCL's own cases, for its result files; empty for other kinds.
     """
 
-    plays: Mapping[str, Callable[[], Play]]
+    plays: Mapping[str, Callable[[], RunningCase]]
     kind: str
     sha256: str
     official: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
-class Choice:
+class TaskSpec:
     """Which tasks, and how they are played.
 
     Args:
@@ -91,7 +91,7 @@ GROUPS = {
 """Names that stand for several of BFCL's categories."""
 
 
-def task_set(choice: Choice) -> TaskSet:
+def task_set(choice: TaskSpec) -> TaskSet:
     """The cases of a choice.
 
     Raises:
@@ -114,24 +114,26 @@ def task_set(choice: Choice) -> TaskSet:
     return found
 
 
-def _desk(choice: Choice, requests: int) -> TaskSet:
+def _desk(choice: TaskSpec, requests: int) -> TaskSet:
     from fission_grpo.envs.desk.env import Desk
 
     rows = desk_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out", requests)[choice.skip :]
     return TaskSet(_episodes(rows, Desk, choice), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
 
 
-def _file(choice: Choice) -> TaskSet:
-    from fission_grpo.data.load import case_rows, is_case_file, load_any
+def _file(choice: TaskSpec) -> TaskSet:
+    from fission_grpo.data.load import case_rows, is_case_file, load_tasks
 
     if is_case_file(choice.tasks):
         rows, environments = case_rows(choice.tasks, choice.skip, choice.count)
         return TaskSet(_episodes(rows, environments, choice), "cases", sha256_of(rows))
-    tasks = load_any(choice.tasks)[choice.skip :][: choice.count or None]
-    return TaskSet({task.id: lambda task=task: play_step(task) for task in tasks}, "steps", sha256_of(tasks))
+    tasks = load_tasks(choice.tasks)[choice.skip :][: choice.count or None]
+    return TaskSet({task.id: lambda task=task: run_step(task) for task in tasks}, "steps", sha256_of(tasks))
 
 
-def _episodes(rows: Sequence[Mapping[str, Any]], environments: Any, choice: Choice) -> dict[str, Callable[[], Play]]:
+def _episodes(
+    rows: Sequence[Mapping[str, Any]], environments: Any, choice: TaskSpec
+) -> dict[str, Callable[[], RunningCase]]:
     if choice.faults:
         named = isinstance(environments, Mapping)
         wrapped = {
@@ -139,29 +141,29 @@ def _episodes(rows: Sequence[Mapping[str, Any]], environments: Any, choice: Choi
             for name, make in (environments if named else {None: environments}).items()
         }
         environments = wrapped if named else wrapped[None]
-    rules = Rules(choice.max_turns)
+    rules = EpisodeConfig(choice.max_turns)
     return {
-        str(row.get("id", number)): lambda row=row, number=number: play_environment(environments, row, number, rules)
+        str(row.get("id", number)): lambda row=row, number=number: run_episode(environments, row, number, rules)
         for number, row in enumerate(rows)
     }
 
 
-def _bfcl(choice: Choice) -> TaskSet:
+def _bfcl(choice: TaskSpec) -> TaskSet:
     from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases, single_turn_cases
-    from fission_grpo.evaluation.bfcl.run_case import play_case, play_single
+    from fission_grpo.evaluation.bfcl.run_case import run_case, run_single_turn
 
     if choice.faults:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")
-    plays: dict[str, Callable[[], Play]] = {}
+    plays: dict[str, Callable[[], RunningCase]] = {}
     cases: list[Any] = []
     chosen = slice(choice.skip, choice.skip + choice.count if choice.count else None)
     for category in choice.official:
         if category in MULTI_TURN:
             here = multi_turn_cases(category)[chosen]
-            plays |= {case.id: lambda case=case: play_case(case, choice.format, choice.mode) for case in here}
+            plays |= {case.id: lambda case=case: run_case(case, choice.format, choice.mode) for case in here}
         else:
             here = single_turn_cases(category)[chosen]
-            plays |= {case.id: lambda case=case: play_single(case, choice.format) for case in here}
+            plays |= {case.id: lambda case=case: run_single_turn(case, choice.format) for case in here}
         cases += here
     return TaskSet(plays, ",".join(choice.official), sha256_of(cases), cases)
 

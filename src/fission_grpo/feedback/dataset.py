@@ -37,7 +37,7 @@ TRAIN, TEST = "train.jsonl", "test.jsonl"
 
 
 @dataclass(frozen=True)
-class Instance:
+class FeedbackExample:
     """A failure with a diagnosis.
 
     Args:
@@ -61,7 +61,7 @@ class Instance:
         return self.failure.task.id
 
 
-def instance(failure: Failure, api: str, origin: str) -> Instance:
+def instance(failure: Failure, api: str, origin: str) -> FeedbackExample:
     """A failure as an instance without diagnosis: one turn, without results, a step task with the reference.
 
     Example:
@@ -70,10 +70,10 @@ def instance(failure: Failure, api: str, origin: str) -> Instance:
     last = failure.turns[-1]
     step = Task(recovery_id(failure), tuple(dialogue_before(failure)), failure.tools, failure.reference)
     one = Failure(step, (replace(last, results=()),), failure.kind, failure.detail, failure.call_index)
-    return Instance(one, api, origin)
+    return FeedbackExample(one, api, origin)
 
 
-def write_instances(path: Path, instances: Iterable[Instance]) -> None:
+def write_examples(path: Path, instances: Iterable[FeedbackExample]) -> None:
     """Write a file of instances, and add their tools to `tools.json` beside it."""
     beside = path.parent / TOOLS
     known: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
@@ -94,7 +94,7 @@ def tools_key(tools: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def load_instances(path: Path) -> list[Instance]:
+def load_examples(path: Path) -> list[FeedbackExample]:
     """Read a file of instances.
 
     Raises:
@@ -105,13 +105,13 @@ def load_instances(path: Path) -> list[Instance]:
         tools = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise TaskFileError(f"{beside}: not JSON ({error}); make it again with `simulator data`") from error
-    read = read_task_rows(path, "file of `fission-grpo simulator data`", lambda row, name: read_instance(row, tools))
+    read = read_task_rows(path, "file of `fission-grpo simulator data`", lambda row, name: read_example(row, tools))
     if not read:
         raise TaskFileError(f"{path}: no instances in it; make some with `fission-grpo simulator data`")
     return read
 
 
-def _row(one: Instance, tools: str) -> dict[str, Any]:
+def _row(one: FeedbackExample, tools: str) -> dict[str, Any]:
     failure, reference = one.failure, one.failure.reference
     assert not isinstance(failure.task.prompt, str)
     return {
@@ -134,7 +134,7 @@ def _row(one: Instance, tools: str) -> dict[str, Any]:
 _TEXTS = ("id", "api", "origin", "kind", "detail", "failed", "diagnosis", "teacher")
 
 
-def read_instance(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, Instance]:
+def read_example(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, FeedbackExample]:
     """Id and instance of a row.
 
     Args:
@@ -160,7 +160,7 @@ def read_instance(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) ->
     task = Task(row["id"], messages, tuple(schemas), reference)
     turn = parse(row["failed"], truncated=bool(row.get("truncated", False)))
     failure = Failure(task, (turn,), ErrorKind(row["kind"]), row["detail"], index)
-    return row["id"], Instance(failure, row["api"], row["origin"], row["diagnosis"], row["teacher"])
+    return row["id"], FeedbackExample(failure, row["api"], row["origin"], row["diagnosis"], row["teacher"])
 
 
 def _messages(given: Any) -> tuple[Message, ...]:

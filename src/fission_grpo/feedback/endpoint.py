@@ -26,20 +26,19 @@ from typing import Any, Final
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.dataset import load_instances
+from fission_grpo.feedback.dataset import load_examples
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.prompt import CHARACTERS, LEFT_TO_RULES, SYSTEM, failure_parts, failure_text, messages_about
 from fission_grpo.feedback.request import LATE
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import Answer, answered
+from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Request
-from fission_grpo.inference.endpoint import Answer as Written
-from fission_grpo.inference.endpoint import EndpointCounts, EndpointOptions, EndpointPolicy, Fault
+from fission_grpo.inference.endpoint import ChatResponse, EndpointCounts, EndpointOptions, EndpointPolicy, RequestFault
 
 _log = logging.getLogger(__name__)
 
 
-class DiagnosisCache:
+class ResponseCache:
     """A mapping from keys to diagnoses, in memory and, with a folder, on disk. Any thread may use it.
 
     Whatever is wrong with the folder stops nothing: lines that cannot be read are skipped, texts that cannot be
@@ -148,8 +147,8 @@ _OURS = ("messages", "model", "stream", "n", "tools")
 
 
 @dataclass(frozen=True)
-class SimulatorOptions:
-    """Options of `EndpointSource`. Times are in seconds; all defaults are [ours].
+class FeedbackModelOptions:
+    """Options of `EndpointFeedback`. Times are in seconds; all defaults are [ours].
 
     Args:
         temperature: of the sampling; None: the endpoint's default. 0 makes a resumed run say the same again.
@@ -263,7 +262,7 @@ class SimulatorOptions:
 PREFIX = "simulator/"
 
 
-class Ledger:
+class UsageCounter:
     """Counts of one process. Any thread may write.
 
     Args:
@@ -284,7 +283,7 @@ class Ledger:
             for name, number in numbers.items():
                 self._numbers[name] += number  # pyright: ignore[reportArgumentType] - seconds are no whole number
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: Diagnosis) -> None:
         """A failure has got its answer, or there is none."""
         with self._lock:
             if answer.text:
@@ -373,7 +372,7 @@ HUNG = 1.0
 """Seconds for which a cancelled try must have waited to say anything about the endpoint. [ours]"""
 
 
-class Limits:
+class RequestBudget:
     """The gate of `EndpointPolicy`: asked before each try, told of its outcome. Used in the policy's thread only.
 
     The circuit opens when `circuit_after` requests in a row were lost; cancelled ones count if nothing was answered
@@ -456,13 +455,13 @@ class _Flight:
 
     key: str
     text: str
-    waiting: list[Future[Answer]]
-    asked: Future[tuple[Written | Fault, int]] | None = None
+    waiting: list[Future[Diagnosis]]
+    asked: Future[tuple[ChatResponse | RequestFault, int]] | None = None
     began: float = field(default_factory=time.monotonic)
 
 
-class EndpointSource:
-    """Diagnoses of a model behind an endpoint; see `diagnose.Source`.
+class EndpointFeedback:
+    """Diagnoses of a model behind an endpoint; see `FeedbackSource`.
 
     Call `check()` before a run and `close()` after it, or use it in a `with` statement.
 
@@ -483,13 +482,15 @@ class EndpointSource:
     name = "endpoint"
     later = True
 
-    def __init__(self, model: str, url: str | None = None, options: SimulatorOptions | None = None):
-        self.model, self.options = model, options or SimulatorOptions()
+    def __init__(self, model: str, url: str | None = None, options: FeedbackModelOptions | None = None):
+        self.model, self.options = model, options or FeedbackModelOptions()
         given, asked = self.options, self.options.request_options()
-        shots = load_instances(Path(given.shots))[: given.shots_used] if given.shots else []
+        shots = load_examples(Path(given.shots))[: given.shots_used] if given.shots else []
         self._shots = [(failure_text(one.failure, given.characters), one.diagnosis) for one in shots]
-        self._limits = Limits(given.max_requests, given.max_tokens_total, given.circuit_after, given.circuit_seconds)
-        self._ledger = Ledger(given.prompt_price, given.completion_price)
+        self._limits = RequestBudget(
+            given.max_requests, given.max_tokens_total, given.circuit_after, given.circuit_seconds
+        )
+        self._ledger = UsageCounter(given.prompt_price, given.completion_price)
         settings = [model, asked.temperature, asked.max_tokens, asked.seed, dict(asked.extra_body)]
         same = json.dumps([*settings, given.system, self._shots], sort_keys=True)
         self._hash = hashlib.sha256(same.encode() + b"\0")  # what all keys have in common
@@ -501,19 +502,19 @@ class EndpointSource:
             if error.name != "openai":
                 raise
             raise ValueError("diagnoses of an endpoint need openai: pip install 'fission-grpo[endpoint]'") from error
-        self._cache = DiagnosisCache(Path(given.cache) if given.cache else None)
+        self._cache = ResponseCache(Path(given.cache) if given.cache else None)
 
     def __repr__(self) -> str:
         return f"EndpointSource({self.model!r}, {self._policy.url!r})"
 
-    def __enter__(self) -> EndpointSource:
+    def __enter__(self) -> EndpointFeedback:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
-        """Begin to diagnose; see `diagnose.Source`. A request that nobody waits for any more is given up."""
+    def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
+        """Begin to diagnose; see `FeedbackSource`. A request that nobody waits for any more is given up."""
         return [self._start(failure) for failure in failures]
 
     def check(self) -> None:
@@ -556,18 +557,18 @@ class EndpointSource:
         self._policy.close()
         self._cache.close()
 
-    def _start(self, failure: Failure) -> Future[Answer]:
+    def _start(self, failure: Failure) -> Future[Diagnosis]:
         if failure.kind in LEFT_TO_RULES:
-            return answered(Answer(None))
+            return completed(Diagnosis(None))
         try:
             tools, rest = failure_parts(failure, self.options.characters)
             key = self._key(tools, rest)
         except Exception as error:  # noqa: BLE001 - whatever a task's tools or messages raise costs one diagnosis, counted
             _log.warning("the prompt for task %s could not be made", failure.task.id, exc_info=True)
-            return self._at_once(Answer(None, f"raised {type(error).__name__}"), asked=1)
+            return self._at_once(Diagnosis(None, f"raised {type(error).__name__}"), asked=1)
         if (text := self._cache.get(key)) is not None:
-            return self._at_once(Answer(text), asked=1, cache_hits=1)
-        future: Future[Answer] = Future()
+            return self._at_once(Diagnosis(text), asked=1, cache_hits=1)
+        future: Future[Diagnosis] = Future()
         with self._lock:
             flight = self._flights.get(key)
             first, closed = flight is None, self._closed
@@ -577,17 +578,17 @@ class EndpointSource:
                     self._flights[key] = flight
             flight.waiting.append(future)
         if closed:
-            return self._at_once(Answer(None, "closed"), asked=1)
+            return self._at_once(Diagnosis(None, "closed"), asked=1)
         self._ledger.add(asked=1, shared=0 if first else 1)
         future.add_done_callback(partial(self._dropped, flight))
         if first:
             self._send(flight)
         return future
 
-    def _at_once(self, answer: Answer, **numbers: float) -> Future[Answer]:
+    def _at_once(self, answer: Diagnosis, **numbers: float) -> Future[Diagnosis]:
         self._ledger.add(**numbers)
         self._ledger.ended(answer)
-        return answered(answer)
+        return completed(answer)
 
     def _key(self, tools: str, rest: str) -> str:
         """What is sent, as a hash; the URL is not in it, a server may come back elsewhere."""
@@ -601,30 +602,30 @@ class EndpointSource:
         try:
             flight.asked = self._policy.ask(request)
         except RuntimeError:  # the thread ended since we looked
-            self._landed(flight, Answer(None, "closed"))
+            self._landed(flight, Diagnosis(None, "closed"))
             return
         flight.asked.add_done_callback(partial(self._told, flight))
 
-    def _told(self, flight: _Flight, asked: Future[tuple[Written | Fault, int]]) -> None:
+    def _told(self, flight: _Flight, asked: Future[tuple[ChatResponse | RequestFault, int]]) -> None:
         """A request has ended. Runs in the policy's thread, and must not raise."""
         if asked.cancelled():
-            self._landed(flight, Answer(None, "closed"))
+            self._landed(flight, Diagnosis(None, "closed"))
             return
         try:
             answer = self._read(flight, asked.result()[0])
         except Exception as error:  # noqa: BLE001 - a fault of ours costs one diagnosis, counted
             _log.warning("a simulator's answer could not be read", exc_info=True)
-            answer = Answer(None, f"raised {type(error).__name__}")
+            answer = Diagnosis(None, f"raised {type(error).__name__}")
         if answer.text:
             self._cache.put(flight.key, answer.text)
         self._landed(flight, answer)
 
-    def _read(self, flight: _Flight, outcome: Written | Fault) -> Answer:
+    def _read(self, flight: _Flight, outcome: ChatResponse | RequestFault) -> Diagnosis:
         """The diagnosis in what came, once it is paid for."""
         seconds = time.monotonic() - flight.began
-        if isinstance(outcome, Fault):
+        if isinstance(outcome, RequestFault):
             self._ledger.add(seconds=seconds)
-            return Answer(None, outcome.reason)
+            return Diagnosis(None, outcome.reason)
         reply, read, written, estimated = outcome.reply, outcome.prompt_tokens, outcome.reply.tokens, 0
         if not outcome.counted:
             shown = len(flight.text) + len(self.options.system) + sum(map(len, sum(self._shots, ())))
@@ -633,12 +634,12 @@ class EndpointSource:
             self._limits.paid(estimated)
         self._ledger.add(seconds=seconds, prompt_tokens=read, completion_tokens=written, estimated_tokens=estimated)
         if reply.tool_calls:
-            return Answer(None, "tool calls instead of text")
+            return Diagnosis(None, "tool calls instead of text")
         if outcome.empty:
-            return Answer(None, "empty")
+            return Diagnosis(None, "empty")
         return usable_text(reply.text, reply.truncated, flight.text)
 
-    def _landed(self, flight: _Flight, answer: Answer) -> None:
+    def _landed(self, flight: _Flight, answer: Diagnosis) -> None:
         with self._lock:
             if self._flights.get(flight.key) is flight:
                 del self._flights[flight.key]
@@ -648,11 +649,11 @@ class EndpointSource:
                 self._ledger.ended(answer)
                 future.set_result(answer)
 
-    def _dropped(self, flight: _Flight, future: Future[Answer]) -> None:
+    def _dropped(self, flight: _Flight, future: Future[Diagnosis]) -> None:
         """A future is done; if nobody wants it any more and nobody else waits, its request is given up."""
         if not future.cancelled():
             return
-        self._ledger.ended(Answer(None, LATE))
+        self._ledger.ended(Diagnosis(None, LATE))
         with self._lock:
             if future in flight.waiting:
                 flight.waiting.remove(future)

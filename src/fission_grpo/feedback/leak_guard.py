@@ -489,7 +489,7 @@ def leaks(
     return None
 
 
-def leak_in(feedback: str, failure: Failure) -> str | None:
+def find_leak(feedback: str, failure: Failure) -> str | None:
     """`leaks` of a failure's reference, its rollout's calls and its tools; None for what its environment has said."""
     if any(feedback == result.error or feedback in result.content for result in _results(failure)):
         return None

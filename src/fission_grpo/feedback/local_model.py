@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.chat import recovery_id
-from fission_grpo.core.special_tokens import ControlTokens
+from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure, Message
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, PromptSettings, read_settings
-from fission_grpo.feedback.sources import Answer, answered
+from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.local import LocalPolicy, prompt_text
 from fission_grpo.inference.pretrained import model_path
@@ -27,7 +27,7 @@ REMEMBERED = 50_000
 _log = logging.getLogger(__name__)
 
 
-class LocalSource:
+class LocalModelFeedback:
     """Diagnoses with a causal language model in this process, greedily, in batches, at once.
 
     The model is loaded when it is first needed (by `check`, or the first failure). The same failure is asked once.
@@ -61,10 +61,10 @@ class LocalSource:
         self._given = {"characters": characters, "system": system, "brief": brief}
         self._policy: LocalPolicy | None = None
         self._settings = PromptSettings()
-        self._known: dict[str, Answer] = {}
+        self._known: dict[str, Diagnosis] = {}
         self._counts: dict[str, float] = {}
 
-    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
+    def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         """Diagnose; the futures are done."""
         asked: dict[str, Failure] = {}
         for failure in failures:
@@ -73,7 +73,7 @@ class LocalSource:
         began = time.monotonic()
         new = dict(zip(asked, self._ask(list(asked.values())), strict=True)) if asked else {}
         wanted = [None if failure.kind in LEFT_TO_RULES else recovery_id(failure) for failure in failures]
-        answers = [Answer(None) if one is None else new.get(one) or self._known[one] for one in wanted]
+        answers = [Diagnosis(None) if one is None else new.get(one) or self._known[one] for one in wanted]
         lasting = {one: answer for one, answer in new.items() if not (answer.reason or "").startswith("raised")}
         self._known |= lasting  # what raised (out of memory) may go well another time
         for oldest in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
@@ -81,7 +81,7 @@ class LocalSource:
         put = sum(one is not None for one in wanted)
         self._count(asked=put, requests=len(asked), cache_hits=put - len(asked))
         self._count(seconds=time.monotonic() - began)
-        return [answered(answer) for answer in answers]
+        return [completed(answer) for answer in answers]
 
     def check(self) -> None:
         """Load the model and render a dialogue. Raises ValueError that says what to mend."""
@@ -99,9 +99,9 @@ class LocalSource:
         return {"known": [[one, answer.text, answer.reason] for one, answer in self._known.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._known = {one: Answer(text, reason) for one, text, reason in state["known"]}
+        self._known = {one: Diagnosis(text, reason) for one, text, reason in state["known"]}
 
-    def _ask(self, failures: Sequence[Failure]) -> list[Answer]:
+    def _ask(self, failures: Sequence[Failure]) -> list[Diagnosis]:
         """One answer each. Where a batch breaks, its failures are asked one by one, so that only one is lost."""
         try:
             policy = self._loaded()
@@ -111,7 +111,7 @@ class LocalSource:
             if len(failures) > 1 and self._policy is not None:
                 return [answer for failure in failures for answer in self._ask([failure])]
             _log.warning("diagnosis source local failed on task %s", failures[0].task.id, exc_info=True)
-            return [Answer(None, f"raised {type(error).__name__}")] * len(failures)
+            return [Diagnosis(None, f"raised {type(error).__name__}")] * len(failures)
         self._count(completion_tokens=sum(reply.tokens for reply in replies))
         return [_answer(reply, request) for reply, request in zip(replies, requests, strict=True)]
 
@@ -136,13 +136,16 @@ def _without_control(messages: Sequence[Message], policy: LocalPolicy) -> list[M
     """A failure is data: what the policy or a tool wrote must not begin a turn of the simulator's dialogue."""
     return [
         *messages[:-1],
-        {**messages[-1], "content": ControlTokens.of(policy.tokenizer).told(messages[-1]["content"])},
+        {
+            **messages[-1],
+            "content": SpecialTokenFilter.from_tokenizer(policy.tokenizer).sanitize(messages[-1]["content"]),
+        },
     ]
 
 
-def _answer(reply: Reply, request: Request) -> Answer:
+def _answer(reply: Reply, request: Request) -> Diagnosis:
     if reply.truncated and not reply.tokens:
-        return Answer(None, "prompt too long")
+        return Diagnosis(None, "prompt too long")
     return usable_text(reply.text, reply.truncated, str(request.messages[-1]["content"]))
 
 

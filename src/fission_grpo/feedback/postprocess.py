@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import Answer
+from fission_grpo.feedback.sources import Diagnosis
 
 LONGEST = 10 * MAX_LENGTH
 """Longest text, in characters and without thoughts, in which a diagnosis is looked for. [ours]"""
@@ -67,7 +67,7 @@ _SENTENCES = re.compile(r".*[.!?](?=[\s'\"`)]|$)", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 
 
-def usable_text(text: str, truncated: bool = False, context: str = "") -> Answer:
+def usable_text(text: str, truncated: bool = False, context: str = "") -> Diagnosis:
     """The diagnosis in a model's reply: the paragraph that begins with "error:", else the first one.
 
     Thoughts, code fences and quotes around it are taken off, and it is cut after a sentence to `MAX_LENGTH`.
@@ -90,24 +90,24 @@ def usable_text(text: str, truncated: bool = False, context: str = "") -> Answer
     text = _END_OF_THOUGHTS.split(_UNPRINTABLE.sub("", text))[-1].strip()
     open_thought = _OPEN_THOUGHT.search(text)
     if len(text) > LONGEST or (truncated and open_thought):
-        return Answer(None, "cut")
+        return Diagnosis(None, "cut")
     if _CONTROL.search(text):
-        return Answer(None, "control tokens")
+        return Diagnosis(None, "control tokens")
     chosen, last = _paragraph(_FENCE.sub("", text).strip())
     if not chosen:
-        return Answer(None, "empty")
+        return Diagnosis(None, "empty")
     if _INJECTION.search(_visible(text)):
-        return Answer(None, "injection")
+        return Diagnosis(None, "injection")
     if _REFUSAL.match(chosen):
-        return Answer(None, "refusal")
+        return Diagnosis(None, "refusal")
     if len(chosen) > MAX_LENGTH or (truncated and last):
         whole = _SENTENCES.match(chosen[:MAX_LENGTH])
         if whole is None:
-            return Answer(None, "cut")
+            return Diagnosis(None, "cut")
         chosen = whole[0]
     if _foreign(chosen, context):
-        return Answer(None, "language")
-    return Answer(chosen)
+        return Diagnosis(None, "language")
+    return Diagnosis(chosen)
 
 
 def _paragraph(text: str) -> tuple[str, bool]:

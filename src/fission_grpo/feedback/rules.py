@@ -9,7 +9,7 @@ from fission_grpo.core.json_io import quoted
 from fission_grpo.core.rewards import match_calls, same_value
 from fission_grpo.core.tool_schema import check_call, parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure, ToolCall
-from fission_grpo.feedback.leak_guard import leak_in
+from fission_grpo.feedback.leak_guard import find_leak
 
 MAX_LENGTH = 2_000
 """Longest feedback, in characters; the rest is cut off. [ours]"""
@@ -31,7 +31,7 @@ def rules(failure: Failure) -> str | None:
         "error: `date` must match YYYY-MM-DD, got 1706745600"; "error: `units` is not right, got 'kelvin'".
     """
     for text in _wordings(failure):
-        if text and leak_in(text[:MAX_LENGTH], failure) is None:
+        if text and find_leak(text[:MAX_LENGTH], failure) is None:
             return text[:MAX_LENGTH]
     return None
 

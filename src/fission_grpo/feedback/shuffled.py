@@ -13,7 +13,7 @@ from typing import Any
 
 from fission_grpo.core.serialization import generator_state, set_generator
 from fission_grpo.core.types import ErrorKind, Failure
-from fission_grpo.feedback.sources import Answer, Source, answered
+from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, completed
 
 REMEMBERED = 64
 """Earlier failures of each kind whose diagnoses may be given to later ones. [ours]"""
@@ -28,14 +28,14 @@ class _Donor:
 
     root: str
     prompt: str
-    answer: Future[Answer]
+    answer: Future[Diagnosis]
 
     def suits(self, other: _Donor) -> bool:
         """Whether it failed at something else. Several failures of one dialogue can be tasks of different names."""
         return self.root != other.root and self.prompt != other.prompt
 
 
-class Shuffled:
+class ShuffledFeedback:
     """Every failure gets what a source says of another failure of the same `ErrorKind` and of another root task.
 
     The failures of a batch, and at most `remembered` earlier ones of each kind, are put in a random order, and each
@@ -53,18 +53,18 @@ class Shuffled:
         Of the failures A, B (wrong_call) and C (no_call), A gets what is said of B, B of A, and C nothing.
     """
 
-    def __init__(self, source: Source, seed: int = 0, remembered: int = REMEMBERED):
+    def __init__(self, source: FeedbackSource, seed: int = 0, remembered: int = REMEMBERED):
         self.source, self.name, self.later = source, f"shuffled:{source.name}", source.later
         self._random = random.Random(seed)
         self._earlier: dict[ErrorKind, deque[_Donor]] = defaultdict(lambda: deque(maxlen=remembered))
 
-    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
+    def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         answers = self.source.start(failures)
         donors = [_donor(failure, answer) for failure, answer in zip(failures, answers, strict=True)]
         by_kind: dict[ErrorKind, list[_Donor]] = defaultdict(list)
         for failure, donor in zip(failures, donors, strict=True):
             by_kind[failure.kind].append(donor)
-        given: dict[int, Future[Answer]] = {}
+        given: dict[int, Future[Diagnosis]] = {}
         for kind, here in by_kind.items():
             order = [*here, *self._earlier[kind]]
             self._random.shuffle(order)
@@ -94,13 +94,13 @@ class Shuffled:
         self._earlier.clear()
         for kind, donors in state["earlier"].items():
             self._earlier[ErrorKind(kind)].extend(
-                _Donor(root, prompt, answered(Answer(text, reason))) for root, prompt, text, reason in donors
+                _Donor(root, prompt, completed(Diagnosis(text, reason))) for root, prompt, text, reason in donors
             )
         if state["source"] is not None:
             self.source.load_state(state["source"])  # pyright: ignore
 
 
-def _donor(failure: Failure, answer: Future[Answer]) -> _Donor:
+def _donor(failure: Failure, answer: Future[Diagnosis]) -> _Donor:
     prompt = failure.task.prompt
     text = prompt if isinstance(prompt, str) else json.dumps([dict(m) for m in prompt], sort_keys=True, default=str)
     return _Donor(failure.task.root, sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), answer)
@@ -109,31 +109,31 @@ def _donor(failure: Failure, answer: Future[Answer]) -> _Donor:
 def _saved(donor: _Donor) -> list[str | None]:
     """A donor as JSON. What was given up, or is still under way, is no diagnosis."""
     given = donor.answer.done() and not donor.answer.cancelled()
-    answer = donor.answer.result() if given else Answer(None, NO_OTHER)
+    answer = donor.answer.result() if given else Diagnosis(None, NO_OTHER)
     return [donor.root, donor.prompt, answer.text, answer.reason]
 
 
-def _others(donor: _Donor, order: Sequence[_Donor], after: int) -> Iterator[Future[Answer]]:
+def _others(donor: _Donor, order: Sequence[_Donor], after: int) -> Iterator[Future[Diagnosis]]:
     """The answers that suit a failure, in their order, from place `after` on and around."""
     places = (at % len(order) for at in range(after, after + len(order)))
     return (order[at].answer for at in places if order[at].suits(donor))
 
 
-def _first_of(others: Iterator[Future[Answer]], own: Future[Answer]) -> Future[Answer]:
+def _first_of(others: Iterator[Future[Diagnosis]], own: Future[Diagnosis]) -> Future[Diagnosis]:
     """The first of others' answers that has a text, each waited for in turn."""
-    outer: Future[Answer] = Future()
+    outer: Future[Diagnosis] = Future()
 
-    def ask(future: Future[Answer]) -> None:
+    def ask(future: Future[Diagnosis]) -> None:
         while not outer.done():
             if not future.done():
                 future.add_done_callback(ask)
                 return
-            answer = Answer(None) if future.cancelled() else future.result()
+            answer = Diagnosis(None) if future.cancelled() else future.result()
             if future is own:
                 left_to_the_next = not future.cancelled() and answer.text is None and answer.reason is None
-                _set(outer, Answer(None, None if left_to_the_next else NO_OTHER))
+                _set(outer, Diagnosis(None, None if left_to_the_next else NO_OTHER))
             elif answer.text is not None:
-                _set(outer, Answer(answer.text))
+                _set(outer, Diagnosis(answer.text))
             else:
                 future = next(others, own)
 
@@ -141,18 +141,18 @@ def _first_of(others: Iterator[Future[Answer]], own: Future[Answer]) -> Future[A
     return outer
 
 
-def _set(future: Future[Answer], answer: Answer) -> None:
+def _set(future: Future[Diagnosis], answer: Diagnosis) -> None:
     try:
         future.set_result(answer)
     except InvalidStateError:  # given up meanwhile
         return
 
 
-def _cancel_with(outer: Sequence[Future[Answer]], inner: Sequence[Future[Answer]]) -> None:
+def _cancel_with(outer: Sequence[Future[Diagnosis]], inner: Sequence[Future[Diagnosis]]) -> None:
     """Cancel what the source has not answered once all that was made of it is done or given up."""
     waiting = set(outer)
 
-    def ended(future: Future[Answer]) -> None:
+    def ended(future: Future[Diagnosis]) -> None:
         waiting.discard(future)
         if not waiting:
             for one in inner:

@@ -1,7 +1,7 @@
 """What a failed rollout is told: the sources of diagnoses, behind one protocol.
 
 The simplest source is a function `Failure -> str | None`; None means "nothing to say". One that answers many failures
-at a time, now or later, is a `Source`. Several make a chain: whatever the first cannot say, the next is asked.
+at a time, now or later, is a `FeedbackSource`. Several make a chain: whatever the first cannot say, the next is asked.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FIXED_TEXT = "error: you made a mistake. please try again."
 """[paper] What is said where nothing better is known, and where the simulator fails."""
 
 
-Diagnose = Callable[[Failure], str | None]
+FeedbackFunction = Callable[[Failure], str | None]
 
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
+class Diagnosis:
     """What a source said of one failure.
 
     Args:
@@ -39,7 +39,7 @@ class Answer:
     reason: str | None = None
 
 
-class Source(Protocol):
+class FeedbackSource(Protocol):
     """Diagnoses failures, many at a time.
 
     A source that remembers something on which later answers depend (a random generator, what it said before) also has
@@ -54,7 +54,7 @@ class Source(Protocol):
     name: str
     later: bool
 
-    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
+    def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         """Begin to diagnose; one future per failure, which never raises. Those not wanted any more get cancelled."""
         ...
 
@@ -67,19 +67,19 @@ class Source(Protocol):
         ...
 
 
-class Function:
+class FunctionSource:
     """A function `Failure -> str | None` as a source. What it raises is logged and costs one diagnosis.
 
-    A callable object may have `state()` and `load_state(state)` of its own, as a `Source` may.
+    A callable object may have `state()` and `load_state(state)` of its own, as a `FeedbackSource` may.
     """
 
     later = False
 
-    def __init__(self, name: str, function: Diagnose):
+    def __init__(self, name: str, function: FeedbackFunction):
         self.name, self.function = name, function
 
-    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
-        return [answered(self._answer(failure)) for failure in failures]
+    def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
+        return [completed(self._answer(failure)) for failure in failures]
 
     def check(self) -> None: ...
 
@@ -95,21 +95,21 @@ class Function:
         if callable(load):
             load(state)
 
-    def _answer(self, failure: Failure) -> Answer:
+    def _answer(self, failure: Failure) -> Diagnosis:
         try:
             text = self.function(failure)
         except Exception as error:  # noqa: BLE001 - it may be the user's; its fault is logged and counted
             _log.warning("diagnosis source %s failed on task %s", self.name, failure.task.id, exc_info=True)
-            return Answer(None, f"raised {type(error).__name__}")
+            return Diagnosis(None, f"raised {type(error).__name__}")
         if text is not None and not isinstance(text, str):
-            return Answer(None, f"returned {type(text).__name__}")
+            return Diagnosis(None, f"returned {type(text).__name__}")
         silent = text == "" and self.function is none
-        return Answer(text) if text or silent else Answer(None, "no diagnosis")
+        return Diagnosis(text) if text or silent else Diagnosis(None, "no diagnosis")
 
 
-def answered(answer: Answer) -> Future[Answer]:
+def completed(answer: Diagnosis) -> Future[Diagnosis]:
     """A future that is done already."""
-    future: Future[Answer] = Future()
+    future: Future[Diagnosis] = Future()
     future.set_result(answer)
     return future
 
@@ -129,11 +129,13 @@ def none(failure: Failure) -> str | None:
     return ""
 
 
-SOURCES: Mapping[str, Diagnose] = {"fixed": fixed, "environment": environment, "rules": rules, "none": none}
+SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, "environment": environment, "rules": rules, "none": none}
 
 
-def chain_of(diagnose: str | Diagnose | Source | Sequence[str | Diagnose | Source]) -> tuple[Source, ...]:
-    """The sources to be asked one after another, each given by name, as a function or as a `Source`.
+def make_chain(
+    feedback: str | FeedbackFunction | FeedbackSource | Sequence[str | FeedbackFunction | FeedbackSource],
+) -> tuple[FeedbackSource, ...]:
+    """The sources to be asked one after another, each given by name, as a function or as a `FeedbackSource`.
 
     Raises:
         ValueError: no such name; the message lists those there are.
@@ -141,15 +143,15 @@ def chain_of(diagnose: str | Diagnose | Source | Sequence[str | Diagnose | Sourc
     Example:
         `chain_of("rules")` has one source, named "rules"; of a function the name is its `__name__`, else its class's.
     """
-    if isinstance(diagnose, list | tuple):
-        return tuple(source for one in diagnose for source in chain_of(one))
-    if isinstance(diagnose, str) and diagnose in SOURCES:
-        return (Function(diagnose, SOURCES[diagnose]),)
-    if hasattr(diagnose, "start"):
-        return (diagnose,)  # pyright: ignore[reportReturnType]
-    if callable(diagnose):
-        return (Function(getattr(diagnose, "__name__", type(diagnose).__name__), diagnose),)
+    if isinstance(feedback, list | tuple):
+        return tuple(source for one in feedback for source in make_chain(one))
+    if isinstance(feedback, str) and feedback in SOURCES:
+        return (FunctionSource(feedback, SOURCES[feedback]),)
+    if hasattr(feedback, "start"):
+        return (feedback,)  # pyright: ignore[reportReturnType]
+    if callable(feedback):
+        return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
     raise ValueError(
-        f"diagnose must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a Source, or a list of "
-        f"these; got {diagnose!r}"
+        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a Source, or a list of "
+        f"these; got {feedback!r}"
     )

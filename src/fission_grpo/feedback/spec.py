@@ -9,16 +9,16 @@ from dataclasses import fields
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.feedback.endpoint import SimulatorOptions
-from fission_grpo.feedback.shuffled import Shuffled
+from fission_grpo.feedback.endpoint import FeedbackModelOptions
+from fission_grpo.feedback.shuffled import ShuffledFeedback
 from fission_grpo.feedback.sources import (
     SOURCES,
-    Function,
-    Source,
-    chain_of,
+    FeedbackSource,
+    FunctionSource,
+    make_chain,
 )
 
-FORMS = """\
+SOURCE_FORMS = """\
 rules, environment, fixed, none: without a model
 local:PATH: a trained simulator, a folder or hub id
 endpoint:MODEL: a model behind an OpenAI-compatible endpoint
@@ -39,16 +39,16 @@ OPTIONS_HELP = 'how the endpoint is asked: fields of SimulatorOptions as JSON, s
 def sources_from(
     spec: str,
     url: str | None = None,
-    options: SimulatorOptions | None = None,
+    options: FeedbackModelOptions | None = None,
     diagnoses: Mapping[str, str] | None = None,
-) -> tuple[Source, ...]:
+) -> tuple[FeedbackSource, ...]:
     """The chain of sources that a specification stands for.
 
     Args:
-        spec: see `FORMS`. "shuffled:" counts for all that follows it: "shuffled:local:sim,rules" has two sources,
+        spec: see `SOURCE_FORMS`. "shuffled:" counts for all that follows it: "shuffled:local:sim,rules" has two sources,
             each shuffled, so that nothing of the control is a failure's own.
         url: of the endpoint; None: OPENAI_BASE_URL, else OpenAI's own.
-        options: of the endpoint (`EndpointSource`'s).
+        options: of the endpoint (`EndpointFeedback`'s).
         diagnoses: ready-made ones by task id, which "teacher" stands for.
 
     Raises:
@@ -60,13 +60,13 @@ def sources_from(
     """
     if spec.strip().startswith("shuffled:"):
         rest = sources_from(spec.strip().removeprefix("shuffled:"), url, options, diagnoses)
-        return tuple(Shuffled(source) for source in rest)
+        return tuple(ShuffledFeedback(source) for source in rest)
     first, comma, rest = spec.partition(",")
     here = _source(first.strip(), url, options, diagnoses)
     return (here, *sources_from(rest, url, options, diagnoses)) if comma else (here,)
 
 
-def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None, SimulatorOptions]:
+def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None, FeedbackModelOptions]:
     """The URL and the options of an endpoint, from one mapping or its JSON text.
 
     Raises:
@@ -81,23 +81,23 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
         except (ValueError, RecursionError) as error:
             raise ValueError(f"simulator: not JSON ({error}); write it like {_EXAMPLE}") from error
     if given is None:
-        return None, SimulatorOptions()
+        return None, FeedbackModelOptions()
     if not isinstance(given, Mapping):
         raise ValueError(f"simulator: must be a mapping, got {quoted(given)}; write it like {_EXAMPLE}")
-    known = [field.name for field in fields(SimulatorOptions)]
+    known = [field.name for field in fields(FeedbackModelOptions)]
     if unknown := [name for name in given if name not in ("url", *known)]:
         raise ValueError(f"simulator: no option {quoted(unknown[0])}; there are url, {', '.join(known)}")
-    return given.get("url"), SimulatorOptions(**{name: value for name, value in given.items() if name != "url"})
+    return given.get("url"), FeedbackModelOptions(**{name: value for name, value in given.items() if name != "url"})
 
 
-def accounts(chain: Sequence[Source]) -> list[str]:
+def accounts(chain: Sequence[FeedbackSource]) -> list[str]:
     """What the sources have to say of their requests and costs, for the end of a run."""
     inner: list[Any] = [getattr(source, "source", source) for source in chain]
     return [source.report() for source in inner if hasattr(source, "report")]
 
 
 @contextmanager
-def closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
+def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource]]:
     """The chain; what its sources hold open (connections) is closed afterwards."""
     try:
         yield chain
@@ -109,21 +109,21 @@ def closing(chain: Sequence[Source]) -> Iterator[Sequence[Source]]:
 
 
 def _source(
-    spec: str, url: str | None, options: SimulatorOptions | None, diagnoses: Mapping[str, str] | None
-) -> Source:
+    spec: str, url: str | None, options: FeedbackModelOptions | None, diagnoses: Mapping[str, str] | None
+) -> FeedbackSource:
     kind, _, name = spec.partition(":")
     if spec in SOURCES:
-        return chain_of(spec)[0]
+        return make_chain(spec)[0]
     if spec == TEACHER and diagnoses is not None:
-        return Function(TEACHER, lambda failure: diagnoses.get(failure.task.id) or None)
+        return FunctionSource(TEACHER, lambda failure: diagnoses.get(failure.task.id) or None)
     if kind == "local" and name:
-        from fission_grpo.feedback.local_model import LocalSource
+        from fission_grpo.feedback.local_model import LocalModelFeedback
 
-        return LocalSource(name)
+        return LocalModelFeedback(name)
     if kind == "endpoint" and name:
-        from fission_grpo.feedback.endpoint import EndpointSource
+        from fission_grpo.feedback.endpoint import EndpointFeedback
 
-        return EndpointSource(name, url, options)
+        return EndpointFeedback(name, url, options)
     beside = f", {TEACHER}" if diagnoses is not None else ""
     names = f"{', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC{beside}"
     raise ValueError(f"no source of diagnoses is called {spec!r}; give one of {names}, or several joined by commas")

@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.special_tokens import ControlTokens
+from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.request import Enquiry, Feedback
-from fission_grpo.feedback.sources import Source
+from fission_grpo.feedback.request import Feedback, FeedbackRequest
+from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.fission.buffer import FissionBuffer
-from fission_grpo.fission.event_log import Journal
-from fission_grpo.fission.metrics import Outcome, by_context, recover_metrics
+from fission_grpo.fission.event_log import EventLog
+from fission_grpo.fission.metrics import RecoveryOutcome, by_context, recover_metrics
 from fission_grpo.fission.recovery import CorrectiveInstance, corrective_instance, select
-from fission_grpo.fission.schedule import RecoverShare, RecoveryOdds
+from fission_grpo.fission.schedule import RecoveryRateEstimator, RecoverySchedule
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedRollout:
     """One failed rollout of this rank.
 
     Args:
@@ -41,7 +41,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PendingFeedback:
     """Failures that are being diagnosed, with all that their corrective instances need.
 
     Args:
@@ -53,14 +53,14 @@ class Asked:
         seconds: that asking took (a model in this process answers at once).
     """
 
-    enquiry: Enquiry
-    origins: Sequence[Failed]
+    enquiry: FeedbackRequest
+    origins: Sequence[FailedRollout]
     states: Sequence[Any]
     step: int
     duplicates: int
     seconds: float
 
-    def answers(self, seconds: float) -> Iterator[tuple[Failure, Feedback, Failed, Any]]:
+    def answers(self, seconds: float) -> Iterator[tuple[Failure, Feedback, FailedRollout, Any]]:
         """Each failure with its feedback, origin and state, after at most so many seconds."""
         feedback = self.enquiry.feedback(seconds)
         return zip(self.enquiry.failures, feedback, self.origins, self.states, strict=True)
@@ -80,13 +80,19 @@ class Fission:
         control: of the policy's tokenizer; keeps recovery prompts free of forged turns.
     """
 
-    def __init__(self, args: Any, sources: Sequence[Source], journal: Journal, control: ControlTokens | None = None):
-        self.args, self.sources, self.journal = args, sources, journal
-        self.control = control or ControlTokens()
+    def __init__(
+        self,
+        args: Any,
+        sources: Sequence[FeedbackSource],
+        journal: EventLog,
+        control: SpecialTokenFilter | None = None,
+    ):
+        self.args, self.sources, self.event_log = args, sources, journal
+        self.control = control or SpecialTokenFilter()
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
-        self.share = RecoverShare(args.recover_share, args.adaptive_share)
-        self.odds = RecoveryOdds()
-        self.asked: Asked | None = None
+        self.share = RecoverySchedule(args.recovery_ratio, args.adaptive_recovery_ratio)
+        self.odds = RecoveryRateEstimator()
+        self.asked: PendingFeedback | None = None
         """Failures that are being diagnosed."""
         self.recovering: list[CorrectiveInstance] = []
         """This cycle's contexts, one per recovery group; empty while exploring."""
@@ -97,10 +103,10 @@ class Fission:
         """Decide what the next cycle does: the contexts to recover from, or an empty list to explore."""
         expired = self.buffer.expire(step)
         for item in expired:
-            self.journal.dropped(item, step, "age")
+            self.event_log.dropped(item, step, "age")
         self._forget((*self.recovering, *expired))
         count = self.args.contexts_per_cycle
-        recover = self.share.due() and len(self.buffer) >= (self.args.recover_trigger or count)
+        recover = self.share.due() and len(self.buffer) >= (self.args.min_buffered or count)
         self.recovering = self.buffer.pop(count, self.odds.variance) if recover else []
         return self.recovering
 
@@ -115,7 +121,7 @@ class Fission:
         """Whether answers are best collected when the next cycle begins."""
         return bool(self.sources) and self.sources[0].later
 
-    def ask(self, failed: Sequence[Failed], step: int) -> None:
+    def ask(self, failed: Sequence[FailedRollout], step: int) -> None:
         """Begin to diagnose this rank's failures, except those that wait in the buffer already."""
         known = self.buffer.__contains__
         chosen, duplicates = select((one.failures for one in failed), self.args.max_depth, known)
@@ -123,8 +129,8 @@ class Fission:
         origins = [origin[id(failure)] for failure in chosen]
         states = [one.state_of(failure) for one, failure in zip(origins, chosen, strict=True)]
         began = time.perf_counter()
-        enquiry = Enquiry(chosen, self.sources)
-        self.asked = Asked(enquiry, origins, states, step, duplicates, time.perf_counter() - began)
+        enquiry = FeedbackRequest(chosen, self.sources)
+        self.asked = PendingFeedback(enquiry, origins, states, step, duplicates, time.perf_counter() - began)
 
     def answers(self) -> tuple[list[Made], Counter[str], Counter[str]]:
         """Corrective instances of the failures asked about, waiting for feedback as long as the configuration allows.
@@ -137,9 +143,9 @@ class Fission:
             return [], Counter(), Counter()
         made: list[Made] = []
         counts: Counter[str] = Counter(duplicates=asked.duplicates)
-        for failure, feedback, one, state in asked.answers(self.args.diagnose_seconds):
+        for failure, feedback, one, state in asked.answers(self.args.feedback_timeout):
             counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
-            counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.vain)
+            counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.rejected)
             item = corrective_instance(failure, feedback, asked.step, one.flat, one.success, self.control)
             if state is not None:
                 self.states[item.task.id] = state
@@ -157,17 +163,17 @@ class Fission:
             fresh = [one for one in made if one[0].task.root not in roots and one[0].task.id not in self.buffer]
             for item, failure in fresh:
                 pushed[item.task.depth] += 1
-                self.journal.failed(failure, item.task.id, step)
-                self.journal.pushed(item)
+                self.event_log.failed(failure, item.task.id, step)
+                self.event_log.pushed(item)
                 for dropped in self.buffer.push(item):
-                    self.journal.dropped(dropped, step, "capacity")
+                    self.event_log.dropped(dropped, step, "capacity")
                     self._forget([dropped])
             roots |= {item.task.root for item, _ in fresh}
             self._forget(item for item, _ in made)
         return {
             "fission/pushed": float(pushed.total()),
             "fission/buffer": float(len(self.buffer)),
-            "fission/recover_rate": self.share.rate,
+            "fission/recoveries_per_explore": self.share.rate,
             **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
             **{f"fission/{name}": float(counts[name]) for name in ("leaks", "fallbacks", "duplicates")},
             **{f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},
@@ -178,7 +184,7 @@ class Fission:
         self.share.explored(sum(flat) / max(1, len(flat)))
         self.odds.explored(counts["succeeded"], counts["judged"])
 
-    def recovered(self, outcomes: Sequence[Outcome], flat: Sequence[bool], step: int) -> dict[str, float]:
+    def recovered(self, outcomes: Sequence[RecoveryOutcome], flat: Sequence[bool], step: int) -> dict[str, float]:
         """Take note of a recover cycle of all ranks; returns its metrics."""
         self.share.recovered(sum(flat) / max(1, len(flat)))
         groups = by_context(self.recovering, outcomes)
@@ -187,7 +193,7 @@ class Fission:
             group = groups[item.task.id]
             judged = [one for one in group if one.reward is not None]
             self.odds.recovered(str(item.kind), sum(not one.failed for one in judged), len(judged))
-            self.journal.recovered(item, step, [one.reward for one in group], [one.text for one in group])
+            self.event_log.recovered(item, step, [one.reward for one in group], [one.text for one in group])
         return metrics
 
     def waiting_states(self) -> dict[str, Any]:

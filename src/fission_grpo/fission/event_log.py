@@ -26,7 +26,7 @@ TAIL = 1 << 16
 _log = logging.getLogger(__name__)
 
 
-class Journal:
+class EventLog:
     """Appends events to a file; `path=None` (every rank but the first) writes nothing."""
 
     def __init__(self, path: Path | None):

@@ -20,7 +20,7 @@ from fission_grpo.core.types import (
 from fission_grpo.envs.restore import state_after
 from fission_grpo.envs.wrapper import tool_methods
 
-BRANCHES = ("first", "last", "every")
+FAILURE_TURNS = ("first", "last", "every")
 
 
 def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = ()) -> Failure | None:
@@ -50,22 +50,22 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
 
 
 def find_failures(
-    trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = (), branch: str = "first"
+    trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = (), failure_turn: str = "first"
 ) -> list[Failure]:
     """The turns to recover from in a failed rollout: the first failing turn, the last, or every one.
 
     Args:
         trajectory, verdict, tools: as for `find_failure`.
-        branch: "first", "last" or "every". Where no turn fails by itself there is one failure whatever the branch.
+        failure_turn: "first", "last" or "every". Where no turn fails by itself there is one failure in any case.
 
     Returns:
         list: of failures in the order of their turns; empty where `find_failure` gives None.
 
     Raises:
-        ValueError: no such branch.
+        ValueError: no such option.
     """
-    if branch not in BRANCHES:
-        raise ValueError(f"branch must be one of {', '.join(BRANCHES)}, got {branch!r}")
+    if failure_turn not in FAILURE_TURNS:
+        raise ValueError(f"failure_turn must be one of {', '.join(FAILURE_TURNS)}, got {failure_turn!r}")
     if not verdict.failed or verdict.reward is None or math.isnan(verdict.reward) or not trajectory.turns:
         return []
     task, turns = trajectory.task, trajectory.turns
@@ -76,7 +76,7 @@ def find_failures(
 
     failing = [failure(end, *what) for end, turn in enumerate(turns) if (what := _failing(turn, tools))]
     if failing:
-        return {"first": failing[:1], "last": failing[-1:], "every": failing}[branch]
+        return {"first": failing[:1], "last": failing[-1:], "every": failing}[failure_turn]
     return [failure(*_silent(trajectory))]
 
 
@@ -110,7 +110,7 @@ def _failing(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[ErrorKind,
     return None
 
 
-class LocalWorlds:
+class LocalEnvironments:
     """What the trainer asks of the environments when it looks at a cycle's rollouts.
 
     Args:
@@ -130,14 +130,16 @@ class LocalWorlds:
         self.environments, self.tools, self.watched = environments or (), tools or (), watched
         self._schemas = schemas
 
-    def failures(self, i: int, rollout: Rollout, branch: str) -> list[Failure]:
+    def failures(self, i: int, rollout: Rollout, failure_turn: str) -> list[Failure]:
         """The turns of local rollout `i` to recover from, with what its environment knows to be right (`_reference`).
 
         Args:
             branch: see `failure.find_failures`.
         """
         trajectory = rollout.trajectory
-        found = find_failures(trajectory, rollout.verdict, trajectory.task.tools or self._tool_schemas(i), branch)
+        found = find_failures(
+            trajectory, rollout.verdict, trajectory.task.tools or self._tool_schemas(i), failure_turn
+        )
         known = getattr(self.environments[i], "_reference", None) if self.environments else None
         return [replace(failure, expected=tuple(known())) for failure in found] if known and found else found
 
@@ -155,8 +157,8 @@ class LocalWorlds:
         """What the environments' watches have counted since they were last asked."""
         counts: Counter[str] = Counter()
         for world in self.environments if self.watched else ():
-            counts.update({f"world/{name}": n for name, n in world._fission_watch.counts.items()})
-            world._fission_watch.counts.clear()
+            counts.update({f"world/{name}": n for name, n in world._fission_monitor.counts.items()})
+            world._fission_monitor.counts.clear()
         return counts
 
     def _tool_schemas(self, i: int) -> tuple[Any, ...]:

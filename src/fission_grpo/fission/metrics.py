@@ -12,7 +12,7 @@ from fission_grpo.fission.recovery import CorrectiveInstance
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RecoveryOutcome:
     """One recovery rollout: of which context, its reward (None: not judged), whether it failed, what was said."""
 
     context: str
@@ -21,7 +21,7 @@ class Outcome:
     text: str
 
 
-def flat_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
+def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
     """For each group, whether all its judged rewards are equal, so that every advantage is 0.
 
     >>> flat_groups([1.0, 1.0, 0.0, 1.0], group_size=2)
@@ -61,23 +61,25 @@ def explore_metrics(counts: Counter[str], flat: Sequence[bool]) -> dict[str, flo
     metrics = {
         "fission/success": counts["succeeded"] / max(1, counts["judged"]),
         "fission/error_cases": float(counts["erred"]),
-        "fission/zero_variance": sum(flat) / max(1, len(flat)),
+        "fission/frac_zero_std": sum(flat) / max(1, len(flat)),
     }
     if counts["erred"]:
         metrics["fission/error_recovery_rate"] = counts["recovered"] / counts["erred"]
     return metrics | {f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("kind/")}
 
 
-def by_context(contexts: Sequence[CorrectiveInstance], outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def by_context(
+    contexts: Sequence[CorrectiveInstance], outcomes: Sequence[RecoveryOutcome]
+) -> dict[str, list[RecoveryOutcome]]:
     """The outcomes of each recovery group, in the order of `contexts`."""
-    groups: dict[str, list[Outcome]] = {item.task.id: [] for item in contexts}
+    groups: dict[str, list[RecoveryOutcome]] = {item.task.id: [] for item in contexts}
     for outcome in outcomes:
         groups[outcome.context].append(outcome)
     return groups
 
 
 def recover_metrics(
-    contexts: Sequence[CorrectiveInstance], outcomes: Sequence[Outcome], flat: Sequence[bool], step: int
+    contexts: Sequence[CorrectiveInstance], outcomes: Sequence[RecoveryOutcome], flat: Sequence[bool], step: int
 ) -> dict[str, float]:
     """Metrics of a recover cycle.
 
@@ -89,11 +91,11 @@ def recover_metrics(
     """
     rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
     judged = [outcome for outcome in outcomes if outcome.reward is not None]
-    rescued = sum(item.zero_variance and not same for item, same in zip(contexts, flat, strict=True))
+    rescued = sum(item.zero_std and not same for item, same in zip(contexts, flat, strict=True))
     return {
         "recovery/reward": sum(rewards) / max(1, len(rewards)),
         "recovery/rate": sum(not outcome.failed for outcome in judged) / max(1, len(judged)),
-        "recovery/zero_variance": sum(flat) / max(1, len(flat)),
+        "recovery/frac_zero_std": sum(flat) / max(1, len(flat)),
         "recovery/depth": sum(item.task.depth for item in contexts) / max(1, len(contexts)),
         "fission/rescued_groups": float(rescued),
         "fission/age": sum(step - item.step for item in contexts) / max(1, len(contexts)),

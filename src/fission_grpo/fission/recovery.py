@@ -8,7 +8,7 @@ from typing import Any
 
 from fission_grpo.core.chat import _turn_messages, recovery_id
 from fission_grpo.core.serialization import task_from_json, task_to_json
-from fission_grpo.core.special_tokens import ControlTokens
+from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import (
     ErrorKind,
     Failure,
@@ -23,7 +23,7 @@ class CorrectiveInstance:
     """x_corr = [x; failed rollout; feedback] (paper, stage 2) with where it came from.
 
     `task.id` is derived from the task and the failed rollout's text, so equal ids mean the same failure.
-    `zero_variance` tells whether all rewards of the group it came from were equal (no gradient there),
+    `zero_std` tells whether all rewards of the group it came from were equal (no gradient there),
     `group_success` which share of that group's rollouts succeeded.
     """
 
@@ -36,7 +36,7 @@ class CorrectiveInstance:
     reward: float
     leaked: bool = False
     fallback: str | None = None
-    zero_variance: bool = False
+    zero_std: bool = False
     group_success: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ AS_TOOL_RESULT = frozenset(
 """Kinds whose feedback is what a runtime would answer to the call; the others are told by the user."""
 
 
-def recovery_task(failure: Failure, feedback: str, control: ControlTokens | None = None) -> Task:
+def recovery_task(failure: Failure, feedback: str, control: SpecialTokenFilter | None = None) -> Task:
     """x_corr = [x; failed rollout; feedback]: the same type the data set yields, one deeper.
 
     The prompt continues the failed task's with exactly what the policy wrote, its tool results, and the feedback:
@@ -68,14 +68,14 @@ def recovery_task(failure: Failure, feedback: str, control: ControlTokens | None
         control: of the policy's tokenizer. Control tokens that tool results, feedback or the policy's own text spell
             are broken up, so that none of them forges a turn; the data's own messages stay as they are.
     """
-    task, control = failure.task, control or ControlTokens()
+    task, control = failure.task, control or SpecialTokenFilter()
     if isinstance(task.prompt, str):
-        written, told = control.written(failure.turns[-1].text), control.told(feedback)
+        written, told = control.sanitize_assistant(failure.turns[-1].text), control.sanitize(feedback)
         prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + written, told, ""))
     else:
         own = [message for turn in failure.turns[:-1] for message in _turn_messages(turn)]
         own += _failing_turn_messages(failure, feedback)
-        prompt = (*task.prompt, *control.dialogue(own))
+        prompt = (*task.prompt, *control.sanitize_messages(own))
     return Task(
         id=recovery_id(failure),
         prompt=prompt,
@@ -93,9 +93,9 @@ def corrective_instance(
     failure: Failure,
     feedback: Feedback,
     step: int,
-    zero_variance: bool,
+    zero_std: bool,
     group_success: float = 0.0,
-    control: ControlTokens | None = None,
+    control: SpecialTokenFilter | None = None,
 ) -> CorrectiveInstance:
     """The recovery task with its provenance, as the buffer keeps it. `step` is the optimizer step of the failure."""
     return CorrectiveInstance(
@@ -108,7 +108,7 @@ def corrective_instance(
         reward=failure.reward or 0.0,
         leaked=feedback.leaked,
         fallback=feedback.fallback,
-        zero_variance=zero_variance,
+        zero_std=zero_std,
         group_success=group_success,
     )
 

@@ -15,7 +15,7 @@ LEAST = 0.1
 """Least part of the share that the adaptive one keeps, so that it notices when recovery starts to pay. [ours]"""
 
 
-class RecoverShare:
+class RecoverySchedule:
     """Decides whether the next cycle recovers: never twice in a row, and at most a given share of all cycles.
 
     Args:
@@ -64,7 +64,7 @@ class RecoverShare:
         self.credit, self.signal = state["credit"], dict(state["signal"])
 
 
-class RecoveryOdds:
+class RecoveryRateEstimator:
     """Running counts from which the chance of a recovery is estimated, per kind of failure.
 
     The odds of an instance are the odds of its kind of failure, times how much better or worse than average its own

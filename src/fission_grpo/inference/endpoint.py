@@ -155,7 +155,7 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatResponse:
     """A reply and what it cost.
 
     Args:
@@ -174,7 +174,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Fault:
+class RequestFault:
     """Why a try brought no reply ("timeout", "HTTP 429", ...); `wait` is what the endpoint asks for, in seconds."""
 
     reason: str
@@ -183,7 +183,7 @@ class Fault:
     wait: float = 0.0
 
 
-def read_answer(body: bytes, content_type: str = "") -> Answer:
+def read_answer(body: bytes, content_type: str = "") -> ChatResponse:
     """Read the body of a chat completion or of a raw completion.
 
     Null content without calls is a turn in which the policy wrote nothing. A refusal is read as content. Thoughts that
@@ -217,7 +217,7 @@ def read_answer(body: bytes, content_type: str = "") -> Answer:
         truncated=stopped or cut,
         tool_calls=() if cut else calls,
     )
-    return Answer(reply, _count(usage.get("prompt_tokens")), "completion_tokens" in usage, not text, cut)
+    return ChatResponse(reply, _count(usage.get("prompt_tokens")), "completion_tokens" in usage, not text, cut)
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
@@ -340,7 +340,7 @@ class EndpointPolicy:
         """
         return asyncio.run_coroutine_threadsafe(self._reply(self._body(request)), self._loop)
 
-    def ask(self, request: Request) -> Future[tuple[Answer | Fault, int]]:
+    def ask(self, request: Request) -> Future[tuple[ChatResponse | RequestFault, int]]:
         """Begin a reply, told with its cost, or with why there is none; and the number of tries. See `submit`."""
         return asyncio.run_coroutine_threadsafe(self._asked(self._body(request)), self._loop)
 
@@ -358,7 +358,7 @@ class EndpointPolicy:
         with self._lock:
             self._numbers.clear()
             self._reasons.clear()
-        if isinstance(outcome, Fault):
+        if isinstance(outcome, RequestFault):
             served = asyncio.run_coroutine_threadsafe(self._served(), self._loop).result()
             raise EndpointError(self._explained(outcome, tries) + served)
 
@@ -406,13 +406,13 @@ class EndpointPolicy:
             given["max_tokens"] = None
         return {**body, "model": self.model, **{name: value for name, value in given.items() if value is not None}}
 
-    async def _asked(self, body: dict[str, Any]) -> tuple[Answer | Fault, int]:
+    async def _asked(self, body: dict[str, Any]) -> tuple[ChatResponse | RequestFault, int]:
         async with self._places:
             outcome, tries = await self._outcome(body, self.options.tries, self._gate)
             if self._gate is not None:
-                tokens = 0 if isinstance(outcome, Fault) else outcome.prompt_tokens + outcome.reply.tokens
-                self._gate.ended(outcome.reason if isinstance(outcome, Fault) else None, tokens)
-        if isinstance(outcome, Answer):
+                tokens = 0 if isinstance(outcome, RequestFault) else outcome.prompt_tokens + outcome.reply.tokens
+                self._gate.ended(outcome.reason if isinstance(outcome, RequestFault) else None, tokens)
+        if isinstance(outcome, ChatResponse):
             self._count(
                 prompt_tokens=outcome.prompt_tokens,
                 completion_tokens=outcome.reply.tokens,
@@ -428,29 +428,31 @@ class EndpointPolicy:
 
     async def _reply(self, body: dict[str, Any]) -> Reply:
         outcome, tries = await self._asked(body)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, ChatResponse):
             return outcome.reply
         if outcome.reason == "too long":
             return Reply("", truncated=True)
         why = f"{outcome.reason} after {tries} {'try' if tries == 1 else 'tries'}"
         return Reply("", lost=f"{why}: {outcome.detail}" if outcome.detail else why)
 
-    async def _outcome(self, body: dict[str, Any], most: int, gate: Gate | None = None) -> tuple[Answer | Fault, int]:
+    async def _outcome(
+        self, body: dict[str, Any], most: int, gate: Gate | None = None
+    ) -> tuple[ChatResponse | RequestFault, int]:
         """The answer, or why there is none after at most `most` tries; and the number of tries."""
         options, end = self.options, time.monotonic() + self.options.patience
         tries = 0
         while True:
             if gate is not None and (closed := gate.enter()) is not None:
-                return Fault(closed, again=False), tries
+                return RequestFault(closed, again=False), tries
             self._count(requests=1)
-            outcome, began = Fault("cancelled"), time.monotonic()
+            outcome, began = RequestFault("cancelled"), time.monotonic()
             try:
                 outcome = await self._try(body, min(options.timeout, end - began))
             finally:
                 if gate is not None:
-                    gate.leave(None if isinstance(outcome, Answer) else outcome.reason, time.monotonic() - began)
+                    gate.leave(None if isinstance(outcome, ChatResponse) else outcome.reason, time.monotonic() - began)
             tries += 1
-            if isinstance(outcome, Answer) or not outcome.again or tries >= min(most, options.tries):
+            if isinstance(outcome, ChatResponse) or not outcome.again or tries >= min(most, options.tries):
                 return outcome, tries
             wait = outcome.wait + self._random.uniform(0, min(options.max_wait, options.backoff * 2 ** (tries - 1)))
             if time.monotonic() + wait >= end:
@@ -458,7 +460,7 @@ class EndpointPolicy:
             self._count_reason("retries", outcome.reason)
             await asyncio.sleep(wait)
 
-    async def _try(self, body: dict[str, Any], seconds: float) -> Answer | Fault:
+    async def _try(self, body: dict[str, Any], seconds: float) -> ChatResponse | RequestFault:
         options, openai = self.options, self._openai
         make = self._client.completions if options.raw else self._client.chat.completions
         try:
@@ -469,15 +471,15 @@ class EndpointPolicy:
             response = await asyncio.wait_for(sent, seconds)
             return read_answer(response.content, response.headers.get("content-type", ""))
         except (TimeoutError, openai.APITimeoutError):
-            return Fault("timeout", f"no whole answer within {seconds:.3g} s")
+            return RequestFault("timeout", f"no whole answer within {seconds:.3g} s")
         except openai.APIStatusError as error:
             return self._refusal(error.status_code, error.response)
         except openai.APIConnectionError as error:
-            return Fault("connection", self._clean(error.__cause__ or error))
+            return RequestFault("connection", self._clean(error.__cause__ or error))
         except Unreadable as error:
-            return Fault(error.reason, self._clean(error))
+            return RequestFault(error.reason, self._clean(error))
         except Exception as error:  # noqa: BLE001 - whatever an answer makes the client raise costs one reply, counted
-            return Fault("client", self._clean(f"{type(error).__name__}: {error}"))
+            return RequestFault("client", self._clean(f"{type(error).__name__}: {error}"))
 
     async def _served(self) -> str:
         """The models the endpoint says it has, for the message about a fault at the start; "" if it does not say."""
@@ -489,15 +491,15 @@ class EndpointPolicy:
         listed = self._clean(", ".join(names[:10])) + (", ..." if len(names) > 10 else "")
         return f" (it serves: {listed})" if names else ""
 
-    def _refusal(self, status: int, response: Any) -> Fault:
+    def _refusal(self, status: int, response: Any) -> RequestFault:
         """A status of 4xx or 5xx as a fault: 408, 409, 429 and 5xx may pass."""
         detail = self._clean(response.text)
         if status in (400, 413, 422) and _TOO_LONG.search(detail):
-            return Fault("too long", detail, again=False)
+            return RequestFault("too long", detail, again=False)
         again = status in (408, 409, 429) or status >= 500
-        return Fault(f"HTTP {status}", detail, again, retry_after(response.headers))
+        return RequestFault(f"HTTP {status}", detail, again, retry_after(response.headers))
 
-    def _explained(self, fault: Fault, tries: int) -> str:
+    def _explained(self, fault: RequestFault, tries: int) -> str:
         """What to do about a fault at the start."""
         hints = {
             "HTTP 401": f"set the right key in the environment variable {self.options.key_variable}",

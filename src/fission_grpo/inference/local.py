@@ -11,7 +11,7 @@ from typing import Any
 
 from fission_grpo.core.chat import template_text
 from fission_grpo.core.json_io import encodable
-from fission_grpo.core.special_tokens import ControlTokens
+from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Message
 from fission_grpo.inference.base import Reply, Request
 
@@ -223,7 +223,7 @@ class LocalPolicy:
 def prompt_text(tokenizer: Any, request: Request) -> str:
     """The text a request's reply continues: its `prompt`, else its dialogue as the chat template renders it.
 
-    As in training, what tools answered or the policy wrote forges no turn (`ControlTokens`).
+    As in training, what tools answered or the policy wrote forges no turn (`SpecialTokenFilter`).
 
     Raises:
         ValueError: there is no chat template, or it refuses the dialogue.
@@ -266,8 +266,8 @@ def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[
 
 
 def _harmless(tokenizer: Any, dialogue: Sequence[Message]) -> list[Message]:
-    control, outside = ControlTokens.of(tokenizer), ("tool", "assistant")
-    return [control.dialogue([one])[0] if one["role"] in outside else one for one in dialogue]
+    control, outside = SpecialTokenFilter.from_tokenizer(tokenizer), ("tool", "assistant")
+    return [control.sanitize_messages([one])[0] if one["role"] in outside else one for one in dialogue]
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -69,7 +69,7 @@ RECOVERY = (
         "Share of the rollouts of a recover cycle that succeed.", share=True,
     ),
     Curve(
-        "recovery/zero_variance", "zero_variance", "Recovery groups without variance", "recovery groups",
+        "recovery/frac_zero_std", "zero_std", "Recovery groups without variance", "recovery groups",
         "Share of recovery groups whose rewards are all equal: they teach nothing.", share=True,
     ),
 )  # fmt: skip

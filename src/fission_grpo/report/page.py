@@ -190,14 +190,14 @@ SAME_COST = 0.05  # generated tokens that differ by more than this share are cal
 
 
 @dataclass(frozen=True)
-class Row:
+class HeadlineRow:
     """A line of the headline table: `label` is the evaluation's name, with its run's where names repeat."""
 
     label: str
     evaluation: Evaluation
 
 
-def headline_rows(runs: Sequence[Run]) -> list[Row]:
+def headline_rows(runs: Sequence[Run]) -> list[HeadlineRow]:
     """The last evaluation of each name, base first, then GRPO, then Fission, then the others as they come."""
     newest: dict[tuple[str, str], Evaluation] = {}
     for run in runs:
@@ -209,14 +209,14 @@ def headline_rows(runs: Sequence[Run]) -> list[Row]:
         if evaluation not in [known for _, known in same]:
             same.append((run_name, evaluation))
     rows = [
-        Row(name if len(same) == 1 else f"{name} ({run_name})", evaluation)
+        HeadlineRow(name if len(same) == 1 else f"{name} ({run_name})", evaluation)
         for name, same in by_name.items()
         for run_name, evaluation in same
     ]
     return sorted(rows, key=lambda row: FAMILIES.index(family(row.label)))
 
 
-def headline(rows: Sequence[Row], colors: Mapping[str, str]) -> str:
+def headline(rows: Sequence[HeadlineRow], colors: Mapping[str, str]) -> str:
     """HTML of the comparison in words and of the table."""
     if not rows:
         return '<p class="verdict">No held-out evaluation yet: <code>eval.jsonl</code> is missing or empty.</p>'
@@ -228,7 +228,7 @@ def headline(rows: Sequence[Row], colors: Mapping[str, str]) -> str:
     )
 
 
-def _row(row: Row, color: str) -> str:
+def _row(row: HeadlineRow, color: str) -> str:
     e = row.evaluation
     success = _rate(e.success, e.success_ci, round(e.success * e.tasks), e.tasks, "tasks", color)
     if e.recovery_rate is None or e.recovery_ci is None:
@@ -255,7 +255,7 @@ def _rate(rate: float, interval: tuple[float, float], k: int, n: int, what: str,
     )
 
 
-def _verdict(rows: Sequence[Row]) -> str:
+def _verdict(rows: Sequence[HeadlineRow]) -> str:
     """Fission against GRPO in words, given exactly one of each; else how to read the table."""
     fission = [row.evaluation for row in rows if family(row.label) == "fission"]
     grpo = [row.evaluation for row in rows if family(row.label) == "grpo"]
@@ -435,7 +435,7 @@ def _outcomes(run: Run, titled: bool) -> str:
         tiles.append((round(rescued), "groups rescued"))  # a sum only makes sense where every step was logged
     cells = "".join(f'<div class="card tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
     title = f"<h3>{escape(run.name)}</h3>" if titled else ""
-    return f'{title}<div class="tiles">{cells}</div>{_by_kind(items)}{_in_vain(items)}'
+    return f'{title}<div class="tiles">{cells}</div>{_by_kind(items)}{_rejected(items)}'
 
 
 def _by_kind(items: Sequence[Instance]) -> str:
@@ -447,7 +447,7 @@ def _by_kind(items: Sequence[Instance]) -> str:
     return _table(("Error kind", "Pushed", "Retried", "Improved"), rows)
 
 
-def _in_vain(items: Sequence[Instance]) -> str:
+def _rejected(items: Sequence[Instance]) -> str:
     """How often which source of diagnoses was asked in vain, and why; nothing if none was."""
     reasons = Counter(one for item in items if item.fallback for one in item.fallback.split("; "))
     rows = [(reason, times, _share(times, len(items))) for reason, times in reasons.most_common()]

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from fission_grpo.core.timing import clock
+from fission_grpo.core.timing import format_duration
 
 PHASES = {0.0: "explore", 1.0: "recover"}
 
@@ -83,7 +83,7 @@ def progress_line(moment: Moment, logs: Mapping[str, float]) -> str:
     if moment.tokens_per_second is not None:
         parts.append(f"{moment.tokens_per_second:,.0f} tokens/s")
     if moment.seconds_left is not None:
-        parts.append(f"{clock(moment.seconds_left)} left")
+        parts.append(f"{format_duration(moment.seconds_left)} left")
     return " · ".join(parts)
 
 

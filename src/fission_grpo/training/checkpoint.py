@@ -28,14 +28,14 @@ from fission_grpo.training.checkpoint_files import (
     MANIFEST,
     STAGING,
     TRAINER_STATE,
-    check_named,
-    fault_in,
-    newest_whole,
-    publish,
+    clean_staging,
+    commit,
+    find_corruption,
+    last_complete_checkpoint,
+    require_complete,
     rotate,
-    tidy,
 )
-from fission_grpo.training.shared_prefix.trainer import SharedPrefixTrainer
+from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin
 
 FILE = "fission_state.json"
 
@@ -45,7 +45,7 @@ VERSION = 3
 
 
 def source_states(sources: Iterable[Any]) -> list[dict[str, Any]]:
-    """What the sources of diagnoses remember, of those that have a `state()` (see `diagnose.Source`).
+    """What the sources of diagnoses remember, of those that have a `state()` (see `FeedbackSource`).
 
     Raises:
         ValueError: a source's state is not plain JSON; the message names the source.
@@ -79,7 +79,7 @@ def packed_snapshots(states: Mapping[str, Any]) -> dict[str, Any]:
     return {name: state for name, state in states.items() if faithful(state) is not None}
 
 
-def share_of(by_rank: Sequence[Any], process_index: int, processes: int) -> Any:
+def shard_for_rank(by_rank: Sequence[Any], process_index: int, processes: int) -> Any:
     """One rank's part of what all ranks saved; with another number of ranks the part of one of them."""
     return by_rank[process_index if processes == len(by_rank) else process_index % len(by_rank)]
 
@@ -164,9 +164,9 @@ def resume_from(wanted: Any, output: Path, fission: bool) -> Path | None:
     if str(wanted).lower() != "true":
         if not Path(str(wanted)).is_dir():
             raise ValueError(f"resume_from_checkpoint: {wanted} is no folder; give a checkpoint-* folder, or 'true'")
-        check_named(Path(str(wanted)), unusable)
+        require_complete(Path(str(wanted)), unusable)
         return Path(str(wanted))
-    found = newest_whole(output, unusable)
+    found = last_complete_checkpoint(output, unusable)
     if found is None:
         raise ValueError(f"no checkpoint-* in {output} to resume from; check output_dir, or start without resuming")
     return found
@@ -175,7 +175,7 @@ def resume_from(wanted: Any, output: Path, fission: bool) -> Path | None:
 def why_unusable(checkpoint: Path, fission: bool) -> str | None:
     """Why a run cannot be resumed from a checkpoint, None if it can. One of plain TRL has no manifest to go by."""
     if (checkpoint / MANIFEST).exists():
-        if (fault := fault_in(checkpoint)) is not None:
+        if (fault := find_corruption(checkpoint)) is not None:
             return fault
     elif not fission and not (checkpoint / TRAINER_STATE).is_file():
         return f"{checkpoint / TRAINER_STATE} is missing, so the checkpoint is unfinished"
@@ -185,7 +185,7 @@ def why_unusable(checkpoint: Path, fission: bool) -> str | None:
         load_state(checkpoint)
     except ValueError as error:
         return None if not fission and not (checkpoint / MANIFEST).exists() else str(error)
-    return fault_in(checkpoint) if not (checkpoint / MANIFEST).exists() else None
+    return find_corruption(checkpoint) if not (checkpoint / MANIFEST).exists() else None
 
 
 class CycleEnds(TrainerCallback):
@@ -197,13 +197,13 @@ class CycleEnds(TrainerCallback):
     """
 
     def __init__(self, in_cycle: Callable[[], bool], begun: Callable[[], None]):
-        self._in_cycle, self._begun = in_cycle, begun
+        self._in_cycle, self._on_train_begin_hook = in_cycle, begun
         self._due: set[str] = set()
         self._told = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._due = set()
-        self._begun()
+        self._on_train_begin_hook()
 
     def on_step_end(self, args, state, control, **kwargs):
         if not self._in_cycle() or state.global_step >= state.max_steps:
@@ -231,7 +231,7 @@ class CycleEnds(TrainerCallback):
         self._due = set()
 
 
-class CheckpointTrainer(SharedPrefixTrainer):
+class ExactCheckpointMixin(SharedPrefixMixin):
     """TRL's trainer with checkpoints that are whole and exact.
 
     Subclasses add to `_run_state` and `_load_run_state`.
@@ -257,7 +257,7 @@ class CheckpointTrainer(SharedPrefixTrainer):
         found: list[Any] = [None, None]
         if self.args.should_save:
             check_writable(run)
-            tidy(run)
+            clean_staging(run)
         if self.accelerator.is_main_process:
             try:
                 found[0] = resume_from(resume_from_checkpoint, run, bool(getattr(self.args, "fission", False)))
@@ -268,13 +268,13 @@ class CheckpointTrainer(SharedPrefixTrainer):
             raise ValueError(found[1])
         self._before, self._first_step = None, 0
         if found[0] is None:
-            self._begin_anew()
+            self._on_fresh_start()
         self.remove_callback(CycleEnds)  # it comes last, after the callbacks that ask for saves
-        self.add_callback(CycleEnds(self._in_cycle, self._begun))
+        self.add_callback(CycleEnds(self._in_cycle, self._on_train_begin_hook))
         output = super().train(None if found[0] is None else str(found[0]), *args, **kwargs)
         return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
 
-    def _begin_anew(self) -> None:
+    def _on_fresh_start(self) -> None:
         """Training begins without a checkpoint."""
 
     def _in_cycle(self) -> bool:
@@ -309,12 +309,12 @@ class CheckpointTrainer(SharedPrefixTrainer):
                 checkpoint,
             )
 
-    def _begun(self) -> None:
+    def _on_train_begin_hook(self) -> None:
         if self._before is None:
             self._first_step = self.state.global_step
             return
         before, processes = self._before, self.accelerator.num_processes
-        self._tr_loss.fill_(share_of(before["loss"], self.accelerator.process_index, processes))
+        self._tr_loss.fill_(shard_for_rank(before["loss"], self.accelerator.process_index, processes))
         self._total_loss_scalar, self._globalstep_last_logged = before["total_loss"], before["last_logged"]
         self._first_step = before["first_step"]
 
@@ -374,7 +374,7 @@ class CheckpointTrainer(SharedPrefixTrainer):
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(staged, final, {name: version(name) for name in PACKAGES})
+            commit(staged, final, {name: version(name) for name in PACKAGES})
             rotate(run, self.args.save_total_limit, final, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self._pushing is not None:

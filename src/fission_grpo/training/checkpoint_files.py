@@ -49,7 +49,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
-def publish(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
+def commit(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
     """List the files of a checkpoint, bring them to the disk, and move it to its place in one step.
 
     Args:
@@ -69,24 +69,24 @@ def publish(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
     temporary = staged / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for path in (*paths, temporary):
-        _to_disk(path)
+        _fsync(path)
     temporary.replace(staged / MANIFEST)
     for folder in {staged, *(path.parent for path in paths)}:
-        _to_disk(folder)
+        _fsync(folder)
     _put_in_place(staged, final)
 
 
 def _put_in_place(staged: Path, final: Path) -> None:
-    old = _aside(final) if final.exists() else None
+    old = _move_aside(final) if final.exists() else None
     staged.rename(final)  # the moment from which this checkpoint exists
-    _to_disk(final.parent)
+    _fsync(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     if staged.parent.is_dir() and not any(staged.parent.iterdir()):
         staged.parent.rmdir()
 
 
-def _aside(checkpoint: Path) -> Path:
+def _move_aside(checkpoint: Path) -> Path:
     """Move a checkpoint to where nobody takes it for one; returns where it is now."""
     place = checkpoint.parent / STAGING / f"deleted-{checkpoint.name}"
     place.parent.mkdir(exist_ok=True)
@@ -111,12 +111,12 @@ def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
     found = sorted(numbered(run), key=lambda path: (path.stat().st_mtime, step_of(path)))
     surplus = len(found) - max(limit, len(protected))
     for path in [path for path in found if path.name not in protected][: max(0, surplus)]:
-        shutil.rmtree(_aside(path), ignore_errors=True)
+        shutil.rmtree(_move_aside(path), ignore_errors=True)
     if (run / STAGING).is_dir() and not any((run / STAGING).iterdir()):
         (run / STAGING).rmdir()
 
 
-def tidy(run: Path) -> None:
+def clean_staging(run: Path) -> None:
     """Settle what a kill has left in `STAGING`, before a run begins; says so in the log.
 
     A checkpoint that has its manifest, and agrees with it, only lacked the rename, which is made up for. All else is
@@ -126,7 +126,7 @@ def tidy(run: Path) -> None:
     if not staging.is_dir():
         return
     for left in sorted(staging.iterdir()):
-        if _NAME.fullmatch(left.name) and (left / MANIFEST).is_file() and fault_in(left) is None:
+        if _NAME.fullmatch(left.name) and (left / MANIFEST).is_file() and find_corruption(left) is None:
             _log.warning("%s was whole, only not in its place when the run ended: moved there", left)
             _put_in_place(left, run / left.name)
         else:
@@ -138,7 +138,7 @@ def tidy(run: Path) -> None:
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
-def fault_in(checkpoint: Path) -> str | None:
+def find_corruption(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest: the path of the first wrong file, and how; None if whole."""
     path = checkpoint / MANIFEST
     try:
@@ -167,7 +167,7 @@ Unusable = Callable[[Path], str | None]
 """Why a checkpoint cannot be resumed from, None if it can."""
 
 
-def newest_whole(run: Path, unusable: Unusable) -> Path | None:
+def last_complete_checkpoint(run: Path, unusable: Unusable) -> Path | None:
     """The whole checkpoint of the highest step; every one that is left out is told of in the log.
 
     Raises:
@@ -185,7 +185,7 @@ def newest_whole(run: Path, unusable: Unusable) -> Path | None:
     return None
 
 
-def check_named(checkpoint: Path, unusable: Unusable) -> None:
+def require_complete(checkpoint: Path, unusable: Unusable) -> None:
     """Raise ValueError if a checkpoint asked for by name cannot be used; it names the newest whole one before it."""
     reason = unusable(checkpoint)
     if reason is None:
@@ -217,7 +217,7 @@ def _digest_of(path: str, inode: int, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -9,7 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from fission_grpo.fission.buffer import ORDERS
-from fission_grpo.fission.failures import BRANCHES
+from fission_grpo.fission.failures import FAILURE_TURNS
 
 
 @dataclass
@@ -26,7 +26,7 @@ class FissionGRPOConfig(GRPOConfig):
             "shared_prefix false, too, else up to rounding."
         },
     )
-    num_recoveries: int | None = field(
+    num_recovery_generations: int | None = field(
         default=None,
         metadata={
             "help": "G', recovery rollouts sampled per corrective instance; at least 2, must divide "
@@ -54,13 +54,13 @@ class FissionGRPOConfig(GRPOConfig):
             "0: nothing is ever fissioned [ours]."
         },
     )
-    branch: str = field(
+    failure_turn: str = field(
         default="first",
         metadata={
             "help": "Which failing turn of an episode is recovered from: first, last, or every (each of them) [ours]."
         },
     )
-    judge_recovery: str = field(
+    recovery_scope: str = field(
         default="episode",
         metadata={
             "help": "How recoveries in environments are judged: episode (to its end, by your rewards), or turn (the "
@@ -76,40 +76,40 @@ class FissionGRPOConfig(GRPOConfig):
             "fifo, random: ablations."
         },
     )
-    recover_share: float = field(
+    recovery_ratio: float = field(
         default=0.5,
         metadata={"help": "Largest share of cycles that recover, above 0 to 0.5 (every second cycle) [ours]."},
     )
-    adaptive_share: bool = field(
+    adaptive_recovery_ratio: bool = field(
         default=False,
         metadata={
             "help": "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
         },
     )
-    recover_trigger: int | None = field(
+    min_buffered: int | None = field(
         default=None,
         metadata={
             "help": "Unique instances that must wait before a recover cycle runs. None: one full batch, "
-            "generation_batch_size / num_recoveries, which is also the least allowed [ours; the paper's is unknown]."
+            "generation_batch_size / num_recovery_generations, which is also the least allowed [ours; the paper's is unknown]."
         },
     )
-    watch_tools: bool | None = field(
+    guard_tools: bool | None = field(
         default=None,
         metadata={
-            "help": "Tell the policy when a tool call cannot be read (TRL ends the episode), keep to tool_seconds and "
-            "tool_characters, and give no reward in a broken environment. None: as `fission`; true with fission "
+            "help": "Tell the policy when a tool call cannot be read (TRL ends the episode), keep to tool_timeout and "
+            "max_tool_result_chars, and give no reward in a broken environment. None: as `fission`; true with fission "
             "false is plain GRPO in the same worlds, for comparisons [ours]."
         },
     )
-    tool_seconds: float = field(
+    tool_timeout: float = field(
         default=60.0,
         metadata={"help": "Time limit of one tool call in an environment, after which it counts as broken; 0: none."},
     )
-    tool_characters: int = field(
+    max_tool_result_chars: int = field(
         default=20_000,
         metadata={"help": "Longest tool result of an environment; what is longer is cut, and says so; 0: no limit."},
     )
-    diagnose_seconds: float = field(
+    feedback_timeout: float = field(
         default=30.0,
         metadata={
             "help": "Longest a cycle waits for diagnoses that come from elsewhere (an endpoint); what is late by then "
@@ -131,7 +131,7 @@ class FissionGRPOConfig(GRPOConfig):
             "and TRL's own computation is used. False: always TRL's own [ours]."
         },
     )
-    journal: bool = field(
+    log_instances: bool = field(
         default=True,
         metadata={
             "help": "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
@@ -141,10 +141,10 @@ class FissionGRPOConfig(GRPOConfig):
     def __post_init__(self):
         self._check_numbers()
         super().__post_init__()
-        if self.num_recoveries is None:
-            self.num_recoveries = self.num_generations
-        if self.watch_tools is None:
-            self.watch_tools = self.fission
+        if self.num_recovery_generations is None:
+            self.num_recovery_generations = self.num_generations
+        if self.guard_tools is None:
+            self.guard_tools = self.fission
         if self.fission:
             self._check_fission()
 
@@ -166,49 +166,49 @@ class FissionGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} is {value}, but must be at least {least}.")
 
     def _check_fission(self) -> None:
-        size, recoveries = self.generation_batch_size or 0, self.num_recoveries or 0
+        size, recoveries = self.generation_batch_size or 0, self.num_recovery_generations or 0
         if recoveries < 2:
             raise ValueError(
-                f"num_recoveries is {recoveries}, but advantages are normalised within each recovery group, "
-                "which takes at least 2. Set num_recoveries to 2 or more."
+                f"num_recovery_generations is {recoveries}, but advantages are normalised within each recovery group, "
+                "which takes at least 2. Set num_recovery_generations to 2 or more."
             )
         if size % recoveries:
             divisors = [n for n in range(2, size + 1) if size % n == 0]
             raise ValueError(
-                f"num_recoveries ({recoveries}) does not divide generation_batch_size ({size} = "
+                f"num_recovery_generations ({recoveries}) does not divide generation_batch_size ({size} = "
                 "per_device_train_batch_size x processes x steps_per_generation), so recovery groups would not fill "
-                f"a batch. Set num_recoveries to one of {divisors}, or change the batch size."
+                f"a batch. Set num_recovery_generations to one of {divisors}, or change the batch size."
             )
-        contexts, trigger = self.contexts_per_cycle, self.recover_trigger
+        contexts, trigger = self.contexts_per_cycle, self.min_buffered
         least_values = {
             "buffer_capacity": contexts,
             "max_age_steps": 0,
             "max_depth": 0,
-            "tool_seconds": 0,
-            "diagnose_seconds": 0,
+            "tool_timeout": 0,
+            "feedback_timeout": 0,
         }
-        for name, least in {**least_values, "tool_characters": 0}.items():
+        for name, least in {**least_values, "max_tool_result_chars": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        choices = {"buffer_order": tuple(ORDERS), "branch": BRANCHES, "judge_recovery": ("episode", "turn")}
+        choices = {"buffer_order": tuple(ORDERS), "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
-        if not 0 < self.recover_share <= 0.5:
+        if not 0 < self.recovery_ratio <= 0.5:
             raise ValueError(
-                f"recover_share is {self.recover_share}, but must lie above 0 and up to 0.5: there are never two "
+                f"recovery_ratio is {self.recovery_ratio}, but must lie above 0 and up to 0.5: there are never two "
                 "recover cycles in a row. Set fission to false for none at all."
             )
         if trigger is not None and not contexts <= trigger <= self.buffer_capacity:
             raise ValueError(
-                f"recover_trigger is {trigger}, but must lie between {contexts} (one full batch of recovery groups) "
+                f"min_buffered is {trigger}, but must lie between {contexts} (one full batch of recovery groups) "
                 f"and buffer_capacity ({self.buffer_capacity}). Leave it unset for one full batch."
             )
 
     @property
     def contexts_per_cycle(self) -> int:
-        """Corrective instances used by one recover cycle: generation_batch_size / num_recoveries."""
-        return (self.generation_batch_size or 0) // (self.num_recoveries or 1)
+        """Corrective instances used by one recover cycle: generation_batch_size / num_recovery_generations."""
+        return (self.generation_batch_size or 0) // (self.num_recovery_generations or 1)
 
 
 def checked_config(args: Any, model: Any) -> FissionGRPOConfig:

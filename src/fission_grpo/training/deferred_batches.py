@@ -74,7 +74,7 @@ def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_si
             )
 
 
-class WaitingRows:
+class DeferredBatches:
     """The generation batches of one rank that wait to be explored, the same number on every rank.
 
     Every recover cycle leaves one more to wait. When as many rows wait as the data set has, each of them is due to
@@ -97,7 +97,7 @@ class WaitingRows:
         """The batch that has waited longest."""
         return unpack_rows(self.batches.popleft())
 
-    def pass_over(self) -> bool:
+    def skip_newest(self) -> bool:
         """Forget the newest batch if too many wait; returns whether it was."""
         if len(self.batches) <= self.longest:
             return False

@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer
 from fission_grpo.training.trl_compat import check_server_tools, one_completion_each
 
 
-class ToolTurnsInStep(GRPOTrainer):
+class LockstepToolCallsMixin(GRPOTrainer):
     """`trl.GRPOTrainer` whose ranks take part in each other's turns after a tool call, where they must."""
 
     args: GRPOConfig

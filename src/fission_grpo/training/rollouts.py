@@ -13,7 +13,7 @@ from typing import Any
 from fission_grpo.core.chat import parse, read_result, render
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
 from fission_grpo.core.types import (
-    UNREADABLE,
+    PARSE_ERROR,
     Message,
     Rollout,
     Task,
@@ -115,9 +115,9 @@ def _told(message: Message, content: str) -> ToolResult | None:
     """What was answered to a turn that could not be read, None for any other turn."""
     for call in message.get("tool_calls") or ():
         function = call.get("function")
-        if isinstance(function, Mapping) and UNREADABLE in (function.get("arguments") or ()):
+        if isinstance(function, Mapping) and PARSE_ERROR in (function.get("arguments") or ()):
             arguments = function["arguments"]
-            return ToolResult(ToolCall(function["name"], arguments), content, str(arguments[UNREADABLE]))
+            return ToolResult(ToolCall(function["name"], arguments), content, str(arguments[PARSE_ERROR]))
     return None
 
 
@@ -134,7 +134,7 @@ def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[lis
 
 
 @dataclass(frozen=True)
-class Batch:
+class RolloutBatch:
     """One rank's rollouts. All sequences have one entry per row.
 
     Args:
@@ -157,7 +157,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Reader:
+class RolloutReader:
     """How to read a batch.
 
     Args:
@@ -172,11 +172,11 @@ class Reader:
     threshold: float
     step_reward: Any = None
 
-    def read(self, batch: Batch, has_tools: bool, progress: float) -> list[Rollout]:
+    def read(self, batch: RolloutBatch, has_tools: bool, progress: float) -> list[Rollout]:
         """The rollouts in order. `has_tools`: whether texts may hold tool calls; `progress`: of training, 0 to 1."""
         return [self._rollout(batch, i, has_tools, progress) for i in range(len(batch.rows))]
 
-    def _rollout(self, batch: Batch, i: int, has_tools: bool, progress: float) -> Rollout:
+    def _rollout(self, batch: RolloutBatch, i: int, has_tools: bool, progress: float) -> Rollout:
         task = task_of_row(batch.rows[i], batch.prompts[i])
         segments = sampled_segments(batch.completion_ids[i], batch.masks[i])
         calls_tools = has_tools or task.reference is not None

@@ -1,8 +1,8 @@
 """Tool calls nobody can read are answered with an error, so that the policy can mend them within the episode.
 
 TRL drops such a call and ends the episode without a word. Here the tokenizer's `parse_response`, which TRL asks for
-the calls of a turn, turns it into a call of the first tool with the one argument `UNREADABLE`, which tools wrapped by
-`answering` (or watched) refuse with the parser's message.
+the calls of a turn, turns it into a call of the first tool with the one argument `PARSE_ERROR`, which tools wrapped by
+`with_parse_errors` (or watched) refuse with the parser's message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.json_io import problem_in
-from fission_grpo.core.types import UNREADABLE, ToolCall, Turn, UnreadableCall
+from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError, Turn
 from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_row
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _PROBE = {"type": "function", "function": {"name": "fission_probe", "arguments": {"key": "value"}}}
 
 
-def answering(tool: Callable[..., Any]) -> Callable[..., Any]:
+def with_parse_errors(tool: Callable[..., Any]) -> Callable[..., Any]:
     """A tool function that answers unreadable calls; otherwise the same, with the same signature."""
     if inspect.iscoroutinefunction(tool):
 
@@ -43,7 +43,7 @@ def answering(tool: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def tell_unreadable(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) -> bool:
+def report_parse_errors(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) -> bool:
     """Make a tokenizer's `parse_response` show calls that cannot be read. Returns whether it does so now.
 
     It does not for chat templates that write calls otherwise than as JSON in `<tool_call>` tags, whose valid calls
@@ -62,7 +62,7 @@ def tell_unreadable(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) ->
     told = getattr(tokenizer, "_fission_tells_unreadable", None)
     if told is not None:
         return told
-    tells, original, schemas = _writes_our_format(tokenizer), tokenizer.parse_response, Schemas()
+    tells, original, schemas = _writes_our_format(tokenizer), tokenizer.parse_response, ToolSchemaCache()
 
     @functools.wraps(original)
     def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +78,7 @@ def tell_unreadable(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) ->
             turn = None if message is not None and _calls(message) else _read(tokenizer, response)
             reason = refused or (turn.error if turn is not None else None)
             if reason is not None:
-                return _asking([ToolCall(_name(known[0]), {UNREADABLE: reason})])
+                return _asking([ToolCall(_name(known[0]), {PARSE_ERROR: reason})])
             if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
                 return _asking(turn.calls, turn.content)
         if fault is not None or refused is not None:  # ValueError and TypeError are what TRL takes as "no call"
@@ -89,16 +89,16 @@ def tell_unreadable(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) ->
     return tells
 
 
-def tell_of_unreadable_calls(trainer: Any) -> None:
+def enable_parse_errors(trainer: Any) -> None:
     """Let the policy of a trainer hear of calls that cannot be read, or warn that this is not possible."""
     answerers = tools_of_every_row(trainer)
-    if not tell_unreadable(trainer._tokenizer, answerers):
+    if not report_parse_errors(trainer._tokenizer, answerers):
         _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
     elif not answerers and not parser_knows_tools():
         _log.warning("environments share no tool, and TRL is older than 1.16: unreadable calls end the episode")
 
 
-class Schemas:
+class ToolSchemaCache:
     """JSON schemas of tool functions, made once; transformers makes them anew, from docstrings, for every turn read.
 
     That took 0.1 s of a starter policy's step of 2 s. Schemas do not change, so the key is the functions.
@@ -120,8 +120,8 @@ class Schemas:
 
 
 def _refuse(kwargs: Mapping[str, Any]) -> None:
-    if UNREADABLE in kwargs:
-        raise UnreadableCall(str(kwargs[UNREADABLE]))
+    if PARSE_ERROR in kwargs:
+        raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
 
 
 def _asking(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any]:
@@ -157,8 +157,8 @@ def _refused(message: Any) -> str | None:
         if isinstance(function, Mapping):
             if problem := problem_in([function.get("name"), function.get("arguments")]):
                 return f"tool call is not valid JSON: {problem}"
-            if UNREADABLE in (function.get("arguments") or ()):
-                return f"unexpected argument `{UNREADABLE}`"
+            if PARSE_ERROR in (function.get("arguments") or ()):
+                return f"unexpected argument `{PARSE_ERROR}`"
     return None
 
 

@@ -30,11 +30,11 @@ class Dialogue:
     messages: tuple[Message, ...]
 
 
-Read = Callable[[Mapping[str, Any]], Dialogue]
+RowReader = Callable[[Mapping[str, Any]], Dialogue]
 """Reads one row. Raises RowDropped with the reason why it cannot."""
 
 
-def convert_rows(path: Path, read: Read, abstentions: bool) -> Converted:
+def convert_rows(path: Path, read: RowReader, abstentions: bool) -> Converted:
     """All rows of a file as step tasks, ids like "FILE:ROW#TURN" (rows and turns from 1).
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.data.convert.dialogues import (
     Dialogue,
-    Read,
+    RowReader,
     assistant_calls,
     convert_rows,
     decoded,
@@ -231,7 +231,7 @@ def read_xlam(row: Mapping[str, Any]) -> Dialogue:
     return Dialogue(tools_of(decoded(row.get("tools"), "the tools")), (question, answer))
 
 
-LAYOUTS: Mapping[str, Read] = {
+LAYOUTS: Mapping[str, RowReader] = {
     "openai": read_openai,
     "xlam": read_xlam,
     "toolace": read_toolace,

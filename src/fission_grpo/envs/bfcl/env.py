@@ -25,7 +25,7 @@ from fission_grpo.envs.bfcl.functions import (
     signature,
 )
 from fission_grpo.envs.bfcl.judge import judge_turn
-from fission_grpo.envs.bfcl.state import World, new_world
+from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 SCENARIOS_KEPT = 512
 """Scenarios whose start and reference are remembered: the rollouts of a group share one. [ours]"""
@@ -51,9 +51,9 @@ class Start:
         reference: its calls.
     """
 
-    world: World
+    world: BfclState
     results: tuple[str, ...]
-    truth: World
+    truth: BfclState
     truth_results: tuple[str, ...]
     reference: tuple[ToolCall, ...] = ()
 
@@ -64,8 +64,8 @@ class BfclEnvironment:
     _classes: tuple[str, ...] = ()
 
     def __init__(self):
-        self._start = Start(World(), (), World(), ())
-        self._world = World()
+        self._start = Start(BfclState(), (), BfclState(), ())
+        self._world = BfclState()
         self._results: list[str] = []
 
     def reset(self, **row: Any) -> None:
@@ -116,11 +116,11 @@ class BfclEnvironment:
 
         return bool(state_checker(self._world.instances, self._start.truth.instances)["valid"])
 
-    def _snapshot(self) -> tuple[Start, World, tuple[str, ...]]:
+    def _snapshot(self) -> tuple[Start, BfclState, tuple[str, ...]]:
         """The state, in a copy that later calls do not change."""
         return self._start, self._world.copy(), tuple(self._results)
 
-    def _restore(self, state: tuple[Start, World, Sequence[str]]) -> None:
+    def _restore(self, state: tuple[Start, BfclState, Sequence[str]]) -> None:
         """Go back to a state that `_snapshot` gave, of this or another instance; as often as wanted."""
         self._start, world, results = state
         self._world, self._results = world.copy(), list(results)
@@ -192,7 +192,7 @@ def _start(classes: tuple[str, ...], scenario: str) -> Start:
     try:
         fields = json.loads(scenario)
         config, history, reference = fields["config"], fields["history"], fields["reference"]
-        world = new_world(classes, config, bool(fields.get("long_context", False)))
+        world = new_state(classes, config, bool(fields.get("long_context", False)))
         earlier = [ToolCall(call["name"], call["arguments"]) for turn in history for call in turn]
         calls = [ToolCall(call["name"], call["arguments"]) for call in reference]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -201,12 +201,12 @@ def _start(classes: tuple[str, ...], scenario: str) -> Start:
             "'history' and 'reference', as fission_grpo.bfcl.tasks writes it."
         ) from error
     results = [_make(world, call, "history") for call in earlier]
-    truth = World(copy.deepcopy(world.instances))
+    truth = BfclState(copy.deepcopy(world.instances))
     truth_results = tuple(_make(truth, call, "reference") for call in calls)
     return Start(world, tuple(results), truth, truth_results, tuple(calls))
 
 
-def _make(world: World, call: ToolCall, where: str) -> str:
+def _make(world: BfclState, call: ToolCall, where: str) -> str:
     result = world.call(call)
     error = world.error or read_result(call, result).error
     if error is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.functions import class_docs, class_of
-from fission_grpo.envs.bfcl.state import World, new_world
+from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 Transcript = Sequence[Sequence[Sequence[ToolCall]]]
 """Calls by user turn and step (assistant turn)."""
@@ -29,7 +29,12 @@ class CaseVerdict:
 
 
 def judge_turn(
-    ours: World, truth: World, results_so_far: Sequence[str], truth_results: Sequence[str], called: bool, turn: int
+    ours: BfclState,
+    truth: BfclState,
+    results_so_far: Sequence[str],
+    truth_results: Sequence[str],
+    called: bool,
+    turn: int,
 ) -> CaseVerdict:
     """Judge one user turn after its calls.
 
@@ -66,7 +71,7 @@ def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequenc
         reference: the ground truth's calls, by turn.
     """
     long_context = any(word in entry["id"].rsplit("_", 1)[0] for word in ("long_context", "composite"))
-    ours, truth = (new_world(entry["involved_classes"], entry["initial_config"], long_context) for _ in range(2))
+    ours, truth = (new_state(entry["involved_classes"], entry["initial_config"], long_context) for _ in range(2))
     results: list[str] = []
     for turn, expected in enumerate(reference):
         steps = transcript[turn]

@@ -18,7 +18,7 @@ STATELESS = ("MathAPI",)
 
 
 @dataclass
-class World:
+class BfclState:
     """One instance of each class of a case.
 
     Args:
@@ -48,12 +48,12 @@ class World:
         defaults = _mutable_defaults(type(method.__self__), call.name)
         return method(**copy.deepcopy({**defaults, **call.arguments}))
 
-    def copy(self) -> World:
+    def copy(self) -> BfclState:
         """A world in the same state that shares nothing with this one, random generators included."""
-        return World(copy.deepcopy(self.instances))
+        return BfclState(copy.deepcopy(self.instances))
 
 
-def new_world(classes: Iterable[str], config: Mapping[str, Any], long_context: bool = False) -> World:
+def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: bool = False) -> BfclState:
     """A world as a case begins.
 
     Args:
@@ -72,7 +72,7 @@ def new_world(classes: Iterable[str], config: Mapping[str, Any], long_context: b
         instances[name] = getattr(module, name)()
         if name not in STATELESS:
             instances[name]._load_scenario(copy.deepcopy(config.get(name, {})), long_context=long_context)
-    return World(instances)
+    return BfclState(instances)
 
 
 @cache

@@ -11,10 +11,10 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.official import MultiTurnCase
-from fission_grpo.envs.bfcl.state import World, new_world
+from fission_grpo.envs.bfcl.state import BfclState, new_state
 from fission_grpo.envs.bfcl.tasks import (
     SYSTEM,
-    Case,
+    GeneratedCase,
     UserTurn,
     last_message,
     reference_messages,
@@ -32,7 +32,7 @@ class Step:
     """
 
     task: Task
-    world: World
+    world: BfclState
     ahead: tuple[ToolCall, ...] = ()
 
     def answers(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
@@ -47,14 +47,14 @@ class Step:
         return tuple(_answer(world, call) for call in calls)
 
 
-def _answer(world: World, call: ToolCall) -> ToolResult:
+def _answer(world: BfclState, call: ToolCall) -> ToolResult:
     content = world.call(call)
     if world.error is not None:
         return ToolResult(call, str({"error": str(world.error)}), str(world.error))
     return read_result(call, content)
 
 
-def steps_of_case(case: Case, long_context: bool = False) -> Iterator[Step]:
+def steps_of_case(case: GeneratedCase, long_context: bool = False) -> Iterator[Step]:
     """One step per reference call of every user turn, and one per turn that needs no call.
 
     The dialogue is that of `bfcl.tasks.rows_of_case`, with the calls made before this one and their real results; the
@@ -67,7 +67,7 @@ def steps_of_case(case: Case, long_context: bool = False) -> Iterator[Step]:
     Raises:
         TaskError: a call of the reference fails in its own environment.
     """
-    world = new_world(case.classes, case.config, long_context)
+    world = new_state(case.classes, case.config, long_context)
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     for number, turn in enumerate(case.turns):
         tools = case_tools(case.classes, turn.without)
@@ -82,14 +82,14 @@ def steps_of_case(case: Case, long_context: bool = False) -> Iterator[Step]:
         messages.append(last_message(turn))
 
 
-def official_case(case: MultiTurnCase) -> Case:
+def official_case(case: MultiTurnCase) -> GeneratedCase:
     """A multi-turn case of BFCL's own in the form of a generated one. Functions held out at first are held back."""
     turns, held_out = [], {str(doc["name"]) for docs in case.added.values() for doc in docs}
     for number, (said, reference) in enumerate(zip(case.turns, case.reference, strict=True)):
         held_out -= {str(doc["name"]) for doc in case.added.get(number, ())}
         request = "\n".join(str(message["content"]) for message in said) or "The missing tools are there now."
         turns.append(UserTurn(request, tuple(reference), tuple(sorted(held_out))))
-    return Case(case.id, case.classes, case.config, tuple(turns))
+    return GeneratedCase(case.id, case.classes, case.config, tuple(turns))
 
 
 @cache

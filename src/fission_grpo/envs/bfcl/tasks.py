@@ -33,7 +33,7 @@ from fission_grpo.envs.bfcl.env import (
 )
 from fission_grpo.envs.bfcl.functions import FILES, class_docs
 from fission_grpo.envs.bfcl.judge import judge_case
-from fission_grpo.envs.bfcl.state import World, new_world
+from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 SYSTEM = "Do what the user asks with the tools."
 
@@ -55,7 +55,7 @@ class UserTurn:
 
 
 @dataclass(frozen=True)
-class Case:
+class GeneratedCase:
     """A scenario and its user turns."""
 
     id: str
@@ -74,13 +74,13 @@ class Case:
         return json.dumps({**fields, "turns": turns}, ensure_ascii=False)
 
 
-def rows_of_case(case: Case) -> list[dict[str, Any]]:
+def rows_of_case(case: GeneratedCase) -> list[dict[str, Any]]:
     """One TRL row per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
 
     Raises:
         TaskError: a call of the reference fails in its own environment.
     """
-    world = new_world(case.classes, case.config)
+    world = new_state(case.classes, case.config)
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     history: list[list[dict[str, Any]]] = []
     rows = []
@@ -103,7 +103,7 @@ def rows_of_case(case: Case) -> list[dict[str, Any]]:
     return rows
 
 
-def reference_messages(world: World, call: ToolCall, where: str) -> list[dict[str, Any]]:
+def reference_messages(world: BfclState, call: ToolCall, where: str) -> list[dict[str, Any]]:
     """Make a reference call; it and its result as messages. Raises TaskError, beginning with `where`, if it fails."""
     result = world.call(call)
     if world.error is not None:
@@ -121,7 +121,7 @@ def last_message(turn: UserTurn) -> dict[str, Any]:
     return {"role": "assistant", "content": said}
 
 
-def load_cases(path: str | Path) -> list[Case]:
+def load_cases(path: str | Path) -> list[GeneratedCase]:
     """Read a case file (the format is at the top of this module).
 
     Raises:
@@ -152,7 +152,7 @@ def check_cases(path: str | Path) -> str:
     return f"{path}: ok, {len(cases)} cases, {len(turns)} user turns ({spread}); all pass the official checker"
 
 
-def check_case(case: Case) -> None:
+def check_case(case: GeneratedCase) -> None:
     """Raise TaskError unless the reference passes, turn by turn in our environments and as a whole officially."""
     for row, turn in zip(rows_of_case(case), case.turns, strict=True):
         world: BfclEnvironment = environment_of(row["environment"])()
@@ -170,7 +170,7 @@ def check_case(case: Case) -> None:
         raise TaskError(f"turns[{verdict.turn}]: judged {verdict.error}")
 
 
-def _case(row: Mapping[str, Any], name: str) -> tuple[str, Case]:
+def _case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
     for field, kind in (("id", str), ("classes", list), ("config", dict), ("turns", list)):
         if not isinstance(row.get(field), kind) or (not row[field] and field != "config"):
             raise RowError(field, f"must be a non-empty {kind.__name__}, got {quoted(row.get(field))}")
@@ -182,7 +182,7 @@ def _case(row: Mapping[str, Any], name: str) -> tuple[str, Case]:
         raise RowError("variant", f"must be one of {', '.join(VARIANTS)}, got {quoted(variant)}")
     functions = {name for class_name in row["classes"] for name in class_docs(class_name)}
     turns = tuple(_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
-    return row["id"], Case(row["id"], tuple(row["classes"]), row["config"], turns, variant)
+    return row["id"], GeneratedCase(row["id"], tuple(row["classes"]), row["config"], turns, variant)
 
 
 def _turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
@@ -211,6 +211,6 @@ def _known(name: Any, at: str, functions: set[str]) -> None:
         raise RowError(at, f"{quoted(name)} is no function of the case's classes; correct it or add its class")
 
 
-def all_rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
+def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
     """The rows of all cases, in order."""
     return [row for case in cases for row in rows_of_case(case)]

@@ -187,7 +187,7 @@ def _kept_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> str:
 FORMATS = ("qwen-fc", "qwen-prompting", "chat")
 
 
-class Dialogue(Protocol):
+class Conversation(Protocol):
     """A case's dialogue in one format. It is changed by every method but `request`."""
 
     def say(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
@@ -215,7 +215,7 @@ class Dialogue(Protocol):
         ...
 
 
-def new_dialogue(format: str, functions: Sequence[Doc]) -> Dialogue:
+def new_dialogue(format: str, functions: Sequence[Doc]) -> Conversation:
     """An empty dialogue over the documented functions. Raises ValueError for an unknown format."""
     kinds = {"qwen-fc": QwenFC, "qwen-prompting": QwenPrompting, "chat": Chat}
     if format not in kinds:

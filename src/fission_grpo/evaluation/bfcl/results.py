@@ -40,7 +40,7 @@ from fission_grpo.evaluation.bfcl.decoding import (
     python_ast,
     python_calls,
 )
-from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, Trial
+from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, CaseState
 from fission_grpo.evaluation.bfcl.single_turn import judge_single
 from fission_grpo.evaluation.records import (
     CallRecord,
@@ -49,11 +49,11 @@ from fission_grpo.evaluation.records import (
     TurnRecord,
 )
 
-Case = MultiTurnCase | SingleTurnCase
+ResultCase = MultiTurnCase | SingleTurnCase
 
 
 def write_result_files(
-    records: Iterable[CaseRecord], cases: Sequence[Case], folder: str | Path, model: str = "Qwen/Qwen3-8B-FC"
+    records: Iterable[CaseRecord], cases: Sequence[ResultCase], folder: str | Path, model: str = "Qwen/Qwen3-8B-FC"
 ) -> list[Path]:
     """Write records as the official CLI would have, one file a category; returns the files.
 
@@ -134,14 +134,14 @@ def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[C
     ]
 
 
-def _result(record: CaseRecord, case: Case, hermes: bool) -> Any:
+def _result(record: CaseRecord, case: ResultCase, hermes: bool) -> Any:
     if record.verdict == INFERENCE_ERROR:
         return "Error during inference: the dialogue cannot be rendered"
     texts = [[_text(step, case, hermes) for step in turn.steps] for turn in record.turns]
     return texts if isinstance(case, MultiTurnCase) else texts[0][0]
 
 
-def _text(step: StepRecord, case: Case, hermes: bool) -> str:
+def _text(step: StepRecord, case: ResultCase, hermes: bool) -> str:
     made = [(call.name, call.arguments) for call in step.calls]
     calls = [ToolCall(call.name, call.arguments) for call in step.calls]
     written = "\n".join(map(render_call, calls)) if hermes else f"[{', '.join(map(write_call, calls))}]"
@@ -152,7 +152,7 @@ def _text(step: StepRecord, case: Case, hermes: bool) -> str:
     raise ValueError(f"case {case.id!r}: its calls cannot be written as Python; write the files for a model '...-FC'")
 
 
-def _read(text: str, case: Case, hermes: bool) -> list[tuple[str, Any]]:
+def _read(text: str, case: ResultCase, hermes: bool) -> list[tuple[str, Any]]:
     """The names and arguments that the official CLI will read."""
     try:
         if isinstance(case, MultiTurnCase):
@@ -163,7 +163,7 @@ def _read(text: str, case: Case, hermes: bool) -> list[tuple[str, Any]]:
         return []
 
 
-def _case(line: Line) -> Case:
+def _case(line: Line) -> ResultCase:
     case_id = line.take("id", str)
     category = category_of(case_id)
     if category not in (*MULTI_TURN, *SINGLE_TURN):
@@ -176,7 +176,7 @@ def _case(line: Line) -> Case:
 
 
 @cache
-def _cases(category: str) -> Mapping[str, Case]:
+def _cases(category: str) -> Mapping[str, ResultCase]:
     found = multi_turn_cases(category) if category in MULTI_TURN else single_turn_cases(category)
     return {case.id: case for case in found}
 
@@ -223,7 +223,7 @@ def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseR
     if isinstance(result, str):
         return CaseRecord(case.id, case.category, success=False, verdict=INFERENCE_ERROR)
     names = [doc["name"] for docs in (case.functions, *case.added.values()) for doc in docs]
-    trial = Trial(case)
+    trial = CaseState(case)
     turns = []
     for turn in result:
         steps = []

@@ -25,9 +25,9 @@ from fission_grpo.core.types import ErrorKind, ToolCall
 from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_turn
 from fission_grpo.envs.bfcl.official import MultiTurnCase, SingleTurnCase
-from fission_grpo.envs.bfcl.state import World, new_world
+from fission_grpo.envs.bfcl.state import BfclState, new_state
 from fission_grpo.evaluation.bfcl.decoding import OfficialCall, Undecodable, clean
-from fission_grpo.evaluation.bfcl.formats import Dialogue, Unrenderable, new_dialogue
+from fission_grpo.evaluation.bfcl.formats import Conversation, Unrenderable, new_dialogue
 from fission_grpo.evaluation.bfcl.single_turn import judge_single
 from fission_grpo.evaluation.records import (
     CallRecord,
@@ -35,7 +35,7 @@ from fission_grpo.evaluation.records import (
     StepRecord,
     TurnRecord,
 )
-from fission_grpo.evaluation.runner import Play
+from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 
 MODEL = "Qwen_Qwen3_8B"
@@ -48,7 +48,7 @@ _REFUSED = ("kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run")
 _NAME_BEFORE_BRACKET = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
 
 
-def hidden_names(world: World, case_id: str) -> Mapping[str, str]:
+def hidden_names(world: BfclState, case_id: str) -> Mapping[str, str]:
     """The official executor's variable for each documented function of a world.
 
     Example:
@@ -61,7 +61,7 @@ def hidden_names(world: World, case_id: str) -> Mapping[str, str]:
     }
 
 
-def execute(world: World, source: str, hidden: Mapping[str, str]) -> str:
+def execute(world: BfclState, source: str, hidden: Mapping[str, str]) -> str:
     """Make one call; returns the official result text, and sets `world.error` as `World.call` does.
 
     Args:
@@ -99,7 +99,7 @@ def _parsed(source: str) -> ast.expr:
         return ast.parse(source.lstrip(" \t"), "<string>", "eval").body
 
 
-def _call(world: World, node: ast.Call, hidden: Mapping[str, str]) -> ToolCall:
+def _call(world: BfclState, node: ast.Call, hidden: Mapping[str, str]) -> ToolCall:
     """The call with its arguments evaluated. Raises NameError for anything but a documented function, as `eval`."""
     function = node.func
     match function:
@@ -114,7 +114,7 @@ def _call(world: World, node: ast.Call, hidden: Mapping[str, str]) -> ToolCall:
     return ToolCall(name, {str(one.arg): _value(world, one.value, hidden) for one in node.keywords})
 
 
-def _value(world: World, node: ast.expr, hidden: Mapping[str, str]) -> Any:
+def _value(world: BfclState, node: ast.expr, hidden: Mapping[str, str]) -> Any:
     match node:
         case ast.Constant():
             return node.value
@@ -139,7 +139,7 @@ INFERENCE_ERROR = "multi_turn:inference_error"
 """Official `error_type`s of cases that are not judged: not every turn was played, or the handler itself failed."""
 
 
-class Trial:
+class CaseState:
     """One case being played, in a world of its own beside the reference's.
 
     Attributes:
@@ -148,7 +148,7 @@ class Trial:
 
     def __init__(self, case: MultiTurnCase):
         self._case = case
-        self._world, self._truth = (new_world(case.classes, case.config, case.long_context) for _ in range(2))
+        self._world, self._truth = (new_state(case.classes, case.config, case.long_context) for _ in range(2))
         self._hidden = hidden_names(self._world, case.id)
         self._results: list[str] = []
         self._turn, self._called = 0, False
@@ -183,7 +183,7 @@ class Trial:
         return CallRecord(call.name, call.arguments, clean(result), clean(error), _kind(made, self._world))
 
 
-def _kind(call: ToolCall, world: World) -> ErrorKind:
+def _kind(call: ToolCall, world: BfclState) -> ErrorKind:
     problem = check_call(call, _schemas(tuple(world.instances)))
     return ErrorKind.RAISED if problem is None else problem.kind
 
@@ -204,7 +204,7 @@ class _ForcedToQuit(Exception):
     """The turn reached the limit of steps."""
 
 
-def play_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict") -> Play:
+def run_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict") -> RunningCase:
     """Play a multi-turn case to its end and judge it.
 
     Args:
@@ -218,7 +218,7 @@ def play_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict"
     if mode not in MODES:
         raise ValueError(f"no mode {mode!r}; there are {', '.join(MODES)}")
     began = time.monotonic()
-    dialogue, trial = new_dialogue(format, case.functions), Trial(case)
+    dialogue, trial = new_dialogue(format, case.functions), CaseState(case)
     turns: list[TurnRecord] = []
     verdict = missing = None
     for number, messages in enumerate(case.turns):
@@ -245,7 +245,7 @@ def play_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict"
     return CaseRecord(case.id, case.category, tuple(turns), verdict is None, verdict, seconds=seconds)
 
 
-def play_single(case: SingleTurnCase, format: str = "qwen-fc") -> Play:
+def run_single_turn(case: SingleTurnCase, format: str = "qwen-fc") -> RunningCase:
     """Ask a single-turn case and judge the one reply. Its calls are not executed, so they have no results."""
     began = time.monotonic()
     dialogue = new_dialogue(format, case.functions)
@@ -273,7 +273,9 @@ def scripted_calls(calls: tuple[ToolCall, ...]) -> str:
     return "\n".join(render_call(call) for call in calls)
 
 
-def _turn(dialogue: Dialogue, trial: Trial, told: bool, steps: list[StepRecord]) -> Generator[Request, Reply, None]:
+def _turn(
+    dialogue: Conversation, trial: CaseState, told: bool, steps: list[StepRecord]
+) -> Generator[Request, Reply, None]:
     """Play one user turn, adding to `steps`.
 
     Raises:
@@ -298,7 +300,7 @@ def _turn(dialogue: Dialogue, trial: Trial, told: bool, steps: list[StepRecord])
     raise _ForcedToQuit
 
 
-def _ask(dialogue: Dialogue) -> Generator[Request, Reply, Reply]:
+def _ask(dialogue: Conversation) -> Generator[Request, Reply, Reply]:
     reply = yield dialogue.request()
     if reply.lost is not None:
         raise _Lost(reply.lost)

@@ -12,7 +12,7 @@ from typing import Any
 
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.judge import read_call
-from fission_grpo.envs.bfcl.tasks import Case
+from fission_grpo.envs.bfcl.tasks import GeneratedCase
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context", "composite")
 
@@ -32,7 +32,7 @@ class TestSet:
     calls: frozenset[str]
     messages: frozenset[str]
 
-    def kinds(self, case: Case) -> list[str]:
+    def kinds(self, case: GeneratedCase) -> list[str]:
         """In which respects a case overlaps: of "scenario", "calls", "message"; empty if in none."""
         found = []
         if any(_scenario(config) in self.scenarios for config in case.config.values() if config):
@@ -48,7 +48,7 @@ class TestSet:
         return _calls(calls) in self.calls
 
 
-def overlaps(cases: Iterable[Case]) -> dict[str, list[str]]:
+def overlaps(cases: Iterable[GeneratedCase]) -> dict[str, list[str]]:
     """The cases that overlap with BFCL's test set, by id, and in which respects.
 
     Raises:

@@ -18,8 +18,8 @@ from types import ModuleType
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.bfcl.env import TaskError
-from fission_grpo.envs.bfcl.state import World, new_world
-from fission_grpo.envs.bfcl.tasks import Case, UserTurn, check_case
+from fission_grpo.envs.bfcl.state import BfclState, new_state
+from fission_grpo.envs.bfcl.tasks import GeneratedCase, UserTurn, check_case
 from fission_grpo.recipes.bfcl_tasks.contamination import official_tests
 from fission_grpo.recipes.bfcl_tasks.templates import (
     files,
@@ -31,7 +31,7 @@ from fission_grpo.recipes.bfcl_tasks.templates import (
     twitter,
     vehicle,
 )
-from fission_grpo.recipes.bfcl_tasks.templates.base import Rejected, Request, Trial
+from fission_grpo.recipes.bfcl_tasks.templates.base import Rejected, Sandbox, UserRequest
 
 
 def generate_command(argv: list[str]) -> int:
@@ -162,7 +162,7 @@ class Mix:
     classes: tuple[str, ...] = ()
 
 
-def generate(split: str, count: int, seed: int, mix: Mix) -> list[Case]:
+def generate(split: str, count: int, seed: int, mix: Mix) -> list[GeneratedCase]:
     """`count` cases of a split, none of which overlaps with BFCL's test cases, all checked officially.
 
     Raises:
@@ -171,7 +171,7 @@ def generate(split: str, count: int, seed: int, mix: Mix) -> list[Case]:
     wrong = [name for name in mix.classes if name not in SPLITS[split]]
     if wrong or mix.max_turns < 1 or mix.max_calls < 1:
         raise ValueError(f"{split} cases: classes must be of {', '.join(SPLITS[split])}; turns and calls at least 1")
-    cases: list[Case] = []
+    cases: list[GeneratedCase] = []
     seen: set[tuple[str, ...]] = set()
     for index, case in enumerate(_candidates(split, seed, mix)):
         if index > 20 * count + 1000:
@@ -182,13 +182,13 @@ def generate(split: str, count: int, seed: int, mix: Mix) -> list[Case]:
         if asked in seen:
             continue
         seen.add(asked)
-        cases.append(Case(f"{split}-{len(cases):05d}", case.classes, case.config, case.turns, case.variant))
+        cases.append(GeneratedCase(f"{split}-{len(cases):05d}", case.classes, case.config, case.turns, case.variant))
         if len(cases) == count:
             break
     return cases
 
 
-def _candidates(split: str, seed: int, mix: Mix) -> Iterator[Case | None]:
+def _candidates(split: str, seed: int, mix: Mix) -> Iterator[GeneratedCase | None]:
     index = 0
     while True:
         rng = random.Random(f"{seed} {split} {index}")
@@ -201,10 +201,10 @@ def _candidates(split: str, seed: int, mix: Mix) -> Iterator[Case | None]:
         yield case
 
 
-def _case(rng: random.Random, classes: tuple[str, ...], mix: Mix) -> Case:
+def _case(rng: random.Random, classes: tuple[str, ...], mix: Mix) -> GeneratedCase:
     chosen = tuple(rng.sample(classes, 2 if len(classes) > 1 and rng.random() < mix.pairs else 1))
     config = {name: GRAMMARS[name].config(rng) for name in chosen if GRAMMARS[name] is not maths}
-    world = new_world(chosen, config)
+    world = new_state(chosen, config)
     draw = rng.random()
     variant = (
         "miss_func" if draw < mix.miss_func else "miss_param" if draw < mix.miss_func + mix.miss_param else "base"
@@ -223,17 +223,17 @@ def _case(rng: random.Random, classes: tuple[str, ...], mix: Mix) -> Case:
         else:
             held_back = (rng.choice(calls).name,)
             turns += [UserTurn(text, (), held_back), UserTurn(rng.choice(NOW_AVAILABLE), calls)]
-    return Case("", chosen, config, tuple(turns), variant)
+    return GeneratedCase("", chosen, config, tuple(turns), variant)
 
 
 def _turn(
-    rng: random.Random, classes: tuple[str, ...], world: World, max_calls: int, vague: bool
-) -> tuple[Trial, list[Request]]:
+    rng: random.Random, classes: tuple[str, ...], world: BfclState, max_calls: int, vague: bool
+) -> tuple[Sandbox, list[UserRequest]]:
     """One user turn: one to three intents that work one after another; with `vague` one that can be asked vaguely."""
     wanted = 1 if vague else rng.choice((1, 1, 2, 3))
-    trial, requests = Trial(world.copy(), rng), []
+    trial, requests = Sandbox(world.copy(), rng), []
     for _ in range(TRIES):
-        attempt = Trial(trial.world.copy(), rng, list(trial.calls))
+        attempt = Sandbox(trial.world.copy(), rng, list(trial.calls))
         try:
             request = rng.choice(GRAMMARS[rng.choice(classes)].INTENTS)(attempt)
         except Rejected:
@@ -249,7 +249,7 @@ def _turn(
     raise Rejected("no intent fits this world")
 
 
-def _joined(requests: list[Request]) -> str:
+def _joined(requests: list[UserRequest]) -> str:
     """Several wishes in one message."""
     first, *more = [request.text for request in requests]
     return " ".join([first, *(f"Then: {text}" for text in more)])

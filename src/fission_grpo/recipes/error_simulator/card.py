@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fission_grpo.feedback.prompt import failure_text
-from fission_grpo.recipes.error_simulator.failures import Found
+from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 from fission_grpo.recipes.error_simulator.filters import named_by, template
 
 EXAMPLES = 8
@@ -35,7 +35,9 @@ LIMITS = (
 )
 
 
-def numbers(train: Sequence[Found], test: Sequence[Found], made: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(
+    train: Sequence[LabelledFailure], test: Sequence[LabelledFailure], made: Mapping[str, Any]
+) -> dict[str, Any]:
     """All of a card's numbers, as JSON values.
 
     Args:
@@ -99,7 +101,7 @@ def page(card: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {limit}" for limit in card["limits"]), ""])
 
 
-def _side(found: Sequence[Found]) -> dict[str, Any]:
+def _side(found: Sequence[LabelledFailure]) -> dict[str, Any]:
     items = [one.instance for one in found]
     texts = {
         "diagnosis": [len(item.diagnosis) for item in items],
@@ -133,9 +135,9 @@ def _lengths(values: Sequence[int]) -> dict[str, int]:
     }
 
 
-def _spread(found: Sequence[Found]) -> list[Found]:
+def _spread(found: Sequence[LabelledFailure]) -> list[LabelledFailure]:
     """One instance of each origin, then of other kinds, at most `EXAMPLES`."""
-    first: dict[str, Found] = {}
+    first: dict[str, LabelledFailure] = {}
     for one in found:
         first.setdefault(str(one.instance.failure.kind), one)
     for one in found:
@@ -143,7 +145,7 @@ def _spread(found: Sequence[Found]) -> list[Found]:
     return list(first.values())[:EXAMPLES]
 
 
-def _example(one: Found) -> dict[str, str]:
+def _example(one: LabelledFailure) -> dict[str, str]:
     item = one.instance
     return {
         "origin": item.origin,

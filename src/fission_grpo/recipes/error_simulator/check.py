@@ -1,6 +1,6 @@
 """How good diagnoses are by themselves: leaks and their forms, specificity, true kind, length, failures of the source.
 
-What is judged is what a source says, before the guard of training (`feedback.Enquiry`) replaces what leaks: a leak
+What is judged is what a source says, before the guard of training (`feedback.FeedbackRequest`) replaces what leaks: a leak
 here is a diagnosis lost there. Shares have Wilson's 95% intervals over texts.
 """
 
@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.evaluation.metrics import Share, aligned, share_row
+from fission_grpo.evaluation.metrics import Proportion, aligned, proportion_row
 from fission_grpo.feedback.dataset import (
     TEST,
     TRAIN,
-    Instance,
-    load_instances,
+    FeedbackExample,
+    load_examples,
 )
 from fission_grpo.feedback.prompt import failure_text
-from fission_grpo.feedback.request import LEAK, Enquiry
+from fission_grpo.feedback.request import LEAK, FeedbackRequest
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import Source
+from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import (
-    FORMS,
     OPTIONS_HELP,
+    SOURCE_FORMS,
     closing,
     endpoint_options,
     sources_from,
@@ -65,20 +65,20 @@ class Said:
         instance: what it is about.
         text: without spaces around it, at most `MAX_LENGTH` characters; "" is silence on purpose, None no answer.
         source: that said it, "" without an answer.
-        vain: "source: reason" for each source asked in vain before.
+        rejected: "source: reason" for each source asked in vain before.
         judged_leak, judged_kind: a model judge's verdicts, None without one.
     """
 
-    instance: Instance
+    instance: FeedbackExample
     text: str | None
     source: str = ""
-    vain: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
     judged_leak: bool | None = None
     judged_kind: str | None = None
 
 
 @dataclass(frozen=True)
-class Quality:
+class SourceMetrics:
     """Numbers of one group of instances.
 
     Args:
@@ -94,7 +94,7 @@ class Quality:
         disagrees: texts that name other kinds only.
         no_kind: texts that name no kind.
         own: texts said by the first source.
-        vain: sources asked in vain, by "source: reason".
+        rejected: sources asked in vain, by "source: reason".
         distinct: different texts, of those answered.
         characters, words: median and 95th percentile of the texts' lengths.
         judged_leak, judged_kind: of those that a model judge had a verdict of: texts that leak by it, texts of the
@@ -103,24 +103,24 @@ class Quality:
 
     name: str
     instances: int
-    answered: Share
-    leak: Share
+    answered: Proportion
+    leak: Proportion
     forms: dict[str, int]
-    paths: Share
-    specific: Share
-    agrees: Share
-    disagrees: Share
-    no_kind: Share
-    own: Share
-    vain: dict[str, int] = field(default_factory=dict)
+    paths: Proportion
+    specific: Proportion
+    agrees: Proportion
+    disagrees: Proportion
+    no_kind: Proportion
+    own: Proportion
+    rejected: dict[str, int] = field(default_factory=dict)
     distinct: int = 0
     characters: tuple[float, float] = (0.0, 0.0)
     words: tuple[float, float] = (0.0, 0.0)
-    judged_leak: Share | None = None
-    judged_kind: Share | None = None
+    judged_leak: Proportion | None = None
+    judged_kind: Proportion | None = None
 
 
-def ask_all(chain: Sequence[Source], instances: Sequence[Instance]) -> list[Said]:
+def ask_all(chain: Sequence[FeedbackSource], instances: Sequence[FeedbackExample]) -> list[Said]:
     """What a chain says of instances, with no guard and no limit of time but its own; in their order.
 
     Example:
@@ -128,7 +128,7 @@ def ask_all(chain: Sequence[Source], instances: Sequence[Instance]) -> list[Said
         diagnosis" among what was asked in vain.
     """
     said: dict[int, Said] = {}
-    vain: dict[int, list[str]] = {at: [] for at in range(len(instances))}
+    rejected: dict[int, list[str]] = {at: [] for at in range(len(instances))}
     for source in chain:
         still = [at for at in vain if at not in said]
         started = source.start([instances[at].failure for at in still])
@@ -136,13 +136,13 @@ def ask_all(chain: Sequence[Source], instances: Sequence[Instance]) -> list[Said
             answer = future.result()
             text = None if answer.text is None else _as_told(answer.text)
             if text or answer.text == "":
-                said[at] = Said(instances[at], text, source.name, tuple(vain[at]))
+                said[at] = Said(instances[at], text, source.name, tuple(rejected[at]))
             elif reason := answer.reason or (answer.text and "no diagnosis"):
-                vain[at].append(f"{source.name}: {reason}")
-    return [said.get(at) or Said(instances[at], None, vain=tuple(vain[at])) for at in vain]
+                rejected[at].append(f"{source.name}: {reason}")
+    return [said.get(at) or Said(instances[at], None, rejected=tuple(rejected[at])) for at in vain]
 
 
-def quality(name: str, said: Sequence[Said], first: str) -> Quality:
+def quality(name: str, said: Sequence[Said], first: str) -> SourceMetrics:
     """The numbers of a group.
 
     Args:
@@ -156,7 +156,7 @@ def quality(name: str, said: Sequence[Said], first: str) -> Quality:
     secret = [one for one in told if one.instance.failure.reference]
     readings = [(said_kinds(one.text or ""), true_kinds(one.instance)) for one in told]
     agrees, silent = sum(bool(read & true) for read, true in readings), sum(not read for read, _ in readings)
-    return Quality(
+    return SourceMetrics(
         name,
         len(said),
         answered=share(len(told), len(said)),
@@ -168,7 +168,7 @@ def quality(name: str, said: Sequence[Said], first: str) -> Quality:
         disagrees=share(len(told) - agrees - silent, len(told)),
         no_kind=share(silent, len(told)),
         own=share(sum(one.source == first for one in told), len(said)),
-        vain=dict(Counter(reason for one in said for reason in one.vain).most_common()),
+        rejected=dict(Counter(reason for one in said for reason in one.rejected).most_common()),
         distinct=len(set(texts)),
         characters=_spread([len(text) for text in texts]),
         words=_spread([len(text.split()) for text in texts]),
@@ -179,7 +179,7 @@ def quality(name: str, said: Sequence[Said], first: str) -> Quality:
     )
 
 
-def qualities(said: Sequence[Said], seen_apis: Iterable[str], first: str) -> list[Quality]:
+def qualities(said: Sequence[Said], seen_apis: Iterable[str], first: str) -> list[SourceMetrics]:
     """The numbers of all instances, of those of seen APIs and of those of unseen ones; groups without any left out."""
     known = set(seen_apis)
     seen, unseen = [[one for one in said if (one.instance.api in known) is is_seen] for is_seen in (True, False)]
@@ -187,25 +187,25 @@ def qualities(said: Sequence[Said], seen_apis: Iterable[str], first: str) -> lis
     return [quality(name, group, first) for name, group in groups if group]
 
 
-def drawn(instances: Sequence[Instance], count: int, seed: int = 0) -> list[Instance]:
+def drawn(instances: Sequence[FeedbackExample], count: int, seed: int = 0) -> list[FeedbackExample]:
     """At most `count` instances at random, in their order."""
     if len(instances) <= count:
         return list(instances)
     return [instances[at] for at in sorted(random.Random(seed).sample(range(len(instances)), count))]
 
 
-def quality_json(one: Quality) -> dict[str, Any]:
+def quality_json(one: SourceMetrics) -> dict[str, Any]:
     """The numbers as JSON values; shares with their rates."""
     values = asdict(one)
     for name, value in vars(one).items():
-        if isinstance(value, Share):
+        if isinstance(value, Proportion):
             values[name] = asdict(value) | {"rate": value.rate}
     return values
 
 
-def share(hits: int, of: int) -> Share:
+def share(hits: int, of: int) -> Proportion:
     """A share with Wilson's interval, none over nothing."""
-    return Share(hits, of, wilson(hits, of) if of else None)
+    return Proportion(hits, of, wilson(hits, of) if of else None)
 
 
 def _as_told(text: str) -> str:
@@ -220,7 +220,7 @@ def _spread(lengths: Sequence[int]) -> tuple[float, float]:
     return float(statistics.median(lengths)), float(sorted(lengths)[-(-95 * len(lengths) // 100) - 1])
 
 
-def _judged_share(verdicts: Iterable[bool | None]) -> Share | None:
+def _judged_share(verdicts: Iterable[bool | None]) -> Proportion | None:
     known = [verdict for verdict in verdicts if verdict is not None]
     return share(sum(known), len(known)) if known else None
 
@@ -233,25 +233,25 @@ LONGEST = 2_400
 """Longest failure shown in an example, in characters. [ours]"""
 
 
-def quality_table(groups: Sequence[Quality]) -> str:
+def quality_table(groups: Sequence[SourceMetrics]) -> str:
     """The quality of one source, a block for each group of instances, as plain text."""
     rows: list[tuple[str, ...]] = []
     for one in groups:
         rows.append((f"{one.name}: {one.instances:,} instances, {one.distinct:,} different texts",))
-        rows.append(share_row("answered", one.answered, "instances"))
-        rows.append(share_row("  by the first source", one.own, "instances"))
-        rows += [("  not answered", "", "", f"{count:,} {reason}") for reason, count in one.vain.items()]
-        rows.append(share_row("leaks", one.leak, "texts"))
+        rows.append(proportion_row("answered", one.answered, "instances"))
+        rows.append(proportion_row("  by the first source", one.own, "instances"))
+        rows += [("  not answered", "", "", f"{count:,} {reason}") for reason, count in one.rejected.items()]
+        rows.append(proportion_row("leaks", one.leak, "texts"))
         rows += [("  " + form, "", "", f"{count:,}") for form, count in one.forms.items()]
-        rows.append(share_row("names a nested field", one.paths, "texts"))
-        rows.append(share_row("specific", one.specific, "texts"))
-        rows.append(share_row("names the true kind", one.agrees, "texts"))
-        rows.append(share_row("names another kind", one.disagrees, "texts"))
-        rows.append(share_row("names no kind", one.no_kind, "texts"))
+        rows.append(proportion_row("names a nested field", one.paths, "texts"))
+        rows.append(proportion_row("specific", one.specific, "texts"))
+        rows.append(proportion_row("names the true kind", one.agrees, "texts"))
+        rows.append(proportion_row("names another kind", one.disagrees, "texts"))
+        rows.append(proportion_row("names no kind", one.no_kind, "texts"))
         if one.judged_leak is not None:
-            rows.append(share_row("leaks, by the judge", one.judged_leak, "texts judged"))
+            rows.append(proportion_row("leaks, by the judge", one.judged_leak, "texts judged"))
         if one.judged_kind is not None:
-            rows.append(share_row("true kind, by the judge", one.judged_kind, "texts judged"))
+            rows.append(proportion_row("true kind, by the judge", one.judged_kind, "texts judged"))
         rows.append(("characters", f"{one.characters[0]:g}", f"95%: {one.characters[1]:g}", "median"))
         rows.append(("words", f"{one.words[0]:g}", f"95%: {one.words[1]:g}", "median"))
     return "\n".join(aligned(rows)).strip("\n")
@@ -267,7 +267,7 @@ def usefulness_table(rows: Sequence[Usefulness]) -> str:
     return "\n".join(aligned(lines))
 
 
-def report(source: str, said: Sequence[Said], groups: Sequence[Quality]) -> str:
+def report(source: str, said: Sequence[Said], groups: Sequence[SourceMetrics]) -> str:
     """`report.md` without usefulness: the table, and examples of leaks, of vague and wrong texts, and of good ones."""
     parts = [
         f"# Diagnoses of `{source}`",
@@ -295,7 +295,7 @@ def report(source: str, said: Sequence[Said], groups: Sequence[Quality]) -> str:
 def usefulness_report(
     rows: Sequence[Usefulness],
     held: Attempts,
-    instances: Mapping[str, Instance],
+    instances: Mapping[str, FeedbackExample],
     simulator: str,
     picture: str | None,
 ) -> str:
@@ -313,7 +313,7 @@ def usefulness_report(
     if picture:
         parts.append(f"![success of the next attempt by source]({picture})")
     for row in rows:
-        lost = "; ".join(f"{reason} ({count:,})" for reason, count in row.vain.items())
+        lost = "; ".join(f"{reason} ({count:,})" for reason, count in row.rejected.items())
         same = f"; same text as `{simulator}`: {row.same:,}" if row.same else ""
         if lost or same:
             parts.append(f"- `{row.source}`: {row.leaks:,} leaks{'; said nothing: ' + lost if lost else ''}{same}")
@@ -349,7 +349,7 @@ def _example(one: Said) -> str:
     return _shown_failure(one.instance, one.text or "", f"Kind read: {reading}; true: {true}.{leak}")
 
 
-def _shown_failure(instance: Instance, text: str, note: str) -> str:
+def _shown_failure(instance: FeedbackExample, text: str, note: str) -> str:
     context = failure_text(instance.failure, LONGEST).partition("# Dialogue\n")[2]
     return f"`{instance.origin}`, {instance.api}. {note}\n\n{_block(context)}\n\n> {' '.join(text.split())}"
 
@@ -359,7 +359,7 @@ def _block(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
-def _success(success: Share) -> Iterator[str]:
+def _success(success: Proportion) -> Iterator[str]:
     yield "-" if success.rate is None else f"{100 * success.rate:.1f}"
     yield "-" if success.interval is None else f"{100 * success.interval[0]:.1f} to {100 * success.interval[1]:.1f}"
 
@@ -371,7 +371,7 @@ def _gain(gain: Gain | None) -> Iterator[str]:
 
 
 if TYPE_CHECKING:
-    from fission_grpo.evaluation.policies import Player
+    from fission_grpo.evaluation.policies import LoadedPolicy
 
 
 PICTURE = "usefulness.png"
@@ -398,8 +398,8 @@ def check(arguments: Namespace) -> str:
         ValueError: what is wrong with the data, the source or the options, and how to mend it.
         OSError: the output cannot be written.
     """
-    train, test = (load_instances(arguments.data / name) for name in (TRAIN, TEST))
-    extra = load_instances(arguments.usefulness) if arguments.usefulness else []
+    train, test = (load_examples(arguments.data / name) for name in (TRAIN, TEST))
+    extra = load_examples(arguments.usefulness) if arguments.usefulness else []
     if extra and not arguments.policy:
         raise ValueError("--usefulness needs a policy that tries again; give --policy MODEL (or 'starter')")
     diagnoses = {one.id: one.diagnosis for one in (*train, *test, *extra)}
@@ -423,13 +423,13 @@ def _judged(said: list[Said], arguments: Namespace) -> list[Said]:
     """With a model judge's verdicts, where one is given."""
     if not arguments.judge:
         return said
-    from fission_grpo.evaluation.policies import server_player
+    from fission_grpo.evaluation.policies import connect_endpoint
     from fission_grpo.inference.endpoint import EndpointOptions
     from fission_grpo.recipes.error_simulator.judge import judge_kinds, judge_leaks
 
     told = [one for one in said if one.text]
     pairs = [(one.instance.failure, one.text or "") for one in told]
-    with server_player(arguments.judge, arguments.judge_url, EndpointOptions()) as player:
+    with connect_endpoint(arguments.judge, arguments.judge_url, EndpointOptions()) as player:
         verdicts = zip(judge_leaks(player.policy, pairs), judge_kinds(player.policy, pairs), strict=True)
     judged = {
         one.instance.id: replace(one, judged_leak=leak, judged_kind=kind)
@@ -438,18 +438,18 @@ def _judged(said: list[Said], arguments: Namespace) -> list[Said]:
     return [judged.get(one.instance.id, one) for one in said]
 
 
-def _write_quality(output: Path, source: str, said: Sequence[Said], groups: Sequence[Quality]) -> None:
+def _write_quality(output: Path, source: str, said: Sequence[Said], groups: Sequence[SourceMetrics]) -> None:
     _write_json(output / "check.json", {"source": source, "groups": [quality_json(one) for one in groups]})
     (output / "report.md").write_text(report(source, said, groups), encoding="utf-8")
 
 
-def _measured(arguments: Namespace, chain: Sequence[Source], given: Sequence[Instance]) -> str:
+def _measured(arguments: Namespace, chain: Sequence[FeedbackSource], given: Sequence[FeedbackExample]) -> str:
     """Measure usefulness and write its files; returns the table."""
     triable = [one for one in given if one.failure.reference is not None]
     instances = {one.id: one for one in drawn(triable, arguments.limit, arguments.seed)}
     if not instances:
         raise ValueError(f"{arguments.usefulness}: no failure has reference calls, so no attempt can be judged")
-    with _player(arguments) as player:
+    with _policy(arguments) as player:
         settings = {
             "source": arguments.source,
             "policy": dict(player.described),
@@ -484,17 +484,17 @@ def _picture(arguments: Namespace, rows: Sequence[Usefulness]) -> bool:
 
 
 @contextmanager
-def _player(arguments: Namespace) -> Iterator[Player]:
-    from fission_grpo.evaluation.policies import Sampling, local_player, server_player
+def _policy(arguments: Namespace) -> Iterator[LoadedPolicy]:
+    from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy
     from fission_grpo.inference.endpoint import EndpointOptions
 
     if arguments.policy_url:
         options = EndpointOptions(temperature=arguments.temperature, max_tokens=arguments.max_new_tokens)
-        with server_player(arguments.policy, arguments.policy_url, options) as player:
+        with connect_endpoint(arguments.policy, arguments.policy_url, options) as player:
             yield player
         return
     sampling = Sampling(arguments.temperature, arguments.max_new_tokens, arguments.seed)
-    with nullcontext(local_player(arguments.policy, sampling, arguments.batch_size)) as player:
+    with nullcontext(load_local_policy(arguments.policy, sampling, arguments.batch_size)) as player:
         yield player
 
 
@@ -514,7 +514,7 @@ def _parser() -> argparse.ArgumentParser:
         description="How good a source's diagnoses are: leaks and their forms, specificity, agreement with the true "
         "kind of error, length, for seen and unseen APIs; and, with --usefulness, how much they help an untrained "
         "policy, against controls. Writes check.json, report.md, usefulness.json and a picture.",
-        epilog=f"sources:\n{FORMS}\nteacher: the diagnoses that the data holds",
+        epilog=f"sources:\n{SOURCE_FORMS}\nteacher: the diagnoses that the data holds",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -545,7 +545,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SourceCheck:
     """Shares of the rows asked, 0 to 1.
 
     Args:
@@ -567,17 +567,17 @@ class Trial:
     seconds: float
 
 
-def try_source(source: Source, instances: Sequence[Instance]) -> Trial | None:
+def try_source(source: FeedbackSource, instances: Sequence[FeedbackExample]) -> SourceCheck | None:
     """Ask a source about labelled failures, leak guard included; None without instances."""
     if not instances:
         return None
     began = time.monotonic()
-    feedback = Enquiry([one.failure for one in instances], [source]).feedback()
+    feedback = FeedbackRequest([one.failure for one in instances], [source]).feedback()
     seconds = time.monotonic() - began
     said = [(one, told.text) for one, told in zip(instances, feedback, strict=True) if told.source == source.name]
-    reasons = Counter(reason for told in feedback for _, reason in told.vain)
+    reasons = Counter(reason for told in feedback for _, reason in told.rejected)
     count = len(instances)
-    return Trial(
+    return SourceCheck(
         rows=count,
         exact=round(sum(text == one.diagnosis for one, text in said) / count, 4),
         specific=round(sum(is_specific(text, one.failure) for one, text in said) / count, 4),

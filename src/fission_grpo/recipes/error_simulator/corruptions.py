@@ -1,6 +1,6 @@
 """Typed mutations of a reference call: what a policy would have written, had it made just this mistake.
 
-Every corruption takes a `Ground` and a random generator and gives the text of the failed turn, or None where it does
+Every corruption takes a `CallContext` and a random generator and gives the text of the failed turn, or None where it does
 not apply. `corrupted` makes sure that the result fails and is the kind of failure that the corruption claims.
 """
 
@@ -25,7 +25,7 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.recipes.error_simulator.values import (
-    Ground,
+    CallContext,
     invented,
     kind_of,
     neighbours,
@@ -35,7 +35,7 @@ from fission_grpo.recipes.error_simulator.values import (
 )
 
 
-def wrong_tool(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def wrong_tool(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """Another tool of the task with arguments that fit it, most often one with a like name or like parameters."""
     names = [name for name in tool_names(ground.task.tools) if name != call.name]
     if not names:
@@ -48,13 +48,13 @@ def wrong_tool(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall |
     return _call_of(ground, rng.choices(names, [likeness[name] for name in names])[0], call.arguments, rng)
 
 
-def needless_call(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def needless_call(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """A call where none is needed."""
     names = tool_names(ground.task.tools)
     return _call_of(ground, rng.choice(names), {}, rng) if names else None
 
 
-def _call_of(ground: Ground, name: str, given: Mapping[str, Any], rng: random.Random) -> ToolCall:
+def _call_of(ground: CallContext, name: str, given: Mapping[str, Any], rng: random.Random) -> ToolCall:
     """A valid call of a tool: arguments of the same name and type are kept, the others invented."""
     arguments = {}
     for parameter, schema in ground.schemas(name).items():
@@ -66,7 +66,7 @@ def _call_of(ground: Ground, name: str, given: Mapping[str, Any], rng: random.Ra
     return ToolCall(name, arguments)
 
 
-def misspelt_tool(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def misspelt_tool(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """The right tool under a name that does not exist."""
     words = _words(call.name)
     camel, snake = words[0] + "".join(word.title() for word in words[1:]), "_".join(words)
@@ -82,7 +82,7 @@ def _words(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])|[^\W_]+", name)] or [name.lower()]
 
 
-def broken_json(ground: Ground, call: ToolCall, rng: random.Random) -> str | None:
+def broken_json(ground: CallContext, call: ToolCall, rng: random.Random) -> str | None:
     """The right call in text that cannot be read."""
     text = render_call(call)
     body = text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
@@ -114,12 +114,12 @@ SAID = (
 """What is said instead of a call. [ours]"""
 
 
-def no_call(ground: Ground, call: ToolCall, rng: random.Random) -> str | None:
+def no_call(ground: CallContext, call: ToolCall, rng: random.Random) -> str | None:
     """Words where a call is needed."""
     return rng.choice(SAID).format(tool=call.name)
 
 
-def extra_call(ground: Ground, call: ToolCall, rng: random.Random) -> str | None:
+def extra_call(ground: CallContext, call: ToolCall, rng: random.Random) -> str | None:
     """The right call and one that nobody asked for."""
     other = wrong_tool(ground, call, rng)
     return None if other is None else f"{render_call(call)}\n{render_call(other)}"
@@ -129,10 +129,10 @@ TRIES = 4
 """Attempts at one corruption of one call before it is given up. [ours]"""
 
 
-Change = Callable[[Ground, ToolCall, random.Random], ToolCall | str | None]
+Change = Callable[[CallContext, ToolCall, random.Random], ToolCall | str | None]
 
 
-def corrupted(name: str, ground: Ground, rng: random.Random) -> str | None:
+def corrupted(name: str, ground: CallContext, rng: random.Random) -> str | None:
     """A failed turn's text by the corruption of that name, None where it does not apply. Deterministic given `rng`.
 
     Raises:
@@ -170,7 +170,7 @@ def _pick(call: ToolCall, rng: random.Random, fits: Callable[[Any], bool] = lamb
     return rng.choice(names) if names else None
 
 
-def wrong_value(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def wrong_value(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """Another value of the same type."""
     name = _pick(call, rng)
     if name is None:
@@ -179,7 +179,7 @@ def wrong_value(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall 
     return _changed(call, name, other_value(call.arguments[name], schema, ground.seen, rng))
 
 
-def wrong_type(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def wrong_type(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """The right value in another JSON type, against the schema."""
     name = _pick(call, rng)
     if name is None:
@@ -198,7 +198,7 @@ def wrong_type(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall |
     return _changed(call, name, rng.choice(found)) if found else None
 
 
-def missing_argument(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def missing_argument(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """A required argument left out."""
     names = [name for name in ground.required(call.name) if name in call.arguments]
     if not names:
@@ -207,7 +207,7 @@ def missing_argument(ground: Ground, call: ToolCall, rng: random.Random) -> Tool
     return ToolCall(call.name, {name: value for name, value in call.arguments.items() if name != left_out})
 
 
-def missing_option(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def missing_option(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """An optional argument left out that the user asked for."""
     required = ground.required(call.name)
     names = [name for name in call.arguments if name not in required]
@@ -224,7 +224,7 @@ INVENTED: Sequence[tuple[str, Any]] = (
 """Arguments that models like to add. [ours]"""
 
 
-def extra_argument(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def extra_argument(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """One argument too many: an option nobody asked for, another tool's parameter, or an invented one."""
     own = ground.schemas(call.name)
     optional = [name for name in own if name not in call.arguments]
@@ -243,13 +243,13 @@ def extra_argument(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCa
     return _changed(call, name, value)
 
 
-def wrong_format(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def wrong_format(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """The right value written otherwise: dates, times, numbers with units, ids with marks, case, joined lists."""
     name = _pick(call, rng, lambda value: bool(other_formats(value)))
     return None if name is None else _changed(call, name, rng.choice(other_formats(call.arguments[name])))
 
 
-def stale_id(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def stale_id(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """An id or name of another entity, which the dialogue showed before."""
     fits: list[tuple[str, Any]] = []
     for name, value in call.arguments.items():
@@ -264,13 +264,13 @@ def stale_id(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | N
     return _changed(call, name, value)
 
 
-def off_by_one(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def off_by_one(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """A number, an id's number, or a date that is one off."""
     name = _pick(call, rng, lambda value: bool(neighbours(value)))
     return None if name is None else _changed(call, name, rng.choice(neighbours(call.arguments[name])))
 
 
-def swapped_arguments(ground: Ground, call: ToolCall, rng: random.Random) -> ToolCall | None:
+def swapped_arguments(ground: CallContext, call: ToolCall, rng: random.Random) -> ToolCall | None:
     """Two arguments of one type that have changed places."""
     items = list(call.arguments.items())
     pairs = [

@@ -19,20 +19,20 @@ from fission_grpo.feedback.dataset import (
     TEST,
     TOOLS,
     TRAIN,
-    write_instances,
+    write_examples,
 )
 from fission_grpo.feedback.spec import OPTIONS_HELP, accounts, closing, endpoint_options
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator.card import numbers, page
 from fission_grpo.recipes.error_simulator.failures import (
-    Found,
-    Material,
+    FailureSources,
+    LabelledFailure,
     corrupted_failures,
     generated,
     read_sources,
     sampled_failures,
 )
-from fission_grpo.recipes.error_simulator.filters import Limits, Split, chosen_apis, filtered, split_by_api
+from fission_grpo.recipes.error_simulator.filters import FilterLimits, Split, chosen_apis, filtered, split_by_api
 from fission_grpo.recipes.error_simulator.labels import DEFAULT, label, teachers
 
 EPILOG = """\
@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
     url, options = endpoint_options(arguments.options)
     chain = teachers(arguments.teacher, arguments.url or url, options)
     alike = arguments.alike or (max(20, round(0.03 * arguments.count)) if arguments.count else sys.maxsize)
-    limits = Limits(arguments.shortest, arguments.longest, alike)
+    limits = FilterLimits(arguments.shortest, arguments.longest, alike)
     log = _Log()
     material, held_out = _material(arguments)
     log.done("sources", "step tasks", len(material.situations))
@@ -233,29 +233,29 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output {arguments.output} is a file; give a folder")
 
 
-def _material(arguments: argparse.Namespace) -> tuple[Material, tuple[str, ...]]:
+def _material(arguments: argparse.Namespace) -> tuple[FailureSources, tuple[str, ...]]:
     """What is given, or new cases where nothing is; also the APIs to test on that go with them."""
     if arguments.tasks:
         return read_sources(arguments.tasks, arguments.skip_cases, arguments.cases), ()
     cases = arguments.cases or max(8, round(CASES_PER_INSTANCE * (arguments.count or 2500)))
-    material = Material(kinds={f"{cases} cases made here": "BFCL's environments, seed " + str(arguments.seed)})
+    material = FailureSources(kinds={f"{cases} cases made here": "BFCL's environments, seed " + str(arguments.seed)})
     material.situations, held_out = generated(cases, arguments.seed, material.unused)
     return material, held_out
 
 
-def _sample(arguments: argparse.Namespace, material: Material, found: list[Found]) -> dict[str, Any]:
+def _sample(arguments: argparse.Namespace, material: FailureSources, found: list[LabelledFailure]) -> dict[str, Any]:
     """Let the policy reply in every situation; adds its failures to `found` and returns how it fared."""
-    from fission_grpo.evaluation.policies import Sampling, local_player, server_player
+    from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy
     from fission_grpo.inference.endpoint import EndpointOptions
 
     if not material.situations:
         raise ValueError("--policy needs tasks to reply to; give a case or step-task file with --tasks")
     if arguments.policy_url:
         options = EndpointOptions(temperature=arguments.temperature, max_tokens=arguments.max_new_tokens)
-        playing: Any = server_player(arguments.policy, arguments.policy_url, options)
+        playing: Any = connect_endpoint(arguments.policy, arguments.policy_url, options)
     else:
         sampling = Sampling(arguments.temperature, arguments.max_new_tokens, arguments.seed)
-        playing = nullcontext(local_player(arguments.policy, sampling, arguments.batch_size))
+        playing = nullcontext(load_local_policy(arguments.policy, sampling, arguments.batch_size))
     name = Path(arguments.policy).name
     with playing as player:
         came = sampled_failures(material.situations, player.policy, name, arguments.samples, 4 * arguments.batch_size)
@@ -267,7 +267,7 @@ def _write(arguments: argparse.Namespace, split: Split, made: dict[str, Any], lo
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / TOOLS).unlink(missing_ok=True)
     for name, side in ((TRAIN, split.train), (TEST, split.test)):
-        write_instances(arguments.output / name, [one.instance for one in side])
+        write_examples(arguments.output / name, [one.instance for one in side])
     log.done("split", "instances written", len(split.train) + len(split.test))
     made |= {"seconds": {**log.seconds, "all": time.monotonic() - log.began}}
     card = numbers(split.train, split.test, made)
@@ -282,7 +282,9 @@ def _write(arguments: argparse.Namespace, split: Split, made: dict[str, Any], lo
     )
 
 
-def _nothing(found: list[Found], unlabelled: Counter[str], dropped: Counter[str], material: Material) -> str:
+def _nothing(
+    found: list[LabelledFailure], unlabelled: Counter[str], dropped: Counter[str], material: FailureSources
+) -> str:
     reasons = {**material.unused, **unlabelled, **dropped}
     why = ", ".join(f"{name}: {count}" for name, count in reasons.items()) or "no task or failure in the files given"
     return f"no instance is left of {len(found)} failures ({why}); give more or other --tasks, or loosen the filters"

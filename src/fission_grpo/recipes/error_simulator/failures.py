@@ -26,22 +26,22 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.data.step_tasks import load_tasks
+from fission_grpo.data.step_tasks import load_step_tasks
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord, read_records
-from fission_grpo.evaluation.runner import Play, play_all
+from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.evaluation.transcripts import read_traces
-from fission_grpo.feedback.dataset import Instance, instance, read_instance
+from fission_grpo.feedback.dataset import FeedbackExample, instance, read_example
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupted
-from fission_grpo.recipes.error_simulator.values import ground_of
+from fission_grpo.recipes.error_simulator.values import call_context
 
 Answers = Callable[[Sequence[ToolCall]], Sequence[ToolResult]]
 
 
 @dataclass(frozen=True)
-class Situation:
+class StepContext:
     """A step task in which a policy can fail.
 
     Args:
@@ -56,10 +56,10 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Found:
+class LabelledFailure:
     """An instance, and the name of what it descends from (a case, a task, a transcript), for the split."""
 
-    instance: Instance
+    instance: FeedbackExample
     root: str
 
 
@@ -73,12 +73,12 @@ class Sampled:
         lost: replies that could not: the endpoint gave none, or the prompt was longer than the model's context.
     """
 
-    found: tuple[Found, ...]
+    found: tuple[LabelledFailure, ...]
     attempts: int
     lost: int
 
 
-def failure_in(situation: Situation, text: str, truncated: bool = False) -> Failure | None:
+def failure_in(situation: StepContext, text: str, truncated: bool = False) -> Failure | None:
     """The failure of a turn written in a situation, None if it is right.
 
     Judged as `step_verdict` does. Where the environment can be asked and all tools exist, the calls are made: an
@@ -121,7 +121,9 @@ def _class_of(name: str) -> str:
         return name
 
 
-def corrupted_failures(situations: Sequence[Situation], each: int, seed: int, unused: Counter[str]) -> Iterator[Found]:
+def corrupted_failures(
+    situations: Sequence[StepContext], each: int, seed: int, unused: Counter[str]
+) -> Iterator[LabelledFailure]:
     """Failures made by corrupting references, at most `each` per situation, of different types.
 
     Types that have been used least so far come first, so that rare ones get their share. Deterministic.
@@ -138,7 +140,7 @@ def corrupted_failures(situations: Sequence[Situation], each: int, seed: int, un
         if len(task.reference or ()) > 1:
             unused["step task: a reference of several calls is not corrupted"] += 1
             continue
-        ground, rng = ground_of(task), random.Random(f"{seed} {task.id}")
+        ground, rng = call_context(task), random.Random(f"{seed} {task.id}")
         names = sorted(CORRUPTIONS, key=lambda name: (used[name], rng.random()))
         for name in names:
             text = corrupted(name, ground, rng) if made < each else None
@@ -147,11 +149,11 @@ def corrupted_failures(situations: Sequence[Situation], each: int, seed: int, un
                 continue
             made += 1
             used[name] += 1
-            yield Found(instance(failure, api_of(failure), f"corruption:{name}"), task.root)
+            yield LabelledFailure(instance(failure, api_of(failure), f"corruption:{name}"), task.root)
 
 
 def sampled_failures(
-    situations: Sequence[Situation], policy: Any, name: str, samples: int = 1, in_flight: int = 64
+    situations: Sequence[StepContext], policy: Any, name: str, samples: int = 1, in_flight: int = 64
 ) -> Sampled:
     """The failures among a policy's replies.
 
@@ -162,16 +164,16 @@ def sampled_failures(
         samples: replies per situation.
         in_flight: requests open at a time.
     """
-    replies: list[tuple[Situation, Reply]] = []
+    replies: list[tuple[StepContext, Reply]] = []
 
-    def play(situation: Situation) -> Play:
+    def play(situation: StepContext) -> RunningCase:
         assert not isinstance(situation.task.prompt, str)
         reply = yield Request(situation.task.prompt, situation.task.tools)
         replies.append((situation, reply))
         return CaseRecord(situation.task.id)
 
     plays = (lambda one=one: play(one) for one in situations for _ in range(samples))
-    play_all(policy, plays, in_flight)
+    run_cases(policy, plays, in_flight)
     found, attempts, lost = [], 0, 0
     for situation, reply in replies:
         if reply.lost is not None or (reply.truncated and not reply.text):
@@ -180,12 +182,12 @@ def sampled_failures(
         attempts += 1
         failure = failure_in(situation, reply.text, reply.truncated)
         if failure is not None:
-            found.append(Found(instance(failure, api_of(failure), f"sampled:{name}"), situation.task.root))
+            found.append(LabelledFailure(instance(failure, api_of(failure), f"sampled:{name}"), situation.task.root))
     return Sampled(tuple(found), attempts, lost)
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampledTurn:
     """A user turn that an evaluation asked: what its records do not hold.
 
     Args:
@@ -199,7 +201,7 @@ class Asked:
     reference: tuple[ToolCall, ...]
 
 
-def journal_failures(path: Path, unused: Counter[str], notes: list[str]) -> list[Found]:
+def journal_failures(path: Path, unused: Counter[str], notes: list[str]) -> list[LabelledFailure]:
     """The "failed" events of a run's `fission.jsonl`. What a resumed run made void is left out.
 
     Args:
@@ -211,7 +213,7 @@ def journal_failures(path: Path, unused: Counter[str], notes: list[str]) -> list
         RunFileError: naming file, line and field of what is wrong.
     """
     tools: dict[str, list[Any]] = {}
-    found: dict[str, tuple[int, Found]] = {}
+    found: dict[str, tuple[int, LabelledFailure]] = {}
     pushed: dict[str, int] = {}
     for line in read_lines(path, notes):
         event = line.take("event", str)
@@ -226,18 +228,20 @@ def journal_failures(path: Path, unused: Counter[str], notes: list[str]) -> list
         elif event == "failed":
             row = {**line.record, "api": "", "origin": "fission", "diagnosis": "", "teacher": ""}
             try:
-                name, one = read_instance(row, tools)
+                name, one = read_example(row, tools)
             except RowError as wrong:
                 raise line.wrong(f"field '{wrong.field}' {wrong.what}") from None
             one = replace(one, api=api_of(one.failure))
-            found[name] = line.take("step", int), Found(one, line.take("root", str))
+            found[name] = line.take("step", int), LabelledFailure(one, line.take("root", str))
     missing = len(pushed.keys() - found.keys())
     if missing:
         unused["fission.jsonl: pushed before failures were written down (no tools, no reference)"] += missing
     return [one for _, one in found.values()]
 
 
-def record_failures(path: Path, asked: Mapping[str, Sequence[Asked]], unused: Counter[str]) -> list[Found]:
+def record_failures(
+    path: Path, asked: Mapping[str, Sequence[SampledTurn]], unused: Counter[str]
+) -> list[LabelledFailure]:
     """The erring steps of an evaluation's `cases.jsonl`, with the environment's own errors.
 
     Args:
@@ -248,7 +252,7 @@ def record_failures(path: Path, asked: Mapping[str, Sequence[Asked]], unused: Co
     Raises:
         RunFileError: naming file, line and field of what is wrong.
     """
-    found: list[Found] = []
+    found: list[LabelledFailure] = []
     for record in read_records(path):
         if record.id not in asked:
             unused["evaluation: case without its task file (a record holds no request and no tools)"] += 1
@@ -267,14 +271,14 @@ def record_failures(path: Path, asked: Mapping[str, Sequence[Asked]], unused: Co
     return found
 
 
-def transcript_failures(path: Path, unused: Counter[str], notes: list[str]) -> list[Found]:
+def transcript_failures(path: Path, unused: Counter[str], notes: list[str]) -> list[LabelledFailure]:
     """The erring steps of foreign transcripts (`evaluation.traces`). Their references are unknown.
 
     Raises:
         RunFileError: naming file, line and field of what is wrong.
     """
     records = read_traces(path, notes)
-    found: list[Found] = []
+    found: list[LabelledFailure] = []
     for line, record in zip(read_lines(path, []), records, strict=True):
         tools = _schemas(line.record.get("tools"))
         if tools is None:
@@ -303,7 +307,7 @@ def _schemas(tools: Any) -> tuple[Mapping[str, Any], ...] | None:
 
 def _failures(
     task: Task, step: StepRecord, expected: tuple[ToolCall, ...] | None, unused: Counter[str], what: str
-) -> list[Found]:
+) -> list[LabelledFailure]:
     """The failure of a step if one of its calls erred or it could not be read."""
     if not step.errors:
         return []
@@ -321,7 +325,7 @@ def _failures(
     if failure is None:
         return []
     failure = replace(failure, expected=expected)
-    return [Found(instance(failure, api_of(failure), "trace"), task.root)]
+    return [LabelledFailure(instance(failure, api_of(failure), "trace"), task.root)]
 
 
 def _told(step: StepRecord) -> list[Message]:
@@ -330,7 +334,7 @@ def _told(step: StepRecord) -> list[Message]:
 
 
 @dataclass
-class Material:
+class FailureSources:
     """What was read.
 
     Args:
@@ -341,8 +345,8 @@ class Material:
         notes: remarks of the readers (half-written lines).
     """
 
-    situations: list[Situation] = field(default_factory=list)
-    found: list[Found] = field(default_factory=list)
+    situations: list[StepContext] = field(default_factory=list)
+    found: list[LabelledFailure] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     unused: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -354,7 +358,7 @@ KINDS = {"cases": "case file", "tasks": "step-task file", "journal": "fission.js
 KINDS |= {"records": "cases.jsonl of an evaluation", "transcripts": "transcripts"}
 
 
-def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Material:
+def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> FailureSources:
     """Read files of any kind, told apart by their first row. Task files are read first: records need them.
 
     Args:
@@ -365,17 +369,17 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Materia
     Raises:
         TaskFileError, RunFileError: the first mistake, with file, row and how to mend it.
     """
-    material = Material()
+    material = FailureSources()
     files = [(path, _kind(path)) for path in map(_file, paths)]
-    asked: dict[str, list[Asked]] = {}
+    asked: dict[str, list[SampledTurn]] = {}
     for path, kind in sorted(files, key=lambda one: one[1] not in ("cases", "tasks")):
         material.kinds[str(path)] = KINDS[kind]
         if kind == "cases":
             _read_cases(path, skip, most, material, asked)
         elif kind == "tasks":
-            tasks = load_tasks(path)[skip:][: most or None]
-            material.situations += [Situation(task) for task in tasks]
-            asked |= {task.id: [Asked(_messages(task), task.tools, task.reference or ())] for task in tasks}
+            tasks = load_step_tasks(path)[skip:][: most or None]
+            material.situations += [StepContext(task) for task in tasks]
+            asked |= {task.id: [SampledTurn(_messages(task), task.tools, task.reference or ())] for task in tasks}
         elif kind == "journal":
             material.found += journal_failures(path, material.unused, material.notes)
         elif kind == "records":
@@ -385,21 +389,21 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Materia
     return material
 
 
-def case_situations(cases: Sequence[Any], unused: Counter[str]) -> list[Situation]:
+def case_situations(cases: Sequence[Any], unused: Counter[str]) -> list[StepContext]:
     """The situations of cases (`bfcl.tasks.Case`). A case whose own reference fails is left out and counted."""
     from fission_grpo.envs.bfcl.env import TaskError
     from fission_grpo.envs.bfcl.step_tasks import steps_of_case
 
-    situations: list[Situation] = []
+    situations: list[StepContext] = []
     for case in cases:
         try:
-            situations += [Situation(step.task, step.answers, step.ahead) for step in steps_of_case(case)]
+            situations += [StepContext(step.task, step.answers, step.ahead) for step in steps_of_case(case)]
         except TaskError:
             unused["case: its reference fails in its own environment"] += 1
     return situations
 
 
-def generated(cases: int, seed: int, unused: Counter[str]) -> tuple[list[Situation], tuple[str, ...]]:
+def generated(cases: int, seed: int, unused: Counter[str]) -> tuple[list[StepContext], tuple[str, ...]]:
     """Situations of so many new cases, half of the training classes and half of the held-out ones; also these."""
     from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
 
@@ -407,7 +411,9 @@ def generated(cases: int, seed: int, unused: Counter[str]) -> tuple[list[Situati
     return case_situations(made, unused), SPLITS["heldout"]
 
 
-def _read_cases(path: Path, skip: int, most: int, material: Material, asked: dict[str, list[Asked]]) -> None:
+def _read_cases(
+    path: Path, skip: int, most: int, material: FailureSources, asked: dict[str, list[SampledTurn]]
+) -> None:
     from fission_grpo.envs.bfcl.tasks import load_cases
 
     try:
@@ -420,16 +426,16 @@ def _read_cases(path: Path, skip: int, most: int, material: Material, asked: dic
         turn, _, call = situation.task.id.rpartition(".")
         if call == "0":
             wanted = (*(situation.task.reference or ()), *situation.ahead)
-            asked[turn] = [Asked(_messages(situation.task), situation.task.tools, wanted)]
+            asked[turn] = [SampledTurn(_messages(situation.task), situation.task.tools, wanted)]
 
 
-class _Official(Mapping[str, Sequence[Asked]]):
+class _Official(Mapping[str, Sequence[SampledTurn]]):
     """The turns of given cases, and of BFCL's own, which are looked up when a record of theirs comes."""
 
-    def __init__(self, given: Mapping[str, Sequence[Asked]]):
+    def __init__(self, given: Mapping[str, Sequence[SampledTurn]]):
         self._given = given
 
-    def __getitem__(self, name: str) -> Sequence[Asked]:
+    def __getitem__(self, name: str) -> Sequence[SampledTurn]:
         return self._given[name] if name in self._given else _official(name.rsplit("_", 1)[0])[name]
 
     def __contains__(self, name: object) -> bool:
@@ -443,7 +449,7 @@ class _Official(Mapping[str, Sequence[Asked]]):
 
 
 @cache
-def _official(category: str) -> Mapping[str, Sequence[Asked]]:
+def _official(category: str) -> Mapping[str, Sequence[SampledTurn]]:
     """The user turns of BFCL's own multi-turn cases of a category; empty for anything else."""
     from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases
     from fission_grpo.envs.bfcl.step_tasks import case_tools, official_case
@@ -451,13 +457,13 @@ def _official(category: str) -> Mapping[str, Sequence[Asked]]:
 
     if category not in MULTI_TURN:
         return {}
-    found: dict[str, list[Asked]] = {}
+    found: dict[str, list[SampledTurn]] = {}
     for case in map(official_case, multi_turn_cases(category)):
         turns = []
         for number, turn in enumerate(case.turns):
             said = [{"role": "system", "content": SYSTEM}] if number == 0 else []
             messages = (*said, {"role": "user", "content": turn.request})
-            turns.append(Asked(messages, case_tools(case.classes, turn.without), turn.reference))
+            turns.append(SampledTurn(messages, case_tools(case.classes, turn.without), turn.reference))
         found[case.id] = turns
     return found
 

@@ -15,10 +15,10 @@ from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure
-from fission_grpo.feedback.dataset import Instance
-from fission_grpo.feedback.leak_guard import leak_in, squashed
+from fission_grpo.feedback.dataset import FeedbackExample
+from fission_grpo.feedback.leak_guard import find_leak, squashed
 from fission_grpo.feedback.sources import FIXED_TEXT
-from fission_grpo.recipes.error_simulator.failures import Found
+from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
 _COMMON = "a b by call data error format id input key message name number of text to tool type value x y"
 
@@ -109,12 +109,12 @@ def _holds(plain: str, name: str) -> bool:
 class Split:
     """Instances to train on and to test on. `dropped` counts, by reason, what went into neither."""
 
-    train: tuple[Found, ...]
-    test: tuple[Found, ...]
+    train: tuple[LabelledFailure, ...]
+    test: tuple[LabelledFailure, ...]
     dropped: Counter[str]
 
 
-def chosen_apis(found: Sequence[Found], share: float, seed: int) -> tuple[str, ...]:
+def chosen_apis(found: Sequence[LabelledFailure], share: float, seed: int) -> tuple[str, ...]:
     """Whole APIs, drawn until they hold about `share` of the instances; at least one, and never all, if 0 < share < 1.
 
     Example:
@@ -136,7 +136,9 @@ def chosen_apis(found: Sequence[Found], share: float, seed: int) -> tuple[str, .
     return tuple(sorted(taken))
 
 
-def split_by_api(found: Sequence[Found], test_apis: Sequence[str], count: int, share: float, seed: int) -> Split:
+def split_by_api(
+    found: Sequence[LabelledFailure], test_apis: Sequence[str], count: int, share: float, seed: int
+) -> Split:
     """Split whole APIs off for testing, then take `count` instances, `share` of them for testing.
 
     Nothing is in both: a training instance whose root (case, task or transcript) or failed turn's text is in the test
@@ -173,7 +175,7 @@ def split_by_api(found: Sequence[Found], test_apis: Sequence[str], count: int, s
     return Split(sides[0], sides[1], +dropped)
 
 
-def thinned(found: Sequence[Found], most: int, seed: int) -> list[Found]:
+def thinned(found: Sequence[LabelledFailure], most: int, seed: int) -> list[LabelledFailure]:
     """At most so many, in the order given, as evenly as possible over APIs and origins.
 
     Example:
@@ -194,12 +196,12 @@ def thinned(found: Sequence[Found], most: int, seed: int) -> list[Found]:
     return [found[at] for at in sorted(taken)]
 
 
-def _text(one: Found) -> str:
+def _text(one: LabelledFailure) -> str:
     return one.instance.failure.turns[-1].text
 
 
 @dataclass(frozen=True)
-class Limits:
+class FilterLimits:
     """What is let through. [ours]
 
     Args:
@@ -219,14 +221,14 @@ class Limits:
             )
 
 
-def filtered(found: Sequence[Found], limits: Limits) -> tuple[list[Found], Counter[str]]:
+def filtered(found: Sequence[LabelledFailure], limits: FilterLimits) -> tuple[list[LabelledFailure], Counter[str]]:
     """What passes all filters, in order, and how many each one dropped.
 
     The first filter that refuses counts: leak, unspecific, too short, too long, duplicate (the same failed turn in the
     same dialogue, or the same failed turn and diagnosis anywhere), near duplicate (the same but for case, spacing and
     the order of arguments), template (of one template there are `alike` already).
     """
-    kept: list[Found] = []
+    kept: list[LabelledFailure] = []
     dropped: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
     near: set[tuple[str, str]] = set()
@@ -236,7 +238,7 @@ def filtered(found: Sequence[Found], limits: Limits) -> tuple[list[Found], Count
         text, failure = item.diagnosis, item.failure
         exact = [("turn", item.id), (failure.turns[-1].text, text)]
         alike = (failed_call(item), squashed(text.casefold()))
-        if leak_in(text, failure) is not None:
+        if find_leak(text, failure) is not None:
             dropped["leak"] += 1
         elif not is_specific(text, failure):
             dropped["unspecific"] += 1
@@ -269,7 +271,7 @@ def template(text: str) -> str:
     return re.sub(r"\b\w*\d[\w.]*\b", "_", text)
 
 
-def failed_call(item: Instance) -> str:
+def failed_call(item: FeedbackExample) -> str:
     """The failed turn's calls as JSON with sorted keys; of a turn without calls, its text in lower case."""
     turn = item.failure.turns[-1]
     if not turn.calls:

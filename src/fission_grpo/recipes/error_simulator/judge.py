@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fission_grpo.core.types import Failure
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.runner import Play, play_all
+from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.feedback.prompt import failure_text
 from fission_grpo.inference.base import (
     AsynchronousPolicy,
@@ -62,15 +62,15 @@ def _request(system: str, text: str) -> Request:
 def _asked(policy: Policy | AsynchronousPolicy, requests: Sequence[Request]) -> list[Reply]:
     replies: dict[int, Reply] = {}
 
-    def ask(at: int) -> Play:
+    def ask(at: int) -> RunningCase:
         replies[at] = yield requests[at]
         return CaseRecord(str(at))
 
-    def beginning(at: int) -> Callable[[], Play]:
+    def beginning(at: int) -> Callable[[], RunningCase]:
         return lambda: ask(at)
 
-    plays: Iterator[Callable[[], Play]] = (beginning(at) for at in range(len(requests)))
-    play_all(policy, plays, IN_FLIGHT)
+    plays: Iterator[Callable[[], RunningCase]] = (beginning(at) for at in range(len(requests)))
+    run_cases(policy, plays, IN_FLIGHT)
     return [replies[at] for at in range(len(requests))]
 
 

@@ -1,6 +1,6 @@
 """Who labels failures: the environment's own words, the rules, a model behind an endpoint; one asked after another.
 
-What each says passes the leak guard (`feedback.Enquiry`) and must be specific, else the next one is asked. An
+What each says passes the leak guard (`feedback.FeedbackRequest`) and must be specific, else the next one is asked. An
 environment often says that something is wrong but not where ("invalid literal for int()"); the rules then add which
 argument differs from the reference, without its value. Where arguments break the schema, a text that does not name the
 parameter concerned is beside the fault ("Ticket with ID 7 not found." of the text "7"). A label begins with "error:",
@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import ErrorKind, Failure
-from fission_grpo.feedback.endpoint import SimulatorOptions
-from fission_grpo.feedback.leak_guard import leak_in
-from fission_grpo.feedback.request import Enquiry
+from fission_grpo.feedback.endpoint import FeedbackModelOptions
+from fission_grpo.feedback.leak_guard import find_leak
+from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import Function, Source
+from fission_grpo.feedback.sources import FeedbackSource, FunctionSource
 from fission_grpo.feedback.spec import sources_from
-from fission_grpo.recipes.error_simulator.failures import Found
+from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 from fission_grpo.recipes.error_simulator.filters import is_specific
 
 DEFAULT = "environment,rules"
@@ -41,12 +41,14 @@ class Labelled:
         refused: how often a teacher's answer was not used, by "teacher: reason".
     """
 
-    found: tuple[Found, ...]
+    found: tuple[LabelledFailure, ...]
     dropped: Counter[str]
     refused: Counter[str]
 
 
-def teachers(names: str, url: str | None = None, options: SimulatorOptions | None = None) -> tuple[Source, ...]:
+def teachers(
+    names: str, url: str | None = None, options: FeedbackModelOptions | None = None
+) -> tuple[FeedbackSource, ...]:
     """The chain that `--teacher` gives: `chosen.sources_from`, with `pointed_rules` as the rules.
 
     Raises:
@@ -54,7 +56,7 @@ def teachers(names: str, url: str | None = None, options: SimulatorOptions | Non
         ModuleNotFoundError: an endpoint needs the `openai` package.
     """
     given = sources_from(names, url, options)
-    chain = tuple(Function("rules", pointed_rules) if source.name == "rules" else source for source in given)
+    chain = tuple(FunctionSource("rules", pointed_rules) if source.name == "rules" else source for source in given)
     for source in chain:
         source.check()
     return chain
@@ -75,7 +77,7 @@ def pointed_rules(failure: Failure) -> str | None:
     if compared is None or not is_specific(compared, failure):
         return said
     both = f"error: {as_error(said).removeprefix('error: ').rstrip('. ')}; {compared.removeprefix('error: ')}"
-    return both if leak_in(both, failure) is None else compared
+    return both if find_leak(both, failure) is None else compared
 
 
 def as_error(text: str) -> str:
@@ -86,7 +88,9 @@ def as_error(text: str) -> str:
     return f"error: {rest}"
 
 
-def label(found: Sequence[Found], chain: Sequence[Source], seconds: float = float("inf")) -> Labelled:
+def label(
+    found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], seconds: float = float("inf")
+) -> Labelled:
     """Ask the teachers about every failure, in order. Never raises for what a teacher does.
 
     Args:
@@ -94,18 +98,18 @@ def label(found: Sequence[Found], chain: Sequence[Source], seconds: float = floa
         chain: of `teachers`.
         seconds: the longest wait for one batch of one teacher.
     """
-    labelled: dict[int, Found] = {}
+    labelled: dict[int, LabelledFailure] = {}
     refused: Counter[str] = Counter()
     last: dict[int, str] = {}
     for source in chain:
         waiting = [at for at in range(len(found)) if at not in labelled]
         for start in range(0, len(waiting), BATCH):
             batch = waiting[start : start + BATCH]
-            enquiry = Enquiry([found[at].instance.failure for at in batch], (source,))
+            enquiry = FeedbackRequest([found[at].instance.failure for at in batch], (source,))
             for at, said in zip(batch, enquiry.feedback(seconds), strict=True):
                 one = found[at].instance
                 if said.source == "fixed":
-                    last[at] = said.vain[-1][1] if said.vain else "no diagnosis"
+                    last[at] = said.rejected[-1][1] if said.rejected else "no diagnosis"
                 elif not is_specific(said.text, one.failure):
                     last[at] = "unspecific"
                 elif _beside(said.text, one.failure):

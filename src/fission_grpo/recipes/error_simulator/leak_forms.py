@@ -13,7 +13,7 @@ from fission_grpo.core.types import Failure, ToolCall
 from fission_grpo.feedback.leak_guard import (
     WINDOW,
     dates_of,
-    leak_in,
+    find_leak,
     leaks,
     number,
     numbers_in,
@@ -44,7 +44,7 @@ class _Secret:
 
 
 def how_leaked(text: str, failure: Failure) -> str | None:
-    """The form in which a text gives the reference away, one of `FORMS`; None where `leak_in` finds no leak.
+    """The form in which a text gives the reference away, one of `FORMS`; None where `find_leak` finds no leak.
 
     "JSON path": a value within a nested argument, told together with its path or the key it stands under ("set
     `filter.max` to 10"). "exact": as the reference writes it. "normalised": but for case, spacing, quotes. "numeric":
@@ -56,7 +56,7 @@ def how_leaked(text: str, failure: Failure) -> str | None:
         Of the value "Rome": "use 'Rome'" is exact, "use ROME" normalised, "ro-me" split across words, "Um9tZQ=="
         disguised.
     """
-    if leak_in(text, failure) is None:
+    if find_leak(text, failure) is None:
         return None
     told = [secret for secret in _secrets(failure.reference or (), failure.calls) if _tells(text, secret, failure)]
     forms = [_form(text, secret) for secret in told]

@@ -12,7 +12,7 @@ from typing import Any
 
 from fission_grpo.core.rewards import match_calls, same_value
 from fission_grpo.core.types import ErrorKind, Failure
-from fission_grpo.feedback.dataset import Instance
+from fission_grpo.feedback.dataset import FeedbackExample
 
 UNREADABLE, NO_CALL, UNFINISHED = "unreadable call", "no call", "unfinished"
 
@@ -132,7 +132,7 @@ def said_kinds(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def true_kinds(instance: Instance) -> frozenset[str]:
+def true_kinds(instance: FeedbackExample) -> frozenset[str]:
     """The kinds of error that an instance has; a diagnosis agrees if it names one of them.
 
     What the failed turn's form shows (unreadable, no such tool, no call, cut off) counts before all else; then, of a

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fission_grpo.feedback.dataset import Instance
+from fission_grpo.feedback.dataset import FeedbackExample
 from fission_grpo.feedback.prompt import SHORT_SYSTEM, PromptSettings
 
 NAME = "starter-size"
@@ -61,7 +61,7 @@ PIECES = (
 prompt repeats is one piece. [ours]"""
 
 
-def make_starter_size(instances: Sequence[Instance], settings: PromptSettings, seed: int) -> tuple[Any, Any]:
+def make_starter_size(instances: Sequence[FeedbackExample], settings: PromptSettings, seed: int) -> tuple[Any, Any]:
     """An untrained model (about 1.2M parameters, float32) and its tokenizer, trained on the instances' texts."""
     import torch
 

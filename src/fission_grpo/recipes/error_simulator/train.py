@@ -18,14 +18,14 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import encodable
-from fission_grpo.core.timing import clock
+from fission_grpo.core.timing import format_duration
 from fission_grpo.feedback.dataset import (
     TEST,
     TRAIN,
-    Instance,
-    load_instances,
+    FeedbackExample,
+    load_examples,
 )
-from fission_grpo.feedback.local_model import LocalSource
+from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, SYSTEMS, PromptSettings, write_settings
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
@@ -128,11 +128,11 @@ class LossLines(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs or done < 1:
             return
         left = (state.max_steps - state.global_step) * (time.monotonic() - self._began) / done
-        line = f"step {state.global_step}/{state.max_steps} · loss {logs['loss']:.4f} · {clock(left)} left"
+        line = f"step {state.global_step}/{state.max_steps} · loss {logs['loss']:.4f} · {format_duration(left)} left"
         print(line, file=sys.stderr, flush=True)
 
 
-Row = dict[str, list[dict[str, str]]]
+TrainingRow = dict[str, list[dict[str, str]]]
 
 
 HELD_OUT = 0.1
@@ -140,17 +140,17 @@ HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """To train on; to measure on, of the same APIs (`seen`) and of others (`unseen`); how many were left out."""
 
-    train: Sequence[Instance]
-    seen: Sequence[Instance]
-    unseen: Sequence[Instance]
+    train: Sequence[FeedbackExample]
+    seen: Sequence[FeedbackExample]
+    unseen: Sequence[FeedbackExample]
     left_to_rules: int = 0
     too_long: int = 0
 
 
-def read_rows(data: str | None, seed: int, max_rows: int = 0, evaluate_rows: int = 0) -> Rows:
+def read_rows(data: str | None, seed: int, max_rows: int = 0, evaluate_rows: int = 0) -> TrainingRows:
     """The data, split. Rows of the kinds that no local model is asked about are left out, and unlabelled ones refused.
 
     Args:
@@ -166,9 +166,9 @@ def read_rows(data: str | None, seed: int, max_rows: int = 0, evaluate_rows: int
     if not data:
         raise UsageError("data is missing; give the folder that `fission-grpo simulator data` wrote")
     folder = Path(data).expanduser()
-    found, unseen = load_instances(folder / TRAIN), []
+    found, unseen = load_examples(folder / TRAIN), []
     if (folder / TEST).is_file() and (folder / TEST).stat().st_size:
-        unseen = load_instances(folder / TEST)
+        unseen = load_examples(folder / TEST)
     for name, some in ((TRAIN, found), (TEST, unseen)):
         for one in some:
             if not one.diagnosis:
@@ -183,10 +183,10 @@ def read_rows(data: str | None, seed: int, max_rows: int = 0, evaluate_rows: int
     draw.shuffle(unseen)
     back = min(evaluate_rows, int(HELD_OUT * len(asked)))
     train = asked[back:][: max_rows or None]
-    return Rows(train, asked[:back], unseen[:evaluate_rows], len(found) - len(asked))
+    return TrainingRows(train, asked[:back], unseen[:evaluate_rows], len(found) - len(asked))
 
 
-def fitting(rows: Rows, settings: PromptSettings, tokenizer: Any, tokens: int) -> Rows:
+def fitting(rows: TrainingRows, settings: PromptSettings, tokenizer: Any, tokens: int) -> TrainingRows:
     """Without training rows longer than so many tokens, whose diagnoses would be cut off.
 
     Raises:
@@ -203,13 +203,13 @@ def fitting(rows: Rows, settings: PromptSettings, tokenizer: Any, tokens: int) -
     return replace(rows, train=kept, too_long=len(rows.train) - len(kept))
 
 
-def as_rows(instances: Sequence[Instance], settings: PromptSettings) -> list[Row]:
+def as_rows(instances: Sequence[FeedbackExample], settings: PromptSettings) -> list[TrainingRow]:
     """TRL's conversational prompt-completion rows."""
     dialogues = [_all(one, settings) for one in instances]
     return [{"prompt": dialogue[:-1], "completion": dialogue[-1:]} for dialogue in dialogues]
 
 
-def _all(one: Instance, settings: PromptSettings) -> list[dict[str, str]]:
+def _all(one: FeedbackExample, settings: PromptSettings) -> list[dict[str, str]]:
     messages = [*settings.messages(one.failure), {"role": "assistant", "content": one.diagnosis}]
     return [{"role": str(message["role"]), "content": encodable(str(message["content"]))} for message in messages]
 
@@ -231,7 +231,7 @@ diagnosis source needs. Ctrl-C saves a checkpoint and says how to resume."""
 
 
 @dataclass
-class ScriptArguments:
+class SimulatorTrainArguments:
     """What `fission-grpo simulator train` needs beyond TRL's own configuration."""
 
     data: str | None = field(
@@ -274,7 +274,7 @@ class ScriptArguments:
 def make_parser() -> TrlParser:
     """The parser of `fission-grpo simulator train`: dataclasses only, no abbreviated options."""
     parser = TrlParser(
-        (ScriptArguments, SFTConfig, ModelConfig),  # pyright: ignore[reportArgumentType]
+        (SimulatorTrainArguments, SFTConfig, ModelConfig),  # pyright: ignore[reportArgumentType]
         prog="fission-grpo simulator train",
         usage="fission-grpo simulator train --data DIR --model MODEL --output DIR [--option VALUE ...]",
         description=DESCRIPTION,
@@ -286,7 +286,7 @@ def make_parser() -> TrlParser:
     return parser
 
 
-def parse(argv: list[str]) -> tuple[ScriptArguments, SFTConfig, ModelConfig]:
+def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelConfig]:
     """Read the YAML file and the command line; the defaults of some options depend on the model.
 
     Raises as `parse_options` does.
@@ -344,7 +344,7 @@ def train_command(argv: list[str]) -> int:
     return 0
 
 
-def prompt_settings(script: ScriptArguments, is_starter: bool) -> PromptSettings:
+def prompt_settings(script: SimulatorTrainArguments, is_starter: bool) -> PromptSettings:
     """What prompts are made with: the options given, else the model's defaults. Raises UsageError out of range."""
     default = starter_size.SETTINGS if is_starter else PromptSettings()
     settings = PromptSettings(
@@ -358,7 +358,9 @@ def prompt_settings(script: ScriptArguments, is_starter: bool) -> PromptSettings
     return settings
 
 
-def make_trainer(script: ScriptArguments, args: SFTConfig, model: ModelConfig) -> tuple[SimulatorTrainer, Rows]:
+def make_trainer(
+    script: SimulatorTrainArguments, args: SFTConfig, model: ModelConfig
+) -> tuple[SimulatorTrainer, TrainingRows]:
     """The trainer with model and data in place, and the rows.
 
     Raises:
@@ -419,7 +421,7 @@ def named_model(model: ModelConfig, args: SFTConfig) -> tuple[str, Any, int | No
     return path, tokenizer, getattr(config, "max_position_embeddings", None)
 
 
-def measured(trainer: SimulatorTrainer, rows: Rows) -> dict[str, Any]:
+def measured(trainer: SimulatorTrainer, rows: TrainingRows) -> dict[str, Any]:
     """What `training.json` holds: rows, sizes, losses, and how the trained model does on rows it has not seen."""
     state, weights = trainer.state, list(trainer.model.parameters())  # pyright: ignore[reportOptionalMemberAccess]
     losses = [{"step": one["step"], "loss": round(one["loss"], 4)} for one in state.log_history if "loss" in one]
@@ -436,7 +438,7 @@ def measured(trainer: SimulatorTrainer, rows: Rows) -> dict[str, Any]:
         record["evaluation_loss"] = {
             name: round(found[f"eval_{name}_loss"], 4) for name in ("seen", "unseen") if f"eval_{name}_loss" in found
         }
-        source = LocalSource(trainer.model, trainer.processing_class, **asdict(trainer.settings))
+        source = LocalModelFeedback(trainer.model, trainer.processing_class, **asdict(trainer.settings))
         trials = {"seen": try_source(source, rows.seen), "unseen": try_source(source, rows.unseen)}
         record["trial"] = {name: asdict(trial) for name, trial in trials.items() if trial}
     return record

@@ -19,15 +19,15 @@ from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.types import Failure
-from fission_grpo.evaluation.episodes import play_step
+from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.intervals import Pair, difference_interval, ratio_interval
-from fission_grpo.evaluation.metrics import Share
+from fission_grpo.evaluation.metrics import Proportion
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Progress, cut_half_line
-from fission_grpo.evaluation.runner import Play, play_all
-from fission_grpo.feedback.request import LEAK, Enquiry, Feedback
-from fission_grpo.feedback.shuffled import Shuffled
-from fission_grpo.feedback.sources import Answer, Source, chain_of
+from fission_grpo.evaluation.runner import RunningCase, run_cases
+from fission_grpo.feedback.request import LEAK, Feedback, FeedbackRequest
+from fission_grpo.feedback.shuffled import ShuffledFeedback
+from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, make_chain
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
@@ -86,7 +86,7 @@ class AttemptsFile:
 
     def told(self, key: Key, feedback: Feedback) -> None:
         """Note what a source's chain said of a failure."""
-        row = {"text": feedback.text, "by": feedback.source, "vain": [list(one) for one in feedback.vain]}
+        row = {"text": feedback.text, "by": feedback.source, "rejected": [list(one) for one in feedback.rejected]}
         self._write({"event": "feedback", "failure": key[1], "source": key[0], **row})
         self.held.feedback[key] = feedback
 
@@ -119,7 +119,7 @@ def read_attempts(path: Path) -> Attempts:
             continue
         key = line.take("source", str), line.take("failure", str)
         if event == "feedback":
-            held.feedback[key] = Feedback(line.take("text", str), line.take("by", str), _vain(line))
+            held.feedback[key] = Feedback(line.take("text", str), line.take("by", str), _rejected(line))
         elif event == "attempt":
             number = line.take("attempt", int)
             held.outcomes.setdefault(key, {})[number] = line.take("success", bool)
@@ -130,10 +130,10 @@ def read_attempts(path: Path) -> Attempts:
     return held
 
 
-def _vain(line: Line) -> tuple[tuple[str, str], ...]:
-    pairs = line.take_all("vain", list)
+def _rejected(line: Line) -> tuple[tuple[str, str], ...]:
+    pairs = line.take_all("rejected", list)
     if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
-        raise line.wrong("field 'vain' must be a list of [source, reason]")
+        raise line.wrong("field 'rejected' must be a list of [source, reason]")
     return tuple((str(source), str(reason)) for source, reason in pairs)
 
 
@@ -161,32 +161,32 @@ class Usefulness:
         success: attempts that mended the failure, of all; the interval is from a bootstrap over failures.
         gains: over other sources, by their names.
         told: failures whose text came from the source itself or its chain; the others got the fixed text.
-        vain: why links of the chain said nothing, by "source: reason", over failures.
+        rejected: why links of the chain said nothing, by "source: reason", over failures.
         leaks: failures of which some link's text was not used as it gave the answer away.
         same: failures told the very text that the simulator's own arm was told; None for that arm itself.
     """
 
     source: str
     failures: int
-    success: Share
+    success: Proportion
     gains: dict[str, Gain] = field(default_factory=dict)
     told: int = 0
-    vain: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
     leaks: int = 0
     same: int | None = None
 
 
-def arms_of(simulator: Sequence[Source], name: str) -> dict[str, tuple[Source, ...]]:
+def arms_of(simulator: Sequence[FeedbackSource], name: str) -> dict[str, tuple[FeedbackSource, ...]]:
     """The controls, the simulator under its name, and its diagnoses shuffled; each source of it is asked once."""
     asked = tuple(_Once(source) for source in simulator)
-    arms = {control: chain_of(control) for control in CONTROLS}
-    return arms | {name: asked, SHUFFLED: tuple(Shuffled(source) for source in asked)}
+    arms = {control: make_chain(control) for control in CONTROLS}
+    return arms | {name: asked, SHUFFLED: tuple(ShuffledFeedback(source) for source in asked)}
 
 
 def measure(
     file: AttemptsFile,
     failures: Sequence[Failure],
-    arms: Mapping[str, Sequence[Source]],
+    arms: Mapping[str, Sequence[FeedbackSource]],
     policy: Policy | AsynchronousPolicy,
     samples: int = 4,
     in_flight: int = 64,
@@ -212,7 +212,7 @@ def measure(
             raise ValueError(f"failure {failure.task.id!r} cannot be tried: it needs messages and reference calls")
     for name, chain in arms.items():
         new = [failure for failure in failures if (name, failure.task.id) not in file.held.feedback]
-        for failure, feedback in zip(new, Enquiry(new, chain).feedback() if new else (), strict=True):
+        for failure, feedback in zip(new, FeedbackRequest(new, chain).feedback() if new else (), strict=True):
             file.told((name, failure.task.id), feedback)
     wanted = [
         (failure, name, attempt)
@@ -226,8 +226,8 @@ def measure(
         print(f"{total - len(wanted):,} of {total:,} attempts are there already", file=sys.stderr)
     progress = Progress(total, total - len(wanted))
 
-    def beginning(failure: Failure, name: str, attempt: int) -> Callable[[], Play]:
-        def play() -> Play:
+    def beginning(failure: Failure, name: str, attempt: int) -> Callable[[], RunningCase]:
+        def play() -> RunningCase:
             record: CaseRecord = yield from _attempt(failure, file.held.feedback[name, failure.task.id].text)
             if record.missing is None:
                 reply = record.turns[0].steps[0].text
@@ -236,8 +236,8 @@ def measure(
 
         return play
 
-    plays: Iterator[Callable[[], Play]] = (beginning(*one) for one in wanted)
-    play_all(policy, plays, in_flight, progress.show)
+    plays: Iterator[Callable[[], RunningCase]] = (beginning(*one) for one in wanted)
+    run_cases(policy, plays, in_flight, progress.show)
     progress.end()
     return file.held
 
@@ -275,11 +275,11 @@ def _of_source(
     return Usefulness(
         name,
         failures=sum(of > 0 for _, of in own),
-        success=Share(sum(hits for hits, _ in own), sum(of for _, of in own), ratio_interval(own), "bootstrap"),
+        success=Proportion(sum(hits for hits, _ in own), sum(of for _, of in own), ratio_interval(own), "bootstrap"),
         gains={other: gain for other, gain in gains.items() if gain is not None},
         told=sum(name == FIXED or one.source != FIXED for one in feedback.values()),
-        vain=dict(Counter(": ".join(pair) for one in feedback.values() for pair in one.vain).most_common()),
-        leaks=sum(any(reason == LEAK for _, reason in one.vain) for one in feedback.values()),
+        rejected=dict(Counter(": ".join(pair) for one in feedback.values() for pair in one.rejected).most_common()),
+        leaks=sum(any(reason == LEAK for _, reason in one.rejected) for one in feedback.values()),
         same=None if name == simulator else sum(told.text == tested.get(one) for one, told in feedback.items()),
     )
 
@@ -298,19 +298,19 @@ def _pair(held: Attempts, name: str, failure: str) -> Pair:
     return sum(outcomes.values()), len(outcomes)
 
 
-def _attempt(failure: Failure, text: str) -> Play:
+def _attempt(failure: Failure, text: str) -> RunningCase:
     """One try at a failure, judged against its reference whether the task has it or the failure (`expected`)."""
-    return play_step(replace(recovery_task(failure, text), reference=failure.reference))
+    return run_step(replace(recovery_task(failure, text), reference=failure.reference))
 
 
 class _Once:
     """A source that is asked once about each failure: the simulator and its shuffled form share the answers."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FeedbackSource):
         self.source, self.name, self.later = source, source.name, source.later
-        self._answers: dict[str, Future[Answer]] = {}
+        self._answers: dict[str, Future[Diagnosis]] = {}
 
-    def start(self, failures: Sequence[Failure]) -> list[Future[Answer]]:
+    def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         new = {name: one for one in failures if (name := recovery_id(one)) not in self._answers}
         self._answers |= zip(new, self.source.start(list(new.values())), strict=True)
         return [self._answers[recovery_id(one)] for one in failures]

@@ -232,7 +232,7 @@ def neighbours(value: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Ground:
+class CallContext:
     """What a corruption works on.
 
     Args:
@@ -256,8 +256,8 @@ class Ground:
         return [] if found is None else list(parameter_schema(found).get("required", ()))
 
 
-def ground_of(task: Task) -> Ground:
+def call_context(task: Task) -> CallContext:
     """The ground of a step task. Raises ValueError if it has no reference, or one of several calls."""
     if task.reference is None or len(task.reference) > 1:
         raise ValueError(f"task {task.id!r}: corruptions need a reference of one call or none")
-    return Ground(task, task.reference[0] if task.reference else None, seen_values(task))
+    return CallContext(task, task.reference[0] if task.reference else None, seen_values(task))

@@ -14,12 +14,12 @@ from fission_grpo.envs.bfcl.tasks import (
     DONE,
     NEED_MORE,
     NO_TOOL,
-    Case,
+    GeneratedCase,
     all_rows,
 )
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.recipes.starter_policy.desk_demos import Quality
+from fission_grpo.recipes.starter_policy.desk_demos import DemoQuality
 
 SORRY = "Sorry, I could not do that."
 
@@ -28,14 +28,16 @@ MOST_ERRORS = 3
 """Errors in one demonstration after which it gives up."""
 
 
-def case_lessons(cases: Sequence[Case]) -> Callable[[int, int, Quality], list[tuple[list[Message], list[Any]]]]:
+def case_demonstrations(
+    cases: Sequence[GeneratedCase],
+) -> Callable[[int, int, DemoQuality], list[tuple[list[Message], list[Any]]]]:
     """Draws dialogues on the cases' user turns, each with its tools: `lessons(count, seed, quality)`."""
     rows = all_rows(cases)
     tools = {
         name: list(tool_methods(environment_of(name)()).values()) for name in {row["environment"] for row in rows}
     }
 
-    def lessons(count: int, seed: int, quality: Quality) -> list[tuple[list[Message], list[Any]]]:
+    def lessons(count: int, seed: int, quality: DemoQuality) -> list[tuple[list[Message], list[Any]]]:
         drawn = []
         for index in range(count):
             rng = random.Random(f"case demo {seed} {index}")
@@ -46,7 +48,7 @@ def case_lessons(cases: Sequence[Case]) -> Callable[[int, int, Quality], list[tu
     return lessons
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: Quality) -> list[Message]:
+def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: DemoQuality) -> list[Message]:
     """One dialogue on a row's user turn, after the dialogue so far. Every result is real."""
     world = environment_of(row["environment"])()
     world.reset(**row)

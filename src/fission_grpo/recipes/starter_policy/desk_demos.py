@@ -32,7 +32,7 @@ SINGLE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Quality:
+class DemoQuality:
     """How good demonstrations are. Every number is a probability. [ours]
 
     Args:
@@ -48,19 +48,19 @@ class Quality:
     give_up: float = 0.2
 
 
-SKILLED = Quality(slip=0.3, recover=0.8)
+SKILLED = DemoQuality(slip=0.3, recover=0.8)
 """What the first part of the training shows, from which the policy learns the tools and to copy from messages."""
 
 
-MIXED = Quality(slip=0.5, recover=0.12)
+MIXED = DemoQuality(slip=0.5, recover=0.12)
 """What the last part shows, and what the shipped policy behaves like: few good recoveries."""
 
 
-MIXED_CHAINS = Quality(slip=0.4, recover=0.3)
+MIXED_CHAINS = DemoQuality(slip=0.4, recover=0.3)
 """The same for tasks of several requests, all of which must come out right: with MIXED hardly one episode does."""
 
 
-def demonstrations(count: int, seed: int, quality: Quality, requests: int = 1) -> list[list[Message]]:
+def demonstrations(count: int, seed: int, quality: DemoQuality, requests: int = 1) -> list[list[Message]]:
     """`count` dialogues on tasks of the training split, each from the request to the assistant's last word.
 
     With `requests` > 1 the tasks of the first SINGLE_SHARE of them still have one request each.
@@ -72,7 +72,7 @@ def demonstrations(count: int, seed: int, quality: Quality, requests: int = 1) -
     return [demonstrate(row, random.Random(f"demo {seed} {index}"), quality) for index, row in enumerate(rows)]
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: Quality) -> list[Message]:
+def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: DemoQuality) -> list[Message]:
     """One dialogue on a row's task: user, assistant, tool, assistant, ... as chat messages.
 
     Requests are seen to one after the other, each as if it were alone; the last word is "Done." if none was left
@@ -102,7 +102,7 @@ class _Made:
 
 
 def _attempt(
-    tools: Mapping[str, Any], first: ToolCall, calls: tuple[ToolCall, ...], rng: random.Random, quality: Quality
+    tools: Mapping[str, Any], first: ToolCall, calls: tuple[ToolCall, ...], rng: random.Random, quality: DemoQuality
 ) -> list[_Made]:
     """At most MAX_CALLS calls made for one request."""
     pending = list(calls)
@@ -125,7 +125,7 @@ def _attempt(
 
 
 def _after_error(
-    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, quality: Quality
+    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, quality: DemoQuality
 ) -> ToolCall | None:
     """The call made after `call` failed, None to give up."""
     if rng.random() < quality.recover:

@@ -28,7 +28,7 @@ from fission_grpo.recipes.starter_policy.desk_demos import (
     MIXED,
     MIXED_CHAINS,
     SKILLED,
-    Quality,
+    DemoQuality,
     demonstrations,
 )
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
@@ -45,12 +45,12 @@ WARM_UP = 0.03  # of the training
 OTHER_WEIGHT = 0.1  # loss weight of what the assistant did not write; predicting it teaches to copy [ours]
 
 
-Lessons = Callable[[int, int, Quality], list[tuple[list[Any], list[Any]]]]
+Demonstrations = Callable[[int, int, DemoQuality], list[tuple[list[Any], list[Any]]]]
 """Draws demonstrations, `lessons(count, seed, quality)`: dialogues, each with its tools."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainConfig:
     """How to train.
 
     Args:
@@ -75,13 +75,15 @@ class Plan:
     requests: int = 1
 
 
-def desk_lessons(count: int, seed: int, quality: Quality, requests: int = 1) -> list[tuple[list[Any], list[Any]]]:
+def desk_demonstrations(
+    count: int, seed: int, quality: DemoQuality, requests: int = 1
+) -> list[tuple[list[Any], list[Any]]]:
     """Demonstrations at the built-in desk, of tasks with so many requests."""
     tools = list(tool_methods(Desk()).values())
     return [(dialogue, tools) for dialogue in demonstrations(count, seed, quality, requests)]
 
 
-def train_starter(output: Path, plan: Plan, lessons: Lessons | None = None) -> dict[str, Any]:
+def train_starter(output: Path, plan: TrainConfig, lessons: Demonstrations | None = None) -> dict[str, Any]:
     """Train and save model and tokenizer into `output`; what was done is returned and saved as `training.json`.
 
     Without `lessons` it learns at the desk. The policy as it was before the mixed demonstrations is saved in
@@ -90,7 +92,7 @@ def train_starter(output: Path, plan: Plan, lessons: Lessons | None = None) -> d
     import torch
 
     torch.manual_seed(plan.seed)
-    lessons = lessons or partial(desk_lessons, requests=plan.requests)
+    lessons = lessons or partial(desk_demonstrations, requests=plan.requests)
     model, tokenizer = load_starter(plan.start) if plan.start else make_starter(plan, lessons)
     step_optimizers = _optimizers(model)
     began, step, tokens, beginning = time.monotonic(), 0, 0, 1 - MIXED_SHARE if plan.start else 0.0
@@ -126,9 +128,9 @@ def train_starter(output: Path, plan: Plan, lessons: Lessons | None = None) -> d
     return record
 
 
-def make_starter(plan: Plan, lessons: Lessons | None = None) -> tuple[Any, Any]:
+def make_starter(plan: TrainConfig, lessons: Demonstrations | None = None) -> tuple[Any, Any]:
     """An untrained model and its tokenizer; without `lessons` for the desk."""
-    lessons = lessons or partial(desk_lessons, requests=plan.requests)
+    lessons = lessons or partial(desk_demonstrations, requests=plan.requests)
     # the first tokenizer only renders the dialogues on which the second is trained
     drawn = lessons(1500, plan.seed, MIXED)
     first = train_tokenizer([message["content"] for dialogue, _ in drawn for message in dialogue])
@@ -247,7 +249,7 @@ def _schedule(progress: float) -> float:
 
 
 def main() -> None:
-    plan = Plan()
+    plan = TrainConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for weights, tokenizer and training.json")
     parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and demonstrations (default 0)")
@@ -264,13 +266,13 @@ def main() -> None:
         parser.error("--steps and --minutes must be positive")
     if not 1 <= args.requests <= MOST_REQUESTS or (args.cases and args.requests > 1):
         parser.error(f"--requests must be from 1 to {MOST_REQUESTS}, and is for the desk, not for --cases")
-    plan = Plan(**{field.name: getattr(args, field.name) for field in fields(Plan)})
+    plan = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     lessons = None
     if args.cases:
         from fission_grpo.envs.bfcl.tasks import load_cases
-        from fission_grpo.recipes.starter_policy.bfcl_demos import case_lessons
+        from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 
-        lessons = case_lessons(load_cases(args.cases))
+        lessons = case_demonstrations(load_cases(args.cases))
     print(json.dumps(train_starter(args.output, plan, lessons)))
 
 

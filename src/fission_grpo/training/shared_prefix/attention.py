@@ -17,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fission_grpo.training.shared_prefix.decoding import Decoding, decode_attention
-from fission_grpo.training.shared_prefix.layout import Group, Layout
+from fission_grpo.training.shared_prefix.layout import Layout, PrefixGroup
 
 NAME = "shared_prefix_sdpa"
 """The name of this implementation for `model.set_attn_implementation`."""
@@ -85,7 +85,7 @@ class _GroupAttention:
     """One group's attention in one layer; q, k, v are (K, H/K, group.length, d)."""
 
     def __init__(
-        self, layout: Layout, group: Group, start: int, window: int | None, dropout: float, scale: float | None
+        self, layout: Layout, group: PrefixGroup, start: int, window: int | None, dropout: float, scale: float | None
     ):
         self.layout, self.group, self.start, self.window = layout, group, start, window
         self.options: dict[str, Any] = {"dropout_p": dropout, "scale": scale}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.training.shared_prefix.rows import Rows, read_prompts
+from fission_grpo.training.shared_prefix.rows import CachedRows, read_prompts
 from fission_grpo.training.shared_prefix.update import shared_logps
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, toleran
     model.eval()
     try:
         prompts, logits = read_prompts(model, ids[firsts], mask[firsts])
-        rows, found = Rows(model, prompts, prompt), [logits[prompt]]
+        rows, found = CachedRows(model, prompts, prompt), [logits[prompt]]
         for _ in range(CHECKED_STEPS):
             tokens = found[-1].argmax(-1)[:, None]
             ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)

@@ -22,9 +22,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from fission_grpo.training.shared_prefix.check import generation_agrees
 from fission_grpo.training.shared_prefix.rows import (
+    CachedRows,
     Part,
     Prompts,
-    Rows,
     joined,
     read_prompts,
     token_bytes,
@@ -183,7 +183,7 @@ class SharedGeneration:
         self._keep(rows, None, input_ids, mask, width, lengths)
         return input_ids
 
-    def _begin(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Rows, Tensor]:
+    def _begin(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[CachedRows, Tensor]:
         """The rows after their prompts, and (B, V) logits of their first new tokens."""
         found = [token_bytes(row[seen]) for row, seen in zip(ids, mask.bool(), strict=True)]
         self.counts["prompt_tokens"] += int(mask.sum())
@@ -193,7 +193,7 @@ class SharedGeneration:
             sizes = mask.sum(1) - torch.tensor([len(known) // 8 for known in kept.known], device=ids.device)
             new = int(sizes.max())
             self.counts["read_tokens"] += int(sizes.sum())
-            rows = Rows(model, self._prompts, kept.prompt, kept)
+            rows = CachedRows(model, self._prompts, kept.prompt, kept)
             valid = torch.arange(new, device=ids.device) >= new - sizes[:, None]
             return rows, rows.feed(ids[:, -new:], None if bool(valid.all()) else valid)
         numbers: dict[bytes, int] = {}
@@ -202,10 +202,10 @@ class SharedGeneration:
         longest = max(map(len, numbers)) // 8
         self._prompts, logits = read_prompts(model, ids[firsts, -longest:], mask[firsts, -longest:])
         self.counts["read_tokens"] += int(self._prompts.lengths.sum())
-        return Rows(model, self._prompts, prompt), logits[prompt]
+        return CachedRows(model, self._prompts, prompt), logits[prompt]
 
     def _keep(
-        self, rows: Rows, leaving: Tensor | None, ids: Tensor, mask: Tensor, width: int, lengths: Tensor
+        self, rows: CachedRows, leaving: Tensor | None, ids: Tensor, mask: Tensor, width: int, lengths: Tensor
     ) -> None:
         """Remember rows that leave (N,) bool (None: all), of which a later turn may be a continuation."""
         if not self.remember:

@@ -86,7 +86,7 @@ def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """Where one group lies in the packed row: its prompt first, then its completions.
 
     Args:
@@ -114,7 +114,7 @@ class Layout:
         masks: attention masks made so far; every layer of the same kind shares them.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[PrefixGroup, ...]
     positions: Tensor
     owner: Tensor
     scored: Tensor
@@ -173,7 +173,7 @@ def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
             cell_columns.append(columns)
             at += length
             ends.append(at - start)
-        groups.append(Group(at - start, prefix, _blocks(prefix, ends)))
+        groups.append(PrefixGroup(at - start, prefix, _blocks(prefix, ends)))
     cells = torch.cat(cell_rows), torch.cat(cell_columns)
     layout = Layout(tuple(groups), torch.cat(positions), torch.cat(owner), torch.cat(scored))
     return Packed(torch.cat(ids)[None], layout, batch.completion_ids[cells][None], cells)

@@ -103,7 +103,7 @@ def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Pro
     return Prompts(states, lengths, padded, known), torch.cat(logits)
 
 
-class Rows:
+class CachedRows:
     """The rows of a batch that still grow.
 
     Args:

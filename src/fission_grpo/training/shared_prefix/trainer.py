@@ -33,7 +33,7 @@ SHARING_COUNTS = ("shared_prefix/prompt_tokens", "shared_prefix/read_tokens", "s
 """What `take_sharing_counts` counts."""
 
 
-class SharedPrefixTrainer(GRPOTrainer):
+class SharedPrefixMixin(GRPOTrainer):
     """`trl.GRPOTrainer`, faster where prompts are shared; `args.shared_prefix` (True if there is none) switches it.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.bfcl.state import World
+from fission_grpo.envs.bfcl.state import BfclState
 
 NAMES = [
     "Amara",
@@ -105,7 +105,7 @@ class Rejected(Exception):
 
 
 @dataclass(frozen=True)
-class Request:
+class UserRequest:
     """What the user says.
 
     Args:
@@ -120,7 +120,7 @@ class Request:
 
 
 @dataclass
-class Trial:
+class Sandbox:
     """One turn being made up.
 
     Args:
@@ -129,7 +129,7 @@ class Trial:
         calls: that worked so far, in order.
     """
 
-    world: World
+    world: BfclState
     rng: random.Random
     calls: list[ToolCall] = field(default_factory=list)
 
@@ -149,10 +149,10 @@ class Trial:
         self.calls.append(call)
         return result
 
-    def ask(self, *templates: str, vague: str = "", detail: str = "", **values: Any) -> Request:
+    def ask(self, *templates: str, vague: str = "", detail: str = "", **values: Any) -> UserRequest:
         """A request in one of several phrasings."""
         chosen = self.rng.choice(templates)
-        return Request(chosen.format(**values), vague.format(**values), detail.format(**values))
+        return UserRequest(chosen.format(**values), vague.format(**values), detail.format(**values))
 
     def pick(self, options: Sequence[Any]) -> Any:
         """One of the options; Rejected if there are none."""
@@ -169,5 +169,5 @@ class Trial:
         return f"{self.rng.choice(ADJECTIVES)} {self.rng.choice(NOUNS)}"
 
 
-Intent = Callable[[Trial], Request]
+Intent = Callable[[Sandbox], UserRequest]
 """Makes its calls in the trial and returns how a user asks for them. Raises Rejected where it does not fit."""

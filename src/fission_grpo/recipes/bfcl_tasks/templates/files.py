@@ -9,8 +9,8 @@ from fission_grpo.recipes.bfcl_tasks.templates.base import (
     ADJECTIVES,
     NOUNS,
     Intent,
-    Request,
-    Trial,
+    Sandbox,
+    UserRequest,
 )
 
 LINES = ("north wind", "red door", "blue lamp", "old bridge", "green field", "last train", "first snow")
@@ -32,12 +32,12 @@ def config(rng: random.Random) -> dict[str, Any]:
     return {"root": {f"home_{words[5]}": {"type": "directory", "contents": contents}}}
 
 
-def _here(t: Trial, folders: bool) -> list[str]:
+def _here(t: Sandbox, folders: bool) -> list[str]:
     contents = t.state("GorillaFileSystem")._current_dir.contents
     return sorted(name for name, item in contents.items() if hasattr(item, "contents") == folders)
 
 
-def show(t: Trial) -> Request:
+def show(t: Sandbox) -> UserRequest:
     name = t.pick(_here(t, False))
     t.do("cat", file_name=name)
     return t.ask(
@@ -45,12 +45,12 @@ def show(t: Trial) -> Request:
     )
 
 
-def listing(t: Trial) -> Request:
+def listing(t: Sandbox) -> UserRequest:
     t.do("ls")
     return t.ask("List the files here.", "What is in this folder?")
 
 
-def enter(t: Trial) -> Request:
+def enter(t: Sandbox) -> UserRequest:
     folder = t.pick(_here(t, True))
     t.do("cd", folder=folder)
     if t.rng.random() < 0.4:
@@ -60,7 +60,7 @@ def enter(t: Trial) -> Request:
     return t.ask("Go into {folder} and show {name}.", "In {folder}, read {name}.", folder=folder, name=name)
 
 
-def make(t: Trial) -> Request:
+def make(t: Sandbox) -> UserRequest:
     name = f"{t.pick(ADJECTIVES)}_{t.pick(NOUNS)}"
     t.do("mkdir", dir_name=name)
     return t.ask(
@@ -72,7 +72,7 @@ def make(t: Trial) -> Request:
     )
 
 
-def write(t: Trial) -> Request:
+def write(t: Sandbox) -> UserRequest:
     name, text = f"{t.pick(ADJECTIVES)}.txt", t.pick(LINES)
     t.do("touch", file_name=name)
     t.do("echo", content=text, file_name=name)
@@ -86,7 +86,7 @@ def write(t: Trial) -> Request:
     )
 
 
-def move(t: Trial) -> Request:
+def move(t: Sandbox) -> UserRequest:
     name, folder = t.pick(_here(t, False)), t.pick(_here(t, True))
     action = t.pick(("mv", "cp"))
     t.do(action, source=name, destination=folder)
@@ -95,13 +95,13 @@ def move(t: Trial) -> Request:
     return t.ask("Move {name} into {folder}.", "Put {name} in the folder {folder}.", name=name, folder=folder)
 
 
-def rename(t: Trial) -> Request:
+def rename(t: Sandbox) -> UserRequest:
     name, new = t.pick(_here(t, False)), f"{t.pick(ADJECTIVES)}_{t.rng.randint(2, 99)}.txt"
     t.do("mv", source=name, destination=new)
     return t.ask("Rename {name} to {new}.", "{name} should be called {new}.", name=name, new=new)
 
 
-def remove(t: Trial) -> Request:
+def remove(t: Sandbox) -> UserRequest:
     name = t.pick(_here(t, False))
     t.do("rm", file_name=name)
     return t.ask(
@@ -109,19 +109,19 @@ def remove(t: Trial) -> Request:
     )
 
 
-def look_for(t: Trial) -> Request:
+def look_for(t: Sandbox) -> UserRequest:
     name, word = t.pick(_here(t, False)), t.pick(LINES).split()[1]
     t.do("grep", file_name=name, pattern=word)
     return t.ask("Find lines with '{word}' in {name}.", "Search {name} for '{word}'.", name=name, word=word)
 
 
-def count(t: Trial) -> Request:
+def count(t: Sandbox) -> UserRequest:
     name, (mode, unit) = t.pick(_here(t, False)), t.pick((("l", "lines"), ("w", "words"), ("c", "characters")))
     t.do("wc", file_name=name, mode=mode)
     return t.ask("Count the {unit} of {name}.", "How many {unit} has {name}?", unit=unit, name=name)
 
 
-def compare(t: Trial) -> Request:
+def compare(t: Sandbox) -> UserRequest:
     names = _here(t, False)
     one = t.pick(names)
     other = t.pick([name for name in names if name != one])
@@ -129,7 +129,7 @@ def compare(t: Trial) -> Request:
     return t.ask("Compare {one} with {other}.", "How do {one} and {other} differ?", one=one, other=other)
 
 
-def in_order(t: Trial) -> Request:
+def in_order(t: Sandbox) -> UserRequest:
     name = t.pick(_here(t, False))
     t.do("sort", file_name=name)
     return t.ask("Sort the lines of {name}.", "Show {name} sorted.", name=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import Intent, Request, Trial
+from fission_grpo.recipes.bfcl_tasks.templates.base import Intent, Sandbox, UserRequest
 
 
 def config(rng: random.Random) -> dict[str, Any]:
@@ -13,11 +13,11 @@ def config(rng: random.Random) -> dict[str, Any]:
     return {}
 
 
-def _numbers(t: Trial) -> list[float]:
+def _numbers(t: Sandbox) -> list[float]:
     return [float(t.rng.randint(1, 99)) for _ in range(t.rng.randint(3, 5))]
 
 
-def two(t: Trial) -> Request:
+def two(t: Sandbox) -> UserRequest:
     a, b = float(t.rng.randint(2, 999)), float(t.rng.randint(2, 99))
     name, texts = t.pick(
         [
@@ -31,7 +31,7 @@ def two(t: Trial) -> Request:
     return t.ask(*texts, vague=texts[0].replace("{b}", "a number"), detail="The number is {b}.", a=a, b=b)
 
 
-def statistic(t: Trial) -> Request:
+def statistic(t: Sandbox) -> UserRequest:
     numbers = _numbers(t)
     name, word = t.pick(
         [
@@ -47,7 +47,7 @@ def statistic(t: Trial) -> Request:
     return t.ask("What is the {word} of {shown}?", "Compute the {word}: {shown}.", word=word, shown=shown)
 
 
-def mean_rounded(t: Trial) -> Request:
+def mean_rounded(t: Sandbox) -> UserRequest:
     numbers = _numbers(t)
     value = t.do("mean", numbers=numbers)["result"]
     t.do("round_number", number=value, decimal_places=1)
@@ -57,13 +57,13 @@ def mean_rounded(t: Trial) -> Request:
     )
 
 
-def power(t: Trial) -> Request:
+def power(t: Sandbox) -> UserRequest:
     base, exponent = float(t.rng.randint(2, 12)), float(t.rng.randint(2, 5))
     t.do("power", base=base, exponent=exponent)
     return t.ask("Raise {base} to the power {exponent}.", "{base} to the {exponent}?", base=base, exponent=exponent)
 
 
-def percent(t: Trial) -> Request:
+def percent(t: Sandbox) -> UserRequest:
     part, whole = float(t.rng.randint(2, 80)), float(t.rng.randint(81, 400))
     t.do("percentage", part=part, whole=whole)
     return t.ask(
@@ -71,7 +71,7 @@ def percent(t: Trial) -> Request:
     )
 
 
-def root(t: Trial) -> Request:
+def root(t: Sandbox) -> UserRequest:
     number, digits = float(t.rng.randint(2, 900)), t.rng.randint(2, 9)
     t.do("square_root", number=number, precision=digits)
     return t.ask(
@@ -79,14 +79,14 @@ def root(t: Trial) -> Request:
     )
 
 
-def difference_absolute(t: Trial) -> Request:
+def difference_absolute(t: Sandbox) -> UserRequest:
     a, b = float(t.rng.randint(2, 99)), float(t.rng.randint(100, 999))
     value = t.do("subtract", a=a, b=b)["result"]
     t.do("absolute_value", number=value)
     return t.ask("Subtract {b} from {a} and give the absolute value.", "Absolute value of {a} minus {b}?", a=a, b=b)
 
 
-def convert(t: Trial) -> Request:
+def convert(t: Sandbox) -> UserRequest:
     value, (unit, to) = float(t.rng.randint(2, 99)), t.pick((("km", "miles"), ("kg", "lb"), ("cm", "in")))
     t.do("imperial_si_conversion", value=value, unit_in=unit, unit_out=to)
     return t.ask("Convert {value} {unit} to {to}.", "How many {to} are {value} {unit}?", value=value, unit=unit, to=to)

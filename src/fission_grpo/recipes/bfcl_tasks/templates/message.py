@@ -8,8 +8,8 @@ from typing import Any
 from fission_grpo.recipes.bfcl_tasks.templates.base import (
     NAMES,
     Intent,
-    Request,
-    Trial,
+    Sandbox,
+    UserRequest,
 )
 
 TEXTS = (
@@ -39,12 +39,12 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _other(t: Trial) -> tuple[str, str]:
+def _other(t: Sandbox) -> tuple[str, str]:
     state = t.state("MessageAPI")
     return t.pick([(name, id) for name, id in state.user_map.items() if id != state.current_user])
 
 
-def log_in(t: Trial) -> Request:
+def log_in(t: Sandbox) -> UserRequest:
     _, user = _other(t)
     t.do("message_login", user_id=user)
     return t.ask(
@@ -56,7 +56,7 @@ def log_in(t: Trial) -> Request:
     )
 
 
-def send_to_id(t: Trial) -> Request:
+def send_to_id(t: Sandbox) -> UserRequest:
     (_, user), text = _other(t), t.pick(TEXTS)
     t.do("send_message", receiver_id=user, message=text)
     return t.ask(
@@ -69,7 +69,7 @@ def send_to_id(t: Trial) -> Request:
     )
 
 
-def send_to_name(t: Trial) -> Request:
+def send_to_name(t: Sandbox) -> UserRequest:
     (name, _), text = _other(t), t.pick(TEXTS)
     found = t.do("get_user_id", user=name)
     t.do("send_message", receiver_id=found["user_id"], message=text)
@@ -78,13 +78,13 @@ def send_to_name(t: Trial) -> Request:
     )
 
 
-def look_up(t: Trial) -> Request:
+def look_up(t: Sandbox) -> UserRequest:
     name, _ = _other(t)
     t.do("get_user_id", user=name)
     return t.ask("What is {name}'s user id?", "Find the id of {name}.", name=name)
 
 
-def add(t: Trial) -> Request:
+def add(t: Sandbox) -> UserRequest:
     name = t.pick([name for name in NAMES if name not in t.state("MessageAPI").user_map])
     added = t.do("add_contact", user_name=name)
     if t.rng.random() < 0.5:
@@ -102,7 +102,7 @@ def add(t: Trial) -> Request:
     )
 
 
-def delete(t: Trial) -> Request:
+def delete(t: Sandbox) -> UserRequest:
     users = {next(iter(message)) for message in t.state("MessageAPI").inbox}
     user = t.pick(sorted(users))
     t.do("delete_message", receiver_id=user)
@@ -115,23 +115,23 @@ def delete(t: Trial) -> Request:
     )
 
 
-def search(t: Trial) -> Request:
+def search(t: Sandbox) -> UserRequest:
     word = t.pick(TEXTS).split()[0]
     t.do("search_messages", keyword=word)
     return t.ask("Search my messages for '{word}'.", "Which messages contain '{word}'?", word=word)
 
 
-def view(t: Trial) -> Request:
+def view(t: Sandbox) -> UserRequest:
     t.do("view_messages_sent")
     return t.ask("Show the messages I sent.", "Which messages have I sent?")
 
 
-def stats(t: Trial) -> Request:
+def stats(t: Sandbox) -> UserRequest:
     t.do("get_message_stats")
     return t.ask("Give me my message statistics.", "How many messages are there for me?")
 
 
-def everybody(t: Trial) -> Request:
+def everybody(t: Sandbox) -> UserRequest:
     t.do("list_users")
     return t.ask("List all users.", "Who is in the workspace?")
 

@@ -8,8 +8,8 @@ from typing import Any
 from fission_grpo.recipes.bfcl_tasks.templates.base import (
     NAMES,
     Intent,
-    Request,
-    Trial,
+    Sandbox,
+    UserRequest,
 )
 
 PROBLEMS = (
@@ -41,11 +41,11 @@ def config(rng: random.Random) -> dict[str, Any]:
     return {"ticket_queue": tickets, "ticket_counter": first + len(tickets), "current_user": current}
 
 
-def _ticket(t: Trial, *statuses: str) -> dict[str, Any]:
+def _ticket(t: Sandbox, *statuses: str) -> dict[str, Any]:
     return t.pick([one for one in t.state("TicketAPI").ticket_queue if not statuses or one["status"] in statuses])
 
 
-def login(t: Trial) -> Request:
+def login(t: Sandbox) -> UserRequest:
     user, password = t.pick(NAMES).lower(), f"{t.pick(NAMES).lower()}{t.rng.randint(10, 99)}"
     if t.state("TicketAPI").current_user is not None:
         t.pick(())
@@ -60,7 +60,7 @@ def login(t: Trial) -> Request:
     )
 
 
-def create(t: Trial) -> Request:
+def create(t: Sandbox) -> UserRequest:
     title, priority = t.pick(PROBLEMS), t.rng.randint(1, 5)
     if t.rng.random() < 0.5:
         t.do("create_ticket", title=title, priority=priority)
@@ -83,7 +83,7 @@ def create(t: Trial) -> Request:
     )
 
 
-def show(t: Trial) -> Request:
+def show(t: Sandbox) -> UserRequest:
     number = _ticket(t)["id"]
     t.do("get_ticket", ticket_id=number)
     return t.ask(
@@ -95,7 +95,7 @@ def show(t: Trial) -> Request:
     )
 
 
-def close(t: Trial) -> Request:
+def close(t: Sandbox) -> UserRequest:
     number = _ticket(t, "Open", "Resolved")["id"]
     t.do("close_ticket", ticket_id=number)
     return t.ask(
@@ -103,7 +103,7 @@ def close(t: Trial) -> Request:
     )
 
 
-def resolve(t: Trial) -> Request:
+def resolve(t: Sandbox) -> UserRequest:
     number, fix = _ticket(t, "Open")["id"], t.pick(FIXES)
     t.do("resolve_ticket", ticket_id=number, resolution=fix)
     return t.ask(
@@ -116,7 +116,7 @@ def resolve(t: Trial) -> Request:
     )
 
 
-def raise_priority(t: Trial) -> Request:
+def raise_priority(t: Sandbox) -> UserRequest:
     ticket = _ticket(t, "Open")
     priority = t.pick([n for n in range(1, 6) if n != ticket["priority"]])
     number = ticket["id"]
@@ -131,7 +131,7 @@ def raise_priority(t: Trial) -> Request:
     )
 
 
-def mine(t: Trial) -> Request:
+def mine(t: Sandbox) -> UserRequest:
     if t.rng.random() < 0.5:
         t.do("get_user_tickets")
         return t.ask("List all my tickets.", "Which tickets have I created?")
@@ -140,12 +140,12 @@ def mine(t: Trial) -> Request:
     return t.ask("List my tickets with status {status}.", "Which of my tickets are {status}?", status=status)
 
 
-def log_out(t: Trial) -> Request:
+def log_out(t: Sandbox) -> UserRequest:
     t.do("logout")
     return t.ask("Log me out of the ticket system.", "Sign out of ticketing.")
 
 
-def create_and_close(t: Trial) -> Request:
+def create_and_close(t: Sandbox) -> UserRequest:
     title, priority = t.pick(PROBLEMS), t.rng.randint(1, 5)
     made = t.do("create_ticket", title=title, priority=priority)
     t.do("close_ticket", ticket_id=made["id"])

@@ -8,8 +8,8 @@ from typing import Any
 from fission_grpo.recipes.bfcl_tasks.templates.base import (
     NAMES,
     Intent,
-    Request,
-    Trial,
+    Sandbox,
+    UserRequest,
 )
 
 SYMBOLS = ("AAPL", "GOOG", "TSLA", "MSFT", "NVDA", "ZETA", "ALPH", "OMEG", "QUAS", "NEPT", "SYNX", "AMZN")
@@ -61,7 +61,7 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def log_in(t: Trial) -> Request:
+def log_in(t: Sandbox) -> UserRequest:
     user, password = t.pick(NAMES).lower(), f"{t.pick(NAMES).lower()}{t.rng.randint(10, 99)}"
     if t.state("TradingBot").authenticated:
         t.pick(())
@@ -76,7 +76,7 @@ def log_in(t: Trial) -> Request:
     )
 
 
-def order(t: Trial) -> Request:
+def order(t: Sandbox) -> UserRequest:
     state = t.state("TradingBot")
     symbol, kind, amount = t.pick(sorted(state.stocks)), t.pick(("Buy", "Sell")), t.rng.randint(1, 20)
     price = float(t.rng.randint(20, 300))
@@ -93,7 +93,7 @@ def order(t: Trial) -> Request:
     )
 
 
-def order_at_market(t: Trial) -> Request:
+def order_at_market(t: Sandbox) -> UserRequest:
     symbol, amount = t.pick(sorted(t.state("TradingBot").stocks)), t.rng.randint(1, 9)
     price = t.do("get_stock_info", symbol=symbol)["price"]
     t.do("place_order", order_type="Buy", symbol=symbol, price=price, amount=amount)
@@ -105,7 +105,7 @@ def order_at_market(t: Trial) -> Request:
     )
 
 
-def quote(t: Trial) -> Request:
+def quote(t: Sandbox) -> UserRequest:
     symbol = t.pick(sorted(t.state("TradingBot").stocks))
     t.do("get_stock_info", symbol=symbol)
     return t.ask(
@@ -117,7 +117,7 @@ def quote(t: Trial) -> Request:
     )
 
 
-def symbol_of(t: Trial) -> Request:
+def symbol_of(t: Sandbox) -> UserRequest:
     company = t.pick([name for name, symbol in COMPANIES.items() if symbol in t.state("TradingBot").stocks])
     symbol = t.do("get_symbol_by_name", name=company)["symbol"]
     if t.rng.random() < 0.5:
@@ -130,7 +130,7 @@ def symbol_of(t: Trial) -> Request:
     )
 
 
-def cancel(t: Trial) -> Request:
+def cancel(t: Sandbox) -> UserRequest:
     orders = t.state("TradingBot").orders
     number = t.pick([number for number, one in orders.items() if one["status"] in ("Open", "Pending")])
     if t.rng.random() < 0.5:
@@ -147,13 +147,13 @@ def cancel(t: Trial) -> Request:
     return t.ask("Show order {id}, then cancel it.", "Give me the details of order {id} and cancel it.", id=number)
 
 
-def details(t: Trial) -> Request:
+def details(t: Sandbox) -> UserRequest:
     number = t.pick(list(t.state("TradingBot").orders))
     t.do("get_order_details", order_id=number)
     return t.ask("Show me order {id}.", "What are the details of order {id}?", id=number)
 
 
-def money(t: Trial) -> Request:
+def money(t: Sandbox) -> UserRequest:
     amount = t.rng.randint(1, 19) * 100.0
     if t.rng.random() < 0.5:
         t.do("fund_account", amount=amount)
@@ -174,20 +174,20 @@ def money(t: Trial) -> Request:
     )
 
 
-def watch(t: Trial) -> Request:
+def watch(t: Sandbox) -> UserRequest:
     state = t.state("TradingBot")
     symbol = t.pick([one for one in sorted(state.stocks) if one not in state.watch_list])
     t.do("add_to_watchlist", stock=symbol)
     return t.ask("Add {symbol} to my watchlist.", "Watch {symbol} for me.", symbol=symbol)
 
 
-def unwatch(t: Trial) -> Request:
+def unwatch(t: Sandbox) -> UserRequest:
     symbol = t.pick(t.state("TradingBot").watch_list)
     t.do("remove_stock_from_watchlist", symbol=symbol)
     return t.ask("Remove {symbol} from my watchlist.", "Stop watching {symbol}.", symbol=symbol)
 
 
-def overview(t: Trial) -> Request:
+def overview(t: Sandbox) -> UserRequest:
     name, texts = t.pick(
         [
             ("get_account_info", ("Show my trading account.", "What is my account balance?")),
@@ -200,7 +200,7 @@ def overview(t: Trial) -> Request:
     return t.ask(*texts)
 
 
-def in_range(t: Trial) -> Request:
+def in_range(t: Sandbox) -> UserRequest:
     stocks = sorted(t.rng.sample(sorted(t.state("TradingBot").stocks), 3))
     low, high = float(t.rng.randint(20, 200)), float(t.rng.randint(300, 900))
     t.do("filter_stocks_by_price", stocks=stocks, min_price=low, max_price=high)

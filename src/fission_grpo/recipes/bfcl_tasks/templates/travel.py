@@ -9,8 +9,8 @@ from fission_grpo.recipes.bfcl_tasks.templates.base import (
     NAMES,
     SURNAMES,
     Intent,
-    Request,
-    Trial,
+    Sandbox,
+    UserRequest,
 )
 
 CITIES = {"Rivermist": "RMS", "London": "LHR", "Chicago": "ORD", "Boston": "BOS", "Rome": "CIA", "Tokyo": "HND"}
@@ -71,12 +71,12 @@ def _date(rng: random.Random) -> str:
     return f"2027-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
 
 
-def _token(t: Trial) -> str:
+def _token(t: Sandbox) -> str:
     token = t.state("TravelAPI").access_token
     return t.pick([token] if token else [])
 
 
-def authenticate(t: Trial) -> Request:
+def authenticate(t: Sandbox) -> UserRequest:
     state = t.state("TravelAPI")
     if state.access_token:
         t.pick(())
@@ -97,7 +97,7 @@ def authenticate(t: Trial) -> Request:
     )
 
 
-def cost(t: Trial) -> Request:
+def cost(t: Sandbox) -> UserRequest:
     (start, end), day, seat = t.pick(ROUTES), _date(t.rng), t.pick(("economy", "business", "first"))
     t.do("get_flight_cost", travel_from=start, travel_to=end, travel_date=day, travel_class=seat)
     return t.ask(
@@ -112,7 +112,7 @@ def cost(t: Trial) -> Request:
     )
 
 
-def book(t: Trial) -> Request:
+def book(t: Sandbox) -> UserRequest:
     token, card = _token(t), t.pick(sorted(t.state("TravelAPI").credit_card_list))
     (start, end), day, seat = t.pick(ROUTES), _date(t.rng), t.pick(("economy", "business"))
     trip = {"travel_date": day, "travel_from": start, "travel_to": end, "travel_class": seat}
@@ -131,7 +131,7 @@ def book(t: Trial) -> Request:
     )
 
 
-def cancel(t: Trial) -> Request:
+def cancel(t: Sandbox) -> UserRequest:
     token, booking = _token(t), t.pick(sorted(t.state("TravelAPI").booking_record))
     t.do("cancel_booking", access_token=token, booking_id=booking)
     return t.ask(
@@ -144,7 +144,7 @@ def cancel(t: Trial) -> Request:
     )
 
 
-def invoice(t: Trial) -> Request:
+def invoice(t: Sandbox) -> UserRequest:
     token, booking = _token(t), t.pick(sorted(t.state("TravelAPI").booking_record))
     t.do("retrieve_invoice", access_token=token, booking_id=booking)
     return t.ask(
@@ -155,7 +155,7 @@ def invoice(t: Trial) -> Request:
     )
 
 
-def balance(t: Trial) -> Request:
+def balance(t: Sandbox) -> UserRequest:
     token, card = _token(t), t.pick(sorted(t.state("TravelAPI").credit_card_list))
     t.do("get_credit_card_balance", access_token=token, card_id=card)
     return t.ask(
@@ -168,7 +168,7 @@ def balance(t: Trial) -> Request:
     )
 
 
-def budget(t: Trial) -> Request:
+def budget(t: Sandbox) -> UserRequest:
     token, limit = _token(t), t.rng.randint(5, 90) * 100.0
     t.do("set_budget_limit", access_token=token, budget_limit=limit)
     return t.ask(
@@ -181,13 +181,13 @@ def budget(t: Trial) -> Request:
     )
 
 
-def airport(t: Trial) -> Request:
+def airport(t: Sandbox) -> UserRequest:
     city = t.pick(sorted(CITIES))
     t.do("get_nearest_airport_by_city", location=city)
     return t.ask("Which airport is nearest to {city}?", "Find the airport of {city}.", city=city)
 
 
-def convert(t: Trial) -> Request:
+def convert(t: Sandbox) -> UserRequest:
     target, value = t.pick(CURRENCIES), float(t.rng.randint(10, 900))
     t.do("compute_exchange_rate", base_currency="USD", target_currency=target, value=value)
     return t.ask(
@@ -195,7 +195,7 @@ def convert(t: Trial) -> Request:
     )
 
 
-def support(t: Trial) -> Request:
+def support(t: Sandbox) -> UserRequest:
     booking, text = (
         t.pick(sorted(t.state("TravelAPI").booking_record)),
         t.pick(("seat change", "extra bag", "late arrival")),
@@ -209,7 +209,7 @@ def support(t: Trial) -> Request:
     )
 
 
-def register(t: Trial) -> Request:
+def register(t: Sandbox) -> UserRequest:
     token, name = _token(t), f"{t.pick(NAMES)} {t.pick(SURNAMES)}"
     number, until, code = (
         str(t.rng.randint(10**15, 10**16 - 1)),
@@ -235,7 +235,7 @@ def register(t: Trial) -> Request:
     )
 
 
-def book_and_insure(t: Trial) -> Request:
+def book_and_insure(t: Sandbox) -> UserRequest:
     token, card = _token(t), t.pick(sorted(t.state("TravelAPI").credit_card_list))
     (start, end), day, price = t.pick(ROUTES), _date(t.rng), float(t.rng.randint(20, 90))
     trip = {"travel_date": day, "travel_from": start, "travel_to": end, "travel_class": "economy"}

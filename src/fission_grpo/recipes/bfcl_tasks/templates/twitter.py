@@ -8,8 +8,8 @@ from typing import Any
 from fission_grpo.recipes.bfcl_tasks.templates.base import (
     NAMES,
     Intent,
-    Request,
-    Trial,
+    Sandbox,
+    UserRequest,
 )
 
 TEXTS = (
@@ -45,11 +45,11 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _tweet(t: Trial) -> int:
+def _tweet(t: Sandbox) -> int:
     return t.pick(sorted(t.state("TwitterAPI").tweets))
 
 
-def log_in(t: Trial) -> Request:
+def log_in(t: Sandbox) -> UserRequest:
     state = t.state("TwitterAPI")
     if state.authenticated:
         t.pick(())
@@ -64,7 +64,7 @@ def log_in(t: Trial) -> Request:
     )
 
 
-def post(t: Trial) -> Request:
+def post(t: Sandbox) -> UserRequest:
     text = t.pick(TEXTS)
     if t.rng.random() < 0.5:
         t.do("post_tweet", content=text)
@@ -74,7 +74,7 @@ def post(t: Trial) -> Request:
     return t.ask("Tweet '{text}' with the tag {tag}.", "Post '{text}', tagged {tag}.", text=text, tag=tag)
 
 
-def post_and_mention(t: Trial) -> Request:
+def post_and_mention(t: Sandbox) -> UserRequest:
     text, user = t.pick(TEXTS), t.pick(NAMES).lower()
     number = t.do("post_tweet", content=text)["id"]
     t.do("mention", tweet_id=number, mentioned_usernames=[user])
@@ -86,19 +86,19 @@ def post_and_mention(t: Trial) -> Request:
     )
 
 
-def share(t: Trial) -> Request:
+def share(t: Sandbox) -> UserRequest:
     number = _tweet(t)
     t.do("retweet", tweet_id=number)
     return t.ask("Retweet {id}.", "Share tweet {id}.", vague="Retweet that tweet.", detail="Number {id}.", id=number)
 
 
-def comment(t: Trial) -> Request:
+def comment(t: Sandbox) -> UserRequest:
     number, text = _tweet(t), t.pick(TEXTS)
     t.do("comment", tweet_id=number, comment_content=text)
     return t.ask("Comment '{text}' on tweet {id}.", "Reply '{text}' to tweet {id}.", text=text, id=number)
 
 
-def follow(t: Trial) -> Request:
+def follow(t: Sandbox) -> UserRequest:
     known = t.state("TwitterAPI").following_list
     user = t.pick([name.lower() for name in NAMES if name.lower() not in known])
     t.do("follow_user", username_to_follow=user)
@@ -107,19 +107,19 @@ def follow(t: Trial) -> Request:
     )
 
 
-def unfollow(t: Trial) -> Request:
+def unfollow(t: Sandbox) -> UserRequest:
     user = t.pick(t.state("TwitterAPI").following_list)
     t.do("unfollow_user", username_to_unfollow=user)
     return t.ask("Unfollow {user}.", "Stop following {user}.", user=user)
 
 
-def read(t: Trial) -> Request:
+def read(t: Sandbox) -> UserRequest:
     number = _tweet(t)
     t.do("get_tweet", tweet_id=number)
     return t.ask("Show tweet {id}.", "What does tweet {id} say?", id=number)
 
 
-def by_user(t: Trial) -> Request:
+def by_user(t: Sandbox) -> UserRequest:
     user = t.state("TwitterAPI").tweets[_tweet(t)]["username"]
     name = t.pick(("get_user_tweets", "get_user_stats"))
     t.do(name, username=user)
@@ -128,13 +128,13 @@ def by_user(t: Trial) -> Request:
     return t.ask("List the tweets of {user}.", "What has {user} tweeted?", user=user)
 
 
-def search(t: Trial) -> Request:
+def search(t: Sandbox) -> UserRequest:
     word = t.pick(TEXTS).split()[-1]
     t.do("search_tweets", keyword=word)
     return t.ask("Search tweets for '{word}'.", "Find tweets about '{word}'.", word=word)
 
 
-def following(t: Trial) -> Request:
+def following(t: Sandbox) -> UserRequest:
     t.do("list_all_following")
     return t.ask("Whom do I follow?", "List everyone I follow.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import Intent, Request, Trial
+from fission_grpo.recipes.bfcl_tasks.templates.base import Intent, Sandbox, UserRequest
 
 DOORS = ("driver", "passenger", "rear_left", "rear_right")
 
@@ -36,7 +36,7 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def fill(t: Trial) -> Request:
+def fill(t: Sandbox) -> UserRequest:
     amount = float(t.rng.randint(1, 15))
     t.do("fillFuelTank", fuelAmount=amount)
     return t.ask(
@@ -48,7 +48,7 @@ def fill(t: Trial) -> Request:
     )
 
 
-def fill_litres(t: Trial) -> Request:
+def fill_litres(t: Sandbox) -> UserRequest:
     litres = float(t.rng.randint(5, 40))
     gallons = t.do("liter_to_gallon", liter=litres)["gallon"]
     t.do("fillFuelTank", fuelAmount=gallons)
@@ -57,7 +57,7 @@ def fill_litres(t: Trial) -> Request:
     )
 
 
-def lock(t: Trial) -> Request:
+def lock(t: Sandbox) -> UserRequest:
     status = t.state("VehicleControlAPI").doorStatus
     doors = [door for door in DOORS if status[door] == "unlocked"]
     t.pick(doors)  # there must be some
@@ -65,7 +65,7 @@ def lock(t: Trial) -> Request:
     return t.ask("Lock these doors: {doors}.", "Please lock {doors}.", doors=", ".join(doors))
 
 
-def start(t: Trial) -> Request:
+def start(t: Sandbox) -> UserRequest:
     status = t.state("VehicleControlAPI").doorStatus
     doors = [door for door in DOORS if status[door] == "unlocked"]
     if doors:
@@ -80,7 +80,7 @@ def start(t: Trial) -> Request:
     )
 
 
-def climate(t: Trial) -> Request:
+def climate(t: Sandbox) -> UserRequest:
     degrees, fan = float(t.rng.randint(16, 27)), t.rng.randint(1, 9) * 10
     t.do("adjustClimateControl", temperature=degrees, fanSpeed=fan)
     return t.ask(
@@ -93,19 +93,19 @@ def climate(t: Trial) -> Request:
     )
 
 
-def lights(t: Trial) -> Request:
+def lights(t: Sandbox) -> UserRequest:
     mode = t.pick(("on", "off"))
     t.do("setHeadlights", mode=mode)
     return t.ask("Turn the headlights {mode}.", "Headlights {mode}.", mode=mode)
 
 
-def parking_brake(t: Trial) -> Request:
+def parking_brake(t: Sandbox) -> UserRequest:
     mode = t.pick(("engage", "release"))
     t.do("activateParkingBrake", mode=mode)
     return t.ask("{mode} the parking brake.", "Please {mode} the parking brake.", mode=mode)
 
 
-def navigate(t: Trial) -> Request:
+def navigate(t: Sandbox) -> UserRequest:
     place = f"{t.rng.randint(1, 99)} {t.pick(CITIES)} Road"
     t.do("set_navigation", destination=place)
     return t.ask(
@@ -117,13 +117,13 @@ def navigate(t: Trial) -> Request:
     )
 
 
-def zip_code(t: Trial) -> Request:
+def zip_code(t: Sandbox) -> UserRequest:
     city = t.pick(CITIES)
     t.do("get_zipcode_based_on_city", city=city)
     return t.ask("What is the zip code of {city}?", "Find {city}'s zip code.", city=city)
 
 
-def distance(t: Trial) -> Request:
+def distance(t: Sandbox) -> UserRequest:
     one, other = t.pick((("Rivermist", "Stonebrook"), ("Maplecrest", "Silverpine"), ("Oakendale", "Willowbend")))
     ends = [t.do("get_zipcode_based_on_city", city=city)["zipcode"] for city in (one, other)]
     t.do("estimate_distance", cityA=ends[0], cityB=ends[1])
@@ -135,13 +135,13 @@ def distance(t: Trial) -> Request:
     )
 
 
-def status(t: Trial) -> Request:
+def status(t: Sandbox) -> UserRequest:
     option = t.pick(("fuel", "battery", "doors", "climate", "headlights"))
     t.do("displayCarStatus", option=option)
     return t.ask("Show the car's {option} status.", "What is the {option} status?", option=option)
 
 
-def tires(t: Trial) -> Request:
+def tires(t: Sandbox) -> UserRequest:
     t.do("check_tire_pressure")
     return t.ask("Check the tire pressure.", "How are the tires?")
 
