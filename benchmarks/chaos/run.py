@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL again and again, resume it each time, and compare with a run left in peace.
 
-    OMP_NUM_THREADS=1 python benchmarks/chaos.py --output benchmarks/chaos --work /tmp/chaos
+    OMP_NUM_THREADS=1 python benchmarks/chaos/run.py --output benchmarks/chaos --work /tmp/chaos
 
 Both runs are `fission-grpo train` on the built-in tasks with the shipped starter policy. Every start is a process of
 its own; to save minutes of imports it is forked from this one, which has imported torch and trl but not used them.
@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from fission_grpo.checkpoint_files import MANIFEST, STAGING, fault_in, numbered  # noqa: E402
@@ -230,7 +230,7 @@ def written(given: argparse.Namespace) -> int:
     kills = [json.loads(line) for line in (given.work / "kills.jsonl").read_text().splitlines()]
     times = _text(given.work / "times.json")
     result = {
-        "command": f"python benchmarks/chaos.py --kills {given.kills} --seed {given.seed} --ends {given.ends}",
+        "command": f"python benchmarks/chaos/run.py --kills {given.kills} --seed {given.seed} --ends {given.ends}",
         "options": " ".join(OPTIONS).replace(str(ROOT), "."),
         **(json.loads(times) if times else {}),
         "kills": len(kills),

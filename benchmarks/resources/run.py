@@ -1,6 +1,6 @@
 """Memory and files of a long run, and of a full buffer: nothing may grow without end.
 
-    OMP_NUM_THREADS=1 python benchmarks/resources.py --steps 10000 --output benchmarks/resources
+    OMP_NUM_THREADS=1 python benchmarks/resources/run.py --steps 10000 --output benchmarks/resources
 
 Trains a model of a few thousand random weights for so many optimizer steps, so short that they take milliseconds, in
 the built-in world. As it never gets a task right, every rollout is a failure, and the buffer is soon full. Written:
@@ -12,9 +12,12 @@ import argparse
 import gc
 import json
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "speed"))  # for bookkeeping
 
 from bookkeeping import fillers
 from datasets import Dataset

@@ -1,6 +1,6 @@
 """What fission's bookkeeping (reading, diagnosing, buffering, writing) costs, as a share of the training step.
 
-    python benchmarks/bookkeeping.py --steps 12 --output benchmarks/bookkeeping.json
+    python benchmarks/speed/bookkeeping.py --steps 12 --output benchmarks/speed/bookkeeping.json
 
 Trains the starter policy on the built-in environment and compares `fission/seconds` with TRL's `step_time`, step by
 step. The buffer is filled with as many waiting instances as given first, so that growth would show.

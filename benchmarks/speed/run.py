@@ -1,9 +1,9 @@
 """Training steps of TRL's GRPOTrainer and of ours without fission, on the same model, data and seed, in turn.
 
-    python benchmarks/speed.py steps --output benchmarks/speed/starter.json
-    python benchmarks/speed.py steps --model MODEL --prompt 2048 --completion 128 --output benchmarks/speed/grid.json
-    python benchmarks/speed.py buffer --output benchmarks/speed/buffer.json
-    python benchmarks/speed.py plot benchmarks/speed/grid.json benchmarks/speed/grid.png
+    python benchmarks/speed/run.py steps --output benchmarks/speed/starter.json
+    python benchmarks/speed/run.py steps --model MODEL --prompt 2048 --completion 128 --output grid.json
+    python benchmarks/speed/run.py buffer --output benchmarks/speed/buffer.json
+    python benchmarks/speed/run.py plot grid.json grid.png
 
 Without `--model` the starter policy plays the built-in tasks with its tools (8 groups of 8). With a model folder,
 every G completions of exactly R tokens follow a random text of P tokens, for all given P, R and G.

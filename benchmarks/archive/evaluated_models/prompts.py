@@ -1,6 +1,6 @@
 """The first prompt of every evaluation in this folder, as the model saw it.
 
-    python benchmarks/evaluated_models/prompts.py --smollm2 models/smollm2
+    python benchmarks/archive/evaluated_models/prompts.py --smollm2 models/smollm2
 
 Writes prompts.json: by evaluation the id of its first case, the text and its length in tokens. Tasks must have the
 manifest's digest.

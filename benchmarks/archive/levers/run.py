@@ -1,6 +1,6 @@
 """Which levers of fission help at the desk: how recoveries are judged, chosen, and how often there are any.
 
-    python benchmarks/levers/run.py --seeds 0 1 2 --output benchmarks/levers
+    python benchmarks/archive/levers/run.py --seeds 0 1 2 --output benchmarks/archive/levers
 
 Every arm starts from the shipped policy and stops once it has sampled the same number of tokens, then does the same
 held-out tasks; about 2 minutes an arm and seed on one core. Results that are there already are kept. The last lines
@@ -20,7 +20,7 @@ from scipy.stats import t
 
 from fission_grpo.run_files import read_history, read_run
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 CHOSEN = ["--buffer_order", "variance", "--adaptive_share", "true"]
 ARMS = {
     "grpo": [],

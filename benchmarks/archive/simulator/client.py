@@ -1,6 +1,6 @@
 """How fast the endpoint client of the simulator is, against a local server with 100 ms latency in its own process.
 
-    python benchmarks/simulator/client.py
+    python benchmarks/archive/simulator/client.py
 
 `uncached`: 1,000 different failures with 20 real BFCL tools each (12,000 characters of prompt), 32 requests in flight;
 3.1 s would be no overhead at all; five rounds. `hits_per_second`: the same failures from the cache, by
@@ -20,7 +20,7 @@ import time
 from concurrent.futures import wait
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
 RESULTS = Path(__file__).with_suffix(".json")
 DIAGNOSES, IN_FLIGHT, LATENCY, ROUNDS, REPEATS = 1000, 32, 0.1, 9, 5
 

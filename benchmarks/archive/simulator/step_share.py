@@ -1,6 +1,6 @@
 """What diagnosing costs a training step: rules, an endpoint with 100 ms latency, and one of which half goes wrong.
 
-    python benchmarks/simulator/step_share.py
+    python benchmarks/archive/simulator/step_share.py
 
 Twelve cycles of 8 x 8 rollouts of the starter policy at the desk with each, one thread. The server (a process of its
 own, tests/openai_server.py) gives "error: ..." texts; the faulty one refuses, hangs, answers 429, 500 and garbage,
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
 RESULTS = Path(__file__).with_suffix(".json")
 CYCLES, LATENCY = 12, 0.1
 SPOILED = {0: "close", 1: "hang", 2: "429", 3: "500", 4: "html"}

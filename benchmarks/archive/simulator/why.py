@@ -1,6 +1,6 @@
 """What a policy does after each kind of feedback: mends, repeats its call, makes another wrong one, or stops calling.
 
-    python benchmarks/simulator/why.py FAILURES.jsonl USEFULNESS.jsonl
+    python benchmarks/archive/simulator/why.py FAILURES.jsonl USEFULNESS.jsonl
 
 FAILURES are the instances that `fission-grpo simulator check --usefulness` was given, USEFULNESS the raw results it
 wrote; first attempts only, as only their texts are kept.

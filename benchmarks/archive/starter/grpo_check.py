@@ -1,6 +1,6 @@
 """Does plain TRL GRPO improve the starter policy? Held-out success and recovery before and after.
 
-OMP_NUM_THREADS=1 python benchmarks/starter/grpo_check.py --seed 0 --steps 40 --output benchmarks/starter/seed0.json
+OMP_NUM_THREADS=1 python benchmarks/archive/starter/grpo_check.py --seed 0 --steps 40 --output seed0.json
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Generation as TRL calls it, with prompts shared and not: time of prompts and of new tokens, and memory.
 
-    python benchmarks/shared_prefix/generation.py --model MODEL --prompts 256 1024 2048 --output generation.json
-    python benchmarks/shared_prefix/generation.py --model starter --groups 8 --output generation_starter.json
+    python benchmarks/speed/shared_prefix/generation.py --model MODEL --prompts 256 1024 2048 --output generation.json
+    python benchmarks/speed/shared_prefix/generation.py --model starter --groups 8 --output generation_starter.json
 
 A model folder gets random prompts of P tokens and draws R tokens for every row (no end token); "starter" gets prompts
 of the built-in tasks and ends where it ends. Both ways run in one process, in turn, from the same seed; ratios are of

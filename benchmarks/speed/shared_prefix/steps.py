@@ -1,4 +1,4 @@
-"""Training steps of TRL's GRPOTrainer and of ours without fission, a clock in each part; for benchmarks/speed.py."""
+"""Training steps of TRL's GRPOTrainer and of ours without fission, a clock in each part; for speed/run.py."""
 
 from __future__ import annotations
 

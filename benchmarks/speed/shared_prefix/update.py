@@ -1,6 +1,6 @@
 """Forward and backward of one group's log-probabilities, prompts shared and not: time, memory, gradients.
 
-    python benchmarks/shared_prefix/update.py --model MODEL --output benchmarks/shared_prefix/update.json
+    python benchmarks/speed/shared_prefix/update.py --model MODEL --output benchmarks/speed/shared_prefix/update.json
 
 Times are taken in one process, the variants in turn: seconds on the clock and, for machines that do other work too,
 seconds of processor (ratios are of the latter with one thread, of the former otherwise). Peak memory is that of a
