@@ -22,7 +22,8 @@ from fission_grpo.run_state import load_state
 from fission_grpo.simulator.chosen import closing, endpoint_options, sources_from
 from fission_grpo.train_command import make_trainer, parse, resume_point
 
-KEPT = ("fission/", "recovery/", "simulator/", "reward", "completions/mean_length", "grad_norm", "entropy", "loss")
+KEPT = ("fission/", "recovery/", "feedback/", "env/", "simulator/")
+KEPT += ("reward", "completions/mean_length", "grad_norm", "entropy", "loss")
 """Beginnings of the logged numbers that are kept of every cycle."""
 BEGUN, RUN = "begun.json", "run.json"
 

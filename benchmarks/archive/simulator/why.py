@@ -11,14 +11,19 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from packed import unpacked
+
 from fission_grpo.chat import parse
 from fission_grpo.simulator.instances import load_instances
 
 
 def main():
-    failed = {one.id: one.failure for one in load_instances(Path(sys.argv[1]))}
+    with unpacked(Path(sys.argv[1])) as file:
+        failed = {one.id: one.failure for one in load_instances(file)}
     counts = defaultdict(Counter)
-    with Path(sys.argv[2]).open(encoding="utf-8") as lines:
+    with unpacked(Path(sys.argv[2])) as file, file.open(encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if "text" in row and "attempt" in row]
     for row in rows:
         turn, before = parse(row["text"]), failed[row["failure"]]

@@ -89,7 +89,7 @@ def _totals(trainings: Mapping[str, Training]) -> str:
         rows.append([
             name(arm), str(one.seconds.seeds),
             shown(totals["explore_cycles"], 1), shown(totals["recover_cycles"], 1),
-            shown(one.whole["fission/zero_variance"]), shown(one.whole["recovery/zero_variance"]),
+            shown(one.whole["fission/frac_zero_std"]), shown(one.whole["recovery/frac_zero_std"]),
             shown(totals["rescued_groups"] if recovers else dash, 1),
             shown(totals["rescued_of_recovery_groups"]), shown(totals["rescued_of_flat_groups"] if recovers else dash),
             shown(one.whole["fission/age"], 1), shown(totals["leaks"]), shown(totals["fallbacks"]),

@@ -18,8 +18,8 @@ Row = tuple[str, str, int]
 LOGGED: tuple[Row, ...] = (
     ("fission/success", "success of explore rollouts", EXPLORE),
     ("fission/error_recovery_rate", "error recovery rate of explore rollouts", EXPLORE),
-    ("fission/zero_variance", "explore groups without variance", EXPLORE),
-    ("recovery/zero_variance", "recovery groups without variance", RECOVER),
+    ("fission/frac_zero_std", "explore groups without variance", EXPLORE),
+    ("recovery/frac_zero_std", "recovery groups without variance", RECOVER),
     ("recovery/rate", "success of recovery rollouts", RECOVER),
     ("fission/age", "age of contexts when used, steps", RECOVER),
 )
@@ -93,8 +93,8 @@ def _training(runs: Sequence[TrainingRun]) -> Training:
             "rescued_groups": over(lambda run: _sum(run, "fission/rescued_groups")),
             "rescued_of_recovery_groups": over(_rescued_of_recovery_groups),
             "rescued_of_flat_groups": over(_rescued_of_flat_groups),
-            "leaks": over(lambda run: _share(_sum(run, "fission/leaks"), _sum(run, "fission/pushed"))),
-            "fallbacks": over(lambda run: _share(_sum(run, "fission/fallbacks"), _sum(run, "fission/pushed"))),
+            "leaks": over(lambda run: _share(_sum(run, "feedback/leaks"), _sum(run, "fission/pushed"))),
+            "fallbacks": over(lambda run: _share(_sum(run, "feedback/fallbacks"), _sum(run, "fission/pushed"))),
         },
         seconds=over(lambda run: run.seconds),
     )
@@ -125,12 +125,12 @@ def groups(options: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
     Example:
         `groups({"per_device_train_batch_size": 32, "gradient_accumulation_steps": 2, "num_generations": 8,
-        "num_recoveries": 4})` is (8, 16)
+        "num_recovery_generations": 4})` is (8, 16)
     """
     steps = options.get("steps_per_generation") or options.get("gradient_accumulation_steps") or 0
     size = options.get("generation_batch_size") or steps * (options.get("per_device_train_batch_size") or 0)
     explored = options.get("num_generations")
-    recovered = options.get("num_recoveries") or explored
+    recovered = options.get("num_recovery_generations") or explored
     return size // explored if size and explored else None, size // recovered if size and recovered else None
 
 
@@ -140,7 +140,7 @@ def _rescued_of_recovery_groups(run: TrainingRun) -> float | None:
 
 
 def _rescued_of_flat_groups(run: TrainingRun) -> float | None:
-    flat = sum(cycle.get("fission/zero_variance", 0.0) for cycle in _cycles(run.cycles, EXPLORE))
+    flat = sum(cycle.get("fission/frac_zero_std", 0.0) for cycle in _cycles(run.cycles, EXPLORE))
     rescued = _sum(run, "fission/rescued_groups") if _cycles(run.cycles, RECOVER) else None
     return None if rescued is None else _share(rescued, flat * (groups(run.options)[0] or 0))
 
