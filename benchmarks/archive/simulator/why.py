@@ -2,8 +2,8 @@
 
     python benchmarks/archive/simulator/why.py FAILURES.jsonl USEFULNESS.jsonl
 
-FAILURES are the instances that `fission-grpo simulator check --usefulness` was given, USEFULNESS the raw results it
-wrote; first attempts only, as only their texts are kept.
+FAILURES (unpack it first: `gunzip -k`) are the instances that `fission-grpo simulator check --usefulness` was given,
+USEFULNESS the raw results it wrote; first attempts only, as only their texts are kept.
 """
 
 import json
@@ -20,8 +20,7 @@ from fission_grpo.simulator.instances import load_instances
 
 
 def main():
-    with unpacked(Path(sys.argv[1])) as file:
-        failed = {one.id: one.failure for one in load_instances(file)}
+    failed = {one.id: one.failure for one in load_instances(Path(sys.argv[1]))}
     counts = defaultdict(Counter)
     with unpacked(Path(sys.argv[2])) as file, file.open(encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if "text" in row and "attempt" in row]
