@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from fission_grpo.run_files import read_run
+from fission_grpo.report.run import read_run
 
 ROOT = Path(__file__).parent.parent
 ARMS = {"grpo": "GRPO", "fission": "Fission-GRPO"}

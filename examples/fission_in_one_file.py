@@ -201,9 +201,9 @@ def update(model, tokenizer, optimizer, rollouts, group_size):
 
 
 def main():
-    from fission_grpo.environments.desk import Desk
-    from fission_grpo.environments.desk_tasks import make_rows
-    from fission_grpo.starter import load_starter
+    from fission_grpo.envs.desk.env import Desk
+    from fission_grpo.envs.desk.tasks import make_rows
+    from fission_grpo.inference.pretrained import load_starter
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cycles", type=int, default=20, help="explore and recover cycles together")

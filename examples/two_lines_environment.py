@@ -10,7 +10,7 @@ import argparse
 from datasets import Dataset
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer  # was: from trl import GRPOConfig, GRPOTrainer
-from fission_grpo.starter import starter_path
+from fission_grpo.inference.pretrained import starter_path
 
 
 class Cabinet:

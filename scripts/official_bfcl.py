@@ -2,7 +2,7 @@
 
     python scripts/official_bfcl.py FOLDER [--cases FOLDER/cases.jsonl] [--model Qwen/Qwen3-8B-FC]
 
-FOLDER holds `result/MODEL/...`, as `fission_grpo.bfcl.results.write_result_files` writes it. This
+FOLDER holds `result/MODEL/...`, as `fission_grpo.evaluation.bfcl.results.write_result_files` writes it. This
 
 1. makes a separate environment, once (--venv, default ~/.cache/fission-grpo/bfcl-official; about 550 MB, two minutes),
    with bfcl-eval and what `bfcl evaluate` imports. bfcl-eval's own requirements would also bring torch, faiss and

@@ -27,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from fission_grpo.trl_versions import SUPPORTED  # noqa: E402 - works without TRL
+from fission_grpo.training.trl_compat import SUPPORTED  # noqa: E402 - works without TRL
 
 SEAM = (
     "trl_versions",

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.chat import parse, render_call
-from fission_grpo.tasks import to_rows
-from fission_grpo.toolrl import read_toolrl
-from fission_grpo.trajectory import Task
-from fission_grpo.verify import step_verdict
+from fission_grpo.core.chat import parse, render_call
+from fission_grpo.core.rewards import step_verdict
+from fission_grpo.core.types import Task
+from fission_grpo.data.convert.toolrl import read_toolrl
+from fission_grpo.data.step_tasks import to_rows
 
 
 @dataclass(frozen=True)

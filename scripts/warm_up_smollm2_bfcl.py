@@ -1,11 +1,11 @@
 """Teach SmolLM2-135M to call tools in live episodes: full finetuning on demonstrations on generated BFCL cases.
 
-As for the starter policy (`fission_grpo.starter_training`) the first part shows skilled demonstrations, the last part
+As in `fission_grpo.recipes.starter_policy.train`, the first part shows skilled demonstrations, the last part
 mixed ones, with slips, repeated errors and a minority of good recoveries, so that RL begins with something to improve.
 Every tool result in them is real. The chat template becomes the starter's, Qwen's format with tools as signatures:
 prompts have 100 to 240 tokens, and TRL reads the calls.
 
-Dialogues with the same tools share their system message, which is computed once (`fission_grpo.shared_prefix`).
+Dialogues with the same tools share their system message, which is computed once (`training.shared_prefix`).
 Weights are float32, products bfloat16 (`torch.autocast`).
 
     OMP_NUM_THREADS=1 python scripts/warm_up_smollm2_bfcl.py --model models/smollm2 --cases warm.jsonl --output DIR
@@ -24,12 +24,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import qwen3_template
 from trl.trainer.utils import add_fused_lm_head
 
-from fission_grpo.bfcl.demos import case_lessons
-from fission_grpo.bfcl.tasks import load_cases
-from fission_grpo.environments.desk_demos import MIXED, SKILLED
-from fission_grpo.shared_prefix.layout import GroupedBatch
-from fission_grpo.shared_prefix.update import enable, shared_logps
-from fission_grpo.starter_tokenizer import CHAT_TEMPLATE
+from fission_grpo.envs.bfcl.tasks import load_cases
+from fission_grpo.recipes.starter_policy.bfcl_demos import case_lessons
+from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED
+from fission_grpo.recipes.starter_policy.tokenizer import CHAT_TEMPLATE
+from fission_grpo.training.shared_prefix.layout import GroupedBatch
+from fission_grpo.training.shared_prefix.update import enable, shared_logps
 
 BATCH = 8
 """Dialogues an optimizer step. [ours]"""

@@ -2,10 +2,10 @@
 
 import json
 
-from fission_grpo.bfcl.docs import class_docs
-from fission_grpo.bfcl.verify import write_call
-from fission_grpo.chat import render_call
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.core.chat import render_call
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl.functions import class_docs
+from fission_grpo.envs.bfcl.judge import write_call
 
 DONE = "Done."
 BOTH = (

@@ -39,11 +39,22 @@ import single_turn
 from mistakes import KINDS, replies
 from official_bfcl import DEFAULT_VENV, differences, environment, evaluate
 
-from fission_grpo.bfcl.cases import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
-from fission_grpo.bfcl.play import play_case, play_single
-from fission_grpo.bfcl.results import read_result_file, replay_case, result_path, write_result_files
-from fission_grpo.bfcl.verify import write_call
-from fission_grpo.evaluation.play import Reply, play_all
+from fission_grpo.envs.bfcl.judge import write_call
+from fission_grpo.envs.bfcl.official import (
+    MULTI_TURN,
+    SINGLE_TURN,
+    multi_turn_cases,
+    single_turn_cases,
+)
+from fission_grpo.evaluation.bfcl.results import (
+    read_result_file,
+    replay_case,
+    result_path,
+    write_result_files,
+)
+from fission_grpo.evaluation.bfcl.run_case import play_case, play_single
+from fission_grpo.evaluation.runner import play_all
+from fission_grpo.inference.base import Reply
 
 MODELS = {"qwen-fc": "Qwen/Qwen3-8B-FC", "qwen-prompting": "Qwen/Qwen3-8B", "chat": "Qwen/Qwen3-8B-FC"}
 VARIANTS = [(form, mode) for form in MODELS for mode in ("strict", "told")]

@@ -25,10 +25,10 @@ from pathlib import Path
 
 os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
 
-from fission_grpo.bfcl.docs import class_docs
-from fission_grpo.bfcl.environment import bfcl_environment
-from fission_grpo.bfcl.verify import judge_case, read_call, write_call
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl.env import bfcl_environment
+from fission_grpo.envs.bfcl.functions import class_docs
+from fission_grpo.envs.bfcl.judge import judge_case, read_call, write_call
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 MUTATIONS = (
@@ -116,7 +116,7 @@ def mutated(kind, reference, classes, rng):
 
 
 def class_docs_of(function):
-    from fission_grpo.bfcl.docs import class_of
+    from fission_grpo.envs.bfcl.functions import class_of
 
     return class_docs(class_of(function))[function]
 
@@ -167,7 +167,7 @@ def mutations(everything, count, seed):
 
 def overhead(everything):
     """Part 3: medians and 95th percentiles in milliseconds, over the ground truth's calls in all base cases."""
-    from fission_grpo.bfcl.worlds import new_world
+    from fission_grpo.envs.bfcl.state import new_world
 
     times = {name: [] for name in ("bare", "tool", "snapshot", "restore", "judge", "reset", "reset_again")}
 

@@ -26,9 +26,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from fission_grpo.checkpoint_files import MANIFEST, STAGING, fault_in, numbered  # noqa: E402
+from fission_grpo.training.checkpoint_files import (  # noqa: E402
+    MANIFEST,
+    STAGING,
+    fault_in,
+    numbered,
+)
 
 STEPS = int(os.environ.get("CHAOS_STEPS", "160"))
 OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_steps {STEPS} --save_steps 2
@@ -71,7 +76,7 @@ def start(folder: Path, log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        from fission_grpo.train_command import train_command
+        from fission_grpo.cli.train import train_command
 
         code = train_command([*OPTIONS, "--output_dir", str(folder), *resume])
         sys.stdout.flush()
@@ -197,7 +202,7 @@ def main() -> int:
     parser.add_argument("--ends", type=float, default=0.0, help="share of kills aimed at the end of a save")
     parser.add_argument("--compare", action="store_true", help="only write the result of what is in --work already")
     given = parser.parse_args()
-    for name in ("resume_support", "fission_grpo.train_command"):  # and with them torch, trl, transformers
+    for name in ("resume_support", "fission_grpo.cli.train"):  # and with them torch, trl, transformers
         importlib.import_module(name)
 
     if not given.compare:

@@ -15,10 +15,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fission_grpo.environment import restorable, tool_methods
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows, solution
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows, solution
+from fission_grpo.envs.restore import restorable
+from fission_grpo.envs.wrapper import tool_methods
 
 
 def desk_material():
@@ -26,9 +27,9 @@ def desk_material():
 
 
 def bfcl_material():
-    from fission_grpo.bfcl.environment import environment_of
-    from fission_grpo.bfcl.generate import Mix, generate
-    from fission_grpo.bfcl.tasks import all_rows
+    from fission_grpo.envs.bfcl.env import environment_of
+    from fission_grpo.envs.bfcl.tasks import all_rows
+    from fission_grpo.recipes.bfcl_tasks.generate import Mix, generate
 
     made = []
     for row in all_rows(generate("train", 150, 0, Mix()) + generate("heldout", 100, 0, Mix())):

@@ -25,15 +25,14 @@ from pathlib import Path
 
 os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
 
-from fission_grpo.bfcl.cases import multi_turn_cases
-from fission_grpo.bfcl.docs import class_docs, official_schema
-from fission_grpo.bfcl.verify import judge_case, judge_turn
-from fission_grpo.bfcl.worlds import new_world
-from fission_grpo.evaluation.rates import rates_json, rates_of
-from fission_grpo.evaluation.rates_table import rates_table
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl.functions import class_docs, official_schema
+from fission_grpo.envs.bfcl.judge import judge_case, judge_turn
+from fission_grpo.envs.bfcl.official import multi_turn_cases
+from fission_grpo.envs.bfcl.state import new_world
+from fission_grpo.evaluation.metrics import rates_json, rates_of, rates_table
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
-from fission_grpo.evaluation.trace_messages import answered
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.evaluation.transcripts import answered
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 KINDS = ("unknown_tool", "bad_arguments", "raised")

@@ -30,11 +30,11 @@ REQUESTS, NEW_TOKENS, CASES, EVERY = 16, 32, 800, 50
 
 
 def desk_requests(count):
-    from fission_grpo.environment import tool_methods
-    from fission_grpo.environments.desk import Desk
-    from fission_grpo.environments.desk_tasks import make_rows
+    from fission_grpo.envs.desk.env import Desk
+    from fission_grpo.envs.desk.tasks import make_rows
+    from fission_grpo.envs.wrapper import tool_methods
     from fission_grpo.evaluation.episodes import ToolSchemas
-    from fission_grpo.evaluation.play import Request
+    from fission_grpo.inference.base import Request
 
     schemas = ToolSchemas(tool_methods(Desk()))
     return [Request(row["prompt"], schemas) for row in make_rows(count, 0, "held_out")]
@@ -42,8 +42,8 @@ def desk_requests(count):
 
 def bfcl_requests(count):
     os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
-    from fission_grpo.bfcl.cases import single_turn_cases
-    from fission_grpo.bfcl.play import play_single
+    from fission_grpo.envs.bfcl.official import single_turn_cases
+    from fission_grpo.evaluation.bfcl.run_case import play_single
 
     return [next(play_single(case, "chat")) for case in single_turn_cases("simple_python")[:count]]
 
@@ -71,8 +71,8 @@ def speed(arguments):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fission_grpo.evaluation import shared_prefix
-    from fission_grpo.evaluation.local import LocalPolicy, prompt_text
+    from fission_grpo.inference import local as shared_prefix
+    from fission_grpo.inference.local import LocalPolicy, prompt_text
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -131,11 +131,10 @@ def resident_mib():
 def memory(arguments):
     from dataclasses import asdict
 
-    from fission_grpo.evaluation.manifest import Manifest
-    from fission_grpo.evaluation.players import Sampling, local_player
-    from fission_grpo.evaluation.run import evaluate_run
+    from fission_grpo.evaluation.policies import Sampling, local_player
+    from fission_grpo.evaluation.run import Manifest, evaluate_run
     from fission_grpo.evaluation.task_sets import Choice, task_set
-    from fission_grpo.starter import starter_path
+    from fission_grpo.inference.pretrained import starter_path
 
     sampling, tasks = Sampling(temperature=1.0, max_new_tokens=64), task_set(Choice("desk", count=CASES))
     player = local_player(str(starter_path()), sampling, 64)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fission_grpo.corrective_instance import CorrectiveInstance
-from fission_grpo.fission import Failed, Fission
-from fission_grpo.trainer import FissionGRPOTrainer
+from fission_grpo.fission.algorithm import Failed, Fission
+from fission_grpo.fission.recovery import CorrectiveInstance
+from fission_grpo.training.trainer import FissionGRPOTrainer
 
 
 class UnscaledRecovery(FissionGRPOTrainer):

@@ -12,12 +12,12 @@ from typing import Any
 from desk_worlds import POOR_TEXT, UnfamiliarDesk, other_words, retold
 from told_errors import Say, by_reference, by_rules, diagnosed
 
-from fission_grpo.diagnose import FIXED_TEXT
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows, solution
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows, solution
+from fission_grpo.envs.faults import Fault, inject_faults
 from fission_grpo.evaluation.episodes import Factory, Rules, play_environment
-from fission_grpo.evaluation.play import Play
-from fission_grpo.faults import Fault, inject_faults
+from fission_grpo.evaluation.runner import Play
+from fission_grpo.feedback.sources import FIXED_TEXT
 
 MAX_TURNS = 4
 """As `fission-grpo eval --tasks desk` has it; calls of the last turn are not made."""

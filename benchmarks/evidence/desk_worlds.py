@@ -1,6 +1,6 @@
 """The desk in other clothes: tools under other names, and errors in other words or in none that help.
 
-World, judge and tasks stay those of `fission_grpo.environments.desk`. [ours]
+World, judge and tasks stay those of `fission_grpo.envs.desk.env`. [ours]
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from fission_grpo.environment import InfrastructureError, tool_methods
-from fission_grpo.environments.desk import Desk, ToolError
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.core.errors import InfrastructureError
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.desk.env import Desk, ToolError
+from fission_grpo.envs.wrapper import tool_methods
 
 POOR_TEXT = "the call failed"
 

@@ -9,11 +9,11 @@ from typing import Any
 from desk_sets import SETS, desk_plays
 from suite import Set
 
-from fission_grpo.evaluation.attempts import retry_loops, tally, total
-from fission_grpo.evaluation.local import LocalPolicy
-from fission_grpo.evaluation.play import Play, play_all
+from fission_grpo.evaluation.metrics import retry_loops, tally, total
 from fission_grpo.evaluation.records import CaseRecord
+from fission_grpo.evaluation.runner import Play, play_all
 from fission_grpo.evaluation.task_sets import Choice, task_set
+from fission_grpo.inference.local import LocalPolicy
 
 TASK_SEED = 1000
 """Of the desk's held-out tasks, the same for all arms and seeds. [ours]"""

@@ -16,11 +16,11 @@ from points import EvaluateAtPoints, Moment, Recorder
 from suite import ROOT, Job
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fission_grpo.evaluation.players import versions
-from fission_grpo.model_path import model_path
-from fission_grpo.run_state import load_state
-from fission_grpo.simulator.chosen import closing, endpoint_options, sources_from
-from fission_grpo.train_command import make_trainer, parse, resume_point
+from fission_grpo.cli.train import make_trainer, parse, resume_point
+from fission_grpo.evaluation.policies import versions
+from fission_grpo.feedback.spec import closing, endpoint_options, sources_from
+from fission_grpo.inference.pretrained import model_path
+from fission_grpo.training.checkpoint import load_state
 
 KEPT = ("fission/", "recovery/", "feedback/", "env/", "simulator/")
 KEPT += ("reward", "completions/mean_length", "grad_norm", "entropy", "loss")

@@ -14,10 +14,10 @@ from old_names import new_names
 from suite import Job
 from transformers import TrainerCallback
 
-from fission_grpo.evaluate import eval_line
-from fission_grpo.evaluation.players import versions
-from fission_grpo.evaluation.rates import rates_of
-from fission_grpo.training_callbacks import steps_per_cycle
+from fission_grpo.evaluation.evaluate import eval_line
+from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.evaluation.policies import versions
+from fission_grpo.training.callbacks import steps_per_cycle
 
 POINTS, CLOCK = "points.jsonl", "clock.json"
 

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.chat import render_call
-from fission_grpo.environment import tool_methods
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import first_call, make_rows, solution
+from fission_grpo.core.chat import render_call
+from fission_grpo.core.types import Message, Task, ToolCall
+from fission_grpo.data.step_tasks import row_of_step_task
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import first_call, make_rows, solution
+from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
-from fission_grpo.tasks import row_of_step_task
-from fission_grpo.trajectory import Message, Task, ToolCall
 
 
 def step_tasks(count: int, seed: int) -> list[Task]:

@@ -11,14 +11,25 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from fission_grpo.chat import parse, read_result
-from fission_grpo.diagnose import chain_of
-from fission_grpo.evaluation.play import Play, Request
+from fission_grpo.core.chat import parse, read_result
+from fission_grpo.core.types import (
+    ErrorKind,
+    Failure,
+    Message,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+    Verdict,
+)
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.failure import find_failures
-from fission_grpo.feedback import feedback_for
-from fission_grpo.recovery import recovery_task
-from fission_grpo.trajectory import ErrorKind, Failure, Message, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
+from fission_grpo.evaluation.runner import Play
+from fission_grpo.feedback.request import feedback_for
+from fission_grpo.feedback.sources import chain_of
+from fission_grpo.fission.failures import find_failures
+from fission_grpo.fission.recovery import recovery_task
+from fission_grpo.inference.base import Request
 
 Say = Callable[[Failure], str]
 Place = tuple[int, int]

@@ -24,7 +24,7 @@ from suite import Set
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.model_path import model_path
+from fission_grpo.inference.pretrained import model_path
 
 TASKS = Set("desk:held_out", count=160, in_flight=160)
 

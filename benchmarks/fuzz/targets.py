@@ -14,22 +14,36 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from fission_grpo.bfcl.decoding import decode_hermes, decode_python, python_calls
-from fission_grpo.chat import parse, read_result, render_call
-from fission_grpo.diagnose import FIXED_TEXT, Function, rules
-from fission_grpo.disguises import squashed
-from fission_grpo.evaluation.endpoint_reply import Unreadable, read_answer
-from fission_grpo.failure import find_failure
-from fission_grpo.feedback import feedback_for
-from fission_grpo.leaks import _WORDS, _plain, leaks
-from fission_grpo.recovery import recovery_task
-from fission_grpo.rules import MAX_LENGTH
-from fission_grpo.simulator.answers import usable_text
-from fission_grpo.spoken import dates_of, number, numbers_in, time_of
-from fission_grpo.task_json import task_from_json, task_to_json
-from fission_grpo.tasks import TaskFileError, load_tasks, row_of_step_task
-from fission_grpo.trajectory import Task, ToolCall, ToolResult, Trajectory, Turn
-from fission_grpo.verify import step_verdict
+from fission_grpo.core.chat import parse, read_result, render_call
+from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.rewards import step_verdict
+from fission_grpo.core.serialization import task_from_json, task_to_json
+from fission_grpo.core.types import (
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
+from fission_grpo.data.step_tasks import load_tasks, row_of_step_task
+from fission_grpo.evaluation.bfcl.decoding import decode_hermes, decode_python, python_calls
+from fission_grpo.feedback.leak_guard import (
+    _WORDS,
+    _plain,
+    dates_of,
+    leaks,
+    number,
+    numbers_in,
+    squashed,
+    time_of,
+)
+from fission_grpo.feedback.postprocess import usable_text
+from fission_grpo.feedback.request import feedback_for
+from fission_grpo.feedback.rules import MAX_LENGTH, rules
+from fission_grpo.feedback.sources import FIXED_TEXT, Function
+from fission_grpo.fission.failures import find_failure
+from fission_grpo.fission.recovery import recovery_task
+from fission_grpo.inference.endpoint import Unreadable, read_answer
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 2.0

@@ -15,9 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.types import ToolCall
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.leaks import leaks
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.feedback.leak_guard import leaks
 
 HERE = Path(__file__).parent
 NAMES = {"development": "development", "held out": "held out: all", "known": "held out: rules known from development",

@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.trajectory import ToolCall
+from fission_grpo.core.types import ToolCall
 
 ROWS = Path(__file__).with_name("situations.jsonl")
 DEVELOPMENT, HELD_OUT = "development", "held out"

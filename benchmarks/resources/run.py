@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-from fission_grpo.buffer import FissionBuffer
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows
-from fission_grpo.starter import load_starter
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
+from fission_grpo.fission.buffer import FissionBuffer
+from fission_grpo.inference.pretrained import load_starter
 
 
 def resident() -> float:

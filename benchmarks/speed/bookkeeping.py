@@ -20,12 +20,12 @@ import trl
 from datasets import Dataset
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-from fission_grpo.corrective_instance import CorrectiveInstance
-from fission_grpo.diagnose import FIXED_TEXT
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows
-from fission_grpo.starter import starter_path
-from fission_grpo.trajectory import ErrorKind, Task
+from fission_grpo.core.types import ErrorKind, Task
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
+from fission_grpo.feedback.sources import FIXED_TEXT
+from fission_grpo.fission.recovery import CorrectiveInstance
+from fission_grpo.inference.pretrained import starter_path
 
 
 def train(steps: int, waiting: int, seed: int) -> dict[str, list[float]]:

@@ -34,8 +34,8 @@ from bookkeeping import fillers
 from matplotlib.figure import Figure
 from shared_prefix.steps import TRAINERS, Setting, peak, train
 
-from fission_grpo.buffer import FissionBuffer
-from fission_grpo.corrective_instance import CorrectiveInstance
+from fission_grpo.fission.buffer import FissionBuffer
+from fission_grpo.fission.recovery import CorrectiveInstance
 
 PARTS = {
     "generation": lambda step: step["generation"],

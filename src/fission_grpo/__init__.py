@@ -6,17 +6,29 @@ Importing this package loads neither torch nor trl; the trainer is loaded when f
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
+from fission_grpo.core.types import (
+    ErrorKind,
+    Failure,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+    Verdict,
+)
 
 if TYPE_CHECKING:
-    from fission_grpo.config import FissionGRPOConfig
-    from fission_grpo.environment_report import check_environment
-    from fission_grpo.faults import Fault, inject_faults
-    from fission_grpo.trainer import FissionGRPOTrainer
-    from fission_grpo.training_callbacks import StopAndSave
-    from fission_grpo.watch import InfrastructureError
+    from fission_grpo.core.errors import InfrastructureError
+    from fission_grpo.envs.check import check_environment
+    from fission_grpo.envs.faults import Fault, inject_faults
+    from fission_grpo.training.callbacks import StopAndSave
+    from fission_grpo.training.config import FissionGRPOConfig
+    from fission_grpo.training.trainer import FissionGRPOTrainer
+
 
 __version__ = "0.1.0"
+
+
 __all__ = [
     "ErrorKind",
     "Failure",
@@ -35,14 +47,15 @@ __all__ = [
     "inject_faults",
 ]
 
+
 _LATER = {
-    "Fault": "fission_grpo.faults",
-    "FissionGRPOConfig": "fission_grpo.config",
-    "FissionGRPOTrainer": "fission_grpo.trainer",
-    "InfrastructureError": "fission_grpo.watch",
-    "StopAndSave": "fission_grpo.training_callbacks",
-    "check_environment": "fission_grpo.environment_report",
-    "inject_faults": "fission_grpo.faults",
+    "Fault": "fission_grpo.envs.faults",
+    "FissionGRPOConfig": "fission_grpo.training.config",
+    "FissionGRPOTrainer": "fission_grpo.training.trainer",
+    "InfrastructureError": "fission_grpo.core.errors",
+    "StopAndSave": "fission_grpo.training.callbacks",
+    "check_environment": "fission_grpo.envs.check",
+    "inject_faults": "fission_grpo.envs.faults",
 }
 """Names that are loaded on first use, as importing trl takes seconds, by module."""
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from fission_grpo.evaluation.local import prompt_text
-from fission_grpo.evaluation.manifest import read_manifest
+from fission_grpo.evaluation.run import read_manifest
 from fission_grpo.evaluation.task_sets import Choice, task_set
-from fission_grpo.model_path import model_path
+from fission_grpo.inference.local import prompt_text
+from fission_grpo.inference.pretrained import model_path
 
 HERE = Path(__file__).parent
 

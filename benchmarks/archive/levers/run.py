@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scipy.stats import t
 
-from fission_grpo.run_files import read_history, read_run
+from fission_grpo.report.run import read_history, read_run
 
 ROOT = Path(__file__).parents[3]
 CHOSEN = ["--buffer_order", "variance", "--adaptive_share", "true"]

@@ -20,7 +20,7 @@ import time
 from concurrent.futures import wait
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "support"))
 RESULTS = Path(__file__).with_suffix(".json")
 DIAGNOSES, IN_FLIGHT, LATENCY, ROUNDS, REPEATS = 1000, 32, 0.1, 9, 5
 
@@ -39,9 +39,14 @@ def serve(pipe):
 
 
 def failures():
-    from fission_grpo.bfcl.docs import class_docs, official_schema
-    from fission_grpo.chat import parse, render_call
-    from fission_grpo.trajectory import ErrorKind, Failure, Task, ToolCall
+    from fission_grpo.core.chat import parse, render_call
+    from fission_grpo.core.types import (
+        ErrorKind,
+        Failure,
+        Task,
+        ToolCall,
+    )
+    from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 
     names = [*class_docs("GorillaFileSystem"), *list(class_docs("MessageAPI"))[:2]]
     tools = tuple(official_schema(name) for name in names)
@@ -61,7 +66,7 @@ def failures():
 
 def uncached(url, asked, cache):
     """Seconds, CPU seconds, and seconds in the asking thread, of one round."""
-    from fission_grpo.simulator.endpoint import EndpointSource, SimulatorOptions
+    from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
 
     with EndpointSource("small", url, SimulatorOptions(concurrency=IN_FLIGHT, cache=cache)) as source:
         source.check()
@@ -76,8 +81,8 @@ def uncached(url, asked, cache):
 
 
 def measure(url, cache):
-    from fission_grpo.simulator.endpoint import EndpointSource, SimulatorOptions
-    from fission_grpo.simulator.prompt import failure_text
+    from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
+    from fission_grpo.feedback.prompt import failure_text
 
     asked = failures()
     found = {"diagnoses": DIAGNOSES, "in_flight": IN_FLIGHT, "latency_s": LATENCY, "tools": len(asked[0].task.tools)}

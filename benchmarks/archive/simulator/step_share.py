@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parents[3] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "support"))
 RESULTS = Path(__file__).with_suffix(".json")
 CYCLES, LATENCY = 12, 0.1
 SPOILED = {0: "close", 1: "hang", 2: "429", 3: "500", 4: "html"}
@@ -44,9 +44,9 @@ def train(diagnose, folder):
     from datasets import Dataset
 
     from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-    from fission_grpo.environments.desk import Desk
-    from fission_grpo.environments.desk_tasks import make_rows
-    from fission_grpo.starter import load_starter
+    from fission_grpo.envs.desk.env import Desk
+    from fission_grpo.envs.desk.tasks import make_rows
+    from fission_grpo.inference.pretrained import load_starter
 
     model, tokenizer = load_starter()
     args = FissionGRPOConfig(
@@ -96,8 +96,7 @@ def train(diagnose, folder):
 
 
 def with_server(faulty, folder):
-    from fission_grpo.simulator.endpoint import EndpointSource
-    from fission_grpo.simulator.endpoint_options import SimulatorOptions
+    from fission_grpo.feedback.endpoint import EndpointSource, SimulatorOptions
 
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(there, faulty), daemon=True)

@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from packed import unpacked
 
-from fission_grpo.chat import parse
-from fission_grpo.simulator.instances import load_instances
+from fission_grpo.core.chat import parse
+from fission_grpo.feedback.dataset import load_instances
 
 
 def main():

@@ -11,12 +11,12 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows
-from fission_grpo.evaluate import eval_line, evaluate
-from fission_grpo.evaluation.local import LocalPolicy
-from fission_grpo.evaluation.rates import rates_of
-from fission_grpo.starter import load_starter
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
+from fission_grpo.evaluation.evaluate import eval_line, evaluate
+from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.inference.local import LocalPolicy
+from fission_grpo.inference.pretrained import load_starter
 
 
 def measure(model, tokenizer, rows, seed, samples):

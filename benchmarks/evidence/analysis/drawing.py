@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.results import FIRST
-from fission_grpo.plots import GRID, INK, MORE_COLORS, MUTED, arm_colors, family
+from fission_grpo.report.charts import (
+    GRID,
+    INK,
+    MORE_COLORS,
+    MUTED,
+    arm_colors,
+    family,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

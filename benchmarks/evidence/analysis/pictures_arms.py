@@ -23,7 +23,7 @@ from analysis.measures import RECOVERY, SUCCESS
 from analysis.results import SetResult
 from analysis.verdicts import direction, points
 from analysis.whole import Analysis
-from fission_grpo.plots import INK, MUTED
+from fission_grpo.report.charts import INK, MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

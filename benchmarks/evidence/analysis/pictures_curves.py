@@ -23,8 +23,8 @@ from analysis.learning import CurvePoint
 from analysis.measures import RECOVERY, SUCCESS, Measure
 from analysis.training import LOGGED, QUARTERS, RECOVER
 from analysis.whole import Analysis
-from fission_grpo.plots import INK, KIND_COLORS
-from fission_grpo.trajectory import ErrorKind
+from fission_grpo.core.types import ErrorKind
+from fission_grpo.report.charts import INK, KIND_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from old_names import new_names
 from packed import unpacked
 
-from fission_grpo.json_lines import Line, RunFileError, read_lines
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import Line, read_lines
 
 SETS, EVALUATIONS, RUNS = "sets.json", "evaluations.jsonl", "runs.jsonl"
 NUMBER = (int, float)

@@ -23,11 +23,11 @@ import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from trl.trainer.utils import add_fused_lm_head
 
-from fission_grpo.environment import tool_methods
-from fission_grpo.environments.desk import Desk
-from fission_grpo.environments.desk_tasks import make_rows
-from fission_grpo.shared_prefix.generate import SharedGeneration
-from fission_grpo.starter import load_starter
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
+from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.inference.pretrained import load_starter
+from fission_grpo.training.shared_prefix.generate import SharedGeneration
 
 WAYS = ("plain", "shared")
 

@@ -1,1 +1,1 @@
-"""Evaluation: policies play cases, cases become records, records become rates, and runs are compared."""
+"""Evaluation: a policy runs cases, cases become records, records become metrics, and runs are compared."""

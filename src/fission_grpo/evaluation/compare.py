@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.evaluation.attempts import Tally, tally, total
+from fission_grpo.core.errors import RunFileError
 from fission_grpo.evaluation.intervals import Pair, difference_interval
-from fission_grpo.evaluation.manifest import Manifest, differences, read_manifest
-from fission_grpo.evaluation.rates_table import aligned
+from fission_grpo.evaluation.metrics import Tally, aligned, tally, total
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
-from fission_grpo.json_lines import RunFileError
+from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 
 NAMED = 5
 """Most case ids a message names. [ours]"""

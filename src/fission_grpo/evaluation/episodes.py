@@ -9,14 +9,65 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fission_grpo.chat import parse
-from fission_grpo.environment import Limits, make_call, restorable, tool_methods
-from fission_grpo.evaluation.messages import assistant_message, result_messages, unread_messages
-from fission_grpo.evaluation.play import Play, Reply, Request
-from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
-from fission_grpo.faults import injected_calls
-from fission_grpo.schema import check_call
-from fission_grpo.trajectory import ErrorKind, Message, ToolCall, ToolResult, Turn
+from fission_grpo.core.chat import parse
+from fission_grpo.core.rewards import RewardConfig, step_verdict
+from fission_grpo.core.tool_schema import check_call
+from fission_grpo.core.types import (
+    ErrorKind,
+    Message,
+    Task,
+    ToolCall,
+    ToolResult,
+    Turn,
+)
+from fission_grpo.envs.faults import injected_calls
+from fission_grpo.envs.restore import make_call, restorable
+from fission_grpo.envs.wrapper import Limits, tool_methods
+from fission_grpo.evaluation.records import (
+    CallRecord,
+    CaseRecord,
+    StepRecord,
+    TurnRecord,
+)
+from fission_grpo.evaluation.runner import Play
+from fission_grpo.inference.base import Reply, Request
+from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
+
+
+def play_step(task: Task, config: RewardConfig | None = None) -> Play:
+    """Ask a step task. It succeeds as a rollout does in training: R_fmt = 1 and R_corr >= `correctness_threshold`.
+
+    A call of an unknown tool, or with arguments its schema rejects, is an error of the policy. As nothing follows it,
+    no step task recovers: error recovery needs episodes.
+
+    Args:
+        task: with messages as prompt, tools and a reference.
+        config: of the reward.
+
+    Raises:
+        ValueError: the task has no reference.
+    """
+    if task.reference is None or isinstance(task.prompt, str):
+        raise ValueError(f"task {task.id!r} is no step task: it needs messages as prompt and a reference")
+    began = time.perf_counter()
+    reply = yield Request(task.prompt, task.tools)
+    if reply.lost is not None:
+        return CaseRecord(task.id, "step", missing=reply.lost, seconds=time.perf_counter() - began)
+    turn = parse(reply.text, truncated=reply.truncated)
+    verdict = step_verdict(task, turn, reply.tokens, config=config)
+    calls = tuple(_judged(call, task) for call in turn.calls)
+    step = StepRecord(reply.text, calls, turn.error, reply.tokens, reply.truncated)
+    why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
+    seconds = time.perf_counter() - began
+    return CaseRecord(task.id, "step", (TurnRecord((step,), why is None),), why is None, why, seconds=seconds)
+
+
+def _judged(call: ToolCall, task: Task) -> CallRecord:
+    problem = check_call(call, task.tools)
+    if problem is None:
+        return CallRecord(call.name, call.arguments)
+    return CallRecord(call.name, call.arguments, error=problem.message, kind=problem.kind)
+
 
 Factory = Callable[[], Any]
 

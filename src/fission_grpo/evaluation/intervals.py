@@ -13,14 +13,18 @@ from typing import Any
 Z95 = 1.959963984540054
 """97.5% quantile of the normal distribution."""
 
+
 RESAMPLES = 2000
 """Resamples of an interval. [ours]"""
+
 
 SEED = 0
 """Of the resampling, so that the same records give the same interval. [ours]"""
 
+
 AT_ONCE = 1_000_000
 """Draws of cases held at once, 8 MB; more cases are resampled in parts. [ours]"""
+
 
 Pair = tuple[int, int]
 """What one case adds above and below the line of a ratio."""

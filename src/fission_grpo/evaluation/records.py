@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.json_lines import Line, read_lines
-from fission_grpo.trajectory import ErrorKind
+from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.types import ErrorKind
 
 CASES = "cases.jsonl"
 """The file of an evaluation's records, in its directory."""

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.environments.desk_chains import desk_rows, requests_of
-from fission_grpo.evaluation.episodes import Rules, play_environment
-from fission_grpo.evaluation.play import Play
-from fission_grpo.evaluation.steps import play_step
-from fission_grpo.faults import Fault, inject_faults
+from fission_grpo.envs.desk.tasks import desk_rows, requests_of
+from fission_grpo.envs.faults import Fault, inject_faults
+from fission_grpo.evaluation.episodes import Rules, play_environment, play_step
+from fission_grpo.evaluation.runner import Play
 
 DESK_TASKS = 256
 """Held-out tasks drawn for the built-in environment where no number is given. [ours]"""
@@ -116,14 +115,14 @@ def task_set(choice: Choice) -> TaskSet:
 
 
 def _desk(choice: Choice, requests: int) -> TaskSet:
-    from fission_grpo.environments.desk import Desk
+    from fission_grpo.envs.desk.env import Desk
 
     rows = desk_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out", requests)[choice.skip :]
     return TaskSet(_episodes(rows, Desk, choice), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
 
 
 def _file(choice: Choice) -> TaskSet:
-    from fission_grpo.training_tasks import case_rows, is_case_file, load_any
+    from fission_grpo.data.load import case_rows, is_case_file, load_any
 
     if is_case_file(choice.tasks):
         rows, environments = case_rows(choice.tasks, choice.skip, choice.count)
@@ -148,8 +147,8 @@ def _episodes(rows: Sequence[Mapping[str, Any]], environments: Any, choice: Choi
 
 
 def _bfcl(choice: Choice) -> TaskSet:
-    from fission_grpo.bfcl.cases import MULTI_TURN, multi_turn_cases, single_turn_cases
-    from fission_grpo.bfcl.play import play_case, play_single
+    from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases, single_turn_cases
+    from fission_grpo.evaluation.bfcl.run_case import play_case, play_single
 
     if choice.faults:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")

@@ -1,0 +1,56 @@
+"""`fission-grpo compare RUN_A RUN_B`: the table on the terminal, `compare.json` and `compare.png` in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fission_grpo.evaluation.compare import (
+    compare,
+    comparison_json,
+    comparison_table,
+    read_run,
+)
+
+
+def compare_command(argv: list[str]) -> int:
+    """Compare two runs. Returns 0, or 2 after saying on stderr what is wrong or what differs."""
+    arguments = _parser().parse_args(argv)
+    output = arguments.output or arguments.run_b / "compare"
+    notes: list[str] = []
+    try:
+        comparison = compare(read_run(arguments.run_a, notes), read_run(arguments.run_b, notes))
+        output.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(comparison_json(comparison), ensure_ascii=False, indent=1)
+        (output / "compare.json").write_text(text + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(comparison_table(comparison))
+    print(f"written: {output / 'compare.json'}")
+    try:
+        from fission_grpo.report.charts import comparison_png
+
+        (output / "compare.png").write_bytes(comparison_png(comparison))
+    except ImportError as error:
+        print(f"no picture: it needs matplotlib ({error}); pip install 'fission-grpo[report]'")
+    else:
+        print(f"written: {output / 'compare.png'}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fission-grpo compare",
+        description="Compare two evaluations of the same cases, case by case. Refuses, with exit status 2, runs whose "
+        "task sets, prompts or decoding differ.",
+    )
+    folder = "output directory of `fission-grpo eval`, with cases.jsonl and manifest.json"
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help=folder)
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="another one; differences are B minus A")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: RUN_B/compare)")
+    return parser

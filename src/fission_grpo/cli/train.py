@@ -1,0 +1,199 @@
+"""`fission-grpo train`: the trainer from a YAML file and command-line overrides, as `trl grpo` does it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from fission_grpo.core.errors import UsageError
+from fission_grpo.core.files import RunDirectoryError
+from fission_grpo.core.rewards import RewardConfig
+from fission_grpo.data.load import DESK_TASKS, material
+from fission_grpo.feedback.sources import Source
+from fission_grpo.feedback.spec import (
+    FORMS,
+    accounts,
+    closing,
+    endpoint_options,
+    sources_from,
+)
+from fission_grpo.inference.pretrained import model_path
+from fission_grpo.inference.secrets import shown_command
+from fission_grpo.training.arguments import parse_options
+from fission_grpo.training.callbacks import LiveProgress, StopAndSave
+from fission_grpo.training.checkpoint import resume_from
+from fission_grpo.training.checkpoint_files import tidy
+from fission_grpo.training.config import FissionGRPOConfig
+from fission_grpo.training.trainer import FissionGRPOTrainer
+
+DESCRIPTION = """\
+Train with Fission-GRPO. Every option below can stand in the YAML file of --config FILE (without the dashes) and be
+overridden on the command line. Beyond our own options these are TRL's GRPOConfig and ModelConfig, untouched; the
+constants of the step-task reward (alpha, correctness_threshold, format_weight_*, correctness_weight_*, length_*) are
+documented in fission_grpo/verify.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
+
+
+@dataclass
+class ScriptArguments:
+    """What `fission-grpo train` needs beyond the trainer's own configuration."""
+
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to train on: 'desk' (the built-in environment), 'desk:2' (its tasks of two requests; up to "
+            "4), a step-task file or a case file over BFCL's environments (.jsonl, see `fission-grpo tasks`), or a "
+            "ToolRL file (rlla_*.json, *.parquet). Required."
+        },
+    )
+    num_tasks: int = field(
+        default=0,
+        metadata={"help": f"Take this many tasks, from skip_tasks on; 0: all of a file, {DESK_TASKS} of 'desk'."},
+    )
+    skip_tasks: int = field(
+        default=0,
+        metadata={"help": "Leave out this many tasks at the beginning of a file, such as those of a warm-up."},
+    )
+    max_prompt_tokens: int = field(
+        default=0, metadata={"help": "Leave out step tasks with a longer rendered prompt, in tokens; 0: keep all."}
+    )
+    diagnose: str = field(
+        default="rules",
+        metadata={
+            "help": "What a failed rollout is told, by one source or several, each asked what the one before "
+            f"could not say. {'; '.join(FORMS.splitlines())}."
+        },
+    )
+    simulator: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "How a model behind an endpoint is asked: `url` and the fields of SimulatorOptions "
+            "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
+        },
+    )
+
+
+def make_parser() -> TrlParser:
+    """The parser of `fission-grpo train`: dataclasses only, no abbreviated options."""
+    return TrlParser(
+        (ScriptArguments, FissionGRPOConfig, ModelConfig, RewardConfig),  # pyright: ignore[reportArgumentType]
+        prog="fission-grpo train",
+        usage="fission-grpo train --config FILE [--option VALUE ...]",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
+
+
+def parse(argv: list[str]) -> tuple[ScriptArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
+    """Read the YAML file and the command line. Raises as `parse_options` does."""
+    return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
+
+
+def train_command(argv: list[str]) -> int:
+    """Run `fission-grpo train`.
+
+    Returns:
+        0; 2 after one line on stderr about a mistake in configuration, data or model; 128 + the signal that stopped
+        the run after a checkpoint was saved. What goes wrong during training is raised.
+    """
+    if "-h" in argv or "--help" in argv:
+        make_parser().print_help()
+        return 0
+    with ExitStack() as stack:
+        try:
+            script, args, model, reward = parse(argv)
+            checkpoint = resume_point(args)
+            chain = sources_from(script.diagnose, *endpoint_options(script.simulator))
+            sources = stack.enter_context(closing(chain))
+            trainer = make_trainer(script, args, model, reward, sources)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        stop = stack.enter_context(StopAndSave())
+        trainer.add_callback(stop)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except RunDirectoryError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        for line in accounts(sources):
+            print(line)
+    if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
+        resume = ["--resume_from_checkpoint", "true"]
+        again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
+        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
+        print(f"  {shown_command(['fission-grpo', 'train', *again])}")
+        return 128 + stop.signal
+    trainer.save_model()
+    trainer.save_state()
+    print(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
+    return 0
+
+
+def resume_point(args: FissionGRPOConfig) -> str | bool | None:
+    """The checkpoint folder to resume from, None to begin anew. `true` means the newest whole one in `output_dir`.
+
+    Under a launcher of several processes the first one looks, and True leaves it to the trainer.
+
+    Raises:
+        ValueError: there is none, the path given is no folder, it is damaged, or it holds no fission buffer, though
+            `fission` is on.
+    """
+    if args.process_index != 0:
+        return str(args.resume_from_checkpoint).lower() not in ("none", "false")
+    run = Path(str(args.output_dir))
+    tidy(run)
+    found = resume_from(args.resume_from_checkpoint, run, args.fission)
+    return None if found is None else str(found)
+
+
+def make_trainer(
+    script: ScriptArguments,
+    args: FissionGRPOConfig,
+    model: ModelConfig,
+    reward: RewardConfig,
+    sources: Sequence[Source],
+    trainer_class: type[FissionGRPOTrainer] = FissionGRPOTrainer,
+) -> FissionGRPOTrainer:
+    """The trainer, or one of a class derived from it, with model, data, reward, diagnoses and progress in place.
+
+    Raises:
+        UsageError, ValueError, OSError: the data or the model cannot be used.
+    """
+    if not model.model_name_or_path:
+        raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
+    name = model_path(model.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(
+        name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
+    )
+    given = material(script, args.seed, tokenizer, reward)
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "trust_remote_code": args.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        "use_safetensors": True,
+        **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
+    }
+    trainer = trainer_class(
+        model=name,
+        reward_funcs=given.reward,
+        args=args,
+        train_dataset=Dataset.from_list(list(given.rows)),
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+        environment_factory=given.environments,
+        callbacks=[LiveProgress()],
+        diagnose=sources,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,1 @@
+"""Task files: any supported format becomes rows, an environment and a reward."""

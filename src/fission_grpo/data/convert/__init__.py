@@ -1,0 +1,1 @@
+"""Converters from other projects' tool-calling data to step tasks."""

@@ -1,0 +1,115 @@
+"""The official documentation of BFCL's 128 multi-turn functions, as JSON schemas and as Python signatures.
+
+Source: `bfcl_eval/data/multi_turn_func_doc/*.json` of the installed bfcl-eval.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from types import GenericAlias
+from typing import Any
+
+FILES = {
+    "GorillaFileSystem": "gorilla_file_system",
+    "MathAPI": "math_api",
+    "MessageAPI": "message_api",
+    "TwitterAPI": "posting_api",
+    "TicketAPI": "ticket_api",
+    "TradingBot": "trading_bot",
+    "TravelAPI": "travel_booking",
+    "VehicleControlAPI": "vehicle_control",
+}
+"""The eight classes, each with the name of its file of function docs and of its module."""
+
+
+_JSON_TYPES = {"dict": "object", "float": "number"}
+
+
+_HINTS: Mapping[str, Any] = {"string": str, "float": float, "integer": int, "boolean": bool, "dict": dict}
+
+
+@cache
+def class_docs(class_name: str) -> Mapping[str, Mapping[str, Any]]:
+    """The official docs of a class's functions, by function name, in official order.
+
+    Raises:
+        ValueError: no such class; the message lists them.
+        ModuleNotFoundError: bfcl-eval is not installed.
+    """
+    if class_name not in FILES:
+        raise ValueError(f"no BFCL class {class_name!r}; there are {', '.join(FILES)}")
+    file = resources.files("bfcl_eval") / "data" / "multi_turn_func_doc" / f"{FILES[class_name]}.json"
+    docs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {doc["name"]: doc for doc in docs}
+
+
+@cache
+def class_of(function: str) -> str:
+    """The class a function belongs to. Names are unique over the eight. Raises ValueError for an unknown one."""
+    for class_name in FILES:
+        if function in class_docs(class_name):
+            return class_name
+    raise ValueError(f"no BFCL function {function!r}")
+
+
+def official_schema(function: str) -> dict[str, Any]:
+    """A function as `{"name", "description", "parameters"}` in proper JSON schema ("dict" is "object", and so on)."""
+    doc = class_docs(class_of(function))[function]
+    return {"name": function, "description": doc["description"], "parameters": _json_schema(doc["parameters"])}
+
+
+def signature(function: str) -> inspect.Signature:
+    """The Python signature that says the same as the docs, `self` first; what is not required defaults to `default`.
+
+    What type hints cannot say is lost: the fields of `edit_ticket`'s `updates` (they are told in its description).
+    """
+    doc = class_docs(class_of(function))[function]["parameters"]
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    for name, field in doc["properties"].items():
+        default = inspect.Parameter.empty if name in doc["required"] else field.get("default")
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=_hint(field)))
+    # a required parameter after an optional one would be no valid signature
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    return inspect.Signature(parameters)
+
+
+def docstring(function: str) -> str:
+    """A Google docstring with the official descriptions, as `transformers.utils.get_json_schema` reads it."""
+    doc = class_docs(class_of(function))[function]
+    lines = [_one_line(doc["description"]), ""]
+    if doc["parameters"]["properties"]:
+        lines.append("Args:")
+        for name, field in doc["parameters"]["properties"].items():
+            inner = "".join(f" {key}: {_one_line(value['description'])}" for key, value in _fields(field).items())
+            lines.append(f"    {name}: {_one_line(field.get('description', ''))}{inner}")
+    return "\n".join(lines).strip()
+
+
+def _json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
+    schema = {**field, "type": _JSON_TYPES.get(field["type"], field["type"])}
+    if "properties" in field:
+        schema["properties"] = {name: _json_schema(inner) for name, inner in field["properties"].items()}
+    if "items" in field:
+        schema["items"] = _json_schema(field["items"])
+    if schema.get("default", "") is None:
+        del schema["default"]
+    return schema
+
+
+def _hint(field: Mapping[str, Any]) -> Any:
+    if field["type"] == "array":
+        return GenericAlias(list, (_HINTS[field["items"]["type"]],))
+    return _HINTS[field["type"]]
+
+
+def _fields(field: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return field.get("properties", {})
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,170 @@
+"""BFCL's official test cases, read from the installed bfcl-eval: multi-turn with ground truth, and single-turn.
+
+Function docs come in the order, with the additions and with the hold-outs of the official loader
+(`bfcl_eval.utils.load_dataset_entry`): " Note that the provided function is in Python 3 syntax." ends the description
+of every function shown from the start, but not of those that `miss_func` holds out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from fission_grpo.core.types import Message, ToolCall
+from fission_grpo.envs.bfcl.functions import class_docs, class_of
+from fission_grpo.envs.bfcl.judge import read_call
+
+VERSION = "BFCL_v4"
+
+
+MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
+
+
+SINGLE_TURN = (
+    "simple_python",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "irrelevance",
+    "live_simple",
+    "live_multiple",
+    "live_parallel",
+    "live_parallel_multiple",
+    "live_irrelevance",
+    "live_relevance",
+)
+"""The single-turn categories whose calls are Python. `simple_java` and `simple_javascript` need tree-sitter parsers of
+one old version, and are left out."""
+
+
+HINT = " Note that the provided function is in Python 3 syntax."
+"""What the official loader adds to a description before a model is asked."""
+
+
+Doc = Mapping[str, Any]
+"""A function as BFCL documents it: `name`, `description`, `parameters` (of type "dict"), `response`."""
+
+
+@dataclass(frozen=True)
+class MultiTurnCase:
+    """One multi-turn case.
+
+    Args:
+        id: official, such as "multi_turn_base_0".
+        category: the id without its number.
+        turns: messages that begin each user turn; empty where functions held out so far are shown instead.
+        functions: documented from the start.
+        added: functions held out until a turn, by number of the turn.
+        classes: that are instantiated, in official order.
+        config: official initial configuration, by class.
+        reference: the ground truth's calls, by turn.
+    """
+
+    id: str
+    category: str
+    turns: tuple[tuple[Message, ...], ...]
+    functions: tuple[Doc, ...]
+    added: Mapping[int, tuple[Doc, ...]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    reference: tuple[tuple[ToolCall, ...], ...] = ()
+
+    @property
+    def long_context(self) -> bool:
+        """Whether the scenarios are loaded with their long contents."""
+        return "long_context" in self.category
+
+
+@dataclass(frozen=True)
+class SingleTurnCase:
+    """One single-turn case.
+
+    Args:
+        id: official, such as "live_simple_0-0-0".
+        category: the id without its number.
+        messages: the question, sometimes with a system message or earlier turns.
+        functions: documented.
+        answer: official possible answers, one mapping a call; None where none is needed (relevance, irrelevance).
+    """
+
+    id: str
+    category: str
+    messages: tuple[Message, ...]
+    functions: tuple[Doc, ...]
+    answer: tuple[Mapping[str, Any], ...] | None = None
+
+
+def multi_turn_cases(category: str) -> list[MultiTurnCase]:
+    """The 200 cases of a multi-turn category, in official order.
+
+    Raises:
+        ValueError: no such category; the message lists them.
+        ModuleNotFoundError: bfcl-eval is not installed.
+    """
+    _known(category, MULTI_TURN)
+    answers = {row["id"]: row["ground_truth"] for row in _rows("possible_answer", category)}
+    return [_multi_turn(row, answers[row["id"]]) for row in _rows("", category)]
+
+
+def single_turn_cases(category: str) -> list[SingleTurnCase]:
+    """The cases of a single-turn category, in official order. Raises as `multi_turn_cases` does."""
+    _known(category, SINGLE_TURN)
+    rows = _rows("", category)
+    answers = [None] * len(rows)
+    if "relevance" not in category:  # officially, too, answers belong to questions by their place
+        answers = [tuple(row["ground_truth"]) for row in _rows("possible_answer", category)]
+    return [
+        SingleTurnCase(
+            id=row["id"],
+            category=category,
+            messages=tuple(row["question"][0]),
+            functions=tuple(_hinted(doc) for doc in row["function"]),
+            answer=answer,
+        )
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def category_of(case_id: str) -> str:
+    """The category of an official id. Example: "live_simple_0-0-0" belongs to "live_simple"."""
+    return case_id.rsplit("_", 1)[0]
+
+
+def _multi_turn(row: Mapping[str, Any], answer: Sequence[Sequence[str]]) -> MultiTurnCase:
+    held_out = {name for names in row.get("missed_function", {}).values() for name in names}
+    docs = {name: doc for class_name in row["involved_classes"] for name, doc in class_docs(class_name).items()}
+    return MultiTurnCase(
+        id=row["id"],
+        category=category_of(row["id"]),
+        turns=tuple(tuple(turn) for turn in row["question"]),
+        functions=tuple(_hinted_doc(name) for name in docs if name not in held_out),
+        added={
+            int(turn): tuple(docs[name] for name in names) for turn, names in row.get("missed_function", {}).items()
+        },
+        classes=tuple(row["involved_classes"]),
+        config=row["initial_config"],
+        reference=tuple(tuple(read_call(text) for text in turn) for turn in answer),
+    )
+
+
+@cache
+def _hinted_doc(function: str) -> Doc:
+    return _hinted(class_docs(class_of(function))[function])
+
+
+def _hinted(doc: Doc) -> Doc:
+    return {**doc, "description": doc["description"] + HINT}
+
+
+def _known(category: str, categories: Sequence[str]) -> None:
+    if category not in categories:
+        raise ValueError(f"no BFCL category {category!r} here; there are {', '.join(categories)}")
+
+
+def _rows(folder: str, category: str) -> list[dict[str, Any]]:
+    file = resources.files("bfcl_eval") / "data" / folder / f"{VERSION}_{category}.json"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

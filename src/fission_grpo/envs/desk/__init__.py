@@ -1,0 +1,1 @@
+"""Desk: a small office of files and a calendar, with generated tasks."""

@@ -1,0 +1,278 @@
+"""BFCL's official result files: written, so that the official CLI confirms a score, and read, from whoever wrote them.
+
+A row is `{"id": ..., "result": [[step, ...] per user turn]}`, or `"result": step` for a single-turn case. Files lie in
+`FOLDER/result/MODEL/GROUP/BFCL_v4_CATEGORY_result.json`, GROUP being multi_turn, live or non_live.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.core.chat import render_call
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl.judge import write_call
+from fission_grpo.envs.bfcl.official import (
+    MULTI_TURN,
+    SINGLE_TURN,
+    VERSION,
+    MultiTurnCase,
+    SingleTurnCase,
+    category_of,
+    multi_turn_cases,
+    single_turn_cases,
+)
+from fission_grpo.evaluation.bfcl.decoding import (
+    Decoded,
+    Undecodable,
+    answer_text,
+    calls_of_mapping,
+    clean,
+    decode_hermes,
+    decode_python,
+    hermes_ast,
+    hermes_calls,
+    python_ast,
+    python_calls,
+)
+from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, Trial
+from fission_grpo.evaluation.bfcl.single_turn import judge_single
+from fission_grpo.evaluation.records import (
+    CallRecord,
+    CaseRecord,
+    StepRecord,
+    TurnRecord,
+)
+
+Case = MultiTurnCase | SingleTurnCase
+
+
+def write_result_files(
+    records: Iterable[CaseRecord], cases: Sequence[Case], folder: str | Path, model: str = "Qwen/Qwen3-8B-FC"
+) -> list[Path]:
+    """Write records as the official CLI would have, one file a category; returns the files.
+
+    A step is written as the policy wrote it, without thoughts, where the official decoder of `model` reads the calls
+    that were made; else the calls that were made are written in that decoder's form. Missing cases are left out: the
+    CLI then needs `--partial-eval`.
+
+    Args:
+        records: of `play_case`, `play_single` or `read_result_file`; of equal ids the last counts.
+        cases: they belong to, in the order to be written in.
+        folder: made if it does not exist (BFCL_PROJECT_ROOT of the CLI).
+        model: decides the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python.
+
+    Raises:
+        ValueError: a record belongs to no case, or its calls cannot be written for this model.
+    """
+    by_id = {record.id: record for record in records}
+    unknown = sorted(set(by_id) - {case.id for case in cases})
+    if unknown:
+        raise ValueError(f"{len(unknown)} records belong to none of the cases given, the first is {unknown[0]!r}")
+    rows: dict[Path, list[str]] = {}
+    for case in cases:
+        record = by_id.get(case.id)
+        if record is not None and record.missing is None:
+            row = {"id": case.id, "result": _result(record, case, model.endswith("-FC"))}
+            rows.setdefault(result_path(folder, case.category, model), []).append(json.dumps(row))
+    for path, lines in rows.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return list(rows)
+
+
+def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-FC") -> Path:
+    """Where the official CLI looks for a category's results.
+
+    Example:
+        "live_simple" lies in `result/Qwen_Qwen3-8B-FC/live/BFCL_v4_live_simple_result.json`
+
+    Raises:
+        ValueError: the model's name is none that a folder may have.
+    """
+    if model in ("", ".", "..") or "\0" in model or "\\" in model:
+        raise ValueError(f"{model!r} cannot be the name of a model's results; give a hub id such as Qwen/Qwen3-8B-FC")
+    group = "multi_turn" if category in MULTI_TURN else "live" if category.startswith("live") else "non_live"
+    return Path(folder, "result", model.replace("/", "_"), group, f"{VERSION}_{category}_result.json")
+
+
+def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
+    """Replay a result file through our executor and judge it.
+
+    How steps are read is decided once for the file: if any text in it holds `<tool_call>`, texts are read as
+    `QwenFCHandler` does; else, if any step is a mapping or list of mappings `{name: arguments}` (API models), only
+    these are calls; else texts are read as the prompting handlers do, unless the file lies in a folder of a Qwen "-FC"
+    model, which then made no call at all.
+
+    Args:
+        path: a file as the official CLI writes it; more fields than `id` and `result` are left alone.
+        notes: is given a sentence about a last line cut off by a kill, which is left out.
+
+    Raises:
+        RunFileError: naming file, line and field of what is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RunFileError(f"{path} does not exist; a BFCL result file is named {VERSION}_CATEGORY_result.json")
+    lines = read_lines(path, [] if notes is None else notes)
+    rows = [(line, _case(line), _checked(line)) for line in lines]
+    qwen_fc = any(part.startswith("Qwen") and part.endswith("-FC") for part in path.parts)
+    rule = _rule([step for _, _, result in rows for step in _steps(result)], "hermes" if qwen_fc else "python")
+    seen: set[str] = set()
+    for line, case, _ in rows:
+        if case.id in seen:
+            raise line.wrong(f"field 'id': {case.id!r} stands in an earlier line, too")
+        seen.add(case.id)
+    return [
+        replay_case(case, result, rule) if isinstance(case, MultiTurnCase) else _judged(case, result, rule)
+        for _, case, result in rows
+    ]
+
+
+def _result(record: CaseRecord, case: Case, hermes: bool) -> Any:
+    if record.verdict == INFERENCE_ERROR:
+        return "Error during inference: the dialogue cannot be rendered"
+    texts = [[_text(step, case, hermes) for step in turn.steps] for turn in record.turns]
+    return texts if isinstance(case, MultiTurnCase) else texts[0][0]
+
+
+def _text(step: StepRecord, case: Case, hermes: bool) -> str:
+    made = [(call.name, call.arguments) for call in step.calls]
+    calls = [ToolCall(call.name, call.arguments) for call in step.calls]
+    written = "\n".join(map(render_call, calls)) if hermes else f"[{', '.join(map(write_call, calls))}]"
+    texts = [answer_text(step.text), written if calls else ""]
+    for text in texts:
+        if _read(text, case, hermes) == made:
+            return text
+    raise ValueError(f"case {case.id!r}: its calls cannot be written as Python; write the files for a model '...-FC'")
+
+
+def _read(text: str, case: Case, hermes: bool) -> list[tuple[str, Any]]:
+    """The names and arguments that the official CLI will read."""
+    try:
+        if isinstance(case, MultiTurnCase):
+            return [(call.name, call.arguments) for call in (hermes_calls(text) if hermes else python_calls(text))]
+        found = hermes_ast(text) if hermes else python_ast(text)
+        return [(clean(str(name)), clean(arguments)) for call in found for name, arguments in call.items()]
+    except Undecodable:
+        return []
+
+
+def _case(line: Line) -> Case:
+    case_id = line.take("id", str)
+    category = category_of(case_id)
+    if category not in (*MULTI_TURN, *SINGLE_TURN):
+        known = ", ".join((*MULTI_TURN, *SINGLE_TURN))
+        raise line.wrong(f"field 'id': {case_id!r} is of no BFCL category that can be judged here ({known})")
+    case = _cases(category).get(case_id)
+    if case is None:
+        raise line.wrong(f"field 'id': BFCL's {category} has no case {case_id!r}")
+    return case
+
+
+@cache
+def _cases(category: str) -> Mapping[str, Case]:
+    found = multi_turn_cases(category) if category in MULTI_TURN else single_turn_cases(category)
+    return {case.id: case for case in found}
+
+
+def _checked(line: Line) -> Any:
+    """The field `result`: a text, a step, or turns of steps."""
+    result = line.take("result", (str, list, dict))
+    if category_of(line.record["id"]) in SINGLE_TURN:
+        _check_step(line, "result", result)
+    elif isinstance(result, dict):
+        raise line.wrong("field 'result' must be a list of user turns, but is an object")
+    elif isinstance(result, list):
+        for i, turn in enumerate(result):
+            if not isinstance(turn, list):
+                raise line.wrong(f"field 'result[{i}]' must be a list of steps, but is {json.dumps(turn)[:60]}")
+            for j, step in enumerate(turn):
+                _check_step(line, f"result[{i}][{j}]", step)
+    return result
+
+
+def _check_step(line: Line, name: str, step: Any) -> None:
+    items = step if isinstance(step, list) else [step]
+    if not all(isinstance(item, str | dict) for item in items):
+        raise line.wrong(
+            f"field '{name}' must be text, an object {{name: arguments}} or a list of these, "
+            f"but is {json.dumps(step)[:60]}"
+        )
+
+
+def _steps(result: Any) -> list[Any]:
+    if not isinstance(result, list):
+        return [result]
+    return [step for turn in result for step in (turn if isinstance(turn, list) else [turn])]
+
+
+def _rule(steps: Sequence[Any], otherwise: str) -> str:
+    if any(isinstance(step, str) and "<tool_call>" in step for step in steps):
+        return "hermes"
+    return "mappings" if any(isinstance(step, dict) for step in steps) else otherwise
+
+
+def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseRecord:
+    """Execute and judge the `result` of a row. `rule` is "hermes", "mappings" or "python", see `read_result_file`."""
+    if isinstance(result, str):
+        return CaseRecord(case.id, case.category, success=False, verdict=INFERENCE_ERROR)
+    names = [doc["name"] for docs in (case.functions, *case.added.values()) for doc in docs]
+    trial = Trial(case)
+    turns = []
+    for turn in result:
+        steps = []
+        for step in turn:
+            decoded = _decoded(step, rule, names)
+            steps.append(StepRecord(_as_text(step), trial.make(decoded.calls), decoded.unread))
+        turns.append(TurnRecord(tuple(steps), trial.end_turn()))
+    verdict = FORCED if len(turns) != len(case.reference) else trial.verdict
+    return CaseRecord(case.id, case.category, tuple(turns), verdict is None, verdict)
+
+
+def _decoded(step: Any, rule: str, names: Sequence[str]) -> Decoded:
+    if isinstance(step, str):
+        if rule == "hermes":
+            return decode_hermes(step)
+        return decode_python(step, names) if rule == "python" else Decoded()
+    items = [step] if isinstance(step, dict) else step
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) == len(items):
+        return decode_python(f"[{', '.join(texts)}]", names)
+    try:
+        return Decoded(tuple(call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)))
+    except Undecodable as error:
+        return Decoded(unread=str(error))
+
+
+def _judged(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
+    names = [str(doc["name"]) for doc in case.functions]
+    unread = _decoded(result, rule, names).unread
+    try:
+        calls = _single_calls(result, rule, names)
+        verdict = judge_single(case, calls)
+    except Undecodable:
+        calls, verdict = [], judge_single(case, None)
+    made = tuple(CallRecord(name, clean(arguments)) for call in calls for name, arguments in call.items())
+    turn = TurnRecord((StepRecord(_as_text(result), made, unread),), verdict is None)
+    return CaseRecord(case.id, case.category, (turn,), verdict is None, verdict)
+
+
+def _single_calls(result: Any, rule: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    if isinstance(result, str):
+        if rule == "mappings":
+            raise Undecodable("the reply is words")
+        return hermes_ast(answer_text(result)) if rule == "hermes" else python_ast(answer_text(result))
+    underscored = {name.replace(".", "_"): name for name in names}  # API models may write no dots
+    items = [result] if isinstance(result, dict) else result
+    calls = [call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)]
+    return [{underscored.get(call.name, call.name): dict(call.arguments)} for call in calls]
+
+
+def _as_text(step: Any) -> str:
+    return str(clean(step)) if isinstance(step, str) else json.dumps(step, ensure_ascii=False)

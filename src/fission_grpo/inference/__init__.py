@@ -1,0 +1,1 @@
+"""Policies that answer chat messages: a local model or an OpenAI-compatible endpoint."""

@@ -1,0 +1,315 @@
+"""A transformers model in this process as a policy: batched, with a KV cache and left padding."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fission_grpo.core.chat import template_text
+from fission_grpo.core.json_io import encodable
+from fission_grpo.core.special_tokens import ControlTokens
+from fission_grpo.core.types import Message
+from fission_grpo.inference.base import Reply, Request
+
+MIN_SHARED = 32
+"""Shortest shared beginning that is read apart, in tokens. [ours] Below, one forward pass more costs what it saves."""
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, leaving each at least one of its own; 0 where sharing does not pay.
+
+    Example:
+        two prompts of 100 tokens that differ in the last ten share 90; two equal ones share 99; one alone shares 0
+    """
+    if len(prompts) < 2:
+        return 0
+    ordered = sorted(list(prompt) for prompt in prompts)
+    first, last = ordered[0], ordered[-1]  # all others lie between them, so they share what these two share
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    length = min(sum(1 for _ in same), min(map(len, prompts)) - 1)
+    return length if length >= MIN_SHARED else 0
+
+
+def read_once(model: Any, prefix: Sequence[int], rows: int, room: int) -> Any:
+    """The KV cache of the shared beginning, repeated for every row of the batch.
+
+    None if the model keeps anything else than plain keys and values of all positions (sliding windows, states), for
+    which a gap between beginning and rest would not do.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        prefix: token ids.
+        rows: of the batch.
+        room: tokens that will follow the beginning in every row, with padding and reply.
+    """
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    with torch.no_grad():
+        out = model.base_model(input_ids=torch.tensor([list(prefix)], device=model.device), use_cache=True)
+    cache: Any = getattr(out, "past_key_values", None)
+    layers = getattr(cache, "layers", ())
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return None
+    for number, layer in enumerate(layers):
+        cache.layers[number] = roomy = roomy_layer()(room)
+        roomy.update(*(states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values)))
+    return cache
+
+
+def empty_cache(model: Any, room: int) -> Any:
+    """An empty KV cache that keeps room for replies; None for models that need a cache of another kind.
+
+    Args:
+        model: a causal language model.
+        room: tokens that will follow the prompts.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    cache.layers = [roomy_layer()(room) for _ in cache.layers]
+    return cache
+
+
+@functools.cache
+def roomy_layer() -> Any:
+    """The class of a cache layer whose first states are stored with room behind them, into which later ones go."""
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        def __init__(self, room: int):
+            super().__init__()
+            self.room, self.stores = room, ()
+
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+            used = self.get_seq_length()
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            end, given = used + key_states.shape[-2], (key_states, value_states)
+            if not self.stores or end > self.stores[0].shape[-2]:
+                grown = [new.new_empty((*new.shape[:2], end + self.room, new.shape[-1])) for new in given]
+                for store, old in zip(grown, (self.keys, self.values), strict=True):
+                    if used:
+                        store[:, :, :used] = old
+                self.stores = tuple(grown)
+            for store, new in zip(self.stores, given, strict=True):
+                store[:, :, used:end] = new
+            self.keys, self.values = (store[:, :, :end] for store in self.stores)
+            return self.keys, self.values
+
+    return RoomyLayer
+
+
+_MARK = "ASSISTANT TURN"
+
+
+class LocalPolicy:
+    """Samples from a transformers model in this process. Its other generation settings (repetition penalty, top-k,
+    ...) are not used: the distribution is the model's own at the temperature given.
+
+    Args:
+        model: a causal language model with `generate`.
+        tokenizer: its tokenizer. Without a chat template it can only continue requests with a `prompt`.
+        temperature: 0 takes the most probable token.
+        max_new_tokens: limit of one turn, in tokens.
+        batch_size: requests per batch, which hold prompts of about one length; what all of them begin with (system
+            prompt, tools) is read once.
+        seed: of the sampling; the same seed, model and requests in the same order and batches give the same replies
+            on one machine. The global random state is left as it was.
+
+    Raises:
+        ValueError: a limit out of range; a tokenizer without any token to pad with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        temperature: float = 1.0,
+        max_new_tokens: int = 64,
+        batch_size: int = 64,
+        seed: int = 0,
+    ):
+        if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
+            raise ValueError(
+                "LocalPolicy needs temperature >= 0, max_new_tokens >= 1 and batch_size >= 1, got "
+                f"{temperature}, {max_new_tokens}, {batch_size}"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
+        self.eos = eos_ids(model, tokenizer)
+        self.context = context_length(model)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
+        if self._pad is None:
+            raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
+        self._seed, self._calls, self._shares = seed, 0, True
+
+    def reply(self, requests: Sequence[Request]) -> list[Reply]:
+        """One reply per request. A prompt that fills the model's context gets an empty reply, truncated.
+
+        Raises:
+            ValueError: a request without `prompt`, and the chat template is missing or refuses the dialogue.
+        """
+        import torch
+
+        prompts = [self._ids(request) for request in requests]
+        replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
+        order = sorted((i for i in range(len(prompts)) if i not in replies), key=lambda i: len(prompts[i]))
+        was_training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+            torch.manual_seed(hash((self._seed, self._calls)) % 2**31)
+            for room, group in itertools.groupby(order, key=lambda i: self._room(prompts[i])):
+                for indices in _batches(list(group), self.batch_size):
+                    replies |= zip(indices, self._sample([prompts[i] for i in indices], room), strict=True)
+        self.model.train(was_training)
+        self._calls += 1
+        return [replies[i] for i in range(len(prompts))]
+
+    def _ids(self, request: Request) -> list[int]:
+        text = encodable(prompt_text(self.tokenizer, request))
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _room(self, prompt: Sequence[int]) -> int:
+        """New tokens that a prompt leaves room for, at most `max_new_tokens`."""
+        return min(self.max_new_tokens, self.context - len(prompt)) if self.context else self.max_new_tokens
+
+    def _sample(self, prompts: list[list[int]], room: int) -> list[Reply]:
+        """One batch of prompts (token ids) continued by at most `room` tokens."""
+        import torch
+
+        length, shared = max(1, *map(len, prompts)), shared_length(prompts) if self._shares else 0
+        cache = read_once(self.model, prompts[0][:shared], len(prompts), length - shared + room) if shared else None
+        if cache is None and shared:
+            self._shares, shared = False, 0
+        if cache is None:
+            cache = empty_cache(self.model, room)
+        gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after what all share
+        ids = torch.tensor(
+            [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
+        )
+        mask = torch.tensor([[1] * shared + [0] * gap + [1] * (length - shared - gap) for gap in gaps])
+        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        with torch.no_grad(), _own_settings(self.model):
+            out = self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=room,
+                pad_token_id=self._pad,
+                eos_token_id=sorted(self.eos) or None,
+                use_cache=True,
+                past_key_values=cache,
+                top_k=0,
+                top_p=1.0,
+                **sampling,
+            )
+        return [self._read(row) for row in out[:, length:].tolist()]
+
+    def _read(self, ids: list[int]) -> Reply:
+        end = next((at for at, token in enumerate(ids) if token in self.eos), None)
+        own = ids if end is None else ids[: end + 1]
+        text = self.tokenizer.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Reply(text, len(own), truncated=end is None)
+
+
+def prompt_text(tokenizer: Any, request: Request) -> str:
+    """The text a request's reply continues: its `prompt`, else its dialogue as the chat template renders it.
+
+    As in training, what tools answered or the policy wrote forges no turn (`ControlTokens`).
+
+    Raises:
+        ValueError: there is no chat template, or it refuses the dialogue.
+    """
+    if request.prompt is not None:
+        return request.prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{_name(tokenizer)} has no chat template, so dialogues cannot be rendered for it: take the "
+            "instruction-tuned model's tokenizer, set tokenizer.chat_template, or evaluate on cases that bring their "
+            "own prompt text"
+        )
+    from jinja2 import TemplateError
+
+    try:
+        return continued_text(tokenizer, _harmless(tokenizer, request.messages), request.tools)
+    except TemplateError as error:
+        roles = ", ".join(str(message["role"]) for message in request.messages)
+        raise ValueError(
+            f"the chat template of {_name(tokenizer)} refuses a dialogue of the roles {roles}: {error}"
+        ) from error
+
+
+def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt for the next assistant turn, with the assistant's earlier text exactly as it was written.
+
+    The first prompt is the chat template's; templates that ignore tools get them as `chat.render` does it. What
+    follows a turn (end of turn, tool results, next header) is read off a stand-in dialogue, as TRL's `GRPOTrainer`
+    does, since some templates change earlier turns when they render them again. Messages that follow an assistant turn
+    are rendered apart from what came before it. Assistant messages whose calls are not in their content come from
+    data, not from a policy; the template renders them, and all before them.
+    """
+    given = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and not _is_own(message)]
+    first = given[-1] + 1 if given else 0
+    turns = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and i >= first]
+    text = template_text(dialogue[: turns[0]] if turns else dialogue, tools, tokenizer)
+    for start, end in itertools.pairwise([*turns, len(dialogue)]):
+        text += dialogue[start]["content"] + _after_turn(tokenizer, dialogue[start + 1 : end])
+    return text
+
+
+def _harmless(tokenizer: Any, dialogue: Sequence[Message]) -> list[Message]:
+    control, outside = ControlTokens.of(tokenizer), ("tool", "assistant")
+    return [control.dialogue([one])[0] if one["role"] in outside else one for one in dialogue]
+
+
+def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The token ids that end a turn: the tokenizer's, and those of the model's generation settings (often several)."""
+    more = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])]
+    return frozenset(int(one) for one in ids if one is not None)
+
+
+def context_length(model: Any) -> int | None:
+    """The most tokens of prompt and reply together that the model takes, None if its config does not say."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _is_own(message: Message) -> bool:
+    """Whether an assistant message holds all that a policy wrote, as `Request` has it."""
+    content = message.get("content")
+    return isinstance(content, str) and (not message.get("tool_calls") or "<tool_call>" in content)
+
+
+def _after_turn(tokenizer: Any, messages: Sequence[Message]) -> str:
+    stand_in = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}, *messages]
+    text = template_text(stand_in, (), tokenizer)
+    return text[text.index(_MARK) + len(_MARK) :]
+
+
+def _batches(indices: list[int], size: int) -> Iterator[list[int]]:
+    return (indices[start : start + size] for start in range(0, len(indices), size))
+
+
+@contextmanager
+def _own_settings(model: Any) -> Iterator[None]:
+    """Without the generation settings that came with the model: `generate` takes them for whatever is not given."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def _name(tokenizer: Any) -> str:
+    return f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__}"

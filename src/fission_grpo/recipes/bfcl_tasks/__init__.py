@@ -1,0 +1,1 @@
+"""New multi-turn tasks over BFCL's environments."""

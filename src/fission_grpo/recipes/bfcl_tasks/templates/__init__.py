@@ -1,0 +1,1 @@
+"""Templates of user requests, one module for each BFCL environment class."""

@@ -1,0 +1,1 @@
+"""One HTML page about a training or evaluation run."""

@@ -1,0 +1,199 @@
+"""Live progress of a `FissionGRPOTrainer`, its token budget, and stopping any trainer on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+
+from fission_grpo.core.timing import clock
+
+PHASES = {0.0: "explore", 1.0: "recover"}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands.
+
+    `step` and `max_steps` are optimizer steps; `seconds` is the time since training began or was resumed, at
+    `first_step`. `tokens` counts all the policy has sampled so far, `first_tokens` at the beginning (None: unknown),
+    `max_tokens` is the budget (0: none).
+    """
+
+    step: int
+    max_steps: int
+    seconds: float
+    first_step: int = 0
+    tokens: float = 0.0
+    first_tokens: float | None = 0.0
+    max_tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Sampled tokens over wall-clock time, training included; None before anything is known."""
+        if self.first_tokens is None or self.seconds <= 0 or self.tokens <= self.first_tokens:
+            return None
+        return (self.tokens - self.first_tokens) / self.seconds
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step or the end of the token budget, whichever comes first; None before the first step.
+
+        Example:
+            4 of 10 steps in 20 s: 6 * 20 / 4 = 30 s. With 900 of 1,000 tokens spent, at 45 tokens/s: 100 / 45 = 2.2 s.
+        """
+        done = self.step - self.first_step
+        if done <= 0:
+            return None
+        by_steps = max(0, self.max_steps - self.step) * self.seconds / done
+        rate = self.tokens_per_second
+        if not self.max_tokens or not rate:
+            return by_steps
+        return min(by_steps, max(0.0, self.max_tokens - self.tokens) / rate)
+
+
+def progress_line(moment: Moment, logs: Mapping[str, float]) -> str:
+    """What to show after a logged step; values that were not logged are left out.
+
+    Args:
+        logs: the trainer's log entry (means over its logged steps, so a phase in between is "mixed").
+
+    Example:
+        "step 4/10 · explore · reward 0.61 · success 0.33 · recovered 0.25 · buffer 3 · 45 tokens/s · 0:30 left"
+    """
+    parts = [f"step {moment.step}/{moment.max_steps}"]
+    if "fission/phase" in logs:
+        parts.append(PHASES.get(logs["fission/phase"], "mixed"))
+    for label, key, form in (
+        ("reward", "reward", ".3f"),
+        ("success", "fission/success", ".2f"),
+        ("recovered", "fission/error_recovery_rate", ".2f"),
+        ("recoveries right", "recovery/rate", ".2f"),
+        ("buffer", "fission/buffer", ".0f"),
+    ):
+        if key in logs:
+            parts.append(f"{label} {logs[key]:{form}}")
+    if moment.tokens_per_second is not None:
+        parts.append(f"{moment.tokens_per_second:,.0f} tokens/s")
+    if moment.seconds_left is not None:
+        parts.append(f"{clock(moment.seconds_left)} left")
+    return " · ".join(parts)
+
+
+class LiveProgress(TrainerCallback):
+    """A rich progress bar with the line of `progress_line`; plain lines, one per log, where stderr is no terminal.
+
+    Remove transformers' own `ProgressCallback` and `PrinterCallback` from the trainer when using it.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._started = 0.0
+        self._first_step = 0
+        self._first_tokens: float | None = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._started, self._first_step = time.monotonic(), state.global_step
+        self._first_tokens = 0.0 if state.global_step == 0 else None
+        if not state.is_world_process_zero or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), console=console)
+        self._task = self._bar.add_task("sampling the first batch", total=state.max_steps, completed=state.global_step)
+        self._bar.start()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs or "fission/generated_tokens" not in logs:
+            return
+        tokens = logs["fission/generated_tokens"]
+        moment = Moment(
+            step=state.global_step,
+            max_steps=state.max_steps,
+            seconds=time.monotonic() - self._started,
+            first_step=self._first_step,
+            tokens=tokens,
+            first_tokens=self._first_tokens,
+            max_tokens=getattr(args, "max_generated_tokens", 0),
+        )
+        if self._first_tokens is None:  # resumed: count from the first log on
+            self._first_tokens, self._started, self._first_step = tokens, time.monotonic(), state.global_step
+        line = progress_line(moment, logs)
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.update(self._task, completed=state.global_step, description=line)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class TokenBudget(TrainerCallback):
+    """Ends training with the cycle in which a `FissionGRPOTrainer` has sampled so many tokens; 0: no limit.
+
+    A stop asked for any earlier would throw away what was sampled last: transformers then leaves out the rest of the
+    step, the update included.
+    """
+
+    def __init__(self, tokens: int, trainer: Any):
+        self._tokens, self._trainer = tokens, trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if 0 < self._tokens <= self._trainer.generated_tokens and not self._trainer._in_cycle():
+            control.should_training_stop = True
+
+
+class StopAndSave(TrainerCallback):
+    """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
+
+    `signal` is the number of the signal that some rank received, None if there was none. Use as a context manager
+    around `train()`, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopAndSave:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self.__exit__()
+        print("\nstopping after this cycle, then saving; once more to stop at once", file=sys.stderr, flush=True)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % steps_per_cycle(args):
+            return
+        received = [number for number in gather_object([self.signal]) if number is not None]  # from all ranks
+        if received:
+            self.signal = received[0]
+            control.should_save = control.should_training_stop = True
+
+
+def steps_per_cycle(args: Any) -> int:
+    """Optimizer steps made with one generation batch: steps_per_generation * num_iterations / accumulation.
+
+    1 where nothing is generated (`trl.SFTConfig`).
+    """
+    if not hasattr(args, "steps_per_generation"):
+        return 1
+    return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)

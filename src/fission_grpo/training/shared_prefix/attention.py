@@ -1,0 +1,138 @@
+"""Attention over a packed row in two parts: prompts causally, completions over their prompt and themselves.
+
+Registered with transformers' public `AttentionInterface`. Both parts are calls of PyTorch's
+`scaled_dot_product_attention`, so the same code runs its fused kernels on CPU and GPU, forward and backward, and no
+attention probabilities are kept. Cf. Prefix Grouper (arXiv 2506.05433), whose two parts these are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from fission_grpo.training.shared_prefix.decoding import Decoding, decode_attention
+from fission_grpo.training.shared_prefix.layout import Group, Layout
+
+NAME = "shared_prefix_sdpa"
+"""The name of this implementation for `model.set_attn_implementation`."""
+
+
+def register() -> None:
+    """Make `NAME` known to transformers. Without a layout it is transformers' own "sdpa", with the same masks."""
+    AttentionInterface.register(NAME, shared_prefix_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    shared_prefix: Layout | Decoding | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer, as transformers calls it.
+
+    Args:
+        query: (1, H, N, d), rotary embeddings applied.
+        key: (1, K, N, d); K divides H (grouped queries).
+        value: (1, K, N, d).
+        attention_mask: not used where there is a layout, which says who sees whom.
+        sliding_window: keys a query sees at most, itself included; None: all before it.
+        shared_prefix: the layout of the packed row; in generation, where the rows stand (then the batch has B rows of
+            n new tokens); None: an ordinary batch, which goes to "sdpa".
+
+    Returns:
+        ((1, N, H, d), None).
+
+    Raises:
+        ValueError: the layer asks for soft-capped or biased scores or sinks, which fused kernels do not have.
+    """
+    if shared_prefix is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
+        )
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"attention with {name} cannot share prefixes; set shared_prefix=False for this model.")
+    if isinstance(shared_prefix, Decoding):
+        layer: Any = module.layer_idx
+        return decode_attention(shared_prefix, layer, query, key, value, sliding_window, scaling), None
+    key_heads = key.shape[1]
+    # The heads that share one key head form one element of the batch: keys are expanded without a copy.
+    query = query[0].unflatten(0, (key_heads, -1))
+    key, value = (x[0, :, None].expand(-1, query.shape[1], -1, -1) for x in (key, value))
+    sizes = [group.length for group in shared_prefix.groups]
+    outputs, start = [], 0
+    for group, q, k, v in zip(shared_prefix.groups, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
+        part = _GroupAttention(shared_prefix, group, start, sliding_window, dropout, scaling)
+        outputs += part(q, k, v)
+        start += group.length
+    return torch.cat(outputs, 2).flatten(0, 1).transpose(0, 1)[None], None
+
+
+class _GroupAttention:
+    """One group's attention in one layer; q, k, v are (K, H/K, group.length, d)."""
+
+    def __init__(
+        self, layout: Layout, group: Group, start: int, window: int | None, dropout: float, scale: float | None
+    ):
+        self.layout, self.group, self.start, self.window = layout, group, start, window
+        self.options: dict[str, Any] = {"dropout_p": dropout, "scale": scale}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        return [*self._prefix(q, k, v), *(self._block(q, k, v, *block) for block in self.group.blocks)]
+
+    def _prefix(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        prefix, window = self.group.prefix, self.window or self.group.prefix
+        if prefix <= window:
+            q, k, v = (x[:, :, :prefix] for x in (q, k, v))
+            return [scaled_dot_product_attention(q, k, v, is_causal=True, **self.options)]
+        outputs = []
+        for begin in range(0, prefix, window):  # a window of queries sees two windows of keys
+            end, first = min(begin + window, prefix), max(0, begin - window + 1)
+            outputs.append(self._masked(q, k, v, (begin, end), ((first, end),)))
+        return outputs
+
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> Tensor:
+        prefix = self.group.prefix
+        first = max(0, prefix - self.window + 1) if self.window else 0
+        keys = ((first, end),) if begin == prefix else ((first, prefix), (begin, end))
+        return self._masked(q, k, v, (begin, end), keys)
+
+    def _masked(
+        self, q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, int], keys: tuple[tuple[int, int], ...]
+    ) -> Tensor:
+        q, mask = q[:, :, slice(*queries)], self._mask(queries, keys, q.dtype)
+        k, v = (_runs(x, keys) for x in (k, v))
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, **self.options)
+
+    def _mask(self, queries: tuple[int, int], keys: tuple[tuple[int, int], ...], dtype: torch.dtype) -> Tensor:
+        """(queries, keys), 0 where a query sees a key, -inf elsewhere; made once for all layers with this window."""
+        known = (self.start, queries, keys, self.window, dtype)
+        if known not in self.layout.masks:
+            group = slice(self.start, self.start + self.group.length)
+            position, owner = self.layout.positions[group], self.layout.owner[group]
+            at, of = position[slice(*queries), None], owner[slice(*queries), None]
+            seen_at, seen_of = _runs(position, keys, 0), _runs(owner, keys, 0)
+            seen = (seen_at <= at) & ((seen_of == -1) | (seen_of == of))
+            if self.window:
+                seen &= seen_at > at - self.window
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self.layout.masks[known] = mask.masked_fill_(~seen, float("-inf"))
+        return self.layout.masks[known]
+
+
+def _runs(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int = 2) -> Tensor:
+    parts = [x.narrow(dim, start, end - start) for start, end in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

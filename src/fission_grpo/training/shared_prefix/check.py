@@ -1,0 +1,118 @@
+"""A self-check: do shared and unshared log-probabilities agree, for this model on this batch?"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
+from fission_grpo.training.shared_prefix.rows import Rows, read_prompts
+from fission_grpo.training.shared_prefix.update import shared_logps
+
+_log = logging.getLogger(__name__)
+
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""[ours] Largest mean absolute difference of a completion's log-probabilities, by the type the model computes in."""
+
+
+@torch.no_grad()
+def unshared_logps(model: nn.Module, batch: GroupedBatch) -> Tensor:
+    """(B, R) log-probabilities as TRL computes them, one row per completion, 0 where `completion_mask` is 0."""
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], 1)
+    mask = torch.cat([batch.prompt_mask, batch.completion_mask], 1)
+    labels, width = ids.masked_fill(mask == 0, -100), batch.completion_ids.shape[1]
+    labels[:, :-width] = -100
+    return model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs[:, -width:]
+
+
+@torch.no_grad()
+def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None) -> bool:
+    """Whether both ways give the same log-probabilities on two rows of each of two groups; a warning if they do not.
+
+    Args:
+        model: a model after `enable`; dropout is off during the check.
+        batch: B rows, such as the first that training meets, so that its lengths are those to come.
+        tolerance: largest mean absolute difference over a completion's tokens; None: `TOLERANCE` of the type that
+            the model computes in (autocast's, or the parameters').
+
+    Returns:
+        True if they agree, and where there is no token to compare.
+    """
+    largest = sorted(groups_of(batch.prompt_ids, batch.prompt_mask), key=len, reverse=True)[:2]
+    chosen = torch.tensor([row for group in largest for row in group[:2]], device=batch.prompt_ids.device)
+    batch, device = batch.rows(chosen), batch.prompt_ids.device.type
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        shared, unshared = shared_logps(model, batch).logps, unshared_logps(model, batch)
+    finally:
+        for module in training:
+            module.training = True
+    tokens = batch.completion_mask.sum(1).clamp(min=1)
+    difference = ((shared.float() - unshared.float()).abs().sum(1) / tokens).max().item()
+    return _within(difference, tolerance, model, device, "with")
+
+
+def _within(difference: float, tolerance: float | None, model: nn.Module, device: str, what: str) -> bool:
+    if tolerance is None:
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
+        tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    if difference <= tolerance:
+        return True
+    _log.warning(
+        "log-probabilities %s shared prefixes differ from the model's own by %.2g (at most %.2g may be): "
+        "prefixes cannot be shared with this model; set shared_prefix=False and please report it.",
+        what,
+        difference,
+        tolerance,
+    )
+    return False
+
+
+CHECKED_STEPS = 4
+"""[ours] Tokens that the self-check of generation draws."""
+
+
+@torch.no_grad()
+def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None) -> bool:
+    """Whether decoding with shared prompts gives the model's own log-probabilities; a warning if it does not.
+
+    Takes two rows of the largest group and one of another, decodes `CHECKED_STEPS` tokens greedily, and compares with
+    one plain forward over prompts and tokens. No random numbers are used; dropout is off.
+
+    Args:
+        model: a transformers model whose attention knows shared prefixes.
+        ids: (B, P) int, prompts padded on the left.
+        mask: (B, P), 1 where `ids` is a token.
+        tolerance: largest mean absolute difference over tokens of the vocabulary; None: as for `agrees`.
+    """
+    groups = sorted(groups_of(ids, mask), key=len, reverse=True)[:2]
+    chosen = torch.tensor([*groups[0][:2], *(groups[1][:1] if len(groups) > 1 else ())], device=ids.device)
+    ids, mask = ids[chosen], mask[chosen]
+    prompt = torch.tensor([0] * len(groups[0][:2]) + [1] * (len(groups) - 1), device=ids.device)
+    firsts = torch.tensor([0, len(ids) - 1][: len(groups)], device=ids.device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        prompts, logits = read_prompts(model, ids[firsts], mask[firsts])
+        rows, found = Rows(model, prompts, prompt), [logits[prompt]]
+        for _ in range(CHECKED_STEPS):
+            tokens = found[-1].argmax(-1)[:, None]
+            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+            found.append(rows.feed(tokens))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output: Any = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=CHECKED_STEPS + 1
+        )
+    finally:
+        for module in training:
+            module.training = True
+    shared, unshared = (x.float().log_softmax(-1) for x in (torch.stack(found, 1), output.logits))
+    difference = (shared - unshared).abs().mean(-1).max().item()
+    return _within(difference, tolerance, model, ids.device.type, "generated with")

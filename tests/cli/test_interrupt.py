@@ -1,0 +1,43 @@
+"""Ctrl-C during a real training run, and the resume that it promises."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "desk_fission.yaml"
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_printed_command_resumes(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = f"train --config {CONFIG} --max_steps 6 --per_device_train_batch_size 16 --output_dir {tmp_path}"
+    start = [sys.executable, "-m", "fission_grpo.cli"]
+    process = subprocess.Popen(
+        [*start, *shlex.split(command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 1/6 · explore"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    stopped = re.search(r"stopped at step (\d) of 6, checkpoint saved\. Resume:\n  fission-grpo (.*)\n", out)
+    assert stopped is not None
+    assert (tmp_path / f"checkpoint-{stopped[1]}").is_dir()
+
+    again = subprocess.run(
+        [*start, *shlex.split(stopped[2])], env=environment, capture_output=True, text=True, timeout=180, check=True
+    )
+    steps = re.findall(r"^step (\d)/6", again.stderr, re.M)
+    assert steps == [str(step) for step in range(int(stopped[1]) + 1, 7)]
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "reward" in entry] == [1, 2, 3, 4, 5, 6]
+    assert f"fission-grpo report {tmp_path}" in again.stdout

@@ -1,0 +1,147 @@
+"""Calls against their tools' schemas: the message names the parameter, the demand and what was given."""
+
+import pytest
+
+from fission_grpo.core.tool_schema import check_call, check_tool_schema, tool_names
+from fission_grpo.core.types import ErrorKind, ToolCall
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "minLength": 2},
+            "date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+            "until": {"type": "string", "format": "date"},
+            "units": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            "days": {"type": "integer", "minimum": 1, "nullable": True},
+            "where": {
+                "type": "object",
+                "properties": {"tags": {"type": "array", "items": {"type": ["integer", "null"]}}},
+                "required": ["tags"],
+            },
+        },
+        "required": ["city"],
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+TOOLS = (WEATHER, NOW)
+
+
+def message(name: str, **arguments) -> str | None:
+    problem = check_call(ToolCall(name, arguments), TOOLS)
+    return problem.message if problem else None
+
+
+def test_valid_calls_have_no_problem_in_either_form_of_tool():
+    assert message("get_weather", city="Rome", units="celsius", days=3, where={"tags": [1, None]}) is None
+    assert message("now") is None
+
+
+def test_an_unknown_tool_is_answered_with_the_list_of_tools():
+    problem = check_call(ToolCall("get_wether"), TOOLS)
+    assert problem.kind == ErrorKind.UNKNOWN_TOOL
+    assert problem.message == "unknown tool 'get_wether'; available: get_weather, now"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, "missing required argument `city`"),
+        ({"town": "Rome"}, "unexpected argument `town`; allowed: `city`, `date`, `until`, `units`, `days`, `where`"),
+        ({"city": 3}, "`city` must be a string, got 3"),
+        ({"city": "R"}, "`city` must have at least 2 characters, got 'R'"),
+        ({"city": "Rome", "date": 1706745600}, "`date` must match YYYY-MM-DD, got 1706745600"),
+        ({"city": "Rome", "date": "2 May"}, "`date` must match YYYY-MM-DD, got '2 May'"),
+        ({"city": "Rome", "until": "2024-13-01"}, "`until` must match YYYY-MM-DD, got '2024-13-01'"),
+        ({"city": "Rome", "units": "kelvin"}, "`units` must be one of celsius, fahrenheit, got 'kelvin'"),
+        ({"city": "Rome", "days": 0}, "`days` must be at least 1, got 0"),
+        ({"city": "Rome", "days": "3"}, "`days` must be an integer, got '3'"),
+        ({"city": "Rome", "days": True}, "`days` must be an integer, got true"),
+        ({"city": "Rome", "where": {}}, "`where` lacks the required field `tags`"),
+        ({"city": "Rome", "where": {"tags": [1, "x"]}}, "`where.tags[1]` must be an integer or null, got 'x'"),
+    ],
+)
+def test_the_message_names_parameter_demand_and_value(arguments, expected):
+    problem = check_call(ToolCall("get_weather", arguments), TOOLS)
+    assert (problem.kind, problem.message) == (ErrorKind.BAD_ARGUMENTS, expected)
+    assert problem.parameter in (*arguments, "city")
+
+
+def test_whole_floats_are_integers_and_null_passes_where_nullable():
+    assert message("get_weather", city="Rome", days=3.0) is None
+    assert message("get_weather", city="Rome", days=None) is None
+
+
+def test_a_tool_without_parameters_takes_none():
+    assert message("now", zone="UTC") == "unexpected argument `zone`"
+
+
+def test_further_arguments_pass_only_where_the_schema_speaks_of_them():
+    def problem(**keys):
+        tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}, **keys}}
+        return check_call(ToolCall("f", {"b": 1}), [tool])
+
+    assert problem() is not None
+    assert problem(additionalProperties=False) is not None
+    assert problem(additionalProperties=True) is None
+    assert problem(patternProperties={"b": {}}) is None
+    assert check_call(ToolCall("f", {"b": 1}), [{"name": "f", "parameters": {"type": "object"}}]) is None
+
+
+def test_the_unexpected_argument_is_reported_before_the_missing_one_before_the_rest():
+    assert message("get_weather", days=0, town="x").startswith("unexpected argument `town`")
+    assert message("get_weather", days=0) == "missing required argument `city`"
+
+
+def test_long_lists_are_left_out_whole():
+    options = [f"o{index}" for index in range(31)]
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": options}}}}
+    assert check_call(ToolCall("f", {"a": "x"}), [tool]).message == "`a` is not one of the allowed values, got 'x'"
+    many = [{"name": f"tool{index}"} for index in range(31)]
+    assert check_call(ToolCall("f"), many).message == "unknown tool 'f'"
+
+
+def test_hostile_values_are_problems_not_exceptions():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True, "enum": [[[]]]}}}}
+    assert check_call(ToolCall("f", {"a": nested}), [tool]) is not None
+    loop = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}}
+    assert check_call(ToolCall("f", {"a": 1}), [loop]).message == "the arguments are nested too deeply"
+    multiple = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"multipleOf": 0.01}}}}
+    assert check_call(ToolCall("f", {"a": 10**400}), [multiple]) is not None
+    assert check_call(ToolCall("f", {"\ud800\n" * 99: 1}), TOOLS[:1]) is not None
+
+
+@pytest.mark.parametrize(
+    ("tool", "match"),
+    [
+        ("ls", "a tool must be a mapping with a `name`, got 'ls'"),
+        ({}, "a tool's `name` must be a non-empty string, got null"),
+        ({"name": "f", "parameters": []}, "tool 'f': `parameters` must be a JSON schema"),
+        (
+            {"name": "f", "parameters": {"type": "string"}},
+            "tool 'f': `parameters` must have type 'object', got 'string'",
+        ),
+        (
+            {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "str"}}}},
+            "tool 'f': `parameters.properties.a.type` is not valid JSON Schema",
+        ),
+        ({"name": "f", "parameters": {"properties": {"a": {"pattern": "("}}}}, "parameters.properties.a.pattern"),
+        ({"name": "f", "parameters": {"properties": {"a": {"$ref": "#/$defs/b"}}}}, "points nowhere"),
+        ({"name": "f", "parameters": {"properties": {"a": {"$ref": "http://a.b/c"}}}}, "points nowhere"),
+        ({"name": "f", "parameters": {"properties": {"a": {"enum": {1, 2}}}}}, "is not JSON"),
+    ],
+)
+def test_what_is_no_tool_schema_is_named(tool, match):
+    with pytest.raises(ValueError, match=match.replace("(", r"\(").replace("$", r"\$").replace("[", r"\[")):
+        check_tool_schema(tool)
+
+
+def test_good_tools_pass_the_check():
+    for tool in TOOLS:
+        check_tool_schema(tool)
+    assert tool_names(TOOLS) == ["get_weather", "now"]

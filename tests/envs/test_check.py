@@ -1,0 +1,138 @@
+"""The verdict on environments: a good one, and every kind of bad one we could think of."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from environments_on_trial import (
+    Async,
+    ByReference,
+    ChangingReward,
+    Clock,
+    Dice,
+    Door,
+    Exits,
+    ForgetsAField,
+    ForgetsToReset,
+    Hangs,
+    Megabytes,
+    Mutates,
+    NeedsArguments,
+    NeedsColumns,
+    NoReset,
+    NoReward,
+    NoTools,
+    RaisesOddly,
+    SharedList,
+    Slotted,
+    Things,
+    Till,
+    Undocumented,
+)
+
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.check import check_environment
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
+
+
+def failed(make, **options):
+    report = check_environment(make, seconds=0.3, **options)
+    return {one.check: one.detail for one in report.findings if one.status == "failed"}
+
+
+@pytest.mark.parametrize("make", [Till, Async])
+def test_a_good_environment_passes_and_its_calls_were_really_answered(make):
+    report = check_environment(make)
+    assert report.ok, str(report)
+    by_name = {one.check: one for one in report.findings}
+    assert {one.status for one in report.findings} == {"ok"}
+    assert int(by_name["errors are results"].detail.split()[0]) > 5
+    assert str(report).endswith("it can be trained and recovered in")
+
+
+def test_the_built_in_environment_passes_with_rows():
+    assert check_environment(Desk, make_rows(2, 0, "train")).ok
+
+
+@pytest.mark.parametrize(
+    ("make", "check", "words"),
+    [
+        (SharedList, "isolation", "keep state in self"),
+        (ForgetsToReset, "nothing left behind", "reset leaves something behind"),
+        (Dice, "determinism", "answer differently"),
+        (Clock, "determinism", "total"),
+        (ByReference, "snapshot", "change a snapshot"),
+        (ForgetsAField, "snapshot", "coin number"),
+        (Exits, "errors are results", "exits the process"),
+        (Hangs, "errors are results", "hangs for more than 0.3 s"),
+        (Things, "errors are results", "which is no JSON"),
+        (Megabytes, "errors are results", "10000000 characters"),
+        (Mutates, "errors are results", "changes its arguments"),
+        (RaisesOddly, "errors are results", "NotAnError"),
+        (Undocumented, "tools", "total"),
+        (NoReward, "reward", "must be a finite number"),
+        (ChangingReward, "reward", "must not change anything"),
+        (Slotted, "tools", "__slots__"),
+        (NeedsArguments, "tools", "size"),
+        (NeedsColumns, "reset", "--row FILE"),
+        (NoTools, "tools", "public methods"),
+        (NoReset, "tools", "reset"),
+    ],
+)
+def test_a_bad_environment_gets_a_verdict_that_says_what_is_wrong(make, check, words):
+    assert words in failed(make).get(check, "nothing found")
+
+
+def test_rows_are_given_to_reset_and_the_rest_is_checked():
+    assert not failed(NeedsColumns, rows=[{"coins": [1]}])
+
+
+def test_calls_of_ones_own_are_tried():
+    calls = [ToolCall("put", {"amount": 7}), ToolCall("total")]
+    report = check_environment(Till, calls=calls)
+    assert {one.check: one.detail for one in report.findings}["determinism"] == "2 calls, twice the same"
+
+
+def command(tmp_path, *arguments):
+    whole = [sys.executable, "-m", "fission_grpo.cli", "check-environment", *arguments]
+    return subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+
+def test_the_command_judges_a_file_nobody_has_seen(tmp_path):
+    source = "class Lamp:\n    def reset(self, **row):\n        self.on = False\n\n"
+    source += '    def switch(self) -> str:\n        """Switch it."""\n'
+    source += "        self.on = not self.on\n        return str(self.on)\n"
+    (tmp_path / "lamp.py").write_text(source)
+    for name in ("lamp:Lamp", "lamp.py:Lamp"):
+        done = command(tmp_path, name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Lamp: it can be trained and recovered in" in done.stdout
+    done = command(tmp_path, "lamp:Lamp", "--json")
+    assert json.loads(done.stdout)["ok"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere:Lamp", "nowhere"),
+        ("lamp:Lamp", "it has Torch"),
+        ("lamp", "module:Class"),
+        ("gone.py:X", "no such file"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_clear_line(tmp_path, name, words):
+    (tmp_path / "lamp.py").write_text("class Torch: ...\n")
+    done = command(tmp_path, name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_row_given_is_tried():
+    calls = [ToolCall("open_door"), ToolCall("open_door"), ToolCall("open_door"), ToolCall("unlock_door")]
+    assert check_environment(Door, [{"locked": False}], calls).ok
+    report = check_environment(Door, [{"locked": False}, {"locked": True}], calls)
+    assert [finding.check for finding in report.findings if finding.status == "failed"] == ["snapshot"]

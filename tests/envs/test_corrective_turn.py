@@ -1,0 +1,59 @@
+"""One corrective turn: its calls are made, and it is resolved or not."""
+
+import json
+
+import pytest
+
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.restore import take_turn
+
+
+def desk():
+    scenario = {
+        "files": {"plan.txt": {"folder": "inbox", "locked": True, "shared": []}},
+        "events": {},
+        "goal": {"files": {"plan.txt": {"folder": "work", "locked": False, "shared": []}}, "events": {}},
+    }
+    world = Desk()
+    world.reset(id="a", scenario=json.dumps(scenario))
+    return world
+
+
+def turn(*calls):
+    functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    return [
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": f} for f in functions]}
+    ]
+
+
+UNLOCK, MOVE = ("unlock_file", {"name": "plan.txt"}), ("move_file", {"name": "plan.txt", "folder": "work"})
+AWAY = ("move_file", {"name": "plan.txt", "folder": "home"})
+
+
+@pytest.mark.parametrize(
+    ("calls", "resolved"),
+    [
+        ((UNLOCK, MOVE), True),
+        ((UNLOCK,), True),
+        ((MOVE,), False),
+        ((UNLOCK, MOVE, AWAY), True),
+        ((), False),
+        ((("fly", {}),), False),
+    ],
+)
+def test_a_turn_is_resolved_if_its_calls_work_and_bring_the_goal_nearer(calls, resolved):
+    world = desk()
+    verdict = take_turn(world, turn(*calls))
+    assert verdict.resolved == resolved
+    assert [result.call.name for result in verdict.results] == [name for name, _ in calls]
+
+
+def test_without_a_measure_of_progress_the_calls_have_to_work():
+    world = desk()
+    world._progress = None
+    assert take_turn(world, turn(UNLOCK, AWAY)).resolved
+    assert not take_turn(world, turn(UNLOCK)).resolved  # unlocked already
+
+
+def test_a_turn_of_words_resolves_nothing():
+    assert not take_turn(desk(), [{"role": "assistant", "content": "Sorry."}]).resolved

@@ -1,0 +1,198 @@
+"""Faults: seeded, recorded, and the same again after a replay."""
+
+import asyncio
+
+import pytest
+
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.check import check_environment
+from fission_grpo.envs.faults import (
+    Fault,
+    Injected,
+    by_kind,
+    inject_faults,
+    injected_errors,
+)
+from fission_grpo.envs.restore import make_call, replay, restorable
+from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
+
+PUT, TOTAL = ToolCall("put", {"amount": 2}), ToolCall("total")
+
+
+class Till:
+    def reset(self, **row):
+        self.coins = []
+
+    def get_reward(self) -> float:
+        return float(sum(self.coins) == 2)
+
+    def put(self, amount: int) -> str:
+        """Put a coin in.
+
+        Args:
+            amount: Its value.
+        """
+        if not isinstance(amount, int):
+            raise ValueError("no coin")
+        self.coins.append(amount)
+        return f"{sum(self.coins)} cents"
+
+    async def total(self) -> str:
+        """Say how much there is."""
+        return f"{sum(self.coins)} in all"
+
+    def _snapshot(self):
+        return list(self.coins)
+
+    def _restore(self, state):
+        self.coins = list(state)
+
+
+class Blind(Till):
+    _snapshot = _restore = None
+
+
+def till(*faults, cls=Till, row="a", seed=0):
+    world = inject_faults(cls, faults, seed)()
+    world.reset(id=row)
+    return world
+
+
+def say(world, *calls):
+    return [make_call(tool_methods(world), call) for call in calls]
+
+
+@pytest.mark.parametrize("kind", ["timeout", "rate_limit", "server_error"])
+def test_a_transient_fault_changes_nothing_and_is_over_when_the_call_is_repeated(kind):
+    world = till(Fault(kind, 1.0))
+    first, second, third = say(world, PUT, PUT, PUT)
+    assert first.error
+    assert second.content == "2 cents"
+    assert third.error
+    assert world.injected == [Injected(0, "put", kind), Injected(2, "put", kind)]
+
+
+@pytest.mark.parametrize("kind", ["tool_gone", "permission"])
+def test_a_permanent_fault_stays_and_is_about_one_tool(kind):
+    world = till(Fault(kind, 1.0, tools=("put",)))
+    results = say(world, PUT, PUT, TOTAL)
+    assert [result.error is not None for result in results] == [True, True, False]
+    assert "put" in results[0].error
+    assert by_kind(world.injected) == {kind: 2}
+    world.reset(id="a")
+    assert world.injected == []
+
+
+def test_implicit_faults_look_like_success():
+    assert say(till(Fault("empty", 1.0)), PUT)[0].content == ""
+    assert say(till(Fault("partial", 1.0)), PUT)[0].content == "2 c"
+    world = till(Fault("stale", 1.0, tools=("total",)))
+    assert [result.content for result in say(world, TOTAL, PUT, TOTAL)] == ["0 in all", "2 cents", "0 in all"]
+    world = till(Fault("not_done", 1.0, tools=("put",)))
+    assert [result.content for result in say(world, PUT, TOTAL)] == ["2 cents", "0 in all"]
+    assert world.injected == [Injected(0, "put", "not_done")]
+
+
+def test_what_cannot_be_undone_is_not_injected():
+    world = till(Fault("not_done", 1.0), cls=Blind)
+    assert say(world, PUT, TOTAL)[1].content == "2 in all"
+    assert world.injected == []
+
+
+def test_latency_is_recorded_and_changes_nothing():
+    world = till(Fault("latency", 1.0, seconds=0.001))
+    assert say(world, PUT)[0].content == "2 cents"
+    assert by_kind(world.injected) == {"latency": 1}
+
+
+def test_the_same_seed_and_row_give_the_same_faults_and_others_give_others():
+    def faults(row, seed):
+        world = till(Fault("timeout", 0.5), row=row, seed=seed)
+        say(world, *[PUT] * 40)
+        return world.injected
+
+    assert faults("a", 0) == faults("a", 0)
+    assert faults("a", 0) != faults("b", 0)
+    assert faults("a", 0) != faults("a", 1)
+    assert 10 < len(faults("a", 0)) < 30
+
+
+@pytest.mark.parametrize("cls", [Till, Blind])
+def test_a_world_brought_back_meets_the_same_faults_as_before(cls):
+    faults = (Fault("timeout", 0.3), Fault("permission", 0.1), Fault("partial", 0.2))
+    world = till(*faults, cls=cls)
+    history = say(world, *[PUT, TOTAL] * 3)
+    state = world._snapshot() if cls is Till else None
+    rest = say(world, *[PUT, TOTAL] * 5)
+    again = till(*faults, cls=cls)
+    if cls is Till:
+        again._restore(state)
+    else:
+        assert replay(again, history) == 0
+    assert say(again, *[PUT, TOTAL] * 5) == rest
+    assert again.injected == world.injected
+
+
+def test_an_environment_with_faults_keeps_the_contract():
+    make = inject_faults(Till, [Fault("server_error", 0.3), Fault("stale", 0.2), Fault("tool_gone", 0.1)])
+    report = check_environment(make, rows=[{"id": "a"}, {"id": "b"}])
+    assert report.ok, str(report)
+
+
+def test_evaluation_tells_the_policys_own_errors_from_injected_ones():
+    replies = [
+        '<tool_call>\n{"name": "put", "arguments": {"amount": "two"}}\n</tool_call>',
+        '<tool_call>\n{"name": "nothing", "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "put", "arguments": {"amount": 2}}\n</tool_call>',
+        '<tool_call>\n{"name": "put", "arguments": {"amount": 2}}\n</tool_call>',
+        "Done.",
+    ]
+    policy = ScriptedPolicy(lambda dialogue: replies[sum(m["role"] == "assistant" for m in dialogue)])
+    row = {"id": "a", "prompt": [{"role": "user", "content": "two cents"}]}
+    # the first call fails by the fault, before its own mistake is seen; the second never reaches the environment
+    (case,) = evaluate(policy, inject_faults(Till, [Fault("timeout", 1.0)]), [row], max_turns=6)
+    assert [call.injected for call in case.calls] == [True, False, False, True]
+    assert [call.error is not None for call in case.calls] == [True, True, False, True]
+    assert case.success
+
+
+def test_injected_errors_are_none_where_there_are_no_faults():
+    assert injected_errors(say(till(), PUT), Till(), ["put"]) == 0
+
+
+def test_faults_work_under_the_watch():
+    world = restorable(inject_faults(Till, [Fault("timeout", 1.0)]), asyncio.run)()
+    world.reset(id="a")
+    assert [result.error is not None for result in say(world, PUT, PUT)] == [True, False]
+    assert len(world._fission_watch.states) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "typo", "rate": 0.1}, "Fault.kind is 'typo'"),
+        ({"kind": "timeout", "rate": 2}, "Fault.rate is 2"),
+        ({"kind": "latency", "rate": 1, "seconds": -1}, "Fault.seconds"),
+    ],
+)
+def test_bad_faults_are_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        Fault(**fields)
+
+
+def test_a_fault_of_a_tool_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="no tool \\['take'\\]; there are put, total"):
+        till(Fault("timeout", 0.1, tools=("take",)))
+
+
+def test_an_error_of_a_call_that_a_fault_let_through_is_the_policys_own():
+    wrong = ToolCall("put", {"amount": "two"})
+    for kind in ("not_done", "empty", "partial", "latency"):
+        world = till(Fault(kind, 1.0, seconds=0))
+        results = say(world, wrong)
+        assert results[0].error == "no coin"
+        assert world.injected == [Injected(0, "put", kind)]
+        assert injected_errors(results, world, ["put"]) == 0
+    world = till(Fault("timeout", 1.0))
+    assert injected_errors(say(world, wrong), world, ["put"]) == 1

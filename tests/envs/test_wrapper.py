@@ -1,0 +1,232 @@
+"""What a watched environment does with tools that misbehave."""
+
+import asyncio
+import contextlib
+import inspect
+import time
+
+import pytest
+
+from fission_grpo.core.errors import InfrastructureError
+from fission_grpo.core.types import UNREADABLE, Task, ToolCall, ToolResult
+from fission_grpo.envs.restore import TASK_KEY, make_call, restorable
+from fission_grpo.envs.wrapper import Limits, tool_methods, watch
+
+
+class Odd:
+    """Tools that do what tools should not."""
+
+    def __init__(self):
+        self.kept = []
+
+    def reset(self, **row): ...
+
+    def get_reward(self):
+        return 1.0
+
+    def add(self, item: str) -> str:
+        self.kept.append(item)
+        return f"{len(self.kept)} kept"
+
+    def raises(self) -> str:
+        raise KeyError("gone")
+
+    def hangs(self) -> str:
+        while True:
+            time.sleep(0.001)
+
+    def hangs_stubbornly(self) -> str:
+        for _ in range(3):
+            with contextlib.suppress(Exception):
+                time.sleep(0.2)
+        return "never mind"
+
+    async def sleeps(self) -> str:
+        await asyncio.sleep(60)
+        return "late"
+
+    async def own_timeout(self) -> str:
+        raise TimeoutError("their server is slow")
+
+    def huge(self) -> str:
+        return "x" * 10_000_000
+
+    def thing(self) -> object:
+        return {1, 2}
+
+    def numbers(self) -> list:
+        return [1, 2]
+
+    def picture(self) -> list:
+        return [{"type": "text", "text": "a picture"}]
+
+    def takes(self, items: list) -> str:
+        items.clear()
+        return "taken"
+
+    def offline(self) -> str:
+        raise InfrastructureError("connection lost")
+
+
+class Kept(Odd):
+    """With snapshots, and its own measure of progress."""
+
+    def _snapshot(self):
+        return list(self.kept)
+
+    def _restore(self, state):
+        self.kept = list(state)
+
+
+def odd(cls=Odd, **limits):
+    environment = restorable(cls, asyncio.run, limits=Limits(**({"seconds": 0.1} | limits)))()
+    environment.reset()
+    return environment
+
+
+def call(environment, name, **arguments):
+    return make_call(tool_methods(environment), ToolCall(name, arguments), asyncio.run)
+
+
+def test_what_a_tool_raises_is_an_error_of_the_policys():
+    world = odd()
+    assert call(world, "raises").content == str({"error": str(KeyError("gone"))})
+    assert world._fission_watch.broken is None
+
+
+@pytest.mark.parametrize("name", ["hangs", "hangs_stubbornly", "sleeps"])
+def test_a_tool_that_hangs_is_stopped_and_the_episode_is_not_judged(name):
+    world = odd()
+    began = time.monotonic()
+    result = call(world, name)
+    assert time.monotonic() - began < 2
+    assert result.error == f"{name} was stopped after 0.1 s"
+    assert world.get_reward() is None
+    assert world._fission_watch.counts == {"timeouts": 1}
+    assert call(world, "add", item="x").error == result.error  # nothing runs in a broken world
+    assert world.kept == []
+    world.reset()
+    assert world.get_reward() == 1.0
+
+
+def test_a_timeout_of_the_tools_own_is_an_ordinary_error():
+    world = odd()
+    assert call(world, "own_timeout").error == "their server is slow"
+    assert world.get_reward() == 1.0
+
+
+def test_the_timer_is_off_after_a_call():
+    world = odd(seconds=0.05)
+    call(world, "add", item="x")
+    time.sleep(0.1)
+
+
+def test_ten_megabytes_are_cut_and_say_so():
+    result = call(odd(characters=100), "huge")
+    assert result.content == "x" * 100 + "... [cut: 10000000 characters]"
+
+
+def test_results_that_are_no_text_become_text_and_content_blocks_stay():
+    world = odd()
+    assert call(world, "thing").content == "{1, 2}"
+    assert world._fission_watch.counts == {"unserialisable": 1}
+    assert world.numbers() == "[1, 2]"
+    assert world.picture() == [{"type": "text", "text": "a picture"}]
+
+
+def test_a_tool_cannot_change_what_the_policy_wrote():
+    mine = ToolCall("takes", {"items": [1]})
+    assert make_call(tool_methods(odd()), mine).content == "taken"
+    assert mine.arguments == {"items": [1]}
+
+
+def test_infrastructure_is_no_failure_of_the_policys():
+    world = odd()
+    assert call(world, "offline").error == "connection lost"
+    assert world.get_reward() is None
+    assert world._fission_watch.counts == {"out_of_order": 1}
+
+
+def test_a_call_nobody_could_read_is_refused_with_the_reason():
+    world = odd()
+    result = call(world, "add", **{UNREADABLE: "unclosed <tool_call>"})
+    assert result.error == "unclosed <tool_call>"
+    assert world.kept == []
+
+
+def test_a_state_is_kept_from_the_start_and_after_every_call():
+    world = odd(Kept)
+    call(world, "add", item="a")
+    call(world, "raises")
+    call(world, "add", item="b")
+    assert world._fission_watch.states == [[], ["a"], ["a"], ["a", "b"]]
+    world.reset()
+    assert len(world._fission_watch.states) == 1
+    assert odd()._fission_watch.states == []
+
+
+def test_a_snapshot_that_fails_is_counted_once_and_training_goes_on():
+    class Broken(Kept):
+        def _snapshot(self):
+            raise RuntimeError("no")
+
+    world = odd(Broken)
+    assert call(world, "add", item="a").content == "1 kept"
+    assert (world._fission_watch.states, world._fission_watch.counts) == ([], {"snapshot_failed": 1})
+
+
+@pytest.mark.parametrize("state", [["a"], None])
+def test_a_recovery_task_begins_where_the_failed_turn_ended(state):
+    make = restorable(Kept, asyncio.run, lambda task_id: state if task_id == "x" else None)
+    world = make()
+    history = (ToolResult(ToolCall("add", {"item": "a"}), "1 kept"),)
+    assert world.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)}) is None
+    assert world.kept == ["a"]
+    assert world._fission_watch.counts["restored" if state else "replayed"] == 1
+    assert world._fission_watch.states == [["a"]]
+
+
+def test_replaying_what_now_answers_otherwise_is_counted():
+    world = odd()
+    history = (ToolResult(ToolCall("add", {"item": "a"}), "7 kept"),)
+    world.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)})
+    assert world._fission_watch.counts["replay_mismatches"] == 1
+
+
+def test_tools_look_the_same_when_watched():
+    import inspect
+
+    from transformers.utils import get_json_schema
+
+    from fission_grpo.envs.desk.env import Desk
+
+    plain, watched = Desk(), Desk()
+    watch(watched, Limits())
+    for name, tool in tool_methods(plain).items():
+        other = tool_methods(watched)[name]
+        assert get_json_schema(other) == get_json_schema(tool)
+        assert inspect.iscoroutinefunction(other) == inspect.iscoroutinefunction(tool)
+
+
+def test_watched_tools_stay_bound_methods_with_their_own_signature():
+    odd = restorable(Odd, asyncio.run)()
+    for name in ("add", "sleeps", "reset", "get_reward"):  # TRL before 1.15 takes no others
+        assert inspect.ismethod(getattr(odd, name)), name
+    assert str(inspect.signature(odd.add)) == "(item: str) -> str"
+    assert inspect.iscoroutinefunction(odd.sleeps)
+    assert not inspect.iscoroutinefunction(odd.add)
+    assert odd.add("pen") == "1 kept"
+
+
+def test_a_static_method_is_watched_too():
+    class Static:
+        def reset(self, **row): ...
+
+        @staticmethod
+        def add(item: str) -> str:
+            return f"{item} kept"
+
+    static = Static()
+    seen = watch(static, Limits(characters=3))
+    assert static.add("pen") == "pen... [cut: 8 characters]"
+    assert seen.counts["cut"] == 1

@@ -1,0 +1,102 @@
+"""fission.jsonl, written by the journal and read back by the report's reader."""
+
+import json
+
+from fission_grpo.core.types import ErrorKind, Task
+from fission_grpo.fission.event_log import Journal
+from fission_grpo.fission.recovery import CorrectiveInstance
+from fission_grpo.report.run import read_run
+
+ASK = {"role": "user", "content": "hi"}
+
+
+def instance(name="x1", step=3):
+    task = Task(name, (ASK,), root="t", parent="t", depth=1)
+    return CorrectiveInstance(task, step, ErrorKind.RAISED, "rules", "no such file", "ls", 0.0)
+
+
+def test_instance_is_read_back_with_its_outcome(tmp_path):
+    journal = Journal(tmp_path / "fission.jsonl")
+    journal.pushed(instance())
+    journal.recovered(instance(), 5, [1.0, None], ["Done.", "\ud800 odd"])
+    (read,) = read_run(tmp_path).instances
+    assert (read.id, read.step, read.root, read.kind, read.feedback) == ("x1", 3, "t", "raised", "no such file")
+    assert (read.retried_at, read.age, read.rewards) == (5, 2, (1.0, None))
+    assert [dict(message) for message in read.prompt] == [ASK]
+
+
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_void_once_resumed(tmp_path):
+    path = tmp_path / "fission.jsonl"
+    journal = Journal(path)
+    journal.pushed(instance("kept", step=3))
+    journal.pushed(instance("void", step=4))
+    with path.open("a") as file:
+        file.write('{"event": "pushed", "id": "half')  # the kill
+    Journal(path).resumed(step=4)
+    journal.pushed(instance("again", step=4))
+    assert [read.id for read in read_run(tmp_path).instances] == ["kept", "again"]
+
+
+def test_a_resume_cuts_off_what_was_written_after_the_checkpoint(tmp_path):
+    path = tmp_path / "fission.jsonl"
+    journal = Journal(path)
+    journal.pushed(instance("kept", step=3))
+    mark = json.loads(json.dumps(journal.mark()))
+    before = path.read_bytes()
+    journal.pushed(instance("void", step=4))
+    with path.open("a") as file:
+        file.write('{"event": "pushed", "id": "half')
+    again = Journal(path)
+    for _ in range(2):  # a second kill before anything is written changes nothing
+        again.resumed(4, mark)
+        assert path.read_bytes() == before
+    again.pushed(instance("again", step=4))
+    assert [read.id for read in read_run(tmp_path).instances] == ["kept", "again"]
+
+
+def test_a_file_that_is_not_the_checkpoints_is_kept_and_its_later_steps_are_void(tmp_path, caplog):
+    path = tmp_path / "fission.jsonl"
+    journal = Journal(path)
+    journal.pushed(instance("kept", step=3))
+    mark = journal.mark()
+    path.write_text(path.read_text().replace("kept", "else"))  # as long, but another file
+    Journal(path).pushed(instance("void", step=4))
+    Journal(path).resumed(4, mark)
+    assert [read.id for read in read_run(tmp_path).instances] == ["else"]
+    assert "is not as it was at the checkpoint" in caplog.text
+    Journal(path).resumed(4, {"bytes": 10**9, "tail": ""})  # shorter than it was
+    assert path.read_text().endswith('{"event": "resumed", "step": 4}\n')
+
+
+def test_a_run_that_begins_anew_sets_the_journal_of_an_earlier_one_aside(tmp_path, caplog):
+    path = tmp_path / "fission.jsonl"
+    for name in ("one", "two", "three"):
+        journal = Journal(path)
+        journal.begin()
+        journal.pushed(instance(name))
+        journal.begin()  # train() once more in the same process: its own file
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "fission.jsonl",
+        "fission.jsonl.1",
+        "fission.jsonl.2",
+    ]
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["three"]
+    assert "now fission.jsonl.2" in caplog.text
+    Journal(None).begin()
+    assert Journal(None).mark() is None
+
+
+def test_fresh_run_writes_no_resumed_line(tmp_path):
+    Journal(tmp_path / "fission.jsonl").resumed(step=0)
+    assert not (tmp_path / "fission.jsonl").exists()
+
+
+def test_other_ranks_write_nothing():
+    Journal(None).pushed(instance())
+
+
+def test_lines_are_json_of_ascii(tmp_path):
+    journal = Journal(tmp_path / "fission.jsonl")
+    journal.dropped(instance(), 9, "age")
+    (line,) = (tmp_path / "fission.jsonl").read_text("ascii").splitlines()
+    assert json.loads(line) == {"event": "dropped", "id": "x1", "step": 9, "reason": "age"}

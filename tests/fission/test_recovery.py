@@ -1,0 +1,128 @@
+"""Fission: from a failure to the task that recovers from it."""
+
+from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.types import (
+    UNREADABLE,
+    ErrorKind,
+    Failure,
+    Task,
+    ToolCall,
+    ToolResult,
+    Turn,
+)
+from fission_grpo.fission.recovery import recovery_task, select
+
+ASK = ({"role": "user", "content": "delete the plan"},)
+CALL = ToolCall("delete", {"name": "plan"})
+ERROR = "{'error': \"no file 'plan'\"}"
+FAILED = ToolResult(CALL, ERROR, error="no file 'plan'")
+
+
+def failing_turn(text="<tool_call>...</tool_call>"):
+    return Turn(text, calls=(CALL,), results=(FAILED,))
+
+
+def failure(turns=None, kind=ErrorKind.RAISED, call_index=0, **task):
+    task = Task(**({"id": "t", "prompt": ASK, "columns": {"scenario": "s"}} | task))
+    return Failure(task, turns or (failing_turn(),), kind, call_index=call_index, reward=0.0)
+
+
+def test_recovery_prompt_is_task_then_what_was_written_then_feedback():
+    task = recovery_task(failure(), "did you mean plan.txt?")
+    assert task.prompt == (
+        *ASK,
+        {"role": "assistant", "content": "<tool_call>...</tool_call>"},
+        {"role": "tool", "name": "delete", "content": ERROR + "\ndid you mean plan.txt?"},
+    )
+
+
+def test_environments_own_message_is_not_said_twice():
+    task = recovery_task(failure(), "no file 'plan'")
+    assert task.prompt[-1]["content"] == ERROR
+
+
+def test_recovery_knows_where_it_comes_from_and_what_to_replay():
+    earlier = ToolCall("list", {})
+    turns = (Turn("first", calls=(earlier,), results=(ToolResult(earlier, "[]"),)), failing_turn())
+    unlocked = ToolResult(ToolCall("unlock", {}), "ok")
+    task = recovery_task(failure(turns, history=(unlocked,)), "again")
+    assert (task.root, task.parent, task.depth) == ("t", "t", 1)
+    assert task.history == (unlocked, ToolResult(earlier, "[]"), FAILED)
+    assert task.columns == {"scenario": "s"}
+
+
+def test_recovery_of_a_recovery_is_one_deeper_with_the_same_root():
+    first = recovery_task(failure(), "again")
+    second = recovery_task(Failure(first, (failing_turn("other"),), ErrorKind.RAISED, call_index=0), "and again")
+    assert (second.root, second.parent, second.depth) == ("t", first.id, 2)
+    assert second.history == (FAILED, FAILED)
+    assert second.prompt[:3] == first.prompt
+
+
+def test_unparsed_call_is_answered_like_a_tool_would():
+    task = recovery_task(failure((Turn("<tool_call>{", error="unclosed"),), ErrorKind.UNPARSED, None), "unclosed")
+    assert task.prompt[-1] == {"role": "tool", "name": "error", "content": "unclosed"}
+
+
+def test_unparsed_call_that_was_told_in_the_episode_is_not_answered_twice():
+    told = ToolResult(ToolCall("delete", {UNREADABLE: "unclosed"}), "{'error': 'unclosed'}", "unclosed")
+    broken = failure((Turn("<tool_call>{", error="unclosed", results=(told,)),), ErrorKind.UNPARSED, None)
+    assert recovery_task(broken, "unclosed").prompt[1:] == (
+        {"role": "assistant", "content": "<tool_call>{"},
+        {"role": "tool", "name": "delete", "content": "{'error': 'unclosed'}"},
+    )
+    assert recovery_task(broken, "look again").prompt[-1]["content"] == "{'error': 'unclosed'}\nlook again"
+
+
+def test_wrong_call_that_was_never_executed_is_answered_like_a_tool_would():
+    task = recovery_task(failure((Turn("c", calls=(CALL,)),), ErrorKind.WRONG_CALL, 0), "`name` is wrong")
+    assert task.prompt[-1] == {"role": "tool", "name": "delete", "content": "`name` is wrong"}
+
+
+def test_missing_call_is_pointed_out_by_the_user():
+    task = recovery_task(failure((Turn("Sure!"),), ErrorKind.NO_CALL, None), "call a tool")
+    assert task.prompt[-2:] == (
+        {"role": "assistant", "content": "Sure!"},
+        {"role": "user", "content": "call a tool"},
+    )
+
+
+def test_plain_text_prompt_goes_on_as_text():
+    task = recovery_task(failure((Turn("5"),), ErrorKind.LOW_REWARD, None, prompt="2+2="), "try again")
+    assert task.prompt == "2+2=5\n\ntry again\n\n"
+
+
+def test_only_the_failing_call_of_several_gets_the_feedback():
+    good = ToolCall("list", {})
+    turn = Turn("two", calls=(good, CALL), results=(ToolResult(good, "ok"), ToolResult(CALL, ERROR, "no file")))
+    task = recovery_task(failure((turn,), call_index=1), "look closer")
+    assert [m["content"] for m in task.prompt[2:]] == ["ok", ERROR + "\nlook closer"]
+
+
+def test_equal_failures_have_equal_names_and_others_do_not():
+    assert recovery_id(failure()) == recovery_id(failure())
+    assert recovery_id(failure()) != recovery_id(failure((failing_turn("else"),)))
+    assert recovery_id(failure()) != recovery_id(failure(id="u"))
+
+
+def test_lone_surrogates_in_a_rollout_are_no_problem():
+    assert recovery_id(failure((Turn("\ud800"),)))
+
+
+def test_one_failure_per_root_task_is_chosen_the_first_new_one():
+    a1, a2, b1 = failure((failing_turn("1"),)), failure((failing_turn("2"),)), failure(id="u")
+    chosen, duplicates = select([[a1], [a2], [], [b1]], max_depth=1, known=lambda name: name == recovery_id(a1))
+    assert chosen == [a2, b1]
+    assert duplicates == 1
+
+
+def test_depth_limit_stops_the_chain():
+    deep = failure(depth=1)
+    assert select([[deep]], max_depth=1, known=lambda _: False) == ([], 0)
+    assert select([[deep]], max_depth=2, known=lambda _: False) == ([deep], 0)
+
+
+def test_every_failing_turn_of_the_chosen_rollout_may_be_branched_from():
+    one, two, other = failure((failing_turn("1"),)), failure((failing_turn("2"),)), failure((failing_turn("3"),))
+    assert select([[one, two], [other]], max_depth=1, known=lambda _: False) == ([one, two], 0)
+    assert select([[one, two]], max_depth=1, known=lambda name: name == recovery_id(one)) == ([two], 1)

@@ -1,0 +1,210 @@
+"""A transformers model in this process as a policy: batches, prompts taken as they are, ends, limits.
+
+Repeatability, left padding and what dialogues look like with the starter are in test_starter.py.
+"""
+
+import copy
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("torch")
+
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
+from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.evaluation.episodes import ToolSchemas
+from fission_grpo.inference.base import Reply, Request
+from fission_grpo.inference.local import MIN_SHARED, LocalPolicy, empty_cache, eos_ids, prompt_text, shared_length
+from fission_grpo.inference.pretrained import load_starter
+
+SCHEMAS = ToolSchemas(tool_methods(Desk()))
+ASK = {"role": "user", "content": "Move plan_7.txt to home."}
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return load_starter()
+
+
+@pytest.fixture
+def own(starter):
+    """The starter, to be changed."""
+    return copy.deepcopy(starter)
+
+
+def requests_of_odd_lengths(count):
+    """Tasks with dialogues of zero to three earlier turns."""
+    turn = [
+        {"role": "assistant", "content": '<tool_call>\n{"name": "list_files", "arguments": {}}\n</tool_call>'},
+        {"role": "tool", "name": "list_files", "content": "['plan_7.txt']"},
+    ]
+    rows = make_rows(count, 5, "held_out")
+    return [Request([*row["prompt"], *turn * (number % 4)], SCHEMAS) for number, row in enumerate(rows)]
+
+
+def greedy(starter, **settings):
+    return LocalPolicy(*starter, temperature=0, **settings)
+
+
+def test_dialogues_of_all_lengths_are_answered_in_order_as_if_each_were_alone(starter):
+    requests = requests_of_odd_lengths(11)
+    together = greedy(starter, batch_size=4).reply(requests)
+    assert together == [greedy(starter, batch_size=1).reply([request])[0] for request in requests]
+    assert len({reply.text for reply in together}) > 5  # they are told apart
+
+
+def test_a_prompt_is_continued_verbatim_and_no_template_is_used(own):
+    model, tokenizer = own
+    request = requests_of_odd_lengths(1)[0]
+    (expected,) = greedy(own).reply([request])
+    text = prompt_text(tokenizer, request)
+    tokenizer.chat_template = None
+    assert greedy((model, tokenizer)).reply([Request((), prompt=text)]) == [expected]
+    (other,) = greedy((model, tokenizer)).reply([Request((), prompt=text + '<tool_call>\n{"name": "')])
+    assert other.text
+    assert not other.text.startswith("<tool_call>")  # it goes on in the middle of the call
+
+
+def test_every_end_token_of_the_model_ends_a_turn(own):
+    model, tokenizer = own
+    request = requests_of_odd_lengths(1)[0]
+    (whole,) = greedy(own).reply([request])
+    ids = tokenizer(whole.text, add_special_tokens=False)["input_ids"]
+    assert whole.tokens == len(ids) + 1  # the end token counts
+    early = ids[5]
+    model.generation_config.eos_token_id = [early, tokenizer.eos_token_id]
+    assert eos_ids(model, tokenizer) == {early, tokenizer.eos_token_id}
+    (cut,) = greedy(own).reply([request])
+    assert (cut.tokens, cut.truncated) == (ids.index(early) + 1, False)
+    assert whole.text.startswith(cut.text)
+    assert model.generation_config.eos_token_id == [early, tokenizer.eos_token_id]  # left as it was
+
+
+def test_the_models_own_generation_settings_change_nothing(own):
+    model, _ = own
+    requests = requests_of_odd_lengths(4)
+    before = greedy(own).reply(requests)
+    model.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=9.0, max_new_tokens=1)
+    assert greedy(own).reply(requests) == before
+
+
+def test_a_prompt_that_fills_the_context_gets_an_empty_truncated_reply_and_others_theirs(own):
+    model, tokenizer = own
+    request = requests_of_odd_lengths(1)[0]
+    (expected,) = greedy(own).reply([request])
+    length = len(tokenizer(prompt_text(tokenizer, request), add_special_tokens=False)["input_ids"])
+    model.config.max_position_embeddings = length + expected.tokens
+    too_long = Request((), prompt="a b " * (length + expected.tokens))
+    policy = greedy(own)
+    assert policy.reply([too_long, request, too_long]) == [
+        Reply("", truncated=True),
+        expected,
+        Reply("", truncated=True),
+    ]
+    model.config.max_position_embeddings = length + 3
+    (short,) = greedy(own).reply([request])
+    assert (short.tokens, short.truncated) == (3, True)
+    assert expected.text.startswith(short.text)
+
+
+def test_without_a_chat_template_the_error_says_what_to_do(own):
+    own[1].chat_template = None
+    with pytest.raises(ValueError, match=r"has no chat template.*set tokenizer\.chat_template"):
+        greedy(own).reply([Request([ASK])])
+
+
+def test_a_template_that_refuses_the_dialogue_is_named_with_the_roles(own):
+    own[1].chat_template = "{{ raise_exception('no system messages') }}"
+    with pytest.raises(ValueError, match="refuses a dialogue of the roles system, user: no system messages"):
+        greedy(own).reply([Request([{"role": "system", "content": "x"}, ASK])])
+
+
+def test_earlier_turns_stand_in_the_prompt_as_they_were_written(starter):
+    _, tokenizer = starter
+    odd = '<think>a</think>\n <tool_call>{"name":"x" , "arguments":{}}</tool_call>  '
+    answer = {"role": "tool", "name": "x", "content": "ok"}
+    second = {"role": "assistant", "content": "  Done. "}
+    text = prompt_text(tokenizer, Request([ASK, {"role": "assistant", "content": odd}, answer, second, ASK], SCHEMAS))
+    assert text.count(f"<|im_start|>assistant\n{odd}<|im_end|>") == 1
+    assert text.count("<|im_start|>assistant\n  Done. <|im_end|>") == 1
+    assert text.endswith(f"{ASK['content']}<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_text_that_is_no_unicode_is_taken_and_the_random_state_is_left_alone(starter):
+    import torch
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert LocalPolicy(*starter, max_new_tokens=4).reply([Request([{"role": "user", "content": "\ud83d"}])])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_nothing_asked_is_nothing_answered_and_an_empty_prompt_is_no_error(starter):
+    assert greedy(starter).reply([]) == []
+    (reply,) = greedy(starter, max_new_tokens=4).reply([Request((), prompt="")])
+    assert reply.tokens <= 4
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1.0}, {"max_new_tokens": 0}, {"batch_size": 0}])
+def test_limits_out_of_range_are_told(starter, settings):
+    with pytest.raises(ValueError, match="LocalPolicy needs temperature >= 0"):
+        LocalPolicy(*starter, **settings)
+
+
+def test_what_all_prompts_begin_with_ends_before_the_shortest_and_before_the_first_difference():
+    begin = list(range(100))
+    assert shared_length([[*begin, 7, 8], [*begin, 7, 9, 9], [*begin, 7]]) == 100  # one token is left of the last
+    assert shared_length([[*begin, 1], [*begin, 2], [*begin[:50], 5, 5]]) == 50
+    assert shared_length([begin, begin]) == 99
+    assert shared_length([begin]) == 0
+    assert shared_length([[*begin[: MIN_SHARED - 1], 1], [*begin[: MIN_SHARED - 1], 2]]) == 0
+
+
+def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter):
+    system = {"role": "system", "content": "You keep the files and the calendar of a small office in good order."}
+    requests = [Request([system, *request.messages], SCHEMAS) for request in requests_of_odd_lengths(9)]
+    alone = [greedy(starter, batch_size=1).reply([request])[0] for request in requests]
+    lengths = []
+    hook = starter[0].base_model.register_forward_pre_hook(
+        lambda module, given, named: lengths.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    together = greedy(starter, batch_size=9).reply(requests)
+    hook.remove()
+    assert together == alone
+    (one, shared), (rows, rest) = lengths[:2]
+    assert (one, rows) == (1, 9)
+    longest = max(len(starter[1](prompt_text(starter[1], request))["input_ids"]) for request in requests)
+    assert shared + rest == longest
+    assert shared >= MIN_SHARED
+
+
+def test_a_model_with_a_sliding_window_reads_every_prompt_whole(starter):
+    from transformers import Qwen3ForCausalLM
+
+    config = copy.deepcopy(starter[0].config)
+    config.use_sliding_window, config.sliding_window = True, 48
+    config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    model = Qwen3ForCausalLM(config)
+    model.load_state_dict(starter[0].state_dict())
+    prompts = [Request((), prompt="Move the plan. " * 20 + end) for end in ("Now", "Then it is done", "Or not")]
+    policy = greedy((model, starter[1]), max_new_tokens=8)
+    together = policy.reply(prompts)
+    assert together == [greedy((model, starter[1]), max_new_tokens=8).reply([prompt])[0] for prompt in prompts]
+
+
+def test_a_cache_with_room_holds_what_transformers_own_holds_and_moves_nothing_while_there_is_room(starter):
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    torch.manual_seed(0)
+    roomy, plain = empty_cache(starter[0], room=3), DynamicCache(config=starter[0].config)
+    places = []
+    for tokens in (5, 1, 2, 1, 4):  # 5 and room for 3; the fourth goes beyond, to 9 and room for 3; so does the fifth
+        keys, values = torch.randn(2, 2, tokens, 32), torch.randn(2, 2, tokens, 32)
+        for ours, theirs in zip(roomy.update(keys, values, 0), plain.update(keys, values, 0), strict=True):
+            assert torch.equal(ours, theirs)
+        places.append(roomy.layers[0].keys.data_ptr())
+    assert places[0] == places[1] == places[2] != places[3] != places[4]
+    assert roomy.get_seq_length() == 13

@@ -1,0 +1,125 @@
+"""Keys are written nowhere: neither the environment's nor those in a URL, by any command, whatever goes wrong."""
+
+import json
+import logging
+import threading
+
+import pytest
+from openai_server import OpenAIServer
+
+pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
+
+from fission_grpo.cli.main import main
+from fission_grpo.inference.secrets import Secrets, parts_of, shown_command
+
+KEY, PASSWORD, QUERY = "Kennwort7Umgebung", "Kennwort8 Nutzer", "Kennwort9Frage"
+"""Like no key's usual form, so that they are not found by how they look."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with OpenAIServer(lambda body: "error: `name` is not right.") as running:
+        running.secret_url = (
+            running.url.replace("127.0.0.1", f"me:{PASSWORD.replace(' ', '%20')}@127.0.0.1") + f"?api_key={QUERY}"
+        )
+        yield running
+
+
+def written(folder):
+    """All bytes of all files, and their names."""
+    return b"\n".join(str(path).encode() + path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def assert_no_key(folder, capfd, caplog):
+    told = capfd.readouterr()
+    everything = written(folder) + (told.out + told.err + caplog.text).encode()
+    for part in ("Kennwort7", "Kennwort8", "Kennwort9", "S2VubndvcnQ4"):  # the last: "Kennwort8" in base64
+        at = everything.find(part.encode())
+        assert at < 0, everything[max(0, at - 200) : at + 40]
+    return told
+
+
+def later_tell_key(server):
+    """The next request (the check at the start) is answered; of those after it every second tells the key."""
+    first = len(server.asked)
+    server.faults = lambda number: "tell key" if number > first and (number - first) % 2 else None
+
+
+def train(folder, url):
+    simulator = {"url": url, "cache": str(folder / "cache"), "tries": 1, "backoff": 0.01}
+    fields = {
+        "model_name_or_path": "starter",
+        "tasks": "desk",
+        "num_tasks": 16,
+        "max_steps": 2,
+        "per_device_train_batch_size": 16,
+        "num_generations": 4,
+        "max_completion_length": 64,
+        "max_tool_calling_iterations": 1,
+        "learning_rate": 1e-4,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_steps": 2,
+        "diagnose": "endpoint:small,rules",
+        "simulator": json.dumps(simulator),
+        "output_dir": str(folder / "run"),
+    }
+    return main(["train", *(part for name, value in fields.items() for part in (f"--{name}", str(value)))])
+
+
+def test_training_evaluation_and_report_write_no_key_though_the_endpoint_tells_it(server, tmp_path, capfd, caplog):
+    pytest.importorskip("trl")
+    caplog.set_level(logging.DEBUG)
+    server.faults = ["tell key"]
+    assert train(tmp_path, server.secret_url) == 2  # refused at the start, with what the endpoint said
+    assert "HTTP 401: " in assert_no_key(tmp_path, capfd, caplog).err
+    assert "endpoint" not in [thread.name for thread in threading.enumerate()]  # closed, though no training began
+    later_tell_key(server)
+    assert train(tmp_path, server.secret_url) == 0
+    later_tell_key(server)
+    evaluation = ["--endpoint", server.secret_url, "--model", "small", "--tasks", "desk", "--num_tasks", "4"]
+    assert main(["eval", *evaluation, "--output", str(tmp_path / "run"), "--timeout", "5"]) in (0, 1)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert_no_key(tmp_path, capfd, caplog)
+    files = {path.name for path in tmp_path.rglob("*")}
+    assert {"report.html", "fission.jsonl", "cases.jsonl", "fission_state.json", "checkpoint-2"} <= files
+    assert b"HTTP 401" in written(tmp_path)  # the answers that told the key were met
+    assert any((tmp_path / "cache").iterdir())
+    assert f"/v1/chat/completions?api_key={QUERY}" in server.paths[-1]  # and the keys were sent
+
+
+@pytest.mark.parametrize("which", ["me", "nobody"])
+def test_the_key_of_the_environment_is_written_nowhere_with_a_plain_url(server, tmp_path, capfd, caplog, which):
+    caplog.set_level(logging.DEBUG)
+    server.faults = ["tell key"] if which == "nobody" else [None, "tell key"]
+    evaluation = ["--endpoint", server.url, "--model", "small", "--tasks", "desk", "--num_tasks", "2"]
+    main(["eval", *evaluation, "--output", str(tmp_path), "--timeout", "5"])
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert_no_key(tmp_path, capfd, caplog)
+
+
+def test_commands_are_shown_without_what_their_urls_hold():
+    words = [
+        "fission-grpo",
+        "--url",
+        "https://me:pw@host:80/v1?api_key=k1#x",
+        "--simulator",
+        '{"url": "http://k2@h/v1"}',
+    ]
+    assert shown_command(words) == (
+        "fission-grpo --url 'https://***@host:80/v1?***' --simulator '{\"url\": \"http://***@h/v1\"}'"
+    )
+    assert shown_command(["a", "--url", "http://h/v1"]) == "a --url http://h/v1"
+
+
+def test_secrets_of_a_url_are_hidden_as_they_are_and_as_urls_write_them():
+    url, query, secrets = parts_of("https://me:a%2Fb%20c@host/v1?api_key=k5&v=2")
+    assert url == "https://me:a%2Fb%20c@host/v1"
+    assert query == {"api_key": "k5", "v": "2"}
+    assert secrets == ("a/b c", "k5", "2", "bWU6YS9iIGM=")  # the last is what `Authorization: Basic` says
+    assert Secrets(["a/b c"]).clean("a/b c, a%2Fb%20c, a/b%20c, a%2Fb+c, sk-12345") == "***, ***, ***, ***, ***"
+    assert parts_of(None) == (None, {}, ())

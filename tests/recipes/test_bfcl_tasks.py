@@ -1,0 +1,213 @@
+"""Generated cases: reproducible, derivable, doable, and nobody's test data."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+
+from fission_grpo.cli.main import main
+from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl.env import TaskError, environment_of
+from fission_grpo.envs.bfcl.tasks import (
+    Case,
+    UserTurn,
+    all_rows,
+    check_case,
+    load_cases,
+    rows_of_case,
+)
+from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
+from fission_grpo.evaluation.metrics import rates_of
+from fission_grpo.recipes.bfcl_tasks.contamination import official_tests, overlaps, words
+from fission_grpo.recipes.bfcl_tasks.generate import (
+    GRAMMARS,
+    SPLITS,
+    Mix,
+    generate,
+)
+from fission_grpo.recipes.starter_policy.bfcl_demos import case_lessons
+from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED
+
+MIX = Mix(miss_func=0.2, miss_param=0.2)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {split: generate(split, 60, 3, MIX) for split in SPLITS}
+
+
+def _leaves(value):
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in _leaves(inner)]
+    if isinstance(value, list):
+        return [leaf for inner in value for leaf in _leaves(inner)]
+    return [] if value is None or isinstance(value, bool) else [str(value)]
+
+
+def test_the_same_seed_gives_the_same_cases_and_another_others(cases):
+    assert [case.to_json() for case in generate("train", 20, 3, MIX)] == [c.to_json() for c in cases["train"][:20]]
+    assert generate("train", 5, 4, MIX)[0].turns != cases["train"][0].turns
+
+
+def test_splits_share_no_class(cases):
+    for split, classes in SPLITS.items():
+        assert {name for case in cases[split] for name in case.classes} == set(classes)
+    assert not set(SPLITS["train"]) & set(SPLITS["heldout"])
+    assert set(SPLITS["train"]) | set(SPLITS["heldout"]) == set(GRAMMARS)
+
+
+def test_every_reference_passes_the_official_checker(cases):
+    for case in [*cases["train"], *cases["heldout"]]:
+        check_case(case)
+
+
+def test_every_value_of_a_reference_can_be_known_from_the_dialogue(cases):
+    checked = 0
+    for row in all_rows([*cases["train"], *cases["heldout"]]):
+        said = " ".join(str(message["content"]) for message in row["prompt"][1:])
+        world = environment_of(row["environment"])()
+        world.reset(**row)
+        for call in json.loads(row["scenario"])["reference"]:
+            for value in _leaves(call["arguments"]):
+                checked += 1
+                known = value in said or value.removesuffix(".0") in said or value.lower() in said.lower()
+                fixed = value in ("1.0", "START", "basic", "l", "w", "c")  # "fully", "start", units
+                assert known or fixed, (row["id"], call, said)
+            said += " " + str(getattr(world, call["name"])(**call["arguments"]))
+    assert checked > 300
+
+
+def test_variants_hold_back_a_function_or_a_value_for_a_turn(cases):
+    found = Counter()
+    for case in [*cases["train"], *cases["heldout"]]:
+        found[case.variant] += 1
+        for turn, following in zip(case.turns, case.turns[1:], strict=False):
+            if turn.without:
+                assert turn.reference == ()
+                assert set(turn.without) <= {call.name for call in following.reference}
+        empty = sum(not turn.reference for turn in case.turns)
+        assert empty == (case.variant != "base")
+    assert min(found.values()) > 10
+
+
+def test_rows_tell_the_turns_before_with_their_real_results():
+    tickets = [{"id": 7, "title": "a", "status": "Open", "created_by": "ann"}]
+    close, show = (ToolCall(name, {"ticket_id": 7}) for name in ("close_ticket", "get_ticket"))
+    turns = (UserTurn("Close it.", (), ("close_ticket",)), UserTurn("Now.", (close,)), UserTurn("Show it.", (show,)))
+    case = Case("c", ("TicketAPI",), {"TicketAPI": {"ticket_queue": tickets, "current_user": "ann"}}, turns)
+    rows = rows_of_case(case)
+    assert [row["id"] for row in rows] == ["c#0", "c#1", "c#2"]
+    assert [row["environment"] for row in rows] == ["TicketAPI-close_ticket", "TicketAPI", "TicketAPI"]
+    told = [(message["role"], message["content"]) for message in rows[2]["prompt"][1:]]
+    assert told == [
+        ("user", "Close it."),
+        ("assistant", "I have no tool for that."),
+        ("user", "Now."),
+        ("assistant", ""),
+        ("tool", '{"status": "Ticket 7 has been closed successfully."}'),
+        ("assistant", "Done."),
+        ("user", "Show it."),
+    ]
+    assert json.loads(rows[2]["scenario"])["history"] == [
+        [],
+        [{"name": "close_ticket", "arguments": {"ticket_id": 7}}],
+    ]
+
+
+def test_the_reference_solves_every_row_in_an_evaluation(cases):
+    rows = all_rows(cases["train"][:15])
+    references = {json.dumps(row["prompt"]): json.loads(row["scenario"])["reference"] for row in rows}
+    lengths = {key: len(json.loads(key)) for key in references}
+
+    def write(dialogue):
+        key = max((key for key, n in lengths.items() if json.dumps(dialogue[:n]) == key), key=len)
+        done = sum(message["role"] == "assistant" for message in dialogue[lengths[key] :])
+        if done == len(references[key]):
+            return "Done."
+        return f"<tool_call>\n{json.dumps(references[key][done])}\n</tool_call>"
+
+    environments = {row["environment"]: environment_of(row["environment"]) for row in rows}
+    assert rates_of(evaluate(ScriptedPolicy(write), environments, rows, max_turns=6)).success.rate == 1.0
+
+
+def test_planted_test_data_is_found_in_each_of_three_respects(cases):
+    tests, clean = official_tests(), cases["train"][0]
+    assert overlaps(cases["train"]) == overlaps(cases["heldout"]) == {}
+    config = json.loads(next(iter(sorted(tests.scenarios))))
+    calls = next(json.loads(one) for one in sorted(tests.calls) if len(json.loads(one)) > 1)
+    message = next(iter(sorted(tests.messages)))
+    turn = clean.turns[0]
+    planted = {
+        "scenario": replace(clean, config={clean.classes[0]: config}),
+        "calls": replace(clean, turns=(replace(turn, reference=tuple(ToolCall(*one) for one in calls)),)),
+        "message": replace(clean, turns=(replace(turn, request=message.upper() + "!"),)),
+    }
+    for kind, case in planted.items():
+        assert overlaps([case]) == {case.id: [kind]}
+    assert words("Close ticket 7!") == "close ticket 7"
+
+
+def test_demonstrations_are_real_and_worse_when_mixed(cases):
+    lessons = case_lessons(cases["train"][:20])
+
+    def errors(quality):
+        return sum(
+            '"error"' in m["content"] or "'error'" in m["content"] for d, _ in lessons(40, 0, quality) for m in d
+        )
+
+    assert errors(MIXED) > errors(SKILLED) > 0
+    assert lessons(3, 1, MIXED)[0][0] == lessons(3, 1, MIXED)[0][0]
+
+
+def test_generate_and_check_commands_say_what_they_made(tmp_path, capsys):
+    assert main(["tasks", "generate", "--output", str(tmp_path), "--train", "12", "--heldout", "6"]) == 0
+    said = capsys.readouterr().out
+    assert "12 cases" in said
+    assert said.count("overlap with BFCL's test cases: none") == 2
+    first = (tmp_path / "train.jsonl").read_bytes()
+    assert main(["tasks", "generate", "--output", str(tmp_path), "--train", "12", "--heldout", "0"]) == 0
+    assert (tmp_path / "train.jsonl").read_bytes() == first
+    assert main(["tasks", "check", str(tmp_path / "heldout.jsonl")]) == 0
+    assert "all pass the official checker" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": ""}, "row 1, field 'id': must be a non-empty str"),
+        ({"classes": ["Nope"]}, r"field 'classes\[0\]': must be one of"),
+        ({"variant": "odd"}, "field 'variant'"),
+        ({"turns": [{"request": 1, "reference": []}]}, r"field 'turns\[0\].request'"),
+        (
+            {"turns": [{"request": "x", "reference": [{"name": "fly", "arguments": {}}]}]},
+            r"'turns\[0\].reference\[0\].name'",
+        ),
+        ({"turns": [{"request": "x", "reference": [], "without": ["fly"]}]}, r"'turns\[0\].without\[0\]'"),
+    ],
+)
+def test_a_bad_row_is_named_by_row_and_field(tmp_path, cases, change, message):
+    path = tmp_path / "cases.jsonl"
+    path.write_text(json.dumps(json.loads(cases["train"][0].to_json()) | change))
+    with pytest.raises(TaskFileError, match=message):
+        load_cases(path)
+
+
+def test_a_reference_that_fails_in_its_own_world_is_named(tmp_path, capsys, cases):
+    case = cases["train"][0]
+    wrong = replace(case.turns[0], reference=(ToolCall(case.turns[0].reference[0].name, {"no_such": 1}),))
+    path = tmp_path / "cases.jsonl"
+    path.write_text(replace(case, turns=(wrong,)).to_json())
+    assert main(["tasks", "check", str(path)]) == 1
+    assert f"case '{case.id}'" in capsys.readouterr().err
+    with pytest.raises(TaskError):
+        check_case(replace(case, turns=(wrong,)))
+
+
+@pytest.mark.parametrize("mix", [Mix(classes=("MathAPI",)), Mix(max_turns=0), Mix(max_calls=0)])
+def test_settings_that_allow_no_case_are_refused(mix):
+    with pytest.raises(ValueError, match="train"):
+        generate("train", 1, 0, mix)

@@ -1,0 +1,269 @@
+"""`fission-grpo simulator data`: where failures come from, and what the command writes."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+from openai_server import OpenAIServer
+from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, accepts, refuses
+
+from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.types import (
+    ErrorKind,
+    Failure,
+    Task,
+    ToolCall,
+    Turn,
+)
+from fission_grpo.feedback.dataset import load_instances
+from fission_grpo.fission.event_log import Journal
+from fission_grpo.inference.base import Reply
+from fission_grpo.recipes.error_simulator.data import data_command
+from fission_grpo.recipes.error_simulator.failures import (
+    Situation,
+    api_of,
+    failure_in,
+    journal_failures,
+    sampled_failures,
+    transcript_failures,
+)
+from fission_grpo.recipes.error_simulator.filters import is_specific
+from fission_grpo.report.run import read_run
+
+# --- a failure in a situation
+
+
+def test_a_right_call_is_no_failure_and_a_wrong_one_is_judged_by_the_reference():
+    assert failure_in(Situation(TASK), RIGHT) is None
+    assert failure_in(Situation(TASK), WRONG).kind is ErrorKind.WRONG_CALL
+
+
+def test_what_the_environment_says_of_a_wrong_call_is_its_detail():
+    failure = failure_in(Situation(TASK, refuses), WRONG)
+    assert (failure.kind, failure.detail, failure.call_index) == (ErrorKind.RAISED, "no such ticket", 0)
+
+
+def test_where_the_environment_accepts_a_call_the_schema_and_the_reference_decide():
+    assert failure_in(Situation(TASK, accepts), WRONG).kind is ErrorKind.WRONG_CALL
+    typed = failure_in(Situation(TASK, accepts), RIGHT.replace("7", '"7"'))
+    assert (typed.kind, typed.detail) == (ErrorKind.BAD_ARGUMENTS, "`ticket_id` must be an integer, got '7'")
+
+
+def test_an_unknown_tool_is_never_put_to_the_environment():
+    failure = failure_in(Situation(TASK, refuses), RIGHT.replace("close", "shut"))
+    assert (failure.kind, failure.detail) == (ErrorKind.UNKNOWN_TOOL, "unknown tool 'shut'; available: close")
+
+
+def test_a_call_that_the_same_user_turn_needs_later_is_no_failure():
+    assert failure_in(Situation(TASK, refuses, (ToolCall("close", {"ticket_id": 8}),)), WRONG) is None
+
+
+class Scripted:
+    """A policy that replies in turn what it is told to."""
+
+    def __init__(self, *texts):
+        self.texts = list(texts)
+
+    def reply(self, requests):
+        return [Reply(text, truncated=not text) for text in (self.texts.pop(0) for _ in requests)]
+
+
+def test_of_a_policy_only_the_failures_are_kept_and_attempts_are_counted():
+    came = sampled_failures([Situation(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
+    assert (came.attempts, came.lost, len(came.found)) == (3, 1, 2)  # the empty reply did not fit the context
+    assert {one.instance.origin for one in came.found} == {"sampled:mine"}
+    assert [str(one.instance.failure.kind) for one in came.found] == ["raised", "no_call"]
+
+
+# --- what runs left
+
+
+def test_a_failure_written_to_the_journal_is_read_back_whole_and_the_report_still_reads_the_file(tmp_path):
+    failure = failure_in(Situation(TASK, refuses), WRONG)
+    journal = Journal(tmp_path / "fission.jsonl")
+    journal.failed(failure, recovery_id(failure), 3)
+    journal.failed(failure, "other", 9)
+    journal.resumed(5)
+    unused = Counter()
+    (one,) = journal_failures(tmp_path / "fission.jsonl", unused, [])
+    read = one.instance.failure
+    assert (read.kind, read.detail, read.call_index) == (ErrorKind.RAISED, "no such ticket", 0)
+    assert (read.reference, read.task.tools, read.turns[-1].text) == (TASK.reference, (CLOSE,), WRONG)
+    assert (one.instance.id, one.instance.origin, one.root) == (recovery_id(failure), "fission", "t1")
+    assert sum('"tools", "key"' in line for line in (tmp_path / "fission.jsonl").read_text().splitlines()) == 1
+    assert read_run(tmp_path).instances == ()
+
+
+def test_an_environments_tools_are_written_where_the_task_has_none(tmp_path):
+    turn = Turn(WRONG, calls=(ToolCall("close", {"ticket_id": 8}),))
+    bare = Failure(Task("e", (ASK,)), (turn,), ErrorKind.RAISED, tools=(CLOSE,))
+    Journal(tmp_path / "fission.jsonl").failed(bare, "x", 1)
+    (one,) = journal_failures(tmp_path / "fission.jsonl", Counter(), [])
+    assert (one.instance.failure.task.tools, one.instance.failure.reference) == ((CLOSE,), None)
+
+
+def test_a_foreign_transcript_gives_its_erring_calls_without_reference(tmp_path):
+    call = {"id": "c", "function": {"name": "close", "arguments": '{"ticket_id": 8}'}}
+    messages = [
+        ASK,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": '{"error": "no ticket 8"}'},
+        {"role": "assistant", "content": "Sorry."},
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"id": "a", "messages": messages, "tools": [CLOSE]}) + "\n")
+    (one,) = transcript_failures(path, Counter(), [])
+    failure = one.instance.failure
+    assert (failure.detail, failure.reference, failure.task.prompt) == ("no ticket 8", None, (ASK,))
+    assert failure.calls == (ToolCall("close", {"ticket_id": 8}),)
+
+
+# --- the command
+
+
+def test_a_step_task_file_becomes_data_with_a_card(tmp_path, capsys):
+    rows = [
+        {
+            "id": f"t{i}",
+            "messages": [{"role": "user", "content": f"Close ticket {i}."}],
+            "tools": [CLOSE, {"name": f"open{i % 4}", "description": "", "parameters": CLOSE["parameters"]}],
+            "reference": [{"name": f"open{i % 4}", "arguments": {"ticket_id": i + 100}}],
+        }
+        for i in range(24)
+    ]
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    argv = ["--tasks", str(tasks), "--output", str(out), "--count", "60", "--each", "8", "--alike", "40"]
+    assert data_command(argv) == 0
+    assert "training and" in capsys.readouterr().out
+    train, test = load_instances(out / "train.jsonl"), load_instances(out / "test.jsonl")
+    assert not {one.api for one in train} & {one.api for one in test}
+    assert not {one.failure.turns[-1].text for one in train} & {one.failure.turns[-1].text for one in test}
+    assert all(is_specific(one.diagnosis, one.failure) for one in (*train, *test))
+    card = json.loads((out / "card.json").read_text())
+    assert (card["train"]["instances"], card["test"]["instances"]) == (len(train), len(test))
+    assert sum(card["train"]["kind"].values()) == len(train)
+    assert "Apache-2.0" in (out / "card.md").read_text()
+    first = (out / "train.jsonl").read_text()
+    assert data_command(argv) == 0
+    assert (out / "train.jsonl").read_text() == first
+
+
+def policy_failures(tmp_path, *policy):
+    row = {"messages": [ASK], "tools": [CLOSE], "reference": [{"name": "close", "arguments": {"ticket_id": 7}}]}
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{i}", **row}) + "\n" for i in range(4)))
+    own = ["--no_corruptions", "--test_share", "1", "--count", "0", "--samples", "3", "--max_new_tokens", "40"]
+    argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path), *own, *policy]
+    assert data_command(argv) == 0
+    card = json.loads((tmp_path / "card.json").read_text())
+    return load_instances(tmp_path / "test.jsonl"), card["sampled"]
+
+
+def test_a_policy_behind_an_endpoint_fails_in_its_own_words(tmp_path):
+    replies = iter([RIGHT, *[WRONG.replace("8", str(number)) for number in range(10, 20)], "Done."] * 2)
+    with OpenAIServer(lambda body: next(replies)) as server:
+        made, sampled = policy_failures(tmp_path, "--policy", "small", "--policy_url", server.url)
+    assert sampled["replies"] == 12
+    assert sampled["lost"] == 0
+    assert sampled["failures"] >= 10
+    assert {one.origin for one in made} == {"sampled:small"}
+    assert all(one.failure.reference == TASK.reference for one in made)
+
+
+def test_a_local_policys_failures_are_kept_with_what_it_wrote(tmp_path):
+    made, sampled = policy_failures(tmp_path, "--policy", "starter")
+    assert sampled["replies"] == 12
+    assert len(made) > 0  # a policy of another environment gets none of these tickets right
+    assert {one.origin for one in made} == {"sampled:starter"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--no_corruptions"], "--no_corruptions leaves nothing"),
+        (["--test_share", "2"], "--test_share must be from 0 to 1, got 2.0"),
+        (["--skip_cases", "3"], "--skip_cases needs --tasks"),
+        (["--teacher", "me"], "no source of diagnoses is called 'me'"),
+        (["--each", "0"], "--each must be at least 1"),
+        (["--shortest", "9", "--longest", "3"], "0 <= shortest <= longest"),
+        (["--tasks", "missing.jsonl"], "missing.jsonl: cannot be read"),
+    ],
+)
+def test_bad_options_are_one_line_that_says_what_to_mend(argv, said, tmp_path, capsys):
+    assert data_command([*argv, "--output", str(tmp_path / "out")]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
+    assert data_command(["--tasks", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "out")]) == 1
+    assert "row 1: fields a are of no file known here; give one of: case file" in capsys.readouterr().err
+
+
+# --- over BFCL's environments
+
+
+def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the_test_set(tmp_path):
+    pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+    assert data_command(["--output", str(tmp_path), "--cases", "60", "--count", "400"]) == 0
+    train, test = load_instances(tmp_path / "train.jsonl"), load_instances(tmp_path / "test.jsonl")
+    assert {one.api for one in train} == {"TravelAPI", "TradingBot", "TicketAPI", "MessageAPI"}
+    assert {one.api for one in test} == {"GorillaFileSystem", "VehicleControlAPI", "TwitterAPI", "MathAPI"}
+    raised = [one for one in train if one.failure.kind is ErrorKind.RAISED]
+    assert len(raised) > 20
+    assert all(one.failure.detail and not one.failure.turns[-1].results for one in raised)
+    assert any("not found" in one.failure.detail for one in raised)
+
+
+def test_a_bfcl_step_has_the_real_results_before_it_and_asks_its_own_world(monkeypatch):
+    pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+    from fission_grpo.envs.bfcl.step_tasks import steps_of_case
+    from fission_grpo.envs.bfcl.tasks import rows_of_case
+    from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
+
+    for case in generate("train", 12, 3, Mix()):
+        steps, rows = list(steps_of_case(case)), rows_of_case(case)
+        begun = [step.task for step in steps if step.task.id.endswith(".0")]
+        assert [task.id for task in begun] == [f"{row['id']}.0" for row in rows]
+        assert [list(task.prompt) for task in begun] == [row["prompt"] for row in rows]
+        for step in steps:
+            before = [step.answers(step.task.reference) for _ in range(2)]
+            assert before[0] == before[1]  # the step's own world is not changed
+            assert all(result.error is None for result in before[0])
+            assert api_of(Failure(step.task, (Turn(""),), ErrorKind.NO_CALL)) in SPLITS["train"]
+
+
+def test_an_evaluations_errors_are_joined_with_their_case_file(tmp_path):
+    pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+    from fission_grpo.evaluation.records import (
+        CallRecord,
+        CaseRecord,
+        StepRecord,
+        TurnRecord,
+        to_line,
+    )
+    from fission_grpo.recipes.bfcl_tasks.generate import Mix, generate
+    from fission_grpo.recipes.error_simulator.failures import read_sources
+
+    (case,) = generate("train", 1, 0, Mix(miss_func=0, miss_param=0, classes=("TicketAPI",)))
+    (tmp_path / "cases.jsonl").write_text(case.to_json() + "\n")
+    arguments = {"ticket_id": random.Random(0).randint(10**6, 10**7)}
+    call = CallRecord("get_ticket", arguments, "{'error': 'Ticket not found.'}", "Ticket not found.", ErrorKind.RAISED)
+    text = f"<tool_call>\n{json.dumps({'name': 'get_ticket', 'arguments': arguments})}\n</tool_call>"
+    steps = (StepRecord(text, (call,)), StepRecord("Sorry."))
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    records = [CaseRecord(name, "cases", (TurnRecord(steps, False),), False) for name in (f"{case.id}#0", "other")]
+    (folder / "cases.jsonl").write_text("".join(to_line(record) + "\n" for record in records))
+    material = read_sources([folder, tmp_path / "cases.jsonl"])
+    (one,) = material.found
+    assert one.instance.failure.detail == "Ticket not found."
+    assert one.instance.failure.task.prompt[-1]["content"] == case.turns[0].request
+    assert one.instance.failure.reference == case.turns[0].reference
+    assert (one.instance.origin, one.root) == ("trace", case.id)
+    assert material.unused == {"evaluation: case without its task file (a record holds no request and no tools)": 1}

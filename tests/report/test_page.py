@@ -1,0 +1,249 @@
+"""The report of hand-made run directories, in the formats a run writes."""
+
+import base64
+import json
+import re
+
+import pytest
+from report_support import EVALUATION, FISSION, GRPO, PUSHED, RECOVERED, Page, page_of, write_run
+
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.report.charts import LEARNING, Curve, arm_colors, family, smoothed
+from fission_grpo.report.page import evenly, headline_rows, report_command, write_report
+from fission_grpo.report.run import (
+    Evaluation,
+    Instance,
+    Run,
+    read_run,
+    read_runs,
+)
+
+pytest.importorskip("matplotlib")
+
+LOG = [
+    {"step": 1, "fission/phase": 0, "fission/success": 0.4, "fission/error_cases": 5, "reward": 0.3,
+     "fission/buffer": 3, "fission/error_recovery_rate": 0.2, "fission/generated_tokens": 4000,
+     "fission/kind/raised": 3, "note": "text"},
+    {"step": 2, "fission/phase": 1, "recovery/rate": 0.25, "recovery/zero_variance": 0.5, "fission/age": 1.0,
+     "fission/generated_tokens": 8000, "fission/buffer": 2, "reward": 0.1, "grad_norm": float("nan")},
+    {"step": 3, "fission/phase": 0, "fission/success": 0.6, "fission/kind/raised": 1, "fission/kind/no_call": 1,
+     "reward": 0.5, "fission/buffer": 3, "fission/generated_tokens": 12000},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def with_charts(tmp_path_factory):
+    """The page of a run with every kind of chart, written once: drawing is the slow part."""
+    return write_report(write_run(tmp_path_factory.mktemp("charts") / "run", log=LOG))
+
+
+def test_the_table_shows_the_numbers_of_eval_jsonl(tmp_path):
+    cells = page_of(write_run(tmp_path / "run"))[1].cells
+    # 0.41 of 200 tasks is 82; 0.1 of 90 error cases is 9
+    assert cells[:5] == [
+        "base",
+        "41.0%34.4 to 47.982 of 200 tasks",
+        "10.0%5.4 to 17.99 of 90 error cases",
+        "0",
+        "0",
+    ]
+    assert cells[5:7] == ["grpo", "50.0%43.0 to 57.0100 of 200 tasks"]
+    assert cells[8:10] == ["52,000", "8"]
+    assert cells[10:12] == ["fission", "60.0%53.0 to 67.0120 of 200 tasks"]
+
+
+def test_the_difference_is_in_points_and_says_whether_intervals_overlap(tmp_path):
+    text, _ = page_of(write_run(tmp_path / "run"))
+    assert "success +10.0 points (intervals overlap)" in text  # 0.60 - 0.50; 0.53 < 0.57
+    assert "not a comparison at equal cost" not in text  # 250 of 52,000 tokens is 0.5%
+    apart = FISSION | {"success_ci": [0.58, 0.67], "generated_tokens": 26_000}
+    text, _ = page_of(write_run(tmp_path / "apart", evaluations=(EVALUATION, GRPO, apart)))
+    assert "success +10.0 points (intervals apart)" in text
+    assert "differ by 50%" in text  # 1 - 26,000 / 52,000
+
+
+def test_nothing_a_rollout_wrote_becomes_markup(tmp_path):
+    evil = '</pre><script>alert(1)</script><img src="http://evil.example/x" onerror="alert(2)">\x00\ud800'
+    pushed = PUSHED | dict.fromkeys(("id", "root", "kind", "source", "feedback", "failed", "fallback"), evil)
+    pushed |= {"prompt": [{"role": evil, "content": evil}]}
+    recovered = RECOVERED | {"id": evil, "completions": [evil] * 4}
+    named = EVALUATION | {"name": evil}
+    text, page = page_of(write_run(tmp_path / "run", fission=(pushed, recovered), evaluations=(named,)))
+    assert "script" not in page.tags
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
+    assert "\x00" not in text
+
+
+def test_the_page_asks_no_other_machine_for_anything(with_charts):
+    text = with_charts.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    for _, name, value in page.attributes:
+        if name in ("src", "href", "srcset", "action", "poster"):
+            assert value.startswith(("data:image/png;base64,", "#"))
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_inlined_images_are_the_png_files_beside_the_page(with_charts):
+    text = with_charts.read_text(encoding="utf-8")
+    inlined = {base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)}
+    files = {path.stem: path.read_bytes() for path in with_charts.parent.glob("*.png")}
+    assert inlined == set(files.values())
+    assert set(files) == {"success", "error_recovery_rate", "recovery_rate", "zero_variance", "buffer_size",
+                          "buffer_age", "error_kinds", "reward"}  # fmt: skip
+    assert all(data.startswith(b"\x89PNG") for data in files.values())
+
+
+def test_arms_are_read_as_several_runs_with_the_evaluations_above_them(tmp_path):
+    write_run(tmp_path / "demo" / "grpo", log=[{"step": 1, "fission/kind/raised": 2}], fission=(), evaluations=())
+    write_run(tmp_path / "demo" / "fission", log=[{"step": 1, "fission/kind/raised": 1}], evaluations=())
+    write_run(tmp_path / "demo", log=None, fission=())
+    (tmp_path / "demo" / "notes").mkdir()
+    runs = read_runs(tmp_path / "demo")
+    assert [run.name for run in runs] == ["demo", "fission", "grpo"]
+    assert [len(run.evaluations) for run in runs] == [3, 0, 0]
+    text, page = page_of(tmp_path / "demo")
+    assert page.cells[10] == "fission"
+    assert (tmp_path / "demo" / "report" / "error_kinds_grpo.png").exists()
+    assert "no trainer_state.json" not in text
+    assert [run.name for run in read_runs(tmp_path / "demo")] == ["demo", "fission", "grpo"]  # report/ is no arm
+
+
+def test_a_pushed_instance_is_merged_with_its_recoveries(tmp_path):
+    (item,) = read_run(write_run(tmp_path / "run")).instances
+    assert (item.step, item.retried_at, item.age, item.kind) == (1, 2, 1, "bad_arguments")
+    assert item.rewards == (0.0, 1.0, None, 0.25)
+    assert item.improved  # 1.0 > 0.25
+    text, _ = page_of(tmp_path / "run")
+    for badge in ("▼ 0.00", "▲ 1.00", "not judged", "= 0.25"):
+        assert badge in text
+
+
+def test_a_resume_voids_what_was_written_from_its_step_on(tmp_path):
+    dropped = PUSHED | {"id": "old", "step": 0}
+    events = [dropped, PUSHED, RECOVERED, {"event": "dropped", "id": "old", "step": 2, "reason": "age"}]
+    before = read_run(write_run(tmp_path / "a", fission=events)).instances
+    after = read_run(write_run(tmp_path / "b", fission=[*events, {"event": "resumed", "step": 2}])).instances
+    assert [(i.id, i.retried_at, i.dropped) for i in before] == [("old", None, "age"), ("t1/r1", 2, None)]
+    assert [(i.id, i.retried_at, i.dropped) for i in after] == [("old", None, None), ("t1/r1", None, None)]
+    start = read_run(write_run(tmp_path / "c", fission=[*events, {"event": "resumed", "step": 1}])).instances
+    assert [i.id for i in start] == ["old"]
+
+
+def test_a_half_written_last_line_is_left_out_and_shown(tmp_path):
+    run = write_run(tmp_path / "run")
+    with (run / "fission.jsonl").open("ab") as file:
+        file.write('{"event": "pushed", "id": "ü'.encode()[:-1])
+    text, _ = page_of(run)
+    assert "run/fission.jsonl: 1 half-written last line (line 3) left out" in text
+    with (run / "fission.jsonl").open("a", encoding="latin-1") as file:
+        file.write('\n{"event": "resumed", "step": 9}\n')
+    assert read_run(run).notes == ("run/fission.jsonl: line 3, half-written before a resume, left out",)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("fission.jsonl", "{oops", "not a JSON object"),
+        ("fission.jsonl", "[1]", "not a JSON object (it is a list)"),
+        ("fission.jsonl", json.dumps(PUSHED | {"step": "one"}), "field 'step' must be int, but is \"one\""),
+        ("fission.jsonl", '{"event": "pushed", "id": "a"}', "field 'prompt' must be str or list, but is missing"),
+        ("fission.jsonl", json.dumps({"event": "exploded", "id": "a"}), "field 'event' must be"),
+        ("fission.jsonl", json.dumps(RECOVERED | {"rewards": [1.0]}), "'rewards' (1) and 'completions' (4) differ"),
+        ("fission.jsonl", json.dumps(RECOVERED | {"rewards": ["a"]}), "field 'rewards[0]' has the wrong type"),
+        ("eval.jsonl", json.dumps(EVALUATION | {"tasks": None}), "field 'tasks' must be int, but is null"),
+        ("eval.jsonl", json.dumps(EVALUATION | {"success_ci": [0.1]}), "field 'success_ci' must be [low, high]"),
+    ],
+)  # fmt: skip
+def test_a_broken_line_is_named_with_file_number_and_field(tmp_path, capsys, name, line, said):
+    run = write_run(tmp_path / "run", fission=[PUSHED], evaluations=[EVALUATION])
+    with (run / name).open("a") as file:
+        file.write(line + "\n")
+    assert report_command([str(run)]) == 1
+    message = capsys.readouterr().err
+    assert f"{name}, line 2: " in message
+    assert said in message
+    assert "mend or delete this line" in message
+
+
+def test_a_directory_without_a_run_says_what_was_looked_for(tmp_path):
+    with pytest.raises(RunFileError, match=r"no trainer_state\.json .* give the output_dir"):
+        read_runs(tmp_path)
+    with pytest.raises(RunFileError, match="no such directory"):
+        read_runs(tmp_path / "nowhere")
+
+
+def test_a_broken_trainer_state_is_named_and_the_newest_checkpoint_read_without_it(tmp_path):
+    run = write_run(tmp_path / "run", log=None)
+    for step in (9, 10):  # as text, "checkpoint-9" would be the newer one
+        write_run(run / f"checkpoint-{step}", log=[{"step": step}], fission=(), evaluations=())
+    (run / "trainer_state.json").write_text('{"log_history": [\n{"step"')
+    with pytest.raises(RunFileError, match=r"trainer_state\.json, line 2: not valid JSON"):
+        read_runs(run)
+    (run / "trainer_state.json").unlink()
+    (only,) = read_runs(run)
+    assert only.log_history == ({"step": 10.0},)
+
+
+def test_log_rows_keep_finite_numbers_only(tmp_path):
+    history = read_run(write_run(tmp_path / "run", log=LOG)).log_history
+    assert "note" not in history[0]
+    assert "grad_norm" not in history[1]
+
+
+def test_a_run_that_has_only_begun_still_gets_a_report(tmp_path):
+    text, _ = page_of(write_run(tmp_path / "run", log=None, fission=[PUSHED], evaluations=()))
+    assert "run: no trainer_state.json and no checkpoint yet" in text
+    assert "No held-out evaluation yet" in text
+    assert "none was retried yet" in text
+
+
+def test_the_gallery_is_spread_evenly_and_says_how_many_there_are(tmp_path):
+    items = [Instance(str(i), i, "t", "t", "raised", "rules", "", "", "") for i in range(7)]
+    assert [item.id for item in evenly(items, 3)] == ["0", "3", "6"]
+    events = []
+    for i in range(100):
+        events += [PUSHED | {"id": str(i), "step": i, "root": f"task {i}."}, RECOVERED | {"id": str(i), "step": i + 1}]
+    text, page = page_of(write_run(tmp_path / "run", fission=events))
+    assert page.tags.count("article") == 30
+    assert "Showing 30 of 100 retried instances" in text
+    assert text.index("task 0.") < text.index("task 99.")
+
+
+def test_smoothing_weighs_by_the_number_of_cases():
+    # window of 5 around the middle: (0*1 + 0*1 + 1*1 + 1*1 + 1*4) / 8 = 6/8
+    assert smoothed([0, 0, 1, 1, 1], [1, 1, 1, 1, 4])[2] == 0.75
+    assert smoothed([0.5], [0.0]) == [0.5]
+    assert next(c.weight for c in LEARNING if c.stem == "error_recovery_rate") == "fission/error_cases"
+    assert isinstance(LEARNING[0], Curve)
+
+
+def test_arms_of_one_name_keep_one_colour():
+    assert [family(n) for n in ("base", "GRPO", "Fission-GRPO", "no_fission", "x")] == [
+        "base",
+        "grpo",
+        "fission",
+        "grpo",
+        "",
+    ]
+    assert arm_colors(["grpo", "fission"])["fission"] == arm_colors(["fission"])["fission"]
+    assert len(set(arm_colors(["fission-1", "fission-2", "grpo", "a", "b"]).values())) == 5
+
+
+def test_equal_names_in_different_arms_are_told_apart():
+    one = Evaluation("final", 8, 100, 10, 0.5, (0.2, 0.8), 0, 0)
+    two = Evaluation("final", 8, 100, 10, 0.7, (0.4, 0.9), 0, 0)
+    runs = [Run("fission", evaluations=(two,)), Run("grpo", evaluations=(one,))]
+    assert [row.label for row in headline_rows(runs)] == ["final (grpo)", "final (fission)"]
+    same = [Run("fission", evaluations=(one,)), Run("grpo", evaluations=(one,))]
+    assert [row.label for row in headline_rows(same)] == ["final"]
+
+
+def test_the_command_prints_the_path_and_takes_another_folder(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    assert report_command([str(run), "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    assert (tmp_path / "out" / "report.html").exists()
+    assert not (run / "report").exists()

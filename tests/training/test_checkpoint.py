@@ -1,0 +1,150 @@
+"""Checkpoint state: rows packed and split again, files whole or refused."""
+
+import json
+import random
+
+import pytest
+
+from fission_grpo.core.serialization import generator_state, set_generator
+from fission_grpo.feedback.sources import chain_of
+from fission_grpo.training.checkpoint import (
+    FILE,
+    check_columns,
+    load_source_states,
+    load_state,
+    packed_snapshots,
+    save_state,
+    share_of,
+    source_states,
+)
+from fission_grpo.training.deferred_batches import (
+    WaitingRows,
+    check_batches,
+    pack_rows,
+    split_batches,
+    unpack_rows,
+)
+
+A, B = {"prompt": "a"}, {"prompt": "b"}
+
+
+def test_packed_rows_come_back_in_order():
+    rows = [A, A, B, A]
+    assert pack_rows(rows) == [(A, 2), (B, 1), (A, 1)]
+    assert unpack_rows(pack_rows(rows)) == rows
+
+
+def test_displaced_batches_are_split_anew_over_another_number_of_ranks():
+    # one global batch a a a b saved by 2 ranks (a a | a b), read by 1 and by 4
+    saved = json.loads(json.dumps([[pack_rows([A, A])], [pack_rows([A, B])]]))
+    assert unpack_rows(split_batches(saved, 0, 1)[0]) == [A, A, A, B]
+    assert [unpack_rows(split_batches(saved, rank, 4)[0]) for rank in range(4)] == [[A], [A], [A], [B]]
+
+
+def test_no_more_rows_wait_than_the_data_set_has():
+    waiting = WaitingRows(rows=5, batch=2)  # three batches of two rows hold them
+    taken = []
+    for cycle in range(9):  # every second cycle recovers
+        waiting.add([{"prompt": str(cycle)}])
+        if cycle % 2:
+            assert waiting.pass_over() == (cycle >= 7)  # the fourth of them would leave a fourth batch to wait
+        else:
+            taken += waiting.take()
+    assert [row["prompt"] for row in taken] == ["0", "1", "2", "3", "4"]
+    assert len(waiting.batches) == 3
+    assert WaitingRows(rows=None, batch=2).longest == 256
+
+
+def test_displaced_batches_must_fill_the_batches_of_the_resumed_run():
+    saved = [[pack_rows([A, A])], [pack_rows([B, B])]]  # one global batch a a b b, of 2 ranks
+    check_batches(saved, size=4, group_size=2)
+    check_batches(saved, size=4, group_size=1)
+    check_batches([[], []], size=6, group_size=3)  # nothing waits
+    with pytest.raises(ValueError, match=r"batches of 4 rows .* this run has 6 .* keep this product at 4"):
+        check_batches(saved, size=6, group_size=2)
+    with pytest.raises(ValueError, match="num_generations = 4"):
+        check_batches(saved, size=4, group_size=4)
+
+
+def test_state_is_read_back(tmp_path):
+    save_state(tmp_path / "checkpoint-3", {"share": True})
+    assert load_state(tmp_path / "checkpoint-3")["share"] is True
+    assert [path.name for path in (tmp_path / "checkpoint-3").iterdir()] == [FILE]
+
+
+def test_checkpoint_without_a_buffer_is_refused_with_a_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"fission_state\.json does not exist.*train without resume_from_checkpoint"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"version": 1, "buf', "[]", '{"version": 7}'])
+def test_damaged_state_names_its_file(tmp_path, text):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(ValueError, match=FILE):
+        load_state(tmp_path)
+
+
+def test_a_state_of_an_earlier_release_says_so(tmp_path):
+    (tmp_path / FILE).write_text('{"version": 2, "fission": {}}')
+    with pytest.raises(ValueError, match=r"fission_state\.json is of version 2, written by an earlier release"):
+        load_state(tmp_path)
+
+
+def test_a_generator_goes_on_where_its_state_was_taken():
+    generator, other = random.Random(3), random.Random(4)
+    generator.gauss(0, 1)  # leaves a second number behind
+    state = json.loads(json.dumps(generator_state(generator)))
+    set_generator(other, state)
+    assert [other.gauss(0, 1), other.random()] == [generator.gauss(0, 1), generator.random()]
+
+
+class Counting:
+    """A user's diagnosis that depends on how often it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, failure):
+        self.asked += 1
+        return f"error number {self.asked}"
+
+    def state(self):
+        return {"asked": self.asked}
+
+    def load_state(self, state):
+        self.asked = state["asked"]
+
+
+def test_sources_get_back_what_they_remembered_and_strangers_are_named():
+    asked = Counting()
+    chain = chain_of([asked, "rules"])
+    for _ in range(3):
+        asked(None)
+    saved = json.loads(json.dumps(source_states(chain)))
+    fresh = Counting()
+    assert load_source_states(chain_of([fresh, "rules"]), saved) == []
+    assert fresh(None) == "error number 4"
+    assert load_source_states(chain_of(["fixed", "rules", "none"]), saved) == ["fixed", "none"]
+
+
+def test_a_source_whose_state_is_no_json_is_named():
+    asked = Counting()
+    asked.asked = {1, 2}
+    with pytest.raises(ValueError, match=r"'Counting': state\(\) must return plain JSON"):
+        source_states(chain_of(asked))
+
+
+def test_only_snapshots_that_json_gives_back_are_packed():
+    assert packed_snapshots({"a": {"files": [1]}, "b": (1, 2), "c": object()}) == {"a": {"files": [1]}}
+
+
+def test_every_rank_takes_its_own_part_or_one_of_them():
+    assert [share_of("ab", rank, 2) for rank in range(2)] == ["a", "b"]
+    assert [share_of("ab", rank, 4) for rank in range(4)] == ["a", "b", "a", "b"]
+
+
+def test_column_that_is_no_json_is_named_before_training():
+    with pytest.raises(ValueError, match="train_dataset, task 'row 0': column 'when'"):
+        check_columns([{"prompt": "a", "when": object()}])
+    with pytest.raises(ValueError, match="empty"):
+        check_columns([])

@@ -1,0 +1,200 @@
+"""Checkpoints are whole or not there: what a kill leaves at any moment, and what is said of a damaged one."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from fission_grpo.training.checkpoint_files import (
+    MANIFEST,
+    STAGING,
+    check_named,
+    fault_in,
+    newest_whole,
+    numbered,
+    publish,
+    rotate,
+    tidy,
+)
+
+VERSIONS = {"trl": "1.16.0"}
+
+
+def written(run, step, text="weights", place=STAGING):
+    """A checkpoint's files, as transformers leaves them."""
+    folder = run / place / f"checkpoint-{step}"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "model.safetensors").write_text(text)
+    (folder / "inner" / "state.json").write_text("{}")
+    return folder
+
+
+def saved(run, step, text="weights"):
+    publish(written(run, step, text), run / f"checkpoint-{step}", VERSIONS)
+    return run / f"checkpoint-{step}"
+
+
+def names(run):
+    return sorted(path.name for path in run.iterdir())
+
+
+def test_a_published_checkpoint_lists_its_files_and_is_whole(tmp_path):
+    checkpoint = saved(tmp_path, 4)
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    assert (manifest["format"], manifest["step"], manifest["versions"]) == (1, 4, VERSIONS)
+    digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"  # printf weights | sha256sum
+    assert manifest["files"]["model.safetensors"] == {"bytes": 7, "sha256": digest}
+    assert sorted(manifest["files"]) == ["inner/state.json", "model.safetensors"]
+    assert fault_in(checkpoint) is None
+    assert names(tmp_path) == ["checkpoint-4"]
+
+
+def cut(path):
+    path.write_text(path.read_text()[:-1])
+
+
+def flip(path):
+    path.write_text(path.read_text()[:-1] + "~")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("model.safetensors", cut, "is damaged: it has 6 bytes instead of 7"),
+        ("model.safetensors", flip, "is damaged: its content is not what was written"),
+        ("inner/state.json", lambda path: path.unlink(), r"cannot be read \(No such file"),
+        (MANIFEST, cut, "is damaged"),
+        (MANIFEST, lambda path: path.write_text("[]"), "is damaged"),
+        (MANIFEST, lambda path: path.write_text('{"files": {"a": {"bytes": "x", "sha256": ""}}}'), "is damaged"),
+        (MANIFEST, lambda path: path.unlink(), "is missing, so the checkpoint is unfinished"),
+    ],
+)
+def test_damage_is_told_with_the_file(tmp_path, caplog, name, harm, said):
+    before, damaged = saved(tmp_path, 2), saved(tmp_path, 4)
+    if name == MANIFEST and harm is cut:
+        (damaged / name).write_text((damaged / name).read_text().rstrip())  # else only a line's end is cut
+    harm(damaged / name)
+    assert newest_whole(tmp_path, fault_in) == before
+    assert f"{damaged / name} " in caplog.text
+    assert "NOT resumed from" in caplog.text
+    with pytest.raises(ValueError, match=rf"checkpoint-4/{name} {said}.*newest whole one before it is .*checkpoint-2"):
+        check_named(damaged, fault_in)
+    check_named(before, fault_in)
+
+
+def test_without_a_whole_checkpoint_the_newest_ones_fault_is_the_error(tmp_path):
+    for step in (2, 10):
+        flip(saved(tmp_path, step) / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* Of the newest: .*checkpoint-10/model.safetensors"):
+        newest_whole(tmp_path, fault_in)
+    with pytest.raises(ValueError, match="There is no whole one before it"):
+        check_named(tmp_path / "checkpoint-2", fault_in)
+    assert newest_whole(tmp_path / "nowhere", fault_in) is None
+
+
+def test_checkpoints_are_counted_not_spelt(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "checkpoint-11-old", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-12").write_text("a file")
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+
+
+def test_an_earlier_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    saved(tmp_path, 4, "old")
+    assert (saved(tmp_path, 4, "new") / "model.safetensors").read_text() == "new"
+    assert names(tmp_path) == ["checkpoint-4"]
+
+
+def test_what_a_kill_left_while_writing_is_removed_and_told(tmp_path, caplog):
+    written(tmp_path, 4)
+    saved(tmp_path, 2)
+    (tmp_path / STAGING / "checkpoint-4" / (MANIFEST + ".tmp")).write_text("{")
+    tidy(tmp_path)
+    assert names(tmp_path) == ["checkpoint-2"]
+    assert "checkpoint-4 is a checkpoint that the run was killed while writing: removed" in caplog.text
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_whole_checkpoint_that_only_lacked_the_rename_is_taken(tmp_path, replaced):
+    """Also where the older one of that step had been moved aside already: then the new one is the only one."""
+    whole = saved(tmp_path / "elsewhere", 4, "new")
+    (tmp_path / STAGING).mkdir()
+    whole.rename(tmp_path / STAGING / "checkpoint-4")
+    if replaced:
+        saved(tmp_path / "elsewhere", 4, "old").rename(tmp_path / STAGING / "deleted-checkpoint-4")
+    (tmp_path / "elsewhere").rmdir()
+    tidy(tmp_path)
+    assert names(tmp_path) == ["checkpoint-4"]
+    assert (tmp_path / "checkpoint-4" / "model.safetensors").read_text() == "new"
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    def rotated(run, limit, best=None):
+        for step in (2, 4, 6):
+            os.utime(saved(run, step), (step, step))
+        rotate(run, limit, run / "checkpoint-6", best)
+        return names(run)
+
+    assert rotated(tmp_path / "a", None) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert rotated(tmp_path / "b", 2) == ["checkpoint-4", "checkpoint-6"]
+    assert rotated(tmp_path / "c", 2, str(tmp_path / "c" / "checkpoint-2")) == ["checkpoint-2", "checkpoint-6"]
+    assert rotated(tmp_path / "d", 1, str(tmp_path / "d" / "checkpoint-2")) == ["checkpoint-2", "checkpoint-6"]
+
+
+def test_rotation_never_deletes_what_was_just_written_though_others_have_higher_steps(tmp_path):
+    for step, time in ((8, 1), (10, 2), (4, 3)):  # the run went on from an old checkpoint, of step 2
+        os.utime(saved(tmp_path, step), (time, time))
+    rotate(tmp_path, 1, tmp_path / "checkpoint-4", None)
+    assert names(tmp_path) == ["checkpoint-4"]
+
+
+KILLED_AT = """
+import os, sys
+from pathlib import Path
+from fission_grpo import checkpoint_files
+run, kill = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+def watched(name, real):
+    def call(*args, **more):
+        global calls
+        if calls == kill:
+            os.kill(os.getpid(), 9)
+        calls += 1
+        return real(*args, **more)
+    return call
+for owner, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "open")):
+    setattr(owner, name, watched(name, getattr(owner, name)))
+checkpoint_files.publish(run / ".saving" / "checkpoint-4", run / "checkpoint-4", {})
+checkpoint_files.rotate(run, 1, run / "checkpoint-4", None)
+print(calls)
+"""
+
+
+def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_is_settled(tmp_path):
+    """Killed before each of the system calls that a save and the deletion of the older checkpoint consist of."""
+
+    def killed_at(call):
+        run = tmp_path / f"{call}"
+        os.utime(saved(run, 2, "old"), (1, 1))
+        saved(run, 4, "stale")
+        written(run, 4, "new")
+        code = [sys.executable, "-c", KILLED_AT, str(run), str(call)]
+        return run, subprocess.run(code, capture_output=True, text=True, check=False)
+
+    _, whole = killed_at(10_000)
+    calls = int(whole.stdout)
+    assert calls > 15
+    seen = set()
+    for call in range(0, calls, 2):
+        run, done = killed_at(call)
+        assert done.returncode == -9
+        tidy(run)
+        assert all(fault_in(path) is None for path in numbered(run))
+        assert not (run / STAGING).exists()
+        newest = newest_whole(run, partial(fault_in))
+        assert newest is not None
+        seen.add((newest.name, (newest / "model.safetensors").read_text()))
+    assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= seen

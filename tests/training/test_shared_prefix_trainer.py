@@ -1,0 +1,107 @@
+"""TRL's trainer with shared prefixes takes TRL's own steps. Needs the `train` extra."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+from datasets import Dataset  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+from fission_grpo.envs.desk.env import Desk  # noqa: E402
+from fission_grpo.envs.desk.tasks import make_rows  # noqa: E402
+from fission_grpo.inference.pretrained import load_starter  # noqa: E402
+from fission_grpo.training.shared_prefix.trainer import SharedPrefixTrainer, together  # noqa: E402
+from fission_grpo.training.trl_compat import trl_release  # noqa: E402
+
+
+class Off(SharedPrefixTrainer):
+    _sharing = False
+
+
+def run(cls, folder, **fields):
+    """A trainer after two steps of 16 rollouts, and what TRL logged of them."""
+    model, tokenizer = load_starter()
+    common = {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "learning_rate": 1e-3,
+        "max_tool_calling_iterations": 2,
+        "max_completion_length": 64,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_steps": 2,
+    }
+    trainer = cls(
+        model=model,
+        args=GRPOConfig(output_dir=str(folder), **(common | fields)),
+        train_dataset=Dataset.from_list(make_rows(16, seed=5, split="train")),
+        processing_class=tokenizer,
+        environment_factory=Desk,
+    )
+    trainer.train()
+    keys = ("loss", "grad_norm", "reward", "completions/mean_length", "tools/call_frequency", "num_tokens")
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return trainer, [[float(entry[key]) for key in keys if key in entry] for entry in entries]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loss_type": "grpo", "mask_truncated_completions": True},
+        # Reference and old-policy passes: two optimizer steps per generation batch.
+        {"beta": 0.04, "per_device_train_batch_size": 4, "steps_per_generation": 4, "seed": 2},
+    ],
+    ids=["one step per batch", "two steps per batch"],
+)
+def test_training_with_tools_takes_the_steps_of_trl(tmp_path, fields):
+    trainer, ours = run(SharedPrefixTrainer, tmp_path / "ours", **fields)
+    _, theirs = run(GRPOTrainer, tmp_path / "theirs", **fields)
+    assert len(ours) == 2
+    assert any(norm > 1e-3 for _, norm, *_ in theirs)  # there was something to learn
+    for mine, trls in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(trls, rel=1e-4, abs=1e-6)
+    counts = trainer.shared_generation.counts
+    assert counts["shared"] > 1  # with the turns of the tool loop
+    assert not counts["unshared"]
+    assert counts["read_tokens"] < counts["prompt_tokens"] / 2
+    assert set(trainer._shares.values()) == {trl_release() >= (1, 15)}  # since then TRL has a fused head
+    assert trainer.shared_generation._prompts is None
+
+
+def test_switched_off_it_is_trls_trainer_exactly(tmp_path):
+    trainer, ours = run(Off, tmp_path / "ours", max_steps=1, max_completion_length=24)
+    _, theirs = run(GRPOTrainer, tmp_path / "theirs", max_steps=1, max_completion_length=24)
+    assert ours == theirs
+    assert not trainer.shared_generation.counts
+    assert not trainer._shares
+
+
+def test_rows_of_a_prompt_are_put_together_in_micro_batches_of_the_same_size():
+    a, b, c = [0, 7], [5, 7], [5, 6]
+    masks = {(0, 7): [0, 1]}
+
+    def micro_batch(rows, first):
+        return {
+            "prompt_ids": torch.tensor(rows),
+            "prompt_mask": torch.tensor([masks.get(tuple(row), [1, 1]) for row in rows]),
+            "advantages": torch.arange(first, first + len(rows)),
+            "num_images": [first + i for i in range(len(rows))],
+            "num_items_in_batch": torch.tensor(9),
+            "ref_per_token_logps": None,
+        }
+
+    first, second = together([micro_batch([b, a, c], 0), micro_batch([a, c, b], 3)])
+    assert first["prompt_ids"].tolist() == [b, b, a]
+    assert second["prompt_ids"].tolist() == [a, c, c]
+    assert first["advantages"].tolist() == first["num_images"] == [0, 5, 1]
+    assert second["advantages"].tolist() == second["num_images"] == [3, 2, 4]
+    assert first["prompt_mask"].tolist() == [[1, 1], [1, 1], [0, 1]]
+    assert first["num_items_in_batch"] == second["num_items_in_batch"] == 9
+    assert first["ref_per_token_logps"] is None

@@ -1,0 +1,102 @@
+"""What TRL users pass to GRPOTrainer works here as well, and recover cycles run with it."""
+
+import pytest
+from datasets import Dataset, IterableDataset
+from peft import LoraConfig
+from trainer_support import COMMON, history, journal, rows
+
+from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.inference.pretrained import load_starter
+
+
+def make(folder, fields=None, **arguments):
+    model, tokenizer = load_starter()
+    args = FissionGRPOConfig(
+        output_dir=str(folder),
+        **(COMMON | {"num_recoveries": 8, "max_steps": 4, "max_completion_length": 64} | (fields or {})),
+    )
+    given = {"model": model, "args": args, "processing_class": tokenizer, "train_dataset": rows()} | arguments
+    trainer = FissionGRPOTrainer(**given)
+    trainer.train()
+    assert 1.0 in history(trainer, "fission/phase")
+    return trainer
+
+
+def never(completions, **_):
+    return [0.0] * len(completions)
+
+
+def test_standalone_tools_and_several_weighted_rewards(tmp_path):
+    def move_file(name: str, folder: str) -> str:
+        """Move a file.
+
+        Args:
+            name: its name.
+            folder: where to.
+        """
+        raise ValueError("the disk is read-only")
+
+    def always(completions, **_):
+        return [1.0] * len(completions)
+
+    # 0.2 * 1 + 1 * 0 = 0.2 lies below the threshold of 0.5: everything fails
+    data = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": f"Move notes_{i}.txt to work."}]} for i in range(16)]
+    )
+    trainer = make(
+        tmp_path, {"reward_weights": [0.2, 1.0]}, train_dataset=data, tools=[move_file], reward_funcs=[always, never]
+    )
+    assert history(trainer, "fission/success")[0] == 0.0
+    kinds = {line["kind"]: line for line in journal(tmp_path, "pushed")}
+    assert "the disk is read-only" in kinds["raised"]["feedback"]
+    assert kinds["raised"]["reward"] == pytest.approx(0.2)
+
+
+def test_lora_adapters_train(tmp_path):
+    config = LoraConfig(r=4, target_modules="all-linear")
+    trainer = make(tmp_path, environment_factory=Desk, peft_config=config)
+    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora" in name for name in trained)
+
+
+def test_evaluation_during_training_is_left_alone(tmp_path):
+    fields = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 16}
+    trainer = make(tmp_path, fields, environment_factory=Desk, eval_dataset=rows(4))
+    evaluated = [entry for entry in trainer.state.log_history if "eval_reward" in entry]
+    assert len(evaluated) == 2
+    assert not any("fission" in key for entry in evaluated for key in entry)
+
+
+def test_streamed_data_set(tmp_path):
+    make(
+        tmp_path,
+        environment_factory=Desk,
+        train_dataset=IterableDataset.from_generator(lambda: iter(rows(64).to_list())),
+    )
+
+
+def test_environments_by_name_with_asynchronous_tools(tmp_path):
+    class Slow:
+        """Everything fails, later."""
+
+        def reset(self, scenario, **_):
+            self.asked = []
+
+        async def delete_file(self, name: str) -> str:
+            """Delete a file.
+
+            Args:
+                name: its name.
+            """
+            self.asked.append(name)
+            raise ValueError(f"no file {name}")
+
+        def get_reward(self):
+            return 0.0
+
+    data = rows().add_column("environment", ["desk", "slow"] * 8)
+    trainer = make(tmp_path, train_dataset=data, environment_factory={"desk": Desk, "slow": Slow})
+    assert {instance["root"] for instance in journal(tmp_path, "pushed")} <= set(data["id"])
+    assert trainer.state.global_step == 4

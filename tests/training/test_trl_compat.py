@@ -1,0 +1,193 @@
+"""Which TRL and transformers are refused, and what is told; and what we hold on to in the TRL that is installed."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fission_grpo.training.trl_compat import (
+    NEEDED_ATTRIBUTES,
+    SUPPORTED,
+    UnsupportedVersionError,
+    check_names,
+    check_server_tools,
+    check_versions,
+    eos_token_ids,
+    missing_names,
+    release,
+    tools_of_every_row,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def installed(**versions):
+    def version(package):
+        if package not in versions:
+            raise metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    return version
+
+
+@pytest.mark.parametrize("version", ["1.12.0", "1.14.2", "1.16.0", "1.16.9", "1.12.0rc1"])
+def test_supported_versions_pass_without_a_word(version):
+    said = []
+    check_versions(installed(trl=version, transformers="5.15.0"), anyway=False, warn=lambda *a: said.append(a))
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("versions", "parts"),
+    [
+        (
+            {"trl": "1.11.0"},
+            ["trl 1.11.0 is installed", "trl>=1.12,!=1.15.*,<1.17", "pip install 'trl>=1.12,!=1.15.*,<1.17'"],
+        ),
+        ({"trl": "1.15.0"}, ["trl 1.15.0 is installed", "fails without Triton"]),
+        ({"trl": "0.29.1"}, ["trl 0.29.1 is installed"]),
+        ({"trl": "1.17.0"}, ["trl 1.17.0 is installed", "nobody has tested", "FISSION_GRPO_ANY_TRL=1"]),
+        ({"trl": "1.17.0.dev0"}, ["FISSION_GRPO_ANY_TRL=1"]),
+        ({"trl": "2.0"}, ["FISSION_GRPO_ANY_TRL=1"]),
+        (
+            {"trl": "1.16.0", "transformers": "5.14.1"},
+            ["transformers 5.14.1 is installed", "transformers>=5.15,<6", "`parse_response` with tools"],
+        ),
+        ({"trl": "1.16.0", "transformers": "6.0.0"}, ["transformers 6.0.0", "FISSION_GRPO_ANY_TRL=1"]),
+    ],
+)
+def test_other_versions_are_refused_with_what_is_supported_and_how_to_mend_it(versions, parts):
+    with pytest.raises(UnsupportedVersionError) as error:
+        check_versions(installed(**versions), anyway=False)
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_a_newer_one_is_tried_with_a_warning_if_the_variable_says_so_and_an_older_one_never(monkeypatch):
+    said = []
+    monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "1")
+    check_versions(installed(trl="1.17.0"), warn=lambda text, *values: said.append(text % values))
+    assert len(said) == 1
+    assert "trl 1.17.0 is installed" in said[0]
+    with pytest.raises(UnsupportedVersionError, match=r"trl 1\.11\.0"):
+        check_versions(installed(trl="1.11.0"))
+    monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "0")
+    with pytest.raises(UnsupportedVersionError, match="ANY_TRL=1"):
+        check_versions(installed(trl="1.17.0"))
+
+
+def test_packages_that_are_missing_are_left_to_their_import():
+    check_versions(installed(), anyway=False)
+
+
+def test_numbers_of_versions():
+    assert release("1.17.0.dev0") == (1, 17, 0)
+    assert release("5.15.0rc1") == (5, 15, 0)
+    assert release("unknown") == ()
+
+
+def test_the_ranges_are_those_of_pyproject_and_the_tested_versions_are_within():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    for package, known in SUPPORTED.items():
+        assert f"{package}{known.pip}" in extra
+        assert all(known.first <= release(version) for version in known.tested)
+        assert all(release(version)[: len(known.last)] <= known.last for version in known.tested)
+    minors = [release(version)[:2] for version in SUPPORTED["trl"].tested]
+    assert minors == [(1, minor) for minor in (12, 13, 14, 16)]
+
+
+def test_an_unsupported_version_stops_the_import_of_the_trainer_and_the_command_says_so():
+    code = """
+import sys, importlib.metadata as m
+real = m.version
+m.version = lambda name: "1.11.0" if name == "trl" else real(name)
+if sys.argv[1:]:
+    from fission_grpo.cli import main
+    sys.exit(main(sys.argv[1:]))
+try:
+    from fission_grpo import FissionGRPOTrainer
+except ImportError as error:
+    print(error)
+assert "trl" not in sys.modules
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "trl 1.11.0 is installed" in said.stdout
+    for command in (["train"], ["simulator", "train"]):
+        said = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
+        assert said.returncode == 1
+        assert said.stderr.startswith("error: trl 1.11.0 is installed")
+        assert len(said.stderr.splitlines()) == 1
+
+
+def test_the_trl_that_is_installed_has_all_that_we_hold_on_to():
+    trl = pytest.importorskip("trl")
+    assert missing_names(trl.GRPOTrainer) == []
+
+
+def test_a_patched_trl_is_refused_with_what_is_missing():
+    class Patched:
+        def __init__(self):
+            self.tools = self._metrics = None
+
+        def _prepare_inputs(self, batch): ...
+
+        def _save_checkpoint(self, model, trial, metrics=None): ...
+
+    missing = missing_names(Patched)
+    assert "_calculate_rewards()" in missing
+    assert "_prepare_inputs(generation_batch), which takes (batch) here" in missing
+    assert not any("_save_checkpoint" in one for one in missing)  # more parameters do no harm
+    attributes = {one.removeprefix("the attribute ") for one in missing if one.startswith("the attribute")}
+    assert attributes == set(NEEDED_ATTRIBUTES) - {"tools", "_metrics"}
+    with pytest.raises(UnsupportedVersionError, match=r"_prepare_inputs\(generation_batch\).*Is TRL patched"):
+        check_names(Patched, anyway=False)
+    said = []
+    check_names(Patched, anyway=True, warn=lambda text, *values: said.append(text % values))
+    assert len(said) == 1
+
+
+def test_differences_between_versions_are_bridged():
+    old = SimpleNamespace(_tokenizer=SimpleNamespace(eos_token_id=7))
+    assert eos_token_ids(old) == (7,)
+    assert eos_token_ids(SimpleNamespace(eos_token_ids=[7, 9])) == (7, 9)
+
+    def move(): ...
+
+    def copy(): ...
+
+    def paint(): ...
+
+    alone = SimpleNamespace(environment_factories=None, tools=[move])
+    assert tools_of_every_row(alone) == [move]
+    several = SimpleNamespace(
+        environment_factories={"a": 1, "b": 2}, _env_tools={"a": [move, copy], "b": [paint, copy]}
+    )
+    assert tools_of_every_row(several) == [copy]
+    apart = SimpleNamespace(environment_factories={"a": 1, "b": 2}, _env_tools={"a": [move], "b": [paint]})
+    assert tools_of_every_row(apart) == []
+
+
+def test_tools_with_a_vllm_server_are_refused_where_trl_mixes_up_rows():
+    check_server_tools((1, 14))
+    with pytest.raises(UnsupportedVersionError, match=r"before TRL 1\.14 rows get other rows' completions"):
+        check_server_tools((1, 13))
+
+
+def test_a_parser_that_is_not_told_its_rows_tools_answers_unreadable_calls_by_a_tool_that_all_rows_have():
+    pytest.importorskip("torch")
+    from fission_grpo.core.types import UNREADABLE
+    from fission_grpo.inference.pretrained import load_starter
+    from fission_grpo.training.tool_call_parser import tell_unreadable
+
+    def move(): ...
+
+    _, tokenizer = load_starter()
+    ids = tokenizer('<tool_call>\n{"name": "move", "arguments": {\n</tool_call><|im_end|>')["input_ids"]
+    assert tell_unreadable(tokenizer, [move])
+    function = tokenizer.parse_response(ids)["tool_calls"][0]["function"]  # as TRL before 1.16 calls it
+    assert function["name"] == "move"
+    assert list(function["arguments"]) == [UNREADABLE]
