@@ -56,7 +56,7 @@ def report(analysis: Analysis) -> None:
 
 def suites(results: Path) -> list[Path]:
     """The folders of results, in the order of the summary."""
-    found = {file.parent.name: file.parent for file in results.glob(f"*/{EVALUATIONS}")}
+    found = {file.parent.name: file.parent for file in results.glob(f"*/{EVALUATIONS}*")}
     found.pop(NO_EVIDENCE, None)
     return [found[name] for name in [*(n for n in ORDER if n in found), *sorted(found.keys() - set(ORDER))]]
 

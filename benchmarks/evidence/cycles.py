@@ -7,11 +7,16 @@ Means over all cycles of all runs of an arm, from `runs.jsonl`. Gradient norms a
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from packed import unpacked
 
 PHASES = ("explore", "recover")
 
@@ -33,7 +38,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="folder with a suite's raw results")
     folder = parser.parse_args().results
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in map(json.loads, (folder / "runs.jsonl").read_text().splitlines()):
+    with unpacked(folder / "runs.jsonl") as file:
+        lines = file.read_text().splitlines()
+    for run in map(json.loads, lines):
         for name, value in cells(run["cycles"]):
             found[run["arm"]][name].append(value)
     names = [

@@ -22,7 +22,8 @@ from fission_grpo.feedback.spec import closing, endpoint_options, sources_from
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.training.checkpoint import load_state
 
-KEPT = ("fission/", "recovery/", "simulator/", "reward", "completions/mean_length", "grad_norm", "entropy", "loss")
+KEPT = ("fission/", "recovery/", "feedback/", "env/", "simulator/")
+KEPT += ("reward", "completions/mean_length", "grad_norm", "entropy", "loss")
 """Beginnings of the logged numbers that are kept of every cycle."""
 BEGUN, RUN = "begun.json", "run.json"
 

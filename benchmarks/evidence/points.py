@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluations import card, evaluate, raw_line
+from old_names import new_names
 from suite import Job
 from transformers import TrainerCallback
 
@@ -95,6 +96,10 @@ class Clock:
         self.file.write_text(json.dumps({"seconds": self.seconds, "by_step": self.by_step}))
 
 
+def _simulator_tokens(logged: Mapping[str, Any]) -> int:
+    return int(new_names(logged).get("feedback/model/completion_tokens", 0))
+
+
 class EvaluateAtPoints(TrainerCallback):
     """Evaluates at the end of the cycle in which a point is reached, and ends training at the last point.
 
@@ -118,13 +123,12 @@ class EvaluateAtPoints(TrainerCallback):
         return self.trainer.generated_tokens + sum(self.extra().values())
 
     def on_train_begin(self, args, state, control, **kwargs):
-        logged = [row.get("simulator/completion_tokens", 0) for row in state.log_history]
-        self.simulator_tokens = int(sum(logged))
+        self.simulator_tokens = sum(map(_simulator_tokens, state.log_history))
         self.points = [point for point in self.points if point > self._all_tokens()]
         self.clock.start()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.simulator_tokens += int((logs or {}).get("simulator/completion_tokens", 0))
+        self.simulator_tokens += _simulator_tokens(logs or {})
         self.clock.by_step[str(state.global_step)] = round(self.clock.seconds, 2)
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -24,8 +24,10 @@ HERE = Path(__file__).resolve().parent
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # of the fork server
 sys.path.insert(0, str(HERE))
+sys.path.append(str(HERE.parent))
 
-from suite import ROOT, Job, Suite, SuiteError, read_suite  # noqa: E402 - after the environment is set
+from packed import unpacked  # noqa: E402 - after the environment is set
+from suite import ROOT, Job, Suite, SuiteError, read_suite  # noqa: E402
 
 
 def prepare(suite: Suite, arms: Collection[str]) -> None:
@@ -67,7 +69,7 @@ class Results:
 
     def done(self) -> set[tuple[str, int]]:
         """The (arm, seed) that are there, made with the arm as it is now."""
-        lines = map(json.loads, self.runs.read_text().splitlines()) if self.runs.is_file() else ()
+        lines = map(json.loads, _lines(self.runs))
         known = self.suite.arms
         return {
             (line["arm"], line["seed"])
@@ -87,11 +89,15 @@ class Results:
         self.sets.write_text(json.dumps(sets, indent=None) + "\n")
 
     def _replace(self, file: Path, arm: str, seed: int, lines: list[dict]) -> None:
-        old = file.read_text().splitlines() if file.is_file() else []
-        kept = [line for line in old if (json.loads(line)["arm"], json.loads(line)["seed"]) != (arm, seed)]
+        kept = [line for line in _lines(file) if (json.loads(line)["arm"], json.loads(line)["seed"]) != (arm, seed)]
         new = file.with_suffix(".new")
         new.write_text("\n".join([*kept, *map(json.dumps, lines)]) + "\n")
         new.replace(file)
+
+
+def _lines(file: Path) -> list[str]:
+    with unpacked(file) as plain:
+        return plain.read_text().splitlines() if plain.is_file() else []
 
 
 def finished(suite: Suite, arm: str, folder: Path) -> bool:

@@ -18,12 +18,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from old_names import old_options
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -103,8 +108,11 @@ class Suite:
         return {name: one for name, one in self.sets.items() if not one.arms or arm in one.arms}
 
     def config(self, arm: str) -> str:
-        """A digest of all that decides an arm's results but the seed and which seeds there are."""
-        told = {**asdict(self.arms[arm]), "seeds": 0, "options": self.training_options(arm)}
+        """A digest of all that decides an arm's results but the seed and which seeds there are.
+
+        Options have their old names in it, so that it is still that of the results made before the renaming.
+        """
+        told = {**asdict(self.arms[arm]), "seeds": 0, "options": old_options(self.training_options(arm))}
         sets = {name: {**asdict(one), "arms": ()} for name, one in self.sets_of(arm).items()}
         text = json.dumps([told, list(self.points), sets], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

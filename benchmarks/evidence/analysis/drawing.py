@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,5 +107,10 @@ def capital(title: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, format="png", metadata={"Software": None})
+    """Write a PNG of 256 colours, which is a third of the size."""
+    from PIL import Image
+
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     return path

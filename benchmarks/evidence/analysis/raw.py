@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from old_names import new_names
+from packed import unpacked
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
@@ -66,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished (arm, seed): resolved options, cost, and the numbers logged in each cycle, in order."""
+    """A finished (arm, seed): resolved options, cost, and the numbers logged in each cycle, in order, by new name."""
 
     arm: str
     seed: int
@@ -107,7 +113,7 @@ def read_suite(folder: Path) -> Suite:
     evaluations = _of_one_config(_read_evaluations(folder / EVALUATIONS, sets, notes), notes)
     runs: dict[tuple[str, int], TrainingRun] = {}
     configs = {one.arm: one.config for one in evaluations}
-    for line in read_lines(folder / RUNS, notes):
+    for line in _lines(folder / RUNS, notes):
         run = _run(line)
         if run.config != configs.get(run.arm, run.config):
             notes.append(f"{RUNS}, line {line.number}: {run.arm}, seed {run.seed} has other settings; left out")
@@ -118,9 +124,14 @@ def read_suite(folder: Path) -> Suite:
     return Suite(folder.resolve().name, sets, tuple(evaluations), tuple(runs.values()), tuple(notes))
 
 
+def _lines(path: Path, notes: list[str]) -> list[Line]:
+    with unpacked(path) as file:
+        return [replace(line, path=path) for line in read_lines(file, notes)]
+
+
 def _read_evaluations(path: Path, sets: Mapping[str, TaskSet], notes: list[str]) -> list[Evaluation]:
     found: dict[tuple[str, int, int, str], Evaluation] = {}
-    for line in read_lines(path, notes):
+    for line in _lines(path, notes):
         one = _evaluation(line, sets)
         key = one.arm, one.seed, one.point, one.set
         if key in found:
@@ -204,10 +215,10 @@ def _run(line: Line) -> TrainingRun:
         arm=line.take("arm", str),
         seed=line.take("seed", int),
         config=line.take("config", str),
-        options=line.take("options", dict),
+        options=new_names(line.take("options", dict)),
         seconds=float(line.take("seconds", NUMBER)),
         extra_tokens=_counts(line, "extra_tokens"),
-        cycles=cycles,
+        cycles=tuple(map(new_names, cycles)),
     )
 
 

@@ -63,7 +63,7 @@ class FeedbackRequest:
         found: dict[int, Feedback] = {}
         rejected: dict[int, list[tuple[str, str]]] = {i: [] for i in range(len(self.failures))}
         for position, source in enumerate(self._chain):
-            still = [i for i in vain if i not in found]
+            still = [i for i in rejected if i not in found]
             started = self._first if position == 0 else source.start([self.failures[i] for i in still])
             for i, answer in zip(still, _collect(started, end - time.monotonic()), strict=True):
                 text, reason = _usable(answer, self.failures[i])
@@ -71,7 +71,7 @@ class FeedbackRequest:
                     found[i] = Feedback(text, source.name, tuple(rejected[i]))
                 elif reason:
                     rejected[i].append((source.name, reason))
-        return [found.get(i) or Feedback(FIXED_TEXT, "fixed", tuple(rejected[i])) for i in vain]
+        return [found.get(i) or Feedback(FIXED_TEXT, "fixed", tuple(rejected[i])) for i in rejected]
 
 
 def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:

@@ -130,7 +130,7 @@ def ask_all(chain: Sequence[FeedbackSource], instances: Sequence[FeedbackExample
     said: dict[int, Said] = {}
     rejected: dict[int, list[str]] = {at: [] for at in range(len(instances))}
     for source in chain:
-        still = [at for at in vain if at not in said]
+        still = [at for at in rejected if at not in said]
         started = source.start([instances[at].failure for at in still])
         for at, future in zip(still, started, strict=True):
             answer = future.result()
@@ -139,7 +139,7 @@ def ask_all(chain: Sequence[FeedbackSource], instances: Sequence[FeedbackExample
                 said[at] = Said(instances[at], text, source.name, tuple(rejected[at]))
             elif reason := answer.reason or (answer.text and "no diagnosis"):
                 rejected[at].append(f"{source.name}: {reason}")
-    return [said.get(at) or Said(instances[at], None, rejected=tuple(rejected[at])) for at in vain]
+    return [said.get(at) or Said(instances[at], None, rejected=tuple(rejected[at])) for at in rejected]
 
 
 def quality(name: str, said: Sequence[Said], first: str) -> SourceMetrics:
