@@ -129,7 +129,7 @@ def test_ten_megabytes_are_cut_and_say_so():
 def test_results_that_are_no_text_become_text_and_content_blocks_stay():
     world = odd()
     assert call(world, "thing").content == "{1, 2}"
-    assert world._fission_monitor.counts == {"unserialisable": 1}
+    assert world._fission_monitor.counts == {"not_json": 1}
     assert world.numbers() == "[1, 2]"
     assert world.picture() == [{"type": "text", "text": "a picture"}]
 
@@ -144,7 +144,7 @@ def test_infrastructure_is_no_failure_of_the_policys():
     world = odd()
     assert call(world, "offline").error == "connection lost"
     assert world.get_reward() is None
-    assert world._fission_monitor.counts == {"out_of_order": 1}
+    assert world._fission_monitor.counts == {"broken": 1}
 
 
 def test_a_call_nobody_could_read_is_refused_with_the_reason():
@@ -229,4 +229,4 @@ def test_a_static_method_is_watched_too():
     static = Static()
     seen = monitor_tools(static, ToolLimits(characters=3))
     assert static.add("pen") == "pen... [cut: 8 characters]"
-    assert seen.counts["cut"] == 1
+    assert seen.counts["truncated_results"] == 1

@@ -34,15 +34,15 @@ def server():
 def test_a_diagnosis_comes_from_the_simulators_prompt_and_its_cost_is_counted(server):
     with source_of(server, prompt_price=10.0, completion_price=100.0) as source:
         assert answers_of(source) == [Diagnosis(SAID)]
-        seconds = dict(source.totals())["simulator/seconds"]
+        seconds = dict(source.totals())["feedback/model/seconds"]
         assert source.counts() == {
-            "simulator/asked": 1,
-            "simulator/answers": 1,
-            "simulator/requests": 1,
-            "simulator/prompt_tokens": 11,
-            "simulator/completion_tokens": 3,
-            "simulator/cost": pytest.approx((11 * 10 + 3 * 100) / 1e6),
-            "simulator/seconds": seconds,
+            "feedback/model/requested": 1,
+            "feedback/model/answers": 1,
+            "feedback/model/requests": 1,
+            "feedback/model/prompt_tokens": 11,
+            "feedback/model/completion_tokens": 3,
+            "feedback/model/cost": pytest.approx((11 * 10 + 3 * 100) / 1e6),
+            "feedback/model/seconds": seconds,
         }
         assert source.counts() == {}
         assert "1 failures, 1 diagnosed" in source.report()
@@ -123,7 +123,7 @@ def test_no_more_requests_are_under_way_than_allowed_and_equal_ones_are_sent_onc
         said = answers_of(source, *(failure_of(number % 6) for number in range(18)))
         assert said == [Diagnosis(SAID)] * 18
         found = source.counts()
-        assert (found["simulator/requests"], found["simulator/shared"], found["simulator/answers"]) == (6, 12, 18)
+        assert (found["feedback/model/requests"], found["feedback/model/shared"], found["feedback/model/answers"]) == (6, 12, 18)
     assert (len(server.asked), server.most) == (6, 4)
 
 
@@ -153,7 +153,7 @@ def test_close_ends_what_is_under_way_and_whoever_asks_later_is_told(server):
     source.close()
     assert [future.result(timeout=5) for future in futures] == [Diagnosis(None, "closed")] * 2
     assert answers_of(source) == [Diagnosis(None, "closed")]
-    assert source.counts()["simulator/no/closed"] == 3
+    assert source.counts()["feedback/model/no/closed"] == 3
     assert "endpoint" not in [thread.name for thread in set(threading.enumerate()) - before]
 
 

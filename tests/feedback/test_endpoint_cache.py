@@ -102,7 +102,7 @@ def test_a_resumed_run_against_a_restarted_server_asks_nothing_twice(server, tmp
     with OpenAIServer(lambda body: "error: another text.") as restarted:
         with source_of(restarted, cache=str(tmp_path)) as source:
             assert answers_of(source, failure_of(1), failure_of(2)) == [Diagnosis(SAID)] * 2
-            assert source.counts() == {"simulator/asked": 2, "simulator/answers": 2, "simulator/cache_hits": 2}
+            assert source.counts() == {"feedback/model/requested": 2, "feedback/model/answers": 2, "feedback/model/cache_hits": 2}
         assert restarted.asked == []
 
 
@@ -113,7 +113,7 @@ def test_without_a_folder_the_checkpoint_keeps_what_was_said(server):
     server.close()
     resumed.load_state(state)
     assert answers_of(resumed) == said == [Diagnosis(SAID)]
-    assert resumed.counts()["simulator/cache_hits"] == 1
+    assert resumed.counts()["feedback/model/cache_hits"] == 1
     first.close()
     resumed.close()
 
@@ -160,13 +160,13 @@ def test_a_process_that_is_killed_loses_nothing_it_was_told(server, tmp_path):
     assert subprocess.run(command, timeout=30, check=False).returncode == -signal.SIGKILL
     with source_of(server, cache=str(tmp_path)) as source:
         answers_of(source, failure_of(5))
-        assert source.counts()["simulator/cache_hits"] == 1
+        assert source.counts()["feedback/model/cache_hits"] == 1
 
 
 def test_a_disk_that_is_full_is_counted_in_the_sources_metrics_and_report(server, tmp_path):
     (tmp_path / "file").write_text("x")
     with source_of(server, cache=str(tmp_path / "file")) as source:
         assert answers_of(source, failure_of(1)) == answers_of(source, failure_of(1)) == [Diagnosis(SAID)]
-        assert source.counts()["simulator/cache_failed"] == 1
+        assert source.counts()["feedback/model/cache_failed"] == 1
         assert "1 writes failed" in source.report()
     assert len(server.asked) == 1

@@ -51,7 +51,7 @@ def test_what_is_no_diagnosis_falls_back_and_is_counted_by_its_reason(server, sa
     with source_of(server, tries=1) as source:
         (feedback,) = FeedbackRequest([failure_of()], (source, *make_chain("rules"))).feedback(20)
         assert (feedback.source, feedback.rejected) == ("rules", (("endpoint", reason),))
-        assert source.counts()[f"simulator/no/{reason.replace(' ', '_')}"] == 1
+        assert source.counts()[f"feedback/model/no/{reason.replace(' ', '_')}"] == 1
         assert len(source._cache) == 0
 
 
@@ -68,7 +68,7 @@ def test_nobody_answers_at_a_closed_port_and_check_says_so_at_the_start():
         pass
     with source_of(gone, tries=2) as source:
         assert answers_of(source) == [Diagnosis(None, "connection")]
-        assert source.counts()["simulator/retries/connection"] == 1
+        assert source.counts()["feedback/model/retries/connection"] == 1
         with pytest.raises(EndpointError, match="nobody answers there"):
             source.check()
 
@@ -77,7 +77,7 @@ def test_the_budget_in_requests_and_in_tokens_is_kept(server):
     with source_of(server, max_requests=3, concurrency=1) as source:
         reasons = [answer.reason for answer in answers_of(source, *map(failure_of, range(5)))]
         assert reasons == [None, None, None, "budget", "budget"]
-        assert source.counts()["simulator/no/budget"] == 2
+        assert source.counts()["feedback/model/no/budget"] == 2
     assert len(server.asked) == 3
     with source_of(server, max_tokens_total=28, concurrency=1) as source:  # an answer costs 11 + 3
         reasons = [answer.reason for answer in answers_of(source, *map(failure_of, range(4)))]
@@ -90,8 +90,8 @@ def test_tokens_are_estimated_where_the_endpoint_does_not_count_them(server):
         answers_of(source)
         found = source.counts()
     read = (len(SYSTEM) + len(failure_text(failure_of()))) // 4
-    assert found["simulator/completion_tokens"] == 18 // 4
-    assert found["simulator/estimated_tokens"] == read + 18 // 4
+    assert found["feedback/model/completion_tokens"] == 18 // 4
+    assert found["feedback/model/estimated_tokens"] == read + 18 // 4
 
 
 def test_the_circuit_opens_after_so_many_lost_requests_and_one_probe_closes_it_again(server):
@@ -107,7 +107,7 @@ def test_the_circuit_opens_after_so_many_lost_requests_and_one_probe_closes_it_a
         time.sleep(0.35)
         assert answers_of(source, *map(failure_of, range(3))) == [Diagnosis(SAID)] * 3
         found = source.counts()
-    assert (found["simulator/circuit_opened"], found["simulator/no/circuit_open"]) == (1, 5)
+    assert (found["feedback/model/circuit_opened"], found["feedback/model/no/circuit_open"]) == (1, 5)
     assert len(server.asked) == 7
 
 
@@ -130,7 +130,7 @@ def test_a_step_that_cannot_wait_gives_up_and_an_endpoint_that_hangs_is_left_alo
         second = FeedbackRequest(list(map(failure_of, range(4))), chain).feedback(5)
         assert time.monotonic() - began < 1.0
         assert {one.rejected for one in second} == {(("endpoint", "circuit open"),)}
-        assert source.counts()["simulator/no/late"] == 4
+        assert source.counts()["feedback/model/no/late"] == 4
     assert len(server.asked) == 4
 
 
@@ -139,7 +139,7 @@ def test_a_task_of_which_no_prompt_can_be_made_costs_one_diagnosis(server):
     bad = replace(bad, task=replace(bad.task, prompt=({"content": "no role"},)))
     with source_of(server) as source:
         assert answers_of(source, bad, failure_of()) == [Diagnosis(None, "raised KeyError"), Diagnosis(SAID)]
-        assert source.counts()["simulator/no/raised_KeyError"] == 1
+        assert source.counts()["feedback/model/no/raised_KeyError"] == 1
 
 
 def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_all_are_accounted_for():
@@ -172,7 +172,7 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
                 feedback += told
             found = source.counts()
     reasons = Counter(dict(one.rejected).get("endpoint", "answered") for one in feedback)
-    assert len(feedback) == reasons.total() == found["simulator/requests"] == 500
+    assert len(feedback) == reasons.total() == found["feedback/model/requests"] == 500
     assert all(isinstance(one, Feedback) and one.source in ("endpoint", "rules") for one in feedback)
     slow = reasons["timeout"] - 50  # on a busy machine some good ones are late, too
     assert slow >= 0
@@ -182,10 +182,10 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
         assert {name: reasons[name] for name in expected} == expected
         assert (len(server.asked), reasons["answered"] + reasons["leak"]) == (500, 250)
     assert 0 < reasons["leak"] <= answered["Done."] // 10
-    counted = {name: found.get(f"simulator/no/{name.replace(' ', '_')}", 0) for name in expected}
+    counted = {name: found.get(f"feedback/model/no/{name.replace(' ', '_')}", 0) for name in expected}
     assert counted == {name: reasons[name] for name in expected}
-    assert found["simulator/answers"] == reasons["answered"] + reasons["leak"]
-    assert found["simulator/lost"] + found["simulator/answers"] == 500
+    assert found["feedback/model/answers"] == reasons["answered"] + reasons["leak"]
+    assert found["feedback/model/lost"] + found["feedback/model/answers"] == 500
 
 
 def test_with_more_tries_nearly_all_of_them_are_diagnosed_in_the_end():
@@ -194,4 +194,4 @@ def test_with_more_tries_nearly_all_of_them_are_diagnosed_in_the_end():
         with source_of(server, tries=6) as source:
             assert answers_of(source, *map(failure_of, range(100))).count(Diagnosis(SAID)) >= 95
             found = source.counts()
-    assert found["simulator/requests"] == 100 + found["simulator/retries"] == len(server.asked)
+    assert found["feedback/model/requests"] == 100 + found["feedback/model/retries"] == len(server.asked)

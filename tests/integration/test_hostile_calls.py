@@ -242,7 +242,7 @@ def test_a_tool_that_raises_with_a_megabyte_is_cut_like_one_that_returns_it():
     environment.reset()
     result = make_call(tool_methods(environment), ToolCall("shout", {"text": "x" * 1_000_000}))
     assert result.error == "x" * 100 + "... [cut: 1000000 characters]"
-    assert environment._fission_monitor.counts == {"cut": 1}
+    assert environment._fission_monitor.counts == {"truncated_results": 1}
     assert make_call(tool_methods(environment), ToolCall("shout", {"text": "short"})).error == "short"
 
 

@@ -162,9 +162,9 @@ def test_the_saved_folder_answers_in_a_chain_with_its_own_prompt_settings(traine
     assert (feedback[4].source, feedback[4].rejected) == ("rules", ())  # left to the rules, counted nowhere
     assert feedback[0] == feedback[3]
     counts = source.counts()
-    assert (counts["simulator/requests"], counts["simulator/cache_hits"]) == (3, 1)
+    assert (counts["feedback/model/requests"], counts["feedback/model/cache_hits"]) == (3, 1)
     source.start(asked)
-    assert (source.counts()["simulator/requests"], source.counts()) == (0, {})
+    assert (source.counts()["feedback/model/requests"], source.counts()) == (0, {})
 
 
 def test_a_failure_that_breaks_the_prompt_costs_one_diagnosis(trained):

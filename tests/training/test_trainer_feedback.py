@@ -41,7 +41,7 @@ class Elsewhere:
 
     def counts(self):
         new, self._taken = self.asked - self._taken, self.asked
-        return {"simulator/requests": new}
+        return {"feedback/model/requests": new}
 
 
 def pushed(folder):
@@ -59,7 +59,7 @@ def test_answers_that_come_later_make_the_same_run_as_answers_at_once(tmp_path):
     assert 1.0 in history(later, "fission/phase")
     assert all(a.equal(b) for a, b in zip(later.model.parameters(), at_once.model.parameters(), strict=True))
     assert later.fission.asked is None  # the last cycle's failures are in the journal, too
-    assert 0 < sum(history(later, "simulator/requests")) <= elsewhere.asked
+    assert 0 < sum(history(later, "feedback/model/requests")) <= elsewhere.asked
 
 
 def test_a_source_that_never_answers_costs_its_bound_and_no_more(tmp_path):

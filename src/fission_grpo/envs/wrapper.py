@@ -48,7 +48,7 @@ class EpisodeMonitor:
     Args:
         states: a snapshot from the beginning and after every call, empty if the environment gives none.
         broken: why this episode cannot be judged, None if it can.
-        counts: of events: timeouts, out_of_order, cut, unserialisable, snapshot_failed, and how worlds were brought
+        counts: of events: timeouts, broken, truncated_results, not_json, snapshot_failed, and how worlds were brought
             back: restored, restore_failed, replayed, replay_mismatches (calls that now answered otherwise). Whoever
             reads them clears them.
         snapshots: whether the environment's `_snapshot` has worked so far.
@@ -66,7 +66,7 @@ class EpisodeMonitor:
     def breaks(self, error: Exception, otherwise: str) -> None:
         """The world turned out to be out of order."""
         self.broken = str(error) or otherwise
-        self.counts["out_of_order"] += 1
+        self.counts["broken"] += 1
 
     def begin(self, environment: Any) -> None:
         """The world is where the episode begins."""
@@ -228,7 +228,7 @@ def _shown(result: Any, seen: EpisodeMonitor, limits: ToolLimits) -> Any:
         try:
             json.dumps(result)
         except (TypeError, ValueError, RecursionError):
-            seen.counts["unserialisable"] += 1
+            seen.counts["not_json"] += 1
         result = str(result)
     if 0 < limits.characters < len(result):
         result = _cut(result, seen, limits)
@@ -236,5 +236,5 @@ def _shown(result: Any, seen: EpisodeMonitor, limits: ToolLimits) -> Any:
 
 
 def _cut(text: str, seen: EpisodeMonitor, limits: ToolLimits) -> str:
-    seen.counts["cut"] += 1
+    seen.counts["truncated_results"] += 1
     return f"{text[: limits.characters]}... [cut: {len(text)} characters]"

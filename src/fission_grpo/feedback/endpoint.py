@@ -259,7 +259,7 @@ class FeedbackModelOptions:
             raise ValueError(f"SimulatorOptions.extra_body must hold JSON values: {error}") from error
 
 
-PREFIX = "simulator/"
+PREFIX = "feedback/model/"
 
 
 class UsageCounter:
@@ -299,7 +299,7 @@ class UsageCounter:
             more: further counts.
 
         Returns:
-            dict: "simulator/" and: asked (failures), answers, cache_hits, shared (with an equal request under way),
+            dict: "feedback/model/" and: asked (failures), answers, cache_hits, shared (with an equal request under way),
                 requests (tries), retries, lost (requests), prompt_tokens, completion_tokens, estimated_tokens (those
                 of them that the endpoint did not count), cost, seconds (summed over requests, waiting for a place
                 included); no/REASON for failures without a diagnosis, retries/REASON for tries made again; `more`.

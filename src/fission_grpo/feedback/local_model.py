@@ -89,7 +89,7 @@ class LocalModelFeedback:
         prompt_text(policy.tokenizer, Request([{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]))
 
     def counts(self) -> Mapping[str, float]:
-        """Since last taken, as metrics `simulator/<name>`: failures `asked` about, `requests` to the model,
+        """Since last taken, as metrics `feedback/model/<name>`: failures `asked` about, `requests` to the model,
         `cache_hits` (answers remembered), `completion_tokens`, `seconds` of work."""
         taken, self._counts = self._counts, {}
         return taken
@@ -129,7 +129,7 @@ class LocalModelFeedback:
 
     def _count(self, **more: float) -> None:
         for key, value in more.items():
-            self._counts[f"simulator/{key}"] = self._counts.get(f"simulator/{key}", 0) + value
+            self._counts[f"feedback/model/{key}"] = self._counts.get(f"feedback/model/{key}", 0) + value
 
 
 def _without_control(messages: Sequence[Message], policy: LocalPolicy) -> list[Message]:

@@ -175,8 +175,9 @@ class Fission:
             "fission/buffer": float(len(self.buffer)),
             "fission/recoveries_per_explore": self.share.rate,
             **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
-            **{f"fission/{name}": float(counts[name]) for name in ("leaks", "fallbacks", "duplicates")},
-            **{f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},
+            **{f"feedback/{name}": float(counts[name]) for name in ("leaks", "fallbacks")},
+            "fission/duplicates": float(counts["duplicates"]),
+            **{f"feedback/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},
         }
 
     def explored(self, counts: Mapping[str, int], flat: Sequence[bool]) -> None:

@@ -157,7 +157,7 @@ class LocalEnvironments:
         """What the environments' watches have counted since they were last asked."""
         counts: Counter[str] = Counter()
         for world in self.environments if self.watched else ():
-            counts.update({f"world/{name}": n for name, n in world._fission_monitor.counts.items()})
+            counts.update({f"env/{name}": n for name, n in world._fission_monitor.counts.items()})
             world._fission_monitor.counts.clear()
         return counts
 

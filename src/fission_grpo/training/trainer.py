@@ -254,7 +254,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
             "fission/phase": float(bool(self.fission.recovering)),
             "fission/generated_tokens": float(self.generated_tokens),
             **{f"fission/{name}": float(total[name]) for name in ("infrastructure", "special_tokens")},
-            **{f"fission/{name}": float(n) for name, n in total.items() if name.startswith("world/")},
+            **{name: float(n) for name, n in total.items() if name.startswith("env/")},
             **{name: float(total[name]) for name in SHARING_COUNTS if any(total[one] for one in SHARING_COUNTS)},
         }
 

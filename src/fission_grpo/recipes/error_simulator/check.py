@@ -273,7 +273,7 @@ def report(source: str, said: Sequence[Said], groups: Sequence[SourceMetrics]) -
         f"# Diagnoses of `{source}`",
         "What the source says, before the guard of training replaces what leaks. Intervals are Wilson's 95%, over "
         "texts. Seen APIs are those of the training file, whose rows are asked about here too. Kinds are read from "
-        "words by patterns (`simulator/said_kinds.py`).",
+        "words by patterns (`feedback/model/said_kinds.py`).",
         _block(quality_table(groups)),
     ]
     told = [one for one in said if one.text]
