@@ -31,7 +31,7 @@ from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.metrics import count
 from fission_grpo.fission.recovery import corrective_instance, recovery_task
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.report.page import gallery
+from fission_grpo.report.page import render_page
 from fission_grpo.report.run import read_run
 from fission_grpo.training.rollouts import read_turns, row_of_task
 from fission_grpo.training.tool_call_parser import report_parse_errors
@@ -181,7 +181,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     log.recovered(item, 2, [0.0], [rollout.text])
     lines = [strict(line) for line in (tmp_path / "fission.jsonl").read_bytes().split(b"\n") if line]
     assert [line["event"] for line in lines] == ["tools", "failed", "pushed", "recovered"]
-    assert "<script" not in gallery([read_run(tmp_path)])
+    assert "<script" not in render_page("run", [read_run(tmp_path)])
     written = task_to_json(item.task)
     strict(written)
     assert task_from_json(written) == item.task

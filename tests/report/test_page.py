@@ -8,11 +8,11 @@ import pytest
 from report_support import EVALUATION, FISSION, GRPO, PUSHED, RECOVERED, Page, page_of, write_run
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.report.charts import LEARNING, Curve, arm_colors, family, smoothed
-from fission_grpo.report.page import evenly, headline_rows, report_command, write_report
+from fission_grpo.report.charts import CURVES, arm_colors, family, smoothed
+from fission_grpo.report.page import latest_evaluations, pick_evenly, report_command, write_report
 from fission_grpo.report.run import (
     Evaluation,
-    Instance,
+    RecoveryRecord,
     Run,
     read_run,
     read_runs,
@@ -201,8 +201,8 @@ def test_a_run_that_has_only_begun_still_gets_a_report(tmp_path):
 
 
 def test_the_gallery_is_spread_evenly_and_says_how_many_there_are(tmp_path):
-    items = [Instance(str(i), i, "t", "t", "raised", "rules", "", "", "") for i in range(7)]
-    assert [item.id for item in evenly(items, 3)] == ["0", "3", "6"]
+    items = [RecoveryRecord(str(i), i, "t", "raised", "rules", "", "", "") for i in range(7)]
+    assert [item.id for item in pick_evenly(items, 3)] == ["0", "3", "6"]
     events = []
     for i in range(100):
         events += [PUSHED | {"id": str(i), "step": i, "root": f"task {i}."}, RECOVERED | {"id": str(i), "step": i + 1}]
@@ -216,8 +216,7 @@ def test_smoothing_weighs_by_the_number_of_cases():
     # window of 5 around the middle: (0*1 + 0*1 + 1*1 + 1*1 + 1*4) / 8 = 6/8
     assert smoothed([0, 0, 1, 1, 1], [1, 1, 1, 1, 4])[2] == 0.75
     assert smoothed([0.5], [0.0]) == [0.5]
-    assert next(c.weight for c in LEARNING if c.stem == "error_recovery_rate") == "fission/error_cases"
-    assert isinstance(LEARNING[0], Curve)
+    assert next(c.weight for c in CURVES if c.stem == "error_recovery_rate") == "fission/error_cases"
 
 
 def test_arms_of_one_name_keep_one_colour():
@@ -236,9 +235,9 @@ def test_equal_names_in_different_arms_are_told_apart():
     one = Evaluation("final", 8, 100, 10, 0.5, (0.2, 0.8), 0, 0)
     two = Evaluation("final", 8, 100, 10, 0.7, (0.4, 0.9), 0, 0)
     runs = [Run("fission", evaluations=(two,)), Run("grpo", evaluations=(one,))]
-    assert [row.label for row in headline_rows(runs)] == ["final (grpo)", "final (fission)"]
+    assert list(latest_evaluations(runs)) == ["final (grpo)", "final (fission)"]
     same = [Run("fission", evaluations=(one,)), Run("grpo", evaluations=(one,))]
-    assert [row.label for row in headline_rows(same)] == ["final"]
+    assert list(latest_evaluations(same)) == ["final"]
 
 
 def test_the_command_prints_the_path_and_takes_another_folder(tmp_path, capsys):
