@@ -113,7 +113,7 @@ def test_arms_are_read_as_several_runs_with_the_evaluations_above_them(tmp_path)
 
 def test_a_pushed_instance_is_merged_with_its_recoveries(tmp_path):
     (item,) = read_run(write_run(tmp_path / "run")).instances
-    assert (item.step, item.retried_at, item.age, item.kind) == (1, 2, 1, "bad_arguments")
+    assert (item.step, item.retried_at, item.retried_at - item.step, item.kind) == (1, 2, 1, "bad_arguments")
     assert item.rewards == (0.0, 1.0, None, 0.25)
     assert item.improved  # 1.0 > 0.25
     text, _ = page_of(tmp_path / "run")

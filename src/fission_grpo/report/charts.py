@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Line = tuple[str, str, Sequence[Mapping[str, float]], str]  # label, color, log rows, key of the log
 STYLE = Path(__file__).with_name("charts.mplstyle")
 TOKENS = "fission/generated_tokens"
 KIND = "fission/kind/"
@@ -36,16 +37,10 @@ MAX_NAME = 60  # characters of a run's name in the comparison [ours]
 
 @dataclass(frozen=True)
 class Curve:
-    """A logged metric and how to draw it.
+    """A logged metric, the file and title of its chart, and its definition as a caption.
 
-    Args:
-        key: of the log.
-        stem: name of the PNG file, without suffix.
-        title: of the chart.
-        caption: definition of the metric, shown below the chart.
-        explore_only: leave out recovery cycles, whose prompts are harder.
-        is_share: the metric is in [0, 1] and drawn in percent.
-        weight: key of the count that weights the moving average.
+    `explore_only` leaves out recovery cycles, whose prompts are harder. A share is in [0, 1] and drawn in percent.
+    `weight` is the key of the count that weights the moving average.
     """
 
     key: str
@@ -78,23 +73,12 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: file name without suffix, title, caption and PNG bytes."""
+    """A chart as PNG bytes. `stem` is its file name without suffix."""
 
     stem: str
     title: str
     caption: str
     png: bytes
-
-
-@dataclass(frozen=True)
-class _Series:
-    """A line of a chart: log rows (at least one), the metric to draw and the weight of each row."""
-
-    label: str
-    color: str
-    rows: Sequence[Mapping[str, float]]
-    key: str
-    weight: str | None = None
 
 
 def arm_colors(names: Iterable[str]) -> dict[str, str]:
@@ -108,11 +92,7 @@ def arm_colors(names: Iterable[str]) -> dict[str, str]:
 
 
 def family(name: str) -> str:
-    """Return the method that a run's name contains: `base`, `grpo`, `fission` or an empty string.
-
-    Example:
-        "Fission-GRPO, seed 1" is `fission`, "no_fission" is `grpo`.
-    """
+    """Return the method in a run's name: "Fission-GRPO, seed 1" is `fission`, "no_fission" `grpo`, "x" is empty."""
     name = name.lower().replace("-", "_")
     if "no_fission" in name or ("grpo" in name and "fission" not in name):
         return "grpo"
@@ -126,40 +106,36 @@ def draw_curves(runs: Sequence[Run]) -> list[Chart]:
     charts = []
     for curve in CURVES:
         rows = {run.name: [row for row in _rows(run, x_key, curve.explore_only) if curve.key in row] for run in runs}
-        series = [_Series(name, colors[name], rows[name], curve.key, curve.weight) for name in rows if rows[name]]
-        if series:
-            charts.append(_draw(curve, series, x_key))
+        lines = [(name, colors[name], rows[name], curve.key) for name in rows if rows[name]]
+        if lines:
+            charts.append(_draw(curve, lines, x_key))
     return charts
 
 
 def draw_error_kinds(runs: Sequence[Run]) -> list[Chart]:
     """Draw the failures per explore cycle by error kind, one chart for each run that logged them."""
     x_key = _x_key(runs)
-    known = [str(kind) for kind in ErrorKind]
+    colors = dict(zip(map(str, ErrorKind), cycle(KIND_COLORS), strict=False))
     charts = []
     for run in runs:
         rows = _rows(run, x_key, explore_only=True)
-        keys = dict.fromkeys(key for row in rows for key in row if key.startswith(KIND))
-        # a kind that is missing in a row did not occur
-        rows = [dict.fromkeys(keys, 0.0) | row for row in rows if "fission/success" in row or keys.keys() & row.keys()]
-        series = []
-        for kind in (key.removeprefix(KIND) for key in keys):
-            color = KIND_COLORS[known.index(kind) % len(KIND_COLORS)] if kind in known else MUTED
-            series.append(_Series(kind.replace("_", " "), color, rows, KIND + kind))
+        kinds = dict.fromkeys(key for row in rows for key in row if key.startswith(KIND))
+        rows = [row for row in rows if "fission/success" in row or kinds.keys() & row.keys()]
+        rows = [{**dict.fromkeys(kinds, 0.0), **row} for row in rows]  # a kind that is missing in a row did not occur
+        lines = []
+        for key in sorted(kinds, key=lambda key: -sum(row[key] for row in rows)):
+            kind = key.removeprefix(KIND)
+            lines.append((kind.replace("_", " "), colors.get(kind, MUTED), rows, key))
         title, stem = "Failures by error kind", "error_kinds"
         if len(runs) > 1:
             title, stem = f"{title}: {run.name}", f"{stem}_" + re.sub(r"\W", "_", run.name)
-        if series:
-            charts.append(_draw(Curve("", stem, title, "Failed rollouts per explore cycle."), series, x_key))
+        if lines:
+            charts.append(_draw(Curve("", stem, title, "Failed rollouts per explore cycle."), lines, x_key))
     return charts
 
 
 def smoothed(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Return the centered weighted moving average over a tenth of the values, at least 5.
-
-    Example:
-        Values (0, 0, 1, 1, 1) with weights (1, 1, 1, 1, 4) have the average 6/8 = 0.75 in the middle.
-    """
+    """Return the centered weighted moving average over a tenth of the values, at least 5."""
     half = max(5, len(values) // 10) // 2
     means = []
     for i in range(len(values)):
@@ -181,33 +157,29 @@ def _rows(run: Run, x_key: str, explore_only: bool) -> list[Mapping[str, float]]
     return [row for row in rows if row.get("fission/phase", 0.0) < 1.0] if explore_only else rows
 
 
-def _draw(curve: Curve, series: Sequence[_Series], x_key: str) -> Chart:
+def _draw(curve: Curve, lines: Sequence[Line], x_key: str) -> Chart:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
     with rc_context(fname=STYLE):
-        figure, caption, largest = Figure(), curve.caption, 0.0
+        figure = Figure()
         axes = figure.add_subplot(title=_literal(curve.title))
-        for line in series:
-            xs, ys = [row[x_key] for row in line.rows], [row[line.key] for row in line.rows]
-            largest = max(largest, *ys)
-            if len(ys) < MIN_SMOOTHED:
-                axes.plot(xs, ys, "o-", color=line.color, label=_literal(line.label))
-                continue
-            weights = [row.get(line.weight, 0.0) if line.weight else 1.0 for row in line.rows]
-            axes.plot(xs, ys, ".", color=line.color, alpha=0.25, markeredgewidth=0)
-            axes.plot(xs, smoothed(ys, weights), color=line.color, label=_literal(line.label))
-            caption = f"{curve.caption} Dots: log rows; line: moving average."
-        if all(row[line.key] >= 0 for line in series for row in line.rows):
-            axes.set_ylim(0, max(1.1 * largest, 0.1))
+        for label, color, rows, key in lines:
+            xs, ys = [row[x_key] for row in rows], [row[key] for row in rows]
+            weights = [row.get(curve.weight, 0.0) if curve.weight else 1.0 for row in rows]
+            axes.plot(xs, ys, ".", color=color, alpha=0.4, markersize=8, markeredgewidth=0)
+            ys = smoothed(ys, weights) if len(ys) >= MIN_SMOOTHED else ys
+            axes.plot(xs, ys, color=color, label=_literal(label))
+        if axes.dataLim.ymin >= 0:
+            axes.set_ylim(0, max(1.1 * axes.dataLim.ymax, 0.1))
         if curve.is_share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         if x_key == TOKENS:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("generated tokens" if x_key == TOKENS else "optimizer step")
         figure.legend(loc="outside lower center", ncols=3)
-        return Chart(curve.stem, curve.title, caption, _png(figure))
+        return Chart(curve.stem, curve.title, curve.caption, _png(figure))
 
 
 def comparison_png(comparison: Comparison) -> bytes:
@@ -221,10 +193,9 @@ def comparison_png(comparison: Comparison) -> bytes:
 
     names = [comparison.name_a, comparison.name_b]
     name_a, name_b = (_literal(name[:MAX_NAME] + "..." * (len(name) > MAX_NAME)) for name in names)
-    left_out = len({*comparison.left_out_a, *comparison.left_out_b})
     caption = (
         f"{comparison.pairs:,} cases judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
-        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. Cases left out: {left_out:,}.\n"
+        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither.\n"
         f"McNemar's exact test of equal success: p = {comparison.p:.3g}.\n"
         "Teal: better in B, orange: worse in B, gray: the interval contains 0. Paired bootstrap over cases."
     )

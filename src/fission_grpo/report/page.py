@@ -22,7 +22,6 @@ from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 MAX_RECORDS = 30  # corrective instances on a page [ours]
 MAX_CHARACTERS = 1600  # of one text on a page [ours]
 SAME_COST = 0.05  # largest relative difference of generated tokens at equal cost [ours]
-TAGS = re.compile(r"&lt;/?(?:tool_call|tool_response|think)&gt;")
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -38,20 +37,17 @@ def report_command(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        print(f"error: the report needs matplotlib ({error}); pip install 'fission-grpo[report]'", file=sys.stderr)
+        print(f"error: the report needs {error.name}; pip install 'fission-grpo[report]'", file=sys.stderr)
         return 1
     return 0
 
 
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
-    """Write `report.html` and its PNGs.
+    """Write `report.html` and its PNGs to a folder, `RUN_DIR/report` by default, and return the page's path.
 
     Args:
         run_dir: a run folder, or a folder of several.
-        output: folder to write to, `RUN_DIR/report` by default.
-
-    Returns:
-        The path of the page.
+        output: another folder to write to.
 
     Raises:
         RunFileError: there is no run, or a file is damaged; names file, line and field.
@@ -72,23 +68,13 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     return path
 
 
-def render_page(
-    name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), error_kinds: Sequence[Chart] = ()
-) -> str:
-    """Return the page as HTML.
-
-    Args:
-        name: title of the page.
-        runs: shown in this order.
-        curves: charts of metrics.
-        error_kinds: charts of error kinds.
-    """
+def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), kinds: Sequence[Chart] = ()) -> str:
+    """Return the page as HTML, with charts of metrics (`curves`) and of error kinds."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_printable)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     headline = latest_evaluations(runs)
-    pushed = [run for run in runs if run.instances]
     log = [row for run in runs for row in run.log_history]
     return environment.get_template("page.html").render(
         name=name,
@@ -98,16 +84,15 @@ def render_page(
         summary=summarize_difference(headline),
         headline=headline,
         colors=arm_colors(headline),
-        notes=[note for run in runs for note in run.notes],
         curves=curves,
-        error_kinds=error_kinds,
-        pushed=pushed,
-        limit=MAX_RECORDS // max(1, len(pushed)),
+        error_kinds=kinds,
+        runs=runs,
+        max_records=MAX_RECORDS,
+        max_characters=MAX_CHARACTERS,
         count_kinds=count_kinds,
         count_rejected=count_rejected,
         pick_evenly=pick_evenly,
         distinct_recoveries=distinct_recoveries,
-        excerpt=_excerpt,
     )
 
 
@@ -149,12 +134,10 @@ def summarize_difference(headline: Mapping[str, Evaluation]) -> str:
     return text + "."
 
 
-def _difference(
-    ours: float, theirs: float, our_interval: tuple[float, float], their_interval: tuple[float, float]
-) -> str:
+def _difference(ours: float, theirs: float, our_ci: tuple[float, float], their_ci: tuple[float, float]) -> str:
     points = 100 * (ours - theirs)
     sign = "+" if points > 0 else "\u2212" if points < 0 else "\u00b1"
-    overlap = our_interval[0] <= their_interval[1] and their_interval[0] <= our_interval[1]
+    overlap = our_ci[0] <= their_ci[1] and their_ci[0] <= our_ci[1]
     return f"{sign}{abs(points):.1f} points (intervals {'overlap' if overlap else 'apart'})"
 
 
@@ -186,22 +169,8 @@ def count_kinds(records: Sequence[RecoveryRecord]) -> list[tuple[str, int, int, 
 
 def count_rejected(records: Sequence[RecoveryRecord]) -> list[tuple[str, int]]:
     """Count how often each source of feedback was rejected, by reason."""
-    return Counter(
-        reason for record in records for reason in (record.fallback or "").split("; ") if reason
-    ).most_common()
-
-
-def _excerpt(text: str, keep_end: bool = False) -> Any:
-    """Return a text as HTML, shortened to MAX_CHARACTERS, with gray tags. Of prompts the end is kept."""
-    from markupsafe import Markup, escape
-
-    cut = len(text) - MAX_CHARACTERS
-    kept = text if cut <= 0 else text[-MAX_CHARACTERS:] if keep_end else text[:MAX_CHARACTERS]
-    body = TAGS.sub(r'<span class="tag">\g<0></span>', str(escape(_printable(kept)))) or "(empty)"
-    note = f'<span class="cut">[{cut:,} characters left out]</span>'
-    if cut > 0:
-        body = f"{note}\n{body}" if keep_end else f"{body}\n{note}"
-    return Markup(body)
+    reasons = [reason for record in records if record.fallback for reason in record.fallback.split("; ")]
+    return Counter(reasons).most_common()
 
 
 def _printable(value: Any) -> Any:

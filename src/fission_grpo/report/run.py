@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
@@ -27,23 +26,10 @@ NUMBER = (int, float)
 class RecoveryRecord:
     """A corrective instance and its outcome.
 
-    Args:
-        id: of the recovery task.
-        step: optimizer step of the failure.
-        root: id of the task in the data set.
-        kind: error kind of the failure.
-        source: where the feedback came from.
-        feedback: text of the feedback.
-        failed: text of the failed turn.
-        prompt: the recovery prompt.
-        depth: 1 if the failure was in an explore cycle, 2 if in a recovery from such a failure, and so on.
-        leaked: whether feedback was rejected because it contained a value of the reference answer.
-        fallback: which sources were rejected and why, as "source: reason; source: reason".
-        reward: of the failed rollout.
-        retried_at: step of its recovery cycle, None if there was none.
-        rewards: of the recovery rollouts; None where a rollout could not be judged.
-        completions: texts of the recovery rollouts.
-        dropped: why it left the buffer unused, None if it did not.
+    `step` and `retried_at` are the optimizer steps of the failure and of its recovery cycle, `reward` is that of the
+    failed rollout. `rewards` and `completions` have one entry per recovery rollout; the reward of one that could not
+    be judged is None. `fallback` says which sources of feedback were rejected, `dropped` why the instance left the
+    buffer unused.
     """
 
     id: str
@@ -62,11 +48,6 @@ class RecoveryRecord:
     rewards: tuple[float | None, ...] = ()
     completions: tuple[str, ...] = ()
     dropped: str | None = None
-
-    @property
-    def age(self) -> int | None:
-        """Optimizer steps from the failure to its recovery cycle."""
-        return None if self.retried_at is None else self.retried_at - self.step
 
     @property
     def improved(self) -> bool:
@@ -93,15 +74,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder.
-
-    Args:
-        name: of the folder.
-        log_history: rows of the training log, finite numbers only.
-        instances: corrective instances in the order in which they entered the buffer.
-        evaluations: in the order in which they were written.
-        notes: what is missing or was left out, one sentence each.
-    """
+    """A run folder. `log_history` has finite numbers only; `notes` are sentences about what is missing."""
 
     name: str
     log_history: tuple[Mapping[str, float], ...] = ()
@@ -173,11 +146,7 @@ def _state_path(path: Path) -> Path | None:
 
 
 def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
-    """Read the finite numbers of each row of a trainer state's `log_history`.
-
-    Raises:
-        RunFileError: the file is damaged.
-    """
+    """Read the finite numbers of each row of a trainer state's `log_history`. Raises RunFileError if damaged."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -188,11 +157,10 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     rows = state.get("log_history") if isinstance(state, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RunFileError(f"{path}: field 'log_history' must be a list of objects; is this a Trainer's state?")
-    return tuple({key: float(value) for key, value in row.items() if _is_finite(value)} for row in rows)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, NUMBER) and not isinstance(value, bool) and abs(value) < float("inf")
+    return tuple(
+        {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) < float("inf")}
+        for row in rows
+    )
 
 
 def _read_instances(events: Sequence[Line], notes: list[str]) -> tuple[RecoveryRecord, ...]:
@@ -204,17 +172,18 @@ def _read_instances(events: Sequence[Line], notes: list[str]) -> tuple[RecoveryR
     unknown = 0
     for line in events:
         event = line.record["event"]
-        if event in ("tools", "failed"):  # for training error simulators
-            continue
-        id_ = line.take("id", str)
         if event == "pushed":
-            instances[id_] = _pushed(line)
-        elif id_ not in instances:
+            instance = _pushed(line)
+        elif event not in ("recovered", "dropped"):
+            continue
+        elif line.take("id", str) not in instances:
             unknown += 1
+            continue
         elif event == "recovered":
-            instances[id_] = _recovered(instances[id_], line)
+            instance = _recovered(instances[line.record["id"]], line)
         else:
-            instances[id_] = replace(instances[id_], dropped=line.take("reason", str))
+            instance = replace(instances[line.record["id"]], dropped=line.take("reason", str))
+        instances[instance.id] = instance
     if unknown:
         place = f"{events[0].path.parent.name}/{FISSION}"
         notes.append(f"{place}: {unknown} outcomes of instances that were pushed elsewhere left out")
