@@ -21,7 +21,7 @@ from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
 from fission_grpo.recipes.starter_policy.desk_demos import (
     MIXED,
-    MIXED_CHAINS,
+    MIXED_MULTI_REQUEST,
     SKILLED,
     demonstrations,
 )
@@ -172,7 +172,7 @@ def test_the_limit_of_turns_fits_the_requests_unless_one_is_given():
 def test_demonstrations_do_one_request_after_the_other_and_the_better_they_are_the_more_often_both():
     assert demonstrations(20, 3, MIXED, 2) == demonstrations(20, 3, MIXED, 2)
     shares = []
-    for quality in (MIXED, MIXED_CHAINS, SKILLED):
+    for quality in (MIXED, MIXED_MULTI_REQUEST, SKILLED):
         rewards = []
         for row, dialogue in zip(desk_rows(200, 0, "train", 2), demonstrations(200, 0, quality, 2), strict=True):
             if dialogue[0] != row["prompt"][0]:

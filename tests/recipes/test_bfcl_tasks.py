@@ -22,10 +22,10 @@ from fission_grpo.envs.bfcl.tasks import (
 )
 from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
-from fission_grpo.recipes.bfcl_tasks.contamination import official_tests, overlaps, words
+from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
 from fission_grpo.recipes.bfcl_tasks.generate import (
-    GRAMMARS,
     SPLITS,
+    TEMPLATES,
     Mix,
     generate,
 )
@@ -57,7 +57,7 @@ def test_splits_share_no_class(cases):
     for split, classes in SPLITS.items():
         assert {name for case in cases[split] for name in case.classes} == set(classes)
     assert not set(SPLITS["train"]) & set(SPLITS["heldout"])
-    assert set(SPLITS["train"]) | set(SPLITS["heldout"]) == set(GRAMMARS)
+    assert set(SPLITS["train"]) | set(SPLITS["heldout"]) == set(TEMPLATES)
 
 
 def test_every_reference_passes_the_official_checker(cases):
@@ -136,7 +136,7 @@ def test_the_reference_solves_every_row_in_an_evaluation(cases):
 
 def test_planted_test_data_is_found_in_each_of_three_respects(cases):
     tests, clean = official_tests(), cases["train"][0]
-    assert overlaps(cases["train"]) == overlaps(cases["heldout"]) == {}
+    assert find_overlaps(cases["train"]) == find_overlaps(cases["heldout"]) == {}
     config = json.loads(next(iter(sorted(tests.scenarios))))
     calls = next(json.loads(one) for one in sorted(tests.calls) if len(json.loads(one)) > 1)
     message = next(iter(sorted(tests.messages)))
@@ -147,7 +147,7 @@ def test_planted_test_data_is_found_in_each_of_three_respects(cases):
         "message": replace(clean, turns=(replace(turn, request=message.upper() + "!"),)),
     }
     for kind, case in planted.items():
-        assert overlaps([case]) == {case.id: [kind]}
+        assert find_overlaps([case]) == {case.id: [kind]}
     assert words("Close ticket 7!") == "close ticket 7"
 
 
