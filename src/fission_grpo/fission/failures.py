@@ -17,7 +17,7 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.envs.restore import state_after
+from fission_grpo.envs.restore import snapshot_after
 from fission_grpo.envs.wrapper import tool_methods
 
 FAILURE_TURNS = ("first", "last", "every")
@@ -149,7 +149,7 @@ class LocalEnvironments:
         def state(failure: Failure) -> Any:
             if not self.environments or not self.watched:
                 return None
-            return state_after(self.environments[i], [r for turn in failure.turns for r in turn.results])
+            return snapshot_after(self.environments[i], [r for turn in failure.turns for r in turn.results])
 
         return state
 

@@ -199,7 +199,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object([world._fission_monitor.broken is not None for world in self.environments])
+            broken = gather_object(
+                [world._fission_monitor.infrastructure_error is not None for world in self.environments]
+            )
             rewards[broken] = math.nan
         self._judged = (prompts, completions, completion_ids_list, rewards)
         return rewards
