@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from fission_grpo.core.chat import read_result
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.functions import FILES, class_docs, class_of, docstring, signature
@@ -191,15 +190,16 @@ def _load_scenario(classes: tuple[str, ...], scenario: str) -> TurnScenario:
             f"column 'scenario' is no scenario ({error!r}). It must be the JSON text of an object with 'config', "
             "'history' and 'reference', as fission_grpo.envs.bfcl.tasks writes it."
         ) from error
-    results = tuple(_call_or_raise(state, call, "history") for call in history)
+    results = _make_calls(state, history, "history")
     expected_state = state.copy()
-    expected_results = tuple(_call_or_raise(expected_state, call, "reference") for call in reference)
+    expected_results = _make_calls(expected_state, reference, "reference")
     return TurnScenario(state, results, expected_state, expected_results, tuple(reference))
 
 
-def _call_or_raise(state: BfclState, call: ToolCall, where: str) -> str:
-    result = state.call(call)
-    error = state.error or read_result(call, result).error
-    if error is not None:
-        raise TaskError(f"the {where} call {call.name}({json.dumps(dict(call.arguments))}) fails: {error}")
-    return result
+def _make_calls(state: BfclState, calls: Sequence[ToolCall], where: str) -> tuple[str, ...]:
+    results = [state.answer(call) for call in calls]
+    for result in results:
+        if result.error is not None:
+            call = f"{result.call.name}({json.dumps(dict(result.call.arguments))})"
+            raise TaskError(f"the {where} call {call} fails: {result.error}")
+    return tuple(result.content for result in results)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from fission_grpo.core.types import ToolCall
+from fission_grpo.core.chat import read_result
+from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import FILES, class_of
 
 STATELESS = ("MathAPI",)
@@ -41,6 +42,17 @@ class BfclState:
         except Exception as error:  # noqa: BLE001 - the simulator's own error is its answer, as in the official executor
             self.error = error
             return f"Error during execution: {error}"
+
+    def answer(self, call: ToolCall) -> ToolResult:
+        """Make a call as an environment does: an exception becomes TRL's `{'error': '...'}`.
+
+        Example:
+            `close_ticket(ticket_id=99)` without such a ticket has the error "Ticket with ID 99 not found."
+        """
+        content = self.call(call)
+        if self.error is not None:
+            return ToolResult(call, str({"error": str(self.error)}), str(self.error))
+        return read_result(call, content)
 
     def value(self, call: ToolCall) -> Any:
         """Make a call and return its value. Raises ValueError for an undocumented name, else what the function raises.

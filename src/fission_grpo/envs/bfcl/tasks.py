@@ -21,7 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
@@ -76,25 +75,19 @@ def rows_of_case(case: GeneratedCase) -> list[dict[str, Any]]:
     Raises:
         TaskError: a reference call fails.
     """
-    dialogue = _ReferenceDialogue(case)
-    history: list[list[dict[str, Any]]] = []
+    calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
     rows = []
-    for number, turn in enumerate(case.turns):
-        dialogue.add_request(turn)
-        reference = [call_fields(call) for call in turn.reference]
-        scenario = {"config": case.config, "history": history, "reference": reference}
-        rows.append(
-            {
-                "id": f"{case.id}#{number}",
-                "environment": environment_name(case.classes, turn.without),
-                "prompt": dialogue.copy_messages(),
-                "scenario": json.dumps(scenario, ensure_ascii=False),
-            }
-        )
-        for call in turn.reference:
-            dialogue.add_call(call, number)
-        dialogue.end_turn(turn)
-        history = [*history, reference]
+    for number, index, _, messages in _positions(case):
+        if index == 0:
+            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
+            rows.append(
+                {
+                    "id": f"{case.id}#{number}",
+                    "environment": environment_name(case.classes, case.turns[number].without),
+                    "prompt": messages,
+                    "scenario": json.dumps(scenario, ensure_ascii=False),
+                }
+            )
     return rows
 
 
@@ -118,28 +111,15 @@ class Step:
     ahead: tuple[ToolCall, ...] = ()
 
     def answers(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
-        """The results of calls made here, one after another. The step's state is not changed.
-
-        An exception of the simulator has TRL's form, `{'error': '...'}`; an error that it returns is unchanged.
-
-        Example:
-            `close_ticket(ticket_id=99)` without such a ticket has the error "Ticket with ID 99 not found."
-        """
+        """The results of calls made here, one after another. The step's state is not changed."""
         state = self.state.copy()
-        return tuple(_answer(state, call) for call in calls)
-
-
-def _answer(state: BfclState, call: ToolCall) -> ToolResult:
-    content = state.call(call)
-    if state.error is not None:
-        return ToolResult(call, str({"error": str(state.error)}), str(state.error))
-    return read_result(call, content)
+        return tuple(state.answer(call) for call in calls)
 
 
 def steps_of_case(case: GeneratedCase, long_context: bool = False) -> Iterator[Step]:
     """One step per reference call of every user turn, and one per turn that needs no call.
 
-    The dialogue is that of `rows_of_case`, with the earlier calls of the turn and their results; the tools are all
+    The prompt is that of `rows_of_case`, with the earlier calls of the turn and their results; the tools are all
     documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>".
 
     Args:
@@ -149,19 +129,11 @@ def steps_of_case(case: GeneratedCase, long_context: bool = False) -> Iterator[S
     Raises:
         TaskError: a reference call fails.
     """
-    dialogue = _ReferenceDialogue(case, long_context)
-    for number, turn in enumerate(case.turns):
-        dialogue.add_request(turn)
-        tools = case_tools(case.classes, turn.without)
-        expected: list[ToolCall | None] = [*turn.reference] or [None]
-        for index, call in enumerate(expected):
-            reference = () if call is None else (call,)
-            prompt = tuple(dialogue.copy_messages())
-            task = Task(f"{case.id}#{number}.{index}", prompt, tools, reference, root=case.id)
-            yield Step(task, dialogue.state.copy(), turn.reference[index + 1 :])
-            if call is not None:
-                dialogue.add_call(call, number)
-        dialogue.end_turn(turn)
+    for number, index, state, messages in _positions(case, long_context):
+        turn = case.turns[number]
+        tools, reference = case_tools(case.classes, turn.without), turn.reference[index : index + 1]
+        task = Task(f"{case.id}#{number}.{index}", tuple(messages), tools, reference, root=case.id)
+        yield Step(task, state.copy(), turn.reference[index + 1 :])
 
 
 @cache
@@ -182,33 +154,31 @@ def official_case(case: MultiTurnCase) -> GeneratedCase:
     return GeneratedCase(case.id, case.classes, case.config, tuple(turns))
 
 
-class _ReferenceDialogue:
-    """The chat messages of a case in which the assistant makes the reference calls, and the resulting state."""
+def _positions(
+    case: GeneratedCase, long_context: bool = False
+) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
+    """Make the reference calls of a case one by one.
 
-    def __init__(self, case: GeneratedCase, long_context: bool = False):
-        self.case_id = case.id
-        self.state = new_state(case.classes, case.config, long_context)
-        self.messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
-
-    def copy_messages(self) -> list[dict[str, Any]]:
-        return [dict(message) for message in self.messages]
-
-    def add_request(self, turn: UserTurn) -> None:
-        self.messages.append({"role": "user", "content": turn.request})
-
-    def add_call(self, call: ToolCall, turn: int) -> None:
-        """Make a reference call and add it and its result. Raises TaskError if it fails."""
-        result = self.state.call(call)
-        if self.state.error is not None:
-            raise TaskError(f"case {self.case_id!r}, turns[{turn}]: {call.name} fails: {result}")
-        function = {"type": "function", "function": call_fields(call)}
-        self.messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
-        self.messages.append({"role": "tool", "name": call.name, "content": result})
-
-    def end_turn(self, turn: UserTurn) -> None:
-        """Add the assistant's last message of a turn."""
-        content = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
-        self.messages.append({"role": "assistant", "content": content})
+    Yields:
+        Before each call, and once for a turn without calls: the number of the turn, the number of the call in it, the
+        state, and a copy of the chat messages so far. Raises TaskError if a call fails.
+    """
+    state = new_state(case.classes, case.config, long_context)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
+    for number, turn in enumerate(case.turns):
+        messages.append({"role": "user", "content": turn.request})
+        if not turn.reference:
+            yield number, 0, state, [dict(message) for message in messages]
+        for index, call in enumerate(turn.reference):
+            yield number, index, state, [dict(message) for message in messages]
+            result = state.call(call)
+            if state.error is not None:
+                raise TaskError(f"case {case.id!r}, turns[{number}]: {call.name} fails: {result}")
+            function = {"type": "function", "function": call_fields(call)}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
+            messages.append({"role": "tool", "name": call.name, "content": result})
+        last_message = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
+        messages.append({"role": "assistant", "content": last_message})
 
 
 def load_cases(path: str | Path) -> list[GeneratedCase]:
