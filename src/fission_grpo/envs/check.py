@@ -135,24 +135,23 @@ def _check_determinism(probe: EnvironmentProbe) -> str:
 def _check_isolation(probe: EnvironmentProbe) -> str:
     problem = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
     for row in probe.row_numbers:
-        expected = probe.answers(probe.start(row), probe.calls)
         environment, other = probe.start(row), probe.start(row + 1)
         actual = []
         for call in probe.calls:
             probe.call(other, call)
             actual += probe.answers(environment, [call])
             probe.call(other, call)
-        _compare(problem, probe.calls, expected, actual)
+        _compare(problem, probe.calls, probe.expected_answers(row), actual)
     return "another instance's calls change nothing"
 
 
 def _check_nothing_left_behind(probe: EnvironmentProbe) -> str:
     for row in probe.row_numbers:
-        expected = probe.answers(probe.start(row), probe.calls)
         used = probe.start(row)
         probe.answers(used, probe.calls)
         probe.reset(used, row)
-        _compare("reset leaves something behind", probe.calls, expected, probe.answers(used, probe.calls))
+        actual = probe.answers(used, probe.calls)
+        _compare("reset leaves something behind", probe.calls, probe.expected_answers(row), actual)
     return "reset after use is like a fresh instance"
 
 
@@ -168,27 +167,22 @@ def _check_snapshot(probe: EnvironmentProbe) -> str:
         is_comparable = _is_equal(kept, state)
         expected = probe.answers(environment, after)
         fresh = probe.start(row)
-        for target, name in (
-            (environment, "restored"),
-            (environment, "restored a second time"),
-            (fresh, "restored into a fresh instance"),
-        ):
+        targets = {"": environment, " a second time": environment, " into a fresh instance": fresh}
+        for how, target in targets.items():
             if is_comparable and not _is_equal(kept, state):
                 raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
             target._restore(state)
-            _compare(f"{name}, it answers differently", after, expected, probe.answers(target, after))
+            _compare(f"restored{how}, it answers differently", after, expected, probe.answers(target, after))
     return f"restored three times, {len(after)} calls the same{_in_rows(probe)}"
 
 
 def _check_replay(probe: EnvironmentProbe) -> str:
     before, after = _halves(probe.calls)
     for row in probe.row_numbers:
+        expected = probe.expected_answers(row)[len(before) :]
         environment = probe.start(row)
         probe.answers(environment, before)
-        expected = probe.answers(environment, after)
-        replayed = probe.start(row)
-        probe.answers(replayed, before)
-        _compare("after replay it answers differently", after, expected, probe.answers(replayed, after))
+        _compare("after replay it answers differently", after, expected, probe.answers(environment, after))
     return f"{len(before)} calls made again lead to the same state{_in_rows(probe)}"
 
 
@@ -209,9 +203,7 @@ def _check_reward(probe: EnvironmentProbe) -> str:
         progress = get_progress(environment)
         if progress is not None and not 0 <= progress <= 1:
             raise CheckFailed(f"_progress gives {quoted(progress)}; it must lie between 0 and 1")
-    unread = probe.start()
-    probe.answers(unread, before)
-    expected = probe.answers(unread, after)
+    expected = probe.expected_answers(0)[len(before) :]
     _compare("reading the reward changes the state", after, expected, probe.answers(environment, after))
     low, high = min(rewards, default=0), max(rewards, default=0)
     return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"

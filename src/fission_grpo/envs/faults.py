@@ -137,8 +137,8 @@ class _FaultState:
 
     row: str = ""
     calls: int = 0
-    gone: dict[str, str] = field(default_factory=dict)  # tool: its permanent fault
-    spared: dict[str, str] = field(default_factory=dict)  # tool: the transient fault its next call does not meet
+    gone: dict[str, Fault] = field(default_factory=dict)  # tool: its permanent fault
+    spared: dict[str, Fault] = field(default_factory=dict)  # tool: the transient fault its next call does not meet
     last: dict[str, Any] = field(default_factory=dict)  # tool: its last result
     injected: list[InjectedFault] = field(default_factory=list)
 
@@ -190,32 +190,29 @@ class _Injector:
         """The kind of this call's fault and, for "not_done", the snapshot to undo it. Raises FaultError."""
         state, index = self.state, self.state.calls
         state.calls += 1
-        if name in state.gone:
-            state.injected.append(InjectedFault(index, name, state.gone[name]))
-            raise FaultError(PERMANENT[state.gone[name]].format(tool=name))
-        fault = self._draw(name, index)
-        spared = state.spared.pop(name, None)
-        if fault is None or fault.kind == spared or not self._is_possible(fault, name):
+        fault = state.gone.get(name) or self._draw(name, index)
+        if fault is None:
             return None, None
         state.injected.append(InjectedFault(index, name, fault.kind))
+        if fault.kind in PERMANENT:
+            state.gone[name] = fault
+            raise FaultError(PERMANENT[fault.kind].format(tool=name))
+        if fault.kind in TRANSIENT:
+            state.spared[name] = fault
+            raise FaultError(TRANSIENT[fault.kind])
         if fault.kind == "latency":
             time.sleep(fault.seconds)
-        if fault.kind in TRANSIENT:
-            state.spared[name] = fault.kind
-            raise FaultError(TRANSIENT[fault.kind])
-        if fault.kind in PERMANENT:
-            state.gone[name] = fault.kind
-            raise FaultError(PERMANENT[fault.kind].format(tool=name))
         return fault.kind, self.snapshot() if fault.kind == "not_done" else None
 
     def _draw(self, name: str, index: int) -> Fault | None:
         rng = random.Random(f"{self.seed} {self.state.row} {index} {name}")
         drawn = [fault for fault in self.faults if rng.random() < fault.rate]
-        return next((fault for fault in drawn if not fault.tools or name in fault.tools), None)
-
-    def _is_possible(self, fault: Fault, name: str) -> bool:
-        """A stale result needs an earlier one, and an undone call a snapshot."""
-        return (fault.kind != "stale" or name in self.state.last) and (fault.kind != "not_done" or self.can_undo)
+        fault = next((fault for fault in drawn if not fault.tools or name in fault.tools), None)
+        spared = self.state.spared.pop(name, None)
+        if fault is None or (spared and fault.kind == spared.kind):
+            return None
+        is_impossible = {"stale": name not in self.state.last, "not_done": not self.can_undo}
+        return None if is_impossible.get(fault.kind) else fault
 
     def _after_call(self, name: str, kind: str | None, undo: Any, result: Any) -> Any:
         self.state.last[name] = result

@@ -77,6 +77,7 @@ class EnvironmentProbe:
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
         self.row_numbers = range(min(len(rows), ROWS))
+        self._expected: dict[int, list[str]] = {}
 
     def start(self, row: int = 0) -> Any:
         """A new instance, reset with a row."""
@@ -116,26 +117,29 @@ class EnvironmentProbe:
         outcomes = (self.call(environment, call) for call in calls)
         return [f"{outcome.kind} {outcome.text}" for outcome in outcomes]
 
+    def expected_answers(self, row: int) -> list[str]:
+        """The answers of a fresh instance to all calls."""
+        if row not in self._expected:
+            self._expected[row] = self.answers(self.start(row), self.calls)
+        return self._expected[row]
+
     def find_calls(self) -> None:
         """Draw calls from the schemas and keep some that are answered and some that are refused, for every row."""
         for row in self.row_numbers if self.schemas else ():
-            self._find_calls(row)
+            environment = self.start(row)
+            words = _words_of(self.rows[row])
+            deadline = time.monotonic() + DRAW_SECONDS
+            missing = {True: ANSWERED_CALLS, False: REFUSED_CALLS}
+            for _ in range(DRAWS):
+                if time.monotonic() > deadline or not any(missing.values()):
+                    break
+                call = _draw_call(self.schemas, words, self.rng)
+                outcome = self.call(environment, call)
+                if missing[outcome.is_answered] and call not in self.calls:
+                    missing[outcome.is_answered] -= 1
+                    self.calls.append(call)
+                words += [word for word in _words_of(outcome.text)[:40] if word not in words]
         self.rng.shuffle(self.calls)
-
-    def _find_calls(self, row: int) -> None:
-        environment = self.start(row)
-        words = _words_of(self.rows[row])
-        deadline = time.monotonic() + DRAW_SECONDS
-        missing = {True: ANSWERED_CALLS, False: REFUSED_CALLS}
-        for _ in range(DRAWS):
-            if time.monotonic() > deadline or not any(missing.values()):
-                return
-            call = _draw_call(self.schemas, words, self.rng)
-            outcome = self.call(environment, call)
-            if missing[outcome.is_answered] and call not in self.calls:
-                missing[outcome.is_answered] -= 1
-                self.calls.append(call)
-            words += [word for word in _words_of(outcome.text)[:40] if word not in words]
 
 
 def hostile_calls(schemas: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
@@ -157,16 +161,10 @@ def _words_of(value: Any) -> list[str]:
 def _draw_call(schemas: Sequence[Mapping[str, Any]], words: Sequence[str], rng: random.Random) -> ToolCall:
     """A call that fits a tool's schema, with every optional argument half of the time."""
     schema = rng.choice(schemas)
-    required = set(schema["parameters"].get("required", ()))
-    arguments = {}
-    drawn = [
-        (name, field)
-        for name, field in schema["parameters"].get("properties", {}).items()
-        if name in required or rng.random() < 0.5
-    ]
-    for name, field in drawn:
-        arguments[name] = _draw_value(field, words, rng)
-    return ToolCall(schema["name"], arguments)
+    required = schema["parameters"].get("required", ())
+    fields = schema["parameters"].get("properties", {})
+    names = [name for name in fields if name in required or rng.random() < 0.5]
+    return ToolCall(schema["name"], {name: _draw_value(fields[name], words, rng) for name in names})
 
 
 def _draw_value(field: Mapping[str, Any], words: Sequence[str], rng: random.Random) -> Any:

@@ -115,12 +115,103 @@ def guard_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
     Raises:
         TypeError: attributes of the environment cannot be set (`__slots__`).
     """
-    monitor = EpisodeMonitor()
-    set_attribute(environment, "_fission_monitor", monitor)
+    guard = _ToolGuard(environment, limits)
+    set_attribute(environment, "_fission_monitor", guard.monitor)
     for name, tool in tool_methods(environment).items():
-        guard = _guard_async if inspect.iscoroutinefunction(tool) else _guard
-        bind_method(environment, name, guard(environment, monitor, tool, limits))
-    return monitor
+        bind_method(environment, name, guard.wrap(tool))
+    return guard.monitor
+
+
+class _ToolGuard:
+    """Guards the tools of one environment."""
+
+    def __init__(self, environment: Any, limits: ToolLimits):
+        self.environment, self.limits = environment, limits
+        self.monitor = EpisodeMonitor()
+
+    def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
+        """The guarded tool, with the same name, signature and docstring."""
+
+        @functools.wraps(tool)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._check_callable(kwargs)
+            args, kwargs = copy.deepcopy((args, kwargs))
+            with self._recorded(tool), time_limit(self.limits.timeout):
+                return self._to_text(tool(*args, **kwargs))
+
+        @functools.wraps(tool)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            self._check_callable(kwargs)
+            args, kwargs = copy.deepcopy((args, kwargs))
+            with self._recorded(tool):
+                try:
+                    result, error = await asyncio.wait_for(_outcome(tool, args, kwargs), self.limits.timeout or None)
+                except TimeoutError:
+                    raise ToolTimeout from None
+                if error is not None:
+                    raise error
+                return self._to_text(result)
+
+        return call_async if inspect.iscoroutinefunction(tool) else call
+
+    def _check_callable(self, kwargs: dict[str, Any]) -> None:
+        """Refuse calls that could not be parsed, and calls in an episode that cannot be judged any more."""
+        if PARSE_ERROR in kwargs:
+            raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
+        if self.monitor.infrastructure_error is not None:
+            raise InfrastructureError(self.monitor.infrastructure_error)
+
+    @contextmanager
+    def _recorded(self, tool: Callable[..., Any]) -> Iterator[None]:
+        """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
+        name = getattr(tool, "__name__", "a tool")
+        try:
+            yield
+        except ToolTimeout:
+            self.monitor.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
+            self.monitor.counts["timeouts"] += 1
+            raise InfrastructureError(self.monitor.infrastructure_error) from None
+        except InfrastructureError as error:
+            self.monitor.record_infrastructure_error(error, f"{name} is out of order")
+            raise
+        except Exception as error:
+            message = str(error)
+            if not self._is_too_long(message):
+                raise
+            raise ValueError(self._cut(message)) from error
+        finally:
+            self.monitor.record_snapshot(self.environment)
+
+    def _to_text(self, result: Any) -> Any:
+        """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
+        if (
+            isinstance(result, list)
+            and result
+            and all(isinstance(block, dict) and "type" in block for block in result)
+        ):
+            return result
+        if not isinstance(result, str):
+            try:
+                json.dumps(result)
+            except (TypeError, ValueError, RecursionError):
+                self.monitor.counts["not_json"] += 1
+        text = str(result)
+        return self._cut(text) if self._is_too_long(text) else text
+
+    def _is_too_long(self, text: str) -> bool:
+        return 0 < self.limits.max_result_chars < len(text)
+
+    def _cut(self, text: str) -> str:
+        self.monitor.counts["truncated_results"] += 1
+        return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
+
+
+async def _outcome(tool: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Exception | None]:
+    """The result and the error of an async tool: its own TimeoutError must not be mistaken for that of `wait_for`."""
+    try:
+        return await tool(*args, **kwargs), None
+    except Exception as error:  # noqa: BLE001 - raised again by the caller
+        return None, error
 
 
 def set_attribute(environment: Any, name: str, value: Any) -> None:
@@ -151,95 +242,3 @@ def bind_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
 
     bound = method_async if inspect.iscoroutinefunction(call) else method
     set_attribute(environment, name, types.MethodType(bound, environment))
-
-
-def _guard(
-    environment: Any, monitor: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
-) -> Callable[..., Any]:
-    @functools.wraps(tool)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        _check_callable(monitor, kwargs)
-        args, kwargs = copy.deepcopy((args, kwargs))
-        with _recorded(environment, monitor, tool, limits), time_limit(limits.timeout):
-            return _to_text(tool(*args, **kwargs), monitor, limits)
-
-    return call
-
-
-def _guard_async(
-    environment: Any, monitor: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
-) -> Callable[..., Any]:
-    @functools.wraps(tool)
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        _check_callable(monitor, kwargs)
-        args, kwargs = copy.deepcopy((args, kwargs))
-        with _recorded(environment, monitor, tool, limits):
-            try:
-                result, error = await asyncio.wait_for(_outcome(tool, args, kwargs), limits.timeout or None)
-            except TimeoutError:
-                raise ToolTimeout from None
-            if error is not None:
-                raise error
-            return _to_text(result, monitor, limits)
-
-    return call
-
-
-async def _outcome(tool: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Exception | None]:
-    """The result and the error of an async tool: its own TimeoutError must not be mistaken for that of `wait_for`."""
-    try:
-        return await tool(*args, **kwargs), None
-    except Exception as error:  # noqa: BLE001 - raised again by the caller
-        return None, error
-
-
-def _check_callable(monitor: EpisodeMonitor, kwargs: dict[str, Any]) -> None:
-    """Refuse calls that could not be parsed, and calls in an episode that cannot be judged any more."""
-    if PARSE_ERROR in kwargs:
-        raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
-    if monitor.infrastructure_error is not None:
-        raise InfrastructureError(monitor.infrastructure_error)
-
-
-@contextmanager
-def _recorded(
-    environment: Any, monitor: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
-) -> Iterator[None]:
-    """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
-    name = getattr(tool, "__name__", "a tool")
-    try:
-        yield
-    except ToolTimeout:
-        monitor.infrastructure_error = f"{name} was stopped after {limits.timeout:g} s"
-        monitor.counts["timeouts"] += 1
-        raise InfrastructureError(monitor.infrastructure_error) from None
-    except InfrastructureError as error:
-        monitor.record_infrastructure_error(error, f"{name} is out of order")
-        raise
-    except Exception as error:
-        message = str(error)
-        if not 0 < limits.max_result_chars < len(message):
-            raise
-        raise ValueError(_cut(message, monitor, limits)) from error
-    finally:
-        monitor.record_snapshot(environment)
-
-
-def _to_text(result: Any, monitor: EpisodeMonitor, limits: ToolLimits) -> Any:
-    """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
-    if isinstance(result, list) and result and all(isinstance(block, dict) and "type" in block for block in result):
-        return result
-    if not isinstance(result, str):
-        try:
-            json.dumps(result)
-        except (TypeError, ValueError, RecursionError):
-            monitor.counts["not_json"] += 1
-        result = str(result)
-    if 0 < limits.max_result_chars < len(result):
-        result = _cut(result, monitor, limits)
-    return result
-
-
-def _cut(text: str, monitor: EpisodeMonitor, limits: ToolLimits) -> str:
-    monitor.counts["truncated_results"] += 1
-    return f"{text[: limits.max_result_chars]}... [cut: {len(text)} characters]"
