@@ -69,11 +69,11 @@ def _check_calls(probe: EnvironmentProbe) -> str:
     if probe.calls:
         return f"{len(probe.calls)} given"
     probe.find_calls()
-    if not any(probe.call(probe.start(), call).kind == "result" for call in probe.calls):
-        raise CheckSkipped(
-            "no call that was tried is answered, so the checks below say little; give fitting rows or calls"
-        )
-    return f"{len(probe.calls)} found to try it with"
+    if any(probe.call(probe.start(), call).kind == "result" for call in probe.calls):
+        return f"{len(probe.calls)} found to try it with"
+    raise CheckSkipped(
+        "no call that was tried is answered, so the checks below say little; give fitting rows or calls"
+    )
 
 
 def _check_errors(probe: EnvironmentProbe) -> str:
@@ -129,7 +129,7 @@ def _check_determinism(probe: EnvironmentProbe) -> str:
         _compare("two fresh instances answer differently", probe.calls, expected, probe.answers(second, probe.calls))
         if repr(_reward_of(first)) != repr(_reward_of(second)):
             raise CheckFailed("the same calls earn different rewards; judge by state alone")
-    return f"{len(probe.calls)} calls, twice the same{_in_rows(probe)}"
+    return f"{len(probe.calls)} calls, twice the same{probe.in_rows}"
 
 
 def _check_isolation(probe: EnvironmentProbe) -> str:
@@ -158,7 +158,7 @@ def _check_nothing_left_behind(probe: EnvironmentProbe) -> str:
 def _check_snapshot(probe: EnvironmentProbe) -> str:
     if not can_snapshot(probe.start()):
         raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
-    before, after = _halves(probe.calls)
+    before, after = probe.halves()
     for row in probe.row_numbers:
         environment = probe.start(row)
         probe.answers(environment, before)
@@ -173,24 +173,24 @@ def _check_snapshot(probe: EnvironmentProbe) -> str:
                 raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
             target._restore(state)
             _compare(f"restored{how}, it answers differently", after, expected, probe.answers(target, after))
-    return f"restored three times, {len(after)} calls the same{_in_rows(probe)}"
+    return f"restored three times, {len(after)} calls the same{probe.in_rows}"
 
 
 def _check_replay(probe: EnvironmentProbe) -> str:
-    before, after = _halves(probe.calls)
+    before, after = probe.halves()
     for row in probe.row_numbers:
         expected = probe.expected_answers(row)[len(before) :]
         environment = probe.start(row)
         probe.answers(environment, before)
         _compare("after replay it answers differently", after, expected, probe.answers(environment, after))
-    return f"{len(before)} calls made again lead to the same state{_in_rows(probe)}"
+    return f"{len(before)} calls made again lead to the same state{probe.in_rows}"
 
 
 def _check_reward(probe: EnvironmentProbe) -> str:
     environment = probe.start()
     if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
         raise CheckSkipped("no get_reward: rewards come from reward functions")
-    before, after = _halves(probe.calls)
+    before, after = probe.halves()
     rewards = []
     for call in before:
         probe.call(environment, call)
@@ -213,15 +213,6 @@ def _reward_of(environment: Any) -> Any:
     judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
     reward = None if judge is None else judge()
     return run_awaitable(reward) if inspect.isawaitable(reward) else reward
-
-
-def _halves(calls: Sequence[ToolCall]) -> tuple[Sequence[ToolCall], Sequence[ToolCall]]:
-    half = len(calls) // 2
-    return calls[:half], calls[half:]
-
-
-def _in_rows(probe: EnvironmentProbe) -> str:
-    return f" in each of {len(probe.row_numbers)} rows" if len(probe.row_numbers) > 1 else ""
 
 
 def _is_equal(left: Any, right: Any) -> bool:

@@ -46,16 +46,13 @@ class FaultError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """How often something goes wrong.
+    """A kind of fault and how often it occurs.
 
     Args:
         kind: one of `KINDS`.
         rate: probability that a call meets it, 0 to 1.
         tools: names of the tools that can meet it; empty for all.
         seconds: how long "latency" waits before the call.
-
-    Raises:
-        ValueError: naming what is out of range.
     """
 
     kind: str

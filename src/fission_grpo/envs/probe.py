@@ -77,6 +77,7 @@ class EnvironmentProbe:
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
         self.row_numbers = range(min(len(rows), ROWS))
+        self.in_rows = f" in each of {len(self.row_numbers)} rows" if len(self.row_numbers) > 1 else ""
         self._expected: dict[int, list[str]] = {}
 
     def start(self, row: int = 0) -> Any:
@@ -116,6 +117,11 @@ class EnvironmentProbe:
         """Make calls one after another; kinds and texts of their outcomes, which can be compared."""
         outcomes = (self.call(environment, call) for call in calls)
         return [f"{outcome.kind} {outcome.text}" for outcome in outcomes]
+
+    def halves(self) -> tuple[list[ToolCall], list[ToolCall]]:
+        """The first and the second half of the calls."""
+        half = len(self.calls) // 2
+        return self.calls[:half], self.calls[half:]
 
     def expected_answers(self, row: int) -> list[str]:
         """The answers of a fresh instance to all calls."""

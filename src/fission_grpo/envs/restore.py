@@ -1,12 +1,11 @@
 """Restores environments to a failed turn, so that a policy can recover from it.
 
-Environments follow TRL's convention: public methods are the tools, `reset(**row)` starts an episode. `make_restorable`
-wraps a factory of such environments. A reset then (1) resets with the data set row, (2) for a recovery task, restores
-the state after the failed turn, by snapshot or by replaying the calls, (3) takes a snapshot after every guarded call.
+An environment in TRL's convention (public methods are the tools, `reset(**row)` starts an episode) is reset, restored
+to the failed turn by snapshot or by replaying the calls, and its guarded tools take a snapshot after every call.
 
-An environment may also offer `_snapshot() -> state` and `_restore(state)` (without them its calls are replayed),
-`_progress() -> float` in [0, 1], the completed share of the task (used to judge single corrective turns), and
-`_reward()`: `get_reward()` under a name that TRL does not turn into a reward function.
+It may also have `_snapshot() -> state` and `_restore(state)` (else its calls are replayed), `_progress() -> float` in
+[0, 1], the completed share of the task (judges single corrective turns), and `_reward()`: `get_reward()` under a name
+that TRL does not turn into a reward function.
 """
 
 from __future__ import annotations
@@ -88,14 +87,9 @@ def make_restorable(
 def restore_to(
     task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync | None = None
 ) -> None:
-    """Bring an environment with guarded tools to where a recovery task begins, and count how in its monitor.
+    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor.
 
-    Args:
-        task: the recovery task.
-        environment: just reset with the task's columns.
-        snapshot: of the state after the failed turn; None to replay `task.history`, as when restoring fails.
-        reset: resets the environment again after a failed restore.
-        run_async: runs a coroutine to its result, for async tools.
+    Without a snapshot, or if restoring it fails, the environment is reset again and `task.history` is replayed.
     """
     counts = environment._fission_monitor.counts
     if snapshot is not None and can_snapshot(environment):
@@ -113,13 +107,10 @@ def restore_to(
 
 
 def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None = None) -> int:
-    """Make the calls of `history` again, in order.
+    """Make the calls of `history` again, in order; returns how many are now answered differently.
 
     Calls that failed are made as well, since they may have changed the state. Calls of tools that the environment
     does not have (unknown names, standalone tools) are left out.
-
-    Returns:
-        How many calls were answered differently than in `history`.
     """
     tools = tool_methods(environment)
     mismatches = 0

@@ -33,21 +33,13 @@ class FunctionError(ValueError):
 
 @dataclass(frozen=True)
 class TurnScenario:
-    """The start of an episode and its expected end. The states are never changed, only copied.
+    """The start of an episode and its expected end. The states are never changed, only copied."""
 
-    Args:
-        state: after the calls of the earlier turns.
-        results: of those calls.
-        expected_state: after the reference's calls as well.
-        expected_results: of the reference's calls.
-        reference: the calls expected in this turn.
-    """
-
-    state: BfclState
-    results: tuple[str, ...]
-    expected_state: BfclState
-    expected_results: tuple[str, ...]
-    reference: tuple[ToolCall, ...] = ()
+    state: BfclState  # after the calls of the earlier turns
+    results: tuple[str, ...]  # of those calls
+    expected_state: BfclState  # after the reference's calls as well
+    expected_results: tuple[str, ...]  # of the reference's calls
+    reference: tuple[ToolCall, ...] = ()  # the calls expected in this turn
 
 
 class BfclEnvironment:
@@ -61,12 +53,10 @@ class BfclEnvironment:
         self._results: list[str] = []
 
     def reset(self, **row: Any) -> None:
-        """Start the user turn of a row.
+        """Start the user turn of a row, of whose columns only `scenario` is read.
 
-        Args:
-            row: the row's columns; only `scenario` is read, JSON text of an object with `config` (official initial
-                configuration by class), `history` (calls by earlier user turn), `reference` (calls of this turn), and
-                optionally `long_context`.
+        It is the JSON text of an object with `config` (official initial configuration by class), `history` (calls by
+        earlier user turn), `reference` (calls of this turn), and optionally `long_context`.
 
         Raises:
             TaskError: the scenario cannot be read, or one of its calls fails.

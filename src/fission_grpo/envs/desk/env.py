@@ -208,8 +208,7 @@ class Desk:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Return to a state from `_snapshot`; the same snapshot can be restored any number of times."""
-        state = copy.deepcopy(state)
-        self._files, self._events, self._goal = state["files"], state["events"], state["goal"]
+        self._files, self._events, self._goal = (copy.deepcopy(state[key]) for key in ("files", "events", "goal"))
 
     def _file(self, name: Any) -> dict[str, Any]:
         if not isinstance(name, str) or name not in self._files:
@@ -232,18 +231,15 @@ class Desk:
         raise ToolError(f"no event {_echo(event_id)}; {known or 'the calendar is empty'}")
 
     def _check_free(self, date: str, time: str, but: str) -> None:
-        taken = {
-            _minutes(event["time"])
-            for event_id, event in self._events.items()
-            if event["date"] == date and event_id != but
-        }
+        others = [event for event_id, event in self._events.items() if event_id != but]
+        taken = {_minutes(event["time"]) for event in others if event["date"] == date}
         if _minutes(time) not in taken:
             return
         later = range(max(_minutes(time) - _minutes(time) % SLOT + SLOT, OPENING), CLOSING, SLOT)
         free = next((minutes for minutes in later if minutes not in taken), None)
         if free is None:
             raise ToolError(f"{time} is taken; no later time is free on {date}")
-        raise ToolError(f"{time} is taken; next free {free // 60:02d}:{free % 60:02d}")
+        raise ToolError(f"{time} is taken; next free {format_time(free)}")
 
 
 def _comparable(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> tuple[list, list]:
@@ -282,6 +278,11 @@ def _check_time(time: Any) -> None:
 
 def _minutes(time: str) -> int:
     return int(time[:2]) * 60 + int(time[3:])
+
+
+def format_time(minutes: int) -> str:
+    """Minutes after midnight as HH:MM."""
+    return f"{minutes // 60:02d}:{minutes % 60:02d}"
 
 
 def _echo(value: Any) -> str:

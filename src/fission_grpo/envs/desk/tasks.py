@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk
+from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, SLOT, Desk, format_time
 
 KINDS = ("plain", "formats", "names", "ids", "locked", "conflicts")
 SPLITS = ("train", "held_out")
@@ -75,12 +75,12 @@ def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict
 
 def solution(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     """The calls that solve the row's task, at most two for each request."""
-    return tuple(ToolCall(*call) for call in json.loads(row["scenario"])["solution"])
+    return tuple(call for _, calls in solutions_by_request(row) for call in calls)
 
 
 def first_call(row: Mapping[str, Any]) -> ToolCall:
     """The call that the text of the (first) request suggests."""
-    return ToolCall(*json.loads(row["scenario"])["first"])
+    return solutions_by_request(row)[0][0]
 
 
 def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[ToolCall, ...]]]:
@@ -179,10 +179,6 @@ class ScenarioSampler:
     def draw_time(self) -> str:
         """A time of day on the half hour."""
         return f"{self.rng.randint(8, 18):02d}:{self.rng.choice(('00', '30'))}"
-
-    def is_taken(self, date: str, time: str) -> bool:
-        """Whether an event starts at this time."""
-        return any(event["date"] == date and event["time"] == time for event in self.events.values())
 
     def _use(self, combination: str) -> bool:
         """Record a combination, unless it belongs to the other split."""
@@ -308,8 +304,9 @@ def _draw_ids(sampler: ScenarioSampler) -> DeskRequest:
     if sampler.rng.random() < 0.5:
         text, call = f"Cancel the {title}.", ToolCall("cancel_event", {"event_id": event_id})
     else:
+        taken = {other["time"] for other in sampler.events.values() if other["date"] == event["date"]}
         time = sampler.draw_time()
-        while time == event["time"] or sampler.is_taken(event["date"], time):
+        while time in taken:
             time = sampler.draw_time()
         text = f"Move the {title} to {time}."
         call = ToolCall("move_event", {"event_id": event_id, "time": time})
@@ -325,11 +322,10 @@ def _draw_locked(sampler: ScenarioSampler) -> DeskRequest:
 
 def _draw_conflicts(sampler: ScenarioSampler) -> DeskRequest:
     title, date = sampler.draw_meeting()
-    time = f"{sampler.rng.randint(8, 16):02d}:{sampler.rng.choice(('00', '30'))}"
-    free = time
-    for _ in range(sampler.rng.randint(1, 3)):
-        sampler.add_event(date, free)
-        free = _half_an_hour_later(free)
+    start = 60 * sampler.rng.randint(8, 16) + sampler.rng.choice((0, 30))
+    time, *taken, free = (format_time(start + SLOT * i) for i in range(sampler.rng.randint(1, 3) + 1))
+    for other in (time, *taken):
+        sampler.add_event(date, other)
     first = ToolCall("add_event", {"title": title, "date": date, "time": time})
     call = ToolCall("add_event", {**first.arguments, "time": free})
     return DeskRequest("conflicts", f"Add {title} on {date} at {time} or the next free time.", first, (call,))
@@ -359,8 +355,3 @@ def _draw_file_request(sampler: ScenarioSampler, name: str, phrase: str) -> tupl
         return f"Share {phrase} with {person}.", ToolCall("share_file", {"name": name, "person": person})
     new_name = f"{rng.choice(WORDS)}_{rng.randint(41, 60)}.{rng.choice(ENDINGS)}"
     return f"Rename {phrase} to {new_name}.", ToolCall("rename_file", {"name": name, "new_name": new_name})
-
-
-def _half_an_hour_later(time: str) -> str:
-    minutes = int(time[:2]) * 60 + int(time[3:]) + 30
-    return f"{minutes // 60:02d}:{minutes % 60:02d}"
