@@ -14,6 +14,8 @@ from importlib import metadata
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fission_grpo.core.errors import UnsupportedVersionError
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,10 +59,6 @@ NEEDED_ATTRIBUTES = (
     "tools",
 )
 """What `GRPOTrainer.__init__` sets and we read."""
-
-
-class UnsupportedVersionError(ImportError):
-    """The TRL or transformers that is installed is not one we run on."""
 
 
 class Range(NamedTuple):
