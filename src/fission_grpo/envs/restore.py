@@ -89,7 +89,7 @@ def restore_to(
 ) -> None:
     """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor.
 
-    Without a snapshot, or if restoring it fails, the environment is reset again and `task.history` is replayed.
+    Without a snapshot `task.history` is replayed; also if restoring fails, then after another reset.
     """
     counts = environment._fission_monitor.counts
     if snapshot is not None and can_snapshot(environment):

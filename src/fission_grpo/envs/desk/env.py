@@ -52,8 +52,8 @@ class Desk:
         try:
             scenario = json.loads(row["scenario"])
             files, events, goal = scenario["files"], scenario["events"], scenario["goal"]
-            _comparable(files, events)
-            _comparable(goal["files"], goal["events"])
+            _facts(files, events)
+            _facts(goal["files"], goal["events"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"row {row.get('id', '?')!r}: column 'scenario' is no desk scenario ({error!r}). It must be the JSON "
@@ -63,8 +63,7 @@ class Desk:
 
     def get_reward(self) -> float:
         """1.0 if files and events are exactly those of the goal (event ids do not matter), else 0.0."""
-        reached = _comparable(self._files, self._events) == _comparable(self._goal["files"], self._goal["events"])
-        return 1.0 if reached else 0.0
+        return float(_facts(self._files, self._events) == _facts(self._goal["files"], self._goal["events"]))
 
     def move_file(self, name: str, folder: str) -> str:
         """Move a file to another folder.
@@ -242,20 +241,16 @@ class Desk:
         raise ToolError(f"{time} is taken; next free {format_time(free)}")
 
 
-def _comparable(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> tuple[list, list]:
-    """Files by name and events without their ids, sorted. Raises ValueError, KeyError, ... for an invalid state."""
-    for event_id in events:
+def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> Counter[tuple[Any, ...]]:
+    """A state as facts: each file's folder, lock and contacts, each event's title, date and time, but not its id.
+
+    Raises ValueError, KeyError and the like for an invalid state.
+    """
+    facts: Counter[tuple[Any, ...]] = Counter()
+    for event_id, event in events.items():
         if not _EVENT_ID.fullmatch(event_id):
             raise ValueError(f"event id {event_id!r} does not look like E17")
-    return (
-        sorted((name, file["folder"], bool(file["locked"]), tuple(file["shared"])) for name, file in files.items()),
-        sorted((event["title"], event["date"], event["time"]) for event in events.values()),
-    )
-
-
-def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> Counter[tuple[Any, ...]]:
-    """A state as facts: each file's folder, lock and contacts, each event's title, date and time."""
-    facts: Counter[tuple[Any, ...]] = Counter((e["title"], e["date"], e["time"]) for e in events.values())
+        facts[event["title"], event["date"], event["time"]] += 1
     for name, file in files.items():
         facts.update([(name, "folder", file["folder"]), (name, "locked", bool(file["locked"]))])
         facts.update((name, "shared", person) for person in file["shared"])
