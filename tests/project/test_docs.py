@@ -56,8 +56,10 @@ def blocks(page, *languages):
 def commands(page, *languages):
     """The commands of a page's blocks, each as words; a line that ends with a backslash goes on in the next."""
     for block in blocks(page, *languages):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
+        lines = block.replace("\\\n", " ").splitlines()
+        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]  # the others are output
+        for line in prompted or lines:
+            words = shlex.split(line, comments=True)
             if words:
                 yield words
 
@@ -234,7 +236,7 @@ def explained_metrics():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"num_recovery_generations": 8}, {"max_depth": 2, "tool_timeout": 1e-9}], ids=["usual", "broken"]
+    "settings", [{"num_recovery_generations": 8}, {"max_depth": 2, "max_tool_result_chars": 8}], ids=["usual", "limited"]
 )
 def test_every_metric_that_a_training_run_logs_is_explained(tmp_path, settings):
     from trainer_support import desk_trainer
