@@ -73,7 +73,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
             callable `Failure -> str | None` (None: nothing to say), a `diagnose.FeedbackSource` such as a simulator, or a list
             of these, asked one after another. After the last comes the fixed text; what is asked in vain is counted.
 
-    Logs `fission/*` every cycle and `recovery/*` on recover cycles (docs/metrics.md), and writes every corrective
+    Logs `fission/*` every cycle and `recovery/*` on recover cycles (docs/fission-grpo.md), and writes every corrective
     instance with its outcome to `output_dir/fission.jsonl`.
     """
 
