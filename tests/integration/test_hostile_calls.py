@@ -188,7 +188,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
 
     buffer = FissionBuffer(4, 0, "lifo", seed=0)
     buffer.push(item)
-    assert row_of_task(buffer.pop(1, {})[0].task, tokenizer)["prompt"][0] == {"role": "user", "content": "Tidy up."}
+    assert row_of_task(buffer.sample(1)[0].task, tokenizer)["prompt"][0] == {"role": "user", "content": "Tidy up."}
     again = world()
     assert replay(again, item.task.history) == 0  # made again, the calls answer the same
     assert time.process_time() - started < SECONDS
