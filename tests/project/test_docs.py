@@ -215,6 +215,14 @@ def test_options_exist(page, options):
 
 
 @by_page(PAGES)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = [*commands(page, "bash", "console"), *(code.split() for code in inline_code(page))]
+    named = {words[1] for words in shown if words[0] == "make" and len(words) > 1}
+    assert named - targets == set()
+
+
+@by_page(PAGES)
 def test_no_page_has_an_old_name(page):
     words = {word.split(":")[0].lstrip("-") for word in code_words(page)} | code_words(page)
     assert words & ({*OPTIONS} | {*METRICS} | {"branch", "journal", "simulator_options"}) == set()
