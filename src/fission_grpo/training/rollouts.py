@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Scores:
+class CycleScores:
     """What TRL hands to the reward functions, and their rewards.
 
     Args:
@@ -77,7 +77,7 @@ class Cycle:
     offset: int = 0
     contexts: Sequence[CorrectiveInstance] = ()
     single_turn: bool = False
-    scores: Scores | None = None
+    scores: CycleScores | None = None
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
@@ -230,7 +230,7 @@ class RolloutReader:
     def _rollout(
         self,
         row: Row,
-        scores: Scores,
+        scores: CycleScores,
         i: int,
         mask: Sequence[int] | None,
         reward: float,
