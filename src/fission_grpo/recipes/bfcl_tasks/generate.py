@@ -125,9 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_turns", type=int, default=Mix.max_turns, help="largest number of user turns; a variant adds one")
     add("--max_calls", type=int, default=Mix.max_calls, help="largest number of reference calls in a user turn")
     add("--pairs", type=float, default=Mix.pairs, help="share of cases with two classes")
-    add(
-        "--miss_func", type=float, default=Mix.miss_func, help="share of cases that lack a function at first"
-    )
+    add("--miss_func", type=float, default=Mix.miss_func, help="share of cases that lack a function at first")
     add("--miss_param", type=float, default=Mix.miss_param, help="share of cases that lack a value at first")
     add("--classes", nargs="+", help="only these classes (with --train 0 or --heldout 0)")
     return parser

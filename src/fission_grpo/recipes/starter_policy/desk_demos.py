@@ -14,7 +14,7 @@ from typing import Any
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Message, ToolCall
 from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk, ToolError
-from fission_grpo.envs.desk.tasks import desk_rows, make_rows, parts, spoken_time
+from fission_grpo.envs.desk.tasks import make_rows, solutions_by_request, spoken_time
 from fission_grpo.envs.wrapper import tool_methods
 
 MAX_CALLS = 3  # for one request [ours]
@@ -56,7 +56,7 @@ def demonstrations(count: int, seed: int, behavior: DemoBehavior, requests: int 
         behavior: how often they go wrong.
         requests: per task; above 1, the first SINGLE_SHARE of the tasks still have one.
     """
-    rows = desk_rows(count, seed, "train", requests)
+    rows = make_rows(count, seed, "train", requests)
     if requests > 1:
         single = int(SINGLE_SHARE * count)
         rows[:single] = make_rows(single, seed, "train")
@@ -72,7 +72,7 @@ def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavi
     desk.reset(**row)
     messages: list[Message] = list(row["prompt"])
     failed = False
-    for first, calls in parts(row):
+    for first, calls in solutions_by_request(row):
         attempts = _handle_request(tool_methods(desk), first, calls, rng, behavior)
         failed = failed or attempts[-1].failed
         for attempt in attempts:

@@ -5,49 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fission_grpo.inference.pretrained import starter_path
+
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 """Single tokens, but not special tokens, since TRL decodes completions with `skip_special_tokens=True`."""
-CHAT_TEMPLATE = """\
-{#- Qwen's format, except that tools are shown as signatures, which keeps prompts short. -#}
-{%- set system = messages[0].content if messages[0].role == 'system' else '' %}
-{%- if system or tools %}
-    {{- '<|im_start|>system\\n' + system }}
-    {%- if tools %}
-        {{- ('\\n' if system else '') + 'Tools:' }}
-        {%- for tool in tools %}
-            {%- set tool = tool.function or tool %}
-            {{- ' ' + tool.name + '(' + (tool.parameters.properties or {}) | join(', ') + ')' }}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- set content = message.content if message.content is string else '' %}
-    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
-    {%- elif message.role == 'assistant' %}
-        {{- '<|im_start|>assistant\\n' }}
-        {%- generation %}
-        {{- content }}
-        {%- for tool_call in message.tool_calls or [] %}
-            {{- '\\n' if content or not loop.first else '' }}
-            {%- set tool_call = tool_call.function or tool_call %}
-            {{- '<tool_call>\\n{"name": "' + tool_call.name + '", "arguments": ' }}
-            {{- tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson }}
-            {{- '}\\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>' }}
-        {%- endgeneration %}
-        {{- '\\n' }}
-    {%- elif message.role == 'tool' %}
-        {{- '<|im_start|>user' if loop.first or messages[loop.index0 - 1].role != 'tool' else '' }}
-        {{- '\\n<tool_response>\\n' + content + '\\n</tool_response>' }}
-        {{- '<|im_end|>\\n' if loop.last or messages[loop.index0 + 1].role != 'tool' else '' }}
-    {%- endif %}
-{%- endfor %}
-{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' }}
-"""
+CHAT_TEMPLATE = (starter_path() / "chat_template.jinja").read_text(encoding="utf-8")
+"""Qwen's format, except that tools are shown as signatures, which keeps prompts short."""
 PIECES = (
     r'\n?\{"name": "|", "arguments": \{"|": "|", "|"\}\}\n?'
     r"|\n\{'error': [\"']|[\"']\}\n|no (?:file|event) '|'; similar: | is locked; call unlock_file first"
