@@ -81,8 +81,7 @@ def generate_command(argv: list[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write both splits, check the files and print a summary. Returns 1 if a case overlaps with BFCL's, else 0."""
-    options = {field.name: getattr(arguments, field.name) for field in fields(Mix)}
-    mix = Mix(**options | {"classes": tuple(arguments.classes or ())})
+    mix = Mix(**{field.name: getattr(arguments, field.name) for field in fields(Mix)})
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for split, count in (("train", arguments.train), ("heldout", arguments.heldout)):
@@ -127,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pairs", type=float, default=Mix.pairs, help="share of cases with two classes")
     add("--miss_func", type=float, default=Mix.miss_func, help="share of cases that lack a function at first")
     add("--miss_param", type=float, default=Mix.miss_param, help="share of cases that lack a value at first")
-    add("--classes", nargs="+", help="only these classes (with --train 0 or --heldout 0)")
+    add("--classes", nargs="+", default=(), help="only these classes (with --train 0 or --heldout 0)")
     return parser
 
 
@@ -168,7 +167,7 @@ def _candidates(split: str, seed: int, mix: Mix) -> Iterator[GeneratedCase | Non
         rng = random.Random(f"{seed} {split} {index}")
         index += 1
         try:
-            case = _case(rng, mix.classes or SPLITS[split], mix)
+            case = _case(rng, tuple(mix.classes) or SPLITS[split], mix)
             check_case(case)
         except (Rejected, TaskError):
             case = None

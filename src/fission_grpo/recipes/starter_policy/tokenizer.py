@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
-
-from fission_grpo.inference.pretrained import starter_path
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 """Single tokens, but not special tokens, since TRL decodes completions with `skip_special_tokens=True`."""
-CHAT_TEMPLATE = (starter_path() / "chat_template.jinja").read_text(encoding="utf-8")
+SHIPPED = Path(__file__).parents[2] / "inference" / "starter_policy"
+CHAT_TEMPLATE = (SHIPPED / "chat_template.jinja").read_text(encoding="utf-8")
 """Qwen's format, except that tools are shown as signatures, which keeps prompts short."""
 PIECES = (
     r'\n?\{"name": "|", "arguments": \{"|": "|", "|"\}\}\n?'
