@@ -18,7 +18,7 @@ from fission_grpo.evaluation.bfcl.results import (
     result_path,
     write_result_files,
 )
-from fission_grpo.evaluation.bfcl.run_case import run_single_turn
+from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 from fission_grpo.inference.base import Reply
 
 
