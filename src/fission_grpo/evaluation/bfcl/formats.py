@@ -19,18 +19,8 @@ from fission_grpo.core.types import Message
 from fission_grpo.envs.bfcl.functions import to_json_schema
 from fission_grpo.envs.bfcl.judge import write_call
 from fission_grpo.envs.bfcl.official import Doc
-from fission_grpo.evaluation.bfcl.decoding import (
-    Decoded,
-    OfficialCall,
-    Undecodable,
-    answer_text,
-    clean,
-    decode_hermes,
-    decode_python,
-    hermes_ast,
-    hermes_objects,
-    python_ast,
-)
+from fission_grpo.evaluation.bfcl import decoding
+from fission_grpo.evaluation.bfcl.decoding import Decoded, OfficialCall, Undecodable, answer_text, clean
 from fission_grpo.inference.base import Reply, Request
 
 _FC_TOOLS = (
@@ -93,11 +83,11 @@ class QwenFC(Conversation):
         return Request(tuple(self._messages), prompt=prompt)
 
     def add_reply(self, reply: Reply) -> Decoded:
-        calls = hermes_objects(reply.text)[0]  # kept as JSON values, and then without the reply's text
+        calls = decoding.hermes_objects(reply.text)[0]  # kept as JSON values, and then without the reply's text
         message = _assistant_message(reply.text)
         self._messages.append(message | {"content": "", "tool_calls": calls} if calls else message)
         self._answer = answer_text(reply.text)
-        return decode_hermes(reply.text, reply.truncated)
+        return decoding.decode_hermes(reply.text, reply.truncated)
 
     def add_error(self, error: str) -> None:
         if self._messages[-1]["role"] == "assistant":  # nothing was executed, and kept calls may not be renderable
@@ -105,7 +95,7 @@ class QwenFC(Conversation):
         super().add_error(error)
 
     def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        return hermes_ast(answer_text(reply.text))
+        return decoding.hermes_ast(answer_text(reply.text))
 
 
 class QwenPrompting(Conversation):
@@ -127,10 +117,10 @@ class QwenPrompting(Conversation):
 
     def add_reply(self, reply: Reply) -> Decoded:
         self._messages.append(_assistant_message(reply.text))
-        return decode_python(reply.text, self._names, reply.truncated)
+        return decoding.decode_python(reply.text, self._names, reply.truncated)
 
     def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        return python_ast(answer_text(reply.text))
+        return decoding.python_ast(answer_text(reply.text))
 
 
 class Chat(Conversation):

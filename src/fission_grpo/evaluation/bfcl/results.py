@@ -16,30 +16,11 @@ from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl import official
 from fission_grpo.envs.bfcl.judge import write_call
-from fission_grpo.envs.bfcl.official import (
-    MULTI_TURN,
-    SINGLE_TURN,
-    VERSION,
-    MultiTurnCase,
-    SingleTurnCase,
-    category_of,
-    multi_turn_cases,
-    single_turn_cases,
-)
-from fission_grpo.evaluation.bfcl.decoding import (
-    Decoded,
-    Undecodable,
-    answer_text,
-    calls_of_mapping,
-    clean,
-    decode_hermes,
-    decode_python,
-    hermes_ast,
-    hermes_calls,
-    python_ast,
-    python_calls,
-)
+from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, VERSION, MultiTurnCase, SingleTurnCase
+from fission_grpo.evaluation.bfcl import decoding
+from fission_grpo.evaluation.bfcl.decoding import Decoded, Undecodable, clean
 from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, CaseState
 from fission_grpo.evaluation.bfcl.single_turn import call_records, judge_single
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
@@ -107,7 +88,7 @@ def _step_text(step: StepRecord, case: ResultCase, is_hermes: bool) -> str:
     executed = [(call.name, call.arguments) for call in step.calls]
     calls = [ToolCall(call.name, call.arguments) for call in step.calls]
     rewritten = "\n".join(map(render_call, calls)) if is_hermes else f"[{', '.join(map(write_call, calls))}]"
-    for text in (answer_text(step.text), rewritten if calls else ""):
+    for text in (decoding.answer_text(step.text), rewritten if calls else ""):
         if _official_calls(text, case, is_hermes) == executed:
             return text
     raise ValueError(f"case {case.id!r}: its calls cannot be written as Python; write the files for a model '...-FC'")
@@ -117,9 +98,9 @@ def _official_calls(text: str, case: ResultCase, is_hermes: bool) -> list[tuple[
     """Names and arguments of the calls that the official CLI will read in a text."""
     try:
         if isinstance(case, MultiTurnCase):
-            calls = hermes_calls(text) if is_hermes else python_calls(text)
+            calls = decoding.hermes_calls(text) if is_hermes else decoding.python_calls(text)
         else:
-            calls = call_records(hermes_ast(text) if is_hermes else python_ast(text))
+            calls = call_records(decoding.hermes_ast(text) if is_hermes else decoding.python_ast(text))
     except Undecodable:
         return []
     return [(call.name, call.arguments) for call in calls]
@@ -149,7 +130,7 @@ def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[C
     ids: set[str] = set()
     for line, case, _ in rows:
         if case.id in ids:
-            raise line.wrong(f"field 'id': {case.id!r} stands in an earlier line, too")
+            raise line.wrong(f"field 'id': {case.id!r} is also in an earlier line")
         ids.add(case.id)
     return [
         replay_case(case, result, rule) if isinstance(case, MultiTurnCase) else _replay_single(case, result, rule)
@@ -188,14 +169,16 @@ def _replay_single(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
 def _decode(step: Any, rule: str, names: Sequence[str]) -> Decoded:
     if isinstance(step, str):
         if rule == "hermes":
-            return decode_hermes(step)
-        return decode_python(step, names) if rule == "python" else Decoded()
+            return decoding.decode_hermes(step)
+        return decoding.decode_python(step, names) if rule == "python" else Decoded()
     items = [step] if isinstance(step, dict) else step
     texts = [item for item in items if isinstance(item, str)]
     if len(texts) == len(items):
-        return decode_python(f"[{', '.join(texts)}]", names)
+        return decoding.decode_python(f"[{', '.join(texts)}]", names)
     try:
-        return Decoded(tuple(call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)))
+        return Decoded(
+            tuple(call for item in items if isinstance(item, dict) for call in decoding.calls_of_mapping(item))
+        )
     except Undecodable as error:
         return Decoded(unread=str(error))
 
@@ -204,10 +187,14 @@ def _decode_single(result: Any, rule: str, names: Sequence[str]) -> list[dict[st
     if isinstance(result, str):
         if rule == "mappings":
             raise Undecodable("the reply is words")
-        return hermes_ast(answer_text(result)) if rule == "hermes" else python_ast(answer_text(result))
+        return (
+            decoding.hermes_ast(decoding.answer_text(result))
+            if rule == "hermes"
+            else decoding.python_ast(decoding.answer_text(result))
+        )
     underscored = {name.replace(".", "_"): name for name in names}  # API models may write no dots
     items = [result] if isinstance(result, dict) else result
-    calls = [call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)]
+    calls = [call for item in items if isinstance(item, dict) for call in decoding.calls_of_mapping(item)]
     return [{underscored.get(call.name, call.name): dict(call.arguments)} for call in calls]
 
 
@@ -231,7 +218,7 @@ def _as_text(step: Any) -> str:
 
 def _case(line: Line) -> ResultCase:
     case_id = line.take("id", str)
-    category = category_of(case_id)
+    category = official.category_of(case_id)
     if category not in (*MULTI_TURN, *SINGLE_TURN):
         known = ", ".join((*MULTI_TURN, *SINGLE_TURN))
         raise line.wrong(f"field 'id': {case_id!r} is of no BFCL category that can be judged here ({known})")
@@ -243,14 +230,14 @@ def _case(line: Line) -> ResultCase:
 
 @cache
 def _cases(category: str) -> Mapping[str, ResultCase]:
-    cases = multi_turn_cases(category) if category in MULTI_TURN else single_turn_cases(category)
+    cases = official.multi_turn_cases(category) if category in MULTI_TURN else official.single_turn_cases(category)
     return {case.id: case for case in cases}
 
 
 def _checked_result(line: Line) -> Any:
     """The field `result`: a text, a step, or turns of steps."""
     result = line.take("result", (str, list, dict))
-    if category_of(line.record["id"]) in SINGLE_TURN:
+    if official.category_of(line.record["id"]) in SINGLE_TURN:
         _check_step(line, "result", result)
     elif isinstance(result, dict):
         raise line.wrong("field 'result' must be a list of user turns, but is an object")
