@@ -159,7 +159,7 @@ def test_training_and_evaluation_draw_from_their_own_split():
     script = SimpleNamespace(tasks="desk:2", num_tasks=6, skip_tasks=0, max_prompt_tokens=0)
     assert load.load_training_data(script, 3, None, None).rows == make_rows(6, 3, "train", 2)
     found = task_set(TaskSpec("desk:2", count=4, skip=2, seed=3))
-    assert list(found.plays) == [f"held_out-2x-3-{number}" for number in range(2, 6)]
+    assert list(found.cases) == [f"held_out-2x-3-{number}" for number in range(2, 6)]
     assert (found.kind, task_set(TaskSpec("desk:1", count=1)).kind) == ("desk:2", "desk")
 
 
@@ -168,7 +168,7 @@ def test_the_limit_of_turns_fits_the_requests_unless_one_is_given():
 
     def turns(*options):
         arguments = evaluate_options.eval_parser().parse_args(["--model", "starter", *options])
-        return evaluate_options.choice_of(arguments).max_turns
+        return evaluate_options.make_task_spec(arguments).max_turns
 
     assert [turns(), turns("--tasks", "desk:2"), turns("--tasks", "desk:2", "--max_turns", "5")] == [4, 7, 5]
 

@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
 
+from scripted_policy import ScriptedPolicy
+
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
@@ -20,7 +22,7 @@ from fission_grpo.envs.bfcl.tasks import (
     load_cases,
     rows_of_case,
 )
-from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
 from fission_grpo.recipes.bfcl_tasks.generate import (

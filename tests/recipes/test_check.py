@@ -1,6 +1,7 @@
 """Diagnoses judged by themselves: forms of leaks, kinds of error, shares with hand-counted numbers."""
 
 import pytest
+from scripted_policy import ScriptedPolicy
 
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import (
@@ -12,7 +13,6 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.evaluation.evaluate import ScriptedPolicy
 from fission_grpo.feedback.dataset import FeedbackExample
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import rules

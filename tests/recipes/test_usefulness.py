@@ -7,6 +7,7 @@ import re
 import pytest
 from endpoint_support import policy_of
 from openai_server import OpenAIServer
+from scripted_policy import ScriptedPolicy
 
 from fission_grpo.core.chat import parse, render_call
 from fission_grpo.core.errors import RunFileError
@@ -16,7 +17,6 @@ from fission_grpo.core.types import (
     Task,
     ToolCall,
 )
-from fission_grpo.evaluation.evaluate import ScriptedPolicy
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.feedback.shuffled import ShuffledFeedback
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain

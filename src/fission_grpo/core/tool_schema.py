@@ -11,7 +11,7 @@ from typing import Any
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.timing import ToolTimeout, time_limit
-from fission_grpo.core.types import ErrorKind, ToolCall
+from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
 MAX_LISTED = 30
 """Most tools, parameters or enum options a message lists, in items. [ours] Longer lists are left out whole, never cut:
@@ -118,6 +118,35 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | 
         return None
     _, path, message = problems[0]
     return Problem(ErrorKind.BAD_ARGUMENTS, message, path[0] if path else None)
+
+
+def classify_call(
+    call: ToolCall, result: ToolResult | None, tools: Sequence[Mapping[str, Any]] | None
+) -> Problem | None:
+    """What is wrong with a call: what its result reports, or, if it was never executed, what its schema forbids.
+
+    A call that was executed without an error is right even where its schema forbids it, as the environment accepted
+    it. Of a call that failed, the schema decides the kind of error and the environment gives the message.
+
+    Args:
+        call: of the policy.
+        result: of the call, None if it was never executed.
+        tools: schemas to check the call against; None: it is not checked.
+
+    Raises:
+        ValueError: as `check_call`.
+
+    Example:
+        A call of a tool that does not exist, answered "{'error': 'no such tool'}": kind unknown_tool, "no such tool".
+    """
+    error = None if result is None else result.error
+    if result is not None and error is None:
+        return None
+    problem = check_call(call, tools) if tools is not None else None
+    if error is None:
+        return problem
+    kind = problem.kind if problem else ErrorKind.RAISED
+    return Problem(kind, error, problem.parameter if problem else None)
 
 
 def check_tool_schema(tool: Mapping[str, Any]) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.evaluation.metrics import Proportion, aligned, proportion_row
+from fission_grpo.evaluation.metrics import Proportion
+from fission_grpo.evaluation.tables import aligned, proportion_row
 from fission_grpo.feedback.dataset import (
     TEST,
     TRAIN,
@@ -452,7 +453,7 @@ def _measured(arguments: Namespace, chain: Sequence[FeedbackSource], given: Sequ
     with _policy(arguments) as player:
         settings = {
             "source": arguments.source,
-            "policy": dict(player.described),
+            "policy": dict(player.description),
             "temperature": arguments.temperature,
             "max_new_tokens": arguments.max_new_tokens,
             "seed": arguments.seed,
