@@ -70,9 +70,11 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
 
 def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), kinds: Sequence[Chart] = ()) -> str:
     """Return the page as HTML, with charts of metrics (`curves`) and of error kinds."""
-    from jinja2 import Environment, FileSystemLoader
+    from jinja2 import FileSystemLoader
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_printable)
+    loader = FileSystemLoader(Path(__file__).parent)  # our own template; texts of runs are values only
+    environment = ImmutableSandboxedEnvironment(loader=loader, autoescape=True, finalize=_printable)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     headline = latest_evaluations(runs)
     log = [row for run in runs for row in run.log_history]

@@ -106,11 +106,7 @@ def read_runs(path: str | Path) -> list[Run]:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read one run folder.
-
-    Raises:
-        RunFileError: none of the three files exists, or one is damaged; names file, line and field.
-    """
+    """Read one run folder. Raises RunFileError if none of the three files exists, or one is damaged."""
     path = Path(path)
     if not _is_run(path):
         raise RunFileError(
