@@ -9,7 +9,6 @@ from fission_grpo.core.rewards import (
     argument_f1,
     correctness_reward,
     format_reward,
-    group_advantages,
     length_reward,
     match_calls,
     reward_weights,
@@ -219,23 +218,3 @@ def test_a_task_without_reference_cannot_be_judged_on_a_turn():
 def test_a_constant_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=f"RewardConfig.{field} must"):
         RewardConfig(**{field: value})
-
-
-def test_advantages_are_normalised_within_each_group():
-    # group 1: mean 0.5, unbiased deviation sqrt(4 * 0.25 / 3) = 0.57735; 0.5 / 0.57745 = 0.86588
-    # group 2: no variance, all 0
-    assert group_advantages([1, 0, 0, 1, 3, 3, 3, 3], 4) == pytest.approx(
-        [0.86588, -0.86588, -0.86588, 0.86588, 0, 0, 0, 0], abs=1e-5
-    )
-
-
-def test_unjudged_rollouts_count_in_no_statistic_and_get_no_advantage():
-    # known 1 and 0: mean 0.5, deviation sqrt(0.5 / 1) = 0.70711; 0.5 / 0.70721 = 0.70701
-    assert group_advantages([1, None, 0, math.nan], 4) == pytest.approx([0.70701, 0, -0.70701, 0], abs=1e-5)
-    assert group_advantages([1, None, None, None], 4) == [0, 0, 0, 0]
-    assert group_advantages([None, None], 2) == [0, 0]
-
-
-def test_groups_must_come_out_even():
-    with pytest.raises(ValueError, match="3 rewards cannot be split into groups of 2"):
-        group_advantages([1, 2, 3], 2)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.chat import _turn_messages, recovery_id
-from fission_grpo.core.serialization import task_from_json, task_to_json
+from fission_grpo.core.chat import turn_messages
+from fission_grpo.core.serialization import recovery_id, task_from_json, task_to_json
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import (
     ErrorKind,
@@ -73,7 +73,7 @@ def recovery_task(failure: Failure, feedback: str, control: SpecialTokenFilter |
         written, told = control.sanitize_assistant(failure.turns[-1].text), control.sanitize(feedback)
         prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + written, told, ""))
     else:
-        own = [message for turn in failure.turns[:-1] for message in _turn_messages(turn)]
+        own = [message for turn in failure.turns[:-1] for message in turn_messages(turn)]
         own += _failing_turn_messages(failure, feedback)
         prompt = (*task.prompt, *control.sanitize_messages(own))
     return Task(
@@ -115,7 +115,7 @@ def corrective_instance(
 
 def _failing_turn_messages(failure: Failure, feedback: str) -> list[Message]:
     turn, index = failure.turns[-1], failure.call_index
-    messages = _turn_messages(turn)
+    messages = turn_messages(turn)
     if turn.results and (index is not None or turn.error is not None):
         index = index or 0
         told = turn.results[index].content

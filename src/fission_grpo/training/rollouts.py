@@ -184,8 +184,8 @@ class RolloutReader:
         reward = None if math.isnan(batch.rewards[i]) else batch.rewards[i]
         verdict = Verdict(reward, failed=batch.rewards[i] < self.threshold)
         if reward is not None and task.reference is not None and self.step_reward is not None:
-            judged = self.step_reward.verdict(task, turns[-1], len(batch.completion_ids[i]), progress)
-            verdict = replace(verdict, failed=judged.failed, parts=judged.parts)
+            judged = self.step_reward.verdict_of(task.id, batch.completion_ids[i])
+            verdict = replace(verdict, failed=judged.failed or turns[-1].truncated, parts=judged.parts)
         if i in batch.corrected:
             turns = (with_results(turns[0], batch.corrected[i]),)
             verdict = replace(verdict, failed=not batch.corrected[i].resolved)
