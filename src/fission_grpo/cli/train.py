@@ -172,7 +172,15 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
     )
-    given = load_training_data(script, args.seed, tokenizer, reward)
+    given = load_training_data(
+        script.tasks or "",
+        tokenizer,
+        skip_tasks=script.skip_tasks,
+        num_tasks=script.num_tasks,
+        max_prompt_tokens=script.max_prompt_tokens,
+        seed=args.seed,
+        reward=reward,
+    )
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,
