@@ -21,14 +21,11 @@ MAX_LITERAL = 100_000
 
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
 _SPACE = re.compile(r"\s*")
-_PROBE_TOOL = {
-    "type": "function",
-    "function": {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}},
-}
+_PROBE_TOOL = {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}}
 
 
 class _BadCall(Exception):
-    """A tool call or thought is not valid; `unclosed` if only because the text ends inside it."""
+    """A tool call or thought is invalid; `unclosed` if only because the text ends inside it."""
 
     def __init__(self, message: str, unclosed: bool = False):
         super().__init__(message)
@@ -41,14 +38,8 @@ def parse(text: str, truncated: bool = False) -> Turn:
     A block is `<tool_call>`, one or more JSON objects, `</tool_call>`. An object has `name` and `arguments` (or
     `parameters`, as in ToolRL); arguments may be a JSON string that holds an object. JSON is read strictly, by
     `json_io.read_json`. Text inside `<think>` holds no calls. A `</think>` without `<think>` ends the thought
-    that the template opened in the prompt (Qwen3).
-
-    Args:
-        text: the generated text, without special tokens.
-        truncated: it reached its length limit. A block or thought that is open at the end is then not an error.
-
-    Returns:
-        Turn: with the unchanged text. Without calls if there is an error, as no call of an invalid turn is executed.
+    that the template opened in the prompt (Qwen3). If the text is `truncated`, i.e. reached the length limit, a block
+    or thought that is open at its end is not an error.
 
     Example:
         `parse('Hi <tool_call>{"name": "ls", "arguments": {}}</tool_call>')` has content "Hi" and one call, of "ls".
@@ -83,9 +74,6 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
 
     The answer is an error if it is a mapping, as JSON or as a Python literal (TRL writes
     `str({"error": str(exception)})`), whose "error" is neither null nor false. Its wording is not considered.
-
-    Example:
-        `read_result(call, "{'error': 'no such file'}").error` is "no such file".
     """
     error = None
     value = _mapping(content).get("error")
@@ -98,11 +86,7 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
 
 
 def render_call(call: ToolCall) -> str:
-    """Write a call as text that `parse` reads. Raises ValueError if its arguments are not JSON values.
-
-    Example:
-        `render_call(ToolCall("ls"))` is `'<tool_call>\\n{"name": "ls", "arguments": {}}\\n</tool_call>'`.
-    """
+    """Write a call as text that `parse` reads. Raises ValueError if its arguments are not JSON values."""
     try:
         body = json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -111,16 +95,11 @@ def render_call(call: ToolCall) -> str:
 
 
 def render(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """Render a prompt to the string that TRL tokenizes. It ends where the assistant's message begins.
+    """Render a prompt to the string that TRL tokenizes; a string is returned unchanged.
 
-    A beginning-of-sequence token is left out if the tokenizer adds one too, as TRL tokenizes string prompts with
-    special tokens. A string prompt is returned unchanged. Raises whatever `apply_chat_template` raises.
-
-    Args:
-        prompt: chat messages, or a string.
-        tools: tool schemas. A template without support for tools (SmolLM2) gets them in the system message, tool
-            calls in assistant messages, and tool results in user messages, all as Qwen renders them.
-        tokenizer: a Hugging Face tokenizer with a chat template.
+    A template without support for tools (SmolLM2) gets them in the system message, tool calls in assistant messages,
+    and results in user messages, all as Qwen renders them. A beginning-of-sequence token is left out if the tokenizer
+    adds one too. Raises whatever `tokenizer.apply_chat_template` raises.
     """
     if isinstance(prompt, str):
         return prompt
@@ -162,9 +141,7 @@ def dialogue_before(failure: Failure) -> list[Message]:
     """The chat messages before the failing turn: the task's prompt (a string as a user message) and earlier turns."""
     prompt = failure.task.prompt
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    for turn in failure.turns[:-1]:
-        messages += turn_messages(turn)
-    return messages
+    return messages + [message for turn in failure.turns[:-1] for message in turn_messages(turn)]
 
 
 def _end_of_prefilled_thought(text: str) -> int:
@@ -267,7 +244,7 @@ def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str,
 
 def _takes_tools(tokenizer: Any) -> bool:
     question = [{"role": "user", "content": "x"}]
-    return _apply(tokenizer, question, [_PROBE_TOOL]) != _apply(tokenizer, question, None)
+    return _apply(tokenizer, question, [_openai_tool(_PROBE_TOOL)]) != _apply(tokenizer, question, None)
 
 
 def _plain_messages(prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class RowError(Exception):
 
 
 class InfrastructureError(Exception):
-    """Raised by a tool or by `reset` if the environment itself is broken (connection lost, service down).
+    """The environment itself is broken (connection lost, service down); raised by a tool or by `reset`.
 
     The rollout gets no reward (None), is counted, and is not used for recovery: it is not the policy's failure.
     """

@@ -19,14 +19,9 @@ Parsed = TypeVar("Parsed")
 def parse_json_lines(
     content: bytes, decode: Callable[[str], Any] = json.loads
 ) -> Iterator[tuple[int, Any | ValueError]]:
-    """Yield the number (from 1) and the value of every line that is not blank.
+    """Yield the number (from 1) and the value of every line that is not blank. All readers of JSON lines use it.
 
-    Every reader of JSON lines uses this one. The value of a line that cannot be read is the ValueError that
-    says why, so that each caller decides what a broken line means.
-
-    Args:
-        content: of the file.
-        decode: text of a line to its value; raises ValueError or RecursionError.
+    The value of a line that `decode` cannot read is the ValueError that says why: callers decide what that means.
     """
     for number, line in enumerate(content.split(b"\n"), start=1):  # not splitlines: strings may contain U+2028
         if not line.strip():
@@ -44,16 +39,12 @@ def parse_json_lines(
 def read_task_rows(
     path: Path, what: str, read: Callable[[Mapping[str, Any], str], tuple[str, Parsed]]
 ) -> list[Parsed]:
-    """Read a file of tasks or examples, which people write or edit: the first mistake is an error.
+    """Read a JSONL file that people write: TaskFileError names file, row (from 1), field and correction of a mistake.
 
     Args:
-        path: the file, one JSON object per line.
+        path: the file.
         what: kind of file, for messages ("step-task file").
-        read: from a row, and a name made of file and line ("weather.jsonl:3"), to its unique id and its value;
-            raises RowError.
-
-    Raises:
-        TaskFileError: naming file, row (line, from 1), field and correction of the first mistake.
+        read: from a row and a name for it ("weather.jsonl:3") to its unique id and its value; raises RowError.
     """
     try:
         content = path.read_bytes()
@@ -87,13 +78,7 @@ def _strict(text: str) -> Any:
 
 @dataclass(frozen=True)
 class Line:
-    """A JSON object of a run's file, with its place for error messages.
-
-    Args:
-        path: the file.
-        number: the line, from 1.
-        record: the object.
-    """
+    """A JSON object of a run's file, with its place (line numbers from 1) for error messages."""
 
     path: Path
     number: int
@@ -104,15 +89,10 @@ class Line:
         return RunFileError(f"{self.path}, line {self.number}: {what}; correct or delete this line")
 
     def take(self, name: str, kind: type | tuple[type, ...], *, optional: bool = False) -> Any:
-        """The value of a field; None if it is `optional` and missing or null.
-
-        Args:
-            name: of the field.
-            kind: type or types of the value; bool is not an int here.
-            optional: the field may be missing.
+        """The value of a field; None if it is `optional` and missing or null. A bool is not an int here.
 
         Raises:
-            RunFileError: naming file, line and field, if the value is of another type.
+            RunFileError: naming file, line and field, if the value is not of the type.
         """
         value = self.record.get(name)
         if value is None and optional:
@@ -134,15 +114,10 @@ class Line:
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Line]:
-    """Read a file that a run wrote, empty if there is none. Kills may leave half-written lines in it.
+    """Read a JSONL file that a run wrote, empty if there is none. RunFileError names the first broken line.
 
-    Args:
-        path: the file, one JSON object per line.
-        notes: receives a sentence about each half-written line left out: the last one if it has no newline,
-            and one followed by the `resumed` event that the next start of the run appends.
-
-    Raises:
-        RunFileError: naming file and line of any other line that is not a JSON object.
+    Lines that a kill left half-written are left out, with a sentence added to `notes`: the last one if it has no
+    newline, and one followed by the `resumed` event that the next start of the run appends.
     """
     if not path.is_file():
         return []
@@ -171,11 +146,7 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
 
 
 def check_writable(folder: Path) -> None:
-    """Create the folder if needed, and a temporary file in it, before anything is computed.
-
-    Raises:
-        RunDirectoryError: the folder cannot be written.
-    """
+    """Create the folder if needed, and a temporary file in it. Raises RunDirectoryError if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -188,12 +159,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turn an OSError, or one of `errors`, of the body into a RunDirectoryError that says how to continue.
-
-    Args:
-        path: the file or folder that the body writes, for the message.
-        errors: further exceptions by which the writing library reports a failure.
-    """
+    """Turn an OSError, or one of `errors`, of the body that writes `path` into a RunDirectoryError."""
     try:
         yield
     except (OSError, *errors) as error:

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MAX_DEPTH = 64
-"""Deepest valid nesting, in levels of arrays and objects. [ours] More than real tools' arguments have, and far
-below Python's recursion limit, so that later code may recurse over a value."""
+"""Deepest valid nesting, in levels. [ours] Far below Python's recursion limit: code may recurse over a value."""
 
 QUOTE_LENGTH = 60
 """Longest quotation of a value in a message, in characters. [ours]"""
 
-JsonPath = tuple[str | int, ...]
-"""Keys and array indices that lead from a JSON value to one inside it."""
+JsonPath = tuple[str | int, ...]  # keys and array indices that lead from a JSON value to one inside it
 
 _TOO_LARGE = "a number is too large"
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
@@ -25,9 +23,7 @@ _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 class NotJson(ValueError):
     """A text is not valid JSON. The message is short and deterministic, as the policy may read it.
 
-    Args:
-        message: what is wrong, and where.
-        open_ended: it is a syntax error that a longer text might not have.
+    `open_ended` marks a syntax error that a longer text might not have.
     """
 
     def __init__(self, message: str, open_ended: bool = False):
@@ -38,11 +34,8 @@ class NotJson(ValueError):
 def read_json(text: str, at: int = 0, start: int = 0) -> tuple[Any, int]:
     """Read the JSON value that begins at index `at`; return it and the index after it.
 
-    Stricter than Python's `json`: duplicate keys, NaN, Infinity, numbers that overflow a double, unpaired
-    surrogates and nesting beyond `MAX_DEPTH` are errors. Positions in messages count characters from `start`.
-
-    Raises:
-        NotJson: for every invalid text; nothing else is raised.
+    Stricter than Python's `json`: duplicate keys, NaN, Infinity, numbers that overflow a double, unpaired surrogates
+    and nesting beyond `MAX_DEPTH` raise NotJson, as all invalid text does. Positions in messages count from `start`.
 
     Example:
         `read_json('{"a": 1} x')` is `({"a": 1}, 8)`; `read_json('{"a": }')` raises "expecting value at character 7".
@@ -60,11 +53,7 @@ def read_json(text: str, at: int = 0, start: int = 0) -> tuple[Any, int]:
 
 
 def problem_in(value: Any) -> str | None:
-    """Why `read_json` would not return this value, which another decoder returned; None if it would.
-
-    Example:
-        `problem_in([1.5, "x"])` is None, `problem_in({"a": math.nan})` is "NaN is not a JSON value".
-    """
+    """Why `read_json` would not return this value of another decoder ("a number is too large"); None if it would."""
     waiting = [(value, 1)]  # a stack instead of recursion, as the value may be nested deeply
     while waiting:
         item, depth = waiting.pop()
@@ -86,13 +75,9 @@ def problem_in(value: Any) -> str | None:
 
 
 def walk_json(value: Any, arrays: bool = True) -> Iterator[tuple[JsonPath, Any]]:
-    """Yield every value inside a JSON value, itself included, with its path.
+    """Yield every value inside a JSON value, itself included, with its path; inside of lists only with `arrays`.
 
     A container comes before its items, and later items before earlier ones.
-
-    Args:
-        value: mappings, lists and tuples are containers, all else is a leaf.
-        arrays: whether to look inside lists and tuples; without, an array is a leaf.
 
     Example:
         `list(walk_json({"a": [1, 2]}))` is
@@ -109,11 +94,7 @@ def walk_json(value: Any, arrays: bool = True) -> Iterator[tuple[JsonPath, Any]]
 
 
 def quoted(value: Any) -> str:
-    """A value as a message quotes it: a string in single quotes, the rest as JSON, printable, cut to `QUOTE_LENGTH`.
-
-    Example:
-        `quoted("kelvin")` is "'kelvin'", `quoted(True)` is "true", `quoted("x" * 99)` ends in "...".
-    """
+    """A value as messages quote it: a string in single quotes, else JSON; printable, cut to `QUOTE_LENGTH`."""
     if isinstance(value, str):
         text = repr(value[: QUOTE_LENGTH + 1])
     else:

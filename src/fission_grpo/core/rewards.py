@@ -26,37 +26,18 @@ from fission_grpo.core.types import Task, ToolCall, Turn, Verdict
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The constants of the reward. Its form is the paper's; the marks say where each value comes from.
+    """The constants of the reward; lengths in tokens. Raises ValueError naming the field that is out of range."""
 
-    Args:
-        alpha: weight of the tool's name in the score of a matched call, 0 to 1; the rest is the weight of the
-            arguments' F1. [ours; the paper has an unknown alpha]
-        correctness_threshold: delta_corr, above 0 to 2, in units of R_corr. With 2, all but the reference's calls
-            fail. [ours; the paper has an unknown delta]
-        format_weight_start: w_fmt at progress 0, >= 0. [paper]
-        format_weight_end: w_fmt at progress 1, >= 0. [paper]
-        correctness_weight_start: w_corr at progress 0, >= 0. [inferred from ToolRL, whose maximum is then 2]
-        correctness_weight_end: w_corr at progress 1, >= 0. [inferred from ToolRL, whose maximum is then 3; it keeps
-            the largest possible reward at 5/3]
-        length_target: centre of the range of lengths with R_len = 1. Tokens, >= 0. [ours]
-        length_band: half the width of that range. Tokens, >= 0. [ours]
-        length_width_short: standard deviation of the Gaussian below the range. Tokens, > 0. [ours]
-        length_width_long: standard deviation of the Gaussian above the range. Tokens, > 0. [ours]
-
-    Raises:
-        ValueError: naming the field that is out of range.
-    """
-
-    alpha: float = 0.5
-    correctness_threshold: float = 2.0
-    format_weight_start: float = 2.0
-    format_weight_end: float = 1.0
-    correctness_weight_start: float = 1.0
-    correctness_weight_end: float = 1.5
-    length_target: float = 128.0
-    length_band: float = 96.0
-    length_width_short: float = 16.0
-    length_width_long: float = 128.0
+    alpha: float = 0.5  # weight of the tool's name in a call's score, 0 to 1, the rest is its arguments' F1 [ours]
+    correctness_threshold: float = 2.0  # delta_corr, above 0 to 2; with 2 all but the reference's calls fail [ours]
+    format_weight_start: float = 2.0  # w_fmt at progress 0 [paper]
+    format_weight_end: float = 1.0  # w_fmt at progress 1 [paper]
+    correctness_weight_start: float = 1.0  # w_corr at progress 0 [inferred from ToolRL: maximum 2]
+    correctness_weight_end: float = 1.5  # w_corr at progress 1 [inferred from ToolRL: maximum 3; keeps max R at 5/3]
+    length_target: float = 128.0  # centre of the range of lengths with R_len = 1 [ours]
+    length_band: float = 96.0  # half the width of that range [ours]
+    length_width_short: float = 16.0  # standard deviation of the Gaussian below the range, > 0 [ours]
+    length_width_long: float = 128.0  # standard deviation of the Gaussian above the range, > 0 [ours]
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -76,20 +57,14 @@ class RewardConfig:
 def step_verdict(
     task: Task, turn: Turn, length: float, progress: float = 0.0, config: RewardConfig | None = None
 ) -> Verdict:
-    """Judge one turn of a step task.
+    """Judge one turn of a step task. Raises ValueError if the task has no reference.
 
     Args:
-        task: a task with a `reference`; an empty one means that no call is expected.
+        task: with a `reference`; an empty one means that no call is expected.
         turn: the parsed completion.
         length: of the completion, in tokens.
         progress: share of training done, 0 to 1.
         config: the constants, by default `RewardConfig()`.
-
-    Returns:
-        Verdict: `parts` holds R_fmt, R_corr and R_len without weights under "format", "correctness", "length".
-
-    Raises:
-        ValueError: the task has no reference.
 
     Example:
         All right at progress 0: (2*1 + 1*2 + 1) / 3 = 5/3. Well-formed, wrong tool: (2*1 + 1*0 + 1) / 3 = 1, failed.
@@ -110,10 +85,7 @@ def format_reward(turn: Turn, expects_call: bool) -> float:
     """R_fmt: 1 if the turn is valid, complete and of the expected sort, else 0. [paper for the range]
 
     The expected sort is a turn with calls if the reference has calls, otherwise a turn with text and without
-    calls. Whether the calls are right is not considered here. [ours, after ToolRL's format reward]
-
-    Example:
-        "Done." earns 1 if no call is expected, and 0 otherwise.
+    calls; whether its calls are right is not considered. [ours, after ToolRL's format reward]
     """
     if turn.error is not None or turn.truncated:
         return 0.0
@@ -144,11 +116,8 @@ def match_calls(
 ) -> tuple[tuple[int, int, float], ...]:
     """Match calls one-to-one to reference calls, with the largest total score. The order of calls does not matter.
 
-    Calls match if they call the same tool; a match scores alpha + (1 - alpha) * F1 of the arguments, 0 to 1. The
-    optimum is found per tool, with the Hungarian method if a tool is called more than once.
-
-    Returns:
-        (index into calls, index into reference, score), in order of the first.
+    Calls match if they call the same tool; a match scores alpha + (1 - alpha) * F1 of the arguments, 0 to 1. Returns
+    (index into calls, index into reference, score) of each match, in order of the first.
     """
     by_name: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for index, call in enumerate(calls):
@@ -222,11 +191,7 @@ def same_value(given: Any, expected: Any) -> bool:
 
 
 def length_reward(length: float, config: RewardConfig | None = None) -> float:
-    """R_len: 1 inside the range of lengths, a Gaussian of the distance to it outside. [paper for the form]
-
-    Args:
-        length: of the completion, in tokens.
-        config: the range and the two widths.
+    """R_len of a completion, in tokens: 1 inside the range, a Gaussian of the distance to it outside. [paper]
 
     Example:
         Target 128, band 96, short width 16: at 16 tokens the distance to the range (32 to 224) is 16, one standard
@@ -240,14 +205,9 @@ def length_reward(length: float, config: RewardConfig | None = None) -> float:
 
 
 def reward_weights(progress: float, config: RewardConfig | None = None) -> tuple[float, float]:
-    """(w_fmt, w_corr), linear in the progress of training. [paper for w_fmt 2 to 1, inferred for w_corr]
+    """(w_fmt, w_corr), linear in the progress of training, 0 to 1. [paper for w_fmt 2 to 1, inferred for w_corr]
 
-    Args:
-        progress: share of training done, clipped to 0 to 1.
-        config: the weights at both ends.
-
-    Example:
-        At progress 0.5 the weights are (1.5, 1.25).
+    Example: (1.5, 1.25) at progress 0.5.
     """
     config = config or RewardConfig()
     done = min(max(progress, 0.0), 1.0)
@@ -260,10 +220,7 @@ def reward_weights(progress: float, config: RewardConfig | None = None) -> tuple
 class StepReward:
     """TRL reward function for step tasks: R of each completion against the reference in column `fission_task`.
 
-    Logs the mean of each part as `reward_parts/*`. The verdicts of the last call can be read with `verdict_of`.
-
-    Args:
-        config: the constants, by default `RewardConfig()`.
+    Logs the mean of each part as `reward_parts/*`, and keeps the verdicts of its last call for `verdict_of`.
     """
 
     __name__ = "step_reward"
@@ -294,13 +251,9 @@ class StepReward:
         return [verdict.reward for verdict in verdicts]
 
     def verdict_of(self, task_id: str, completion_ids: Sequence[int]) -> Verdict:
-        """The verdict of a completion in the last call, so that nobody has to judge it again.
+        """The verdict of a completion (token ids) in the last call; KeyError if there was no such one.
 
-        The reward function does not know which completions reached the length limit; the caller adds that
-        (`failed or turn.truncated`).
-
-        Raises:
-            KeyError: the last call had no such completion of this task.
+        TRL does not tell which completions were truncated; the caller has to add that (`failed or turn.truncated`).
         """
         return self._verdicts[task_id, tuple(completion_ids)]
 

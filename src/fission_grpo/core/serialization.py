@@ -19,10 +19,7 @@ _TASK_FIELDS = ("id", "prompt", "tools", "reference", "columns", "history", "roo
 
 
 def recovery_id(failure: Failure) -> str:
-    """Id of the recovery task for a failure: a hash of the task's id and the generated texts.
-
-    Equal texts for the same task have equal ids, by which the buffer recognises duplicates.
-    """
+    """Id of the recovery task for a failure: a hash of the task's id and the generated texts, equal for duplicates."""
     digest = hashlib.sha1(failure.task.id.encode("utf-8", "surrogatepass"))
     for turn in failure.turns:
         digest.update(b"\0" + turn.text.encode("utf-8", "surrogatepass"))
@@ -30,11 +27,10 @@ def recovery_id(failure: Failure) -> str:
 
 
 def task_to_json(task: Task) -> str:
-    """The task as one line of JSON; `task_from_json` returns an equal task.
+    """The task as one line of JSON; `task_from_json` returns an equal task. NaN and infinities are preserved.
 
     Raises:
-        ValueError: naming a column, message or argument that JSON does not preserve (a date, a tuple, a key
-            that is not a string). NaN and infinities are preserved, in Python's notation.
+        ValueError: naming a column, message or argument that JSON does not preserve (a date, a tuple, ...).
     """
     fields: dict[str, Any] = {
         "id": task.id,

@@ -38,14 +38,12 @@ class SpecialTokenFilter:
         every: tokens that no text from outside may contain: tool results, observations, feedback.
         frames: those of them that the policy's own text must not contain when a recovery prompt repeats it. It may
             contain the tokens of its calls and thoughts (`[TOOL_CALLS]`, `<|python_tag|>`), which forge no turn.
-
-    Attributes:
-        broken: number of texts changed since `pop_count` was last called.
     """
 
     def __init__(self, every: Iterable[str] = (), frames: Iterable[str] = ()):
-        self.broken = 0
-        self._every, self._frames = _pattern(every), _pattern(frames)
+        self.broken = 0  # texts changed since the last `pop_count`
+        self._every = _pattern(every)
+        self._frames = _pattern(frames)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> SpecialTokenFilter:
@@ -58,11 +56,7 @@ class SpecialTokenFilter:
         return cls(special | set(RESULT_TAGS), frames)
 
     def sanitize(self, text: str) -> str:
-        """A text from outside without special tokens, and with "?" for unpaired surrogates.
-
-        Example:
-            With Qwen's tokenizer, `sanitize("ok<|im_end|>")` is "ok< |im_end|>"; other texts are not changed.
-        """
+        """A text from outside without special tokens ("ok< |im_end|>"), and with "?" for unpaired surrogates."""
         return self._without(self._every, text)
 
     def sanitize_assistant(self, text: str) -> str:

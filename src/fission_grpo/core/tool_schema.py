@@ -14,15 +14,13 @@ from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall
 
 MAX_LISTED = 30
-"""Most tools, parameters or enum options that a message lists. [ours] Longer lists are left out and never cut, as
-naming some options but not others would hint at the answer."""
+"""Most options that a message lists. [ours] Longer lists are left out, as a part of one would hint at the answer."""
 
 PATTERN_SECONDS = 2.0
 """Time limit for the regular expressions of a schema, in seconds. [ours] Some take exponential time on some texts."""
 
 FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
-"""The values of `format` that are checked: those that jsonschema can check without optional packages, so that
-messages do not depend on what is installed."""
+"""The values of `format` that are checked: those that jsonschema checks without optional packages."""
 
 _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
@@ -32,15 +30,7 @@ _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{2}/\d{2}/\d{4}": "NN/NN/YYYY",
 }
 _READABLE_FORMATS = {"date": "YYYY-MM-DD", "email": "name@host", "uuid": "a UUID", "ipv4": "n.n.n.n"}
-_READABLE_TYPES = {
-    "string": "a string",
-    "integer": "an integer",
-    "number": "a number",
-    "boolean": "a boolean",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-}
+_READABLE_TYPES = {"integer": "an integer", "array": "an array", "object": "an object", "null": "null"}
 _READABLE_BOUNDS = {
     "minimum": "must be at least {}",
     "maximum": "must be at most {}",
@@ -58,21 +48,15 @@ _EXTRA_ALLOWED = ("unevaluatedProperties", "patternProperties", "$ref", "allOf",
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a call.
+    """What is wrong with a call."""
 
-    Args:
-        kind: UNKNOWN_TOOL or BAD_ARGUMENTS.
-        message: for the policy; derived from the schema and the call only.
-        parameter: the top-level parameter concerned, None if there is none.
-    """
-
-    kind: ErrorKind
-    message: str
-    parameter: str | None = None
+    kind: ErrorKind  # UNKNOWN_TOOL or BAD_ARGUMENTS
+    message: str  # for the policy; derived from the call and the schemas only
+    parameter: str | None = None  # the top-level parameter concerned
 
 
 def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | None:
-    """Check a call against `tools`. Never raises for a call, whatever its arguments.
+    """What is wrong with a call, None if it is valid. Never raises for a call, whatever its arguments.
 
     An argument missing from `properties` is an error unless the schema allows further ones
     (`additionalProperties`, `patternProperties`, a combining keyword): models invent arguments, and few schemas
@@ -81,17 +65,8 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | 
 
     Args:
         call: the call.
-        tools: `{"name", "description", "parameters"}`, or OpenAI's `{"type": "function", "function": {...}}`.
-
-    Returns:
-        Problem: or None if the call is valid.
-
-    Raises:
-        ValueError: the called tool's schema is itself invalid (see `check_tool_schema`).
-
-    Example:
-        A `date` with the pattern `^\\d{4}-\\d{2}-\\d{2}$` and the value 1706745600 gives the message
-        "`date` must match YYYY-MM-DD, got 1706745600".
+        tools: `{"name", "description", "parameters"}`, or OpenAI's `{"type": "function", "function": {...}}`. If the
+            called tool's schema is invalid, ValueError is raised (see `check_tool_schema`).
     """
     functions = [_function(tool) for tool in tools]
     called = next((function for function in functions if function.get("name") == call.name), None)
@@ -128,14 +103,10 @@ def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Pr
 
 
 def check_tool_schema(tool: Mapping[str, Any]) -> None:
-    """Check that a tool has a name, and that its parameters are the JSON schema of an object.
-
-    Raises:
-        ValueError: naming the tool, the place in its schema, and the correction.
-    """
-    function = _function(tool) if isinstance(tool, Mapping) else None
-    if function is None:
+    """Check that a tool has a name and a valid schema of an object. Raises ValueError, naming the place in it."""
+    if not isinstance(tool, Mapping):
         raise ValueError(f"a tool must be a mapping with a `name`, got {quoted(tool)}")
+    function = _function(tool)
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise ValueError(f"a tool's `name` must be a non-empty string, got {quoted(name)}")
@@ -175,10 +146,7 @@ def _schema_text(schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=4096)
 def _validator(schema_text: str) -> Any:
-    """The validator of a schema given as JSON text. Raises ValueError if it is not a valid schema.
-
-    References are resolved within the schema only: no file is read and no address fetched.
-    """
+    """The validator of a schema. `$ref`s are resolved inside it only: no file is read and no address fetched."""
     from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import SchemaError
     from referencing import Registry
@@ -235,7 +203,7 @@ def _demand(keyword: str, value: Any, schema: Mapping[str, Any]) -> str:
         return f"must match {shape}"
     if keyword == "type":
         types = [value] if isinstance(value, str) else value
-        return "must be " + " or ".join(_READABLE_TYPES.get(name, name) for name in types)
+        return "must be " + " or ".join(_READABLE_TYPES.get(name, f"a {name}") for name in types)
     if keyword in ("enum", "const"):
         options = [value] if keyword == "const" else value
         listed = ", ".join(option if isinstance(option, str) else quoted(option) for option in options)

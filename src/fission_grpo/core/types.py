@@ -49,39 +49,23 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """A call with the environment's answer to it.
-
-    Args:
-        call: the call.
-        content: the answer as the policy reads it.
-        error: the environment's error message, None if the call succeeded.
-    """
+    """A call with the environment's answer to it."""
 
     call: ToolCall
-    content: str
-    error: str | None = None
+    content: str  # the answer as the policy reads it
+    error: str | None = None  # the environment's error message, None if the call succeeded
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant message and the results of its calls.
+    """One assistant message and the results of its calls."""
 
-    Args:
-        text: exactly what the policy generated; the other fields are parsed from it.
-        content: the text outside of thoughts and tool calls, stripped.
-        calls: the calls in order. Empty if `error` is set: no call of an invalid turn is executed.
-        error: why the text is not a valid turn, None if it is.
-        results: one per call once the turn was executed; empty in step tasks, which execute nothing. A turn
-            with an `error` has one result if the policy was shown the error within its episode.
-        truncated: the text ends because the length limit was reached.
-    """
-
-    text: str
-    content: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    error: str | None = None
-    results: tuple[ToolResult, ...] = ()
-    truncated: bool = False
+    text: str  # exactly what the policy generated; the other fields are parsed from it
+    content: str = ""  # the text outside of thoughts and tool calls, stripped
+    calls: tuple[ToolCall, ...] = ()  # in order; none if there is an error, as an invalid turn is not executed
+    error: str | None = None  # why the text is not a valid turn, None if it is
+    results: tuple[ToolResult, ...] = ()  # one per executed call, or one that showed the policy the turn's error
+    truncated: bool = False  # whether the text ends because the length limit was reached
 
 
 @dataclass(frozen=True)
@@ -91,30 +75,18 @@ class Task:
     There are two sorts. A *step task* has a `reference` and is judged on one assistant turn; nothing is
     executed. An *episode* has none: its calls are executed in an environment, and a reward function judges it.
     Either may come from the data set (depth 0) or be a *recovery task* made of a failure (depth 1 and more).
-
-    Args:
-        id: unique name; that of a recovery task is derived from its failure (`serialization.recovery_id`).
-        prompt: what the policy reads: chat messages, or one plain string.
-        tools: the tools as `{"name", "description", "parameters": JSON schema}`. Step tasks only: the trainer
-            holds the tools of episodes.
-        reference: the calls expected of the next turn; empty if it should call nothing; None for episodes.
-        columns: the data set row, which reward functions and `environment.reset` receive.
-        history: all calls, with results, between `environment.reset(**columns)` and the end of the prompt.
-            Repeating them restores an environment that has no snapshots.
-        root: id of the depth-0 task this one descends from; its own id at depth 0.
-        parent: id of the task whose rollout failed; None at depth 0.
-        depth: 0 for the data set, 1 for a recovery, 2 for the recovery of a failed recovery, and so on.
+    An environment without snapshots is restored by `reset(**columns)` and a repetition of the calls in `history`.
     """
 
-    id: str
-    prompt: str | tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
-    reference: tuple[ToolCall, ...] | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[ToolResult, ...] = ()
-    root: str = ""
-    parent: str | None = None
-    depth: int = 0
+    id: str  # unique; that of a recovery task is derived from its failure (`serialization.recovery_id`)
+    prompt: str | tuple[Message, ...]  # what the policy reads: chat messages, or one plain string
+    tools: tuple[Mapping[str, Any], ...] = ()  # `{"name", "description", "parameters": JSON schema}`; step tasks only
+    reference: tuple[ToolCall, ...] | None = None  # the calls expected of the next turn, maybe none; None for episodes
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the data set row, for rewards and `environment.reset`
+    history: tuple[ToolResult, ...] = ()  # all calls, with results, between `reset` and the end of the prompt
+    root: str = ""  # id of the depth-0 task this one descends from; its own at depth 0
+    parent: str | None = None  # id of the task whose rollout failed, None at depth 0
+    depth: int = 0  # 0 for the data set, 1 for a recovery, 2 for the recovery of a failed recovery, and so on
 
     def __post_init__(self):
         if not self.root:
@@ -133,15 +105,12 @@ class Trajectory:
 class Verdict:
     """The judgement of a trajectory.
 
-    Args:
-        reward: in the unit of the reward function, None if it could not be judged (infrastructure error).
-        failed: whether it counts as a failure to recover from.
-        parts: of a step task R_fmt (0 or 1), R_corr (0 to 2) and R_len (0 to 1) without their weights, under
-            "format", "correctness" and "length"; empty for episodes.
+    `parts` are R_fmt (0 or 1), R_corr (0 to 2) and R_len (0 to 1) of a step task without their weights, under
+    "format", "correctness" and "length"; empty for episodes.
     """
 
-    reward: float | None
-    failed: bool
+    reward: float | None  # in the reward function's unit; None if it could not be judged (infrastructure error)
+    failed: bool  # whether it is a failure to recover from
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -172,27 +141,18 @@ class Rollout:
 class Failure:
     """A failed trajectory, cut after the turn to recover from.
 
-    Args:
-        task: the task that was attempted.
-        turns: the turns up to and including the failing one.
-        kind: why it failed.
-        detail: the message of the parser, the schema or the environment. It is derived without the reference,
-            so it cannot reveal it.
-        call_index: index of the failing call in the last turn, None if the turn as a whole failed.
-        reward: the trajectory's reward, if known.
-        expected: calls that would have completed an episode, if its environment knows them (`_reference()`).
-            They are secret like a step task's reference and are not used for judging.
-        tools: schemas of the tools that were available; by default the task's.
+    `detail` is derived without the reference, so it cannot reveal it. `expected` is for episodes whose environment
+    knows calls that complete them (`_reference()`): secret like a step task's reference, and not used for judging.
     """
 
     task: Task
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...]  # up to and including the failing one
     kind: ErrorKind
-    detail: str = ""
-    call_index: int | None = None
+    detail: str = ""  # the message of the parser, the schema or the environment
+    call_index: int | None = None  # index of the failing call in the last turn, None if the turn as a whole failed
     reward: float | None = None
     expected: tuple[ToolCall, ...] | None = None
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()  # schemas of the available tools; by default the task's
 
     def __post_init__(self):
         if not self.tools:

@@ -115,9 +115,8 @@ def _read_tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
         except ValueError as error:
             raise RowError(f"tools[{i}]", f"{error}; correct the schema") from None
         name = tool["name"]
-        if name in indices:
+        if indices.setdefault(name, i) != i:
             raise RowError(f"tools[{i}].name", f"{quoted(name)} is the name of tools[{indices[name]}] already")
-        indices[name] = i
     return tuple(functions)
 
 

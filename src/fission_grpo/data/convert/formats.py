@@ -251,6 +251,5 @@ def guess_layout(path: Path) -> str:
         return "hermes"
     if speakers and "system" in row:
         return "toolace"
-    raise TaskFileError(
-        f"{path}: its first row has the fields {[*sorted(row)]}, as no layout has; name one with --from"
-    )
+    fields = sorted(map(str, row))
+    raise TaskFileError(f"{path}: its first row has the fields {fields}, as no layout has; name one with --from")
