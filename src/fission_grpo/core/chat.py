@@ -40,9 +40,6 @@ def parse(text: str, truncated: bool = False) -> Turn:
     `json_io.read_json`. Text inside `<think>` holds no calls. A `</think>` without `<think>` ends the thought
     that the template opened in the prompt (Qwen3). If the text is `truncated`, i.e. reached the length limit, a block
     or thought that is open at its end is not an error.
-
-    Example:
-        `parse('Hi <tool_call>{"name": "ls", "arguments": {}}</tool_call>')` has content "Hi" and one call, of "ls".
     """
     calls: list[ToolCall] = []
     outside: list[str] = []

@@ -32,3 +32,7 @@ class InfrastructureError(Exception):
 
     The rollout gets no reward (None), is counted, and is not used for recovery: it is not the policy's failure.
     """
+
+
+class UnsupportedVersionError(ImportError):
+    """An installed package has a version that this library does not support. The message names the supported ones."""

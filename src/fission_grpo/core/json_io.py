@@ -79,9 +79,7 @@ def walk_json(value: Any, arrays: bool = True) -> Iterator[tuple[JsonPath, Any]]
 
     A container comes before its items, and later items before earlier ones.
 
-    Example:
-        `list(walk_json({"a": [1, 2]}))` is
-        `[((), {"a": [1, 2]}), (("a",), [1, 2]), (("a", 1), 2), (("a", 0), 1)]`.
+    Example: of `{"a": [1, 2]}` the paths are `()`, `("a",)`, `("a", 1)`, `("a", 0)`.
     """
     waiting: list[tuple[JsonPath, Any]] = [((), value)]
     while waiting:

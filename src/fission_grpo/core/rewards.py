@@ -174,11 +174,7 @@ def _leaves(arguments: Mapping[str, Any]) -> dict[JsonPath, Any]:
 
 
 def same_value(given: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal. [ours]
-
-    Numbers are compared by value (1 equals 1.0), booleans only with booleans (True is not 1), strings exactly ("3" is
-    not 3), arrays in order, objects regardless of the order of their keys.
-    """
+    """Whether two JSON values are equal: numbers by value (1 equals 1.0), but no other types ("3", True, 1). [ours]"""
     if isinstance(given, bool) or isinstance(expected, bool):
         return isinstance(given, bool) and isinstance(expected, bool) and given == expected
     if isinstance(given, int | float) and isinstance(expected, int | float):
@@ -238,7 +234,7 @@ class StepReward:
         log_metric: Any = None,
         **_: Any,
     ) -> list[float | None]:
-        progress = progress_of(trainer_state)
+        progress = _progress(trainer_state)
         verdicts: list[Verdict] = []
         self._verdicts.clear()
         for text, ids, row in zip(completions, completion_ids, fission_task, strict=True):
@@ -258,7 +254,7 @@ class StepReward:
         return self._verdicts[task_id, tuple(completion_ids)]
 
 
-def progress_of(trainer_state: Any) -> float:
+def _progress(trainer_state: Any) -> float:
     """Share of training done, 0 to 1; 0 before it starts."""
     if trainer_state is None or not trainer_state.max_steps:
         return 0.0
