@@ -4,8 +4,10 @@ import math
 
 import pytest
 
+from fission_grpo.core.chat import render_call
 from fission_grpo.core.rewards import (
     RewardConfig,
+    StepReward,
     argument_f1,
     correctness_reward,
     format_reward,
@@ -15,6 +17,7 @@ from fission_grpo.core.rewards import (
     same_value,
     step_verdict,
 )
+from fission_grpo.core.serialization import task_to_json
 from fission_grpo.core.types import Task, ToolCall, Turn
 
 LS, CD = ToolCall("ls"), ToolCall("cd", {"dir": "a"})
@@ -218,3 +221,15 @@ def test_a_task_without_reference_cannot_be_judged_on_a_turn():
 def test_a_constant_out_of_range_is_named(field, value):
     with pytest.raises(ValueError, match=f"RewardConfig.{field} must"):
         RewardConfig(**{field: value})
+
+
+def test_the_reward_function_hands_out_the_verdicts_of_its_last_call():
+    reward, row = StepReward(), task_to_json(Task("t", "go", reference=(CD,)))
+    text = render_call(CD)
+    rewards = reward([text, "no"], [[1, 2], [3]], [row, row])
+    verdicts = [reward.verdict_of("t", [1, 2]), reward.verdict_of("t", (3,))]
+    assert rewards == [verdict.reward for verdict in verdicts]
+    assert [verdict.failed for verdict in verdicts] == [False, True]
+    reward([text], [[4]], [row])
+    with pytest.raises(KeyError):
+        reward.verdict_of("t", [3])
