@@ -15,7 +15,7 @@ from fission_grpo.core.types import Task
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 from fission_grpo.envs.desk.env import Desk
-from fission_grpo.envs.desk.tasks import desk_rows, requests_of
+from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.wrapper import tool_methods
 
 DESK_TASKS = 512
@@ -62,7 +62,7 @@ def load_training_data(
     except ValueError as error:
         raise UsageError(f"tasks: {error}") from error
     if requests:
-        return TrainingData(desk_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
+        return TrainingData(make_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
     if is_case_file(tasks):
         rows, environments = case_rows(tasks, skip_tasks, num_tasks)
         total = len({row["id"].rsplit("#", 1)[0] for row in rows})
