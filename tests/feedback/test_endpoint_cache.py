@@ -11,7 +11,7 @@ import pytest
 from endpoint_source_support import SAID, answers_of, failure_of, source_of
 from openai_server import OpenAIServer
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.feedback.endpoint import ResponseCache
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.sources import Diagnosis

@@ -8,7 +8,7 @@ import pytest
 from openai_server import OpenAIServer
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, accepts, refuses
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import (
     ErrorKind,
     Failure,

@@ -13,8 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from fission_grpo.core.errors import UsageError
-from fission_grpo.core.files import RunDirectoryError
+from fission_grpo.core.errors import RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
@@ -173,7 +172,15 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
     )
-    given = load_training_data(script, args.seed, tokenizer, reward)
+    given = load_training_data(
+        script.tasks or "",
+        tokenizer,
+        skip_tasks=script.skip_tasks,
+        num_tasks=script.num_tasks,
+        max_prompt_tokens=script.max_prompt_tokens,
+        seed=args.seed,
+        reward=reward,
+    )
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import dialogue_before, parse, recovery_id
+from fission_grpo.core.chat import dialogue_before, parse
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.serialization import call_fields
+from fission_grpo.core.serialization import call_fields, recovery_id
 from fission_grpo.core.types import (
     ErrorKind,
     Failure,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure, Message
 from fission_grpo.feedback.postprocess import usable_text

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.request import FeedbackRequest

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import Failure
 from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.intervals import Pair, difference_interval, ratio_interval
