@@ -45,7 +45,7 @@ def test_a_diagnosis_comes_from_the_simulators_prompt_and_its_cost_is_counted(se
             "feedback/model/seconds": seconds,
         }
         assert source.counts() == {}
-        assert "1 failures, 1 diagnosed" in source.report()
+        assert "1 failures, 1 with feedback" in source.report()
         assert "11 read, 3 written, 0 of them estimated, cost 0.00041" in source.report()
     (body,) = server.asked
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": failure_text(failure_of())}]
@@ -82,7 +82,7 @@ def test_a_wrong_key_or_model_fails_at_the_start_with_what_to_mend(server, monke
     ("options", "said"),
     [
         ({"concurrency": 0}, "concurrency must be a whole number of at least 1, got 0"),
-        ({"tries": 1.5}, "tries must be a whole number"),
+        ({"max_retries": 1.5}, "max_retries must be a whole number"),
         ({"timeout": float("nan")}, "timeout must be a number"),
         ({"timeout": "30"}, "timeout must be a number of at least 0.001, got '30'"),
         ({"max_tokens": 0}, "max_tokens must be"),
@@ -162,7 +162,7 @@ def test_the_interpreter_ends_at_once_with_requests_under_way(server):
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from endpoint_source_support import *\n"
-        "source = EndpointSource('small', sys.argv[1])\n"
+        "source = EndpointFeedback('small', sys.argv[1])\n"
         "futures = source.start([failure_of(1), failure_of(2)])\n"
         "time.sleep(0.3); print('end', time.time())"
     )

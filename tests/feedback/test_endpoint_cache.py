@@ -12,7 +12,7 @@ from endpoint_source_support import SAID, answers_of, failure_of, source_of
 from openai_server import OpenAIServer
 
 from fission_grpo.core.chat import recovery_id
-from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.feedback.endpoint_state import ResponseCache
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.sources import Diagnosis
 
@@ -153,7 +153,7 @@ def test_a_process_that_is_killed_loses_nothing_it_was_told(server, tmp_path):
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[3])\n"
         "from endpoint_source_support import *\n"
-        "source = EndpointSource('small', sys.argv[1], SimulatorOptions(cache=sys.argv[2]))\n"
+        "source = EndpointFeedback('small', sys.argv[1], FeedbackModelOptions(cache=sys.argv[2]))\n"
         "answers_of(source, failure_of(5)); os.kill(os.getpid(), signal.SIGKILL)"
     )
     command = [sys.executable, "-c", code, server.url, str(tmp_path), str(Path(__file__).parents[1] / "support")]

@@ -17,7 +17,7 @@ from fission_grpo.evaluation.bfcl.results import result_path
 from fission_grpo.evaluation.episodes import run_episode
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import Manifest, evaluate_run
-from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.feedback.endpoint_state import ResponseCache
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.inference.base import Reply

@@ -119,7 +119,7 @@ class Fission:
     @property
     def later(self) -> bool:
         """Whether answers are best collected when the next cycle begins."""
-        return bool(self.sources) and self.sources[0].later
+        return bool(self.sources) and self.sources[0].asynchronous
 
     def ask(self, failed: Sequence[FailedRollout], step: int) -> None:
         """Begin to diagnose this rank's failures, except those that wait in the buffer already."""
