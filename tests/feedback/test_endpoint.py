@@ -15,7 +15,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.core.types import ErrorKind
-from fission_grpo.feedback.dataset import instance, write_examples
+from fission_grpo.feedback.dataset import make_example, write_examples
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
 from fission_grpo.feedback.request import FeedbackRequest
@@ -123,13 +123,14 @@ def test_no_more_requests_are_under_way_than_allowed_and_equal_ones_are_sent_onc
         said = answers_of(source, *(failure_of(number % 6) for number in range(18)))
         assert said == [Diagnosis(SAID)] * 18
         found = source.counts()
-        assert (found["feedback/model/requests"], found["feedback/model/shared"], found["feedback/model/answers"]) == (6, 12, 18)
+        numbers = [found[f"feedback/model/{name}"] for name in ("requests", "shared", "answers")]
+        assert numbers == [6, 12, 18]
     assert (len(server.asked), server.most) == (6, 4)
 
 
 def test_examples_from_a_file_of_instances_are_shown(server, tmp_path):
     made = [
-        replace(instance(failure_of(number), "fly", "trace"), diagnosis=f"error: {number}", teacher="rules")
+        replace(make_example(failure_of(number), "fly", "trace"), diagnosis=f"error: {number}", teacher="rules")
         for number in (7, 8, 9)
     ]
     write_examples(tmp_path / "train.jsonl", made)

@@ -54,7 +54,7 @@ class RequestGate(Protocol):
         ...
 
     def record(self, reason: str | None, tokens: int, seconds: float) -> None:
-        """Record a finished request: None and its tokens if it was answered, else the fault's reason or "cancelled"."""
+        """Record a finished request: None and its tokens if answered, else the fault's reason or "cancelled"."""
         ...
 
 
@@ -234,8 +234,8 @@ class EndpointPolicy:
         Returns:
             Counter: "requests" (tries sent), "retries/REASON" (tries that were repeated), "lost/REASON" (requests
             without a reply, by the last reason), "prompt_tokens", "completion_tokens", "uncounted" (replies without
-            token counts), "empty" (replies without text), "cut" (replies longer than `MAX_CHARACTERS`) and "too_long" (prompts longer
-            than the model's context, which give empty, truncated replies as of a local model).
+            token counts), "empty" (replies without text), "cut" (replies longer than `MAX_CHARACTERS`) and "too_long"
+            (prompts longer than the model's context, which give empty, truncated replies as of a local model).
         """
         with self._lock:
             return Counter(self._counts)
