@@ -194,7 +194,7 @@ def test_a_folder_without_a_model_is_refused_before_the_run(tmp_path, trained):
         LocalModelFeedback(str(tmp_path)).check()
     assert LocalModelFeedback(str(tmp_path)).start(failures(1))[0].result() == Diagnosis(None, "raised ValueError")
     source = LocalModelFeedback(str(trained[0]))
-    source._loaded().tokenizer.chat_template = None
+    source._load().tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         source.check()
 
