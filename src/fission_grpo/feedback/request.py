@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 
 from fission_grpo.core.types import Failure
@@ -25,14 +25,11 @@ class Feedback:
         source: name of the source; "fixed" if no source of the chain had a usable text.
         rejected: the sources before it, each with the reason why its text was not used ("leak", "late",
             "no diagnosis", "HTTP 500", ...).
-        from_environment: whether the text is the environment's own message about the failure, given by the source
-            "environment" or passed on by another one.
     """
 
     text: str
     source: str
     rejected: tuple[tuple[str, str], ...] = ()
-    from_environment: bool = field(default=False, compare=False)
 
     @property
     def leaked(self) -> bool:
@@ -73,8 +70,7 @@ class FeedbackRequest:
             for i, answer in zip(open_indices, _collect(futures, end - time.monotonic()), strict=True):
                 text, reason = _check_answer(answer, self.failures[i])
                 if text is not None:
-                    from_environment = text == self.failures[i].detail
-                    results[i] = Feedback(text, source.name, tuple(rejected[i]), from_environment)
+                    results[i] = Feedback(text, source.name, tuple(rejected[i]))
                 elif reason:
                     rejected[i].append((source.name, reason))
         return [results.get(i) or Feedback(FIXED_TEXT, "fixed", tuple(reasons)) for i, reasons in enumerate(rejected)]
