@@ -45,8 +45,7 @@ def test_a_diagnosis_comes_from_the_simulators_prompt_and_its_cost_is_counted(se
             "feedback/model/seconds": seconds,
         }
         assert source.counts() == {}
-        assert "1 failures, 1 with feedback" in source.report()
-        assert "11 read, 3 written, 0 of them estimated, cost 0.00041" in source.report()
+        assert "answers 1, completion_tokens 3, cost 0.00041, prompt_tokens 11, requested 1," in source.report()
     (body,) = server.asked
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": failure_text(failure_of())}]
     assert body == {"model": "small", "messages": messages, "temperature": 0.0, "max_tokens": 200}

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from fission_grpo.core.types import Failure
 from fission_grpo.feedback.dataset import load_examples
 from fission_grpo.feedback.endpoint_state import RequestLimits, ResponseCache
 from fission_grpo.feedback.postprocess import usable_text
-from fission_grpo.feedback.prompt import CHARACTERS, LEFT_TO_RULES, SYSTEM, failure_parts, failure_text, messages_about
+from fission_grpo.feedback.prompt import CHARACTERS, LEFT_TO_RULES, SYSTEM, failure_text, messages_about
 from fission_grpo.feedback.request import LATE
 from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Reply, Request
@@ -100,10 +100,10 @@ class FeedbackModelOptions(EndpointOptions):
 
 @dataclass(eq=False)
 class _Pending:
-    """A request in flight, the text about its failure, and the futures that wait for it."""
+    """A request in flight, the prompt about its failure, and the futures that wait for it."""
 
     key: str
-    text: str
+    prompt: str
     waiting: list[Future[Diagnosis]] = field(default_factory=list)
     reply: Future[Reply] | None = None
     start: float = field(default_factory=time.monotonic)
@@ -182,20 +182,18 @@ class EndpointFeedback:
         """
         counts = self._policy.counts
         with self._lock:
-            totals: dict[str, float] = dict(self._usage)
-        for kind in ("retries", "lost"):
-            totals[kind] = sum(number for name, number in counts.items() if name.startswith(f"{kind}/"))
-        totals |= {name: number for name, number in counts.items() if name.startswith("retries/")}
-        for name in ("requests", "prompt_tokens", "completion_tokens"):
-            totals[name] = totals.get(name, 0) + counts[name]
+            totals = Counter(self._usage)
+        for name, number in counts.items():
+            kind = name.partition("/")[0]
+            if kind in ("requests", "prompt_tokens", "completion_tokens", "retries", "lost"):
+                totals[kind] += number
+            if name.startswith("retries/"):
+                totals[name] = number
         prompt_cost = totals["prompt_tokens"] * self.options.prompt_price
         completion_cost = totals["completion_tokens"] * self.options.completion_price
-        totals |= {
-            "cost": (prompt_cost + completion_cost) / 1e6,
-            "circuit_opened": self._limits.opened,
-            "cache_failed": self._cache.failed,
-            "cache_skipped": self._cache.skipped,
-        }
+        totals["cost"] = (prompt_cost + completion_cost) / 1e6  # pyright: ignore[reportArgumentType]
+        totals["circuit_opened"] = self._limits.opened
+        totals["cache_failed"], totals["cache_skipped"] = self._cache.failed, self._cache.skipped
         return {METRICS + name.replace(" ", "_"): value for name, value in totals.items() if value}
 
     def counts(self) -> Mapping[str, float]:
@@ -215,47 +213,31 @@ class EndpointFeedback:
             self._cache.put(key, text)
 
     def report(self) -> str:
-        """Return the totals in a few lines, for the end of a run."""
+        """Return the totals in one line, for the end of a run."""
         totals = {name.removeprefix(METRICS): value for name, value in self.totals().items()}
-
-        def number(name: str) -> str:
-            return f"{totals.get(name, 0):,.0f}"
-
-        def listed(kind: str) -> str:
-            names = [name for name in sorted(totals) if name.startswith(kind)]
-            return ", ".join(f"{name.removeprefix(kind)} {number(name)}" for name in names) or "none"
-
-        cost = f", cost {totals['cost']:.4g}" if "cost" in totals else ""
-        return "\n".join(
-            [
-                f"{self!r}: {number('requested')} failures, {number('answers')} with feedback "
-                f"({number('cache_hits')} from the cache, {number('shared')} together with an equal request)",
-                f"without feedback: {listed('no/')}",
-                f"requests: {number('requests')}; retries: {listed('retries/')}",
-                f"tokens: {number('prompt_tokens')} read, {number('completion_tokens')} written, "
-                f"{number('estimated_tokens')} of them estimated{cost}",
-                f"circuit opened: {number('circuit_opened')} times; cache: {number('cache_failed')} writes failed, "
-                f"{number('cache_skipped')} lines skipped",
-            ]
-        )
+        return f"{self!r}: {', '.join(f'{name} {value:,.6g}' for name, value in sorted(totals.items()))}"
 
     def close(self) -> None:
         """Cancel requests in flight ("closed") and end the thread. Only the cache answers from then on."""
         with self._lock:
             self._is_closed = True
         self._policy.close()
-        self._cache.close()
 
     def _start(self, failure: Failure) -> Future[Diagnosis]:
         if failure.kind in LEFT_TO_RULES:
             return completed(Diagnosis(None))
         self._count(requested=1)
         try:
-            tools, rest = failure_parts(failure, self.options.characters)
-            key = self._key(tools, rest)
+            prompt = failure_text(failure, self.options.characters)
         except Exception as error:  # noqa: BLE001 - a task's tools or messages may raise anything; logged and counted
             _log.warning("the prompt for task %s could not be made", failure.task.id, exc_info=True)
             return completed(self._counted(Diagnosis(None, f"raised {type(error).__name__}")))
+        key = self._key_prefix.copy()  # the key does not depend on the URL, as a server may move
+        key.update(prompt.encode("utf-8", "surrogatepass"))
+        return self._join(key.hexdigest(), prompt)
+
+    def _join(self, key: str, prompt: str) -> Future[Diagnosis]:
+        """The answer from the cache, or a future of a request in flight, started if there is none."""
         if (text := self._cache.get(key)) is not None:
             self._count(cache_hits=1)
             return completed(self._counted(Diagnosis(text)))
@@ -264,7 +246,7 @@ class EndpointFeedback:
             if self._is_closed:
                 return completed(self._counted(Diagnosis(None, CLOSED)))
             is_new = key not in self._pending
-            pending = self._pending.setdefault(key, _Pending(key, f"{tools}\n{rest}"))
+            pending = self._pending.setdefault(key, _Pending(key, prompt))
             pending.waiting.append(future)
         self._count(shared=0 if is_new else 1)
         future.add_done_callback(partial(self._on_done, pending))
@@ -272,17 +254,10 @@ class EndpointFeedback:
             self._send(pending)
         return future
 
-    def _key(self, tools: str, rest: str) -> str:
-        """A hash of what is sent. It does not depend on the URL, as a server may move."""
-        key = self._key_prefix.copy()
-        key.update(_digest(tools))
-        key.update(rest.encode("utf-8", "surrogatepass"))
-        return key.hexdigest()
-
     def _send(self, pending: _Pending) -> None:
         try:
             pending.reply = self._policy.submit(
-                Request(messages_about(pending.text, self.options.system, self._shots))
+                Request(messages_about(pending.prompt, self.options.system, self._shots))
             )
         except RuntimeError:  # closed in the meantime
             self._finish(pending, Diagnosis(None, CLOSED))
@@ -306,14 +281,16 @@ class EndpointFeedback:
             return Diagnosis(None, reply.reason)
         if reply.prompt_tokens is None:
             shown = (
-                len(pending.text) + len(self.options.system) + sum(len(text) for shot in self._shots for text in shot)
+                len(pending.prompt)
+                + len(self.options.system)
+                + sum(len(text) for shot in self._shots for text in shot)
             )
             read, written = shown // CHARACTERS_PER_TOKEN, len(reply.text) // CHARACTERS_PER_TOKEN
-            self._limits.add_tokens(read + written)
+            self._limits.tokens += read + written
             self._count(prompt_tokens=read, completion_tokens=written, estimated_tokens=read + written)
         if reply.tool_calls:
             return Diagnosis(None, "tool calls instead of text")
-        return usable_text(reply.text, reply.truncated, pending.text) if reply.text else Diagnosis(None, "empty")
+        return usable_text(reply.text, reply.truncated, pending.prompt) if reply.text else Diagnosis(None, "empty")
 
     def _finish(self, pending: _Pending, answer: Diagnosis) -> None:
         for future in self._remove(pending):
@@ -349,8 +326,3 @@ class EndpointFeedback:
     def _count(self, **numbers: float) -> None:
         with self._lock:
             self._usage.update(numbers)  # pyright: ignore[reportArgumentType] - seconds are fractions
-
-
-@lru_cache(maxsize=256)
-def _digest(tools: str) -> bytes:
-    return hashlib.sha256(tools.encode("utf-8", "surrogatepass")).digest()

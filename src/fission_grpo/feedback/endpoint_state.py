@@ -8,7 +8,6 @@ import os
 import secrets
 import threading
 import time
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,6 @@ class ResponseCache:
         self.path = folder / f"diagnoses-{os.getpid()}-{secrets.token_hex(4)}.jsonl" if folder else None
         self.skipped = self.failed = 0
         self._texts: dict[str, str] = {}
-        self._file: FileIO | None = None
-        self._is_line_open = False
         self._lock = threading.Lock()
         try:
             paths = sorted(path for path in folder.glob("*.jsonl") if path.is_file()) if folder else []
@@ -75,41 +72,31 @@ class ResponseCache:
             self._texts[key] = text
             if self.path is None:
                 return
+            # the newline before the entry keeps it apart from one that a full disk or a crash has cut off
+            line = b"\n" + json.dumps({"key": key, "text": text}).encode() + b"\n"
             try:
-                self._write(self.path, json.dumps({"key": key, "text": text}).encode() + b"\n")
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab", buffering=0) as file:
+                    if file.write(line) != len(line):
+                        raise OSError("the disk is full")
             except OSError as error:
                 self.failed += 1
                 if self.failed == 1:
                     _log.warning("feedback is cached in memory only, %s cannot be written: %s", self.path, error)
 
-    def close(self) -> None:
-        """Close the file; `put` opens it again."""
-        with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
-
-    def _write(self, path: Path, line: bytes) -> None:
-        if self._file is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(path, "a")
-        data = b"\n" + line if self._is_line_open else line  # keeps a line that a full disk cut off apart
-        self._is_line_open = True
-        if self._file.write(data) != len(data):
-            raise OSError("the disk is full")
-        self._is_line_open = False
-
     def _read(self, path: Path) -> None:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
-                    entry: Any = json.loads(line) if line.strip() else None
+                    entry: Any = json.loads(line)
                 except (ValueError, RecursionError):
-                    entry = {}
+                    entry = None
                 key, text = (entry.get("key"), entry.get("text")) if isinstance(entry, dict) else (None, None)
                 if isinstance(key, str) and len(key) == 64 and isinstance(text, str) and 0 < len(text) <= MAX_LENGTH:
                     self._texts.setdefault(key, text)
-                elif line.strip():
+                else:
                     self._skip(f"{path}, line {number}: no entry of this cache")
 
     def _skip(self, problem: str) -> None:
@@ -181,7 +168,3 @@ class RequestLimits:
                 reason,
                 self._circuit_seconds,
             )
-
-    def add_tokens(self, tokens: int) -> None:
-        """Add tokens that the endpoint did not count."""
-        self.tokens += tokens

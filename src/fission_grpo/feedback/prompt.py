@@ -116,31 +116,22 @@ def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, s
 
 def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> str:
     """Return the text about a failure that the model sees; see `simulator_messages`."""
-    return "\n".join(failure_parts(failure, characters, brief))
-
-
-def failure_parts(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> tuple[str, str]:
-    """Return the two parts of `failure_text`: the tools, and the rest.
-
-    Many failures share their tools, and then usually the `str` object of the first part.
-    """
-    tools = _ById(failure.tools)
-    named = frozenset(call.name for call in (*failure.calls, *(failure.reference or ())))
-    shown, others = _split_tools(tools, named, brief)
+    named = {call.name for call in (*failure.calls, *(failure.reference or ()))}
+    describe = _signature if brief else _schema_line
+    texts = [
+        (name, describe(_ById(tool))) for name, tool in zip(tool_names(failure.tools), failure.tools, strict=True)
+    ]
+    shown = [text for name, text in texts if name in named]
     end = _failed_turn(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
     dialogue = _dialogue_end(dialogue_before(failure), max(100 if brief else 200, left // 2))
-    rest = f"# Dialogue\n{dialogue}\n{end}"
     left -= len(dialogue)
-    if sum(map(len, others)) + len(others) <= left:
-        return _all_tools(tools, named, brief), rest
-    fitting = []
-    for text in others:
+    for text in (text for name, text in texts if name not in named):
         left -= len(text) + 1
         if left < 0:
             break
-        fitting.append(text)
-    return "\n".join(["# Tools", *shown, *fitting]), rest
+        shown.append(text)
+    return "\n".join(["# Tools", *shown, "# Dialogue", dialogue, end])
 
 
 def quoted_call(call: Mapping[str, Any]) -> str:
@@ -191,7 +182,7 @@ def _cut_start(text: str, limit: int) -> str:
 
 
 class _ById:
-    """Tool schemas, hashable by identity: many failures share them, and they never change."""
+    """A tool schema, hashable by identity: many failures share it, and it never changes."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -201,21 +192,6 @@ class _ById:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ById) and other.value is self.value
-
-
-@lru_cache(maxsize=4096)
-def _split_tools(tools: _ById, named: frozenset[str], brief: bool) -> tuple[list[str], list[str]]:
-    """The texts of a task's tools: the named ones, and the others."""
-    describe = _signature if brief else _schema_line
-    texts = list(zip(tool_names(tools.value), map(describe, map(_ById, tools.value)), strict=True))
-    return [text for name, text in texts if name in named], [text for name, text in texts if name not in named]
-
-
-@lru_cache(maxsize=1024)
-def _all_tools(tools: _ById, named: frozenset[str], brief: bool) -> str:
-    """The text of all tools, the named ones first."""
-    shown, others = _split_tools(tools, named, brief)
-    return "\n".join(["# Tools", *shown, *others])
 
 
 @lru_cache(maxsize=4096)
