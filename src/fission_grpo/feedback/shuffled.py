@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -73,7 +74,7 @@ class ShuffledFeedback:
             for donor in batch:
                 at = place[donor]
                 cycle = [*order[at + 1 :], *order[: at + 1]]
-                results[donor] = _first_text((one.answer for one in cycle if one.differs(donor)), donor.answer)
+                results[donor] = _first_text([one.answer for one in cycle if one.differs(donor)], donor.answer)
             self._earlier[kind].extend(batch)
         _cancel_together([results[donor] for donor in donors], answers)
         return [results[donor] for donor in donors]
@@ -117,33 +118,28 @@ def _donor_to_json(donor: _Donor) -> list[str | None]:
     return [donor.root, donor.prompt, answer.text, answer.reason]
 
 
-def _first_text(others: Iterator[Future[Diagnosis]], own: Future[Diagnosis]) -> Future[Diagnosis]:
+def _first_text(others: Sequence[Future[Diagnosis]], own: Future[Diagnosis]) -> Future[Diagnosis]:
     """The first of the others' answers that has a text, waiting for each in turn; without one, why there is none."""
     outer: Future[Diagnosis] = Future()
 
-    def visit(future: Future[Diagnosis]) -> None:
-        while not outer.done():
+    def advance(_: Future[Diagnosis] | None = None) -> None:
+        for future in (*others, own):
             if not future.done():
-                future.add_done_callback(visit)
                 return
             answer = Diagnosis(None, NO_OTHER) if future.cancelled() else future.result()
             if future is own:
-                is_left_to_next = answer.text is None and answer.reason is None
-                _set_result(outer, Diagnosis(None, None if is_left_to_next else NO_OTHER))
-            elif answer.text is not None:
-                _set_result(outer, Diagnosis(answer.text))
-            else:
-                future = next(others, own)
+                answer = Diagnosis(None, NO_OTHER if answer.text is not None or answer.reason is not None else None)
+            elif answer.text is None:
+                continue
+            with suppress(InvalidStateError):  # set or cancelled already
+                outer.set_result(Diagnosis(answer.text, answer.reason))
+            return
 
-    visit(next(others, own))
+    for future in {*others, own}:
+        if not future.done():
+            future.add_done_callback(advance)
+    advance()
     return outer
-
-
-def _set_result(future: Future[Diagnosis], answer: Diagnosis) -> None:
-    try:
-        future.set_result(answer)
-    except InvalidStateError:  # cancelled in the meantime
-        return
 
 
 def _cancel_together(outer: Sequence[Future[Diagnosis]], inner: Sequence[Future[Diagnosis]]) -> None:

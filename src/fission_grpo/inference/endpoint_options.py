@@ -60,7 +60,8 @@ class EndpointOptions:
 
     def __post_init__(self):
         for name, least in self.LEAST.items():
-            value, annotation = getattr(self, name), str(self.__dataclass_fields__[name].type)
+            value: Any = getattr(self, name)
+            annotation = str(self.__dataclass_fields__[name].type)
             if value is None and annotation.endswith("None"):
                 continue
             is_whole = annotation.startswith("int")
