@@ -257,7 +257,7 @@ def evaluate_model(arguments: Namespace) -> str:
         )
         records = evaluate_run(folder, manifest, player.policy, tasks.plays, in_flight)
         if (counts := getattr(player.policy, "counts", None)) is not None:
-            print(f"endpoint: {json.dumps(asdict(counts))}", file=sys.stderr)
+            print(f"endpoint: {json.dumps(counts)}", file=sys.stderr)
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 
