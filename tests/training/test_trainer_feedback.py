@@ -18,7 +18,7 @@ class Elsewhere:
 
     name, asynchronous = "elsewhere", True
 
-    def __init__(self, timeout=0.02):
+    def __init__(self, seconds=0.02):
         self.seconds, self.asked, self._taken = seconds, 0, 0
 
     def start(self, failures):
