@@ -182,7 +182,9 @@ def sampled_failures(
         attempts += 1
         failure = failure_in(situation, reply.text, reply.truncated)
         if failure is not None:
-            found.append(LabelledFailure(make_example(failure, api_of(failure), f"sampled:{name}"), situation.task.root))
+            found.append(
+                LabelledFailure(make_example(failure, api_of(failure), f"sampled:{name}"), situation.task.root)
+            )
     return Sampled(tuple(found), attempts, lost)
 
 
