@@ -19,10 +19,10 @@ from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import (
     SOURCE_FORMS,
-    accounts,
     closing,
     endpoint_options,
     sources_from,
+    usage_reports,
 )
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
@@ -70,10 +70,10 @@ class TrainArguments:
             f"could not say. {'; '.join(SOURCE_FORMS.splitlines())}."
         },
     )
-    simulator: dict[str, Any] | str | None = field(
+    feedback_model: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "How a model behind an endpoint is asked: `url` and the fields of SimulatorOptions "
+            "help": "Options of a feedback model behind an endpoint: `url` and the fields of FeedbackModelOptions "
             "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
         },
     )
@@ -109,7 +109,7 @@ def train_command(argv: list[str]) -> int:
         try:
             script, args, model, reward = parse(argv)
             checkpoint = resume_point(args)
-            chain = sources_from(script.feedback, *endpoint_options(script.simulator))
+            chain = sources_from(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
         except (ValueError, OSError) as error:
@@ -122,7 +122,7 @@ def train_command(argv: list[str]) -> int:
         except RunDirectoryError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        for line in accounts(sources):
+        for line in usage_reports(sources):
             print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
         resume = ["--resume_from_checkpoint", "true"]

@@ -114,7 +114,7 @@ class Fission:
     @property
     def is_asynchronous(self) -> bool:
         """Whether feedback is best collected when the next cycle begins, as its first source answers later."""
-        return bool(self.sources) and self.sources[0].later
+        return bool(self.sources) and self.sources[0].asynchronous
 
     def next_contexts(self, step: int) -> list[CorrectiveInstance]:
         """Return the instances to recover from in the next cycle; an empty list to explore."""

@@ -307,7 +307,7 @@ class _Once:
     """A source that is asked once about each failure: the simulator and its shuffled form share the answers."""
 
     def __init__(self, source: FeedbackSource):
-        self.source, self.name, self.later = source, source.name, source.later
+        self.source, self.name, self.asynchronous = source, source.name, source.asynchronous
         self._answers: dict[str, Future[Diagnosis]] = {}
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
