@@ -17,7 +17,7 @@ from fission_grpo.evaluation.bfcl.results import result_path
 from fission_grpo.evaluation.episodes import run_episode
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import Manifest, evaluate_run
-from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.feedback.endpoint_state import ResponseCache
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.inference.base import Reply
@@ -127,7 +127,6 @@ def test_task_ids_name_no_file_and_come_back_the_same(tmp_path, name):
     assert (instance.id, instance.root, instance.feedback, instance.failed) == (text, text, text, text)
     cache = ResponseCache(tmp_path / "cache")
     cache.put("0" * 64, text[:500])
-    cache.close()
     assert ResponseCache(tmp_path / "cache").get("0" * 64) == text[:500]
     files = sorted(str(path.relative_to(tmp_path)).split("-")[0] for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["cache/diagnoses", "run/fission.jsonl"]

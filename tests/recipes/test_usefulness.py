@@ -173,7 +173,7 @@ def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
     arms = {"rules": make_chain("rules")}
     with OpenAIServer(lambda body: mends(body["messages"])) as server:
         server.faults = ["500"]
-        with policy_of(server, tries=1, concurrency=1) as policy:
+        with policy_of(server, max_retries=0, concurrency=1) as policy:
             first = table(tmp_path, arms, "rules", policy, samples=1)["rules"]
             second = table(tmp_path, arms, "rules", policy, samples=1)["rules"]
     assert (first.success.of, first.failures) == (2, 2)

@@ -165,7 +165,7 @@ def test_a_broken_line_is_named_with_file_number_and_field(tmp_path, capsys, nam
     message = capsys.readouterr().err
     assert f"{name}, line 2: " in message
     assert reason in message
-    assert "mend or delete this line" in message
+    assert "correct or delete this line" in message
 
 
 def test_a_directory_without_a_run_says_what_was_looked_for(tmp_path):

@@ -109,11 +109,11 @@ OPTIONS = [
     option("negative count", "must not be negative", "--num_tasks -1"),
     option("unknown source", "feedback.*oracle|oracle", "--feedback oracle"),
     option("endpoint without url", "no base URL", "--feedback endpoint:m"),
-    option("simulator is no mapping", "simulator", "--feedback endpoint:m --simulator [1]"),
+    option("feedback_model is no mapping", "feedback_model", "--feedback endpoint:m --feedback_model [1]"),
     option(
-        "simulator with an unknown field",
+        "feedback_model with an unknown field",
         "urls",
-        """--feedback endpoint:m --simulator '{"urls":"http://127.0.0.1:9"}'""",
+        """--feedback endpoint:m --feedback_model '{"urls":"http://127.0.0.1:9"}'""",
     ),
     option("model that does not exist", "none/such", "--model_name_or_path ./none/such"),
     option("model without config", "m", "--model_name_or_path m", {"m/model.safetensors": ""}),
@@ -204,7 +204,7 @@ OTHERS = [
     Malformed(
         "simulator data: options",
         "simulator data --teacher endpoint:m --url http://127.0.0.1:9 --options {x --output out",
-        "simulator: not JSON",
+        "feedback_model: not JSON",
     ),
     Malformed("simulator check: no data", "simulator check --data none --source rules --output out", "none"),
     Malformed(

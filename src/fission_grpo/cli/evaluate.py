@@ -195,7 +195,7 @@ def evaluate_model(arguments: Namespace) -> str:
         )
         records = evaluate_run(folder, manifest, loaded.policy, tasks.cases, in_flight)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
-            print(f"endpoint: {json.dumps(asdict(counts))}", file=sys.stderr)
+            print(f"endpoint: {json.dumps(counts)}", file=sys.stderr)
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 

@@ -13,17 +13,16 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from fission_grpo.core.errors import UsageError
-from fission_grpo.core.files import RunDirectoryError
+from fission_grpo.core.errors import RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import (
     SOURCE_FORMS,
-    accounts,
     closing,
     endpoint_options,
     sources_from,
+    usage_reports,
 )
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
@@ -71,10 +70,10 @@ class TrainArguments:
             f"could not say. {'; '.join(SOURCE_FORMS.splitlines())}."
         },
     )
-    simulator: dict[str, Any] | str | None = field(
+    feedback_model: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "How a model behind an endpoint is asked: `url` and the fields of SimulatorOptions "
+            "help": "Options of a feedback model behind an endpoint: `url` and the fields of FeedbackModelOptions "
             "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
         },
     )
@@ -110,7 +109,7 @@ def train_command(argv: list[str]) -> int:
         try:
             script, args, model, reward = parse(argv)
             checkpoint = resume_point(args)
-            chain = sources_from(script.feedback, *endpoint_options(script.simulator))
+            chain = sources_from(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
         except (ValueError, OSError) as error:
@@ -123,7 +122,7 @@ def train_command(argv: list[str]) -> int:
         except RunDirectoryError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        for line in accounts(sources):
+        for line in usage_reports(sources):
             print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
         resume = ["--resume_from_checkpoint", "true"]
@@ -173,7 +172,15 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
     )
-    given = load_training_data(script, args.seed, tokenizer, reward)
+    given = load_training_data(
+        script.tasks or "",
+        tokenizer,
+        skip_tasks=script.skip_tasks,
+        num_tasks=script.num_tasks,
+        max_prompt_tokens=script.max_prompt_tokens,
+        seed=args.seed,
+        reward=reward,
+    )
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,

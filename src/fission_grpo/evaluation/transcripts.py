@@ -26,8 +26,8 @@ from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import NotJson, quoted, read_json
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
-from fission_grpo.data.convert.dialogues import tools_of
-from fission_grpo.data.convert.toolrl import RowDropped
+from fission_grpo.data.convert.dialogues import RowDropped
+from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
 EXECUTOR_ERROR = "Error during execution:"

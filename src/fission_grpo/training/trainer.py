@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from fission_grpo.core.rewards import StepReward, progress_of
+from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Rollout
 from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
@@ -220,7 +220,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
 
     def _read_rollouts(self, output: dict[str, Any]) -> list[Rollout]:
         masks = output["tool_mask"].tolist() if output.get("tool_mask") is not None else [None] * len(self.cycle.rows)
-        return self._reader.read(self.cycle, masks, bool(self.tools), progress_of(self.state))
+        return self._reader.read(self.cycle, masks, bool(self.tools))
 
     def _observe(self, rollouts: list[Rollout]) -> None:
         """Share this rank's rollouts with all ranks, request feedback on the failed ones, and log the cycle."""

@@ -21,7 +21,7 @@ from fission_grpo.feedback.dataset import (
     TRAIN,
     write_examples,
 )
-from fission_grpo.feedback.spec import OPTIONS_HELP, accounts, closing, endpoint_options
+from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator.card import numbers, page
 from fission_grpo.recipes.error_simulator.failures import (
@@ -187,7 +187,7 @@ def run(arguments: argparse.Namespace, argv: list[str]) -> str:
         log.done("corruptions", "failures by corruption", len(found) - before)
     with closing(chain):
         labelled = label(found, chain, arguments.seconds)
-        for line in accounts(chain):
+        for line in usage_reports(chain):
             print(line, file=sys.stderr)
     log.done("teachers", "failures with a diagnosis", len(labelled.found))
     mixed = random.Random(f"{arguments.seed} order").sample(labelled.found, len(labelled.found))

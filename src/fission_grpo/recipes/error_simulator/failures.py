@@ -31,7 +31,7 @@ from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord, read_records
 from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.evaluation.transcripts import read_traces
-from fission_grpo.feedback.dataset import FeedbackExample, instance, read_example
+from fission_grpo.feedback.dataset import FeedbackExample, make_example, read_example
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupted
@@ -57,7 +57,7 @@ class StepContext:
 
 @dataclass(frozen=True)
 class LabelledFailure:
-    """An instance, and the name of what it descends from (a case, a task, a transcript), for the split."""
+    """An example, and the name of what it descends from (a case, a task, a transcript), for the split."""
 
     instance: FeedbackExample
     root: str
@@ -149,7 +149,7 @@ def corrupted_failures(
                 continue
             made += 1
             used[name] += 1
-            yield LabelledFailure(instance(failure, api_of(failure), f"corruption:{name}"), task.root)
+            yield LabelledFailure(make_example(failure, api_of(failure), f"corruption:{name}"), task.root)
 
 
 def sampled_failures(
@@ -182,7 +182,9 @@ def sampled_failures(
         attempts += 1
         failure = failure_in(situation, reply.text, reply.truncated)
         if failure is not None:
-            found.append(LabelledFailure(instance(failure, api_of(failure), f"sampled:{name}"), situation.task.root))
+            found.append(
+                LabelledFailure(make_example(failure, api_of(failure), f"sampled:{name}"), situation.task.root)
+            )
     return Sampled(tuple(found), attempts, lost)
 
 
@@ -325,7 +327,7 @@ def _failures(
     if failure is None:
         return []
     failure = replace(failure, expected=expected)
-    return [LabelledFailure(instance(failure, api_of(failure), "trace"), task.root)]
+    return [LabelledFailure(make_example(failure, api_of(failure), "trace"), task.root)]
 
 
 def _told(step: StepRecord) -> list[Message]:

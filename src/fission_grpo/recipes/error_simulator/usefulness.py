@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import Failure
 from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.intervals import Pair, difference_interval, ratio_interval
@@ -307,7 +307,7 @@ class _Once:
     """A source that is asked once about each failure: the simulator and its shuffled form share the answers."""
 
     def __init__(self, source: FeedbackSource):
-        self.source, self.name, self.later = source, source.name, source.later
+        self.source, self.name, self.asynchronous = source, source.name, source.asynchronous
         self._answers: dict[str, Future[Diagnosis]] = {}
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
