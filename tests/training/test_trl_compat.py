@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from fission_grpo.core.errors import UnsupportedVersionError
 from fission_grpo.training.trl_compat import (
     NEEDED_ATTRIBUTES,
     SUPPORTED,
-    UnsupportedVersionError,
     check_names,
     check_server_tools,
     check_versions,

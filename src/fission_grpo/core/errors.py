@@ -28,3 +28,7 @@ class InfrastructureError(Exception):
 
 class UsageError(ValueError):
     """The command or its configuration is wrong; the message says what to mend."""
+
+
+class UnsupportedVersionError(ImportError):
+    """The installed TRL or transformers is not supported."""

@@ -91,9 +91,9 @@ class GrowingLayer(DynamicLayer):
         end = used + key_states.shape[-2]
         if not self.storage or end > self.storage[0].shape[-2]:
             grown = tuple(x.new_empty((*x.shape[:2], end + self.room, x.shape[-1])) for x in new)
-            if used:
-                for target, old in zip(grown, (self.keys, self.values), strict=True):
-                    target[:, :, :used] = old
+            if self.storage:
+                for target, old in zip(grown, self.storage, strict=True):
+                    target[:, :, :used] = old[:, :, :used]
             self.storage = grown
         for target, states in zip(self.storage, new, strict=True):
             target[:, :, used:end] = states

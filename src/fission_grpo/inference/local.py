@@ -116,12 +116,13 @@ class LocalPolicy:
         cache = make_growing_cache(self.model, length - shared + room if shared else room)
         if cache is None:
             shared = 0
-        if shared:
+        elif shared:
             prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
             with torch.no_grad():
                 states, _ = read_prompts(self.model, prefix)
-            for number, layer_states in enumerate(states):
-                cache.update(*(x.expand(len(prompts), -1, -1, -1) for x in layer_states), number)
+            for number, (keys, values) in enumerate(states):
+                keys, values = (x.expand(len(prompts), -1, -1, -1) for x in (keys, values))
+                cache.update(keys, values, number)
         gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after what all share
         ids = torch.tensor(
             [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]

@@ -26,6 +26,7 @@ class LockstepToolCallsMixin(MixinBase):
         UnsupportedVersionError: tools are given, and TRL itself mixes up rows here (before 1.14).
     """
 
+    args: Any
     _in_tool_loop = False
 
     def __init__(self, *args: Any, **kwargs: Any):

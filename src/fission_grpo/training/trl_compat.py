@@ -14,6 +14,8 @@ from importlib import metadata
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fission_grpo.core.errors import UnsupportedVersionError
+
 if TYPE_CHECKING:
     from trl import GRPOTrainer as MixinBase
 else:
@@ -60,10 +62,6 @@ NEEDED_ATTRIBUTES = (
     "tools",
 )
 """Attributes that `GRPOTrainer.__init__` sets and we read."""
-
-
-class UnsupportedVersionError(ImportError):
-    """The installed TRL or transformers is not supported."""
 
 
 class VersionRange(NamedTuple):

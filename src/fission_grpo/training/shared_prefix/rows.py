@@ -97,11 +97,10 @@ class CachedRows:
     def _set(self, prompt: Tensor, states: States | None) -> None:
         """Make the cache of the rows' own tokens, and the index of the rows of each prompt."""
         self.prompt = prompt
-        layers = [GrowingLayer(ROOM) for _ in self.prompts.states]
+        self.cache = Cache(layers=[GrowingLayer(ROOM) for _ in self.prompts.states])
         if states and states[0][0].shape[2]:
-            for layer, own in zip(layers, states, strict=True):
-                layer.update(*own)
-        self.cache = Cache(layers=layers)
+            for number, (keys, values) in enumerate(states):
+                self.cache.update(keys, values, number)
         order = prompt.argsort(stable=True)
         sizes = prompt.bincount(minlength=len(self.prompts.lengths))
         starts, largest = sizes.cumsum(0) - sizes, int(sizes.max())
