@@ -31,4 +31,4 @@ class UsageError(ValueError):
 
 
 class UnsupportedVersionError(ImportError):
-    """The installed TRL or transformers is not supported."""
+    """An installed package has a version that this library does not support. The message names the supported ones."""

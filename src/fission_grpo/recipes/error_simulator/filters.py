@@ -16,7 +16,7 @@ from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure
 from fission_grpo.feedback.dataset import FeedbackExample
-from fission_grpo.feedback.leak_guard import find_leak, squashed
+from fission_grpo.feedback.leak_guard import find_leak, letters_and_digits
 from fission_grpo.feedback.sources import FIXED_TEXT
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
@@ -237,7 +237,7 @@ def filtered(found: Sequence[LabelledFailure], limits: FilterLimits) -> tuple[li
         item = one.instance
         text, failure = item.diagnosis, item.failure
         exact = [("turn", item.id), (failure.turns[-1].text, text)]
-        alike = (failed_call(item), squashed(text.casefold()))
+        alike = (failed_call(item), letters_and_digits(text.casefold()))
         if find_leak(text, failure) is not None:
             dropped["leak"] += 1
         elif not is_specific(text, failure):
@@ -275,5 +275,5 @@ def failed_call(item: FeedbackExample) -> str:
     """The failed turn's calls as JSON with sorted keys; of a turn without calls, its text in lower case."""
     turn = item.failure.turns[-1]
     if not turn.calls:
-        return squashed(turn.text.casefold())
-    return squashed(json.dumps([call_fields(call) for call in turn.calls], sort_keys=True).casefold())
+        return letters_and_digits(turn.text.casefold())
+    return letters_and_digits(json.dumps([call_fields(call) for call in turn.calls], sort_keys=True).casefold())
