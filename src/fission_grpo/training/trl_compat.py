@@ -1,6 +1,6 @@
 """Supported versions of TRL and transformers, what we need of TRL's trainer, and how TRL's versions differ.
 
-The only module that knows of differences between versions; docs/compatibility.md lists what was tested.
+The only module that knows of differences between versions; docs/reliability.md lists what was tested.
 """
 
 from __future__ import annotations
