@@ -67,7 +67,7 @@ def trained_loss(log, steps):
     return pytest.approx(total / steps, rel=1e-5) if before == steps else pytest.approx(total / steps, abs=1)
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_refused_by_name(tmp_path, caplog):
     run = tmp_path / "run"
     tiny_trainer(run, max_steps=3).train()
     weights = run / "checkpoint-3" / "model.safetensors"
@@ -151,7 +151,7 @@ def cycles_of_4():
     return ends, at
 
 
-def test_what_is_due_in_mid_cycle_waits_for_its_end():
+def test_saves_in_mid_cycle_wait_for_its_end():
     _, at = cycles_of_4()
     assert at(1, "log", "save") == {"log"}
     assert at(2, "save", "evaluate") == set()

@@ -87,7 +87,7 @@ def test_a_damaged_file_is_named(tmp_path, caplog, name, harm, message):
     require_complete(before, find_corruption)
 
 
-def test_without_a_whole_checkpoint_the_newest_ones_fault_is_the_error(tmp_path):
+def test_without_a_complete_checkpoint_the_error_is_the_newest_ones(tmp_path):
     for step in (2, 10):
         flip(saved(tmp_path, step) / "model.safetensors")
     with pytest.raises(ValueError, match=r"no checkpoint in .* Of the newest: .*checkpoint-10/model.safetensors"):
@@ -97,7 +97,7 @@ def test_without_a_whole_checkpoint_the_newest_ones_fault_is_the_error(tmp_path)
     assert last_complete_checkpoint(tmp_path / "nowhere", find_corruption) is None
 
 
-def test_checkpoints_are_counted_not_spelt(tmp_path):
+def test_checkpoints_are_sorted_by_number(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "checkpoint-11-old", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-12").write_text("a file")
@@ -159,7 +159,7 @@ from pathlib import Path
 from fission_grpo.training import checkpoint_files
 run, kill = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
-def watched(name, real):
+def counted(name, real):
     def call(*args, **more):
         global calls
         if calls == kill:
@@ -168,14 +168,14 @@ def watched(name, real):
         return real(*args, **more)
     return call
 for owner, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "open")):
-    setattr(owner, name, watched(name, getattr(owner, name)))
+    setattr(owner, name, counted(name, getattr(owner, name)))
 checkpoint_files.commit(run / ".saving" / "checkpoint-4", run / "checkpoint-4", {})
 checkpoint_files.rotate(run, 1, run / "checkpoint-4", None)
 print(calls)
 """
 
 
-def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_is_settled(tmp_path):
+def test_a_save_killed_at_any_system_call_leaves_a_complete_checkpoint(tmp_path):
     """Killed before each of the system calls that a save and the deletion of the older checkpoint consist of."""
 
     def killed_at(call):
@@ -189,7 +189,7 @@ def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_
     _, whole = killed_at(10_000)
     calls = int(whole.stdout)
     assert calls > 15
-    seen = set()
+    newest_ones = set()
     for call in range(0, calls, 2):
         run, done = killed_at(call)
         assert done.returncode == -9
@@ -198,5 +198,5 @@ def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_
         assert not (run / STAGING).exists()
         newest = last_complete_checkpoint(run, partial(find_corruption))
         assert newest is not None
-        seen.add((newest.name, (newest / "model.safetensors").read_text()))
-    assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= seen
+        newest_ones.add((newest.name, (newest / "model.safetensors").read_text()))
+    assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= newest_ones

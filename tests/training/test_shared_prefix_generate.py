@@ -240,7 +240,7 @@ def test_long_prompts_are_read_in_parts(monkeypatch):
         ({"use_cache": False}, "use_cache is False"),
     ],
 )
-def test_what_is_not_supported_is_left_to_generate_and_said(more, why, caplog):
+def test_unsupported_settings_are_left_to_generate_with_one_warning(more, why, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     sharing = SharedGeneration()
     with caplog.at_level(logging.WARNING), sharing.on(model):
@@ -261,7 +261,7 @@ def test_generate_is_put_back():
     assert "generate" not in vars(model)
 
 
-def test_the_self_check_sees_a_prompt_out_of_sight(monkeypatch, caplog):
+def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     use_attention(model)
     assert generation_agrees(model, ids, mask)

@@ -180,7 +180,7 @@ def test_tools_with_a_vllm_server_are_refused_where_trl_mixes_up_rows():
         check_server_tools((1, 13))
 
 
-def test_a_parser_that_is_not_told_its_rows_tools_answers_unreadable_calls_by_a_tool_that_all_rows_have():
+def test_without_a_rows_tools_parse_errors_are_reported_as_a_tool_that_all_rows_have():
     pytest.importorskip("torch")
     from fission_grpo.core.types import PARSE_ERROR
     from fission_grpo.inference.pretrained import load_starter

@@ -99,17 +99,9 @@ def check_columns(dataset: Any) -> None:
 
 
 def resume_point(args: Any) -> str | bool | None:
-    """The checkpoint that a command resumes from, checked before the model is loaded.
+    """`find_checkpoint` for a command with `transformers.TrainingArguments`, before it loads the model.
 
-    Args:
-        args: `transformers.TrainingArguments`, of which `resume_from_checkpoint` is read (see `find_checkpoint`).
-
-    Returns:
-        Its folder, None to start afresh; on all processes but the first only whether to resume, as the first one looks
-        and the trainer shares what it found.
-
-    Raises:
-        ValueError: as `find_checkpoint`.
+    Only the first process looks; others return whether to resume, and the trainer gives them the folder.
     """
     if args.process_index != 0:
         return str(args.resume_from_checkpoint).lower() not in ("none", "false")
@@ -237,17 +229,17 @@ class ExactCheckpointMixin(MixinBase):
             ValueError: there is none, or it is damaged or does not fit this trainer.
         """
         run = Path(str(self.args.output_dir))
-        checkpoint_or_error: list[Any] = [None, None]
+        checkpoint: Path | None = None
+        error_message: str | None = None
         if self.args.should_save:
             check_writable(run)
             clean_staging(run)
         if self.accelerator.is_main_process:
             try:
-                checkpoint_or_error[0] = find_checkpoint(resume_from_checkpoint, run, self._has_fission())
+                checkpoint = find_checkpoint(resume_from_checkpoint, run, self._has_fission())
             except ValueError as error:
-                checkpoint_or_error[1] = str(error)
-        broadcast_object_list(checkpoint_or_error)
-        checkpoint, error_message = checkpoint_or_error
+                error_message = str(error)
+        checkpoint, error_message = broadcast_object_list([checkpoint, error_message])
         if error_message is not None:
             raise ValueError(error_message)
         self._resumed_state, self._first_step = None, 0

@@ -39,11 +39,8 @@ class Decoding:
 
     def prompt_mask(self, new: int, window: int | None, first: int) -> Tensor | None:
         """(U, 1, G, 1, n, P - first) True where a new token does not see a key of its prompt; None: sees all."""
-        if ("prompt", window) not in self.masks:
-            self.masks["prompt", window] = self._prompt_mask(new, window, first)
-        return self.masks["prompt", window]
-
-    def _prompt_mask(self, new: int, window: int | None, first: int) -> Tensor | None:
+        if ("prompt", window) in self.masks:
+            return self.masks["prompt", window]
         width = self.prompts[0][0].shape[2]
         columns = torch.arange(first, width, device=self.prompt_lengths.device)
         key_at = columns - (width - self.prompt_lengths[:, None])  # (U, P - first), negative in padding
@@ -52,18 +49,16 @@ class Decoding:
             query_at = self.positions[:, -new:][self.members]  # (U, G, n)
             too_old = (key_at[:, None, None] <= query_at[..., None] - window)[:, None, :, None]
             hidden = too_old if hidden is None else hidden | too_old
+        self.masks["prompt", window] = hidden
         return hidden
 
     def own_mask(self, new: int, window: int | None) -> Tensor | None:
         """(B, 1, 1, n, S) True where a new token does not see one of its row's own; None: sees all."""
-        if ("own", window) not in self.masks:
-            self.masks["own", window] = self._own_mask(new, window)
-        return self.masks["own", window]
-
-    def _own_mask(self, new: int, window: int | None) -> Tensor | None:
         total = self.positions.shape[1]
         if new == 1 and self.valid is None and (window is None or total <= window):
             return None
+        if ("own", window) in self.masks:
+            return self.masks["own", window]
         column = torch.arange(total, device=self.positions.device)
         hidden = (column > column[-new:, None])[None]  # a later token
         if self.valid is not None:
@@ -71,7 +66,8 @@ class Decoding:
             hidden = hidden | (~self.valid[:, None] & (column != column[-new:, None]))
         if window:
             hidden = hidden | (self.positions[:, None] <= self.positions[:, -new:, None] - window)
-        return hidden[:, None, None]
+        self.masks["own", window] = hidden[:, None, None]
+        return self.masks["own", window]
 
 
 def decode_attention(

@@ -115,31 +115,21 @@ class SharedPrefixMixin(MixinBase):
         batch_size: int | None = None,
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
-        **multimodal: Any,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         self.shared_generation.forget()  # the rollouts are done
-
-        def by_trl() -> Any:
-            return super(SharedPrefixMixin, self)._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size=batch_size,
-                compute_entropy=compute_entropy,
-                compute_aux_loss=compute_aux_loss,
-                **multimodal,
-            )
-
-        if not self._sharing or compute_aux_loss or any(value is not None for value in multimodal.values()):
-            return by_trl()
+        multimodal = any(value is not None for value in options.values())
+        options |= {"batch_size": batch_size, "compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
+        tensors = (input_ids, attention_mask, logits_to_keep)
+        if not self._sharing or compute_aux_loss or multimodal:
+            return super()._get_per_token_logps_and_entropies(model, *tensors, **options)
         width = input_ids.shape[1] - logits_to_keep
         batch = GroupedBatch(
             input_ids[:, :width], attention_mask[:, :width], input_ids[:, width:], attention_mask[:, width:]
         )
         with self.accelerator.autocast():
             if not self._shares_with(model, batch):
-                return by_trl()
+                return super()._get_per_token_logps_and_entropies(model, *tensors, **options)
             max_tokens = None if batch_size is None else width + batch_size * logits_to_keep
             scores = shared_logps(model, batch, with_gradient=self._with_gradient, max_tokens=max_tokens)
         return scores.logps, scores.entropies if compute_entropy else None, None

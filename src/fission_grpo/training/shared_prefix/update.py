@@ -123,9 +123,7 @@ def shared_logps(
     policy_tokens_only: bool = False,
     max_tokens: int | None = None,
 ) -> Scores:
-    """Log-probabilities and entropies of completions, each prompt computed once per group.
-
-    Dropout, if the model has any and trains, is drawn once for a prompt instead of once per completion.
+    """Log-probabilities and entropies of completions, each prompt (and its dropout) computed once per group.
 
     Args:
         model: a model after `enable`, wrapped or not. Its head's temperature applies.
