@@ -28,7 +28,7 @@ from fission_grpo.feedback.sources import make_chain
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.failures import find_failures
-from fission_grpo.fission.metrics import count
+from fission_grpo.fission.metrics import count_rollouts
 from fission_grpo.fission.recovery import corrective_instance, recovery_task
 from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.report.page import gallery
@@ -122,7 +122,7 @@ def control(tokenizer):
 
 
 def world():
-    made = make_restorable(Desk, None, limits=ToolLimits(seconds=0, characters=2_000))()
+    made = make_restorable(Desk, None, limits=ToolLimits(timeout=0, max_result_chars=2_000))()
     made.reset(**ROW)
     return made
 
@@ -169,7 +169,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     rollout = Rollout(Trajectory(task, turns), Verdict(0.0, True))
     (failure,) = find_failures(rollout.trajectory, rollout.verdict, schemas(environment))
     assert failure.kind == kind, failure.detail
-    assert count([rollout], [failure])[f"kind/{kind}"] == 1
+    assert count_rollouts([rollout], [failure])[f"kind/{kind}"] == 1
     assert environment._snapshot() == untouched._snapshot()  # nothing that was refused has changed the world
     feedback = feedback_for(failure, make_chain("rules"))
     find_reference_leak(feedback.text, [ToolCall("move_file", {"name": text[:200]})], failure.calls, failure.tools)
@@ -238,7 +238,7 @@ def test_a_tool_that_raises_with_a_megabyte_is_cut_like_one_that_returns_it():
         def shout(self, text: str) -> str:
             raise ValueError(text)
 
-    environment = make_restorable(Loud, None, limits=ToolLimits(characters=100))()
+    environment = make_restorable(Loud, None, limits=ToolLimits(max_result_chars=100))()
     environment.reset()
     result = make_call(tool_methods(environment), ToolCall("shout", {"text": "x" * 1_000_000}))
     assert result.error == "x" * 100 + "... [cut: 1000000 characters]"

@@ -48,7 +48,7 @@ from fission_grpo.training.checkpoint import (
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
 from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
-from fission_grpo.training.rollouts import Cycle, LocalEnvironments, RolloutReader, Row, Scores, row_of_task
+from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, eos_token_ids
@@ -209,9 +209,11 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object([env._fission_monitor.broken is not None for env in self.environments])
+            broken = gather_object(
+                [env._fission_monitor.infrastructure_error is not None for env in self.environments]
+            )
             rewards[broken] = math.nan
-        cycle.scores = Scores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
+        cycle.scores = CycleScores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
         return rewards
 
     # -- after a cycle -----------------------------------------------------------------------------------------------

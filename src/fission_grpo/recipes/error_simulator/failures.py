@@ -392,7 +392,7 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Failure
 def case_situations(cases: Sequence[Any], unused: Counter[str]) -> list[StepContext]:
     """The situations of cases (`bfcl.tasks.Case`). A case whose own reference fails is left out and counted."""
     from fission_grpo.envs.bfcl.env import TaskError
-    from fission_grpo.envs.bfcl.step_tasks import steps_of_case
+    from fission_grpo.envs.bfcl.tasks import steps_of_case
 
     situations: list[StepContext] = []
     for case in cases:
@@ -452,8 +452,7 @@ class _Official(Mapping[str, Sequence[SampledTurn]]):
 def _official(category: str) -> Mapping[str, Sequence[SampledTurn]]:
     """The user turns of BFCL's own multi-turn cases of a category; empty for anything else."""
     from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases
-    from fission_grpo.envs.bfcl.step_tasks import case_tools, official_case
-    from fission_grpo.envs.bfcl.tasks import SYSTEM
+    from fission_grpo.envs.bfcl.tasks import SYSTEM, case_tools, official_case
 
     if category not in MULTI_TURN:
         return {}
