@@ -20,7 +20,7 @@ from fission_grpo.cli.train import make_trainer, parse, resume_point
 from fission_grpo.evaluation.policies import versions
 from fission_grpo.feedback.spec import closing, endpoint_options, sources_from
 from fission_grpo.inference.pretrained import model_path
-from fission_grpo.training.checkpoint import load_state
+from fission_grpo.training.checkpoint_files import load_state
 
 KEPT = ("fission/", "recovery/", "feedback/", "env/", "simulator/")
 KEPT += ("reward", "completions/mean_length", "grad_norm", "entropy", "loss")

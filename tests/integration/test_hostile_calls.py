@@ -195,7 +195,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_json_is_told_before_any_tool_runs(tokenizer, name):
+def test_calls_that_are_not_json_are_refused_before_any_tool_runs(tokenizer, name):
     arguments, said = REFUSED[name]
     (turn,) = played(tokenizer, moved(arguments), world())
     assert said in turn.error

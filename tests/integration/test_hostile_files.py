@@ -102,7 +102,7 @@ def test_a_name_is_one_plain_part_of_a_path(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-def test_two_long_names_are_told_apart():
+def test_two_long_names_stay_different():
     assert _file_name("n" * 200 + "a") != _file_name("n" * 200 + "b")
     assert _file_name("Qwen/Qwen3-8B") == "Qwen_Qwen3-8B"  # as it was
 

@@ -99,7 +99,7 @@ def test_a_clock_that_is_set_back_neither_loses_nor_confuses_checkpoints(tmp_pat
     assert differences(straight, tmp_path, "checkpoint-3") == []
 
 
-def test_a_run_directory_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path):
+def test_an_unwritable_run_directory_is_an_error_before_anything_is_computed(tmp_path):
     script = """
         import os, sys
         from pathlib import Path
@@ -128,7 +128,7 @@ def test_a_run_directory_that_cannot_be_written_is_told_before_anything_is_compu
         trainer.train()
 
 
-def test_a_log_of_ten_thousand_entries_and_a_journal_of_ten_thousand_lines_are_read_in_seconds(tmp_path):
+def test_ten_thousand_log_entries_and_events_are_read_in_seconds(tmp_path):
     from fission_grpo.report.run import read_run
 
     entries = [{"step": step, "reward": 0.5, "loss": 0.1} for step in range(10_000)]

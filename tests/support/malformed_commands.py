@@ -75,7 +75,7 @@ OPTIONS = [
     checkpoint("a file missing", "w cannot be read", {"fission_manifest.json": MANIFEST}),
     checkpoint("manifest cut off", "manifest.json is damaged", {"fission_manifest.json": MANIFEST[:20]}),
     checkpoint("manifest of another shape", "manifest.json is damaged", {"fission_manifest.json": '{"files": [1]}'}),
-    checkpoint("no manifest", "", {"fission_state.json": '{"version": 3}', "trainer_state.json": "{}"}),
+    checkpoint("no manifest", "", {"fission_state.json": '{"version": 4}', "trainer_state.json": "{}"}),
     checkpoint("of another release", "fission_state.json", {"fission_state.json": '{"version": 2}'}),
     checkpoint("deep state", "fission_state.json", {"fission_state.json": "[" * 100_000}),
     option("unknown option", "unknown option '--num_recovery'", "--num_recovery 8"),

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -28,8 +27,7 @@ from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave
-from fission_grpo.training.checkpoint import resume_from
-from fission_grpo.training.checkpoint_files import clean_staging
+from fission_grpo.training.checkpoint import resume_point
 from fission_grpo.training.config import FissionGRPOConfig
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
@@ -134,23 +132,6 @@ def train_command(argv: list[str]) -> int:
     trainer.save_state()
     print(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
     return 0
-
-
-def resume_point(args: FissionGRPOConfig) -> str | bool | None:
-    """The checkpoint folder to resume from, None to begin anew. `true` means the newest whole one in `output_dir`.
-
-    Under a launcher of several processes the first one looks, and True leaves it to the trainer.
-
-    Raises:
-        ValueError: there is none, the path given is no folder, it is damaged, or it holds no fission buffer, though
-            `fission` is on.
-    """
-    if args.process_index != 0:
-        return str(args.resume_from_checkpoint).lower() not in ("none", "false")
-    run = Path(str(args.output_dir))
-    clean_staging(run)
-    found = resume_from(args.resume_from_checkpoint, run, args.fission)
-    return None if found is None else str(found)
 
 
 def make_trainer(

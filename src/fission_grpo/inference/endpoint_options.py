@@ -66,7 +66,7 @@ class EndpointOptions:
                 continue
             is_whole = annotation.startswith("int")
             is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or value < least:
+            if not (is_number and least <= float(value) < math.inf):  # pyright: ignore[reportArgumentType]
                 what = "a whole number" if is_whole else "a number"
                 raise self._error(name, f"must be {what} of at least {least}, got {quoted(value)}")
         if not (isinstance(self.key_variable, str) and _VARIABLE_NAME.fullmatch(self.key_variable)):

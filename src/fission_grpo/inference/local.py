@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,80 +32,6 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     equal = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
     length = min(sum(1 for _ in equal), min(map(len, prompts)) - 1)
     return length if length >= MIN_SHARED else 0
-
-
-def read_once(model: Any, prefix: Sequence[int], rows: int, room: int) -> Any:
-    """Return the KV cache of a common prefix, repeated for every row of the batch.
-
-    None if the model keeps anything other than plain keys and values of all positions (sliding windows, recurrent
-    states), because there may be padding between prefix and rest.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        prefix: token ids.
-        rows: batch size.
-        room: number of tokens that will follow the prefix in every row, padding and reply included.
-    """
-    import torch
-    from transformers.cache_utils import DynamicLayer
-
-    with torch.no_grad():
-        out = model.base_model(input_ids=torch.tensor([list(prefix)], device=model.device), use_cache=True)
-    cache: Any = getattr(out, "past_key_values", None)
-    layers = getattr(cache, "layers", ())
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-        return None
-    for number, layer in enumerate(layers):
-        cache.layers[number] = roomy = roomy_layer()(room)
-        roomy.update(*(states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values)))
-    return cache
-
-
-def empty_cache(model: Any, room: int) -> Any:
-    """Return an empty KV cache with preallocated room for replies; None for models that need another kind of cache.
-
-    Args:
-        model: a causal language model.
-        room: number of tokens that will follow the prompts.
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        return None
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None
-    cache.layers = [roomy_layer()(room) for _ in cache.layers]
-    return cache
-
-
-@functools.cache
-def roomy_layer() -> Any:
-    """Return the class of a cache layer that preallocates room, so that appending states copies nothing."""
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        def __init__(self, room: int):
-            super().__init__()
-            self.room, self.buffers = room, ()
-
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            used = self.get_seq_length()
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            end, states = used + key_states.shape[-2], (key_states, value_states)
-            if not self.buffers or end > self.buffers[0].shape[-2]:
-                grown = [new.new_empty((*new.shape[:2], end + self.room, new.shape[-1])) for new in states]
-                for buffer, old in zip(grown, (self.keys, self.values), strict=True):
-                    if used:
-                        buffer[:, :, :used] = old
-                self.buffers = tuple(grown)
-            for buffer, new in zip(self.buffers, states, strict=True):
-                buffer[:, :, used:end] = new
-            self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-            return self.keys, self.values
-
-    return RoomyLayer
 
 
 class LocalPolicy:
@@ -149,7 +73,7 @@ class LocalPolicy:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
-        self._seed, self._calls, self._shares = seed, 0, True
+        self._seed, self._calls = seed, 0
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """Return one reply per request. A prompt that fills the model's context gets an empty, truncated reply.
@@ -187,12 +111,19 @@ class LocalPolicy:
         """Continue one batch of prompts (token ids) by at most `room` tokens."""
         import torch
 
-        length, shared = max(1, *map(len, prompts)), shared_length(prompts) if self._shares else 0
-        cache = read_once(self.model, prompts[0][:shared], len(prompts), length - shared + room) if shared else None
-        if cache is None and shared:
-            self._shares, shared = False, 0
+        from fission_grpo.inference.kv_cache import make_growing_cache, read_prompts
+
+        length, shared = max(1, *map(len, prompts)), shared_length(prompts)
+        cache = make_growing_cache(self.model, length - shared + room if shared else room)
         if cache is None:
-            cache = empty_cache(self.model, room)
+            shared = 0
+        elif shared:
+            prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
+            with torch.no_grad():
+                states, _ = read_prompts(self.model, prefix)
+            for number, (keys, values) in enumerate(states):
+                keys, values = (x.expand(len(prompts), -1, -1, -1) for x in (keys, values))
+                cache.update(keys, values, number)
         gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after the common prefix
         ids = torch.tensor(
             [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]

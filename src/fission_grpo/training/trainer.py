@@ -49,7 +49,7 @@ from fission_grpo.training.config import FissionGRPOConfig, checked_config
 from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
-from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS
+from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, eos_token_ids
 
@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 check_names(GRPOTrainer)
 
 
-class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
+class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, GRPOTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.

@@ -32,8 +32,9 @@ from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator import tiny_model as starter_size
 from fission_grpo.recipes.error_simulator.check import try_source
 from fission_grpo.recipes.starter_policy.train import muon_update
-from fission_grpo.training.arguments import newest_checkpoint, parse_options
+from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import StopAndSave
+from fission_grpo.training.checkpoint import resume_point
 
 MOMENTUM = 0.95
 
@@ -316,7 +317,7 @@ def train_command(argv: list[str]) -> int:
         disable_progress_bars()  # of tokenization
     try:
         script, args, model = parse(argv)
-        checkpoint = newest_checkpoint(args.resume_from_checkpoint, args.output_dir)
+        checkpoint = resume_point(args)
         trainer, rows = make_trainer(script, args, model)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
