@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,7 @@ from fission_grpo.feedback.prompt import CHARACTERS, LEFT_TO_RULES, SYSTEM, fail
 from fission_grpo.feedback.request import LATE
 from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.endpoint import EndpointPolicy
-from fission_grpo.inference.endpoint_options import EndpointOptions
+from fission_grpo.inference.endpoint import EndpointOptions, EndpointPolicy
 
 METRICS = "feedback/model/"
 CLOSED = "closed"
@@ -44,23 +44,20 @@ class FeedbackModelOptions(EndpointOptions):
     """Options of `EndpointFeedback`: those of the requests (see `EndpointOptions`), and the following.
 
     All defaults are [ours]. At temperature 0 a resumed run gets the same feedback again. A thinking model needs
-    `max_tokens` of 1,000 or more.
+    `max_tokens` of 1,000 or more. The budget is of this process; beyond it the reason is "budget".
 
     Args:
         cache: folder of the cache on disk, shared by all processes and later runs; None keeps it in memory only.
-        max_requests: budget of this process in tries; None for no limit. Beyond it the reason is "budget".
+        max_requests: budget in tries; None for no limit.
         max_tokens_total: budget in tokens, read and written. Requests in flight when it is reached still count.
         prompt_price: of a million tokens read, in any currency.
         completion_price: of a million tokens written.
         circuit_after: requests lost in a row after which no more are sent for a while ("circuit open").
         circuit_seconds: the length of this pause, after which one request tests the endpoint.
-        characters: longest text about one failure, see `prompt.simulator_messages`.
+        characters: longest text about one failure, see `prompt.failure_text`.
         system: the system prompt. A model trained by `simulator train` needs the one it was trained with.
         shots: file of labelled examples (`simulator data`) whose first rows are shown; None for no examples.
         shots_used: number of these rows.
-
-    Raises:
-        ValueError: a value out of range; the message names the field.
     """
 
     max_tokens: int | None = 200
@@ -104,12 +101,12 @@ class _Pending:
 
     key: str
     prompt: str
+    reply: Future[Reply]
     waiting: list[Future[Diagnosis]] = field(default_factory=list)
-    reply: Future[Reply] | None = None
     start: float = field(default_factory=time.monotonic)
 
 
-class EndpointFeedback:
+class EndpointFeedback(AbstractContextManager["EndpointFeedback"]):
     """Feedback of a model behind an endpoint; a `FeedbackSource`.
 
     Call `check()` before a run and `close()` after it, or use it in a `with` statement.
@@ -139,6 +136,7 @@ class EndpointFeedback:
         self._limits = RequestLimits(
             given.max_requests, given.max_tokens_total, given.circuit_after, given.circuit_seconds
         )
+        # the key does not depend on the URL, as a server may move
         settings = [model, given.temperature, given.max_tokens, given.seed, dict(given.extra_body)]
         common = json.dumps([*settings, given.system, self._shots], sort_keys=True)
         self._key_prefix = hashlib.sha256(common.encode() + b"\0")
@@ -155,9 +153,6 @@ class EndpointFeedback:
 
     def __repr__(self) -> str:
         return f"EndpointFeedback({self.model!r}, {self._policy.url!r})"
-
-    def __enter__(self) -> EndpointFeedback:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -180,28 +175,24 @@ class EndpointFeedback:
             circuit_opened, cache_failed, cache_skipped; no/REASON for failures without feedback, retries/REASON for
             repeated tries.
         """
-        counts = self._policy.counts
         with self._lock:
-            totals = Counter(self._usage)
-        for name, number in counts.items():
+            totals: dict[str, float] = Counter(self._usage)
+        for name, number in self._policy.counts.items():
             kind = name.partition("/")[0]
             if kind in ("requests", "prompt_tokens", "completion_tokens", "retries", "lost"):
                 totals[kind] += number
             if name.startswith("retries/"):
                 totals[name] = number
         prompt_cost = totals["prompt_tokens"] * self.options.prompt_price
-        completion_cost = totals["completion_tokens"] * self.options.completion_price
-        totals["cost"] = (prompt_cost + completion_cost) / 1e6  # pyright: ignore[reportArgumentType]
+        totals["cost"] = (prompt_cost + totals["completion_tokens"] * self.options.completion_price) / 1e6
         totals["circuit_opened"] = self._limits.opened
         totals["cache_failed"], totals["cache_skipped"] = self._cache.failed, self._cache.skipped
         return {METRICS + name.replace(" ", "_"): value for name, value in totals.items() if value}
 
     def counts(self) -> Mapping[str, float]:
         """Return what was added to the totals since the last call; zeros are left out."""
-        totals = self.totals()
-        with self._lock:
-            before, self._reported = self._reported, totals
-        added = {name: value - before.get(name, 0) for name, value in totals.items()}
+        before, self._reported = self._reported, self.totals()
+        added = {name: value - before.get(name, 0) for name, value in self._reported.items()}
         return {name: value for name, value in added.items() if value}
 
     def state(self) -> dict[str, Any]:
@@ -214,8 +205,8 @@ class EndpointFeedback:
 
     def report(self) -> str:
         """Return the totals in one line, for the end of a run."""
-        totals = {name.removeprefix(METRICS): value for name, value in self.totals().items()}
-        return f"{self!r}: {', '.join(f'{name} {value:,.6g}' for name, value in sorted(totals.items()))}"
+        totals = sorted((name.removeprefix(METRICS), value) for name, value in self.totals().items())
+        return f"{self!r}: {', '.join(f'{name} {value:,.6g}' for name, value in totals)}"
 
     def close(self) -> None:
         """Cancel requests in flight ("closed") and end the thread. Only the cache answers from then on."""
@@ -226,43 +217,33 @@ class EndpointFeedback:
     def _start(self, failure: Failure) -> Future[Diagnosis]:
         if failure.kind in LEFT_TO_RULES:
             return completed(Diagnosis(None))
-        self._count(requested=1)
+        self._count("requested")
         try:
             prompt = failure_text(failure, self.options.characters)
         except Exception as error:  # noqa: BLE001 - a task's tools or messages may raise anything; logged and counted
             _log.warning("the prompt for task %s could not be made", failure.task.id, exc_info=True)
             return completed(self._counted(Diagnosis(None, f"raised {type(error).__name__}")))
-        key = self._key_prefix.copy()  # the key does not depend on the URL, as a server may move
-        key.update(prompt.encode("utf-8", "surrogatepass"))
-        return self._join(key.hexdigest(), prompt)
-
-    def _join(self, key: str, prompt: str) -> Future[Diagnosis]:
-        """The answer from the cache, or a future of a request in flight, started if there is none."""
+        hashed = self._key_prefix.copy()
+        hashed.update(prompt.encode("utf-8", "surrogatepass"))
+        key = hashed.hexdigest()
         if (text := self._cache.get(key)) is not None:
-            self._count(cache_hits=1)
+            self._count("cache_hits")
             return completed(self._counted(Diagnosis(text)))
         future: Future[Diagnosis] = Future()
         with self._lock:
             if self._is_closed:
                 return completed(self._counted(Diagnosis(None, CLOSED)))
-            is_new = key not in self._pending
-            pending = self._pending.setdefault(key, _Pending(key, prompt))
-            pending.waiting.append(future)
-        self._count(shared=0 if is_new else 1)
+            pending = self._pending.get(key)
+            if pending is not None:
+                self._count("shared")
+                pending.waiting.append(future)
+            else:
+                messages = messages_about(prompt, self.options.system, self._shots)
+                pending = _Pending(key, prompt, self._policy.submit(Request(messages)), [future])
+                self._pending[key] = pending
+                pending.reply.add_done_callback(partial(self._on_reply, pending))
         future.add_done_callback(partial(self._on_done, pending))
-        if is_new:
-            self._send(pending)
         return future
-
-    def _send(self, pending: _Pending) -> None:
-        try:
-            pending.reply = self._policy.submit(
-                Request(messages_about(pending.prompt, self.options.system, self._shots))
-            )
-        except RuntimeError:  # closed in the meantime
-            self._finish(pending, Diagnosis(None, CLOSED))
-            return
-        pending.reply.add_done_callback(partial(self._on_reply, pending))
 
     def _on_reply(self, pending: _Pending, reply: Future[Reply]) -> None:
         """Read a reply. Runs in the policy's thread, and must not raise."""
@@ -273,37 +254,31 @@ class EndpointFeedback:
             answer = Diagnosis(None, f"raised {type(error).__name__}")
         if answer.text:
             self._cache.put(pending.key, answer.text)
-        self._finish(pending, answer)
-
-    def _read(self, pending: _Pending, reply: Reply) -> Diagnosis:
-        self._count(seconds=time.monotonic() - pending.start)
-        if reply.reason is not None:
-            return Diagnosis(None, reply.reason)
-        if reply.prompt_tokens is None:
-            shown = (
-                len(pending.prompt)
-                + len(self.options.system)
-                + sum(len(text) for shot in self._shots for text in shot)
-            )
-            read, written = shown // CHARACTERS_PER_TOKEN, len(reply.text) // CHARACTERS_PER_TOKEN
-            self._limits.tokens += read + written
-            self._count(prompt_tokens=read, completion_tokens=written, estimated_tokens=read + written)
-        if reply.tool_calls:
-            return Diagnosis(None, "tool calls instead of text")
-        return usable_text(reply.text, reply.truncated, pending.prompt) if reply.text else Diagnosis(None, "empty")
-
-    def _finish(self, pending: _Pending, answer: Diagnosis) -> None:
-        for future in self._remove(pending):
+        self._remove(pending)
+        for future in pending.waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(self._counted(answer))
 
-    def _remove(self, pending: _Pending) -> list[Future[Diagnosis]]:
-        """Take a request out of those in flight. Returns the futures that wait for it."""
+    def _read(self, pending: _Pending, reply: Reply) -> Diagnosis:
+        self._count("seconds", time.monotonic() - pending.start)
+        if reply.reason is not None:
+            return Diagnosis(None, reply.reason)
+        if reply.prompt_tokens is None:
+            shown = [pending.prompt, self.options.system, *(text for shot in self._shots for text in shot)]
+            read, written = (length // CHARACTERS_PER_TOKEN for length in (sum(map(len, shown)), len(reply.text)))
+            self._limits.tokens += read + written
+            self._count("prompt_tokens", read)
+            self._count("completion_tokens", written)
+            self._count("estimated_tokens", read + written)
+        if reply.tool_calls:
+            return Diagnosis(None, "tool calls instead of text")
+        return usable_text(reply.text, reply.truncated, pending.prompt)
+
+    def _remove(self, pending: _Pending) -> None:
+        """Take a request out of those in flight, so that no more futures wait for it."""
         with self._lock:
             if self._pending.get(pending.key) is pending:
                 del self._pending[pending.key]
-            waiting, pending.waiting = pending.waiting, []
-        return waiting
 
     def _on_done(self, pending: _Pending, future: Future[Diagnosis]) -> None:
         """Cancel a request when the last future that waits for it was cancelled."""
@@ -311,18 +286,15 @@ class EndpointFeedback:
             return
         self._counted(Diagnosis(None, LATE))
         with self._lock:
-            if future in pending.waiting:
-                pending.waiting.remove(future)
-            if pending.waiting:
+            if not all(other.cancelled() for other in pending.waiting):
                 return
             self._remove(pending)
-        if pending.reply is not None:
-            pending.reply.cancel()
+        pending.reply.cancel()
 
     def _counted(self, answer: Diagnosis) -> Diagnosis:
-        self._count(**{"answers" if answer.text else f"no/{answer.reason or 'no diagnosis'}": 1})
+        self._count("answers" if answer.text else f"no/{answer.reason or 'no diagnosis'}")
         return answer
 
-    def _count(self, **numbers: float) -> None:
+    def _count(self, name: str, number: float = 1) -> None:
         with self._lock:
-            self._usage.update(numbers)  # pyright: ignore[reportArgumentType] - seconds are fractions
+            self._usage[name] += number  # pyright: ignore[reportArgumentType] - seconds are fractions
