@@ -79,10 +79,6 @@ class FeedbackModelOptions(EndpointOptions):
 
     LEAST: ClassVar[Mapping[str, float]] = {
         **EndpointOptions.LEAST,
-        "max_requests": 0,
-        "max_tokens_total": 0,
-        "prompt_price": 0,
-        "completion_price": 0,
         "circuit_after": 1,
         "circuit_seconds": 0.001,
         "characters": 1,
@@ -116,13 +112,8 @@ class EndpointFeedback(AbstractContextManager["EndpointFeedback"]):
     "HTTP 429" (and so on), "not JSON", "no choices", "malformed", "too long" (the prompt), "tool calls instead of
     text", those of `usable_text`, "budget", "circuit open", "late" (given up by the caller), "closed".
 
-    Args:
-        model: name of the model on the server.
-        url: of the endpoint, such as "http://localhost:8000/v1"; None for OPENAI_BASE_URL, else OpenAI's own.
-        options: of requests, cache, budget and circuit breaker.
-
-    Raises:
-        ValueError: invalid key, URL or file of examples, or the `openai` package is not installed.
+    Model and URL are as for `EndpointPolicy`. Raises ValueError for an invalid key, URL or file of examples, or if the
+    `openai` package is missing.
     """
 
     name = "endpoint"
@@ -168,15 +159,13 @@ class EndpointFeedback(AbstractContextManager["EndpointFeedback"]):
     def totals(self) -> dict[str, float]:
         """Return what this process has done, as metrics; zeros are left out.
 
-        Returns:
-            dict: "feedback/model/" and: requested (failures), answers, cache_hits, shared (with an equal request in
-            flight), requests (tries), retries, lost (requests), prompt_tokens, completion_tokens, estimated_tokens
-            (tokens the endpoint did not count), cost, seconds (summed over requests, waiting for a slot included),
-            circuit_opened, cache_failed, cache_skipped; no/REASON for failures without feedback, retries/REASON for
-            repeated tries.
+        The names are "feedback/model/" and: requested (failures), answers, cache_hits, shared (with an equal request
+        in flight), requests (tries), retries, lost (requests), prompt_tokens, completion_tokens, estimated_tokens
+        (tokens the endpoint did not count), cost, seconds (summed over requests, waiting for a slot included),
+        circuit_opened, cache_failed, cache_skipped; no/REASON for failures without feedback, retries/REASON.
         """
         with self._lock:
-            totals: dict[str, float] = Counter(self._usage)
+            totals: Any = Counter(self._usage)
         for name, number in self._policy.counts.items():
             kind = name.partition("/")[0]
             if kind in ("requests", "prompt_tokens", "completion_tokens", "retries", "lost"):
@@ -265,7 +254,8 @@ class EndpointFeedback(AbstractContextManager["EndpointFeedback"]):
             return Diagnosis(None, reply.reason)
         if reply.prompt_tokens is None:
             shown = [pending.prompt, self.options.system, *(text for shot in self._shots for text in shot)]
-            read, written = (length // CHARACTERS_PER_TOKEN for length in (sum(map(len, shown)), len(reply.text)))
+            read = sum(map(len, shown)) // CHARACTERS_PER_TOKEN
+            written = len(reply.text) // CHARACTERS_PER_TOKEN
             self._limits.tokens += read + written
             self._count("prompt_tokens", read)
             self._count("completion_tokens", written)

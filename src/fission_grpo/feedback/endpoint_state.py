@@ -25,21 +25,15 @@ _log = logging.getLogger(__name__)
 class ResponseCache:
     """A mapping from keys to texts, in memory and, with a folder, on disk. Thread-safe.
 
-    Faults of the disk stop nothing: unreadable lines are skipped, and texts that cannot be written stay in memory.
-    Both are counted, and logged once.
-
-    Args:
-        folder: created if needed. All its `*.jsonl` files are read now, later ones of other processes are not.
-
-    Attributes:
-        path: this process's file, None without a folder. It is created with the first text.
-        skipped: number of lines that were no entries (torn by a crash, or foreign), and of unreadable files.
-        failed: number of texts that could not be written.
+    All `*.jsonl` files of the folder are read at the start; this process writes one more. Faults of the disk stop
+    nothing: unreadable lines are skipped, and texts that cannot be written stay in memory. Both are counted, and
+    logged once.
     """
 
     def __init__(self, folder: Path | None):
         self.path = folder / f"diagnoses-{os.getpid()}-{secrets.token_hex(4)}.jsonl" if folder else None
-        self.skipped = self.failed = 0
+        self.skipped = 0  # lines that were no entries (torn by a crash, or foreign), and unreadable files
+        self.failed = 0  # texts that could not be written
         self._texts: dict[str, str] = {}
         self._lock = threading.Lock()
         try:

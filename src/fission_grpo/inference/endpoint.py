@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fission_grpo.core.json_io import encodable, quoted
@@ -80,19 +80,17 @@ class EndpointOptions:
     max_retries: int = 7
     key_variable: str = "OPENAI_API_KEY"
 
-    LEAST: ClassVar[Mapping[str, float]] = {  # least value of each number
+    LEAST: ClassVar[Mapping[str, float]] = {  # least values of numbers, if not 0
         "concurrency": 1,
-        "max_retries": 0,
         "timeout": 0.001,
         "patience": 0.001,
         "max_tokens": 1,
-        "temperature": 0,
         "seed": -math.inf,
     }
 
     def __post_init__(self):
-        for name, least in self.LEAST.items():
-            self._check_number(name, least)
+        for entry in fields(self):
+            self._check_number(entry.name, str(entry.type))
         if not (isinstance(self.key_variable, str) and _VARIABLE_NAME.fullmatch(self.key_variable)):
             raise self._error(
                 "key_variable",
@@ -108,13 +106,14 @@ class EndpointOptions:
         except (TypeError, ValueError) as error:
             raise self._error("extra_body", f"must hold JSON values: {error}") from error
 
-    def _check_number(self, name: str, least: float) -> None:
+    def _check_number(self, name: str, annotation: str) -> None:
+        kinds: tuple[type, ...] = (int,) if annotation.startswith("int") else (int, float)
         value: Any = getattr(self, name)
-        annotation = str(self.__dataclass_fields__[name].type)
-        if value is None and annotation.endswith("None"):
+        least = self.LEAST.get(name, 0)
+        if not annotation.startswith(("int", "float")) or (value is None and annotation.endswith("None")):
             return
-        kinds, what = ((int,), "a whole number") if annotation.startswith("int") else ((int, float), "a number")
-        if type(value) not in kinds or not least <= value < math.inf:
+        if value is None or type(value) not in kinds or not least <= value < math.inf:
+            what = "a whole number" if kinds == (int,) else "a number"
             raise self._error(name, f"must be {what} of at least {least}, got {quoted(value)}")
 
     def _error(self, name: str, problem: str) -> ValueError:
@@ -152,7 +151,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         base_url: such as "http://localhost:8000/v1"; None for OPENAI_BASE_URL, else OpenAI's own.
         options: how requests are made.
         tokenizer: renders dialogues for raw completions; not needed for requests with a `prompt`.
-        gate: consulted before each try.
+        gate: see `RequestGate`.
 
     Raises:
         EndpointError: OpenAI's own endpoint without a key in the environment; an invalid key or URL.
@@ -285,11 +284,11 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         """Send a request once, and wait at most `limit` seconds for all of the response."""
         client: Any = self._client.completions if self.options.raw else self._client.chat.completions
         # fields go into `extra_body`, because openai walks through all others: an eighth of a request's time
-        fields = {"model": self.model, "extra_body": {**body, **self.options.extra_body}}
-        fields["prompt" if self.options.raw else "messages"] = []
+        arguments = {"model": self.model, "extra_body": {**body, **self.options.extra_body}}
+        arguments["prompt" if self.options.raw else "messages"] = []
         try:
             async with asyncio.timeout(limit):
-                response = await client.with_raw_response.create(**fields)
+                response = await client.with_raw_response.create(**arguments)
             return read_completion(response.content, response.headers.get("content-type", ""))
         except (TimeoutError, self._openai.APITimeoutError):
             return _Fault("timeout", f"no complete answer within {limit:.3g} s")

@@ -41,9 +41,6 @@ class LocalPolicy:
         batch_size: requests per batch. Prompts are batched by length, and their common prefix is read once.
         seed: of the sampling. The same seed, model and requests in the same order and batches give the same replies
             on one machine. The global random state is kept.
-
-    Raises:
-        ValueError: a limit out of range; a tokenizer without a token for padding.
     """
 
     def __init__(
@@ -56,10 +53,8 @@ class LocalPolicy:
         seed: int = 0,
     ):
         if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
-            raise ValueError(
-                "LocalPolicy needs temperature >= 0, max_new_tokens >= 1 and batch_size >= 1, got "
-                f"{temperature}, {max_new_tokens}, {batch_size}"
-            )
+            limits = "temperature >= 0, max_new_tokens >= 1 and batch_size >= 1"
+            raise ValueError(f"LocalPolicy needs {limits}, got {temperature}, {max_new_tokens}, {batch_size}")
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
         self.eos = eos_ids(model, tokenizer)
@@ -72,13 +67,11 @@ class LocalPolicy:
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """Return one reply per request. A prompt that fills the model's context gets an empty, truncated reply.
 
-        Raises:
-            ValueError: a request without `prompt`, if the chat template is missing or rejects the dialogue.
+        Raises ValueError if the chat template is missing or rejects a dialogue.
         """
         import torch
 
-        texts = [encodable(prompt_text(self.tokenizer, request)) for request in requests]
-        prompts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        prompts = [self._ids(request) for request in requests]
         replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
         order = sorted((i for i in range(len(prompts)) if i not in replies), key=lambda i: len(prompts[i]))
         was_training = self.model.training
@@ -93,6 +86,10 @@ class LocalPolicy:
         self.model.train(was_training)
         self._calls += 1
         return [replies[i] for i in range(len(prompts))]
+
+    def _ids(self, request: Request) -> list[int]:
+        text = encodable(prompt_text(self.tokenizer, request))
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _room(self, prompt: Sequence[int]) -> int:
         return min(self.max_new_tokens, self.context - len(prompt)) if self.context else self.max_new_tokens
@@ -112,8 +109,9 @@ class LocalPolicy:
             prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
             with torch.no_grad():
                 states, _ = read_prompts(self.model, prefix)
-            for number, layer in enumerate(states):
-                cache.update(*(x.expand(len(prompts), -1, -1, -1) for x in layer), number)
+            for number, (keys, values) in enumerate(states):
+                rows = (len(prompts), -1, -1, -1)
+                cache.update(keys.expand(*rows), values.expand(*rows), number)
         gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after the common prefix
         ids = torch.tensor(
             [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
@@ -151,9 +149,7 @@ def prompt_text(tokenizer: Any, request: Request) -> str:
     """Return the text that a reply continues: the request's `prompt`, else its dialogue in the chat template.
 
     As in training, special tokens in tool results and in the policy's text are broken up (`SpecialTokenFilter`).
-
-    Raises:
-        ValueError: there is no chat template, or it rejects the dialogue.
+    Raises ValueError if there is no chat template, or it rejects the dialogue.
     """
     if request.prompt is not None:
         return request.prompt

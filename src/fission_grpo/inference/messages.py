@@ -33,13 +33,7 @@ def result_messages(reply: Reply, results: Sequence[ToolResult]) -> list[Message
 
 
 def unread_messages(reply: Reply, name: str, error: str) -> list[Message]:
-    """Return the parse error of a reply as tool messages, worded as TRL does; one for each structured call.
-
-    Args:
-        reply: the reply that could not be parsed.
-        name: tool name of the messages.
-        error: as `chat.parse` words it.
-    """
+    """Return the error of `chat.parse` as tool messages, worded as TRL does; one for each structured call."""
     return [_tool_message(name, str({"error": error}), call) for call in reply.tool_calls or [{}]]
 
 

@@ -20,11 +20,7 @@ _LOGGERS = ("httpx", "httpx2", "openai._base_client")  # they log URLs; a filter
 
 
 def split_url(url: str | None) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
-    """Split a base URL into the URL without its query, the fields of the query, and the secrets in either.
-
-    Example:
-        `split_url("http://host/v1?api_key=k5")` is ("http://host/v1", {"api_key": "k5"}, ("k5",)).
-    """
+    """Split a base URL into the URL without its query, the fields of the query, and the secrets in either."""
     if url is None:  # OpenAI's own
         return None, {}, ()
     parts = urlsplit(url)
@@ -51,11 +47,7 @@ class Secrets:
         self._forms = sorted(forms, key=len, reverse=True)
 
     def clean(self, text: object) -> str:
-        """Return the text without the secrets and without anything that looks like a key.
-
-        Example:
-            `Secrets(["pw7"]).clean("wrong: pw7 and sk-abcd")` is "wrong: *** and ***".
-        """
+        """Return the text without the secrets and without anything that looks like a key."""
         cleaned = str(text)
         for form in self._forms:
             cleaned = cleaned.replace(form, HIDDEN)

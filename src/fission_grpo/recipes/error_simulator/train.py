@@ -439,7 +439,7 @@ def measured(trainer: SimulatorTrainer, rows: TrainingRows) -> dict[str, Any]:
         record["evaluation_loss"] = {
             name: round(found[f"eval_{name}_loss"], 4) for name in ("seen", "unseen") if f"eval_{name}_loss" in found
         }
-        source = LocalModelFeedback(trainer.model, trainer.processing_class, **asdict(trainer.settings))
+        source = LocalModelFeedback(trainer.model, trainer.processing_class, settings=trainer.settings)
         trials = {"seen": try_source(source, rows.seen), "unseen": try_source(source, rows.unseen)}
         record["trial"] = {name: asdict(trial) for name, trial in trials.items() if trial}
     return record
