@@ -45,7 +45,6 @@ TINY_TRAINING = {  # [ours]
     "warmup_steps": 0.03,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 6,
-    "train_sampling_strategy": "group_by_length",
     "gradient_checkpointing": False,
     "bf16": False,
 }
