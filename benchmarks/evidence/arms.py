@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,13 @@ class UnscaledRecovery(FissionGRPOTrainer):
     """Recovery groups are centred on their mean but not divided by their standard deviation; explore groups are."""
 
     @contextmanager
-    def _cycle(self):
+    def _cycle_settings(self):
         before = self.scale_rewards
-        if self.fission.recovering:
+        if self.cycle.contexts:
             self.scale_rewards = "none"
         try:
-            with super()._cycle() as group_size:
-                yield group_size
+            with super()._cycle_settings():
+                yield
         finally:
             self.scale_rewards = before
 
@@ -34,7 +34,7 @@ class PositiveRecovery(FissionGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        if self.fission.recovering:
+        if self.cycle.contexts:
             output["advantages"] = output["advantages"].clamp(min=0)
         return output
 
@@ -49,8 +49,8 @@ VARIANTS: dict[str, Any] = {
 class OfflineFission(Fission):
     """Recovers from the corrective instances of another run only; the policy's own failures are not made into any."""
 
-    def ask(self, failed: Sequence[FailedRollout], step: int) -> None:
-        """Nothing is asked, so nothing new enters the buffer."""
+    def submit(self, failed: Iterable[FailedRollout], step: int) -> None:
+        """Request nothing, so that nothing new enters the buffer."""
 
 
 def recover_offline(trainer: FissionGRPOTrainer, buffer: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ def recover_offline(trainer: FissionGRPOTrainer, buffer: Mapping[str, Any]) -> N
         buffer: as `FissionBuffer.state` gave it.
     """
     fission, args = trainer.fission, trainer.args
-    offline = OfflineFission(args, fission.sources, fission.event_log, fission.control)
+    offline = OfflineFission(args, fission.sources, fission.event_log, fission.special_tokens)
     for item in buffer["items"]:
         offline.buffer.push(CorrectiveInstance.from_json(item))
     trainer.fission = offline

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from fission_grpo.core.chat import parse, read_result, render_call
 from fission_grpo.core.errors import TaskFileError
@@ -27,20 +30,12 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.evaluation.bfcl.decoding import decode_hermes, decode_python, python_calls
-from fission_grpo.feedback.leak_guard import (
-    _WORDS,
-    _plain,
-    dates_of,
-    leaks,
-    number,
-    numbers_in,
-    squashed,
-    time_of,
-)
+from fission_grpo.feedback.leak_guard import COMMON_WORDS, find_reference_leak, letters_and_digits, normalize
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.request import feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
+from fission_grpo.feedback.value_forms import number_of, states_boolean, states_date, states_number, states_time
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.endpoint import Unreadable, read_answer
@@ -92,7 +87,10 @@ def parser(data: bytes) -> None:
         python_calls(text)
     with suppress(Unreadable):
         json.dumps(read_answer(data).reply.text, allow_nan=False)
-    numbers_in(text.casefold()), dates_of(text), time_of(text), number(text)
+    states_boolean(text, True)
+    states_number(text, number_of(text) or 12.5)
+    states_date(text, text[:40])
+    states_time(text, text[:40])
     answer = usable_text(text)
     assert (answer.text is None) == (answer.reason is not None)
 
@@ -128,13 +126,13 @@ def leak_guard(data: bytes) -> None:
     value, _, tail = rest.partition(b"\x00\x00")
     before, told, after = (part.decode("utf-8", "replace") for part in (head, value, tail))
     reference = [ToolCall("go", {"to": told, "n": len(told)})]
-    leaks(before + told + after, reference, [ToolCall("go", {"to": before, "n": after})], TOOLS)
-    plain = _plain(told).replace("`", "'")
-    if "`" in told or not squashed(plain) or plain in _WORDS or re.search(r"true|false", plain):
+    find_reference_leak(before + told + after, reference, [ToolCall("go", {"to": before, "n": after})], TOOLS)
+    plain = normalize(told).replace("`", "'")
+    if "`" in told or not letters_and_digits(plain) or plain in COMMON_WORDS or re.search(r"true|false", plain):
         return  # found as a quotation only, or public as a list of all there is
-    assert leaks(f"{before} {told} {after}", reference) is not None, (before, told, after)
+    assert find_reference_leak(f"{before} {told} {after}", reference) is not None, (before, told, after)
     if not any(option in plain for option in ("economy", "zqcabinzq", "first", "book", "cancel")):
-        assert leaks(f"{before} {told} {after}", reference, (), TOOLS) is not None, (before, told, after)
+        assert find_reference_leak(f"{before} {told} {after}", reference, (), TOOLS) is not None, (before, told, after)
 
 
 def rows(data: bytes) -> None:
@@ -176,7 +174,7 @@ def seeds(target: str) -> list[bytes]:
     calls = [render_call(call) for call in REFERENCE] + [render_call(ToolCall("cancel"))]
     texts = [*calls, f"<think>\nwell\n</think>\n\n{calls[0]}", '[book(city="Rome", seats=2*3), cancel()]', FIXED_TEXT]
     texts += ["[f(x=10**5000)]", "[f(x=0x%s)]" % ("f" * 40), "[f(x=-2.5e3, y={'a': (1, None)}, z=g(b='c'))]"]
-    situations = [json.loads(line) for line in _lines("benchmarks/leaks/suite.jsonl")[:200]]
+    situations = list(islice(_leak_suite(), 200))
     if target == "parser":
         asked = json.dumps(json.loads((ROOT / "tests/fixtures/bfcl_answered.json").read_text()))
         body = {"choices": [{"message": {"content": calls[0]}, "finish_reason": "stop"}], "usage": {}}
@@ -200,5 +198,9 @@ def seeds(target: str) -> list[bytes]:
     return [line.encode() for line in lines]
 
 
-def _lines(path: str) -> list[str]:
-    return (ROOT / path).read_text(encoding="utf-8").splitlines()
+def _leak_suite() -> Iterator[dict[str, Any]]:
+    """The cases of benchmarks/leaks, which its own script makes."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "leaks"))
+    from make_suite import rows
+
+    return rows()

@@ -1,13 +1,12 @@
-"""Texts that give nothing away, though they look as if. As in `leaking_rules.py`, `NEW` rules are held out.
+"""Texts that look like leaks but give nothing away. As in `leaking_rules.py`, `NEW` rules are held out.
 
-Innocent is: what the failed call wrote for the same parameter; a third value, as wrong as that; all options of an
-enum or all tools; names of parameters and types; words and numbers that only contain the value; talk about the
-dialogue which does not repeat the value.
+Innocent texts quote what the failed call wrote for the same parameter, state a third value that is as wrong, list all
+options of an enum or all tools, name parameters and types, contain the value within a longer word or number, or talk
+about the dialogue without repeating the value.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -38,12 +37,10 @@ def given(text: str, make: Callable[[Target], object] = lambda t: t.given) -> Ru
     return lambda s, t, n: None if t.given is None else text.format(p=t.name, v=make(t))
 
 
-def other(text: str, make: Callable[[str], str] = str, least: int = 0) -> Rule:
-    """A third value; not of an enum, where it might leave but one option."""
+def other(text: str, make: Callable[[str], str] = str) -> Rule:
+    """A third value; not of an enum, where it might leave only one option."""
     return lambda s, t, n: (
-        text.format(p=t.name, v=make(str(t.other)))
-        if t.other is not None and not t.options and len(str(t.other)) >= least
-        else None
+        text.format(p=t.name, v=make(str(t.other))) if t.other is not None and not t.options else None
     )
 
 
@@ -112,9 +109,7 @@ KNOWN: Mapping[str, Rule] = {
     "given value": given("error: `{p}` is not right, got {v!r}"),
     "given value in prose": given("you wrote {v} for `{p}`, which nobody asked for"),
     "third value": other("`{p}` may as well be {v}, that would be wrong too"),
-    "third value, base64": other("`{p}`: {v}?", lambda v: base64.b64encode(v.encode()).decode(), 4),
-    "third value, spaced": other("not {v} either", " ".join, 4),
-    "third value, reversed": other("not {v} either", lambda v: v[::-1], 5),
+    "third value, spaced": other("not {v} either", " ".join),
     "third number in words": other_number("`{p}` is not {v}"),
     "third date, by name": other_date(lambda d: f"nothing is free on {MONTHS[d.month - 1]} {d.day}, {d.year}"),
     "all options": listed("`{p}` must be one of {v}", ", "),
@@ -133,8 +128,6 @@ NEW: Mapping[str, Rule] = {
     "given value, guillemets": given("I cannot work with «{v}» here ({p})"),
     "given value, shouted": given("WRONG: {v}", lambda t: str(t.given).upper()),
     "given value, twice": given("{v}, {v} again: `{p}` stays wrong"),
-    "third value, hex": other("unexpected bytes {v}", lambda v: v.encode().hex(), 4),
-    "third value, dotted": other("no match for {v}", ".".join, 4),
     "third number, digits": lambda s, t, n: f"status {t.other}: rejected" if t.kind == "number" else None,
     "third date, day first": other_date(lambda d: f"[{d.day}/{d.month}/{d.year}] service restarted"),
     "all options as JSON": listed('"enum": ["{v}"]', '", "'),

@@ -1,14 +1,15 @@
-"""Make the adversarial suite of the leak guard: `suite.jsonl`, from `situations.jsonl` and the two files of rules.
+"""Make the test cases of the leak guard from `situations.jsonl` and the two files of rules.
 
-    python benchmarks/leaks/make_suite.py
+    python benchmarks/leaks/make_suite.py suite.jsonl
 
-Deterministic, without chance. A situation and a rule make one case, of the first target after a starting place that
-turns from rule to rule. The development half is its situations with the `KNOWN` rules; the held-out half other
-situations with `KNOWN` and `NEW` rules, and other carrier sentences.
+The cases are deterministic, so no file of them is tracked. A situation and a rule make one case, about the first
+target after a starting place that moves on from rule to rule. The development half has its own situations with the
+`KNOWN` rules. The held-out half has other situations, `KNOWN` and `NEW` rules, and other sentences around the values.
 """
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,9 @@ import innocent_rules
 import leaking_rules
 from situations import HELD_OUT, Situation, situations
 
-SUITE = Path(__file__).with_name("suite.jsonl")
-
 
 def rows() -> Iterator[dict[str, Any]]:
-    """The cases in order of the situations, leaking ones first."""
+    """The cases in the order of the situations, leaking ones first."""
     for number, situation in enumerate(situations()):
         dialogue = [{"role": "user", "content": situation.user}]
         if situation.result:
@@ -53,7 +52,7 @@ def _rules(rules: Any, situation: Situation) -> Iterator[tuple[str, Any, bool]]:
 
 
 def _made(situation: Situation, rule: Any, turn: int, may_hold_a_value: bool) -> str | None:
-    """The first text of the rule; an innocent one may hold no reference value as a whole word, by plain search."""
+    """The first text of the rule. An innocent one must not hold a reference value as a whole word, by plain search."""
     targets = situation.targets
     for step in range(len(targets)):
         text = rule(situation, targets[(turn + step) % len(targets)], turn)
@@ -67,4 +66,5 @@ def _holds(text: str, value: str) -> bool:
 
 
 if __name__ == "__main__":
-    SUITE.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows()), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows()]
+    Path(sys.argv[1]).write_text("".join(lines), encoding="utf-8")

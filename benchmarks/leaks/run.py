@@ -1,10 +1,10 @@
-"""Precision and recall of the leak guard on the adversarial suite, with Wilson's 95% intervals, in all and by rule.
+"""Measure the leak guard: precision and recall on the suite by rule, and its verdicts on recorded texts.
 
     python benchmarks/leaks/run.py                                    # the development half
-    python benchmarks/leaks/run.py --held_out --output results.json   # both; once, when the guard is done
+    python benchmarks/leaks/run.py --held_out --output results.json   # both halves
 
-Prints, and writes if asked to, also every case that the guard has wrong, and the time per text. results.json is the
-one measurement of the held-out half; see README.md before making another.
+Shares have Wilson's 95% intervals. Every wrong case and the time per text are shown too. The held-out half is not for
+tuning; read README.md before running it.
 """
 
 import argparse
@@ -15,22 +15,24 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import make_suite
+from recorded import load_recorded
+
 from fission_grpo.core.types import ToolCall
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.feedback.leak_guard import leaks
+from fission_grpo.feedback.leak_guard import find_leak, find_reference_leak
 
-HERE = Path(__file__).parent
 NAMES = {"development": "development", "held out": "held out: all", "known": "held out: rules known from development",
          "new": "held out: new rules"}  # fmt: skip
 
 
 def judged(row: dict[str, Any]) -> tuple[str | None, float]:
-    """What the guard finds in a case's text, and the best of five times, in ms."""
+    """What the guard finds in a case's text, and the best of five times in ms."""
     reference, failed = (ToolCall(**row[key]) for key in ("reference", "failed"))
     times = []
     for _ in range(5):
         began = time.perf_counter()
-        found = leaks(row["text"], [reference], [failed], row["tools"])
+        found = find_reference_leak(row["text"], [reference], [failed], row["tools"])
         times.append(1000 * (time.perf_counter() - began))
     return found, min(times)
 
@@ -41,7 +43,7 @@ def share(hits: int, of: int) -> dict[str, Any]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Recall and precision of cases, and the same share (cases judged right) rule by rule."""
+    """Recall and precision, the share of right verdicts by rule, and the wrong cases."""
     found = [row for row in rows if row["found"]]
     leaking = [row for row in rows if row["leak"]]
     by_rule: dict[tuple[bool, str], list[bool]] = defaultdict(list)
@@ -56,6 +58,26 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "missed": {row["id"]: row["text"] for row in leaking if not row["found"]},
         "false alarms": {row["id"]: [row["text"], row["found"]] for row in found if not row["leak"]},
     }
+
+
+def recorded_verdicts() -> dict[str, int]:
+    """Counts of recorded texts by the old guard's verdict and by this guard's."""
+    counts = {
+        "refused by both": 0,
+        "newly passed": 0,
+        "old false alarms passed": 0,
+        "passed by both": 0,
+        "new alarms": 0,
+    }
+    for one in load_recorded():
+        refused = find_leak(one.text, one.failure) is not None
+        if one.found is None:
+            counts["new alarms" if refused else "passed by both"] += 1
+        elif refused:
+            counts["refused by both"] += 1
+        else:
+            counts["old false alarms passed" if one.false_alarm else "newly passed"] += 1
+    return counts
 
 
 def part(rows: list[dict[str, Any]], which: str) -> list[dict[str, Any]]:
@@ -90,8 +112,7 @@ def main() -> None:
     parser.add_argument("--held_out", action="store_true", help="judge the held-out half too")
     parser.add_argument("--output", type=Path, help="write the results here, as JSON")
     given = parser.parse_args()
-    rows = [json.loads(line) for line in (HERE / "suite.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if given.held_out or row["half"] == "development"]
+    rows = [row for row in make_suite.rows() if given.held_out or row["half"] == "development"]
     times = []
     for row in rows:
         row["found"], spent = judged(row)
@@ -102,8 +123,11 @@ def main() -> None:
     cuts = statistics.quantiles(times, n=100)
     speed = {"median_ms": cuts[49], "p99_ms": cuts[98], "max_ms": max(times)}
     print("\ntime per text:", ", ".join(f"{name} {value:.3f}" for name, value in speed.items()))
+    recorded = recorded_verdicts()
+    print("recorded texts:", ", ".join(f"{name} {value:,}" for name, value in recorded.items()))
     if given.output:
-        given.output.write_text(json.dumps({"time": speed, **results}, indent=1, ensure_ascii=False) + "\n")
+        values = {"time": speed, "recorded": recorded, **results}
+        given.output.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

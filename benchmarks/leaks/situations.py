@@ -1,6 +1,6 @@
-"""The hand-written base situations (`situations.jsonl`): a request, its tools, the right call, the call made instead.
+"""The hand-written situations (`situations.jsonl`): a request, its tools, the right call and the call made instead.
 
-Each row says which half it belongs to. They were written before the guard was improved.
+Each row says which half it belongs to. All rows were written before the guard was tuned.
 """
 
 import json
@@ -60,7 +60,6 @@ class Situation:
         reference: the expected call.
         failed: the call that was made.
         targets: the reference's values that the failed call does not have; of a list or object its first scalar.
-        paraphrase: (parameter, words of common knowledge that tell its value without saying it).
     """
 
     name: str
@@ -71,7 +70,6 @@ class Situation:
     reference: ToolCall
     failed: ToolCall
     targets: tuple[Target, ...]
-    paraphrase: tuple[str, str]
 
 
 def situations() -> list[Situation]:
@@ -96,8 +94,8 @@ def _situation(row: dict[str, Any]) -> Situation:
         if made[0] != made[1]:
             targets.append(Target(name, *made, options=tuple(kind) if isinstance(kind, list) else ()))
     tools = tuple(_tool(name, parameters) for name, parameters in row["tools"].items())
-    rest = (row["name"], row["half"], row["user"], row.get("result", ""), tools, reference, failed, tuple(targets))
-    return Situation(*rest, tuple(row["paraphrase"]))
+    first = (row["name"], row["half"], row["user"], row.get("result", ""))
+    return Situation(*first, tools, reference, failed, tuple(targets))
 
 
 def _scalar(value: Any) -> Any:

@@ -123,7 +123,11 @@ def test_no_more_requests_are_under_way_than_allowed_and_equal_ones_are_sent_onc
         said = answers_of(source, *(failure_of(number % 6) for number in range(18)))
         assert said == [Diagnosis(SAID)] * 18
         found = source.counts()
-        assert (found["feedback/model/requests"], found["feedback/model/shared"], found["feedback/model/answers"]) == (6, 12, 18)
+        assert (found["feedback/model/requests"], found["feedback/model/shared"], found["feedback/model/answers"]) == (
+            6,
+            12,
+            18,
+        )
     assert (len(server.asked), server.most) == (6, 4)
 
 

@@ -102,7 +102,11 @@ def test_a_resumed_run_against_a_restarted_server_asks_nothing_twice(server, tmp
     with OpenAIServer(lambda body: "error: another text.") as restarted:
         with source_of(restarted, cache=str(tmp_path)) as source:
             assert answers_of(source, failure_of(1), failure_of(2)) == [Diagnosis(SAID)] * 2
-            assert source.counts() == {"feedback/model/requested": 2, "feedback/model/answers": 2, "feedback/model/cache_hits": 2}
+            assert source.counts() == {
+                "feedback/model/requested": 2,
+                "feedback/model/answers": 2,
+                "feedback/model/cache_hits": 2,
+            }
         assert restarted.asked == []
 
 

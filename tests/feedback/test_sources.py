@@ -16,7 +16,7 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.feedback.leak_guard import leaks
+from fission_grpo.feedback.leak_guard import find_reference_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest, feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
 from fission_grpo.feedback.sources import (
@@ -60,7 +60,7 @@ def told(*calls: ToolCall, reference=(RIGHT,), text: str | None = None) -> str |
     failure = find_failure(Trajectory(Task("t", "go", TOOLS, reference), (turn,)), Verdict(0.0, True))
     assert failure is not None
     said = rules(failure)
-    assert said is None or leaks(said, reference, turn.calls, TOOLS) is None
+    assert said is None or find_reference_leak(said, reference, turn.calls, TOOLS) is None
     return said
 
 

@@ -1,7 +1,5 @@
 """Snapshots of worlds live as long as the instances they belong to."""
 
-from collections import Counter
-
 import pytest
 
 pytest.importorskip("trl")
@@ -9,7 +7,7 @@ pytest.importorskip("trl")
 from buffer_support import instance
 
 from fission_grpo import FissionGRPOConfig
-from fission_grpo.fission.algorithm import Fission
+from fission_grpo.fission.algorithm import CollectedFeedback, Fission
 from fission_grpo.fission.event_log import EventLog
 
 
@@ -27,14 +25,14 @@ def test_snapshots_are_kept_for_instances_that_wait_or_are_recovered_from(tmp_pa
 
     def push(names, step):
         for name in names:
-            fission.states[name] = f"world of {name}"
-        fission.push([[(instance(name, step), None)] for name in names], Counter(), step)
-        return sorted(fission.states)
+            fission.snapshots[name] = f"state of {name}"
+        fission.push([CollectedFeedback([(instance(name, step), None)]) for name in names], step)
+        return sorted(fission.buffered_snapshots())
 
     assert push("abcde", step=0) == ["b", "c", "d", "e"]  # a had to go for e
-    fission.explored({"succeeded": 0, "judged": 4}, [False])
-    assert [item.task.id for item in fission.begin_cycle(0)] == ["e", "d"]
-    assert sorted(fission.states) == ["b", "c", "d", "e"]
-    assert push("e", step=1) == ["b", "c", "d", "e"]  # the recovery failed as before
-    fission.begin_cycle(3)
-    assert sorted(fission.states) == ["e"]  # d was used, b and c were too old
+    fission.record_explore({"succeeded": 0, "judged": 4}, [False])
+    assert [item.task.id for item in fission.next_contexts(0)] == ["e", "d"]
+    assert sorted(fission.snapshots) == ["b", "c", "d", "e"]
+    assert push("e", step=1) == ["b", "c", "e"]  # the recovery of e failed as before; d is not in the buffer
+    fission.next_contexts(3)
+    assert sorted(fission.snapshots) == ["e"]  # d was used, b and c were too old

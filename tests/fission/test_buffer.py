@@ -26,7 +26,7 @@ def test_newest_failure_is_retried_first():
     buffer = FissionBuffer(capacity=4)
     for name in "abc":
         buffer.push(instance(name))
-    assert ids(buffer.pop(2)) == ["c", "b"]
+    assert ids(buffer.sample(2)) == ["c", "b"]
     assert ids(buffer) == ["a"]
 
 
@@ -34,7 +34,7 @@ def test_fifo_takes_the_oldest_first():
     buffer = FissionBuffer(capacity=4, order="fifo")
     for name in "abc":
         buffer.push(instance(name))
-    assert ids(buffer.pop(2)) == ["a", "b"]
+    assert ids(buffer.sample(2)) == ["a", "b"]
 
 
 def test_random_order_is_fixed_by_its_seed():
@@ -42,16 +42,16 @@ def test_random_order_is_fixed_by_its_seed():
         buffer = FissionBuffer(capacity=50, order="random", seed=seed)
         for i in range(50):
             buffer.push(instance(f"i{i}"))
-        return ids(buffer.pop(10))
+        return ids(buffer.sample(10))
 
     assert popped(1) == popped(1) != popped(2)
 
 
 def test_full_buffer_drops_its_oldest():
     buffer = FissionBuffer(capacity=2)
-    assert buffer.push(instance("a")) == []
+    assert buffer.push(instance("a")) is None
     buffer.push(instance("b"))
-    assert ids(buffer.push(instance("c"))) == ["a"]
+    assert buffer.push(instance("c")).task.id == "a"
     assert ids(buffer) == ["b", "c"]
 
 
@@ -61,7 +61,7 @@ def test_same_failure_cannot_be_held_twice_but_may_come_again_later():
     assert "a" in buffer
     with pytest.raises(ValueError, match="in the buffer already"):
         buffer.push(instance("a"))
-    buffer.pop(1)
+    buffer.sample(1)
     assert "a" not in buffer
     buffer.push(instance("a"))
 
@@ -79,7 +79,7 @@ def test_popping_more_than_there_is_raises_and_takes_nothing():
     buffer = FissionBuffer(capacity=3)
     buffer.push(instance("a"))
     with pytest.raises(ValueError, match="asked for 2 instances, the buffer holds 1"):
-        buffer.pop(2)
+        buffer.sample(2)
     assert len(buffer) == 1
 
 
@@ -88,11 +88,11 @@ def test_state_survives_json_and_goes_on_the_same(order):
     buffer = FissionBuffer(capacity=9, order=order, seed=3)
     for i in range(6):
         buffer.push(instance(f"i{i}", step=i, leaked=i == 2, fallback="no diagnosis", zero_std=True))
-    buffer.pop(1)
+    buffer.sample(1)
     again = FissionBuffer(capacity=9, order=order, seed=99)
     again.load_state(json.loads(json.dumps(buffer.state())))
     assert list(again) == list(buffer)
-    assert ids(again.pop(3)) == ids(buffer.pop(3))
+    assert ids(again.sample(3)) == ids(buffer.sample(3))
 
 
 def test_state_of_another_order_keeps_the_instances():
@@ -100,7 +100,7 @@ def test_state_of_another_order_keeps_the_instances():
     buffer.push(instance("a"))
     again = FissionBuffer(capacity=9, order="random")
     again.load_state(json.loads(json.dumps(buffer.state())))
-    assert ids(again.pop(1)) == ["a"]
+    assert ids(again.sample(1)) == ["a"]
 
 
 KINDS = (ErrorKind.RAISED, ErrorKind.LOW_REWARD)
@@ -121,10 +121,10 @@ def test_every_order_takes_what_a_search_of_the_whole_buffer_would(actions, orde
     for i, (action, *of) in enumerate(actions):
         if action == "push":
             item = instance(f"i{i}", kind=of[0], group_success=of[1])
-            assert buffer.push(item) == (held[:1] if len(held) == 5 else [])
+            assert buffer.push(item) == (held[0] if len(held) == 5 else None)
             held = [*held, item][-5:]
         elif of[0] <= len(held):
-            popped = buffer.pop(of[0], score_of)
+            popped = buffer.sample(of[0], score_of)
             newest_first = held[::-1]
             expected = {
                 "lifo": newest_first,
@@ -143,8 +143,8 @@ def test_random_order_takes_each_with_equal_chance():
         buffer = FissionBuffer(capacity=9, order="random", seed=seed)
         for name in "xabc":
             buffer.push(instance(name))
-        buffer.pop(1)
-        first[buffer.pop(1)[0].task.id] += 1
+        buffer.sample(1)
+        first[buffer.sample(1)[0].task.id] += 1
     assert set(first) == set("xabc")
     assert all(110 < count < 190 for count in first.values())  # 150 each, standard deviation 10.6
 

@@ -63,7 +63,7 @@ def test_a_file_that_is_not_the_checkpoints_is_kept_and_its_later_steps_are_void
     EventLog(path).pushed(instance("void", step=4))
     EventLog(path).resumed(4, mark)
     assert [read.id for read in read_run(tmp_path).instances] == ["else"]
-    assert "is not as it was at the checkpoint" in caplog.text
+    assert "differs from the file at the checkpoint" in caplog.text
     EventLog(path).resumed(4, {"bytes": 10**9, "tail": ""})  # shorter than it was
     assert path.read_text().endswith('{"event": "resumed", "step": 4}\n')
 
@@ -72,9 +72,9 @@ def test_a_run_that_begins_anew_sets_the_journal_of_an_earlier_one_aside(tmp_pat
     path = tmp_path / "fission.jsonl"
     for name in ("one", "two", "three"):
         log = EventLog(path)
-        log.begin()
+        log.start()
         log.pushed(instance(name))
-        log.begin()  # train() once more in the same process: its own file
+        log.start()  # train() once more in the same process: its own file
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "fission.jsonl",
         "fission.jsonl.1",
@@ -82,7 +82,7 @@ def test_a_run_that_begins_anew_sets_the_journal_of_an_earlier_one_aside(tmp_pat
     ]
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["three"]
     assert "now fission.jsonl.2" in caplog.text
-    EventLog(None).begin()
+    EventLog(None).start()
     assert EventLog(None).mark() is None
 
 

@@ -18,10 +18,10 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.fission.metrics import (
     RecoveryOutcome,
-    by_context,
-    count,
+    count_rollouts,
     explore_metrics,
-    recover_metrics,
+    outcomes_by_context,
+    recovery_metrics,
     zero_std_groups,
 )
 from fission_grpo.fission.recovery import CorrectiveInstance
@@ -48,7 +48,7 @@ def test_recovery_rate_is_success_among_rollouts_that_met_an_error():
     # 4 judged: succeeds without error, succeeds after one, two fail after one; 1 lost to infrastructure
     rollouts = [rollout(1.0, False), rollout(1.0, False, "e"), rollout(0.0, True, "e"), rollout(0.0, True, "e")]
     failures = [Failure(TASK, (), ErrorKind.RAISED)] * 2
-    counts = count([*rollouts, rollout(None, False)], failures)
+    counts = count_rollouts([*rollouts, rollout(None, False)], failures)
     assert counts["infrastructure"] == 1
     assert explore_metrics(counts, [True, False]) == {
         "fission/success": 2 / 4,
@@ -60,11 +60,11 @@ def test_recovery_rate_is_success_among_rollouts_that_met_an_error():
 
 
 def test_recovery_rate_is_absent_without_errors():
-    assert "fission/error_recovery_rate" not in explore_metrics(count([rollout(1.0, False)], []), [True])
+    assert "fission/error_recovery_rate" not in explore_metrics(count_rollouts([rollout(1.0, False)], []), [True])
 
 
 def test_counts_of_ranks_add_up():
-    one = count([rollout(1.0, False, "e")], [])
+    one = count_rollouts([rollout(1.0, False, "e")], [])
     assert sum([one, one], Counter())["recovered"] == 2
 
 
@@ -76,7 +76,7 @@ def test_recover_cycle_in_numbers():
         RecoveryOutcome("b", 0.0, True, ""),
     ]
     outcomes.append(RecoveryOutcome("b", 0.0, True, ""))
-    metrics = recover_metrics(contexts, outcomes, flat=[False, True], step=7)
+    metrics = recovery_metrics(contexts, outcomes, zero_std=[False, True], step=7)
     assert metrics == {
         "recovery/reward": pytest.approx(1 / 4),
         "recovery/rate": 1 / 4,
@@ -85,4 +85,4 @@ def test_recover_cycle_in_numbers():
         "fission/rescued_groups": 1.0,  # a: flat when explored, not when recovered
         "fission/age": ((7 - 3) + (7 - 5)) / 2,
     }
-    assert [len(group) for group in by_context(contexts, outcomes).values()] == [2, 2]
+    assert [len(group) for group in outcomes_by_context(contexts, outcomes).values()] == [2, 2]

@@ -10,7 +10,8 @@ from fission_grpo.core.types import (
     ToolResult,
     Turn,
 )
-from fission_grpo.fission.recovery import recovery_task, select
+from fission_grpo.fission.algorithm import select_failures
+from fission_grpo.fission.recovery import recovery_task
 
 ASK = ({"role": "user", "content": "delete the plan"},)
 CALL = ToolCall("delete", {"name": "plan"})
@@ -39,6 +40,11 @@ def test_recovery_prompt_is_task_then_what_was_written_then_feedback():
 def test_environments_own_message_is_not_said_twice():
     task = recovery_task(failure(), "no file 'plan'")
     assert task.prompt[-1]["content"] == ERROR
+
+
+def test_other_feedback_is_added_even_if_the_environments_message_contains_it():
+    assert recovery_task(failure(), "no file").prompt[-1]["content"] == f"{ERROR}\nno file"
+    assert recovery_task(failure(), "no file", source="environment").prompt[-1]["content"] == ERROR
 
 
 def test_recovery_knows_where_it_comes_from_and_what_to_replay():
@@ -111,18 +117,20 @@ def test_lone_surrogates_in_a_rollout_are_no_problem():
 
 def test_one_failure_per_root_task_is_chosen_the_first_new_one():
     a1, a2, b1 = failure((failing_turn("1"),)), failure((failing_turn("2"),)), failure(id="u")
-    chosen, duplicates = select([[a1], [a2], [], [b1]], max_depth=1, known=lambda name: name == recovery_id(a1))
+    chosen, duplicates = select_failures(
+        [[a1], [a2], [], [b1]], max_depth=1, is_buffered=lambda name: name == recovery_id(a1)
+    )
     assert chosen == [a2, b1]
     assert duplicates == 1
 
 
 def test_depth_limit_stops_the_chain():
     deep = failure(depth=1)
-    assert select([[deep]], max_depth=1, known=lambda _: False) == ([], 0)
-    assert select([[deep]], max_depth=2, known=lambda _: False) == ([deep], 0)
+    assert select_failures([[deep]], max_depth=1, is_buffered=lambda _: False) == ([], 0)
+    assert select_failures([[deep]], max_depth=2, is_buffered=lambda _: False) == ([deep], 0)
 
 
 def test_every_failing_turn_of_the_chosen_rollout_may_be_branched_from():
     one, two, other = failure((failing_turn("1"),)), failure((failing_turn("2"),)), failure((failing_turn("3"),))
-    assert select([[one, two], [other]], max_depth=1, known=lambda _: False) == ([one, two], 0)
-    assert select([[one, two]], max_depth=1, known=lambda name: name == recovery_id(one)) == ([two], 1)
+    assert select_failures([[one, two], [other]], max_depth=1, is_buffered=lambda _: False) == ([one, two], 0)
+    assert select_failures([[one, two]], max_depth=1, is_buffered=lambda name: name == recovery_id(one)) == ([two], 1)

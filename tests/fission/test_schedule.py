@@ -16,11 +16,11 @@ def phases(share, count, flat_explore=0.0, flat_recover=0.0):
     """What the cycles do when the buffer is always full enough."""
     done = ""
     for _ in range(count):
-        if share.due():
-            share.recovered(flat_recover)
+        if share.recovery_due():
+            share.record_recovery(flat_recover)
             done += "r"
         else:
-            share.explored(flat_explore)
+            share.record_explore(flat_explore)
             done += "e"
     return done
 
@@ -33,7 +33,7 @@ def test_half_recovers_every_second_cycle_and_a_third_every_third():
 def test_never_twice_in_a_row_even_after_a_long_wait():
     share = RecoverySchedule(0.5)
     for _ in range(5):
-        share.explored(0.0)
+        share.record_explore(0.0)
     assert phases(share, 4) == "rere"
 
 
@@ -56,32 +56,32 @@ def test_share_survives_a_checkpoint():
 
 
 def test_with_nothing_known_a_group_that_half_succeeded_is_even():
-    assert RecoveryRateEstimator().chance(instance("a")) == pytest.approx(0.5)
+    assert RecoveryRateEstimator().success_probability(instance("a")) == pytest.approx(0.5)
 
 
 def test_odds_are_those_of_the_kind_times_those_of_the_group():
     odds = RecoveryRateEstimator()
-    odds.explored(4, 8)  # odds 5/5
-    odds.recovered("raised", 7, 8)  # odds 8/2
-    assert odds.chance(instance("a")) == pytest.approx(4 / 5)
-    assert odds.chance(instance("a", group_success=0.0)) == pytest.approx((4 / 9) / (1 + 4 / 9))
-    assert odds.chance(instance("a", ErrorKind.UNPARSED)) == pytest.approx(0.5)
+    odds.record_explore(4, 8)  # odds 5/5
+    odds.record_recovery("raised", 7, 8)  # odds 8/2
+    assert odds.success_probability(instance("a")) == pytest.approx(4 / 5)
+    assert odds.success_probability(instance("a", group_success=0.0)) == pytest.approx((4 / 9) / (1 + 4 / 9))
+    assert odds.success_probability(instance("a", ErrorKind.UNPARSED)) == pytest.approx(0.5)
 
 
 def test_contexts_that_may_go_either_way_are_recovered_first():
     odds = RecoveryRateEstimator()
-    odds.recovered("raised", 4, 8)
-    odds.recovered("low_reward", 0, 64)
-    odds.recovered("unparsed", 64, 64)
+    odds.record_recovery("raised", 4, 8)
+    odds.record_recovery("low_reward", 0, 64)
+    odds.record_recovery("unparsed", 64, 64)
     buffer = FissionBuffer(10, order="variance")
     for name, kind in (("sure", "unparsed"), ("old", "raised"), ("new", "raised"), ("never", "low_reward")):
         buffer.push(instance(name, ErrorKind(kind)))
-    assert [item.task.id for item in buffer.pop(3, odds.variance)][:2] == ["new", "old"]
+    assert [item.task.id for item in buffer.sample(3, odds.expected_variance)][:2] == ["new", "old"]
 
 
 def test_odds_survive_a_checkpoint():
     odds, other = RecoveryRateEstimator(), RecoveryRateEstimator()
-    odds.explored(3, 8)
-    odds.recovered("raised", 1, 8)
+    odds.record_explore(3, 8)
+    odds.record_recovery("raised", 1, 8)
     other.load_state(odds.state())
     assert other.state() == odds.state()

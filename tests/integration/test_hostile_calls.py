@@ -22,7 +22,7 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
-from fission_grpo.feedback.leak_guard import leaks
+from fission_grpo.feedback.leak_guard import find_reference_leak
 from fission_grpo.feedback.request import feedback_for
 from fission_grpo.feedback.sources import make_chain
 from fission_grpo.fission.buffer import FissionBuffer
@@ -172,7 +172,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     assert count([rollout], [failure])[f"kind/{kind}"] == 1
     assert environment._snapshot() == untouched._snapshot()  # nothing that was refused has changed the world
     feedback = feedback_for(failure, make_chain("rules"))
-    leaks(feedback.text, [ToolCall("move_file", {"name": text[:200]})], failure.calls, failure.tools)
+    find_reference_leak(feedback.text, [ToolCall("move_file", {"name": text[:200]})], failure.calls, failure.tools)
     item = corrective_instance(failure, feedback, 1, False, 0.0, control)
 
     log = EventLog(tmp_path / "fission.jsonl")
@@ -188,7 +188,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
 
     buffer = FissionBuffer(4, 0, "lifo", seed=0)
     buffer.push(item)
-    assert row_of_task(buffer.pop(1, {})[0].task, tokenizer)["prompt"][0] == {"role": "user", "content": "Tidy up."}
+    assert row_of_task(buffer.sample(1)[0].task, tokenizer)["prompt"][0] == {"role": "user", "content": "Tidy up."}
     again = world()
     assert replay(again, item.task.history) == 0  # made again, the calls answer the same
     assert time.process_time() - started < SECONDS

@@ -44,8 +44,8 @@ class Taped(FissionGRPOTrainer):
         super().__init__(*args, **kwargs)
         self.tape, self.repeat, self.pushed = tape, repeat, {}
 
-    def _collect(self):
-        super()._collect()
+    def _buffer_feedback(self):
+        super()._buffer_feedback()
         self.pushed |= {item.task.id: item.to_json() for item in self.fission.buffer}
 
     def _generate(self, prompts):
@@ -178,7 +178,7 @@ def left_by(trainer, folder):
     left = {
         "fission": trainer.fission.state(),
         "pushed": trainer.pushed,
-        "displaced": list(trainer.waiting.batches),
+        "displaced": list(trainer.deferred.batches),
         "parameters": hashlib.sha256(b"".join(x.numpy().tobytes() for x in parameters.values())).hexdigest(),
         "history": trainer.state.log_history,
         "tokens": trainer.generated_tokens,

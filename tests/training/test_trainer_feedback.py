@@ -58,7 +58,7 @@ def test_answers_that_come_later_make_the_same_run_as_answers_at_once(tmp_path):
     assert ours == [str(line) for line in pushed(tmp_path / "at_once")]
     assert 1.0 in history(later, "fission/phase")
     assert all(a.equal(b) for a, b in zip(later.model.parameters(), at_once.model.parameters(), strict=True))
-    assert later.fission.asked is None  # the last cycle's failures are in the journal, too
+    assert later.fission.pending is None  # the last cycle's failures are in the journal, too
     assert 0 < sum(history(later, "feedback/model/requests")) <= elsewhere.asked
 
 

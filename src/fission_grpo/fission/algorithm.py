@@ -1,6 +1,13 @@
-"""Fission between two cycles: failures become corrective instances, and corrective instances become the next batch.
+"""Fission-GRPO between two cycles (paper, stages 2 and 3).
 
-Everything here is the same on every rank, except `ask` and `answers`, which look at one rank's own failures.
+A cycle is one generation batch and the updates made with it. The trainer calls, cycle after cycle:
+
+1. `next_contexts`: recover from these corrective instances, or explore if there are none;
+2. `record_explore` or `record_recovery`: what the cycle's rollouts came to;
+3. `submit`: request feedback on the failed rollouts;
+4. `collect` and `push`: the feedback makes corrective instances, which enter the buffer.
+
+`submit` and `collect` handle the failures of one rank; everything else is the same on every rank.
 """
 
 from __future__ import annotations
@@ -8,18 +15,19 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.request import Feedback, FeedbackRequest
+from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
-from fission_grpo.fission.metrics import RecoveryOutcome, by_context, recover_metrics
-from fission_grpo.fission.recovery import CorrectiveInstance, corrective_instance, select
+from fission_grpo.fission.metrics import RecoveryOutcome, fraction, outcomes_by_context, recovery_metrics
+from fission_grpo.fission.recovery import CorrectiveInstance, corrective_instance
 from fission_grpo.fission.schedule import RecoveryRateEstimator, RecoverySchedule
 
 
@@ -28,187 +36,240 @@ class FailedRollout:
     """One failed rollout of this rank.
 
     Args:
-        failures: where to branch from (`failure.find_failures`).
-        flat: whether all rewards of its group were equal.
-        success: share of its group that succeeded.
-        state_of: the snapshot of its environment at a failure, None if there is none.
+        failures: its failing turns to recover from, see `failures.find_failures`.
+        zero_std: whether all rewards of its group are equal.
+        group_success: fraction of its group's rollouts that succeeded.
+        get_snapshot: from a failure to the snapshot of its environment there, None without one.
     """
 
     failures: Sequence[Failure]
-    flat: bool
-    success: float
-    state_of: Callable[[Failure], Any]
+    zero_std: bool
+    group_success: float
+    get_snapshot: Callable[[Failure], Any] = lambda _: None
 
 
 @dataclass(frozen=True)
 class PendingFeedback:
-    """Failures that are being diagnosed, with all that their corrective instances need.
+    """A feedback request under way, with what its corrective instances need.
 
     Args:
-        enquiry: of the failures.
-        origins: the failed rollout of each.
-        states: the snapshot of its environment of each, None where there is none.
-        step: optimizer step in which they failed.
-        duplicates: failures left out, as they wait in the buffer already.
-        seconds: that asking took (a model in this process answers at once).
+        request: the request on the chosen failures.
+        rollouts: the failed rollout of each failure.
+        snapshots: the environment's snapshot at each failure, None without one.
+        step: optimizer step in which the rollouts failed.
+        duplicates: number of failures left out because the buffer holds them already.
+        seconds: time that submitting took (a source in this process answers at once).
     """
 
-    enquiry: FeedbackRequest
-    origins: Sequence[FailedRollout]
-    states: Sequence[Any]
+    request: FeedbackRequest
+    rollouts: Sequence[FailedRollout]
+    snapshots: Sequence[Any]
     step: int
     duplicates: int
     seconds: float
 
-    def answers(self, seconds: float) -> Iterator[tuple[Failure, Feedback, FailedRollout, Any]]:
-        """Each failure with its feedback, origin and state, after at most so many seconds."""
-        feedback = self.enquiry.feedback(seconds)
-        return zip(self.enquiry.failures, feedback, self.origins, self.states, strict=True)
 
+@dataclass
+class CollectedFeedback:
+    """The corrective instances of one rank's failures, and what there is to count.
 
-Made = tuple[CorrectiveInstance, Failure]
-"""A corrective instance and the failure that it is of."""
+    Args:
+        instances: each with its failure.
+        counts: `duplicates`, `leaks`, `fallbacks` and `fallback/<source>/<reason>`.
+        source_counts: metrics that the sources keep themselves, by their full names.
+        seconds: time spent on feedback alone: submitting it and waiting for it.
+    """
+
+    instances: list[tuple[CorrectiveInstance, Failure]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    source_counts: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
 
 
 class Fission:
-    """The buffer with all that decides what goes in and out.
+    """Turns failed rollouts into recovery tasks, and decides when to train on them.
 
     Args:
         args: a FissionGRPOConfig.
-        sources: write the feedback, asked one after another.
-        journal: where instances and outcomes are written down.
-        control: of the policy's tokenizer; keeps recovery prompts free of forged turns.
+        sources: sources of feedback, asked one after another.
+        event_log: file of all instances and their outcomes.
+        special_tokens: filter of the policy's tokenizer, see `recovery.recovery_task`.
     """
 
     def __init__(
         self,
         args: Any,
         sources: Sequence[FeedbackSource],
-        journal: EventLog,
-        control: SpecialTokenFilter | None = None,
+        event_log: EventLog,
+        special_tokens: SpecialTokenFilter | None = None,
     ):
-        self.args, self.sources, self.event_log = args, sources, journal
-        self.control = control or SpecialTokenFilter()
+        self.args, self.sources, self.event_log = args, sources, event_log
+        self.special_tokens = special_tokens or SpecialTokenFilter()
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
-        self.share = RecoverySchedule(args.recovery_ratio, args.adaptive_recovery_ratio)
-        self.odds = RecoveryRateEstimator()
-        self.asked: PendingFeedback | None = None
-        """Failures that are being diagnosed."""
-        self.recovering: list[CorrectiveInstance] = []
-        """This cycle's contexts, one per recovery group; empty while exploring."""
-        self.states: dict[str, Any] = {}
-        """Snapshots of this process, by instance: of those in the buffer and those being recovered from."""
-
-    def begin_cycle(self, step: int) -> list[CorrectiveInstance]:
-        """Decide what the next cycle does: the contexts to recover from, or an empty list to explore."""
-        expired = self.buffer.expire(step)
-        for item in expired:
-            self.event_log.dropped(item, step, "age")
-        self._forget((*self.recovering, *expired))
-        count = self.args.contexts_per_cycle
-        recover = self.share.due() and len(self.buffer) >= (self.args.min_buffered or count)
-        self.recovering = self.buffer.pop(count, self.odds.variance) if recover else []
-        return self.recovering
-
-    def _forget(self, items: Iterable[CorrectiveInstance]) -> None:
-        """Drop snapshots of instances that do not wait (any more); never a look at the whole buffer."""
-        for item in items:
-            if item.task.id not in self.buffer:
-                self.states.pop(item.task.id, None)
+        self.schedule = RecoverySchedule(args.recovery_ratio, args.adaptive_recovery_ratio)
+        self.success_rates = RecoveryRateEstimator()
+        self.pending: PendingFeedback | None = None
+        self.snapshots: dict[str, Any] = {}  # of this rank's environments, by instance id
 
     @property
-    def later(self) -> bool:
-        """Whether answers are best collected when the next cycle begins."""
+    def is_asynchronous(self) -> bool:
+        """Whether feedback is best collected when the next cycle begins, as its first source answers later."""
         return bool(self.sources) and self.sources[0].later
 
-    def ask(self, failed: Sequence[FailedRollout], step: int) -> None:
-        """Begin to diagnose this rank's failures, except those that wait in the buffer already."""
-        known = self.buffer.__contains__
-        chosen, duplicates = select((one.failures for one in failed), self.args.max_depth, known)
-        origin = {id(failure): one for one in failed for failure in one.failures}
-        origins = [origin[id(failure)] for failure in chosen]
-        states = [one.state_of(failure) for one, failure in zip(origins, chosen, strict=True)]
-        began = time.perf_counter()
-        enquiry = FeedbackRequest(chosen, self.sources)
-        self.asked = PendingFeedback(enquiry, origins, states, step, duplicates, time.perf_counter() - began)
+    def next_contexts(self, step: int) -> list[CorrectiveInstance]:
+        """Return the instances to recover from in the next cycle; an empty list to explore."""
+        for expired in self.buffer.expire(step):
+            self.event_log.dropped(expired, step, "age")
+        contexts: list[CorrectiveInstance] = []
+        count = self.args.contexts_per_cycle
+        if self.schedule.recovery_due() and len(self.buffer) >= (self.args.min_buffered or count):
+            contexts = self.buffer.sample(count, self.success_rates.expected_variance)
+        needed = {item.task.id for item in contexts}
+        self.snapshots = {
+            name: snapshot for name, snapshot in self.snapshots.items() if name in needed or name in self.buffer
+        }
+        return contexts
 
-    def answers(self) -> tuple[list[Made], Counter[str], Counter[str]]:
-        """Corrective instances of the failures asked about, waiting for feedback as long as the configuration allows.
+    def submit(self, failed: Iterable[FailedRollout], step: int) -> None:
+        """Request feedback on this rank's failures, on one rollout per root task."""
+        rollouts = list(failed)
+        chosen, duplicates = select_failures(
+            [rollout.failures for rollout in rollouts], self.args.max_depth, self.buffer.__contains__
+        )
+        rollout_of = {id(failure): rollout for rollout in rollouts for failure in rollout.failures}
+        origins = [rollout_of[id(failure)] for failure in chosen]
+        snapshots = [rollout.get_snapshot(failure) for rollout, failure in zip(origins, chosen, strict=True)]
+        started = time.perf_counter()
+        request = FeedbackRequest(chosen, self.sources)
+        self.pending = PendingFeedback(
+            request, origins, snapshots, step, duplicates, seconds=time.perf_counter() - started
+        )
+
+    def collect(self) -> CollectedFeedback:
+        """Wait for the requested feedback, `feedback_timeout` at most, and build this rank's instances."""
+        collected, pending, self.pending = CollectedFeedback(), self.pending, None
+        if pending is None:
+            return collected
+        started = time.perf_counter()
+        feedbacks = pending.request.feedback(self.args.feedback_timeout)
+        collected.counts["duplicates"] = pending.duplicates
+        for failure, feedback, rollout, snapshot in zip(
+            pending.request.failures, feedbacks, pending.rollouts, pending.snapshots, strict=True
+        ):
+            collected.counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
+            collected.counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.rejected)
+            instance = corrective_instance(
+                failure, feedback, pending.step, rollout.zero_std, rollout.group_success, self.special_tokens
+            )
+            if snapshot is not None:
+                self.snapshots[instance.task.id] = snapshot
+            collected.instances.append((instance, failure))
+        for source in self.sources:
+            collected.source_counts.update(source.counts())  # pyright: ignore[reportArgumentType] - costs are floats
+        collected.seconds = pending.seconds + time.perf_counter() - started
+        return collected
+
+    def push(self, ranks: Sequence[CollectedFeedback], step: int) -> dict[str, float]:
+        """Add the instances of all ranks to the buffer, in rank order, so that every rank holds the same buffer.
+
+        Each root task gives the instances of one rollout per cycle, even if its group lies across ranks.
+
+        Args:
+            ranks: what every rank collected.
+            step: optimizer step of the failures.
 
         Returns:
-            the instances with their failures; how often feedback leaked or fell back, and why; the sources' counts.
+            dict: metrics.
         """
-        asked, self.asked = self.asked, None
-        if asked is None:
-            return [], Counter(), Counter()
-        made: list[Made] = []
-        counts: Counter[str] = Counter(duplicates=asked.duplicates)
-        for failure, feedback, one, state in asked.answers(self.args.feedback_timeout):
-            counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
-            counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.rejected)
-            item = corrective_instance(failure, feedback, asked.step, one.flat, one.success, self.control)
-            if state is not None:
-                self.states[item.task.id] = state
-            made.append((item, failure))
-        own: Counter[str] = Counter()
-        for source in self.sources:
-            own.update(source.counts())  # pyright: ignore[reportArgumentType] - costs are fractions
-        return made, counts, own
-
-    def push(self, by_rank: Sequence[Sequence[Made]], counts: Mapping[str, int], step: int) -> dict[str, float]:
-        """The same pushes in the same order on every rank: one rollout's per root task, even if it straddled ranks."""
         pushed: Counter[int] = Counter()
         roots: set[str] = set()
-        for made in by_rank:
-            fresh = [one for one in made if one[0].task.root not in roots and one[0].task.id not in self.buffer]
-            for item, failure in fresh:
-                pushed[item.task.depth] += 1
-                self.event_log.failed(failure, item.task.id, step)
-                self.event_log.pushed(item)
-                for dropped in self.buffer.push(item):
+        for rank in ranks:
+            fresh = [pair for pair in rank.instances if pair[0].task.root not in roots]
+            fresh = [pair for pair in fresh if pair[0].task.id not in self.buffer]
+            for instance, failure in fresh:
+                pushed[instance.task.depth] += 1
+                self.event_log.failed(failure, instance.task.id, step)
+                self.event_log.pushed(instance)
+                if (dropped := self.buffer.push(instance)) is not None:
                     self.event_log.dropped(dropped, step, "capacity")
-                    self._forget([dropped])
-            roots |= {item.task.root for item, _ in fresh}
-            self._forget(item for item, _ in made)
+            roots |= {instance.task.root for instance, _ in fresh}
+        counts = sum((rank.counts for rank in ranks), Counter())
         return {
             "fission/pushed": float(pushed.total()),
             "fission/buffer": float(len(self.buffer)),
-            "fission/recoveries_per_explore": self.share.rate,
-            **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
-            **{f"feedback/{name}": float(counts[name]) for name in ("leaks", "fallbacks")},
+            "fission/recoveries_per_explore": self.schedule.rate,
             "fission/duplicates": float(counts["duplicates"]),
+            "feedback/leaks": float(counts["leaks"]),
+            "feedback/fallbacks": float(counts["fallbacks"]),
+            **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
             **{f"feedback/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},
         }
 
-    def explored(self, counts: Mapping[str, int], flat: Sequence[bool]) -> None:
-        """Take note of an explore cycle of all ranks."""
-        self.share.explored(sum(flat) / max(1, len(flat)))
-        self.odds.explored(counts["succeeded"], counts["judged"])
+    def record_explore(self, counts: Mapping[str, int], zero_std: Sequence[bool]) -> None:
+        """Record an explore cycle: the counts of all ranks, and per group whether its rewards are equal."""
+        self.schedule.record_explore(fraction(zero_std))
+        self.success_rates.record_explore(counts["succeeded"], counts["judged"])
 
-    def recovered(self, outcomes: Sequence[RecoveryOutcome], flat: Sequence[bool], step: int) -> dict[str, float]:
-        """Take note of a recover cycle of all ranks; returns its metrics."""
-        self.share.recovered(sum(flat) / max(1, len(flat)))
-        groups = by_context(self.recovering, outcomes)
-        metrics = recover_metrics(self.recovering, outcomes, flat, step)
-        for item in self.recovering:
+    def record_recovery(
+        self,
+        contexts: Sequence[CorrectiveInstance],
+        outcomes: Sequence[RecoveryOutcome],
+        zero_std: Sequence[bool],
+        step: int,
+    ) -> dict[str, float]:
+        """Record a recover cycle of all ranks and return its metrics, see `metrics.recovery_metrics`."""
+        self.schedule.record_recovery(fraction(zero_std))
+        groups = outcomes_by_context(contexts, outcomes)
+        for item in contexts:
             group = groups[item.task.id]
-            judged = [one for one in group if one.reward is not None]
-            self.odds.recovered(str(item.kind), sum(not one.failed for one in judged), len(judged))
-            self.event_log.recovered(item, step, [one.reward for one in group], [one.text for one in group])
-        return metrics
+            judged = [outcome for outcome in group if outcome.reward is not None]
+            succeeded = sum(not outcome.failed for outcome in judged)
+            self.success_rates.record_recovery(str(item.kind), succeeded, len(judged))
+            rewards, texts = [outcome.reward for outcome in group], [outcome.text for outcome in group]
+            self.event_log.recovered(item, step, rewards, texts)
+        return recovery_metrics(contexts, outcomes, zero_std, step)
 
-    def waiting_states(self) -> dict[str, Any]:
-        """This process's snapshots of instances in the buffer; those being recovered from are not needed again."""
-        return {name: state for name, state in self.states.items() if name in self.buffer}
+    def buffered_snapshots(self) -> dict[str, Any]:
+        """Return this rank's snapshots of the instances in the buffer, for a checkpoint."""
+        return {name: snapshot for name, snapshot in self.snapshots.items() if name in self.buffer}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, the same on all ranks. Snapshots are each rank's own, see `waiting_states`."""
-        return {"buffer": self.buffer.state(), "share": self.share.state(), "odds": self.odds.state()}
+        """Return what a checkpoint keeps, the same on all ranks. Snapshots are each rank's own."""
+        return {
+            "buffer": self.buffer.state(),
+            "schedule": self.schedule.state(),
+            "success_rates": self.success_rates.state(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.buffer.load_state(state["buffer"])
-        self.share.load_state(state["share"])
-        self.odds.load_state(state["odds"])
+        self.schedule.load_state(state["schedule"])
+        self.success_rates.load_state(state["success_rates"])
+
+
+def select_failures(
+    failures: Iterable[Sequence[Failure]], max_depth: int, is_buffered: Callable[[str], bool]
+) -> tuple[list[Failure], int]:
+    """Choose the failures of one rollout per root task: the first rollout with new failures that is not too deep.
+
+    Args:
+        failures: the failures of each failed rollout, in order.
+        max_depth: largest depth of a recovery task. A failed task of this depth is not recovered from.
+        is_buffered: whether the buffer holds the instance of this `recovery_id`.
+
+    Returns:
+        tuple: the chosen failures, and the number of those left out because the buffer holds them.
+    """
+    chosen: dict[str, list[Failure]] = {}
+    duplicates = 0
+    for rollout in failures:
+        if not rollout or rollout[0].task.depth >= max_depth or rollout[0].task.root in chosen:
+            continue
+        new = [failure for failure in rollout if not is_buffered(recovery_id(failure))]
+        duplicates += len(rollout) - len(new)
+        if new:
+            chosen[rollout[0].task.root] = new
+    return [failure for rollout in chosen.values() for failure in rollout], duplicates
 
 
 def _slug(reason: str) -> str:

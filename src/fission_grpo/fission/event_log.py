@@ -1,6 +1,9 @@
-"""fission.jsonl: every corrective instance and what became of it, one JSON object a line.
+"""fission.jsonl: every corrective instance and its outcome, one JSON object per line.
 
-It is only ever appended to, but for a resume: what was written after the checkpoint is cut off, to be written again.
+Events: `tools` (a set of tool schemas by key), `failed` (a failure as feedback sources see it),
+`pushed` (the corrective instance), `recovered` (rewards and texts of its recovery rollouts), `dropped`,
+and `resumed`. The file is append-only. A resume removes what was written after the checkpoint, as the
+resumed run writes it again.
 """
 
 from __future__ import annotations
@@ -13,28 +16,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fission_grpo.core.files import writing
+from fission_grpo.core.files import Line, read_lines, writing
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.dataset import instance, tools_key
 from fission_grpo.fission.recovery import CorrectiveInstance
 
 TAIL = 1 << 16
-"""Bytes before a checkpoint's mark by which the file is known again. [ours]"""
+"""Bytes before a checkpoint's mark that are hashed to recognise the file. [ours]"""
 
+EVENTS = ("tools", "failed", "pushed", "recovered", "dropped")
 
 _log = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Appends events to a file; `path=None` (every rank but the first) writes nothing."""
+    """Appends events to a file. With `path=None` (every rank but the first) it writes nothing."""
 
     def __init__(self, path: Path | None):
         self.path = path
         self._tools: set[str] = set()
-        self._mine = False  # this process has begun or resumed the file
+        self._started = False  # this process has started or resumed the file
 
     def pushed(self, item: CorrectiveInstance) -> None:
+        """Log a corrective instance that entered the buffer."""
         task = item.task
         self._write(
             event="pushed",
@@ -54,13 +59,13 @@ class EventLog:
         )
 
     def failed(self, failure: Failure, item_id: str, step: int) -> None:
-        """All that the failure's diagnosis may go by, for `fission-grpo simulator data`: dialogue, tools, reference.
+        """Log all that feedback on a failure may use: dialogue, tools, reference (for `fission-grpo simulator data`).
 
-        The tools stand in an event of their own, "tools", once for each distinct set.
+        Each distinct set of tools is logged once, as an event "tools".
 
         Args:
-            failure: the failure itself, before it was made a task.
-            item_id: of its corrective instance (`recovery_id`).
+            failure: the failure from which the instance was built.
+            item_id: id of the corrective instance (`recovery_id`).
             step: optimizer step of the failure.
         """
         if self.path is None:
@@ -89,27 +94,29 @@ class EventLog:
         )
 
     def recovered(self, item: CorrectiveInstance, step: int, rewards: list[float | None], texts: list[str]) -> None:
+        """Log the rewards and texts of an instance's recovery rollouts."""
         self._write(
             event="recovered", id=item.task.id, step=step, age=step - item.step, rewards=rewards, completions=texts
         )
 
     def dropped(self, item: CorrectiveInstance, step: int, reason: str) -> None:
+        """Log an instance that left the buffer unused: reason "age" or "capacity"."""
         self._write(event="dropped", id=item.task.id, step=step, reason=reason)
 
-    def begin(self) -> None:
-        """A run starts anew: a file that an earlier run left here is set aside, as fission.jsonl.1, .2 and so on."""
-        if self.path is not None and not self._mine and self.path.exists():
+    def start(self) -> None:
+        """Start a new run: move a file that an earlier run left here to fission.jsonl.1, .2 and so on."""
+        if self.path is not None and not self._started and self.path.exists():
             number = 1
             while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
                 number += 1
             self.path.rename(aside)
-            _log.warning("%s was left by an earlier run, which is not resumed: now %s", self.path, aside.name)
-        self._mine = True
+            _log.warning("%s was left by an earlier run, which is not resumed; it is now %s", self.path, aside.name)
+        self._started = True
 
     def mark(self) -> dict[str, Any] | None:
-        """Where the file ends now, for a checkpoint: its length in bytes, and a hash of what stands before that.
+        """Return the file's length in bytes and a hash of its end, for a checkpoint; None if nothing is written.
 
-        It is on the disk when this returns. None where nothing is written.
+        The file is flushed to the disk before this returns.
         """
         if self.path is None:
             return None
@@ -120,13 +127,13 @@ class EventLog:
             return self._mark_at(file, os.fstat(file.fileno()).st_size)
 
     def resumed(self, step: int, mark: Mapping[str, Any] | None = None) -> None:
-        """Leave out what was written after a checkpoint: the run goes on from there, and writes it again.
+        """Remove what was written after the checkpoint that a run resumes from.
 
-        The file is cut at the checkpoint's mark (one system call: a kill leaves it cut or uncut). Where it is not the
-        file that the checkpoint was written with, an event "resumed" is written instead, which makes void what
-        stands before it with a step >= `step`.
+        The file is truncated at the checkpoint's mark, in one system call, so that a kill cannot leave half of it. If
+        the file is not the one that the checkpoint was written with, a "resumed" event is appended instead. It makes
+        the earlier events with a step of at least `step` void, see `read_events`.
         """
-        self._mine = True
+        self._started = True
         if self.path is None or not self.path.exists():
             return
         with self.path.open("rb+") as file:
@@ -135,12 +142,16 @@ class EventLog:
                 file.truncate(mark["bytes"])
                 os.fsync(file.fileno())
                 if size > mark["bytes"]:
-                    _log.warning("%s: %d bytes written after the checkpoint cut off", self.path, size - mark["bytes"])
+                    _log.warning("%s: removed %d bytes written after the checkpoint", self.path, size - mark["bytes"])
                 file.seek(0)
                 known = (line for line in file if line.startswith(b'{"event": "tools"'))
                 self._tools = {json.loads(line)["key"] for line in known}
                 return
-        _log.warning("%s is not as it was at the checkpoint: kept; its steps from %d on are void", self.path, step)
+        _log.warning(
+            "%s differs from the file at the checkpoint: it is kept, and its events from step %d on are void",
+            self.path,
+            step,
+        )
         if not self.path.read_bytes().endswith(b"\n"):  # a kill left half a line
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")
@@ -162,3 +173,26 @@ class EventLog:
 
 def _tail(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
+
+
+def read_events(path: Path, notes: list[str] | None = None) -> list[Line]:
+    """Read the events of a run in file order, without those that a resumed run made void.
+
+    Args:
+        path: the fission.jsonl.
+        notes: receives a note about a last line that a kill cut off.
+
+    Raises:
+        RunFileError: naming file, line and field of what is wrong.
+    """
+    events: list[Line] = []
+    for line in read_lines(path, [] if notes is None else notes):
+        event = line.take("event", str)
+        if event == "resumed":
+            step = line.take("step", int)
+            events = [one for one in events if one.record["event"] == "tools" or one.take("step", int) < step]
+        elif event in EVENTS:
+            events.append(line)
+        else:
+            raise line.wrong(f"field 'event' must be one of {', '.join(EVENTS)} or resumed, but is {event!r}")
+    return events

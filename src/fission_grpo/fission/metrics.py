@@ -1,4 +1,4 @@
-"""What one cycle did, in numbers: pure functions from rollouts to the metrics logged as fission/* and recovery/*."""
+"""Metrics of one cycle: pure functions from rollouts to `fission/*` and `recovery/*`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,34 @@ from fission_grpo.fission.recovery import CorrectiveInstance
 
 @dataclass(frozen=True)
 class RecoveryOutcome:
-    """One recovery rollout: of which context, its reward (None: not judged), whether it failed, what was said."""
+    """One recovery rollout.
+
+    Args:
+        context: id of the corrective instance it was sampled from.
+        reward: its weighted reward, None if it could not be judged.
+        failed: whether it failed again.
+        text: what the policy wrote and the tools returned.
+    """
 
     context: str
     reward: float | None
     failed: bool
     text: str
 
+    @staticmethod
+    def of(rollout: Rollout) -> RecoveryOutcome:
+        verdict = rollout.verdict
+        return RecoveryOutcome(rollout.trajectory.task.id, verdict.reward, verdict.failed, rollout.text)
+
 
 def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
-    """For each group, whether all its judged rewards are equal, so that every advantage is 0.
+    """Return for each group whether all its judged rewards are equal, so that every advantage is 0.
 
-    >>> flat_groups([1.0, 1.0, 0.0, 1.0], group_size=2)
+    Args:
+        rewards: one per rollout, group after group; NaN where a rollout could not be judged.
+        group_size: rollouts per group.
+
+    >>> zero_std_groups([1.0, 1.0, 0.0, 1.0], group_size=2)
     [True, False]
     """
     groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
@@ -32,7 +48,7 @@ def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
 
 
 def group_success(succeeded: Sequence[bool], group_size: int) -> list[float]:
-    """Share of successes in each group.
+    """Return the fraction of successes in each group.
 
     >>> group_success([True, False, True, True], group_size=2)
     [0.5, 1.0]
@@ -41,8 +57,16 @@ def group_success(succeeded: Sequence[bool], group_size: int) -> list[float]:
     return [sum(group) / len(group) for group in groups]
 
 
-def count(rollouts: Iterable[Rollout], failures: Iterable[Failure]) -> Counter[str]:
-    """Counts that add up over ranks. `recovered` are rollouts that met a tool error and still succeeded."""
+def fraction(flags: Sequence[bool]) -> float:
+    """Return the fraction of true values, 0 if there are none at all."""
+    return sum(flags) / max(1, len(flags))
+
+
+def count_rollouts(rollouts: Iterable[Rollout], failures: Iterable[Failure]) -> Counter[str]:
+    """Count rollouts by outcome and failures by kind, so that the counts of all ranks can be added.
+
+    `recovered` counts rollouts with a tool error that still succeeded.
+    """
     counts: Counter[str] = Counter()
     for rollout in rollouts:
         if rollout.verdict.reward is None:
@@ -56,47 +80,50 @@ def count(rollouts: Iterable[Rollout], failures: Iterable[Failure]) -> Counter[s
     return counts
 
 
-def explore_metrics(counts: Counter[str], flat: Sequence[bool]) -> dict[str, float]:
-    """Metrics of an explore cycle from the counts of all ranks."""
+def explore_metrics(counts: Counter[str], zero_std: Sequence[bool]) -> dict[str, float]:
+    """Return the metrics of an explore cycle from the counts of all ranks."""
     metrics = {
         "fission/success": counts["succeeded"] / max(1, counts["judged"]),
         "fission/error_cases": float(counts["erred"]),
-        "fission/frac_zero_std": sum(flat) / max(1, len(flat)),
+        "fission/frac_zero_std": fraction(zero_std),
     }
     if counts["erred"]:
         metrics["fission/error_recovery_rate"] = counts["recovered"] / counts["erred"]
     return metrics | {f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("kind/")}
 
 
-def by_context(
+def outcomes_by_context(
     contexts: Sequence[CorrectiveInstance], outcomes: Sequence[RecoveryOutcome]
 ) -> dict[str, list[RecoveryOutcome]]:
-    """The outcomes of each recovery group, in the order of `contexts`."""
+    """Group the outcomes by corrective instance, in the order of `contexts`."""
     groups: dict[str, list[RecoveryOutcome]] = {item.task.id: [] for item in contexts}
     for outcome in outcomes:
         groups[outcome.context].append(outcome)
     return groups
 
 
-def recover_metrics(
-    contexts: Sequence[CorrectiveInstance], outcomes: Sequence[RecoveryOutcome], flat: Sequence[bool], step: int
+def recovery_metrics(
+    contexts: Sequence[CorrectiveInstance],
+    outcomes: Sequence[RecoveryOutcome],
+    zero_std: Sequence[bool],
+    step: int,
 ) -> dict[str, float]:
-    """Metrics of a recover cycle.
+    """Return the metrics of a recover cycle.
 
     Args:
         contexts: the corrective instances used, one per recovery group.
         outcomes: all recovery rollouts of all ranks.
-        flat: per recovery group, whether its rewards are all equal.
+        zero_std: per recovery group, whether its rewards are all equal.
         step: optimizer step of this cycle.
     """
-    rewards = [outcome.reward for outcome in outcomes if outcome.reward is not None]
     judged = [outcome for outcome in outcomes if outcome.reward is not None]
-    rescued = sum(item.zero_std and not same for item, same in zip(contexts, flat, strict=True))
+    rewards = [outcome.reward for outcome in judged if outcome.reward is not None]
+    rescued = [item.zero_std and not same for item, same in zip(contexts, zero_std, strict=True)]
     return {
         "recovery/reward": sum(rewards) / max(1, len(rewards)),
-        "recovery/rate": sum(not outcome.failed for outcome in judged) / max(1, len(judged)),
-        "recovery/frac_zero_std": sum(flat) / max(1, len(flat)),
+        "recovery/rate": fraction([not outcome.failed for outcome in judged]),
+        "recovery/frac_zero_std": fraction(zero_std),
         "recovery/depth": sum(item.task.depth for item in contexts) / max(1, len(contexts)),
-        "fission/rescued_groups": float(rescued),
+        "fission/rescued_groups": float(sum(rescued)),
         "fission/age": sum(step - item.step for item in contexts) / max(1, len(contexts)),
     }

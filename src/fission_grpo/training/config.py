@@ -1,7 +1,8 @@
-"""FissionGRPOConfig: TRL's GRPOConfig plus the fields of fission. All of TRL's fields pass through untouched."""
+"""FissionGRPOConfig: TRL's GRPOConfig and the options of Fission-GRPO."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,74 +12,109 @@ from trl import GRPOConfig
 from fission_grpo.fission.buffer import ORDERS
 from fission_grpo.fission.failures import FAILURE_TURNS
 
+RENAMED = {
+    "adaptive_share": "adaptive_recovery_ratio",
+    "branch": "failure_turn",
+    "diagnose": "feedback",
+    "diagnose_seconds": "feedback_timeout",
+    "journal": "log_instances",
+    "judge_recovery": "recovery_scope",
+    "num_recoveries": "num_recovery_generations",
+    "recover_share": "recovery_ratio",
+    "recover_trigger": "min_buffered",
+    "simulator": "feedback_model",
+    "tool_characters": "max_tool_result_chars",
+    "tool_seconds": "tool_timeout",
+    "watch_tools": "guard_tools",
+}
+"""Options that have another name since version 0.2, by their old name. An old name is an error that gives the new one."""
 
+
+def refuse_old_names(config: type) -> type:
+    """Class decorator: constructing the dataclass with an old option name raises a TypeError that gives the new one."""
+    construct = config.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs.keys() & RENAMED.keys():
+            raise TypeError(f"{config.__name__}: the option `{name}` is now called `{RENAMED[name]}`")
+        construct(self, *args, **kwargs)
+
+    config.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
+    return config
+
+
+@refuse_old_names
 @dataclass
 class FissionGRPOConfig(GRPOConfig):
-    """Every `trl.GRPOConfig` field, and these. Marks: [paper] known, [inferred], [ours] our own choice.
+    """Options of `FissionGRPOTrainer`: every field of `trl.GRPOConfig`, and these.
 
-    Raises ValueError for a value out of range, before anything is loaded.
+    The help text of each field marks where its default comes from: [paper], [inferred] from it, or [ours].
+
+    Raises:
+        ValueError: a value is out of range. It is raised before anything is loaded.
+        TypeError: an option is given by its old name.
     """
 
     fission: bool = field(
         default=True,
         metadata={
-            "help": "Run recover cycles [paper]. False is TRL's GRPO: same seeds, same losses; to the last bit with "
-            "shared_prefix false, too, else up to rounding."
+            "help": "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to "
+            "the bit with shared_prefix=False, else up to rounding."
         },
     )
     num_recovery_generations: int | None = field(
         default=None,
         metadata={
-            "help": "G', recovery rollouts sampled per corrective instance; at least 2, must divide "
-            "generation_batch_size. None: as many as num_generations [ours; the paper's value is not known]."
+            "help": "G', recovery rollouts sampled per corrective instance: at least 2, and a divisor of "
+            "generation_batch_size. Default: num_generations [ours; the paper's value is not known]."
         },
     )
     failure_threshold: float = field(
         default=0.5,
         metadata={
-            "help": "With reward functions of your own: a rollout whose weighted reward sum is below this has failed "
-            "(in your rewards' unit). Step tasks judged by StepReward use its correctness_threshold instead [ours]."
+            "help": "A rollout has failed if its weighted reward sum is below this, in the unit of your rewards. Step "
+            "tasks judged by StepReward use its correctness_threshold instead [ours]."
         },
     )
     buffer_capacity: int = field(
-        default=256, metadata={"help": "Most corrective instances held; the oldest is dropped for a new one [ours]."}
+        default=256,
+        metadata={"help": "Largest number of corrective instances held; a new one replaces the oldest [ours]."},
     )
     max_age_steps: int = field(
         default=32,
-        metadata={"help": "Optimizer steps after which a waiting corrective instance is dropped; 0: never [ours]."},
+        metadata={"help": "Optimizer steps after which a buffered instance expires; 0 for never [ours]."},
     )
     max_depth: int = field(
         default=1,
         metadata={
-            "help": "1: only failures of data set tasks are recovered from. 2: failures of recoveries too, and so on. "
-            "0: nothing is ever fissioned [ours]."
+            "help": "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never "
+            "recover [ours]."
         },
     )
     failure_turn: str = field(
         default="first",
-        metadata={
-            "help": "Which failing turn of an episode is recovered from: first, last, or every (each of them) [ours]."
-        },
+        metadata={"help": "Failing turn of an episode to recover from: first, last, or every one of them [ours]."},
     )
     recovery_scope: str = field(
         default="episode",
         metadata={
-            "help": "How recoveries in environments are judged: episode (to its end, by your rewards), or turn (the "
-            "one corrective turn [paper], 1 if its calls work and the environment's _progress() rises, else 0; "
-            "nothing is sampled after it). The default did better on average in LOG.md [ours]."
+            "help": "How recoveries in environments are judged. episode: to the end of the episode, by your rewards. "
+            "turn: by the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() "
+            "rises, else 0; nothing is sampled after it. The default did better on average in LOG.md [ours]."
         },
     )
     buffer_order: str = field(
         default="lifo",
         metadata={
-            "help": "Which waiting instances are recovered first: lifo (newest) [paper]; variance (greatest expected "
-            "reward variance, from the group's success and the running recovery rate of its kind of failure) [ours]; "
-            "fifo, random: ablations."
+            "help": "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest "
+            "expected reward variance, estimated from the group's success and the running recovery rate of the kind "
+            "of failure [ours]; fifo and random for ablations."
         },
     )
     recovery_ratio: float = field(
         default=0.5,
-        metadata={"help": "Largest share of cycles that recover, above 0 to 0.5 (every second cycle) [ours]."},
+        metadata={"help": "Largest ratio of recover cycles to all cycles, above 0 to 0.5 [ours]."},
     )
     adaptive_recovery_ratio: bool = field(
         default=False,
@@ -89,46 +125,53 @@ class FissionGRPOConfig(GRPOConfig):
     min_buffered: int | None = field(
         default=None,
         metadata={
-            "help": "Unique instances that must wait before a recover cycle runs. None: one full batch, "
-            "generation_batch_size / num_recovery_generations, which is also the least allowed [ours; the paper's is unknown]."
+            "help": "Instances that the buffer must hold before a recover cycle runs. Default: one full batch, "
+            "generation_batch_size / num_recovery_generations, which is also the smallest value allowed [ours; the "
+            "paper's is not known]."
         },
     )
     guard_tools: bool | None = field(
         default=None,
         metadata={
-            "help": "Tell the policy when a tool call cannot be read (TRL ends the episode), keep to tool_timeout and "
-            "max_tool_result_chars, and give no reward in a broken environment. None: as `fission`; true with fission "
-            "false is plain GRPO in the same worlds, for comparisons [ours]."
+            "help": "Guard tool calls: the policy gets an error for a call that cannot be read (TRL ends the episode), "
+            "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the "
+            "value of `fission`. True with fission=False is plain GRPO in the same environments [ours]."
         },
     )
     tool_timeout: float = field(
         default=60.0,
-        metadata={"help": "Time limit of one tool call in an environment, after which it counts as broken; 0: none."},
+        metadata={
+            "help": "Time limit of a tool call in an environment, in seconds; after it the environment counts as "
+            "broken. 0 for none [ours]."
+        },
     )
     max_tool_result_chars: int = field(
         default=20_000,
-        metadata={"help": "Longest tool result of an environment; what is longer is cut, and says so; 0: no limit."},
+        metadata={
+            "help": "Largest length of an environment's tool result in characters. A longer one is cut, with a note. "
+            "0 for no limit [ours]."
+        },
     )
     feedback_timeout: float = field(
         default=30.0,
         metadata={
-            "help": "Longest a cycle waits for diagnoses that come from elsewhere (an endpoint); what is late by then "
-            "falls back, counted. They are asked for while the update runs, so mostly nothing is waited for [ours]."
+            "help": "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. "
+            "They work while the policy is updated. Feedback that is late is replaced and counted [ours]."
         },
     )
     max_generated_tokens: int = field(
         default=0,
         metadata={
             "help": "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and "
-            "recover cycles together, so that methods are compared at equal cost; 0: no limit [ours]."
+            "recover cycles together, to compare methods at equal cost. 0 for no limit [ours]."
         },
     )
     shared_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Compute the prompt of a group once, in generation and in the update: same tokens, losses and "
-            "gradients up to rounding, in less time and memory. Where the model does not allow it, a warning says why "
-            "and TRL's own computation is used. False: always TRL's own [ours]."
+            "help": "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
+            "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why "
+            "and TRL's own computation is used [ours]."
         },
     )
     log_instances: bool = field(
@@ -149,11 +192,11 @@ class FissionGRPOConfig(GRPOConfig):
             self._check_fission()
 
     def _check_numbers(self) -> None:
-        """What would else end in a traceback of a library, or in weights that are not numbers."""
-        for one in fields(self):
-            value = getattr(self, one.name)
+        """Refuse values that would end in a library's traceback, or in weights that are not numbers."""
+        for option in fields(self):
+            value = getattr(self, option.name)
             if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"{one.name} is nan; give a number.")
+                raise ValueError(f"{option.name} is nan; give a number.")
         least_values = {
             "num_generations": 2,
             "per_device_train_batch_size": 1,
@@ -166,7 +209,8 @@ class FissionGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} is {value}, but must be at least {least}.")
 
     def _check_fission(self) -> None:
-        size, recoveries = self.generation_batch_size or 0, self.num_recovery_generations or 0
+        size = self.generation_batch_size or 0
+        recoveries = self.num_recovery_generations or 0
         if recoveries < 2:
             raise ValueError(
                 f"num_recovery_generations is {recoveries}, but advantages are normalised within each recovery group, "
@@ -179,18 +223,19 @@ class FissionGRPOConfig(GRPOConfig):
                 "per_device_train_batch_size x processes x steps_per_generation), so recovery groups would not fill "
                 f"a batch. Set num_recovery_generations to one of {divisors}, or change the batch size."
             )
-        contexts, trigger = self.contexts_per_cycle, self.min_buffered
+        contexts = self.contexts_per_cycle
         least_values = {
             "buffer_capacity": contexts,
             "max_age_steps": 0,
             "max_depth": 0,
             "tool_timeout": 0,
             "feedback_timeout": 0,
+            "max_tool_result_chars": 0,
         }
-        for name, least in {**least_values, "max_tool_result_chars": 0}.items():
+        for name, least in least_values.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
-        choices = {"buffer_order": tuple(ORDERS), "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
+        choices = {"buffer_order": ORDERS, "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
@@ -199,23 +244,23 @@ class FissionGRPOConfig(GRPOConfig):
                 f"recovery_ratio is {self.recovery_ratio}, but must lie above 0 and up to 0.5: there are never two "
                 "recover cycles in a row. Set fission to false for none at all."
             )
-        if trigger is not None and not contexts <= trigger <= self.buffer_capacity:
+        if self.min_buffered is not None and not contexts <= self.min_buffered <= self.buffer_capacity:
             raise ValueError(
-                f"min_buffered is {trigger}, but must lie between {contexts} (one full batch of recovery groups) "
-                f"and buffer_capacity ({self.buffer_capacity}). Leave it unset for one full batch."
+                f"min_buffered is {self.min_buffered}, but must lie between {contexts} (one full batch of recovery "
+                f"groups) and buffer_capacity ({self.buffer_capacity}). Leave it unset for one full batch."
             )
 
     @property
     def contexts_per_cycle(self) -> int:
-        """Corrective instances used by one recover cycle: generation_batch_size / num_recovery_generations."""
+        """Number of corrective instances in one recover cycle: generation_batch_size / num_recovery_generations."""
         return (self.generation_batch_size or 0) // (self.num_recovery_generations or 1)
 
 
 def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
-    """The trainer's `args`, by default named after its model.
+    """Return the trainer's `args`; by default a config whose output_dir is named after the model.
 
     Raises:
-        TypeError: they are another trainer's.
+        TypeError: `args` is the config of another trainer.
     """
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path

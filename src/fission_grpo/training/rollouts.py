@@ -1,19 +1,22 @@
-"""From TRL's rows and completions to our Tasks, Turns and Verdicts, and from a Task back to a row."""
+"""One cycle's rows and completions as Rollouts and Failures, and a Task as a row of TRL."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from fission_grpo.core.chat import parse, read_result, render
+from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
 from fission_grpo.core.types import (
     PARSE_ERROR,
+    Failure,
     Message,
     Rollout,
     Task,
@@ -23,11 +26,67 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.envs.restore import TASK_KEY, TurnVerdict
+from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, state_after
+from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.fission.algorithm import FailedRollout
+from fission_grpo.fission.failures import find_failures
+from fission_grpo.fission.recovery import CorrectiveInstance
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Scores:
+    """What TRL hands to the reward functions, and their rewards.
+
+    Args:
+        prompts, completions, completion_ids: of this rank's rollouts. Ids include those of tool results.
+        rewards: tensor of all ranks' rollouts x reward functions, NaN where a function gave none.
+        weights: of the reward functions.
+        corrective_turns: by local row, the verdict on a corrective turn that is judged by itself.
+    """
+
+    prompts: Sequence[str | Sequence[Message]]
+    completions: Sequence[str | Sequence[Message]]
+    completion_ids: Sequence[Sequence[int]]
+    rewards: Any
+    weights: Any
+    corrective_turns: Mapping[int, TurnVerdict] = field(default_factory=dict)
+
+    def weighted(self) -> list[float]:
+        """Return the weighted sum of the rewards for every rollout of all ranks; NaN where no function gave one."""
+        sums = (self.rewards * self.weights.to(self.rewards.device)).nansum(dim=1)
+        return sums.masked_fill(self.rewards.isnan().all(dim=1), math.nan).tolist()
+
+
+@dataclass
+class Cycle:
+    """One generation batch of this rank: what is sampled, and what came of it.
+
+    Args:
+        rows: this rank's rows, one per rollout; groups of equal rows.
+        group_size: rollouts per group: G when exploring, G' when recovering.
+        offset: index of the first row in the batch of all ranks.
+        contexts: the corrective instances of a recover cycle, one per group of all ranks; none in an explore cycle.
+        single_turn: whether the corrective turn alone is sampled and judged (`recovery_scope="turn"`).
+        scores: set when the rewards are computed.
+    """
+
+    rows: list[Row]
+    group_size: int
+    offset: int = 0
+    contexts: Sequence[CorrectiveInstance] = ()
+    single_turn: bool = False
+    scores: Scores | None = None
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
-    """The Task a TRL row stands for. `prompt` is the prompt as sampled from (with the environment's observation)."""
+    """Return the Task of a TRL row.
+
+    Args:
+        row: the row.
+        prompt: the prompt as sampled from, with the environment's first observation.
+    """
     if TASK_KEY in row:
         return row[TASK_KEY]
     if STEP_KEY in row:
@@ -42,7 +101,7 @@ def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task
 
 
 def row_of_task(task: Task, tokenizer: Any) -> dict[str, Any]:
-    """The TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
+    """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
     row = {**task.columns, TASK_KEY: task}
     if task.reference is not None:
         row[STEP_KEY] = task_to_json(task)
@@ -58,30 +117,30 @@ def read_turns(
     sampled: Sequence[Sequence[int]],
     decode: Callable[[list[int]], str],
     eos_ids: Iterable[int],
-    calls_tools: bool,
+    reads_calls: bool,
 ) -> tuple[Turn, ...]:
-    """The assistant turns of one completion, each with exactly the text the policy wrote.
+    """Return the assistant turns of one completion, each with exactly the text the policy wrote.
 
     Args:
         completion: TRL's: a string, or messages `assistant, tool, tool, assistant, ...`.
         sampled: token ids the policy sampled, one list per assistant turn (see `sampled_segments`).
         decode: token ids to text, special tokens kept.
         eos_ids: ids that end a turn.
-        calls_tools: whether text is to be read for tool calls at all.
+        reads_calls: whether to look for tool calls in the texts.
     """
     eos = set(eos_ids)
     texts = [decode([*ids[:-1]] if ids and ids[-1] in eos else [*ids]) for ids in sampled]
     truncated = [not ids or ids[-1] not in eos for ids in sampled]
     if isinstance(completion, str):
         text, cut = ("".join(texts), truncated[-1] if truncated else True)
-        return (parse(text, truncated=cut) if calls_tools else Turn(text, content=text, truncated=cut),)
+        return (parse(text, truncated=cut) if reads_calls else Turn(text, content=text, truncated=cut),)
     groups = _assistant_groups(completion)
     turns = []
     for index, (message, results) in enumerate(groups):
-        known = len(texts) == len(groups)  # else the template hid a turn: fall back to the parsed content
+        known = len(texts) == len(groups)  # otherwise the template hid a turn, and the parsed content must do
         text = texts[index] if known else str(message.get("content") or "")
         cut = truncated[index] if known else False
-        turns.append(_turn(text, cut, message, results) if calls_tools else Turn(text, content=text, truncated=cut))
+        turns.append(_turn(text, cut, message, results) if reads_calls else Turn(text, content=text, truncated=cut))
     return tuple(turns)
 
 
@@ -97,8 +156,8 @@ def _assistant_groups(completion: Sequence[Message]) -> list[tuple[Message, list
 
 def _turn(text: str, truncated: bool, message: Message, results: Sequence[Message]) -> Turn:
     turn = parse(text, truncated=truncated)
-    if len(results) == 1 and (told := _told(message, str(results[0]["content"]))):
-        return replace(turn, calls=(), error=told.error, results=(told,))
+    if len(results) == 1 and (refused := _parse_error_result(message, str(results[0]["content"]))):
+        return replace(turn, calls=(), error=refused.error, results=(refused,))
     called = [
         call["function"] for call in message.get("tool_calls") or () if isinstance(call.get("function"), Mapping)
     ]
@@ -111,8 +170,8 @@ def _turn(text: str, truncated: bool, message: Message, results: Sequence[Messag
     return replace(turn, calls=calls, error=None, results=answers)
 
 
-def _told(message: Message, content: str) -> ToolResult | None:
-    """What was answered to a turn that could not be read, None for any other turn."""
+def _parse_error_result(message: Message, content: str) -> ToolResult | None:
+    """Return the result that a turn with an unreadable call received, None for any other turn."""
     for call in message.get("tool_calls") or ():
         function = call.get("function")
         if isinstance(function, Mapping) and PARSE_ERROR in (function.get("arguments") or ()):
@@ -134,31 +193,8 @@ def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[lis
 
 
 @dataclass(frozen=True)
-class RolloutBatch:
-    """One rank's rollouts. All sequences have one entry per row.
-
-    Args:
-        rows: as given to TRL.
-        prompts: as sampled from.
-        completions: strings, or messages.
-        completion_ids: token ids, tool results included.
-        masks: 1 for ids the policy sampled, 0 for others; None where all were sampled.
-        rewards: weighted sums, NaN where there is none.
-        corrected: by row number, the verdict on a corrective turn whose calls we made ourselves.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    prompts: Sequence[str | Sequence[Message]]
-    completions: Sequence[str | Sequence[Message]]
-    completion_ids: Sequence[Sequence[int]]
-    masks: Sequence[Sequence[int] | None]
-    rewards: Sequence[float]
-    corrected: Mapping[int, TurnVerdict] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class RolloutReader:
-    """How to read a batch.
+    """Reads the rollouts of a cycle.
 
     Args:
         decode: token ids to text, special tokens kept.
@@ -170,30 +206,119 @@ class RolloutReader:
     decode: Callable[[list[int]], str]
     eos_ids: Sequence[int]
     threshold: float
-    step_reward: Any = None
+    step_reward: StepReward | None = None
 
-    def read(self, batch: RolloutBatch, has_tools: bool, progress: float) -> list[Rollout]:
-        """The rollouts in order. `has_tools`: whether texts may hold tool calls; `progress`: of training, 0 to 1."""
-        return [self._rollout(batch, i, has_tools, progress) for i in range(len(batch.rows))]
+    def read(
+        self, cycle: Cycle, masks: Sequence[Sequence[int] | None], has_tools: bool, progress: float
+    ) -> list[Rollout]:
+        """Return this rank's rollouts in order.
 
-    def _rollout(self, batch: RolloutBatch, i: int, has_tools: bool, progress: float) -> Rollout:
-        task = task_of_row(batch.rows[i], batch.prompts[i])
-        segments = sampled_segments(batch.completion_ids[i], batch.masks[i])
-        calls_tools = has_tools or task.reference is not None
-        turns = read_turns(batch.completions[i], segments, self.decode, self.eos_ids, calls_tools)
-        reward = None if math.isnan(batch.rewards[i]) else batch.rewards[i]
-        verdict = Verdict(reward, failed=batch.rewards[i] < self.threshold)
-        if reward is not None and task.reference is not None and self.step_reward is not None:
-            judged = self.step_reward.verdict(task, turns[-1], len(batch.completion_ids[i]), progress)
-            verdict = replace(verdict, failed=judged.failed, parts=judged.parts)
-        if i in batch.corrected:
-            turns = (with_results(turns[0], batch.corrected[i]),)
-            verdict = replace(verdict, failed=not batch.corrected[i].resolved)
+        Args:
+            cycle: the cycle, with its scores.
+            masks: per rollout, 1 for token ids the policy sampled and 0 for others; None where all were sampled.
+            has_tools: whether texts may hold tool calls.
+            progress: fraction of the training done, in [0, 1].
+        """
+        if cycle.scores is None:
+            raise RuntimeError("the cycle was not scored")
+        rewards = cycle.scores.weighted()[cycle.offset : cycle.offset + len(cycle.rows)]
+        return [
+            self._rollout(cycle.rows[i], cycle.scores, i, mask, rewards[i], has_tools, progress)
+            for i, mask in enumerate(masks)
+        ]
+
+    def _rollout(
+        self,
+        row: Row,
+        scores: Scores,
+        i: int,
+        mask: Sequence[int] | None,
+        reward: float,
+        has_tools: bool,
+        progress: float,
+    ) -> Rollout:
+        task = task_of_row(row, scores.prompts[i])
+        segments = sampled_segments(scores.completion_ids[i], mask)
+        reads_calls = has_tools or task.reference is not None
+        turns = read_turns(scores.completions[i], segments, self.decode, self.eos_ids, reads_calls)
+        is_judged = not math.isnan(reward)
+        verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)
+        if is_judged and task.reference is not None and self.step_reward is not None:
+            step = self.step_reward.verdict(task, turns[-1], len(scores.completion_ids[i]), progress)
+            verdict = replace(verdict, failed=step.failed, parts=step.parts)
+        if (corrective := scores.corrective_turns.get(i)) is not None:
+            turns = (with_results(turns[0], corrective),)
+            verdict = replace(verdict, failed=not corrective.resolved)
         return Rollout(Trajectory(task, turns), verdict)
 
 
 def with_results(turn: Turn, verdict: TurnVerdict) -> Turn:
-    """A corrective turn with what its calls answered."""
+    """Return a corrective turn with the results of its calls."""
     if turn.error is not None or not verdict.results:
         return replace(turn, results=verdict.results)
     return replace(turn, calls=tuple(result.call for result in verdict.results), results=verdict.results)
+
+
+class LocalEnvironments:
+    """The environments of this rank's rollouts, as they are at the end of a cycle.
+
+    Args:
+        environments: TRL's, one per local rollout; None without any.
+        tools: functions that are tools beside the environments'.
+        guarded: whether the environments are wrapped by `envs.restore.make_restorable`.
+        schemas: cache of the tools' JSON schemas by environment class, kept from cycle to cycle.
+    """
+
+    def __init__(
+        self,
+        environments: Sequence[Any] | None,
+        tools: Sequence[Callable[..., Any]] | None,
+        guarded: bool,
+        schemas: dict[type, tuple[Any, ...]],
+    ):
+        self.environments, self.tools, self.guarded = environments or (), tools or (), guarded
+        self._schemas = schemas
+
+    def failed_rollout(
+        self, i: int, rollout: Rollout, failure_turn: str, zero_std: bool, success: float
+    ) -> FailedRollout:
+        """Return the failures of local rollout `i` with what its environment knows about them.
+
+        Args:
+            i: index of the rollout on this rank.
+            rollout: the rollout.
+            failure_turn: see `failures.find_failures`.
+            zero_std, success: of its group, see `FailedRollout`.
+        """
+        trajectory = rollout.trajectory
+        tools = trajectory.task.tools or self._tool_schemas(i)
+        failures = find_failures(trajectory, rollout.verdict, tools, failure_turn)
+        environment = self.environments[i] if self.environments else None
+        reference = getattr(environment, "_reference", None)
+        if reference is not None and failures:
+            failures = [replace(failure, expected=tuple(reference())) for failure in failures]
+
+        def get_snapshot(failure: Failure) -> Any:
+            if environment is None or not self.guarded:
+                return None
+            return state_after(environment, [result for turn in failure.turns for result in turn.results])
+
+        return FailedRollout(failures, zero_std, success, get_snapshot)
+
+    def pop_counts(self) -> Counter[str]:
+        """Return and reset the events that the environments' monitors have counted, as `env/<event>`."""
+        counts: Counter[str] = Counter()
+        for environment in self.environments if self.guarded else ():
+            counts.update({f"env/{name}": n for name, n in environment._fission_monitor.counts.items()})
+            environment._fission_monitor.counts.clear()
+        return counts
+
+    def _tool_schemas(self, i: int) -> tuple[Any, ...]:
+        """Return the JSON schemas of the tools of local rollout `i`."""
+        from transformers.utils import get_json_schema
+
+        environment = self.environments[i] if self.environments else None
+        if type(environment) not in self._schemas:
+            methods = tool_methods(environment).values() if environment is not None else ()
+            self._schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
+        return self._schemas[type(environment)]

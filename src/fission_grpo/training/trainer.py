@@ -1,8 +1,8 @@
-"""FissionGRPOTrainer: TRL's GRPOTrainer whose batches are, every other cycle, recovery tasks.
+"""FissionGRPOTrainer: TRL's GRPOTrainer in which some cycles recover from failed rollouts.
 
-A cycle is one generation batch and the updates made with it. An *explore* cycle samples the data set's rows; its
-failures, diagnosed, wait in the buffer. A *recover* cycle samples G' rollouts of each of the newest. Both are the
-same call to TRL with other rows; nothing of TRL's is copied.
+A cycle is one generation batch and the updates made with it. An explore cycle samples the rows of the data set; its
+failures get feedback and become corrective instances in the buffer. A recover cycle samples G' rollouts of each of
+several corrective instances. Both are the same call to TRL with other rows; no code of TRL is copied.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,15 +24,14 @@ from trl import GRPOTrainer
 from fission_grpo.core.rewards import StepReward, progress_of
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Rollout
-from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, without_task
+from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.sources import FeedbackFunction, FeedbackSource, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
 from fission_grpo.fission.event_log import EventLog
-from fission_grpo.fission.failures import LocalEnvironments
 from fission_grpo.fission.metrics import (
     RecoveryOutcome,
-    count,
+    count_rollouts,
     explore_metrics,
     group_success,
     zero_std_groups,
@@ -49,16 +48,15 @@ from fission_grpo.training.checkpoint import (
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
 from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
-from fission_grpo.training.rollouts import RolloutBatch, RolloutReader, row_of_task
+from fission_grpo.training.rollouts import Cycle, LocalEnvironments, RolloutReader, Row, Scores, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, eos_token_ids
 
 FeedbackSpec = str | FeedbackFunction | FeedbackSource
-
+"""One source of feedback: its name, a function, or a `FeedbackSource`."""
 
 _log = logging.getLogger(__name__)
-
 
 check_names(GRPOTrainer)
 
@@ -66,15 +64,16 @@ check_names(GRPOTrainer)
 class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
-    Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and:
+    Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.
 
     Args:
-        feedback: where feedback on a failed rollout comes from: "rules" (default), "environment", "fixed", "none", a
-            callable `Failure -> str | None` (None: nothing to say), a `diagnose.FeedbackSource` such as a simulator, or a list
-            of these, asked one after another. After the last comes the fixed text; what is asked in vain is counted.
+        feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none", a callable
+            `Failure -> str | None` (None if it has nothing to say), a `feedback.sources.FeedbackSource`, or a list of
+            these. A list is asked in order until one has a usable text; the fixed text comes last. Texts that were not
+            used are counted by source and reason.
 
-    Logs `fission/*` every cycle and `recovery/*` on recover cycles (docs/metrics.md), and writes every corrective
-    instance with its outcome to `output_dir/fission.jsonl`.
+    Logs `fission/*` and `feedback/*` every cycle and `recovery/*` in recover cycles, and writes every corrective
+    instance with its outcome to `output_dir/fission.jsonl`. See docs/fission-grpo.md.
     """
 
     _tag_names: ClassVar = ["trl", "grpo", "fission-grpo"]
@@ -82,232 +81,235 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
     args: FissionGRPOConfig
 
     def __init__(self, *trl_args: Any, feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules", **trl_kwargs: Any):
+        if "diagnose" in trl_kwargs:
+            raise TypeError("the argument `diagnose` is now called `feedback`")
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
         given["args"] = args = checked_config(given.get("args"), given["model"])
         sources = make_chain(feedback) if args.fission else ()
         for source in sources:
             source.check()
-        if args.guard_tools and given.get("environment_factory") is not None:
-            given["environment_factory"] = self._restorable(given["environment_factory"], args)
-        if args.guard_tools and given.get("tools"):
-            given["tools"] = [with_parse_errors(tool) for tool in given["tools"]]
+        if args.guard_tools:
+            self._guard_tools(given, args)
         if args.fission and hasattr(given.get("train_dataset"), "__len__"):
             check_columns(given["train_dataset"])
         super().__init__(**given)
-        self.special_tokens = (
-            SpecialTokenFilter.from_tokenizer(self._tokenizer) if args.guard_tools else SpecialTokenFilter()
-        )
-        if args.guard_tools and self.tools:
-            enable_parse_errors(self)
+        self.special_tokens = SpecialTokenFilter()
+        if args.guard_tools:
+            self.special_tokens = SpecialTokenFilter.from_tokenizer(self._tokenizer)
+            if self.tools:
+                enable_parse_errors(self)
         writes = args.fission and args.log_instances and self.accelerator.is_main_process
         self.event_log = EventLog(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
         self.fission = Fission(args, sources, self.event_log, self.special_tokens)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
-        self.waiting = DeferredBatches(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
-        self._corrected: dict[int, TurnVerdict] = {}  # this cycle's corrective turns, by local row
-        self._schemas: dict[type, tuple[Any, ...]] = {}
+        self.deferred = DeferredBatches(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
+        self.cycle = Cycle([], self.num_generations)
+        self._tool_schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
         self._reader = RolloutReader(self._decode, eos_token_ids(self), args.failure_threshold, step_reward)
 
-    def _restorable(self, factory: Any, args: FissionGRPOConfig) -> Any:
+    def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
+        """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
         limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars)
 
-        def wrap(make: Any) -> Any:
-            states = lambda task_id: self.fission.states.get(task_id)  # noqa: E731
-            return make_restorable(
-                make, self._run_async, states, limits, lambda text: self.special_tokens.sanitize(text)
-            )
+        def guarded(factory: Any) -> Any:
+            return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize)
 
-        if isinstance(factory, dict):
-            return {name: wrap(make) for name, make in factory.items()}
-        return wrap(factory)
+        factory = given.get("environment_factory")
+        if isinstance(factory, Mapping):
+            given["environment_factory"] = {name: guarded(make) for name, make in factory.items()}
+        elif factory is not None:
+            given["environment_factory"] = guarded(factory)
+        if given.get("tools"):
+            given["tools"] = [with_parse_errors(tool) for tool in given["tools"]]
+
+    def _get_snapshot(self, task_id: str) -> Any:
+        return self.fission.snapshots.get(task_id)
+
+    def _sanitize(self, text: str) -> str:
+        return self.special_tokens.sanitize(text)
 
     def _run_async(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.async_loop).result()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
-        self._collect()
+        self._buffer_feedback()
         return output
 
     # -- one cycle ---------------------------------------------------------------------------------------------------
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training:  # pyright: ignore[reportOptionalMemberAccess]
+            self.cycle = Cycle(inputs, self.num_generations_eval or self.num_generations)
             output = super()._generate_and_score_completions(inputs)
-            self.take_sharing_counts()  # the next cycle tells its own only
+            self.take_sharing_counts()  # of the evaluation; the next cycle logs its own
             return output
         started = time.perf_counter()
-        rows = self._next_rows(inputs) if self.args.fission else inputs
-        spent = time.perf_counter() - started
-        with self._cycle() as group_size:
-            output = super()._generate_and_score_completions(rows)
+        self._buffer_feedback()
+        self.cycle = self._next_cycle(inputs)
+        seconds = time.perf_counter() - started
+        with self._cycle_settings():
+            output = super()._generate_and_score_completions(self.cycle.rows)
         started = time.perf_counter()
-        self._observe(rows, output, group_size)
-        self._log_cycle({"fission/seconds": spent + time.perf_counter() - started})
+        rollouts = self._read_rollouts(output)
+        self._observe(rollouts)
+        if self.fission.pending is not None and not self.fission.is_asynchronous:
+            self._buffer_feedback()
+        self._log_cycle({"fission/seconds": seconds + time.perf_counter() - started})
         return output
 
+    def _next_cycle(self, inputs: list[Row]) -> Cycle:
+        """Choose this cycle's rows: those of the data set, or corrective instances while the former are deferred."""
+        if not self.args.fission:
+            return Cycle(inputs, self.num_generations, self.accelerator.process_index * len(inputs))
+        offset = self.accelerator.process_index * len(inputs)
+        self.deferred.add(inputs)
+        contexts = self.fission.next_contexts(self.state.global_step)
+        if not contexts:
+            return Cycle(self.deferred.take(), self.num_generations, offset)
+        if self.deferred.skip_newest():
+            self._log_cycle({"fission/skipped_batches": 1.0})
+        group_size = self.args.num_recovery_generations or 0
+        rows = [row_of_task(item.task, self.processing_class) for item in contexts]
+        batch = [row for row in rows for _ in range(group_size)]
+        own = [dict(row) for row in batch[offset : offset + len(inputs)]]
+        single_turn = self.args.recovery_scope == "turn" and self.environment_factories is not None
+        return Cycle(own, group_size, offset, contexts, single_turn)
+
     @contextmanager
-    def _cycle(self):
-        """TRL's settings for this cycle: in a recover cycle groups of G', and perhaps no turn after the corrective."""
+    def _cycle_settings(self) -> Iterator[None]:
+        """Set TRL's group size, and in a single-turn cycle its number of tool-calling iterations, for this cycle."""
         explore = self.num_generations, self.max_tool_calling_iterations
-        if self.fission.recovering:
-            self.num_generations = self.args.num_recovery_generations or 0
-            if self._judges_turns():
-                self.max_tool_calling_iterations = 0
+        self.num_generations = self.cycle.group_size
+        if self.cycle.single_turn:
+            self.max_tool_calling_iterations = 0
         try:
-            yield self.num_generations
+            yield
         finally:
             self.num_generations, self.max_tool_calling_iterations = explore
-
-    def _judges_turns(self) -> bool:
-        by_turn = self.args.recovery_scope == "turn" and self.environment_factories is not None
-        return by_turn and bool(self.fission.recovering)
-
-    def _next_rows(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """This cycle's rows on this rank. The data set's rows wait in a queue while a recover cycle runs."""
-        self._collect()
-        self.waiting.add(inputs)
-        contexts = self.fission.begin_cycle(self.state.global_step)
-        if not contexts:
-            return self.waiting.take()
-        if self.waiting.skip_newest():
-            self._log_cycle({"fission/skipped_batches": 1.0})
-        rows = [row_of_task(item.task, self.processing_class) for item in contexts]
-        batch = [row for row in rows for _ in range(self.args.num_recovery_generations or 0)]
-        start = self.accelerator.process_index * len(inputs)
-        return [dict(row) for row in batch[start : start + len(inputs)]]
 
     def _get_tool_suffix_ids(self, tool_messages):
         return super()._get_tool_suffix_ids(self.special_tokens.sanitize_tool_results(tool_messages))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rows = [without_task(row) for row in inputs] if self.fission.recovering else inputs
-        self._corrected = {}
-        if self._judges_turns():
+        cycle = self.cycle
+        rows = [without_task(row) for row in inputs] if cycle.contexts else inputs
+        corrective = {}
+        if cycle.single_turn:
             turns = zip(self.environments or (), completions, strict=True)
-            self._corrected = {
-                i: judge_corrective_turn(world, turn, self._run_async) for i, (world, turn) in enumerate(turns)
-            }
+            corrective = {i: judge_corrective_turn(env, turn, self._run_async) for i, (env, turn) in enumerate(turns)}
         rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
-        if self._corrected:  # the corrective turn is judged, instead of the end of the episode
-            resolved = gather_object([self._corrected[i].resolved for i in range(len(inputs))])
+        if cycle.single_turn:  # the verdict on the turn replaces the rewards, which judge the end of an episode
+            resolved = gather_object([corrective[i].resolved for i in range(len(inputs))])
             counted = int(self.reward_weights.nonzero()[0])
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object([world._fission_monitor.broken is not None for world in self.environments])
+            broken = gather_object([env._fission_monitor.broken is not None for env in self.environments])
             rewards[broken] = math.nan
-        self._judged = (prompts, completions, completion_ids_list, rewards)
+        cycle.scores = Scores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
         return rewards
 
-    def _observe(self, rows: list[dict[str, Any]], output: dict[str, Any], group_size: int) -> None:
-        """Read this rank's rollouts, share what matters with all ranks, fill the buffer, log."""
-        rewards, step = self._weighted_rewards(), self.state.global_step
-        flat = zero_std_groups(rewards, group_size)
-        offset = self.accelerator.process_index * len(rows)
-        rollouts = self._read(rows, output, rewards[offset : offset + len(rows)])
-        success = group_success(gather_object([not rollout.verdict.failed for rollout in rollouts]), group_size)
-        worlds = LocalEnvironments(
-            self.environments, self._standalone_tools, bool(self.args.guard_tools), self._schemas
+    # -- after a cycle -----------------------------------------------------------------------------------------------
+
+    def _read_rollouts(self, output: dict[str, Any]) -> list[Rollout]:
+        masks = output["tool_mask"].tolist() if output.get("tool_mask") is not None else [None] * len(self.cycle.rows)
+        return self._reader.read(self.cycle, masks, bool(self.tools), progress_of(self.state))
+
+    def _observe(self, rollouts: list[Rollout]) -> None:
+        """Share this rank's rollouts with all ranks, request feedback on the failed ones, and log the cycle."""
+        cycle, step = self.cycle, self.state.global_step
+        rewards = cycle.scores.weighted() if cycle.scores is not None else []
+        zero_std = zero_std_groups(rewards, cycle.group_size)
+        success = group_success(gather_object([not r.verdict.failed for r in rollouts]), cycle.group_size)
+        environments = LocalEnvironments(
+            self.environments, self._standalone_tools, bool(self.args.guard_tools), self._tool_schemas
         )
-        failed = []
+        failed: list[FailedRollout] = []
         for i, rollout in enumerate(rollouts):
-            group, failures = (offset + i) // group_size, worlds.failures(i, rollout, self.args.failure_turn)
-            failed.append(FailedRollout(failures, flat[group], success[group], worlds.state_at(i)))
-        counts = count(rollouts, [one.failures[0] for one in failed if one.failures])
-        counts.update(worlds.take_counts())
+            group = (cycle.offset + i) // cycle.group_size
+            failed.append(
+                environments.failed_rollout(i, rollout, self.args.failure_turn, zero_std[group], success[group])
+            )
+        counts = count_rollouts(rollouts, [one.failures[0] for one in failed if one.failures])
+        counts.update(environments.pop_counts())
         counts.update(self.take_sharing_counts(), special_tokens=self.special_tokens.pop_count())
         if self.args.fission:
-            self.fission.ask(failed, step)
-        outcomes = [_outcome(rollout) for rollout in rollouts] if self.fission.recovering else []
+            self.fission.submit(failed, step)
+        outcomes = [RecoveryOutcome.of(rollout) for rollout in rollouts] if cycle.contexts else []
         shared = gather_object([(counts, outcomes)])
         total = sum((counts for counts, _ in shared), Counter())
         self.generated_tokens += round(self._metrics["train"]["completions/mean_length"][-1] * len(rewards))
-        if self.fission.recovering:
-            metrics = self.fission.recovered([outcome for _, some in shared for outcome in some], flat, step)
+        if cycle.contexts:
+            all_outcomes = [outcome for _, outcomes in shared for outcome in outcomes]
+            metrics = self.fission.record_recovery(cycle.contexts, all_outcomes, zero_std, step)
         else:
-            self.fission.explored(total, flat)
-            metrics = explore_metrics(total, flat)
-        self._log_cycle(metrics | self._cycle_metrics(total))
-        if not self.fission.later:
-            self._collect()
+            self.fission.record_explore(total, zero_std)
+            metrics = explore_metrics(total, zero_std)
+        self._log_cycle(metrics)
+        self._log_cycle(self._common_metrics(total))
 
-    def _collect(self) -> None:
-        """Turn the failures being diagnosed into corrective instances, the same on all ranks."""
-        if not self.args.fission or self.fission.asked is None:
+    def _buffer_feedback(self) -> None:
+        """Push the corrective instances of the pending feedback into the buffer, the same on all ranks."""
+        if self.fission.pending is None:
             return
-        step, waited = self.fission.asked.step, self.fission.asked.seconds
-        started = time.perf_counter()
-        instances, *counts = self.fission.answers()
-        waited += time.perf_counter() - started
-        shared = gather_object([(instances, *counts, waited)])
-        total, own = (sum((one[i] for one in shared), Counter()) for i in (1, 2))
-        metrics = self.fission.push([one[0] for one in shared], total, step)
-        self._log_cycle(metrics | dict(own) | {"feedback/seconds": max(one[3] for one in shared)})
+        step = self.fission.pending.step
+        ranks = gather_object([self.fission.collect()])
+        metrics = self.fission.push(ranks, step)
+        metrics.update(sum((rank.source_counts for rank in ranks), Counter()))
+        self._log_cycle(metrics | {"feedback/seconds": max(rank.seconds for rank in ranks)})
 
-    def _cycle_metrics(self, total: Counter[str]) -> dict[str, float]:
-        return {
-            "fission/phase": float(bool(self.fission.recovering)),
+    def _common_metrics(self, counts: Counter[str]) -> dict[str, float]:
+        """Return the metrics that explore and recover cycles have in common, from the counts of all ranks."""
+        metrics = {
+            "fission/phase": float(bool(self.cycle.contexts)),
             "fission/generated_tokens": float(self.generated_tokens),
-            **{f"fission/{name}": float(total[name]) for name in ("infrastructure", "special_tokens")},
-            **{name: float(n) for name, n in total.items() if name.startswith("env/")},
-            **{name: float(total[name]) for name in SHARING_COUNTS if any(total[one] for one in SHARING_COUNTS)},
+            "fission/infrastructure": float(counts["infrastructure"]),
+            "fission/special_tokens": float(counts["special_tokens"]),
         }
-
-    def _weighted_rewards(self) -> list[float]:
-        """Weighted sum of the reward functions for every rollout of all ranks; NaN where none gave a reward."""
-        *_, per_function = self._judged
-        rewards = (per_function * self.reward_weights.to(per_function.device)).nansum(dim=1)
-        return rewards.masked_fill(per_function.isnan().all(dim=1), math.nan).tolist()
-
-    def _read(self, rows: list[dict[str, Any]], output: dict[str, Any], rewards: list[float]) -> list[Rollout]:
-        prompts, completions, completion_ids, _ = self._judged
-        masks = output["tool_mask"].tolist() if output.get("tool_mask") is not None else [None] * len(rows)
-        batch = RolloutBatch(rows, prompts, completions, completion_ids, masks, rewards, self._corrected)
-        return self._reader.read(batch, bool(self.tools), progress_of(self.state))
+        metrics.update({name: float(n) for name, n in counts.items() if name.startswith("env/")})
+        if any(counts[name] for name in SHARING_COUNTS):
+            metrics.update({name: float(counts[name]) for name in SHARING_COUNTS})
+        return metrics
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _log_cycle(self, metrics: dict[str, float]) -> None:
+    def _log_cycle(self, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _on_fresh_start(self) -> None:
-        self.event_log.begin()
+        self.event_log.start()
 
     def _save_checkpoint(self, model, trial):
-        self._collect()
+        self._buffer_feedback()
         super()._save_checkpoint(model, trial)
 
     def _run_state(self) -> dict[str, Any]:
         return super()._run_state() | {
             "fission": self.fission.state(),
-            "displaced": gather_object([list(self.waiting.batches)]),
-            "snapshots": gather_object([packed_snapshots(self.fission.waiting_states())]),
+            "deferred": gather_object([list(self.deferred.batches)]),
+            "snapshots": gather_object([packed_snapshots(self.fission.buffered_snapshots())]),
             "sources": gather_object([source_states(self.fission.sources)]),
-            "journal": self.event_log.mark(),
+            "event_log": self.event_log.mark(),
             "generated_tokens": self.generated_tokens,
         }
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         super()._load_run_state(state, checkpoint)
         rank = self.accelerator.process_index, self.accelerator.num_processes
-        check_batches(state["displaced"], self.args.generation_batch_size or 0, self.num_generations)
+        check_batches(state["deferred"], self.args.generation_batch_size or 0, self.num_generations)
         self.fission.load_state(state["fission"])
-        self.waiting.batches = deque(split_batches(state["displaced"], *rank))
-        self.fission.states = dict(shard_for_rank(state["snapshots"], *rank))
-        if strangers := load_source_states(self.fission.sources, shard_for_rank(state["sources"], *rank)):
-            _log.warning("%s knows nothing of these sources of diagnoses: %s", checkpoint, ", ".join(strangers))
-        self.event_log.resumed(self.state.global_step, state["journal"])
+        self.fission.snapshots = dict(shard_for_rank(state["snapshots"], *rank))
+        self.deferred.batches = deque(split_batches(state["deferred"], *rank))
+        if unknown := load_source_states(self.fission.sources, shard_for_rank(state["sources"], *rank)):
+            _log.warning("%s has no state for these sources of feedback: %s", checkpoint, ", ".join(unknown))
+        self.event_log.resumed(self.state.global_step, state["event_log"])
         self.generated_tokens = state["generated_tokens"]
-
-
-def _outcome(rollout: Rollout) -> RecoveryOutcome:
-    return RecoveryOutcome(rollout.trajectory.task.id, rollout.verdict.reward, rollout.verdict.failed, rollout.text)

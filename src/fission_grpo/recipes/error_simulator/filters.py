@@ -15,7 +15,7 @@ from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure
 from fission_grpo.feedback.dataset import FeedbackExample
-from fission_grpo.feedback.leak_guard import find_leak
+from fission_grpo.feedback.leak_guard import find_leak, letters_and_digits
 from fission_grpo.feedback.sources import FIXED_TEXT
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
@@ -132,7 +132,7 @@ def filter_failures(
     for item in found:
         text, failure = item.example.diagnosis, item.example.failure
         exact = {("turn", item.example.id), (failure.turns[-1].text, text)}
-        near = (_normalized_turn(item.example), _letters_and_digits(text))
+        near = (_normalized_turn(item.example), letters_and_digits(text.casefold()))
         reason = _fault(text, failure, limits)
         if reason is None and exact & exact_keys:
             reason = "duplicate"
@@ -174,11 +174,7 @@ def _normalized_turn(example: FeedbackExample) -> str:
     """The failed turn's calls with sorted keys, or its text if it has none, reduced to letters and digits."""
     turn = example.failure.turns[-1]
     calls = json.dumps([call_fields(call) for call in turn.calls], sort_keys=True)
-    return _letters_and_digits(calls if turn.calls else turn.text)
-
-
-def _letters_and_digits(text: str) -> str:
-    return re.sub(r"[\W_]+", "", text.casefold())
+    return letters_and_digits((calls if turn.calls else turn.text).casefold())
 
 
 @dataclass(frozen=True)
