@@ -80,7 +80,7 @@ def test_a_failure_in_the_event_log_is_read_back_and_the_report_still_reads_the_
     log.failed(failure, "other", 9)
     log.resumed(5)
     unused = Counter()
-    (one,) = read_run_failures(tmp_path / "fission.jsonl", unused)
+    (one,) = read_run_failures(tmp_path / "fission.jsonl", unused, [])
     read = one.example.failure
     assert (read.kind, read.detail, read.call_index) == (ErrorKind.RAISED, "no such ticket", 0)
     assert (read.reference, read.task.tools, read.turns[-1].text) == (TASK.reference, (CLOSE,), WRONG)
@@ -93,7 +93,7 @@ def test_an_environments_tools_are_written_where_the_task_has_none(tmp_path):
     turn = Turn(WRONG, calls=(ToolCall("close", {"ticket_id": 8}),))
     bare = Failure(Task("e", (ASK,)), (turn,), ErrorKind.RAISED, tools=(CLOSE,))
     EventLog(tmp_path / "fission.jsonl").failed(bare, "x", 1)
-    (one,) = read_run_failures(tmp_path / "fission.jsonl", Counter())
+    (one,) = read_run_failures(tmp_path / "fission.jsonl", Counter(), [])
     assert (one.example.failure.task.tools, one.example.failure.reference) == ((CLOSE,), None)
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import Proportion, aligned, proportion_row
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.leak_guard import find_leak
-from fission_grpo.feedback.prompt import failure_text
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, sources_from
@@ -36,8 +35,7 @@ from fission_grpo.recipes.error_simulator.usefulness import (
     usefulness_table,
 )
 
-SHOWN = 3  # examples of each kind in the report [ours]
-SHOWN_CHARACTERS = 2_400  # longest failure in the report [ours]
+SHOWN = 5  # leaked and unspecific texts in check.json [ours]
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _proportion(hits: int, total: int) -> Proportion:
 
 
 def check_source(
-    chain: Sequence[FeedbackSource], groups: dict[str, Sequence[FeedbackExample]]
+    chain: Sequence[FeedbackSource], groups: Mapping[str, Sequence[FeedbackExample]]
 ) -> tuple[list[SourceMetrics], list[SourceAnswer]]:
     """Ask a chain about named groups of failures; the metrics of each group that is not empty, and all answers."""
     metrics, answers = [], []
@@ -160,21 +158,8 @@ def metrics_table(groups: Sequence[SourceMetrics]) -> str:
     return "\n".join(aligned(rows)).strip("\n")
 
 
-def _report(source: str, table: str, answers: Sequence[SourceAnswer]) -> str:
-    parts = [f"# Feedback of `{source}`", "Before the leak guard, with Wilson's 95% intervals.", _code_block(table)]
-    leaked = [answer for answer in answers if answer.is_leak]
-    vague = [answer for answer in answers if answer.text and not answer.is_specific]
-    for title, selected in (("Leaked", leaked), ("Not specific", vague)):
-        parts.append(f"## {title}: {len(selected):,}")
-        for answer in selected[:SHOWN]:
-            shown = failure_text(answer.example.failure, SHOWN_CHARACTERS).partition("# Dialogue\n")[2]
-            parts += [f"`{answer.example.origin}`, {answer.example.api}:", _code_block(shown), f"> {answer.text!r}"]
-    return "\n\n".join(parts) + "\n"
-
-
-def _code_block(text: str) -> str:
-    """An indented Markdown block, which no backticks in the text can end."""
-    return "\n".join(f"    {line}" for line in text.split("\n"))
+def _shown(answers: Sequence[SourceAnswer]) -> list[dict[str, str]]:
+    return [{"failure": answer.example.id, "text": answer.text or ""} for answer in answers[:SHOWN]]
 
 
 def check_command(argv: list[str]) -> int:
@@ -192,7 +177,7 @@ def check_command(argv: list[str]) -> int:
 
 
 def run_check(arguments: Namespace) -> str:
-    """Check a source, write check.json and report.md, and return what is shown on the terminal.
+    """Check a source, write check.json, and return what is shown on the terminal.
 
     Raises:
         ValueError: the data, the source or the options are wrong; the message says how to correct them.
@@ -216,17 +201,19 @@ def run_check(arguments: Namespace) -> str:
             source.check()
         output.mkdir(parents=True, exist_ok=True)
         metrics, answers = check_source(chain, groups)
-        _write_json(output / "check.json", {"source": arguments.source, "groups": [one.to_json() for one in metrics]})
+        leaked = [answer for answer in answers if answer.is_leak]
+        unspecific = [answer for answer in answers if answer.text and not answer.is_specific]
+        record = {
+            "source": arguments.source,
+            "groups": [group.to_json() for group in metrics],
+            "leaked": _shown(leaked),
+            "unspecific": _shown(unspecific),
+        }
+        _write_json(output / "check.json", record)
         table = metrics_table(metrics)
-        report = _report(arguments.source, table, answers)
         if extra:
-            gains = _measure_usefulness(arguments, chain, extra)
-            table += "\n\n" + gains
-            report += (
-                f"\n# Usefulness\n\nIn points; intervals are bootstrapped over failures.\n\n{_code_block(gains)}\n"
-            )
-        (output / "report.md").write_text(report, encoding="utf-8")
-    names = "check.json, report.md" + (", usefulness.json, usefulness.jsonl" if extra else "")
+            table += "\n\n" + _measure_usefulness(arguments, chain, extra)
+    names = "check.json" + (", usefulness.json, usefulness.jsonl" if extra else "")
     return f"source: {arguments.source}\n{table}\nwritten in {output}: {names}"
 
 
@@ -269,8 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fission-grpo simulator check",
         description="Check a source of feedback on seen and unseen APIs: answered, leaked, specific, latency; with "
-        "--usefulness also how much it helps an untrained policy, against controls. Writes check.json and report.md, "
-        "and usefulness.json.",
+        "--usefulness also how much it helps an untrained policy, against controls. Writes check.json and "
+        "usefulness.json.",
         epilog=f"sources:\n{SOURCE_FORMS}\nteacher: the feedback in the data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.chat import parse
-from fission_grpo.core.errors import RowError, RunFileError, TaskFileError
+from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_lines
 from fission_grpo.core.json_io import NotJson, read_json
 from fission_grpo.core.tool_schema import check_tool_schema
@@ -20,6 +20,7 @@ from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import StepRecord, read_records
 from fission_grpo.evaluation.transcripts import read_traces
 from fission_grpo.feedback.dataset import read_example
+from fission_grpo.fission.event_log import read_events
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure, StepContext, api_of, unlabelled
 
@@ -93,7 +94,7 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Failure
                 sources.contexts.append(StepContext(task))
                 sources.turns[task.id] = [TurnContext(_messages(task), task.tools, task.reference or ())]
         elif kind == EVENTS:
-            sources.failures += read_run_failures(path, sources.unused)
+            sources.failures += read_run_failures(path, sources.unused, sources.notes)
         elif kind == RECORDS:
             sources.failures += read_evaluation_failures(path, sources.turns, sources.unused)
         else:
@@ -172,44 +173,37 @@ def _read_cases(path: Path, skip: int, most: int, sources: FailureSources) -> No
             sources.turns[turn] = [TurnContext(_messages(task), task.tools, reference)]
 
 
-def read_run_failures(path: Path, unused: Counter[str]) -> list[LabelledFailure]:
-    """The "failed" events of a run's `fission.jsonl`; `unused` counts older events without tools and reference.
+def read_run_failures(path: Path, unused: Counter[str], notes: list[str]) -> list[LabelledFailure]:
+    """The "failed" events of a run's `fission.jsonl`.
+
+    Args:
+        path: of the file.
+        unused: counts "pushed" events of old runs, which logged no tools and reference.
+        notes: receives a remark on a half-written line.
 
     Raises:
-        RunFileError: naming the file and what is wrong in it.
+        RunFileError: naming file, line and field of what is wrong.
     """
     tools: dict[str, list[Any]] = {}
     failures: dict[str, LabelledFailure] = {}
     pushed: set[str] = set()
-    for event in _read_events(path):
-        if event["event"] == "tools":
-            tools[event["key"]] = event["tools"]
-        elif event["event"] == "pushed":
-            pushed.add(event["id"])
-        elif event["event"] == "failed":
+    for line in read_events(path, notes):
+        event = line.take("event", str)
+        if event == "tools":
+            tools[line.take("key", str)] = list(line.take_all("tools", dict))
+        elif event == "pushed":
+            pushed.add(line.take("id", str))
+        elif event == "failed":
+            row = {**line.record, "api": "", "origin": "fission", "diagnosis": "", "teacher": ""}
             try:
-                name, example = read_example(
-                    {**event, "api": "", "origin": "fission", "diagnosis": "", "teacher": ""}, tools
-                )
+                name, example = read_example(row, tools)
             except RowError as wrong:
-                raise RunFileError(f"{path}, event 'failed': field '{wrong.field}' {wrong.what}") from None
+                raise line.wrong(f"field '{wrong.field}' {wrong.what}") from None
             example = replace(example, api=api_of(example.failure))
-            failures[name] = LabelledFailure(example, str(event["root"]))
+            failures[name] = LabelledFailure(example, line.take("root", str))
     if missing := len(pushed - failures.keys()):
         unused["fission.jsonl: pushed before failures were logged (no tools, no reference)"] += missing
     return list(failures.values())
-
-
-def _read_events(path: Path) -> list[Mapping[str, Any]]:
-    """The events of a run, in order, without those that a later resume made void."""
-    events: list[Mapping[str, Any]] = []
-    for line in read_lines(path, []):
-        if line.take("event", str) == "resumed":
-            step = line.take("step", int)
-            events = [event for event in events if event.get("step", -1) < step]
-        else:
-            events.append(line.record)
-    return events
 
 
 def read_evaluation_failures(

@@ -33,34 +33,25 @@ _FORM_WORDS: Mapping[ErrorKind, str] = {
 
 
 def is_specific(text: str, failure: Failure) -> bool:
-    """Whether a feedback text points at the error; see `find_named`.
+    """Whether a feedback text names a tool, parameter or value of the failed turn's calls, or the fault of its form.
+
+    Parameters are also those of the called tools' schemas, with "_" or a space between words. The form counts where no
+    call is at fault: the turn cannot be parsed, has no call, is truncated, or none was needed.
 
     Example:
         "error: `priority` is not right" is specific for a call with `priority`; `FIXED_TEXT` never is.
     """
-    return find_named(text, failure) is not None
-
-
-def find_named(text: str, failure: Failure) -> str | None:
-    """What a feedback text names: "tool", "parameter", "value" or "form"; None if it names nothing of the failed turn.
-
-    The tools, parameters and values are those of the failed turn's calls; parameters also those of the called tools'
-    schemas, with "_" or a space between words. The turn's form counts where no call is at fault: the turn cannot be
-    parsed, has no call, is truncated, or none was needed.
-    """
     if text.strip() == FIXED_TEXT:
-        return None
+        return False
     plain = text.casefold()
-    if any(_contains(plain, call.name) for call in failure.calls):
-        return "tool"
-    if any(_contains(plain, name) for name in _parameters(failure)):
-        return "parameter"
-    if any(_contains(plain, value) for call in failure.calls for value in _values(call.arguments)):
-        return "value"
+    names = {call.name for call in failure.calls} | _parameters(failure)
+    names.update(value for call in failure.calls for value in _values(call.arguments))
+    if any(_contains(plain, name) for name in names):
+        return True
     is_needless = bool(failure.calls) and failure.reference == ()
     words = _FORM_WORDS[ErrorKind.NO_CALL] if is_needless else _FORM_WORDS.get(failure.kind)
     form_counts = is_needless or not failure.calls or failure.kind is ErrorKind.TRUNCATED
-    return "form" if words and form_counts and re.search(words, plain) else None
+    return bool(words and form_counts and re.search(words, plain))
 
 
 def _parameters(failure: Failure) -> set[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.files import read_lines
 from fission_grpo.core.types import Failure
 from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.intervals import Pair, difference_interval, ratio_interval
@@ -118,19 +118,13 @@ def read_attempts(path: Path) -> Attempts:
             continue
         key = line.take("source", str), line.take("failure", str)
         if event == "feedback":
-            attempts.feedback[key] = Feedback(line.take("text", str), line.take("by", str), _take_rejected(line))
+            rejected = tuple((str(source), str(reason)) for source, reason in line.take_all("rejected", list))
+            attempts.feedback[key] = Feedback(line.take("text", str), line.take("by", str), rejected)
         elif event == "attempt":
             attempts.outcomes.setdefault(key, {})[line.take("attempt", int)] = line.take("success", bool)
         else:
             raise line.wrong(f"field 'event' must be settings, feedback or attempt, but is {event!r}")
     return attempts
-
-
-def _take_rejected(line: Line) -> tuple[tuple[str, str], ...]:
-    pairs = line.take_all("rejected", list)
-    if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
-        raise line.wrong("field 'rejected' must be a list of [source, reason]")
-    return tuple((str(source), str(reason)) for source, reason in pairs)
 
 
 def make_arms(chain: Sequence[FeedbackSource], name: str) -> dict[str, tuple[FeedbackSource, ...]]:
@@ -307,7 +301,9 @@ def _gain(own: Sequence[Pair], other: Sequence[Pair]) -> Gain | None:
 def usefulness_table(rows: Sequence[Usefulness]) -> str:
     """The results as plain text, in percentage points."""
     interval = "95% interval"
-    lines = [("", "success, %", interval, "over fixed", interval, "over shuffled", interval, "own text")]
+    lines: list[tuple[str, ...]] = [
+        ("", "success, %", interval, "over fixed", interval, "over shuffled", interval, "own text")
+    ]
     for row in rows:
         cells = _cells(row.success.rate, row.success.interval, "")
         for other in (FIXED, SHUFFLED):
