@@ -7,8 +7,10 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS ?= requirements/ci.txt
 EXTRAS := .[train,report,smollm2,dev]
 BIN := $(VENV)/bin
+# Test files run in two processes, each with one thread (tests/conftest.py).
+PYTEST ?= -n 2 --dist loadfile
 
-.PHONY: demo evidence-smoke evidence test test-env lint unit lock clean
+.PHONY: demo evidence-smoke evidence test test-fast test-env lint unit lock clean
 
 demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
@@ -31,7 +33,10 @@ lint: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(PYTEST)
+
+test-fast: $(VENV)/installed  ## the tests that take less than a minute together: no training, no child processes
+	$(BIN)/pytest $(PYTEST) -m "not slow"
 
 test-env: $(VENV)/installed  ## what the tests need, and nothing more
 

@@ -1,9 +1,10 @@
-"""The whole loop in minutes, on two cores: evaluate, train GRPO and Fission-GRPO side by side, evaluate, report.
+"""Train GRPO and Fission-GRPO side by side, evaluate both and the starter policy, and write a report.
 
     python examples/demo.py --output runs/demo
 
-Both arms start from the shipped policy, see the same tasks, and stop once the policy has sampled the same number of
-tokens. One seed: a demonstration, no evidence (the intervals are over held-out tasks only, not over training runs).
+Takes minutes on two cores. Both arms start from the shipped policy, train on the same tasks, and stop when the policy
+has sampled the same number of tokens. One seed is a demonstration and no evidence: the intervals are over held-out
+tasks, not over training runs.
 """
 
 import argparse
@@ -21,7 +22,7 @@ ARMS = {"grpo": "GRPO", "fission": "Fission-GRPO"}
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
-    """A fission-grpo command on one thread; what it prints goes to `log`."""
+    """Start a fission-grpo command on one thread, with its output in `log`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as file:
         arguments = [sys.executable, "-m", "fission_grpo.cli", *command]
@@ -29,7 +30,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
-    """Wait for all; stop with the end of its log if one fails."""
+    """Wait for all processes. If one fails, terminate the others and exit with the end of its log."""
     for log, process in processes.items():
         if process.wait():
             for other in processes.values():
@@ -44,22 +45,22 @@ def evaluation(model: str, name: str, output: Path, options: argparse.Namespace)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="made anew")
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="output folder; replaced")
     parser.add_argument("--tokens", type=int, default=90_000, help="tokens each arm may sample in training")
     parser.add_argument("--eval_tasks", type=int, default=300, help="held-out tasks per evaluation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    began = time.monotonic()
+    started = time.monotonic()
 
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - began:4.0f} s] {text}", flush=True)
+    def log_progress(text: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
 
     shutil.rmtree(options.output, ignore_errors=True)
     folders = {"base": options.output} | {arm: options.output / arm for arm in ARMS}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
 
-    say(f"training GRPO and Fission-GRPO, {options.tokens:,} sampled tokens each, one thread each")
+    log_progress(f"training GRPO and Fission-GRPO, {options.tokens:,} sampled tokens each, one thread each")
     running = {}
     for arm in ARMS:
         budget = ["--max_generated_tokens", str(options.tokens), "--max_steps", "10000", "--seed", str(options.seed)]
@@ -69,7 +70,7 @@ def main() -> None:
         )
     wait_for(running)
 
-    say(f"evaluating the starter policy and both arms on {options.eval_tasks} held-out tasks")
+    log_progress(f"evaluating the starter policy and both arms on {options.eval_tasks} held-out tasks")
     for group in (("base", "grpo"), ("fission",)):
         running = {}
         for arm in group:
@@ -80,13 +81,13 @@ def main() -> None:
 
     log = options.output / "report.log"
     wait_for({log: start(["report", str(options.output)], log)})
-    say("done\n")
+    log_progress("done\n")
     print_table(options.output)
     print(f"\nreport: {(options.output / 'report' / 'report.html').resolve()}")
 
 
 def print_table(output: Path) -> None:
-    """Success and error recovery of every arm, with Wilson 95% intervals over the held-out tasks."""
+    """Print success and error recovery of every arm, with Wilson 95% intervals over the held-out tasks."""
     print(f"{'':16}{'success':>22}{'error recovery':>22}{'errors met':>14}{'sampled tokens':>17}")
     for folder in (output, *(output / arm for arm in ARMS)):
         for line in read_run(folder).evaluations:

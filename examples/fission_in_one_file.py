@@ -1,9 +1,9 @@
-"""Fission-GRPO in one file: own loop, no TRL, to be read from top to bottom.
+"""Fission-GRPO in one file, without TRL: an own training loop to read from top to bottom.
 
     python examples/fission_in_one_file.py --cycles 20
 
-Policy and tasks are the package's starter policy and its little office (files and a calendar); everything of the
-algorithm stands here. A test holds advantages, loss and buffer order equal to the library's.
+The policy is the package's starter policy and the environment its desk (files and a calendar). All of the algorithm is
+in this file. A test checks that advantages, loss and buffer order equal the library's.
 """
 
 import argparse
@@ -24,7 +24,7 @@ TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 @dataclass
 class Task:
-    """What the policy is asked: a rendered prompt, and how to bring the environment to the prompt's end."""
+    """A task: a rendered prompt, and the calls that bring the environment to the prompt's end."""
 
     name: str
     prompt: str
@@ -35,7 +35,7 @@ class Task:
 
 @dataclass
 class Rollout:
-    """A sampled episode. `mask` is 1 where the policy wrote, 0 for tool results; only the former are trained."""
+    """A sampled episode. `mask` is 1 for the policy's tokens, which are trained, and 0 for tool results."""
 
     task: Task
     ids: list = field(default_factory=list)
@@ -47,7 +47,7 @@ class Rollout:
 
 
 def user_block(text):
-    """What follows the policy's <|im_end|> when the world, not the policy, speaks."""
+    """Return a user message, as it follows the policy's <|im_end|>."""
     return f"\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -95,7 +95,7 @@ def sample(model, tokenizer, tasks, make_environment, tools, *, max_turns=3, max
     for task in tasks:
         environment = make_environment()
         environment.reset(**task.row)
-        for name, arguments in task.history:  # back to the state in which the failed call left the world
+        for name, arguments in task.history:  # restore the state that the failed call left
             if name in tools:
                 try:
                     getattr(environment, name)(**copy.deepcopy(arguments))
@@ -112,7 +112,7 @@ def sample(model, tokenizer, tasks, make_environment, tools, *, max_turns=3, max
             rollout.text += written
             outcome = call_tool(environments[i], tools, written) if turn < max_turns else None
             if outcome is None:
-                continue  # the episode ends: no call, or none we could read
+                continue  # the episode ends: no readable call
             call, result, failed = outcome
             rollout.calls.append(call)
             shown = user_block(f"<tool_response>\n{result}\n</tool_response>")
@@ -137,7 +137,7 @@ def fission(rollout):
     """x_corr = [x; failed rollout; feedback], cut at the first failing call, whose error message is the feedback."""
     if rollout.failed_at is not None:
         text, calls = rollout.failed_at
-    else:  # every call went through, and yet the goal was missed
+    else:  # every call succeeded, but the goal was missed
         text, calls = rollout.text + user_block(FIXED_FEEDBACK), rollout.calls
     task = rollout.task
     return Task(task.name, task.prompt + text, task.row, task.history + calls, task.depth + 1)
@@ -186,7 +186,7 @@ def grpo_loss(model, prompt_ids, completion_ids, mask, advantages, pad_id):
 
 
 def update(model, tokenizer, optimizer, rollouts, group_size):
-    """One optimizer step on judged rollouts that stand group by group."""
+    """Take one optimizer step on judged rollouts, ordered group by group."""
     advantages = group_advantages([rollout.reward for rollout in rollouts], group_size)
     prompts = [tokenizer.encode(rollout.task.prompt, add_special_tokens=False) for rollout in rollouts]
     ids, mask = [rollout.ids for rollout in rollouts], [rollout.mask for rollout in rollouts]
@@ -237,10 +237,10 @@ def main():
         rollouts = sample(model, tokenizer, group, Desk, tools)
         update(model, tokenizer, optimizer, rollouts, args.group)
         if not recover:
-            seen = set()
+            failed = set()
             for rollout in rollouts:  # one failure per task
-                if rollout.reward < 0.5 and rollout.task.name not in seen:
-                    seen.add(rollout.task.name)
+                if rollout.reward < 0.5 and rollout.task.name not in failed:
+                    failed.add(rollout.task.name)
                     corrective = fission(rollout)
                     buffer.push(corrective.prompt, corrective)
         success = sum(rollout.reward >= 0.5 for rollout in rollouts) / len(rollouts)

@@ -216,7 +216,7 @@ def test_ground_truth_passes_and_mutated_transcripts_get_the_official_verdict():
 
 def test_everything_else_works_without_bfcl_eval():
     code = (
-        "import sys; sys.modules['bfcl_eval'] = None\nfrom fission_grpo.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "import sys; sys.modules['bfcl_eval'] = None\nfrom fission_grpo.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     arguments = ["tasks", "generate", "--output", "/tmp/never", "--train", "1"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)

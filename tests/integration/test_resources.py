@@ -102,7 +102,7 @@ def test_a_run_directory_that_cannot_be_written_is_told_before_anything_is_compu
     script = """
         import os, sys
         from pathlib import Path
-        from fission_grpo.run_directory import RunDirectoryError, check_writable
+        from fission_grpo.core.files import RunDirectoryError, check_writable
         if os.getuid() == 0:
             os.setuid(65534)  # root may write anywhere
         try:

@@ -1,6 +1,6 @@
 """Configurations for accelerate: read by accelerate itself, and run on CPU with the buffer in use.
 
-DeepSpeed's run where it is installed, which it is not by our extras; docs/distributed.md tells how.
+DeepSpeed's run where it is installed, which it is not by our extras; docs/reliability.md says how.
 """
 
 import importlib.util

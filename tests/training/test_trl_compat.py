@@ -105,7 +105,7 @@ import sys, importlib.metadata as m
 real = m.version
 m.version = lambda name: "1.11.0" if name == "trl" else real(name)
 if sys.argv[1:]:
-    from fission_grpo.cli import main
+    from fission_grpo.cli.main import main
     sys.exit(main(sys.argv[1:]))
 try:
     from fission_grpo import FissionGRPOTrainer

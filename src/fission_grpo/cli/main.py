@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fission_grpo.training.trl_compat import UnsupportedVersionError
+from fission_grpo.core.errors import UnsupportedVersionError
 
 USAGE = """\
 usage: fission-grpo COMMAND [options]

@@ -28,3 +28,7 @@ class InfrastructureError(Exception):
 
 class UsageError(ValueError):
     """The command or its configuration is wrong; the message says what to mend."""
+
+
+class UnsupportedVersionError(ImportError):
+    """An installed package has a version that this library does not support. The message names the supported ones."""

@@ -27,11 +27,11 @@ RENAMED = {
     "tool_seconds": "tool_timeout",
     "watch_tools": "guard_tools",
 }
-"""Options that have another name since version 0.2, by their old name. An old name is an error that gives the new one."""
+"""Present names of options, by the names they had before the first release. An old name is an error."""
 
 
 def refuse_old_names(config: type) -> type:
-    """Class decorator: constructing the dataclass with an old option name raises a TypeError that gives the new one."""
+    """Class decorator: an old option name raises a TypeError that gives the new one."""
     construct = config.__init__
 
     @functools.wraps(construct)
@@ -133,7 +133,7 @@ class FissionGRPOConfig(GRPOConfig):
     guard_tools: bool | None = field(
         default=None,
         metadata={
-            "help": "Guard tool calls: the policy gets an error for a call that cannot be read (TRL ends the episode), "
+            "help": "Guard tool calls: a call that cannot be read is answered with an error (TRL ends the episode), "
             "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the "
             "value of `fission`. True with fission=False is plain GRPO in the same environments [ours]."
         },

@@ -1,6 +1,6 @@
 """Which versions of TRL and transformers we run on, what we need of TRL, and how its versions differ.
 
-The only place that knows of differences between versions. It imports neither. docs/compatibility.md: what was run.
+The only place that knows of differences between versions. It imports neither. docs/reliability.md: what was run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from fission_grpo.core.errors import UnsupportedVersionError
 
 _log = logging.getLogger(__name__)
 
@@ -59,16 +61,12 @@ NEEDED_ATTRIBUTES = (
 """What `GRPOTrainer.__init__` sets and we read."""
 
 
-class UnsupportedVersionError(ImportError):
-    """The TRL or transformers that is installed is not one we run on."""
-
-
 class Range(NamedTuple):
     """Releases of a package that we run on.
 
     Args:
         first, last: the oldest and the newest release, as far as they are told apart: (1, 16) is any 1.16.x.
-        tested: what the seam tests were run on (docs/compatibility.md); the newest of each minor release.
+        tested: what the seam tests were run on (docs/reliability.md); the newest of each minor release.
         why: these and no older ones.
         left_out: minor releases in between that we do not run on, and why.
     """
