@@ -208,7 +208,7 @@ def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, ca
 
 def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the_test_set(tmp_path):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-    assert data_command(["--output", str(tmp_path), "--cases", "60", "--count", "400"]) == 0
+    assert data_command(["--output", str(tmp_path), "--cases", "32", "--count", "240"]) == 0
     train, test = load_examples(tmp_path / "train.jsonl"), load_examples(tmp_path / "test.jsonl")
     assert {one.api for one in train} == {"TravelAPI", "TradingBot", "TicketAPI", "MessageAPI"}
     assert {one.api for one in test} == {"GorillaFileSystem", "VehicleControlAPI", "TwitterAPI", "MathAPI"}
