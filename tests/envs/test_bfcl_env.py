@@ -1,4 +1,4 @@
-"""BFCL's classes as environments, and the official judge on our worlds."""
+"""BFCL's classes as environments, and the official judge on their states."""
 
 import json
 import random
@@ -43,9 +43,9 @@ def scenario(reference=(CLOSE,), history=(), config=None):
 
 
 def tickets(**options):
-    world = bfcl_environment(("TicketAPI",))()
-    world.reset(id="a", scenario=scenario(**options))
-    return world
+    environment = bfcl_environment(("TicketAPI",))()
+    environment.reset(id="a", scenario=scenario(**options))
+    return environment
 
 
 def test_there_are_128_functions_in_eight_classes():
@@ -54,8 +54,8 @@ def test_there_are_128_functions_in_eight_classes():
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_tool_has_the_official_schema(name):
-    world = bfcl_environment((class_of(name),))()
-    ours, official = get_json_schema(getattr(world, name))["function"], official_schema(name)
+    environment = bfcl_environment((class_of(name),))()
+    ours, official = get_json_schema(getattr(environment, name))["function"], official_schema(name)
     check_tool_schema(official)
     assert ours["description"] == " ".join(official["description"].split())
     fields = official["parameters"]["properties"]
@@ -70,34 +70,34 @@ def test_every_tool_has_the_official_schema(name):
 
 
 def test_a_turn_earns_the_reward_by_the_official_checks():
-    world = tickets()
-    assert (world._reward(), world._progress()) == (0.0, 0.0)
-    assert json.loads(world.get_ticket(ticket_id=7))["status"] == "Open"
-    assert (world._reward(), world._progress()) == (0.0, 0.0)
-    world.close_ticket(ticket_id=7)
-    assert (world._reward(), world._progress()) == (1.0, 1.0)
-    world.create_ticket(title="b")
-    assert (world._reward(), world._progress()) == (0.0, 1.0)
+    environment = tickets()
+    assert (environment._reward(), environment._progress()) == (0.0, 0.0)
+    assert json.loads(environment.get_ticket(ticket_id=7))["status"] == "Open"
+    assert (environment._reward(), environment._progress()) == (0.0, 0.0)
+    environment.close_ticket(ticket_id=7)
+    assert (environment._reward(), environment._progress()) == (1.0, 1.0)
+    environment.create_ticket(title="b")
+    assert (environment._reward(), environment._progress()) == (0.0, 1.0)
 
 
 def test_earlier_turns_are_made_before_the_episode_begins():
     made = {"name": "create_ticket", "arguments": {"title": "b"}}
-    world = tickets(history=[[CLOSE]], reference=[made])
-    assert json.loads(world.get_ticket(ticket_id=7))["status"] == "Closed"
-    world.create_ticket(title="b")
-    assert world._reward() == 1.0
+    environment = tickets(history=[[CLOSE]], reference=[made])
+    assert json.loads(environment.get_ticket(ticket_id=7))["status"] == "Closed"
+    environment.create_ticket(title="b")
+    assert environment._reward() == 1.0
 
 
-def test_where_nothing_is_to_be_done_the_world_must_stay_as_it_is():
-    world = tickets(reference=[])
-    assert world._reward() == 1.0
-    world.get_ticket(ticket_id=7)
-    assert world._reward() == 1.0
-    world.close_ticket(ticket_id=7)
-    assert (world._reward(), world._progress()) == (0.0, 0.0)
+def test_without_reference_calls_the_state_must_not_change():
+    environment = tickets(reference=[])
+    assert environment._reward() == 1.0
+    environment.get_ticket(ticket_id=7)
+    assert environment._reward() == 1.0
+    environment.close_ticket(ticket_id=7)
+    assert (environment._reward(), environment._progress()) == (0.0, 0.0)
 
 
-def test_errors_are_told_in_the_simulators_words():
+def test_errors_have_the_simulators_message():
     tools = tool_methods(tickets())
     assert make_call(tools, ToolCall("get_ticket", {"ticket_id": 8})).error == "Ticket with ID 8 not found."
     assert "unexpected keyword argument 'id'" in make_call(tools, ToolCall("get_ticket", {"id": 8})).error
@@ -109,17 +109,19 @@ def test_errors_are_told_in_the_simulators_words():
     "name", ["_load_scenario", "__init__", "_call", "reset", "eval", "ticket_queue", "send_message"]
 )
 def test_nothing_but_documented_functions_of_the_classes_can_be_called(name):
-    world = tickets()
-    assert name not in tool_methods(world)
-    assert world._world.call(ToolCall(name, {})).startswith("Error during execution: no ")
+    environment = tickets()
+    assert name not in tool_methods(environment)
+    assert environment._state.call(ToolCall(name, {})).startswith("Error during execution: no ")
 
 
 def test_arguments_are_data_whatever_they_say():
-    world = tickets()
+    environment = tickets()
     hostile = "__import__('pathlib').Path('/tmp/owned').write_text('x')"
-    world.create_ticket(title=hostile, priority=2)
+    environment.create_ticket(title=hostile, priority=2)
     assert (
-        json.loads(world.get_ticket(ticket_id=world._world.instances["TicketAPI"].ticket_counter - 1))["title"]
+        json.loads(environment.get_ticket(ticket_id=environment._state.instances["TicketAPI"].ticket_counter - 1))[
+            "title"
+        ]
         == hostile
     )
     assert not Path("/tmp/owned").exists()
@@ -130,8 +132,8 @@ def test_two_environments_share_nothing_not_even_default_arguments():
         "TwitterAPI": {"username": "ann", "password": "x", "authenticated": True, "tweets": {}, "tweet_counter": 1}
     }
     one, other = bfcl_environment(("TwitterAPI",))(), bfcl_environment(("TwitterAPI",))()
-    for world in (one, other):
-        world.reset(scenario=scenario(reference=[], config=config))
+    for environment in (one, other):
+        environment.reset(scenario=scenario(reference=[], config=config))
     one.post_tweet(content="a")
     one.mention(tweet_id=1, mentioned_usernames=["bob"])
     other.post_tweet(content="b")
@@ -140,26 +142,26 @@ def test_two_environments_share_nothing_not_even_default_arguments():
 
 
 def test_a_snapshot_can_be_restored_anywhere_and_any_number_of_times():
-    world, fresh = tickets(), bfcl_environment(("TicketAPI",))()
-    world.create_ticket(title="b")
-    state = world._snapshot()
-    world.close_ticket(ticket_id=7)
+    environment, fresh = tickets(), bfcl_environment(("TicketAPI",))()
+    environment.create_ticket(title="b")
+    state = environment._snapshot()
+    environment.close_ticket(ticket_id=7)
     fresh._restore(state)
-    for each in (fresh, world):
+    for each in (fresh, environment):
         each._restore(state)
         assert json.loads(each.get_ticket(ticket_id=7))["status"] == "Open"
         each.close_ticket(ticket_id=7)
-    assert fresh._results == world._results
+    assert fresh._results == environment._results
 
 
 def test_random_numbers_go_on_from_a_snapshot():
     config = {"MessageAPI": {"current_user": "USR001", "random_seed": 5}}
-    world = bfcl_environment(("MessageAPI",))()
-    world.reset(scenario=scenario(reference=[], config=config))
-    state = world._snapshot()
-    sent = [world.send_message(receiver_id="USR002", message="hi") for _ in range(2)]
-    world._restore(state)
-    assert [world.send_message(receiver_id="USR002", message="hi") for _ in range(2)] == sent
+    environment = bfcl_environment(("MessageAPI",))()
+    environment.reset(scenario=scenario(reference=[], config=config))
+    state = environment._snapshot()
+    sent = [environment.send_message(receiver_id="USR002", message="hi") for _ in range(2)]
+    environment._restore(state)
+    assert [environment.send_message(receiver_id="USR002", message="hi") for _ in range(2)] == sent
 
 
 @pytest.mark.parametrize(
@@ -215,16 +217,15 @@ def test_ground_truth_passes_and_mutated_transcripts_get_the_official_verdict():
 
 
 def test_everything_else_works_without_bfcl_eval():
-    code = (
-        "import sys; sys.modules['bfcl_eval'] = None\nfrom fission_grpo.cli.main import main\nsys.exit(main(sys.argv[1:]))"
-    )
+    code = "import sys; sys.modules['bfcl_eval'] = None\n"
+    code += "from fission_grpo.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     arguments = ["tasks", "generate", "--output", "/tmp/never", "--train", "1"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock" in done.stderr
 
 
-def test_worlds_refuse_classes_there_are_not():
+def test_unknown_classes_are_refused():
     with pytest.raises(ValueError, match="no BFCL class 'Nope'"):
         new_state(["Nope"], {})
     assert random.Random(0).random()  # nothing here seeds the global generator

@@ -100,7 +100,7 @@ def command(tmp_path, *arguments):
     return subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path, check=False)
 
 
-def test_the_command_judges_a_file_nobody_has_seen(tmp_path):
+def test_the_command_checks_a_file(tmp_path):
     source = "class Lamp:\n    def reset(self, **row):\n        self.on = False\n\n"
     source += '    def switch(self) -> str:\n        """Switch it."""\n'
     source += "        self.on = not self.on\n        return str(self.on)\n"

@@ -14,9 +14,9 @@ def desk():
         "events": {},
         "goal": {"files": {"plan.txt": {"folder": "work", "locked": False, "shared": []}}, "events": {}},
     }
-    world = Desk()
-    world.reset(id="a", scenario=json.dumps(scenario))
-    return world
+    environment = Desk()
+    environment.reset(id="a", scenario=json.dumps(scenario))
+    return environment
 
 
 def turn(*calls):
@@ -42,17 +42,17 @@ AWAY = ("move_file", {"name": "plan.txt", "folder": "home"})
     ],
 )
 def test_a_turn_is_resolved_if_its_calls_work_and_bring_the_goal_nearer(calls, resolved):
-    world = desk()
-    verdict = judge_corrective_turn(world, turn(*calls))
+    environment = desk()
+    verdict = judge_corrective_turn(environment, turn(*calls))
     assert verdict.resolved == resolved
     assert [result.call.name for result in verdict.results] == [name for name, _ in calls]
 
 
 def test_without_a_measure_of_progress_the_calls_have_to_work():
-    world = desk()
-    world._progress = None
-    assert judge_corrective_turn(world, turn(UNLOCK, AWAY)).resolved
-    assert not judge_corrective_turn(world, turn(UNLOCK)).resolved  # unlocked already
+    environment = desk()
+    environment._progress = None
+    assert judge_corrective_turn(environment, turn(UNLOCK, AWAY)).resolved
+    assert not judge_corrective_turn(environment, turn(UNLOCK)).resolved  # unlocked already
 
 
 def test_a_turn_of_words_resolves_nothing():

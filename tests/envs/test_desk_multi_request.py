@@ -9,12 +9,11 @@ from fission_grpo.envs.desk.env import Desk, ToolError
 from fission_grpo.envs.desk.tasks import (
     KINDS,
     combinations,
-    desk_rows,
     first_call,
     make_rows,
-    parts,
     requests_of,
     solution,
+    solutions_by_request,
     turns_for,
 )
 from fission_grpo.envs.wrapper import tool_methods
@@ -35,7 +34,7 @@ def desk_of(row):
 
 @pytest.mark.parametrize("requests", [2, 3, 4])
 def test_the_reference_calls_solve_every_task_and_it_takes_the_last_of_them(requests):
-    for row in [*desk_rows(64, 0, "train", requests), *desk_rows(64, 1, "held_out", requests)]:
+    for row in [*make_rows(64, 0, "train", requests), *make_rows(64, 1, "held_out", requests)]:
         desk, tools = desk_of(row)
         calls = solution(row)
         assert requests <= len(calls) < turns_for(requests)
@@ -46,31 +45,36 @@ def test_the_reference_calls_solve_every_task_and_it_takes_the_last_of_them(requ
 
 
 def test_requests_may_be_done_in_any_order():
-    for row in desk_rows(128, 2, "train", 2):
+    for row in make_rows(128, 2, "train", 2):
         desk, tools = desk_of(row)
-        for _, calls in reversed(parts(row)):
+        for _, calls in reversed(solutions_by_request(row)):
             for call in calls:
                 tools[call.name](**call.arguments)
         assert desk.get_reward() == 1.0, row["id"]
 
 
 def test_what_one_request_speaks_of_no_other_has_so_that_none_is_ambiguous():
-    for row in desk_rows(600, 4, "train", 3):
+    for row in make_rows(600, 4, "train", 3):
         scenario = json.loads(row["scenario"])
-        words = [{value.split("_")[0] for call in (first, *calls) for key, value in call.arguments.items()
-                  if key in ("name", "new_name", "title", "date")} for first, calls in parts(row)]  # fmt: skip
-        words = [{word.split(".")[0] for word in each} for each in words]
+        arguments = [
+            [item for call in (first, *calls) for item in call.arguments.items()]
+            for first, calls in solutions_by_request(row)
+        ]
+        words = [
+            {value.split("_")[0].split(".")[0] for key, value in items if key in ("name", "new_name", "title", "date")}
+            for items in arguments
+        ]
         assert sum(map(len, words)) == len(set().union(*words)), row["prompt"]
         titles = [event["title"] for event in scenario["events"].values()]
         titles += [call.arguments["title"] for call in solution(row) if call.name == "add_event"]
-        said = [first.arguments["event_id"] for first, _ in parts(row) if "event_id" in first.arguments]
+        said = [first.arguments["event_id"] for first, _ in solutions_by_request(row) if "event_id" in first.arguments]
         assert [titles.count(title) for title in said] == [1] * len(said), row["prompt"]
 
 
 def test_each_request_meets_the_error_of_its_kind_and_no_other():
-    for row in desk_rows(128, 3, "train", 2):
+    for row in make_rows(128, 3, "train", 2):
         _, tools = desk_of(row)
-        for kind, (first, calls) in zip(row["kind"].split("+"), parts(row), strict=True):
+        for kind, (first, calls) in zip(row["kind"].split("+"), solutions_by_request(row), strict=True):
             if kind in ("plain", "formats"):
                 assert calls == (first,)
             else:
@@ -89,27 +93,27 @@ def test_each_request_meets_the_error_of_its_kind_and_no_other():
 
 
 def test_one_message_holds_the_requests_and_the_row_tells_their_kinds_and_calls():
-    rows = desk_rows(256, 0, "train", 2)
+    rows = make_rows(256, 0, "train", 2)
     for row in rows:
         (message,) = row["prompt"]
         assert message["content"].count(". ") == 1
         assert message["content"].endswith(".")
-        (first, one), (_, two) = parts(row)
+        (first, one), (_, two) = solutions_by_request(row)
         assert (first_call(row), solution(row)) == (first, one + two)
     assert {kind for row in rows for kind in row["kind"].split("+")} == set(KINDS)
     assert {row["kind"].split("+")[1] for row in rows if row["kind"].startswith("ids+")} == set(KINDS)
 
 
 def test_rows_depend_on_seed_split_number_and_requests_only():
-    assert desk_rows(10, 5, "train", 2) == desk_rows(20, 5, "train", 2)[:10]
-    assert desk_rows(10, 5, "train", 2) != desk_rows(10, 6, "train", 2)
-    ids = [row["id"] for requests in (1, 2, 3) for row in desk_rows(20, 5, "train", requests)]
+    assert make_rows(10, 5, "train", 2) == make_rows(20, 5, "train", 2)[:10]
+    assert make_rows(10, 5, "train", 2) != make_rows(10, 6, "train", 2)
+    ids = [row["id"] for requests in (1, 2, 3) for row in make_rows(20, 5, "train", requests)]
     assert len(set(ids)) == 60
 
 
 def test_rows_of_one_request_are_those_there_always_were():
     """The digest was taken before chains were written; the shipped starter and its published numbers rest on it."""
-    rows = [*desk_rows(300, 7, "train"), *make_rows(300, 7, "held_out")]
+    rows = [*make_rows(300, 7, "train"), *make_rows(300, 7, "held_out")]
     assert sha256_of(rows[:300]) == "d06f2ab2fe946e96104b850daf7500b2bbeca0b4dd0b36e942455bbb8408ad2c"
     assert sha256_of(rows[300:]) == "267c54cab528b594b85d68faa363171d2ec52d4e2be5e3d56059e08423c21612"
     dialogues = demonstrations(300, 5, MIXED)
@@ -118,7 +122,7 @@ def test_rows_of_one_request_are_those_there_always_were():
 
 def test_the_splits_share_no_combination_neither_among_chains_nor_with_single_requests():
     def used(split, count):
-        rows = [*desk_rows(count, 0, split, 2), *make_rows(count, 0, split)]
+        rows = [*make_rows(count, 0, split, 2), *make_rows(count, 0, split)]
         return set().union(*map(combinations, rows))
 
     train, held_out = used("train", 600), used("held_out", 300)
@@ -134,10 +138,10 @@ def test_names_of_tasks_are_understood(tasks, requests):
 
 @pytest.mark.parametrize("name", ["desk:", "desk:x", "desk:0", "desk:5", "desk:-1", "desk:2:2", "desk:²", "desk: 2"])
 def test_faulty_names_are_refused_by_training_and_evaluation_with_the_form_to_write(name):
-    training_tasks = pytest.importorskip("fission_grpo.data.load")
+    load = pytest.importorskip("fission_grpo.data.load")
     script = SimpleNamespace(tasks=name, num_tasks=4, skip_tasks=0, max_prompt_tokens=0)
-    with pytest.raises(training_tasks.UsageError, match="1 to 4, such as 'desk:2'"):
-        training_tasks.material(script, 0, None, None)
+    with pytest.raises(load.UsageError, match="1 to 4, such as 'desk:2'"):
+        load.load_training_data(script, 0, None, None)
     with pytest.raises(ValueError, match="1 to 4, such as 'desk:2'"):
         task_set(TaskSpec(name))
 
@@ -147,13 +151,13 @@ def test_faulty_names_are_refused_by_training_and_evaluation_with_the_form_to_wr
 )
 def test_rows_that_cannot_be_are_refused(count, split, requests):
     with pytest.raises(ValueError, match="must"):
-        desk_rows(count, 0, split, requests)
+        make_rows(count, 0, split, requests)
 
 
 def test_training_and_evaluation_draw_from_their_own_split():
-    training_tasks = pytest.importorskip("fission_grpo.data.load")
+    load = pytest.importorskip("fission_grpo.data.load")
     script = SimpleNamespace(tasks="desk:2", num_tasks=6, skip_tasks=0, max_prompt_tokens=0)
-    assert training_tasks.material(script, 3, None, None).rows == desk_rows(6, 3, "train", 2)
+    assert load.load_training_data(script, 3, None, None).rows == make_rows(6, 3, "train", 2)
     found = task_set(TaskSpec("desk:2", count=4, skip=2, seed=3))
     assert list(found.plays) == [f"held_out-2x-3-{number}" for number in range(2, 6)]
     assert (found.kind, task_set(TaskSpec("desk:1", count=1)).kind) == ("desk:2", "desk")
@@ -174,13 +178,13 @@ def test_demonstrations_do_one_request_after_the_other_and_the_better_they_are_t
     shares = []
     for quality in (MIXED, MIXED_CHAINS, SKILLED):
         rewards = []
-        for row, dialogue in zip(desk_rows(200, 0, "train", 2), demonstrations(200, 0, quality, 2), strict=True):
+        for row, dialogue in zip(make_rows(200, 0, "train", 2), demonstrations(200, 0, quality, 2), strict=True):
             if dialogue[0] != row["prompt"][0]:
                 continue  # one of those with a single request
             desk, tools = desk_of(row)
             calls = [json.loads(m["content"][12:-13]) for m in dialogue[1:-1] if m["role"] == "assistant"]
             asked = [call["name"] for call in calls]
-            allowed = [{call.name for call in (first, *calls)} for first, calls in parts(row)]
+            allowed = [{call.name for call in (first, *calls)} for first, calls in solutions_by_request(row)]
             halves = range(1, len(asked))
             assert any(set(asked[:k]) <= allowed[0] and set(asked[k:]) <= allowed[1] for k in halves), asked
             for call in calls:

@@ -1,6 +1,7 @@
 """Faults: seeded, recorded, and the same again after a replay."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -8,10 +9,9 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.check import check_environment
 from fission_grpo.envs.faults import (
     Fault,
-    Injected,
-    by_kind,
+    InjectedFault,
     inject_faults,
-    injected_errors,
+    injected_calls,
 )
 from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import tool_methods
@@ -54,63 +54,67 @@ class Blind(Till):
 
 
 def till(*faults, cls=Till, row="a", seed=0):
-    world = inject_faults(cls, faults, seed)()
-    world.reset(id=row)
-    return world
+    environment = inject_faults(cls, faults, seed)()
+    environment.reset(id=row)
+    return environment
 
 
-def say(world, *calls):
-    return [make_call(tool_methods(world), call) for call in calls]
+def say(environment, *calls):
+    return [make_call(tool_methods(environment), call) for call in calls]
+
+
+def kinds(environment):
+    return Counter(fault.kind for fault in environment.injected)
 
 
 @pytest.mark.parametrize("kind", ["timeout", "rate_limit", "server_error"])
 def test_a_transient_fault_changes_nothing_and_is_over_when_the_call_is_repeated(kind):
-    world = till(Fault(kind, 1.0))
-    first, second, third = say(world, PUT, PUT, PUT)
+    environment = till(Fault(kind, 1.0))
+    first, second, third = say(environment, PUT, PUT, PUT)
     assert first.error
     assert second.content == "2 cents"
     assert third.error
-    assert world.injected == [Injected(0, "put", kind), Injected(2, "put", kind)]
+    assert environment.injected == [InjectedFault(0, "put", kind), InjectedFault(2, "put", kind)]
 
 
 @pytest.mark.parametrize("kind", ["tool_gone", "permission"])
 def test_a_permanent_fault_stays_and_is_about_one_tool(kind):
-    world = till(Fault(kind, 1.0, tools=("put",)))
-    results = say(world, PUT, PUT, TOTAL)
+    environment = till(Fault(kind, 1.0, tools=("put",)))
+    results = say(environment, PUT, PUT, TOTAL)
     assert [result.error is not None for result in results] == [True, True, False]
     assert "put" in results[0].error
-    assert by_kind(world.injected) == {kind: 2}
-    world.reset(id="a")
-    assert world.injected == []
+    assert kinds(environment) == {kind: 2}
+    environment.reset(id="a")
+    assert environment.injected == []
 
 
 def test_implicit_faults_look_like_success():
     assert say(till(Fault("empty", 1.0)), PUT)[0].content == ""
     assert say(till(Fault("partial", 1.0)), PUT)[0].content == "2 c"
-    world = till(Fault("stale", 1.0, tools=("total",)))
-    assert [result.content for result in say(world, TOTAL, PUT, TOTAL)] == ["0 in all", "2 cents", "0 in all"]
-    world = till(Fault("not_done", 1.0, tools=("put",)))
-    assert [result.content for result in say(world, PUT, TOTAL)] == ["2 cents", "0 in all"]
-    assert world.injected == [Injected(0, "put", "not_done")]
+    environment = till(Fault("stale", 1.0, tools=("total",)))
+    assert [result.content for result in say(environment, TOTAL, PUT, TOTAL)] == ["0 in all", "2 cents", "0 in all"]
+    environment = till(Fault("not_done", 1.0, tools=("put",)))
+    assert [result.content for result in say(environment, PUT, TOTAL)] == ["2 cents", "0 in all"]
+    assert environment.injected == [InjectedFault(0, "put", "not_done")]
 
 
-def test_what_cannot_be_undone_is_not_injected():
-    world = till(Fault("not_done", 1.0), cls=Blind)
-    assert say(world, PUT, TOTAL)[1].content == "2 in all"
-    assert world.injected == []
+def test_not_done_is_not_injected_without_snapshots():
+    environment = till(Fault("not_done", 1.0), cls=Blind)
+    assert say(environment, PUT, TOTAL)[1].content == "2 in all"
+    assert environment.injected == []
 
 
 def test_latency_is_recorded_and_changes_nothing():
-    world = till(Fault("latency", 1.0, seconds=0.001))
-    assert say(world, PUT)[0].content == "2 cents"
-    assert by_kind(world.injected) == {"latency": 1}
+    environment = till(Fault("latency", 1.0, seconds=0.001))
+    assert say(environment, PUT)[0].content == "2 cents"
+    assert kinds(environment) == {"latency": 1}
 
 
 def test_the_same_seed_and_row_give_the_same_faults_and_others_give_others():
     def faults(row, seed):
-        world = till(Fault("timeout", 0.5), row=row, seed=seed)
-        say(world, *[PUT] * 40)
-        return world.injected
+        environment = till(Fault("timeout", 0.5), row=row, seed=seed)
+        say(environment, *[PUT] * 40)
+        return environment.injected
 
     assert faults("a", 0) == faults("a", 0)
     assert faults("a", 0) != faults("b", 0)
@@ -119,19 +123,19 @@ def test_the_same_seed_and_row_give_the_same_faults_and_others_give_others():
 
 
 @pytest.mark.parametrize("cls", [Till, Blind])
-def test_a_world_brought_back_meets_the_same_faults_as_before(cls):
+def test_a_restored_environment_meets_the_same_faults_as_before(cls):
     faults = (Fault("timeout", 0.3), Fault("permission", 0.1), Fault("partial", 0.2))
-    world = till(*faults, cls=cls)
-    history = say(world, *[PUT, TOTAL] * 3)
-    state = world._snapshot() if cls is Till else None
-    rest = say(world, *[PUT, TOTAL] * 5)
+    environment = till(*faults, cls=cls)
+    history = say(environment, *[PUT, TOTAL] * 3)
+    state = environment._snapshot() if cls is Till else None
+    rest = say(environment, *[PUT, TOTAL] * 5)
     again = till(*faults, cls=cls)
     if cls is Till:
         again._restore(state)
     else:
         assert replay(again, history) == 0
     assert say(again, *[PUT, TOTAL] * 5) == rest
-    assert again.injected == world.injected
+    assert again.injected == environment.injected
 
 
 def test_an_environment_with_faults_keeps_the_contract():
@@ -157,15 +161,15 @@ def test_evaluation_tells_the_policys_own_errors_from_injected_ones():
     assert case.success
 
 
-def test_injected_errors_are_none_where_there_are_no_faults():
-    assert injected_errors(say(till(), PUT), Till(), ["put"]) == 0
+def test_no_call_is_injected_where_there_are_no_faults():
+    assert injected_calls(say(till(), PUT), Till(), ["put"]) == (False,)
 
 
-def test_faults_work_under_the_watch():
-    world = make_restorable(inject_faults(Till, [Fault("timeout", 1.0)]), asyncio.run)()
-    world.reset(id="a")
-    assert [result.error is not None for result in say(world, PUT, PUT)] == [True, False]
-    assert len(world._fission_monitor.states) == 3
+def test_faults_work_with_guarded_tools():
+    environment = make_restorable(inject_faults(Till, [Fault("timeout", 1.0)]), asyncio.run)()
+    environment.reset(id="a")
+    assert [result.error is not None for result in say(environment, PUT, PUT)] == [True, False]
+    assert len(environment._fission_monitor.snapshots) == 3
 
 
 @pytest.mark.parametrize(
@@ -189,10 +193,10 @@ def test_a_fault_of_a_tool_there_is_not_is_refused():
 def test_an_error_of_a_call_that_a_fault_let_through_is_the_policys_own():
     wrong = ToolCall("put", {"amount": "two"})
     for kind in ("not_done", "empty", "partial", "latency"):
-        world = till(Fault(kind, 1.0, seconds=0))
-        results = say(world, wrong)
+        environment = till(Fault(kind, 1.0, seconds=0))
+        results = say(environment, wrong)
         assert results[0].error == "no coin"
-        assert world.injected == [Injected(0, "put", kind)]
-        assert injected_errors(results, world, ["put"]) == 0
-    world = till(Fault("timeout", 1.0))
-    assert injected_errors(say(world, wrong), world, ["put"]) == 1
+        assert environment.injected == [InjectedFault(0, "put", kind)]
+        assert injected_calls(results, environment, ["put"]) == (False,)
+    environment = till(Fault("timeout", 1.0))
+    assert injected_calls(say(environment, wrong), environment, ["put"]) == (True,)

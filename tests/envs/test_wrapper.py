@@ -1,4 +1,4 @@
-"""What a watched environment does with tools that misbehave."""
+"""What a guarded environment does with tools that misbehave."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import pytest
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import PARSE_ERROR, Task, ToolCall, ToolResult
 from fission_grpo.envs.restore import TASK_KEY, make_call, make_restorable
-from fission_grpo.envs.wrapper import ToolLimits, monitor_tools, tool_methods
+from fission_grpo.envs.wrapper import ToolLimits, guard_tools, tool_methods
 
 
 class Odd:
@@ -79,7 +79,7 @@ class Kept(Odd):
 
 
 def odd(cls=Odd, **limits):
-    environment = make_restorable(cls, asyncio.run, limits=ToolLimits(**({"seconds": 0.1} | limits)))()
+    environment = make_restorable(cls, asyncio.run, limits=ToolLimits(**({"timeout": 0.1} | limits)))()
     environment.reset()
     return environment
 
@@ -88,50 +88,50 @@ def call(environment, name, **arguments):
     return make_call(tool_methods(environment), ToolCall(name, arguments), asyncio.run)
 
 
-def test_what_a_tool_raises_is_an_error_of_the_policys():
-    world = odd()
-    assert call(world, "raises").content == str({"error": str(KeyError("gone"))})
-    assert world._fission_monitor.broken is None
+def test_an_exception_of_a_tool_is_an_error_of_the_policy():
+    environment = odd()
+    assert call(environment, "raises").content == str({"error": str(KeyError("gone"))})
+    assert environment._fission_monitor.infrastructure_error is None
 
 
 @pytest.mark.parametrize("name", ["hangs", "hangs_stubbornly", "sleeps"])
 def test_a_tool_that_hangs_is_stopped_and_the_episode_is_not_judged(name):
-    world = odd()
+    environment = odd()
     began = time.monotonic()
-    result = call(world, name)
+    result = call(environment, name)
     assert time.monotonic() - began < 2
     assert result.error == f"{name} was stopped after 0.1 s"
-    assert world.get_reward() is None
-    assert world._fission_monitor.counts == {"timeouts": 1}
-    assert call(world, "add", item="x").error == result.error  # nothing runs in a broken world
-    assert world.kept == []
-    world.reset()
-    assert world.get_reward() == 1.0
+    assert environment.get_reward() is None
+    assert environment._fission_monitor.counts == {"timeouts": 1}
+    assert call(environment, "add", item="x").error == result.error  # no call is made after an infrastructure error
+    assert environment.kept == []
+    environment.reset()
+    assert environment.get_reward() == 1.0
 
 
-def test_a_timeout_of_the_tools_own_is_an_ordinary_error():
-    world = odd()
-    assert call(world, "own_timeout").error == "their server is slow"
-    assert world.get_reward() == 1.0
+def test_a_timeout_error_raised_by_the_tool_is_an_ordinary_error():
+    environment = odd()
+    assert call(environment, "own_timeout").error == "their server is slow"
+    assert environment.get_reward() == 1.0
 
 
 def test_the_timer_is_off_after_a_call():
-    world = odd(seconds=0.05)
-    call(world, "add", item="x")
+    environment = odd(timeout=0.05)
+    call(environment, "add", item="x")
     time.sleep(0.1)
 
 
-def test_ten_megabytes_are_cut_and_say_so():
-    result = call(odd(characters=100), "huge")
+def test_long_results_are_cut_with_a_note():
+    result = call(odd(max_result_chars=100), "huge")
     assert result.content == "x" * 100 + "... [cut: 10000000 characters]"
 
 
-def test_results_that_are_no_text_become_text_and_content_blocks_stay():
-    world = odd()
-    assert call(world, "thing").content == "{1, 2}"
-    assert world._fission_monitor.counts == {"not_json": 1}
-    assert world.numbers() == "[1, 2]"
-    assert world.picture() == [{"type": "text", "text": "a picture"}]
+def test_results_become_text_except_content_blocks():
+    environment = odd()
+    assert call(environment, "thing").content == "{1, 2}"
+    assert environment._fission_monitor.counts == {"not_json": 1}
+    assert environment.numbers() == "[1, 2]"
+    assert environment.picture() == [{"type": "text", "text": "a picture"}]
 
 
 def test_a_tool_cannot_change_what_the_policy_wrote():
@@ -140,29 +140,29 @@ def test_a_tool_cannot_change_what_the_policy_wrote():
     assert mine.arguments == {"items": [1]}
 
 
-def test_infrastructure_is_no_failure_of_the_policys():
-    world = odd()
-    assert call(world, "offline").error == "connection lost"
-    assert world.get_reward() is None
-    assert world._fission_monitor.counts == {"broken": 1}
+def test_an_infrastructure_error_is_no_failure_of_the_policy():
+    environment = odd()
+    assert call(environment, "offline").error == "connection lost"
+    assert environment.get_reward() is None
+    assert environment._fission_monitor.counts == {"broken": 1}
 
 
-def test_a_call_nobody_could_read_is_refused_with_the_reason():
-    world = odd()
-    result = call(world, "add", **{PARSE_ERROR: "unclosed <tool_call>"})
+def test_a_call_that_could_not_be_parsed_is_refused_with_the_reason():
+    environment = odd()
+    result = call(environment, "add", **{PARSE_ERROR: "unclosed <tool_call>"})
     assert result.error == "unclosed <tool_call>"
-    assert world.kept == []
+    assert environment.kept == []
 
 
-def test_a_state_is_kept_from_the_start_and_after_every_call():
-    world = odd(Kept)
-    call(world, "add", item="a")
-    call(world, "raises")
-    call(world, "add", item="b")
-    assert world._fission_monitor.states == [[], ["a"], ["a"], ["a", "b"]]
-    world.reset()
-    assert len(world._fission_monitor.states) == 1
-    assert odd()._fission_monitor.states == []
+def test_snapshots_are_taken_at_the_start_and_after_every_call():
+    environment = odd(Kept)
+    call(environment, "add", item="a")
+    call(environment, "raises")
+    call(environment, "add", item="b")
+    assert environment._fission_monitor.snapshots == [[], ["a"], ["a"], ["a", "b"]]
+    environment.reset()
+    assert len(environment._fission_monitor.snapshots) == 1
+    assert odd()._fission_monitor.snapshots == []
 
 
 def test_a_snapshot_that_fails_is_counted_once_and_training_goes_on():
@@ -170,45 +170,48 @@ def test_a_snapshot_that_fails_is_counted_once_and_training_goes_on():
         def _snapshot(self):
             raise RuntimeError("no")
 
-    world = odd(Broken)
-    assert call(world, "add", item="a").content == "1 kept"
-    assert (world._fission_monitor.states, world._fission_monitor.counts) == ([], {"snapshot_failed": 1})
+    environment = odd(Broken)
+    assert call(environment, "add", item="a").content == "1 kept"
+    assert (environment._fission_monitor.snapshots, environment._fission_monitor.counts) == (
+        [],
+        {"snapshot_failed": 1},
+    )
 
 
 @pytest.mark.parametrize("state", [["a"], None])
 def test_a_recovery_task_begins_where_the_failed_turn_ended(state):
     make = make_restorable(Kept, asyncio.run, lambda task_id: state if task_id == "x" else None)
-    world = make()
+    environment = make()
     history = (ToolResult(ToolCall("add", {"item": "a"}), "1 kept"),)
-    assert world.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)}) is None
-    assert world.kept == ["a"]
-    assert world._fission_monitor.counts["restored" if state else "replayed"] == 1
-    assert world._fission_monitor.states == [["a"]]
+    assert environment.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)}) is None
+    assert environment.kept == ["a"]
+    assert environment._fission_monitor.counts["restored" if state else "replayed"] == 1
+    assert environment._fission_monitor.snapshots == [["a"]]
 
 
-def test_replaying_what_now_answers_otherwise_is_counted():
-    world = odd()
+def test_replay_mismatches_are_counted():
+    environment = odd()
     history = (ToolResult(ToolCall("add", {"item": "a"}), "7 kept"),)
-    world.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)})
-    assert world._fission_monitor.counts["replay_mismatches"] == 1
+    environment.reset(**{TASK_KEY: Task("x", "p", history=history, depth=1)})
+    assert environment._fission_monitor.counts["replay_mismatches"] == 1
 
 
-def test_tools_look_the_same_when_watched():
+def test_guarded_tools_have_the_same_schemas():
     import inspect
 
     from transformers.utils import get_json_schema
 
     from fission_grpo.envs.desk.env import Desk
 
-    plain, watched = Desk(), Desk()
-    monitor_tools(watched, ToolLimits())
+    plain, guarded = Desk(), Desk()
+    guard_tools(guarded, ToolLimits())
     for name, tool in tool_methods(plain).items():
-        other = tool_methods(watched)[name]
+        other = tool_methods(guarded)[name]
         assert get_json_schema(other) == get_json_schema(tool)
         assert inspect.iscoroutinefunction(other) == inspect.iscoroutinefunction(tool)
 
 
-def test_watched_tools_stay_bound_methods_with_their_own_signature():
+def test_guarded_tools_stay_bound_methods_with_their_own_signature():
     odd = make_restorable(Odd, asyncio.run)()
     for name in ("add", "sleeps", "reset", "get_reward"):  # TRL before 1.15 takes no others
         assert inspect.ismethod(getattr(odd, name)), name
@@ -218,7 +221,7 @@ def test_watched_tools_stay_bound_methods_with_their_own_signature():
     assert odd.add("pen") == "1 kept"
 
 
-def test_a_static_method_is_watched_too():
+def test_a_static_method_is_guarded_too():
     class Static:
         def reset(self, **row): ...
 
@@ -227,6 +230,6 @@ def test_a_static_method_is_watched_too():
             return f"{item} kept"
 
     static = Static()
-    seen = monitor_tools(static, ToolLimits(characters=3))
+    monitor = guard_tools(static, ToolLimits(max_result_chars=3))
     assert static.add("pen") == "pen... [cut: 8 characters]"
-    assert seen.counts["truncated_results"] == 1
+    assert monitor.counts["truncated_results"] == 1

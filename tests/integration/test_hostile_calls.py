@@ -122,7 +122,7 @@ def control(tokenizer):
 
 
 def world():
-    made = make_restorable(Desk, None, limits=ToolLimits(seconds=0, characters=2_000))()
+    made = make_restorable(Desk, None, limits=ToolLimits(timeout=0, max_result_chars=2_000))()
     made.reset(**ROW)
     return made
 
@@ -238,7 +238,7 @@ def test_a_tool_that_raises_with_a_megabyte_is_cut_like_one_that_returns_it():
         def shout(self, text: str) -> str:
             raise ValueError(text)
 
-    environment = make_restorable(Loud, None, limits=ToolLimits(characters=100))()
+    environment = make_restorable(Loud, None, limits=ToolLimits(max_result_chars=100))()
     environment.reset()
     result = make_call(tool_methods(environment), ToolCall("shout", {"text": "x" * 1_000_000}))
     assert result.error == "x" * 100 + "... [cut: 1000000 characters]"

@@ -220,8 +220,7 @@ def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the
 
 def test_a_bfcl_step_has_the_real_results_before_it_and_its_own_environment(monkeypatch):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-    from fission_grpo.envs.bfcl.step_tasks import steps_of_case
-    from fission_grpo.envs.bfcl.tasks import rows_of_case
+    from fission_grpo.envs.bfcl.tasks import rows_of_case, steps_of_case
     from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
 
     for case in generate("train", 12, 3, Mix()):

@@ -1,4 +1,4 @@
-"""`fission-grpo check-environment module:Class`: the verdict of `check_environment` on anyone's environment."""
+"""`fission-grpo check-environment module:Class`: runs `check_environment` on a user's environment."""
 
 from __future__ import annotations
 
@@ -7,82 +7,72 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from fission_grpo.core.errors import UsageError
 from fission_grpo.envs.check import check_environment
 
 
-class _Usage(ValueError):
-    """The command line is wrong; the message says what to mend."""
-
-
 def check_environment_command(argv: list[str]) -> int:
-    """Run the checks. Returns 0 if nothing failed, 1 if something did, 2 for a mistake on the command line."""
+    """Run the checks. Returns 0 if no check failed, 1 if one did, 2 for a mistake on the command line."""
     arguments = _parser().parse_args(argv)
     try:
-        make = find(arguments.environment)
+        make = load_factory(arguments.environment)
         rows = read_rows(arguments.row) if arguments.row else []
-    except _Usage as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report = check_environment(make, rows, seed=arguments.seed, seconds=arguments.seconds)
-    if arguments.json:
-        print(
-            json.dumps(
-                {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
-            )
-        )
-    else:
-        print(report)
+    fields = {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
+    print(json.dumps(fields) if arguments.json else report)
     return 0 if report.ok else 1
 
 
-def find(name: str) -> Any:
-    """The class or factory `module:Class` or `path/to/file.py:Class`, imported with the current folder in reach."""
+def load_factory(name: str) -> Callable[[], Any]:
+    """The class or factory `module:Class` or `path/to/file.py:Class`; modules are also looked for in the folder."""
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
-        raise _Usage(f"{name!r}: write module:Class or path/to/file.py:Class")
+        raise UsageError(f"{name!r}: write module:Class or path/to/file.py:Class")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise UsageError(f"{place}: there is no such file")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if spec is None or spec.loader is None or not Path(place).is_file():
-                raise _Usage(f"{place}: there is no such file")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[Path(place).stem] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except _Usage:
-        raise
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
-        raise _Usage(f"{place}: cannot be imported ({type(error).__name__}: {error})") from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
+        raise UsageError(f"{place}: cannot be imported ({type(error).__name__}: {error})") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
         known = [name for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
-        raise _Usage(f"{place} has no class {attribute!r}; it has {', '.join(known) or 'no classes'}")
-    return found
+        raise UsageError(f"{place} has no class {attribute!r}; it has {', '.join(known) or 'no classes'}")
+    return factory
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None, "the name ends in .py"
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON file (one object, or a list of them) or a JSONL file."""
     try:
         text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise _Usage(f"{path}: cannot be read ({error})") from error
-    try:
-        rows = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)
-        )
+        raise UsageError(f"{path}: cannot be read ({error})") from error
     except (ValueError, RecursionError) as error:
-        raise _Usage(f"{path}: not JSON ({error})") from error
+        raise UsageError(f"{path}: not JSON ({error})") from error
     rows = rows if isinstance(rows, list) else [rows]
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise _Usage(f"{path}: must hold one row (an object) or several")
+        raise UsageError(f"{path}: must hold one row (an object) or several")
     return rows
 
 
@@ -92,11 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Check that an environment in TRL's convention (public methods are tools, reset(**row)) can be "
         "trained and recovered in: determinism, isolation, errors as results, snapshots, replay, nothing left behind.",
     )
-    parser.add_argument("environment", metavar="MODULE:CLASS", help="or path/to/file.py:Class; made without arguments")
-    parser.add_argument(
-        "--row", type=Path, metavar="FILE", help="data set rows for reset: .json (one or a list) or .jsonl"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the calls that are tried")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time limit of one call (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add = parser.add_argument
+    add("environment", metavar="MODULE:CLASS", help="or path/to/file.py:Class; made without arguments")
+    add("--row", type=Path, metavar="FILE", help="data set rows for reset: .json (one or a list) or .jsonl")
+    add("--seed", type=int, default=0, help="of the calls that are tried")
+    add("--seconds", type=float, default=5.0, help="time limit of one call (default %(default)s)")
+    add("--json", action="store_true", help="print the report as JSON")
     return parser

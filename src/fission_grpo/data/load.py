@@ -16,7 +16,7 @@ from fission_grpo.core.types import Task
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 from fission_grpo.envs.desk.env import Desk
-from fission_grpo.envs.desk.tasks import desk_rows, requests_of
+from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.wrapper import tool_methods
 
 DESK_TASKS = 512
@@ -58,7 +58,7 @@ def load_training_data(script: Any, seed: int, tokenizer: Any, reward: RewardCon
             "tasks is missing; give 'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
         )
     if requests := _desk_requests(script.tasks):
-        return TrainingData(desk_rows(script.num_tasks or DESK_TASKS, seed, "train", requests), Desk)
+        return TrainingData(make_rows(script.num_tasks or DESK_TASKS, seed, "train", requests), Desk)
     if is_case_file(script.tasks):
         return _cases(script, tokenizer)
     tasks = load_tasks(script.tasks)

@@ -1,36 +1,38 @@
-"""What an environment has to keep to, one check a function: each returns a remark, or raises why it failed."""
+"""`check_environment`: whether an environment can be trained in and restored; one function per check.
+
+Each check returns a remark for the report, or raises CheckFailed or CheckSkipped with the reason.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.chat import read_result
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.timing import ToolTimeout
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, finish, hostile_calls
-from fission_grpo.envs.restore import progress
+from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_calls
+from fission_grpo.envs.restore import get_progress, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 
 
 class CheckFailed(Exception):
-    """A check's reason to fail."""
+    """Why a check failed, and the fix."""
 
 
 class CheckSkipped(Exception):
-    """A check's reason not to be made."""
+    """Why a check was not made."""
 
 
-def _tools(trial: EnvironmentProbe) -> str:
-    environment = trial.make()
+def _check_tools(probe: EnvironmentProbe) -> str:
+    environment = probe.make()
     if not callable(getattr(environment, "reset", None)):
         raise CheckFailed("there is no `reset` method; add `def reset(self, **row)`")
     tools = tool_methods(environment)
@@ -44,216 +46,208 @@ def _tools(trial: EnvironmentProbe) -> str:
         raise CheckSkipped("transformers is not installed: pip install 'fission-grpo[train]'") from None
     for name, tool in tools.items():
         try:
-            trial.schemas.append(get_json_schema(tool)["function"])
+            probe.schemas.append(get_json_schema(tool)["function"])
         except Exception as error:
-            what = " ".join(str(error).split())[:160]
-            raise CheckFailed(f"{name}: {what}; give each argument a type hint and a docstring line") from error
+            reason = _one_line(error)[:160]
+            raise CheckFailed(f"{name}: {reason}; give each argument a type hint and a docstring line") from error
     return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
 
 
-def _reset(trial: EnvironmentProbe) -> str:
-    for row in range(len(trial.rows)):
+def _check_reset(probe: EnvironmentProbe) -> str:
+    for row in range(len(probe.rows)):
         try:
-            trial.begin(row)
+            probe.start(row)
         except ToolTimeout:
-            trial.broken = "reset fails"
-            raise CheckFailed(f"reset hangs for more than {trial.seconds:g} s") from None
+            raise CheckFailed(f"reset hangs for more than {probe.timeout:g} s") from None
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; it is the verdict
-            trial.broken = "reset fails"
-            hint = "" if trial.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
+            hint = "" if probe.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
             raise CheckFailed(f"reset raised {type(error).__name__}: {quoted(str(error))}{hint}") from None
-    return f"with {len(trial.rows)} row{'s' * (len(trial.rows) != 1)}"
+    return f"with {len(probe.rows)} row{'s' * (len(probe.rows) != 1)}"
 
 
-def _errors(trial: EnvironmentProbe) -> str:
-    counts = {"result": 0, "error": 0}
-    for call in [*trial.calls, *hostile_calls(trial.schemas)]:
-        environment = trial.begin()
-        outcome = trial.call(environment, call)
-        named = f"{call.name}({', '.join(f'{key}={quoted(value)}' for key, value in call.arguments.items())})"[:200]
-        if outcome.kind == "hang":
-            raise CheckFailed(f"{named} hangs for more than {trial.seconds:g} s; give it a time limit of its own")
-        if outcome.kind == "exit":
-            raise CheckFailed(f"{named} exits the process; raise an ordinary exception instead")
-        if outcome.kind == "mutated":
-            raise CheckFailed(f"{named} changes its arguments; copy them first")
-        if outcome.kind == "error" and not isinstance(outcome.value, Exception):
-            raise CheckFailed(f"{named} raises {type(outcome.value).__name__}, which is no Exception")
-        if outcome.kind == "result":
-            _check_text(named, outcome)
-            failed = read_result(call, outcome.text).error is not None
-            outcome = ProbeOutcome("error" if failed else "result", outcome.text)
-        counts[outcome.kind] += 1
-    return f"{counts['result']} calls answered, {counts['error']} refused"
+def _check_calls(probe: EnvironmentProbe) -> str:
+    if probe.calls:
+        return f"{len(probe.calls)} given"
+    probe.find_calls()
+    if any(probe.call(probe.start(), call).kind == "result" for call in probe.calls):
+        return f"{len(probe.calls)} found to try it with"
+    raise CheckSkipped(
+        "no call that was tried is answered, so the checks below say little; give fitting rows or calls"
+    )
 
 
-def _check_text(named: str, outcome: ProbeOutcome) -> None:
-    limit = ToolLimits().characters
+def _check_errors(probe: EnvironmentProbe) -> str:
+    counts: Counter[bool] = Counter()
+    for call in [*probe.calls, *hostile_calls(probe.schemas)]:
+        outcome = probe.call(probe.start(), call)
+        if problem := _problem_of(outcome, probe.timeout):
+            arguments = ", ".join(f"{key}={quoted(value)}" for key, value in call.arguments.items())
+            raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
+        counts[outcome.is_answered] += 1
+    return f"{counts[True]} calls answered, {counts[False]} refused"
+
+
+def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
+    """What is wrong with the outcome of a call, which should be a result or an ordinary exception."""
+    if outcome.kind == "hang":
+        return f"hangs for more than {timeout:g} s; give it a time limit of its own"
+    if outcome.kind == "exit":
+        return "exits the process; raise an ordinary exception instead"
+    if outcome.kind == "mutated":
+        return "changes its arguments; copy them first"
+    if outcome.kind == "error":
+        is_ordinary = isinstance(outcome.value, Exception)
+        return None if is_ordinary else f"raises {type(outcome.value).__name__}, which is no Exception"
+    limit = ToolLimits().max_result_chars
     if len(outcome.text) > limit:
-        raise CheckFailed(f"{named} answers {len(outcome.text)} characters; a policy sees {limit} at most")
-    if not isinstance(outcome.value, str):
-        try:
+        return f"answers {len(outcome.text)} characters; a policy sees {limit} at most"
+    try:
+        if not isinstance(outcome.value, str):
             json.dumps(outcome.value)
-        except (TypeError, ValueError, RecursionError):
-            kind = type(outcome.value).__name__
-            raise CheckFailed(
-                f"{named} answers a {kind}, which is no JSON; return text, numbers, lists or dicts"
-            ) from None
+    except (TypeError, ValueError, RecursionError):
+        kind = type(outcome.value).__name__
+        return f"answers a {kind}, which is no JSON; return text, numbers, lists or dicts"
+    return None
 
 
-def _difference(what: str, calls: Sequence[ToolCall], one: Sequence[str], other: Sequence[str]) -> None:
+def _compare(problem: str, calls: Sequence[ToolCall], expected: Sequence[str], actual: Sequence[str]) -> None:
     """Raise CheckFailed with the first call whose answers differ."""
-    for number, (call, left, right) in enumerate(zip(calls, one, other, strict=True), start=1):
+    for number, (call, left, right) in enumerate(zip(calls, expected, actual, strict=True), start=1):
         if left != right:
             arguments = quoted(dict(call.arguments))
             raise CheckFailed(
-                f"{what}: call {number}, {call.name} with {arguments}: {quoted(left)} against {quoted(right)}"
+                f"{problem}: call {number}, {call.name} with {arguments}: {quoted(left)} against {quoted(right)}"
             )
 
 
-def _determinism(trial: EnvironmentProbe) -> str:
-    for row in trial.tried:
-        one = trial.begin(row)
-        first = trial.play(one, trial.calls)
-        random.random()  # a tool that draws from the global generator now goes on elsewhere
-        other = trial.begin(row)
-        second = trial.play(other, trial.calls)
-        _difference("two fresh instances answer differently", trial.calls, first, second)
-        if repr(_reward_of(one)) != repr(_reward_of(other)):
+def _check_determinism(probe: EnvironmentProbe) -> str:
+    for row in probe.row_numbers:
+        first = probe.start(row)
+        expected = probe.answers(first, probe.calls)
+        random.random()  # advances the global generator, so that a tool which draws from it is detected
+        second = probe.start(row)
+        _compare("two fresh instances answer differently", probe.calls, expected, probe.answers(second, probe.calls))
+        if repr(_reward_of(first)) != repr(_reward_of(second)):
             raise CheckFailed("the same calls earn different rewards; judge by state alone")
-    return f"{len(trial.calls)} calls, twice the same{trial.in_rows}"
+    return f"{len(probe.calls)} calls, twice the same{probe.in_rows}"
 
 
-def _isolation(trial: EnvironmentProbe) -> str:
-    advice = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
-    for row in trial.tried:
-        alone = trial.play(trial.begin(row), trial.calls)
-        one, other, together = trial.begin(row), trial.begin(row + 1), []
-        for call in trial.calls:
-            trial.call(other, call)
-            together += trial.play(one, [call])
-            trial.call(other, call)
-        _difference(advice, trial.calls, alone, together)
+def _check_isolation(probe: EnvironmentProbe) -> str:
+    problem = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
+    for row in probe.row_numbers:
+        environment, other = probe.start(row), probe.start(row + 1)
+        actual = []
+        for call in probe.calls:
+            probe.call(other, call)
+            actual += probe.answers(environment, [call])
+            probe.call(other, call)
+        _compare(problem, probe.calls, probe.expected_answers(row), actual)
     return "another instance's calls change nothing"
 
 
-def _leaks(trial: EnvironmentProbe) -> str:
-    for row in trial.tried:
-        fresh = trial.play(trial.begin(row), trial.calls)
-        used = trial.begin(row)
-        trial.play(used, trial.calls)
-        trial.reset(used, row)
-        _difference("reset leaves something behind", trial.calls, fresh, trial.play(used, trial.calls))
+def _check_nothing_left_behind(probe: EnvironmentProbe) -> str:
+    for row in probe.row_numbers:
+        used = probe.start(row)
+        probe.answers(used, probe.calls)
+        probe.reset(used, row)
+        actual = probe.answers(used, probe.calls)
+        _compare("reset leaves something behind", probe.calls, probe.expected_answers(row), actual)
     return "reset after use is like a fresh instance"
 
 
-def _snapshot(trial: EnvironmentProbe) -> str:
-    if not can_snapshot(trial.begin()):
+def _check_snapshot(probe: EnvironmentProbe) -> str:
+    if not can_snapshot(probe.start()):
         raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
-    half = len(trial.calls) // 2
-    before, after = trial.calls[:half], trial.calls[half:]
-    for row in trial.tried:
-        environment = trial.begin(row)
-        trial.play(environment, before)
+    before, after = probe.halves()
+    for row in probe.row_numbers:
+        environment = probe.start(row)
+        probe.answers(environment, before)
         state = environment._snapshot()
         kept = copy.deepcopy(state)
-        comparable = _equal(kept, state)
-        wanted = trial.play(environment, after)
-        for attempt in ("restored", "restored a second time"):
-            if comparable and not _equal(kept, state):
+        is_comparable = _is_equal(kept, state)
+        expected = probe.answers(environment, after)
+        fresh = probe.start(row)
+        targets = {"": environment, " a second time": environment, " into a fresh instance": fresh}
+        for how, target in targets.items():
+            if is_comparable and not _is_equal(kept, state):
                 raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
-            environment._restore(state)
-            _difference(f"{attempt}, it answers differently", after, wanted, trial.play(environment, after))
-        fresh = trial.begin(row)
-        fresh._restore(state)
-        what = "restored into a fresh instance, it answers differently"
-        _difference(what, after, wanted, trial.play(fresh, after))
-    return f"restored three times, {len(after)} calls the same{trial.in_rows}"
+            target._restore(state)
+            _compare(f"restored{how}, it answers differently", after, expected, probe.answers(target, after))
+    return f"restored three times, {len(after)} calls the same{probe.in_rows}"
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether `one == other` says so; a comparison that is no truth value (arrays) says nothing, which is False."""
-    try:
-        return bool(one == other)
-    except (TypeError, ValueError):
-        return False
+def _check_replay(probe: EnvironmentProbe) -> str:
+    before, after = probe.halves()
+    for row in probe.row_numbers:
+        expected = probe.expected_answers(row)[len(before) :]
+        environment = probe.start(row)
+        probe.answers(environment, before)
+        _compare("after replay it answers differently", after, expected, probe.answers(environment, after))
+    return f"{len(before)} calls made again lead to the same state{probe.in_rows}"
 
 
-def _replay(trial: EnvironmentProbe) -> str:
-    half = len(trial.calls) // 2
-    for row in trial.tried:
-        environment = trial.begin(row)
-        wanted = trial.play(environment, trial.calls)[half:]
-        again = trial.begin(row)
-        trial.play(again, trial.calls[:half])
-        rest = trial.calls[half:]
-        _difference("after replay it answers differently", rest, wanted, trial.play(again, rest))
-    return f"{half} calls made again lead to the same world{trial.in_rows}"
-
-
-def _reward_of(environment: Any) -> Any:
-    judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
-    if judge is None:
-        return None
-    reward = judge()
-    return asyncio.run(finish(reward)) if inspect.isawaitable(reward) else reward
-
-
-def _reward(trial: EnvironmentProbe) -> str:
-    environment = trial.begin()
+def _check_reward(probe: EnvironmentProbe) -> str:
+    environment = probe.start()
     if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
         raise CheckSkipped("no get_reward: rewards come from reward functions")
-    half = len(trial.calls) // 2
-    seen = []
-    for call in trial.calls[:half]:
-        trial.call(environment, call)
+    before, after = probe.halves()
+    rewards = []
+    for call in before:
+        probe.call(environment, call)
         reward = _reward_of(environment)
         if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
             raise CheckFailed(f"get_reward gives {quoted(reward)}; it must be a finite number")
         if reward != _reward_of(environment):
             raise CheckFailed("get_reward gives another number when asked again; it must not change anything")
-        seen.append(reward)
-        done: Any = progress(environment)
-        if done is not None and not 0 <= done <= 1:
-            raise CheckFailed(f"_progress gives {quoted(done)}; it must lie between 0 and 1")
-    unasked = trial.begin()
-    trial.play(unasked, trial.calls[:half])
-    rest = trial.calls[half:]
-    _difference("reading the reward changes the world", rest, trial.play(unasked, rest), trial.play(environment, rest))
-    return (
-        f"between {min(seen, default=0):g} and {max(seen, default=0):g} in this trial, and reading it changes nothing"
-    )
+        rewards.append(reward)
+        progress = get_progress(environment)
+        if progress is not None and not 0 <= progress <= 1:
+            raise CheckFailed(f"_progress gives {quoted(progress)}; it must lie between 0 and 1")
+    expected = probe.expected_answers(0)[len(before) :]
+    _compare("reading the reward changes the state", after, expected, probe.answers(environment, after))
+    low, high = min(rewards, default=0), max(rewards, default=0)
+    return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
 
 
-def _calls(trial: EnvironmentProbe) -> str:
-    if trial.calls:
-        return f"{len(trial.calls)} given"
-    trial.scout()
-    outcomes = [trial.call(trial.begin(), call).kind for call in trial.calls]
-    if "result" not in outcomes:
-        raise CheckSkipped(
-            "no call that was tried is answered, so the checks below say little; give fitting rows or calls"
-        )
-    return f"{len(trial.calls)} found to try it with"
+def _reward_of(environment: Any) -> Any:
+    judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
+    reward = None if judge is None else judge()
+    return run_awaitable(reward) if inspect.isawaitable(reward) else reward
+
+
+def _is_equal(left: Any, right: Any) -> bool:
+    """Whether `left == right`; False if the comparison has no truth value (arrays)."""
+    try:
+        return bool(left == right)
+    except (TypeError, ValueError):
+        return False
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 CHECKS: Mapping[str, Callable[[EnvironmentProbe], str]] = {
-    "tools": _tools,
-    "reset": _reset,
-    "calls": _calls,
-    "errors are results": _errors,
-    "determinism": _determinism,
-    "isolation": _isolation,
-    "nothing left behind": _leaks,
-    "snapshot": _snapshot,
-    "replay": _replay,
-    "reward": _reward,
+    "tools": _check_tools,
+    "reset": _check_reset,
+    "calls": _check_calls,
+    "errors are results": _check_errors,
+    "determinism": _check_determinism,
+    "isolation": _check_isolation,
+    "nothing left behind": _check_nothing_left_behind,
+    "snapshot": _check_snapshot,
+    "replay": _check_replay,
+    "reward": _check_reward,
 }
+"""The checks by name, in the order in which they are made."""
+
+REQUIRED = {"tools": "there are no usable tools", "reset": "reset fails"}
+"""Checks without which the later ones cannot be made, and the reason given for skipping these."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict of one check: `status` is "ok", "failed" or "skipped"; `detail` says why and how to mend it."""
+    """The result of one check: `status` is "ok", "failed" or "skipped"; `detail` gives the reason and the fix."""
 
     check: str
     status: str
@@ -269,12 +263,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
+        """Whether no check failed."""
         return all(finding.status != "failed" for finding in self.findings)
 
     def __str__(self) -> str:
         width = max(len(finding.check) for finding in self.findings)
-        lines = [f"{one.check:{width}}  {one.status:7}  {one.detail}".rstrip() for one in self.findings]
+        lines = [f"{each.check:{width}}  {each.status:7}  {each.detail}".rstrip() for each in self.findings]
         failed = sum(finding.status == "failed" for finding in self.findings)
         verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
         return "\n".join([*lines, f"{self.environment}: {verdict}"])
@@ -291,30 +285,32 @@ def check_environment(
 
     Args:
         make: makes an instance without arguments, such as the class itself.
-        rows: data set rows whose columns `reset` takes; without any, `reset()` is called bare.
-        calls: to try it with; by default drawn from the tools' schemas.
+        rows: data set rows whose columns `reset` takes; by default, `reset()` is called without arguments.
+        calls: to make; by default drawn from the tools' schemas.
         seed: of the drawing.
         seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
 
     Returns:
-        Report: never raises for what the environment does, except for killing the process.
+        Report: the findings. Nothing that the environment does is raised, unless it kills the process.
+
+    Example:
+        `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
     """
-    trial = EnvironmentProbe(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
-    findings = []
+    probe = EnvironmentProbe(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
+    findings: list[Finding] = []
+    blocked = ""
     for name, check in CHECKS.items():
-        stop = bool(findings) and findings[0].status == "failed" and name != "tools"
         try:
-            if stop or trial.broken:
-                raise CheckSkipped(trial.broken or "there are no usable tools")
-            findings.append(Finding(name, "ok", check(trial)))
+            if blocked:
+                raise CheckSkipped(blocked)
+            finding = Finding(name, "ok", check(probe))
         except CheckSkipped as reason:
-            findings.append(Finding(name, "skipped", str(reason)))
+            finding = Finding(name, "skipped", str(reason))
         except CheckFailed as reason:
-            findings.append(Finding(name, "failed", str(reason)))
+            finding = Finding(name, "failed", str(reason))
         except (Exception, SystemExit, ToolTimeout) as error:  # noqa: BLE001 - the environment's; it is the verdict
-            findings.append(
-                Finding(name, "failed", f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            )
-            if name == "reset":
-                trial.broken = "reset fails"
+            finding = Finding(name, "failed", f"raised {type(error).__name__}: {_one_line(error)[:200]}")
+        if finding.status == "failed" and name in REQUIRED:
+            blocked = REQUIRED[name]
+        findings.append(finding)
     return Report(getattr(make, "__name__", type(make).__name__), tuple(findings))

@@ -1,9 +1,9 @@
-"""Faults injected into any environment, seeded, with the ground truth recorded. [ours]
+"""Seeded fault injection into any environment, with the ground truth recorded. [ours]
 
     make = inject_faults(Desk, [Fault("timeout", rate=0.1), Fault("permission", rate=0.02, tools=("delete_file",))])
 
-Which call meets which fault depends on the seed, the row's `id` and the call's place in the episode, nothing else: a
-world brought back to a failed turn by replay meets the same faults again, and snapshots carry them along.
+Which call has which fault depends only on the seed, the row's `id` and the call's index in the episode. A replay
+therefore meets the same faults again, and snapshots include their state.
 """
 
 from __future__ import annotations
@@ -11,20 +11,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import itertools
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.types import ToolResult
-from fission_grpo.envs.wrapper import (
-    bind_method,
-    can_snapshot,
-    set_attribute,
-    tool_methods,
-)
+from fission_grpo.envs.wrapper import bind_method, can_snapshot, set_attribute, tool_methods
 
 TRANSIENT = {
     "timeout": "the request timed out",
@@ -33,39 +27,32 @@ TRANSIENT = {
 }
 """The call fails and changes nothing; the tool's next call does not meet the same fault again."""
 
-
 PERMANENT = {"tool_gone": "404: {tool} is no longer available", "permission": "403: no permission to use {tool}"}
 """The call fails, and so does every later call of that tool."""
 
-
 IMPLICIT = ("empty", "stale", "partial", "not_done")
-"""The call seems to succeed: its result is left out, an earlier one is given without doing anything, the second half
-is cut off, or everything is undone afterwards."""
-
+"""The call seems to succeed, but its result is empty, is that of an earlier call (this one is not made), lacks its
+second half, or the call is undone afterwards."""
 
 KINDS = (*TRANSIENT, *PERMANENT, *IMPLICIT, "latency")
 
-
-ANSWERS_ITSELF = frozenset({*TRANSIENT, *PERMANENT, "stale"})
-"""Kinds whose call is not made at all: what is answered then, an error too, is the fault's."""
+SKIPS_CALL = frozenset({*TRANSIENT, *PERMANENT, "stale"})
+"""Kinds for which the call is not made: its result, also an error, is the fault's."""
 
 
 class FaultError(Exception):
-    """What a tool raises in a transient or permanent fault."""
+    """Raised by a tool in a transient or permanent fault."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """How often something goes wrong.
+    """A kind of fault and how often it occurs.
 
     Args:
         kind: one of `KINDS`.
-        rate: chance that a call meets it, 0 to 1.
-        tools: which tools can meet it; empty: all.
+        rate: probability that a call meets it, 0 to 1.
+        tools: names of the tools that can meet it; empty for all.
         seconds: how long "latency" waits before the call.
-
-    Raises:
-        ValueError: naming what is out of range.
     """
 
     kind: str
@@ -83,30 +70,18 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Injected:
-    """Ground truth: the episode's `index`-th call (from 0, of any tool) met a fault."""
+class InjectedFault:
+    """Ground truth: the episode's `index`-th call (from 0, over all tools) met a fault."""
 
     index: int
     tool: str
     kind: str
 
 
-@dataclass
-class _State:
-    """Where an episode is: the row's name, the number of calls, and what has gone wrong so far."""
-
-    row: str = ""
-    calls: int = 0
-    gone: dict[str, str] = field(default_factory=dict)
-    spared: dict[str, str] = field(default_factory=dict)  # tool: the transient fault its next call does not meet
-    last: dict[str, Any] = field(default_factory=dict)
-    injected: list[Injected] = field(default_factory=list)
-
-
 def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 0) -> Callable[[], Any]:
-    """A factory of environments whose tools meet faults. What was injected is in `environment.injected`.
+    """A factory of environments whose tools meet faults, which are recorded in `environment.injected`.
 
-    Tools keep names, signatures and docstrings; the class stays the user's own. At most one fault meets a call, the
+    Tools keep names, signatures and docstrings; the class stays the user's own. A call meets at most one fault, the
     first of `faults` that is drawn.
 
     Args:
@@ -115,10 +90,10 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
         seed: of the drawing.
 
     Raises:
-        ValueError: a fault is about a tool that the environment does not have (when an instance is made).
+        ValueError: a fault names a tool that the environment does not have (when an instance is made).
     """
 
-    def faulty() -> Any:
+    def make_faulty() -> Any:
         environment = make()
         tools = tool_methods(environment)
         for fault in faults:
@@ -129,30 +104,40 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
             bind_method(environment, name, injector.wrap(name, tool))
         return environment
 
-    faulty.__name__ = f"{getattr(make, '__name__', 'environment')}_with_faults"
-    return faulty
-
-
-def injected_errors(results: Sequence[ToolResult], environment: Any, tools: Collection[str]) -> int:
-    """How many of an episode's failed calls failed because of an injected fault; the others are the policy's own.
-
-    Args:
-        results: of all its calls, in order.
-        environment: where they were made; without `injected` the answer is 0.
-        tools: names of its tools: calls of others never reached it.
-    """
-    return sum(injected_calls(results, environment, tools))
+    make_faulty.__name__ = f"{getattr(make, '__name__', 'environment')}_with_faults"
+    return make_faulty
 
 
 def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Collection[str]) -> tuple[bool, ...]:
-    """For every call of an episode whether it failed because of an injected fault; arguments as `injected_errors`.
+    """For every call of an episode, whether it failed because of an injected fault.
 
-    Where a fault lets the call be made (slow, its result lost or undone), an error of that call is the policy's own.
+    Where a fault lets the call be made (slow, its result lost or undone), an error of the call is the policy's own.
+
+    Args:
+        results: of all its calls, in order.
+        environment: where they were made; without `injected` all values are False.
+        tools: names of its tools; calls of other names never reached it.
     """
-    places = {one.index for one in getattr(environment, "injected", ()) if one.kind in ANSWERS_ITSELF}
-    number = itertools.count()
-    reached = [next(number) if result.call.name in tools else None for result in results]
-    return tuple(result.error is not None and at in places for result, at in zip(results, reached, strict=True))
+    faulty = {fault.index for fault in getattr(environment, "injected", ()) if fault.kind in SKIPS_CALL}
+    flags = []
+    index = 0
+    for result in results:
+        reached = result.call.name in tools
+        flags.append(reached and result.error is not None and index in faulty)
+        index += reached
+    return tuple(flags)
+
+
+@dataclass
+class _FaultState:
+    """Where an episode is: the row's id, the number of calls, and what has gone wrong so far."""
+
+    row: str = ""
+    calls: int = 0
+    gone: dict[str, Fault] = field(default_factory=dict)  # tool: its permanent fault
+    spared: dict[str, Fault] = field(default_factory=dict)  # tool: the transient fault its next call does not meet
+    last: dict[str, Any] = field(default_factory=dict)  # tool: its last result
+    injected: list[InjectedFault] = field(default_factory=list)
 
 
 class _Injector:
@@ -161,98 +146,78 @@ class _Injector:
     def __init__(self, environment: Any, faults: tuple[Fault, ...], seed: int):
         self.environment, self.faults, self.seed = environment, faults, seed
         self.reset = environment.reset
-        self.snapshots = can_snapshot(environment)
+        self.can_undo = can_snapshot(environment)
         set_attribute(environment, "reset", self._reset)
-        if self.snapshots:
+        if self.can_undo:
             self.snapshot, self.restore = environment._snapshot, environment._restore
             set_attribute(environment, "_snapshot", lambda: (self.snapshot(), copy.deepcopy(self.state)))
             set_attribute(environment, "_restore", self._restore)
-        self._use(_State())
+        self._set_state(_FaultState())
 
-    def _use(self, state: _State) -> None:
+    def _set_state(self, state: _FaultState) -> None:
         self.state = state
         set_attribute(self.environment, "injected", state.injected)
 
     def _reset(self, **row: Any) -> Any:
-        self._use(_State(str(row.get("id", ""))))
+        self._set_state(_FaultState(str(row.get("id", ""))))
         return self.reset(**row)
 
-    def _restore(self, state: tuple[Any, _State]) -> None:
+    def _restore(self, state: tuple[Any, _FaultState]) -> None:
         self.restore(state[0])
-        self._use(copy.deepcopy(state[1]))
+        self._set_state(copy.deepcopy(state[1]))
 
     def wrap(self, name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
-        """The tool, which now may fail."""
-        if inspect.iscoroutinefunction(tool):
-
-            @functools.wraps(tool)
-            async def call_async(*args: Any, **kwargs: Any) -> Any:
-                kind, undo = self._before(name)
-                if kind == "stale":
-                    return self.state.last[name]
-                return self._after(name, kind, undo, await tool(*args, **kwargs))
-
-            return call_async
+        """The tool with faults."""
 
         @functools.wraps(tool)
         def call(*args: Any, **kwargs: Any) -> Any:
-            kind, undo = self._before(name)
-            if kind == "stale":
-                return self.state.last[name]
-            return self._after(name, kind, undo, tool(*args, **kwargs))
+            kind, undo = self._before_call(name)
+            result = self.state.last[name] if kind == "stale" else tool(*args, **kwargs)
+            return self._after_call(name, kind, undo, result)
 
-        return call
+        @functools.wraps(tool)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            kind, undo = self._before_call(name)
+            result = self.state.last[name] if kind == "stale" else await tool(*args, **kwargs)
+            return self._after_call(name, kind, undo, result)
 
-    def _before(self, name: str) -> tuple[str | None, Any]:
-        """Draw the fault of this call, if any; raises FaultError for those that fail at once."""
+        return call_async if inspect.iscoroutinefunction(tool) else call
+
+    def _before_call(self, name: str) -> tuple[str | None, Any]:
+        """The kind of this call's fault and, for "not_done", the snapshot to undo it. Raises FaultError."""
         state, index = self.state, self.state.calls
         state.calls += 1
-        if name in state.gone:
-            state.injected.append(Injected(index, name, state.gone[name]))
-            raise FaultError(PERMANENT[state.gone[name]].format(tool=name))
-        fault = self._draw(name, index)
-        spared = state.spared.pop(name, None)
-        if fault is None or fault.kind == spared or (fault.kind == "stale" and name not in state.last):
+        fault = state.gone.get(name) or self._draw(name, index)
+        if fault is None:
             return None, None
-        if fault.kind == "not_done" and not self.snapshots:
-            return None, None  # it could not be undone
-        state.injected.append(Injected(index, name, fault.kind))
+        state.injected.append(InjectedFault(index, name, fault.kind))
+        if fault.kind in PERMANENT:
+            state.gone[name] = fault
+            raise FaultError(PERMANENT[fault.kind].format(tool=name))
+        if fault.kind in TRANSIENT:
+            state.spared[name] = fault
+            raise FaultError(TRANSIENT[fault.kind])
         if fault.kind == "latency":
             time.sleep(fault.seconds)
-        if fault.kind in TRANSIENT:
-            state.spared[name] = fault.kind
-            raise FaultError(TRANSIENT[fault.kind])
-        if fault.kind in PERMANENT:
-            state.gone[name] = fault.kind
-            raise FaultError(PERMANENT[fault.kind].format(tool=name))
         return fault.kind, self.snapshot() if fault.kind == "not_done" else None
 
     def _draw(self, name: str, index: int) -> Fault | None:
         rng = random.Random(f"{self.seed} {self.state.row} {index} {name}")
-        drawn = [
-            fault for fault in self.faults if rng.random() < fault.rate and (not fault.tools or name in fault.tools)
-        ]
-        return drawn[0] if drawn else None
+        drawn = [fault for fault in self.faults if rng.random() < fault.rate]
+        fault = next((fault for fault in drawn if not fault.tools or name in fault.tools), None)
+        spared = self.state.spared.pop(name, None)
+        if fault is None or (spared and fault.kind == spared.kind):
+            return None
+        is_impossible = {"stale": name not in self.state.last, "not_done": not self.can_undo}
+        return None if is_impossible.get(fault.kind) else fault
 
-    def _after(self, name: str, kind: str | None, undo: Any, result: Any) -> Any:
+    def _after_call(self, name: str, kind: str | None, undo: Any, result: Any) -> Any:
         self.state.last[name] = result
         if kind == "not_done":
             self.restore(undo)
         if kind == "empty":
             return ""
         if kind == "partial":
-            text = result if isinstance(result, str) else str(result)
+            text = str(result)
             return text[: len(text) // 2]
         return result
-
-
-def by_kind(injected: Sequence[Injected]) -> Mapping[str, int]:
-    """How many faults of each kind.
-
-    Example:
-        `by_kind([Injected(0, "move", "timeout")])` is `{"timeout": 1}`
-    """
-    counts: dict[str, int] = {}
-    for one in injected:
-        counts[one.kind] = counts.get(one.kind, 0) + 1
-    return counts

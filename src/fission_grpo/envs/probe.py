@@ -1,64 +1,155 @@
-"""An environment on trial: instances, calls that may do anything, and answers that can be compared."""
+"""Runs an environment under test: starts episodes, draws calls, and makes them, whatever they do."""
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 import json
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.restore import run_awaitable
 from fission_grpo.envs.wrapper import tool_methods
 
 HOSTILE: tuple[Any, ...] = (
-    None,
-    True,
-    -1,
-    10**30,
-    float("nan"),
-    "",
-    "x" * 5_000,
-    "\u202e\x00\ud7ff",
-    "__import__('os').getcwd()",
-    [],
-    [[[[[[[[[]]]]]]]]],
-    {"a": {"b": [None]}},
+    *(None, True, -1, 10**30, float("nan")),
+    *("", "x" * 5_000, "\u202e\x00\ud7ff", "__import__('os').getcwd()"),
+    *([], [[[[[[[[[]]]]]]]]], {"a": {"b": [None]}}),
 )
-"""Values a model may write where something else is wanted."""
+"""Values that a model may write in place of a valid argument."""
 
+ROWS = 3
+"""Largest number of rows to check with. [ours]"""
+
+ANSWERED_CALLS, REFUSED_CALLS = 16, 8
+"""Numbers of calls to find per row that succeed and that fail. [ours]"""
+
+DRAWS, DRAW_SECONDS = 2_000, 4.0
+"""Limits of the search for them: calls drawn, and time. [ours]"""
 
 _WORD = re.compile(r"[\w.@#/-]{2,40}")
 
 
-def words_of(value: Any) -> list[str]:
-    """The words in a row or a result, as texts a later call may be about."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-    return list(dict.fromkeys(_WORD.findall(text[:20_000])))
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """The outcome of a call.
+
+    Args:
+        call: the call.
+        kind: "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed).
+        text: the answer as the policy sees it.
+        value: what the tool returned or raised.
+    """
+
+    call: ToolCall
+    kind: str
+    text: str = ""
+    value: Any = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the call has a result that is not an error."""
+        return self.kind == "result" and read_result(self.call, self.text).error is None
 
 
-def draw_call(schemas: Sequence[Mapping[str, Any]], words: Sequence[str], rng: random.Random) -> ToolCall:
-    """A call that fits a tool's schema."""
-    schema = rng.choice(list(schemas))
-    parameters = schema["parameters"]
-    required = set(parameters.get("required", ()))
-    chosen = [
-        (name, field)
-        for name, field in parameters.get("properties", {}).items()
-        if name in required or rng.random() < 0.5
-    ]
-    return ToolCall(schema["name"], {name: _value(field, words, rng) for name, field in chosen})
+class EnvironmentProbe:
+    """An environment under test, with the rows and calls to test it with.
+
+    Args:
+        make: makes an instance.
+        rows: columns for `reset`, at least one row.
+        calls: to make; empty to draw some with `find_calls`.
+        seed: of the drawing.
+        timeout: seconds for each single call.
+    """
+
+    def __init__(
+        self, make: Callable[[], Any], rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, timeout: float
+    ):
+        self.make, self.rows, self.calls, self.timeout = make, rows, calls, timeout
+        self.rng = random.Random(seed)
+        self.schemas: list[Mapping[str, Any]] = []
+        self.row_numbers = range(min(len(rows), ROWS))
+        self.in_rows = f" in each of {len(self.row_numbers)} rows" if len(self.row_numbers) > 1 else ""
+        self._expected: dict[int, list[str]] = {}
+
+    def start(self, row: int = 0) -> Any:
+        """A new instance, reset with a row."""
+        with time_limit(self.timeout):
+            environment = self.make()
+        self.reset(environment, row)
+        return environment
+
+    def reset(self, environment: Any, row: int = 0) -> None:
+        """Reset an instance with a row, without the column that selects the environment."""
+        columns = copy.deepcopy(self.rows[row % len(self.rows)])
+        columns.pop("environment", None)
+        with time_limit(self.timeout):
+            environment.reset(**columns)
+
+    def call(self, environment: Any, call: ToolCall) -> ProbeOutcome:
+        """Make one call; never raises for what the tool does."""
+        arguments = copy.deepcopy(dict(call.arguments))
+        before = repr(arguments)
+        try:
+            with time_limit(self.timeout):
+                value = tool_methods(environment)[call.name](**arguments)
+                value = run_awaitable(value) if inspect.isawaitable(value) else value
+            text = value if isinstance(value, str) else str(value)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except ToolTimeout:
+            return ProbeOutcome(call, "hang")
+        except SystemExit:
+            return ProbeOutcome(call, "exit")
+        except BaseException as error:  # noqa: BLE001 - any error is an answer here
+            return ProbeOutcome(call, "error", f"{type(error).__name__}: {error}", error)
+        return ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value)
+
+    def answers(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
+        """Make calls one after another; kinds and texts of their outcomes, which can be compared."""
+        outcomes = (self.call(environment, call) for call in calls)
+        return [f"{outcome.kind} {outcome.text}" for outcome in outcomes]
+
+    def halves(self) -> tuple[list[ToolCall], list[ToolCall]]:
+        """The first and the second half of the calls."""
+        half = len(self.calls) // 2
+        return self.calls[:half], self.calls[half:]
+
+    def expected_answers(self, row: int) -> list[str]:
+        """The answers of a fresh instance to all calls."""
+        if row not in self._expected:
+            self._expected[row] = self.answers(self.start(row), self.calls)
+        return self._expected[row]
+
+    def find_calls(self) -> None:
+        """Draw calls from the schemas and keep some that are answered and some that are refused, for every row."""
+        for row in self.row_numbers if self.schemas else ():
+            environment = self.start(row)
+            words = _words_of(self.rows[row])
+            deadline = time.monotonic() + DRAW_SECONDS
+            missing = {True: ANSWERED_CALLS, False: REFUSED_CALLS}
+            for _ in range(DRAWS):
+                if time.monotonic() > deadline or not any(missing.values()):
+                    break
+                call = _draw_call(self.schemas, words, self.rng)
+                outcome = self.call(environment, call)
+                if missing[outcome.is_answered] and call not in self.calls:
+                    missing[outcome.is_answered] -= 1
+                    self.calls.append(call)
+                words += [word for word in _words_of(outcome.text)[:40] if word not in words]
+        self.rng.shuffle(self.calls)
 
 
 def hostile_calls(schemas: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
-    """For every tool: nothing at all, an argument too many, and each hostile value for each parameter."""
+    """For every tool: no arguments, an unknown argument, and each hostile value for all parameters."""
     calls = []
     for schema in schemas:
         names = list(schema["parameters"].get("properties", {}))
@@ -67,7 +158,22 @@ def hostile_calls(schemas: Sequence[Mapping[str, Any]]) -> list[ToolCall]:
     return calls
 
 
-def _value(field: Mapping[str, Any], words: Sequence[str], rng: random.Random) -> Any:
+def _words_of(value: Any) -> list[str]:
+    """The words in a row or a result: candidates for the text arguments of later calls."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return list(dict.fromkeys(_WORD.findall(text[:20_000])))
+
+
+def _draw_call(schemas: Sequence[Mapping[str, Any]], words: Sequence[str], rng: random.Random) -> ToolCall:
+    """A call that fits a tool's schema, with every optional argument half of the time."""
+    schema = rng.choice(schemas)
+    required = schema["parameters"].get("required", ())
+    fields = schema["parameters"].get("properties", {})
+    names = [name for name in fields if name in required or rng.random() < 0.5]
+    return ToolCall(schema["name"], {name: _draw_value(fields[name], words, rng) for name in names})
+
+
+def _draw_value(field: Mapping[str, Any], words: Sequence[str], rng: random.Random) -> Any:
     if field.get("enum"):
         return rng.choice(list(field["enum"]))
     kind = field.get("type", "string")
@@ -80,102 +186,7 @@ def _value(field: Mapping[str, Any], words: Sequence[str], rng: random.Random) -
     if kind == "boolean":
         return rng.random() < 0.5
     if kind == "array":
-        return [_value(field.get("items", {}), words, rng) for _ in range(rng.randint(0, 2))]
+        return [_draw_value(field.get("items", {}), words, rng) for _ in range(rng.randint(0, 2))]
     if kind == "object":
-        inner = field.get("properties", {})
-        return {name: _value(inner[name], words, rng) for name in inner}
+        return {name: _draw_value(inner, words, rng) for name, inner in field.get("properties", {}).items()}
     return rng.choice([*words, "a", "b"]) if words else rng.choice("ab")
-
-
-WORKING, FAILING = 16, 8
-"""Calls found for every row: so many that are answered, and so many that are refused. [ours]"""
-
-
-ROWS = 3
-"""Most rows that are tried. [ours]"""
-
-
-DRAWS, DRAW_SECONDS = 2_000, 4.0
-"""Most calls drawn to find them, and longest time spent on it. [ours]"""
-
-
-@dataclass(frozen=True)
-class ProbeOutcome:
-    """What a call came to: `kind` is "result", "error", "hang", "exit" or "mutated"; `text` as the policy sees it."""
-
-    kind: str
-    text: str
-    value: Any = None
-
-
-class EnvironmentProbe:
-    """What the checks share: how to begin an episode and make a call."""
-
-    def __init__(self, make: Any, rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, seconds: float):
-        self.make, self.rows, self.calls, self.seconds = make, rows, calls, seconds
-        self.rng = random.Random(seed)
-        self.schemas: list[Mapping[str, Any]] = []
-        self.broken = ""
-        self.tried = range(min(len(rows), ROWS))
-        self.in_rows = f" in each of {len(self.tried)} rows" if len(self.tried) > 1 else ""
-
-    def begin(self, row: int = 0) -> Any:
-        """A new instance, reset with a row."""
-        with time_limit(self.seconds):
-            environment = self.make()
-        self.reset(environment, row)
-        return environment
-
-    def reset(self, environment: Any, row: int = 0) -> None:
-        columns = copy.deepcopy(self.rows[row % len(self.rows)])
-        columns.pop("environment", None)
-        with time_limit(self.seconds):
-            environment.reset(**columns)
-
-    def call(self, environment: Any, call: ToolCall) -> ProbeOutcome:
-        """Make one call, come what may."""
-        given = copy.deepcopy(dict(call.arguments))
-        before = repr(given)
-        try:
-            with time_limit(self.seconds):
-                value = tool_methods(environment)[call.name](**given)
-                value = asyncio.run(finish(value)) if inspect.isawaitable(value) else value
-            text = value if isinstance(value, str) else str(value)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except ToolTimeout:
-            return ProbeOutcome("hang", "")
-        except SystemExit:
-            return ProbeOutcome("exit", "")
-        except BaseException as error:  # noqa: BLE001 - any error is an answer here
-            return ProbeOutcome("error", f"{type(error).__name__}: {error}", error)
-        return ProbeOutcome("mutated" if repr(given) != before else "result", text, value)
-
-    def play(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
-        return [f"{one.kind} {one.text}" for one in (self.call(environment, call) for call in calls)]
-
-    def scout(self) -> None:
-        """Find calls to try it with, of which some work: their words come from the row and from earlier answers."""
-        for row in self.tried:
-            self._scout(row)
-        self.rng.shuffle(self.calls)
-
-    def _scout(self, row: int) -> None:
-        environment = self.begin(row)
-        words, ended = words_of(self.rows[row]), time.monotonic() + DRAW_SECONDS
-        room = {True: WORKING, False: FAILING}
-        for _ in range(DRAWS):
-            if time.monotonic() > ended or not any(room.values()):
-                return
-            call = draw_call(self.schemas, words, self.rng)
-            outcome = self.call(environment, call)
-            works = outcome.kind == "result" and read_result(call, outcome.text).error is None
-            if room[works] and call not in self.calls:
-                room[works] -= 1
-                self.calls.append(call)
-            words += [word for word in words_of(outcome.text)[:40] if word not in words]
-
-
-async def finish(value: Any) -> Any:
-    """Any awaitable as a coroutine, for `asyncio.run`."""
-    return await value

@@ -1,12 +1,16 @@
-"""Environments in TRL's convention (public methods are the tools, `reset(**row)`), brought back to a failed turn.
+"""Restores environments to a failed turn, so that a policy can recover from it.
 
-What an environment may offer beside: `_snapshot() -> state` and `_restore(state)` (else its calls are replayed),
-`_progress() -> float` in [0, 1] (how much of the task is done; judges single corrective turns), and `_reward()`, which
-is `get_reward()` under a name that TRL does not turn into a reward function of its own.
+An environment in TRL's convention (public methods are the tools, `reset(**row)` starts an episode) is reset, restored
+to the failed turn by snapshot or by replaying the calls, and its guarded tools take a snapshot after every call.
+
+It may also have `_snapshot() -> state` and `_restore(state)` (else its calls are replayed), `_progress() -> float` in
+[0, 1], the completed share of the task (judges single corrective turns), and `_reward()`: `get_reward()` under a name
+that TRL does not turn into a reward function.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,208 +19,201 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
-from fission_grpo.core.types import PARSE_ERROR, Message, ToolCall, ToolResult
+from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
     EpisodeMonitor,
     ToolLimits,
     bind_method,
     can_snapshot,
-    monitor_tools,
+    guard_tools,
     tool_methods,
 )
 
-Await = Callable[[Any], Any]
-"""Runs a coroutine to its result."""
-
+RunAsync = Callable[[Any], Any]
+"""Runs an awaitable to its result."""
 
 TASK_KEY = "_fission_recovery"
-"""Column of a recover cycle's rows that holds the recovery Task; taken out before anyone else sees the row."""
+"""Column of a recovery cycle's rows that holds the recovery Task. Users' code never sees it."""
 
 
-def make_call(tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: Await | None = None) -> ToolResult:
-    """Make one call and read what it answers, as TRL does: what a tool raises becomes `str({"error": message})`.
+def make_restorable(
+    make: Callable[[], Any],
+    run_async: RunAsync,
+    get_snapshot: Callable[[str], Any] = lambda task_id: None,
+    limits: ToolLimits | None = None,
+    sanitize: Callable[[str], str] = str,
+) -> Callable[[], Any]:
+    """A factory of the same environments with guarded tools, whose `reset` also takes rows of recovery tasks.
+
+    For such a row, `reset` returns no observation: the recovery prompt contains it already. In an episode with an
+    infrastructure error the reward is None. The class stays the user's own.
 
     Args:
-        tools: by name, see `tool_methods`. An unknown name is answered with an error.
-        call: its arguments are handed over as they are; watched tools copy them.
-        run_async: for tools that are coroutines; without it they are run to their end with `asyncio.run`.
+        make: makes the user's environment.
+        run_async: runs a coroutine to its result.
+        get_snapshot: from a recovery task's id to the snapshot to restore, or None to replay the task's history.
+        limits: of every tool call.
+        sanitize: removes special tokens from the text that `reset` returns.
+    """
+
+    def make_one() -> Any:
+        environment = make()
+        monitor = guard_tools(environment, limits or ToolLimits())
+        original = environment.reset
+
+        @functools.wraps(original)
+        def reset(**row: Any) -> Any:
+            monitor.clear()
+            task = row.pop(TASK_KEY, None)
+            columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
+            observation = None
+            with monitor.catch_infrastructure_error("reset failed"):
+                observation = original(**columns)
+                if task is not None:
+                    observation = None
+                    restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
+            monitor.start(environment)
+            return sanitize(observation) if isinstance(observation, str) else observation
+
+        bind_method(environment, "reset", reset)
+        for name in ("get_reward", "_reward"):
+            if callable(judge := getattr(environment, name, None)):
+                bind_method(environment, name, _guard_reward(judge, monitor))
+        return environment
+
+    return make_one
+
+
+def restore_to(
+    task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync | None = None
+) -> None:
+    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor.
+
+    Without a snapshot `task.history` is replayed; also if restoring fails, then after another reset.
+    """
+    counts = environment._fission_monitor.counts
+    if snapshot is not None and can_snapshot(environment):
+        try:
+            environment._restore(snapshot)
+            counts["restored"] += 1
+            return
+        except InfrastructureError:
+            raise
+        except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
+            counts["restore_failed"] += 1
+            reset()
+    counts["replay_mismatches"] += replay(environment, task.history, run_async)
+    counts["replayed"] += 1
+
+
+def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None = None) -> int:
+    """Make the calls of `history` again, in order; returns how many are now answered differently.
+
+    Calls that failed are made as well, since they may have changed the state. Calls of tools that the environment
+    does not have (unknown names, standalone tools) are left out.
+    """
+    tools = tool_methods(environment)
+    mismatches = 0
+    for past in history:
+        if past.call.name in tools:
+            mismatches += make_call(tools, past.call, run_async).content != past.content
+    return mismatches
+
+
+def make_call(
+    tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: RunAsync | None = None
+) -> ToolResult:
+    """Make one call and read its result, as TRL does: an exception becomes `str({"error": message})`.
+
+    Args:
+        tools: by name, see `tool_methods`. A call of an unknown name gets an error.
+        call: the call. Its arguments are passed as they are; guarded tools copy them.
+        run_async: runs the coroutine of an async tool; `asyncio.run` by default.
     """
     try:
         if call.name not in tools:
             raise ValueError(f"Tool {call.name} not found.")
         answer = tools[call.name](**call.arguments)
         if inspect.isawaitable(answer):
-            answer = (run_async or _run)(answer)
+            answer = (run_async or run_awaitable)(answer)
         return read_result(call, str(answer))
     except Exception as error:  # noqa: BLE001 - the tool's own error, which is its answer
         return ToolResult(call, str({"error": str(error)}), str(error) or type(error).__name__)
 
 
-def replay(environment: Any, history: Iterable[ToolResult], run_async: Await | None = None) -> int:
-    """Make the calls of `history` again, in order; returns how many answered otherwise than they did then.
+def run_awaitable(awaitable: Any) -> Any:
+    """Run any awaitable to its result; `asyncio.run` takes coroutines only."""
 
-    Calls that failed before fail again, and that is right. Calls to tools the environment does not have (unknown
-    names, standalone tools) are left out.
-    """
+    async def run() -> Any:
+        return await awaitable
+
+    return asyncio.run(run())
+
+
+def snapshot_after(environment: Any, results: Iterable[ToolResult]) -> Any:
+    """The snapshot of a guarded environment after these calls of its episode; None if there is none."""
     tools = tool_methods(environment)
-    again = [(past, make_call(tools, past.call, run_async)) for past in history if past.call.name in tools]
-    return sum(now.content != past.content for past, now in again)
-
-
-def make_restorable(
-    factory: Callable[[], Any],
-    run_async: Await,
-    state_of: Callable[[str], Any] = lambda task_id: None,
-    limits: ToolLimits | None = None,
-    told: Callable[[str], str] = str,
-) -> Callable[[], Any]:
-    """An environment factory whose instances are watched (see `monitor_tools`) and also take rows of recovery tasks.
-
-    Given such a row, `reset` resets with the root task's own row, brings the world to where the task begins, and adds
-    no observation (the recovery prompt holds it already). The class stays the user's own.
-
-    Args:
-        factory: makes the user's environment.
-        run_async: runs a coroutine to its result.
-        state_of: the snapshot for a recovery task's id, or None. Without one, or if restoring fails, the task's
-            history is replayed.
-        limits: of every tool call.
-        told: makes text of the world harmless (`ControlTokens.told`); applied to what `reset` returns.
-    """
-
-    def make() -> Any:
-        environment = factory()
-        seen = monitor_tools(environment, limits or ToolLimits())
-        original = environment.reset
-
-        @functools.wraps(original)
-        def reset(**row: Any) -> Any:
-            seen.forget()
-            task = row.pop(TASK_KEY, None)
-            columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
-            try:
-                observation = original(**columns)
-                if task is not None:
-                    restore_to(environment, seen, task, state_of, lambda: original(**columns), run_async)
-            except InfrastructureError as error:
-                observation = seen.breaks(error, "reset failed")
-            seen.begin(environment)
-            if task is not None:
-                return None
-            return told(observation) if isinstance(observation, str) else observation
-
-        bind_method(environment, "reset", reset)
-        for name in ("get_reward", "_reward"):
-            if callable(judge := getattr(environment, name, None)):
-                bind_method(environment, name, _unless_broken(judge, seen))
-        return environment
-
-    return make
-
-
-def _unless_broken(judge: Callable[[], Any], seen: EpisodeMonitor) -> Callable[[], Any]:
-    """The environment's reward, or None (as TRL wants it: no reward) in an episode that cannot be judged."""
-    if inspect.iscoroutinefunction(judge):
-
-        @functools.wraps(judge)
-        async def judge_async() -> Any:
-            try:
-                return None if seen.broken is not None else await judge()
-            except InfrastructureError as error:
-                return seen.breaks(error, "get_reward failed")
-
-        return judge_async
-
-    @functools.wraps(judge)
-    def judged() -> Any:
-        try:
-            return None if seen.broken is not None else judge()
-        except InfrastructureError as error:
-            return seen.breaks(error, "get_reward failed")
-
-    return judged
-
-
-def restore_to(
-    environment: Any,
-    seen: EpisodeMonitor,
-    task: Any,
-    state_of: Callable[[str], Any],
-    reset: Callable[[], Any],
-    run_async: Await,
-) -> None:
-    """Bring an environment that was just reset to where a recovery task begins; says in `seen.counts` how."""
-    state = state_of(task.id)
-    if state is not None and can_snapshot(environment):
-        try:
-            environment._restore(state)
-            seen.counts["restored"] += 1
-            return
-        except InfrastructureError:
-            raise
-        except Exception:  # noqa: BLE001 - the user's code; counted, and replay does instead
-            seen.counts["restore_failed"] += 1
-            reset()
-    seen.counts["replay_mismatches"] += replay(environment, task.history, run_async)
-    seen.counts["replayed"] += 1
-
-
-def state_after(environment: Any, results: Iterable[ToolResult]) -> Any:
-    """The snapshot of a watched environment after these calls of its episode; None if it gives no snapshots."""
-    tools = tool_methods(environment)
-    made = sum(result.call.name in tools and PARSE_ERROR not in result.call.arguments for result in results)
-    taken = environment._fission_monitor.states
-    return taken[made] if made < len(taken) else None
+    calls = sum(result.call.name in tools and PARSE_ERROR not in result.call.arguments for result in results)
+    snapshots = environment._fission_monitor.snapshots
+    return snapshots[calls] if calls < len(snapshots) else None
 
 
 def without_task(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row as the user's reward functions know it."""
+    """The row without the recovery task, as the user's reward functions know it."""
     return {key: value for key, value in row.items() if key != TASK_KEY}
 
 
-def _run(coroutine: Any) -> Any:
-    import asyncio
+def _guard_reward(judge: Callable[[], Any], monitor: EpisodeMonitor) -> Callable[[], Any]:
+    """The environment's reward, or None (TRL's value for no reward) in an episode that cannot be judged."""
 
-    async def to_the_end() -> Any:
-        return await coroutine
+    @functools.wraps(judge)
+    def get_reward() -> Any:
+        with monitor.catch_infrastructure_error("get_reward failed"):
+            return judge() if monitor.infrastructure_error is None else None
 
-    return asyncio.run(to_the_end())
+    @functools.wraps(judge)
+    async def get_reward_async() -> Any:
+        with monitor.catch_infrastructure_error("get_reward failed"):
+            return await judge() if monitor.infrastructure_error is None else None
+
+    return get_reward_async if inspect.iscoroutinefunction(judge) else get_reward
 
 
 @dataclass(frozen=True)
 class TurnVerdict:
-    """What the calls of a corrective turn answered, and whether they resolved the failure."""
+    """The results of a corrective turn's calls, and whether the turn resolved the failure."""
 
     results: tuple[ToolResult, ...]
     resolved: bool
 
 
 def judge_corrective_turn(
-    environment: Any, completion: Sequence[Message], run_async: Await | None = None
+    environment: Any, completion: Sequence[Message], run_async: RunAsync | None = None
 ) -> TurnVerdict:
     """Make the calls of an assistant turn and judge it.
 
-    It resolves the failure if it calls at least one tool, no call fails, and the environment is nearer to the end of
-    the task than before, in its own `_progress()`. Without `_progress` the calls only have to work, which a policy can
-    earn with any harmless call: such an environment should have one. [ours]
+    The turn resolves the failure if it makes at least one call, no call fails, and the environment's `_progress()`
+    increases. Without `_progress` the calls only have to succeed, which any harmless call does, so environments should
+    define it. [ours]
 
     Args:
-        environment: where the failed turn left it.
+        environment: in the state after the failed turn.
         completion: the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
         run_async: runs a coroutine to its result, for async tools.
     """
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
-    calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
     tools = tool_methods(environment)
-    before = progress(environment)
-    results = tuple(make_call(tools, call, run_async) for call in calls)
-    worked = bool(results) and all(result.error is None for result in results)
-    after = progress(environment) if worked else before
-    nearer = before is None or after is None or after > before
-    return TurnVerdict(results, worked and nearer)
+    before = get_progress(environment)
+    results = tuple(
+        make_call(tools, ToolCall(function["name"], function["arguments"]), run_async) for function in functions
+    )
+    if not results or any(result.error is not None for result in results):
+        return TurnVerdict(results, resolved=False)
+    after = get_progress(environment)
+    return TurnVerdict(results, resolved=before is None or after is None or after > before)
 
 
-def progress(environment: Any) -> float | None:
+def get_progress(environment: Any) -> float | None:
     """The environment's own measure of how much of the task is done, in [0, 1]; None if it has none."""
     measure: Any = getattr(environment, "_progress", None)
     return None if measure is None else float(measure())

@@ -1,8 +1,8 @@
-"""A watch over one environment's tools: limits on every call, a state after every call, and counts of what went wrong.
+"""Guards around one environment's tools: limits on every call, a snapshot after it, and counts of what went wrong.
 
-The tools stay the user's own methods. What the watch adds: arguments are copied, so that a tool cannot change what the
-policy wrote; a call that runs out of time, or raises InfrastructureError, marks the episode as broken (no reward, not
-the policy's fault); a result that is too long is cut; a call the parser could not read is answered with why.
+The tools stay the user's own methods. The guards copy the arguments, so that a tool cannot change what the policy
+wrote. A call that exceeds its time limit or raises InfrastructureError ends the episode without a reward, because the
+policy is not to blame. Results that are too long are cut, and calls that could not be parsed get the parse error.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class ToolLimits:
     """Limits of one tool call. [ours]
 
     Args:
-        seconds: time it may take; 0: no limit. Needs a platform with SIGALRM and the main thread (where TRL calls
-            tools), or an async tool; elsewhere there is no limit, and a warning says so once.
-        characters: length of a result shown to the policy; what is longer is cut and says so; 0: no limit.
+        timeout: seconds a call may take; 0 for no limit. Sync tools need SIGALRM and the main thread (where TRL calls
+            tools); elsewhere they have no limit, and a warning is logged once.
+        max_result_chars: characters of a result or error shown to the policy; the rest is cut; 0 for no limit.
     """
 
-    seconds: float = 60.0
-    characters: int = 20_000
+    timeout: float = 60.0
+    max_result_chars: int = 20_000
 
 
 @dataclass
@@ -46,63 +46,58 @@ class EpisodeMonitor:
     """What happened in an environment since its last reset.
 
     Args:
-        states: a snapshot from the beginning and after every call, empty if the environment gives none.
-        broken: why this episode cannot be judged, None if it can.
-        counts: of events: timeouts, broken, truncated_results, not_json, snapshot_failed, and how worlds were brought
-            back: restored, restore_failed, replayed, replay_mismatches (calls that now answered otherwise). Whoever
-            reads them clears them.
-        snapshots: whether the environment's `_snapshot` has worked so far.
+        snapshots: one from the start of the episode and one after every call; empty if the environment has none.
+        infrastructure_error: why this episode cannot be judged, or None.
+        counts: events since the counts were last cleared: `timeouts`, `broken`, `truncated_results`, `not_json`,
+            `snapshot_failed`, and from restoring `restored`, `restore_failed`, `replayed` and `replay_mismatches`.
+        takes_snapshots: whether `_snapshot` has worked so far.
     """
 
-    states: list[Any] = field(default_factory=list)
-    broken: str | None = None
+    snapshots: list[Any] = field(default_factory=list)
+    infrastructure_error: str | None = None
     counts: Counter[str] = field(default_factory=Counter)
-    snapshots: bool = True
+    takes_snapshots: bool = True
 
-    def forget(self) -> None:
-        """A new episode is about to begin."""
-        self.states, self.broken = [], None
+    def clear(self) -> None:
+        """Forget the previous episode, before the environment is reset. The counts stay."""
+        self.snapshots = []
+        self.infrastructure_error = None
 
-    def breaks(self, error: Exception, otherwise: str) -> None:
-        """The world turned out to be out of order."""
-        self.broken = str(error) or otherwise
-        self.counts["broken"] += 1
-
-    def begin(self, environment: Any) -> None:
-        """The world is where the episode begins."""
-        self.states = []
+    def start(self, environment: Any) -> None:
+        """Take the first snapshot, after the environment was reset and perhaps restored."""
+        self.snapshots = []
         self.record_snapshot(environment)
 
     def record_snapshot(self, environment: Any) -> None:
-        """Take a snapshot, if the environment gives any. After one that fails there are no more."""
-        if not self.snapshots or self.broken is not None or not can_snapshot(environment):
+        """Take a snapshot, if the environment supports it. After a failure no more are taken."""
+        if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(environment):
             return
         try:
-            self.states.append(environment._snapshot())
-        except Exception:  # noqa: BLE001 - the user's code; counted, and replay does instead
-            self.snapshots, self.states = False, []
+            self.snapshots.append(environment._snapshot())
+        except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
+            self.takes_snapshots = False
+            self.snapshots = []
             self.counts["snapshot_failed"] += 1
             name = type(environment).__name__
             _log.warning("%s._snapshot failed; its episodes are restored by replay", name, exc_info=True)
+
+    def record_infrastructure_error(self, error: Exception, default: str) -> None:
+        """Mark the episode as one that cannot be judged; `default` is the reason if the error has no message."""
+        self.infrastructure_error = str(error) or default
+        self.counts["broken"] += 1
+
+    @contextmanager
+    def catch_infrastructure_error(self, default: str) -> Iterator[None]:
+        """Record an InfrastructureError of the body instead of raising it."""
+        try:
+            yield
+        except InfrastructureError as error:
+            self.record_infrastructure_error(error, default)
 
 
 def can_snapshot(environment: Any) -> bool:
     """Whether the environment has `_snapshot` and `_restore`."""
     return callable(getattr(environment, "_snapshot", None)) and callable(getattr(environment, "_restore", None))
-
-
-def monitor_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
-    """Watch an environment's tools from now on; the watch is also kept as `environment._fission_monitor`.
-
-    Raises:
-        TypeError: the environment does not let attributes be set (`__slots__`).
-    """
-    seen = EpisodeMonitor()
-    set_attribute(environment, "_fission_monitor", seen)
-    for name, tool in tool_methods(environment).items():
-        wrap = _guarded_async if inspect.iscoroutinefunction(tool) else _guarded
-        bind_method(environment, name, wrap(environment, seen, tool, limits))
-    return seen
 
 
 def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
@@ -114,8 +109,113 @@ def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
     }
 
 
+def guard_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
+    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`.
+
+    Raises:
+        TypeError: attributes of the environment cannot be set (`__slots__`).
+    """
+    guard = _ToolGuard(environment, limits)
+    set_attribute(environment, "_fission_monitor", guard.monitor)
+    for name, tool in tool_methods(environment).items():
+        bind_method(environment, name, guard.wrap(tool))
+    return guard.monitor
+
+
+class _ToolGuard:
+    """Guards the tools of one environment."""
+
+    def __init__(self, environment: Any, limits: ToolLimits):
+        self.environment, self.limits = environment, limits
+        self.monitor = EpisodeMonitor()
+
+    def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
+        """The guarded tool, with the same name, signature and docstring."""
+
+        @functools.wraps(tool)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._check_callable(kwargs)
+            args, kwargs = copy.deepcopy((args, kwargs))
+            with self._recorded(tool), time_limit(self.limits.timeout):
+                return self._to_text(tool(*args, **kwargs))
+
+        @functools.wraps(tool)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            self._check_callable(kwargs)
+            args, kwargs = copy.deepcopy((args, kwargs))
+            with self._recorded(tool):
+                try:
+                    result, error = await asyncio.wait_for(_outcome(tool, args, kwargs), self.limits.timeout or None)
+                except TimeoutError:
+                    raise ToolTimeout from None
+                if error is not None:
+                    raise error
+                return self._to_text(result)
+
+        return call_async if inspect.iscoroutinefunction(tool) else call
+
+    def _check_callable(self, kwargs: dict[str, Any]) -> None:
+        """Refuse calls that could not be parsed, and calls in an episode that cannot be judged any more."""
+        if PARSE_ERROR in kwargs:
+            raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
+        if self.monitor.infrastructure_error is not None:
+            raise InfrastructureError(self.monitor.infrastructure_error)
+
+    @contextmanager
+    def _recorded(self, tool: Callable[..., Any]) -> Iterator[None]:
+        """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
+        name = getattr(tool, "__name__", "a tool")
+        try:
+            yield
+        except ToolTimeout:
+            self.monitor.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
+            self.monitor.counts["timeouts"] += 1
+            raise InfrastructureError(self.monitor.infrastructure_error) from None
+        except InfrastructureError as error:
+            self.monitor.record_infrastructure_error(error, f"{name} is out of order")
+            raise
+        except Exception as error:
+            message = str(error)
+            if not self._is_too_long(message):
+                raise
+            raise ValueError(self._cut(message)) from error
+        finally:
+            self.monitor.record_snapshot(self.environment)
+
+    def _to_text(self, result: Any) -> Any:
+        """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
+        if (
+            isinstance(result, list)
+            and result
+            and all(isinstance(block, dict) and "type" in block for block in result)
+        ):
+            return result
+        if not isinstance(result, str):
+            try:
+                json.dumps(result)
+            except (TypeError, ValueError, RecursionError):
+                self.monitor.counts["not_json"] += 1
+        text = str(result)
+        return self._cut(text) if self._is_too_long(text) else text
+
+    def _is_too_long(self, text: str) -> bool:
+        return 0 < self.limits.max_result_chars < len(text)
+
+    def _cut(self, text: str) -> str:
+        self.monitor.counts["truncated_results"] += 1
+        return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
+
+
+async def _outcome(tool: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Exception | None]:
+    """The result and the error of an async tool: its own TimeoutError must not be mistaken for that of `wait_for`."""
+    try:
+        return await tool(*args, **kwargs), None
+    except Exception as error:  # noqa: BLE001 - raised again by the caller
+        return None, error
+
+
 def set_attribute(environment: Any, name: str, value: Any) -> None:
-    """Set an attribute of an environment. Raises TypeError, saying what to do, if it does not take any."""
+    """Set an attribute of an instance. Raises a TypeError that names the fix if the instance takes none."""
     try:
         setattr(environment, name, value)
     except AttributeError as error:
@@ -142,99 +242,3 @@ def bind_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
 
     bound = method_async if inspect.iscoroutinefunction(call) else method
     set_attribute(environment, name, types.MethodType(bound, environment))
-
-
-def _guarded(
-    environment: Any, seen: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
-) -> Callable[..., Any]:
-    @functools.wraps(tool)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        _check(seen, kwargs)
-        args, kwargs = copy.deepcopy((args, kwargs))
-        try:
-            with _mark_broken_on_error(seen, tool, limits), time_limit(limits.seconds):
-                return _shown(tool(*args, **kwargs), seen, limits)
-        finally:
-            seen.record_snapshot(environment)
-
-    return call
-
-
-def _guarded_async(
-    environment: Any, seen: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits
-) -> Callable[..., Any]:
-    @functools.wraps(tool)
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        _check(seen, kwargs)
-        args, kwargs = copy.deepcopy((args, kwargs))
-        try:
-            with _mark_broken_on_error(seen, tool, limits):
-                try:
-                    answer = await asyncio.wait_for(_outcome(tool, args, kwargs), limits.seconds or None)
-                except TimeoutError:
-                    raise ToolTimeout from None
-                return _shown(answer(), seen, limits)
-        finally:
-            seen.record_snapshot(environment)
-
-    return call
-
-
-async def _outcome(tool: Callable[..., Any], args: Any, kwargs: Any) -> Callable[[], Any]:
-    """The result or the error of a coroutine as a function, so that its own TimeoutError is not taken for ours."""
-    try:
-        result = await tool(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - raised again by the caller
-        failure = error
-
-        def fail() -> Any:
-            raise failure
-
-        return fail
-    return lambda: result
-
-
-def _check(seen: EpisodeMonitor, kwargs: dict[str, Any]) -> None:
-    if PARSE_ERROR in kwargs:
-        raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
-    if seen.broken is not None:
-        raise InfrastructureError(seen.broken)
-
-
-@contextmanager
-def _mark_broken_on_error(seen: EpisodeMonitor, tool: Callable[..., Any], limits: ToolLimits) -> Iterator[None]:
-    """Mark the episode as broken if the call runs out of time or says that the world is."""
-    name = getattr(tool, "__name__", "a tool")
-    try:
-        yield
-    except ToolTimeout:
-        seen.broken = f"{name} was stopped after {limits.seconds:g} s"
-        seen.counts["timeouts"] += 1
-        raise InfrastructureError(seen.broken) from None
-    except InfrastructureError as error:
-        seen.breaks(error, f"{name} is out of order")
-        raise
-    except Exception as error:
-        if not 0 < limits.characters < len(told := str(error)):
-            raise
-        raise ValueError(_cut(told, seen, limits)) from error
-
-
-def _shown(result: Any, seen: EpisodeMonitor, limits: ToolLimits) -> Any:
-    """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
-    if isinstance(result, list) and result and all(isinstance(block, dict) and "type" in block for block in result):
-        return result
-    if not isinstance(result, str):
-        try:
-            json.dumps(result)
-        except (TypeError, ValueError, RecursionError):
-            seen.counts["not_json"] += 1
-        result = str(result)
-    if 0 < limits.characters < len(result):
-        result = _cut(result, seen, limits)
-    return result
-
-
-def _cut(text: str, seen: EpisodeMonitor, limits: ToolLimits) -> str:
-    seen.counts["truncated_results"] += 1
-    return f"{text[: limits.characters]}... [cut: {len(text)} characters]"

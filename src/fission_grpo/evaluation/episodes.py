@@ -206,7 +206,7 @@ def _judge(world: Any, success_at: float) -> tuple[bool | None, str | None, str 
     """Success, why there is no judgement, and what the judge said of a failure."""
     reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
     reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    broken = world._fission_monitor.broken
+    broken = world._fission_monitor.infrastructure_error
     if broken is not None or reward is None:
         return None, broken or "no reward", None
     value = float(reward)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.envs.desk.tasks import desk_rows, requests_of
+from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.faults import Fault, inject_faults
 from fission_grpo.evaluation.episodes import EpisodeConfig, run_episode, run_step
 from fission_grpo.evaluation.runner import RunningCase
@@ -117,7 +117,7 @@ def task_set(choice: TaskSpec) -> TaskSet:
 def _desk(choice: TaskSpec, requests: int) -> TaskSet:
     from fission_grpo.envs.desk.env import Desk
 
-    rows = desk_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out", requests)[choice.skip :]
+    rows = make_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out", requests)[choice.skip :]
     return TaskSet(_episodes(rows, Desk, choice), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
 
 

@@ -26,7 +26,7 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, state_after
+from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, snapshot_after
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
@@ -301,7 +301,7 @@ class LocalEnvironments:
         def get_snapshot(failure: Failure) -> Any:
             if environment is None or not self.guarded:
                 return None
-            return state_after(environment, [result for turn in failure.turns for result in turn.results])
+            return snapshot_after(environment, [result for turn in failure.turns for result in turn.results])
 
         return FailedRollout(failures, zero_std, success, get_snapshot)
 

@@ -209,7 +209,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object([env._fission_monitor.broken is not None for env in self.environments])
+            broken = gather_object([env._fission_monitor.infrastructure_error is not None for env in self.environments])
             rewards[broken] = math.nan
         cycle.scores = Scores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
         return rewards

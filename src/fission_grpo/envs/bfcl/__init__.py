@@ -1,7 +1,7 @@
-"""BFCL's eight multi-turn environments, their official judge, and tasks over them.
+"""BFCL's eight multi-turn environments, their official judge, and tasks in them.
 
-Needs bfcl-eval without its dependencies: `pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock`.
-Nothing outside this package imports it before it is asked for.
+They need bfcl-eval, installed without its dependencies by INSTALL. No module outside this package imports these at
+the top, so that everything else works without it.
 """
 
 INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock"

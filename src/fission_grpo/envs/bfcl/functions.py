@@ -23,12 +23,9 @@ FILES = {
     "TravelAPI": "travel_booking",
     "VehicleControlAPI": "vehicle_control",
 }
-"""The eight classes, each with the name of its file of function docs and of its module."""
-
+"""The eight classes, with the file name of their function docs and of their module."""
 
 _JSON_TYPES = {"dict": "object", "float": "number"}
-
-
 _HINTS: Mapping[str, Any] = {"string": str, "float": float, "integer": int, "boolean": bool, "dict": dict}
 
 
@@ -37,7 +34,7 @@ def class_docs(class_name: str) -> Mapping[str, Mapping[str, Any]]:
     """The official docs of a class's functions, by function name, in official order.
 
     Raises:
-        ValueError: no such class; the message lists them.
+        ValueError: unknown class; the message lists the classes.
         ModuleNotFoundError: bfcl-eval is not installed.
     """
     if class_name not in FILES:
@@ -49,44 +46,50 @@ def class_docs(class_name: str) -> Mapping[str, Mapping[str, Any]]:
 
 @cache
 def class_of(function: str) -> str:
-    """The class a function belongs to. Names are unique over the eight. Raises ValueError for an unknown one."""
+    """The class of a function; names are unique over the eight. Raises ValueError for an unknown function."""
     for class_name in FILES:
         if function in class_docs(class_name):
             return class_name
     raise ValueError(f"no BFCL function {function!r}")
 
 
+def function_doc(function: str) -> Mapping[str, Any]:
+    """The official docs of a function. Raises ValueError for an unknown one."""
+    return class_docs(class_of(function))[function]
+
+
 def official_schema(function: str) -> dict[str, Any]:
-    """A function as `{"name", "description", "parameters"}` in proper JSON schema ("dict" is "object", and so on)."""
-    doc = class_docs(class_of(function))[function]
+    """A function as `{"name", "description", "parameters"}` in standard JSON schema ("dict" becomes "object")."""
+    doc = function_doc(function)
     return {"name": function, "description": doc["description"], "parameters": _json_schema(doc["parameters"])}
 
 
 def signature(function: str) -> inspect.Signature:
-    """The Python signature that says the same as the docs, `self` first; what is not required defaults to `default`.
+    """The Python signature of the docs, with `self` first; optional parameters have their `default`.
 
-    What type hints cannot say is lost: the fields of `edit_ticket`'s `updates` (they are told in its description).
+    Type hints cannot express the fields of `edit_ticket`'s `updates`; `docstring` lists them in the description.
     """
-    doc = class_docs(class_of(function))[function]["parameters"]
+    doc = function_doc(function)["parameters"]
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name, field in doc["properties"].items():
         default = inspect.Parameter.empty if name in doc["required"] else field.get("default")
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=_hint(field)))
-    # a required parameter after an optional one would be no valid signature
+    # Python does not allow required parameters after optional ones
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
     return inspect.Signature(parameters)
 
 
 def docstring(function: str) -> str:
     """A Google docstring with the official descriptions, as `transformers.utils.get_json_schema` reads it."""
-    doc = class_docs(class_of(function))[function]
+    doc = function_doc(function)
     lines = [_one_line(doc["description"]), ""]
     if doc["parameters"]["properties"]:
         lines.append("Args:")
-        for name, field in doc["parameters"]["properties"].items():
-            inner = "".join(f" {key}: {_one_line(value['description'])}" for key, value in _fields(field).items())
-            lines.append(f"    {name}: {_one_line(field.get('description', ''))}{inner}")
+    for name, field in doc["parameters"]["properties"].items():
+        inner = field.get("properties", {}).items()
+        fields = "".join(f" {key}: {_one_line(value['description'])}" for key, value in inner)
+        lines.append(f"    {name}: {_one_line(field.get('description', ''))}{fields}")
     return "\n".join(lines).strip()
 
 
@@ -105,10 +108,6 @@ def _hint(field: Mapping[str, Any]) -> Any:
     if field["type"] == "array":
         return GenericAlias(list, (_HINTS[field["items"]["type"]],))
     return _HINTS[field["type"]]
-
-
-def _fields(field: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    return field.get("properties", {})
 
 
 def _one_line(text: str) -> str:

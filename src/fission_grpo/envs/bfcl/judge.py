@@ -1,7 +1,6 @@
-"""The official judge of BFCL's multi-turn categories on our own worlds: state and responses, turn by turn.
+"""The official judge of BFCL's multi-turn categories, applied to `BfclState`: state and responses, turn by turn.
 
-`state_checker` and `response_checker` are bfcl-eval's own; the order in which they are asked is that of its
-`multi_turn_checker`.
+`state_checker` and `response_checker` are bfcl-eval's own and are called in the order of its `multi_turn_checker`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.bfcl.functions import class_docs, class_of
+from fission_grpo.envs.bfcl.functions import function_doc
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 Transcript = Sequence[Sequence[Sequence[ToolCall]]]
@@ -21,7 +20,7 @@ Transcript = Sequence[Sequence[Sequence[ToolCall]]]
 
 @dataclass(frozen=True)
 class CaseVerdict:
-    """Whether a transcript is valid; if not, the first turn that is not, and the official `error_type`."""
+    """Whether a transcript is valid; if not, the first invalid turn and the official `error_type`."""
 
     valid: bool
     turn: int | None = None
@@ -29,67 +28,68 @@ class CaseVerdict:
 
 
 def judge_turn(
-    ours: BfclState,
-    truth: BfclState,
-    results_so_far: Sequence[str],
-    truth_results: Sequence[str],
+    state: BfclState,
+    expected_state: BfclState,
+    results: Sequence[str],
+    expected_results: Sequence[str],
     called: bool,
     turn: int,
 ) -> CaseVerdict:
     """Judge one user turn after its calls.
 
     Args:
-        ours: the world after the policy's calls.
-        truth: the world after the reference's.
-        results_so_far: results of all the policy's calls, earlier turns included.
-        truth_results: results of this turn's reference; empty: nothing is checked now, as officially.
+        state: after the policy's calls.
+        expected_state: after the reference's calls.
+        results: of all the policy's calls, earlier turns included.
+        expected_results: of this turn's reference. If empty, nothing is checked, as officially.
         called: whether the policy made any call in this turn.
         turn: number of the turn, for the verdict.
     """
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import response_checker, state_checker
 
-    if not truth_results:
+    if not expected_results:
         return CaseVerdict(True)
     if not called:
         return CaseVerdict(False, turn, "multi_turn:empty_turn_model_response")
-    for check in (
-        lambda: state_checker(ours.instances, truth.instances),
-        lambda: response_checker(list(results_so_far), list(truth_results), turn),
-    ):
-        verdict = check()
-        if not verdict["valid"]:
-            return CaseVerdict(False, turn, str(verdict["error_type"]))
+    verdict = state_checker(state.instances, expected_state.instances)
+    if verdict["valid"]:
+        verdict = response_checker(list(results), list(expected_results), turn)
+    if not verdict["valid"]:
+        return CaseVerdict(False, turn, str(verdict["error_type"]))
     return CaseVerdict(True)
 
 
 def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequence[Sequence[ToolCall]]) -> CaseVerdict:
-    """Judge a whole transcript of an official case.
+    """Judge the transcript of an official case.
 
     Args:
         entry: the case as in BFCL's data (`id`, `initial_config`, `involved_classes`).
-        transcript: what the policy called.
-        reference: the ground truth's calls, by turn.
+        transcript: the policy's calls.
+        reference: the calls of the ground truth, by turn.
     """
     long_context = any(word in entry["id"].rsplit("_", 1)[0] for word in ("long_context", "composite"))
-    ours, truth = (new_state(entry["involved_classes"], entry["initial_config"], long_context) for _ in range(2))
+    state, expected_state = (
+        new_state(entry["involved_classes"], entry["initial_config"], long_context) for _ in range(2)
+    )
     results: list[str] = []
     for turn, expected in enumerate(reference):
         steps = transcript[turn]
-        results += [ours.call(call) for step in steps for call in step]
+        results += [state.call(call) for step in steps for call in step]
+        expected_results = [expected_state.call(call) for call in expected]
         called = bool(steps) and not (len(steps) == 1 and not steps[0])
-        verdict = judge_turn(ours, truth, results, [truth.call(call) for call in expected], called, turn)
+        verdict = judge_turn(state, expected_state, results, expected_results, called, turn)
         if not verdict.valid:
             return verdict
     return CaseVerdict(True)
 
 
 def read_call(text: str) -> ToolCall:
-    """A call of the official ground truth, such as "cd(folder='document')", without running it.
+    """Parse a call of the official ground truth, such as "cd(folder='document')", without running it.
 
-    Positional arguments get the docs' names in the docs' order.
+    Positional arguments get their names from the docs.
 
     Raises:
-        ValueError: it is no call of a documented function with literal arguments.
+        ValueError: not a call of a documented function with literal arguments.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -97,12 +97,13 @@ def read_call(text: str) -> ToolCall:
         raise ValueError(f"not a call: {text!r} ({error.msg})") from None
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise ValueError(f"not a call: {text!r}")
-    names = list(class_docs(class_of(node.func.id))[node.func.id]["parameters"]["properties"])
+    names = list(function_doc(node.func.id)["parameters"]["properties"])
     if len(node.args) > len(names) or any(keyword.arg is None for keyword in node.keywords):
         raise ValueError(f"too many or unnamed arguments: {text!r}")
-    given = [*zip(names, node.args, strict=False), *((str(keyword.arg), keyword.value) for keyword in node.keywords)]
+    arguments = dict(zip(names, node.args, strict=False))
+    arguments |= {str(keyword.arg): keyword.value for keyword in node.keywords}
     try:
-        return ToolCall(node.func.id, {name: ast.literal_eval(value) for name, value in given})
+        return ToolCall(node.func.id, {name: ast.literal_eval(value) for name, value in arguments.items()})
     except (ValueError, TypeError):
         raise ValueError(f"arguments are no literals: {text!r}") from None
 

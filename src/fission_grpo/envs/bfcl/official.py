@@ -1,6 +1,6 @@
 """BFCL's official test cases, read from the installed bfcl-eval: multi-turn with ground truth, and single-turn.
 
-Function docs come in the order, with the additions and with the hold-outs of the official loader
+Function docs have the order, the additions and the hold-outs of the official loader
 (`bfcl_eval.utils.load_dataset_entry`): " Note that the provided function is in Python 3 syntax." ends the description
 of every function shown from the start, but not of those that `miss_func` holds out.
 """
@@ -15,35 +15,23 @@ from importlib import resources
 from typing import Any
 
 from fission_grpo.core.types import Message, ToolCall
-from fission_grpo.envs.bfcl.functions import class_docs, class_of
+from fission_grpo.envs.bfcl.functions import class_docs, function_doc
 from fission_grpo.envs.bfcl.judge import read_call
 
 VERSION = "BFCL_v4"
 
-
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 
-
 SINGLE_TURN = (
-    "simple_python",
-    "multiple",
-    "parallel",
-    "parallel_multiple",
-    "irrelevance",
-    "live_simple",
-    "live_multiple",
-    "live_parallel",
-    "live_parallel_multiple",
-    "live_irrelevance",
-    "live_relevance",
+    *("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance"),
+    *("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple"),
+    *("live_irrelevance", "live_relevance"),
 )
 """The single-turn categories whose calls are Python. `simple_java` and `simple_javascript` need tree-sitter parsers of
 one old version, and are left out."""
 
-
 HINT = " Note that the provided function is in Python 3 syntax."
-"""What the official loader adds to a description before a model is asked."""
-
+"""What the official loader adds to the descriptions."""
 
 Doc = Mapping[str, Any]
 """A function as BFCL documents it: `name`, `description`, `parameters` (of type "dict"), `response`."""
@@ -56,12 +44,12 @@ class MultiTurnCase:
     Args:
         id: official, such as "multi_turn_base_0".
         category: the id without its number.
-        turns: messages that begin each user turn; empty where functions held out so far are shown instead.
+        turns: messages that start each user turn; empty where held-out functions are shown instead.
         functions: documented from the start.
         added: functions held out until a turn, by number of the turn.
-        classes: that are instantiated, in official order.
+        classes: to instantiate, in official order.
         config: official initial configuration, by class.
-        reference: the ground truth's calls, by turn.
+        reference: the calls of the ground truth, by turn.
     """
 
     id: str
@@ -88,7 +76,8 @@ class SingleTurnCase:
         category: the id without its number.
         messages: the question, sometimes with a system message or earlier turns.
         functions: documented.
-        answer: official possible answers, one mapping a call; None where none is needed (relevance, irrelevance).
+        answer: official possible answers, one mapping per call; None where no call is expected (relevance,
+            irrelevance).
     """
 
     id: str
@@ -102,27 +91,27 @@ def multi_turn_cases(category: str) -> list[MultiTurnCase]:
     """The 200 cases of a multi-turn category, in official order.
 
     Raises:
-        ValueError: no such category; the message lists them.
+        ValueError: unknown category; the message lists the categories.
         ModuleNotFoundError: bfcl-eval is not installed.
     """
-    _known(category, MULTI_TURN)
-    answers = {row["id"]: row["ground_truth"] for row in _rows("possible_answer", category)}
-    return [_multi_turn(row, answers[row["id"]]) for row in _rows("", category)]
+    _check_category(category, MULTI_TURN)
+    answers = {row["id"]: row["ground_truth"] for row in _read_rows("possible_answer", category)}
+    return [_multi_turn_case(row, answers[row["id"]]) for row in _read_rows("", category)]
 
 
 def single_turn_cases(category: str) -> list[SingleTurnCase]:
     """The cases of a single-turn category, in official order. Raises as `multi_turn_cases` does."""
-    _known(category, SINGLE_TURN)
-    rows = _rows("", category)
+    _check_category(category, SINGLE_TURN)
+    rows = _read_rows("", category)
     answers = [None] * len(rows)
-    if "relevance" not in category:  # officially, too, answers belong to questions by their place
-        answers = [tuple(row["ground_truth"]) for row in _rows("possible_answer", category)]
+    if "relevance" not in category:  # answers belong to questions by position, as officially
+        answers = [tuple(row["ground_truth"]) for row in _read_rows("possible_answer", category)]
     return [
         SingleTurnCase(
             id=row["id"],
             category=category,
             messages=tuple(row["question"][0]),
-            functions=tuple(_hinted(doc) for doc in row["function"]),
+            functions=tuple(_add_hint(doc) for doc in row["function"]),
             answer=answer,
         )
         for row, answer in zip(rows, answers, strict=True)
@@ -134,17 +123,16 @@ def category_of(case_id: str) -> str:
     return case_id.rsplit("_", 1)[0]
 
 
-def _multi_turn(row: Mapping[str, Any], answer: Sequence[Sequence[str]]) -> MultiTurnCase:
-    held_out = {name for names in row.get("missed_function", {}).values() for name in names}
-    docs = {name: doc for class_name in row["involved_classes"] for name, doc in class_docs(class_name).items()}
+def _multi_turn_case(row: Mapping[str, Any], answer: Sequence[Sequence[str]]) -> MultiTurnCase:
+    names = [name for class_name in row["involved_classes"] for name in class_docs(class_name)]
+    added = {int(turn): functions for turn, functions in row.get("missed_function", {}).items()}
+    held_out = {name for functions in added.values() for name in functions}
     return MultiTurnCase(
         id=row["id"],
         category=category_of(row["id"]),
         turns=tuple(tuple(turn) for turn in row["question"]),
-        functions=tuple(_hinted_doc(name) for name in docs if name not in held_out),
-        added={
-            int(turn): tuple(docs[name] for name in names) for turn, names in row.get("missed_function", {}).items()
-        },
+        functions=tuple(_doc_with_hint(name) for name in names if name not in held_out),
+        added={turn: tuple(map(function_doc, functions)) for turn, functions in added.items()},
         classes=tuple(row["involved_classes"]),
         config=row["initial_config"],
         reference=tuple(tuple(read_call(text) for text in turn) for turn in answer),
@@ -152,19 +140,19 @@ def _multi_turn(row: Mapping[str, Any], answer: Sequence[Sequence[str]]) -> Mult
 
 
 @cache
-def _hinted_doc(function: str) -> Doc:
-    return _hinted(class_docs(class_of(function))[function])
+def _doc_with_hint(function: str) -> Doc:
+    return _add_hint(function_doc(function))
 
 
-def _hinted(doc: Doc) -> Doc:
+def _add_hint(doc: Doc) -> Doc:
     return {**doc, "description": doc["description"] + HINT}
 
 
-def _known(category: str, categories: Sequence[str]) -> None:
+def _check_category(category: str, categories: Sequence[str]) -> None:
     if category not in categories:
         raise ValueError(f"no BFCL category {category!r} here; there are {', '.join(categories)}")
 
 
-def _rows(folder: str, category: str) -> list[dict[str, Any]]:
+def _read_rows(folder: str, category: str) -> list[dict[str, Any]]:
     file = resources.files("bfcl_eval") / "data" / folder / f"{VERSION}_{category}.json"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

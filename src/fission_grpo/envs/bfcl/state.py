@@ -1,4 +1,4 @@
-"""BFCL's simulators, called safely: documented functions only, JSON arguments, never `eval`, no shared instances."""
+"""BFCL's simulators, called safely: documented functions and JSON arguments only, no `eval`, no shared instances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from fission_grpo.core.types import ToolCall
+from fission_grpo.core.chat import read_result
+from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import FILES, class_of
 
 STATELESS = ("MathAPI",)
@@ -22,47 +23,64 @@ class BfclState:
     """One instance of each class of a case.
 
     Args:
-        instances: by class name, all this world's own.
-        error: what the last call raised, None if it answered.
+        instances: by class name, not shared with other states.
+        error: what the last call raised, None if it returned.
     """
 
     instances: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
 
     def call(self, call: ToolCall) -> str:
-        """Make a call; returns the text the official executor would give, "Error during execution: ..." included.
+        """Make a call and record its exception in `error`.
 
-        Arguments are copied; a name that is no documented function of this world's classes is never looked up.
+        Returns:
+            The text of the official executor, for an exception "Error during execution: ...".
         """
         self.error = None
         try:
-            return _text(self.value(call))
+            return _to_text(self.value(call))
         except Exception as error:  # noqa: BLE001 - the simulator's own error is its answer, as in the official executor
             self.error = error
             return f"Error during execution: {error}"
 
+    def answer(self, call: ToolCall) -> ToolResult:
+        """Make a call as an environment does: an exception becomes TRL's `{'error': '...'}`.
+
+        Example:
+            `close_ticket(ticket_id=99)` without such a ticket has the error "Ticket with ID 99 not found."
+        """
+        content = self.call(call)
+        if self.error is not None:
+            return ToolResult(call, str({"error": str(self.error)}), str(self.error))
+        return read_result(call, content)
+
     def value(self, call: ToolCall) -> Any:
-        """What the function returns, before it is made text. Raises whatever the simulator raises."""
-        class_name = _owner(call.name, self.instances)
+        """Make a call and return its value. Raises ValueError for an undocumented name, else what the function raises.
+
+        Arguments are copied, and so are mutable default values, which the simulator would share between instances.
+        """
+        class_name = class_of(call.name)
+        if class_name not in self.instances:
+            raise ValueError(f"no function {call.name!r} here")
         method = getattr(self.instances[class_name], call.name)
         defaults = _mutable_defaults(type(method.__self__), call.name)
         return method(**copy.deepcopy({**defaults, **call.arguments}))
 
     def copy(self) -> BfclState:
-        """A world in the same state that shares nothing with this one, random generators included."""
+        """An independent copy in the same state, including random generators."""
         return BfclState(copy.deepcopy(self.instances))
 
 
 def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: bool = False) -> BfclState:
-    """A world as a case begins.
+    """The state at the start of a case.
 
     Args:
-        classes: names of the eight classes.
+        classes: names out of the eight classes.
         config: official `initial_config`, by class; copied.
         long_context: as in BFCL's category of that name.
 
     Raises:
-        ValueError: no such class.
+        ValueError: unknown class.
     """
     instances = {}
     for name in classes:
@@ -77,24 +95,15 @@ def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: b
 
 @cache
 def _mutable_defaults(owner: type, function: str) -> Mapping[str, Any]:
-    """Defaults that a simulator would share between all its instances, such as `post_tweet(tags=[])`."""
+    """Mutable default values of a function's parameters, such as those of `post_tweet(tags=[])`."""
     parameters = inspect.signature(getattr(owner, function)).parameters.values()
     return {p.name: p.default for p in parameters if isinstance(p.default, list | dict | set)}
 
 
-def _owner(function: str, instances: Mapping[str, Any]) -> str:
-    class_name = class_of(function)
-    if class_name not in instances:
-        raise ValueError(f"no function {function!r} here")
-    return class_name
-
-
-def _text(result: Any) -> str:
-    if isinstance(result, str):
-        return result
+def _to_text(result: Any) -> str:
     if isinstance(result, dict):
         try:
             return json.dumps(result)
         except (TypeError, ValueError):
-            return str(result)
+            pass  # the official executor then uses `str`, too
     return str(result)

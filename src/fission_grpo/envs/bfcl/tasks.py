@@ -1,4 +1,4 @@
-"""Cases: scenarios with user turns and reference calls, as JSONL files and as TRL rows.
+"""Cases with user turns and reference calls: as JSONL files, as TRL rows (one per user turn), and as step tasks.
 
 A line of a case file:
 
@@ -6,17 +6,18 @@ A line of a case file:
      "turns": [{"request": "Close ticket 7.", "reference": [{"name": "close_ticket", "arguments": {"ticket_id": 7}}],
                 "without": []}]}
 
-`config` is BFCL's `initial_config`, `without` names functions held back in that turn, an empty reference means that
-nothing is to be called. One user turn becomes one row; the turns before it are told in the prompt with the reference's
-calls and their real results, and made again in the environment.
+`config` is BFCL's `initial_config`, `without` names functions held back in that turn, and an empty reference means
+that no call is expected. The prompt of a row or step contains the earlier turns with the reference's calls and their
+real results; the environment makes these calls again.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,24 @@ from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields
-from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.bfcl.env import (
-    BfclEnvironment,
-    TaskError,
-    environment_name,
-    environment_of,
-)
-from fission_grpo.envs.bfcl.functions import FILES, class_docs
+from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.envs.bfcl.env import TaskError, environment_name, environment_of
+from fission_grpo.envs.bfcl.functions import FILES, class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_case
+from fission_grpo.envs.bfcl.official import MultiTurnCase
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 SYSTEM = "Do what the user asks with the tools."
 
-
 DONE, NEED_MORE, NO_TOOL = "Done.", "I need more details for that.", "I have no tool for that."
-"""What the assistant says at the end of earlier turns. [ours]"""
-
+"""Last assistant messages of earlier turns. [ours]"""
 
 VARIANTS = ("base", "miss_func", "miss_param")
 
 
 @dataclass(frozen=True)
 class UserTurn:
-    """One thing the user says, and the calls that do it; `without` names functions held back."""
+    """A user's request and the calls that fulfil it; `without` names functions held back."""
 
     request: str
     reference: tuple[ToolCall, ...]
@@ -78,64 +73,132 @@ def rows_of_case(case: GeneratedCase) -> list[dict[str, Any]]:
     """One TRL row per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
 
     Raises:
-        TaskError: a call of the reference fails in its own environment.
+        TaskError: a reference call fails.
     """
-    world = new_state(case.classes, case.config)
-    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
-    history: list[list[dict[str, Any]]] = []
+    calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
     rows = []
-    for number, turn in enumerate(case.turns):
-        messages.append({"role": "user", "content": turn.request})
-        reference = [call_fields(call) for call in turn.reference]
-        scenario = {"config": case.config, "history": history, "reference": reference}
-        rows.append(
-            {
-                "id": f"{case.id}#{number}",
-                "environment": environment_name(case.classes, turn.without),
-                "prompt": [dict(message) for message in messages],
-                "scenario": json.dumps(scenario, ensure_ascii=False),
-            }
-        )
-        for call in turn.reference:
-            messages += reference_messages(world, call, f"case {case.id!r}, turns[{number}]")
-        messages.append(last_message(turn))
-        history = [*history, reference]
+    for number, index, _, messages in _positions(case):
+        if index == 0:
+            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
+            rows.append(
+                {
+                    "id": f"{case.id}#{number}",
+                    "environment": environment_name(case.classes, case.turns[number].without),
+                    "prompt": messages,
+                    "scenario": json.dumps(scenario, ensure_ascii=False),
+                }
+            )
     return rows
 
 
-def reference_messages(world: BfclState, call: ToolCall, where: str) -> list[dict[str, Any]]:
-    """Make a reference call; it and its result as messages. Raises TaskError, beginning with `where`, if it fails."""
-    result = world.call(call)
-    if world.error is not None:
-        raise TaskError(f"{where}: {call.name} fails: {result}")
-    function = {"type": "function", "function": call_fields(call)}
-    return [
-        {"role": "assistant", "content": "", "tool_calls": [function]},
-        {"role": "tool", "name": call.name, "content": result},
-    ]
+def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
+    """The rows of all cases, in order."""
+    return [row for case in cases for row in rows_of_case(case)]
 
 
-def last_message(turn: UserTurn) -> dict[str, Any]:
-    """What the assistant says at the end of a turn that is over."""
-    said = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
-    return {"role": "assistant", "content": said}
+@dataclass(frozen=True)
+class Step:
+    """A step task and the state of its environment.
+
+    Args:
+        task: its reference is one call, or none where the user turn needs none; its root is the case.
+        state: before the call, not shared with other steps.
+        ahead: later calls of the user turn. Making one of them early is no clear failure.
+    """
+
+    task: Task
+    state: BfclState
+    ahead: tuple[ToolCall, ...] = ()
+
+    def answers(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
+        """The results of calls made here, one after another. The step's state is not changed."""
+        state = self.state.copy()
+        return tuple(state.answer(call) for call in calls)
+
+
+def steps_of_case(case: GeneratedCase, long_context: bool = False) -> Iterator[Step]:
+    """One step per reference call of every user turn, and one per turn that needs no call.
+
+    The prompt is that of `rows_of_case`, with the earlier calls of the turn and their results; the tools are all
+    documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>".
+
+    Args:
+        case: a generated one, or the `official_case` of one of BFCL's.
+        long_context: as in BFCL's category of that name.
+
+    Raises:
+        TaskError: a reference call fails.
+    """
+    for number, index, state, messages in _positions(case, long_context):
+        turn = case.turns[number]
+        tools, reference = case_tools(case.classes, turn.without), turn.reference[index : index + 1]
+        task = Task(f"{case.id}#{number}.{index}", tuple(messages), tools, reference, root=case.id)
+        yield Step(task, state.copy(), turn.reference[index + 1 :])
+
+
+@cache
+def case_tools(classes: tuple[str, ...], without: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
+    """The schemas of the classes' documented functions, except `without`; steps with the same tools share them."""
+    names = [name for class_name in classes for name in class_docs(class_name)]
+    return tuple(official_schema(name) for name in names if name not in without)
+
+
+def official_case(case: MultiTurnCase) -> GeneratedCase:
+    """One of BFCL's own multi-turn cases as a GeneratedCase. Functions held out at first are held back."""
+    held_out = {str(doc["name"]) for docs in case.added.values() for doc in docs}
+    turns = []
+    for number, (messages, reference) in enumerate(zip(case.turns, case.reference, strict=True)):
+        held_out -= {str(doc["name"]) for doc in case.added.get(number, ())}
+        request = "\n".join(str(message["content"]) for message in messages) or "The missing tools are there now."
+        turns.append(UserTurn(request, tuple(reference), tuple(sorted(held_out))))
+    return GeneratedCase(case.id, case.classes, case.config, tuple(turns))
+
+
+def _positions(
+    case: GeneratedCase, long_context: bool = False
+) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
+    """Make the reference calls of a case one by one.
+
+    Yields:
+        Before each call, and once for a turn without calls: the number of the turn, the number of the call in it, the
+        state, and a copy of the chat messages so far. Raises TaskError if a call fails.
+    """
+    state = new_state(case.classes, case.config, long_context)
+    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
+    for number, turn in enumerate(case.turns):
+        messages.append({"role": "user", "content": turn.request})
+        if not turn.reference:
+            yield number, 0, state, [dict(message) for message in messages]
+        for index, call in enumerate(turn.reference):
+            yield number, index, state, [dict(message) for message in messages]
+            result = state.call(call)
+            if state.error is not None:
+                raise TaskError(f"case {case.id!r}, turns[{number}]: {call.name} fails: {result}")
+            function = {"type": "function", "function": call_fields(call)}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
+            messages.append({"role": "tool", "name": call.name, "content": result})
+        last_message = DONE if turn.reference else NO_TOOL if turn.without else NEED_MORE
+        messages.append({"role": "assistant", "content": last_message})
 
 
 def load_cases(path: str | Path) -> list[GeneratedCase]:
     """Read a case file (the format is at the top of this module).
 
     Raises:
-        TaskFileError: the first mistake, with file, row (line, from 1), field and how to mend it.
+        TaskFileError: the first mistake, with file, row (line, from 1), field and fix.
     """
     path = Path(path)
-    cases = read_task_rows(path, "case file", _case)
+    cases = read_task_rows(path, "case file", _read_case)
     if not cases:
         raise TaskFileError(f"{path}: no cases in it; make some with `fission-grpo tasks generate`")
     return cases
 
 
 def check_cases(path: str | Path) -> str:
-    """Load a case file and put every reference through its own environment and the official checker.
+    """Load a case file and run every reference through its environment and the official checker.
+
+    Returns:
+        A summary of the file.
 
     Raises:
         TaskFileError: the first case that cannot be read, fails, or is judged wrong.
@@ -153,15 +216,15 @@ def check_cases(path: str | Path) -> str:
 
 
 def check_case(case: GeneratedCase) -> None:
-    """Raise TaskError unless the reference passes, turn by turn in our environments and as a whole officially."""
+    """Raise TaskError unless the reference passes, by turn in our environments and as a case officially."""
     for row, turn in zip(rows_of_case(case), case.turns, strict=True):
-        world: BfclEnvironment = environment_of(row["environment"])()
-        world.reset(**row)
+        environment = environment_of(row["environment"])()
+        environment.reset(**row)
         for call in turn.reference:
-            if not hasattr(world, call.name):
+            if not hasattr(environment, call.name):
                 raise TaskError(f"{row['id']}: {call.name} is held back in the turn that needs it")
-            getattr(world, call.name)(**call.arguments)
-        if world._reward() != 1.0 or world._progress() != 1.0:
+            getattr(environment, call.name)(**call.arguments)
+        if environment._reward() != 1.0 or environment._progress() != 1.0:
             raise TaskError(f"{row['id']}: the reference does not earn the reward")
     entry = {"id": "multi_turn_base_0", "initial_config": case.config, "involved_classes": list(case.classes)}
     reference = [list(turn.reference) for turn in case.turns]
@@ -170,22 +233,22 @@ def check_case(case: GeneratedCase) -> None:
         raise TaskError(f"turns[{verdict.turn}]: judged {verdict.error}")
 
 
-def _case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
+def _read_case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
     for field, kind in (("id", str), ("classes", list), ("config", dict), ("turns", list)):
         if not isinstance(row.get(field), kind) or (not row[field] and field != "config"):
             raise RowError(field, f"must be a non-empty {kind.__name__}, got {quoted(row.get(field))}")
-    for i, name in enumerate(row["classes"]):
-        if name not in FILES:
-            raise RowError(f"classes[{i}]", f"must be one of {', '.join(FILES)}, got {quoted(name)}")
+    for i, class_name in enumerate(row["classes"]):
+        if class_name not in FILES:
+            raise RowError(f"classes[{i}]", f"must be one of {', '.join(FILES)}, got {quoted(class_name)}")
     variant = row.get("variant", "base")
     if variant not in VARIANTS:
         raise RowError("variant", f"must be one of {', '.join(VARIANTS)}, got {quoted(variant)}")
     functions = {name for class_name in row["classes"] for name in class_docs(class_name)}
-    turns = tuple(_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
+    turns = tuple(_read_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
     return row["id"], GeneratedCase(row["id"], tuple(row["classes"]), row["config"], turns, variant)
 
 
-def _turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
+def _read_turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
     if not isinstance(turn, dict) or not isinstance(turn.get("request"), str) or not turn["request"].strip():
         raise RowError(f"{at}.request", f"must be a non-empty string, got {quoted(turn)}")
     if not isinstance(turn.get("reference"), list):
@@ -193,24 +256,18 @@ def _turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
     calls = []
     for i, call in enumerate(turn["reference"]):
         if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
-            raise RowError(
-                f"{at}.reference[{i}]", f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(call)}'
-            )
-        _known(call.get("name"), f"{at}.reference[{i}].name", functions)
+            form = '{"name": "...", "arguments": {...}}'
+            raise RowError(f"{at}.reference[{i}]", f"must be {form}, got {quoted(call)}")
+        _check_function(call.get("name"), f"{at}.reference[{i}].name", functions)
         calls.append(ToolCall(call["name"], call["arguments"]))
     without = turn.get("without", [])
     if not isinstance(without, list):
         raise RowError(f"{at}.without", f"must be a list of function names, got {quoted(without)}")
     for i, name in enumerate(without):
-        _known(name, f"{at}.without[{i}]", functions)
+        _check_function(name, f"{at}.without[{i}]", functions)
     return UserTurn(turn["request"], tuple(calls), tuple(without))
 
 
-def _known(name: Any, at: str, functions: set[str]) -> None:
+def _check_function(name: Any, at: str, functions: set[str]) -> None:
     if name not in functions:
         raise RowError(at, f"{quoted(name)} is no function of the case's classes; correct it or add its class")
-
-
-def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
-    """The rows of all cases, in order."""
-    return [row for case in cases for row in rows_of_case(case)]

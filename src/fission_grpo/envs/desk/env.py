@@ -1,7 +1,7 @@
-"""A desk with files and a calendar: a small executable environment whose error messages are worth reading.
+"""A desk with files and a calendar: a small environment whose error messages say how to correct a call.
 
-TRL's environment convention: public methods with Google-style docstrings are the tools, `reset(**row)` starts an
-episode, `get_reward()` judges its end state. Everything is deterministic and nothing leaves this object.
+It follows TRL's environment convention: public methods with Google-style docstrings are the tools, `reset(**row)`
+starts an episode, `get_reward()` judges its end state. It is deterministic and has no side effects.
 """
 
 from __future__ import annotations
@@ -14,40 +14,28 @@ from collections import Counter
 from typing import Any
 
 FOLDERS = ("inbox", "archive", "drafts", "work", "home", "shared")
-
-
 CONTACTS = ("Ana", "Ben", "Eva", "Leo", "Mia", "Tom")
 
-
 OPENING, CLOSING, SLOT = 8 * 60, 20 * 60, 30
-"""The calendar's day in minutes after midnight, and the grid on which a next free time is looked for. [ours]"""
-
+"""Start and end of the calendar's day and distance of the free times that are suggested, in minutes. [ours]"""
 
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
-
-
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-
-
 _FILE_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*\.[a-z]{2,4}")
-
-
 _EVENT_ID = re.compile(r"E[1-9][0-9]{0,5}")
-
-
 _LONGEST_ECHO = 40
 
 
 class ToolError(ValueError):
-    """What a tool says when it cannot do what it was asked. Its text is what the policy reads."""
+    """A tool refused a call. The policy reads the message."""
 
 
 class Desk:
     """Files in folders and events in a calendar, changed by eight tools.
 
     A scenario is JSON text `{"files": {name: {"folder", "locked", "shared": [person]}}, "events": {id: {"title",
-    "date", "time"}}, "goal": {"files", "events"}}`. A tool either does all of what it was asked or raises ToolError
-    (TypeError where Python itself refuses the arguments) and changes nothing.
+    "date", "time"}}, "goal": {"files", "events"}}`. A call either succeeds completely, or raises ToolError (TypeError
+    where Python itself refuses the arguments) and changes nothing.
     """
 
     def __init__(self):
@@ -56,30 +44,26 @@ class Desk:
         self._goal: dict[str, Any] = {"files": {}, "events": {}}
 
     def reset(self, **row: Any) -> None:
-        """Start the episode of a data set row.
-
-        Args:
-            row: the row's columns; `scenario` is read, the rest is ignored.
+        """Start the episode of a data set row, of whose columns only `scenario` is read.
 
         Raises:
-            ValueError: `scenario` is missing or is no scenario.
+            ValueError: `scenario` is missing or invalid.
         """
         try:
             scenario = json.loads(row["scenario"])
             files, events, goal = scenario["files"], scenario["events"], scenario["goal"]
-            _comparable(files, events)
-            _comparable(goal["files"], goal["events"])
+            _facts(files, events)
+            _facts(goal["files"], goal["events"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"row {row.get('id', '?')!r}: column 'scenario' is no desk scenario ({error!r}). It must be the JSON "
-                "text of an object with 'files', 'events' and 'goal', as desk_tasks.make_rows writes it."
+                "text of an object with 'files', 'events' and 'goal', as desk.tasks.make_rows writes it."
             ) from error
         self._files, self._events, self._goal = files, events, goal
 
     def get_reward(self) -> float:
         """1.0 if files and events are exactly those of the goal (event ids do not matter), else 0.0."""
-        reached = _comparable(self._files, self._events) == _comparable(self._goal["files"], self._goal["events"])
-        return 1.0 if reached else 0.0
+        return float(_facts(self._files, self._events) == _facts(self._goal["files"], self._goal["events"]))
 
     def move_file(self, name: str, folder: str) -> str:
         """Move a file to another folder.
@@ -213,18 +197,17 @@ class Desk:
         return "ok"
 
     def _progress(self) -> float:
-        """The share of facts about files and events, of all that hold or should, that hold and should."""
-        has, wants = _facts(self._files, self._events), _facts(self._goal["files"], self._goal["events"])
-        return (has & wants).total() / max(1, (has | wants).total())
+        """Jaccard similarity of the current state and the goal, as multisets of facts."""
+        current, goal = _facts(self._files, self._events), _facts(self._goal["files"], self._goal["events"])
+        return (current & goal).total() / max(1, (current | goal).total())
 
     def _snapshot(self) -> dict[str, Any]:
-        """A copy of the state that later calls do not change."""
+        """A copy of the state; later calls do not change it."""
         return copy.deepcopy({"files": self._files, "events": self._events, "goal": self._goal})
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Go back to a state `_snapshot` gave; the same snapshot may be restored any number of times."""
-        state = copy.deepcopy(state)
-        self._files, self._events, self._goal = state["files"], state["events"], state["goal"]
+        """Return to a state from `_snapshot`; the same snapshot can be restored any number of times."""
+        self._files, self._events, self._goal = (copy.deepcopy(state[key]) for key in ("files", "events", "goal"))
 
     def _file(self, name: Any) -> dict[str, Any]:
         if not isinstance(name, str) or name not in self._files:
@@ -242,39 +225,32 @@ class Desk:
     def _event(self, event_id: Any) -> dict[str, str]:
         if isinstance(event_id, str) and event_id in self._events:
             return self._events[event_id]
-        named = [known for known, event in self._events.items() if event["title"] == event_id]
-        known = ", ".join(f"{self._events[each]['title']} is {each}" for each in named or self._events)
+        same_title = [known for known, event in self._events.items() if event["title"] == event_id]
+        known = ", ".join(f"{self._events[each]['title']} is {each}" for each in same_title or self._events)
         raise ToolError(f"no event {_echo(event_id)}; {known or 'the calendar is empty'}")
 
     def _check_free(self, date: str, time: str, but: str) -> None:
-        taken = {
-            _minutes(event["time"])
-            for event_id, event in self._events.items()
-            if event["date"] == date and event_id != but
-        }
+        others = [event for event_id, event in self._events.items() if event_id != but]
+        taken = {_minutes(event["time"]) for event in others if event["date"] == date}
         if _minutes(time) not in taken:
             return
         later = range(max(_minutes(time) - _minutes(time) % SLOT + SLOT, OPENING), CLOSING, SLOT)
         free = next((minutes for minutes in later if minutes not in taken), None)
         if free is None:
             raise ToolError(f"{time} is taken; no later time is free on {date}")
-        raise ToolError(f"{time} is taken; next free {free // 60:02d}:{free % 60:02d}")
-
-
-def _comparable(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> tuple[list, list]:
-    """Files by name and events without their ids, sorted. Raises ValueError, KeyError, ... for anything else."""
-    for event_id in events:
-        if not _EVENT_ID.fullmatch(event_id):
-            raise ValueError(f"event id {event_id!r} does not look like E17")
-    return (
-        sorted((name, file["folder"], bool(file["locked"]), tuple(file["shared"])) for name, file in files.items()),
-        sorted((event["title"], event["date"], event["time"]) for event in events.values()),
-    )
+        raise ToolError(f"{time} is taken; next free {format_time(free)}")
 
 
 def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> Counter[tuple[Any, ...]]:
-    """What there is to say: of a file its folder, its lock and each person, of an event when it is."""
-    facts: Counter[tuple[Any, ...]] = Counter((e["title"], e["date"], e["time"]) for e in events.values())
+    """A state as facts: each file's folder, lock and contacts, each event's title, date and time, but not its id.
+
+    Raises ValueError, KeyError and the like for an invalid state.
+    """
+    facts: Counter[tuple[Any, ...]] = Counter()
+    for event_id, event in events.items():
+        if not _EVENT_ID.fullmatch(event_id):
+            raise ValueError(f"event id {event_id!r} does not look like E17")
+        facts[event["title"], event["date"], event["time"]] += 1
     for name, file in files.items():
         facts.update([(name, "folder", file["folder"]), (name, "locked", bool(file["locked"]))])
         facts.update((name, "shared", person) for person in file["shared"])
@@ -282,12 +258,11 @@ def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) 
 
 
 def _check_date(date: Any) -> None:
-    if isinstance(date, str) and _DATE.fullmatch(date):
-        try:
-            datetime.date.fromisoformat(date)
+    try:
+        if isinstance(date, str) and _DATE.fullmatch(date) and datetime.date.fromisoformat(date):
             return
-        except ValueError:
-            pass
+    except ValueError:  # the form is right, but the calendar has no such day
+        pass
     raise ToolError(f"date must be YYYY-MM-DD, got {_echo(date)}")
 
 
@@ -300,8 +275,13 @@ def _minutes(time: str) -> int:
     return int(time[:2]) * 60 + int(time[3:])
 
 
+def format_time(minutes: int) -> str:
+    """Minutes after midnight as HH:MM."""
+    return f"{minutes // 60:02d}:{minutes % 60:02d}"
+
+
 def _echo(value: Any) -> str:
-    """What the policy passed, as it may be quoted back: short, and safe for any JSON value."""
+    """A value that the policy passed, in a form that error messages can quote: short, for any JSON value."""
     if isinstance(value, str):
         return repr(value if len(value) <= _LONGEST_ECHO else value[:_LONGEST_ECHO] + "...")
     small = isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 10**15)

@@ -1,8 +1,8 @@
-"""Tasks for the desk: what a user asks for, the scenario it is asked in, and the calls that do it.
+"""Tasks for the desk: a user's requests, the scenario they are made in, and the calls that fulfil them.
 
-Kinds of task: `plain` says everything; `formats` gives dates and times in words; `names`, `ids` leave out the file's
-full name or the event's id, which only an error message tells; in `locked` the file must be unlocked first; in
-`conflicts` the time is taken and the next free one will do.
+Kinds of requests: `plain` states everything; `formats` gives dates and times in words; `names` and `ids` leave out the
+file's full name or the event's id, which only an error message gives; in `locked` the file must be unlocked first; in
+`conflicts` the time is taken and the next free one is accepted.
 """
 
 from __future__ import annotations
@@ -10,320 +10,98 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk
+from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, SLOT, Desk, format_time
 
 KINDS = ("plain", "formats", "names", "ids", "locked", "conflicts")
-
-
 SPLITS = ("train", "held_out")
 
-
 MIX = ("plain", "names", "formats", "ids", "plain", "locked", "formats", "conflicts")
-"""The kinds in the order in which rows take them: half of the tasks can be done without meeting an error. [ours]"""
-
+"""The kinds of consecutive rows: half of the tasks can be done without meeting an error. [ours]"""
 
 WORDS = (
     *("agenda", "budget", "contract", "diary", "essay", "forecast", "guide", "handbook", "invoice", "journal"),
     *("letter", "memo", "notes", "offer", "plan", "quote", "report", "recipe", "script", "survey"),
     *("ticket", "thesis", "update", "voucher"),
 )
-
-
 ENDINGS = ("txt", "pdf", "csv", "md")
-
-
 TITLES = (
     *("breakfast", "call", "class", "concert", "demo", "dentist", "dinner", "exam", "gym", "interview"),
     *("lesson", "lunch", "match", "meeting", "party", "review", "seminar", "standup", "training", "walk"),
 )
-
-
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
 
+HELD_OUT_MODULUS = 5
+"""One in five (word, number) or (title, day) combinations belongs to the held-out split. [ours]"""
 
-HELD_OUT_SHARE = 5
-"""One (word, number) or (title, day) combination in so many belongs to the held-out split. [ours]"""
+MOST_REQUESTS = 4
+"""More requests per task would use up the words and titles. [ours]"""
 
-
-@dataclass(frozen=True)
-class DeskTask:
-    """A request in a scenario.
-
-    `first` is the call that the request alone suggests, `solution` the calls that reach the goal: where the request
-    says everything, they are the same. `combinations` are the word and number pairs it is made of.
-    """
-
-    kind: str
-    request: str
-    files: Mapping[str, Any]
-    events: Mapping[str, Any]
-    first: ToolCall
-    solution: tuple[ToolCall, ...]
-    combinations: tuple[str, ...] = field(default=())
+MOST_CALLS = 3
+"""Calls that a request needs at most: one that meets an error, and a solution of two."""
 
 
-def make_rows(count: int, seed: int, split: str) -> list[dict[str, Any]]:
-    """Data set rows `{"id", "prompt", "scenario", "kind"}`, the kinds in the order of MIX.
+def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict[str, Any]]:
+    """Data set rows `{"id", "prompt", "scenario", "kind"}`.
 
-    The splits share no combination of word and number (files) or title and day (events); see `combinations`.
+    A row's `kind` joins the kinds of its requests by "+", as in "plain+names". The first kinds follow the order of
+    MIX, the others are drawn from it. The splits share no combination of word and number (files) or of title and day
+    (events); see `combinations`.
 
     Args:
         count: number of rows.
         seed: the same seed gives the same rows, and the first rows do not depend on `count`.
         split: "train" or "held_out".
+        requests: number of requests in each row's user message, 1 to MOST_REQUESTS.
 
     Raises:
-        ValueError: unknown split or negative count.
+        ValueError: unknown split, negative count, or `requests` out of range.
     """
-    check_rows_wanted(count, split)
-    draws = (Draw(split, random.Random(f"desk {seed} {split} {i}")) for i in range(count))
-    return [row_of([draw_task(MIX[i % len(MIX)], draw)], f"{split}-{seed}-{i}") for i, draw in enumerate(draws)]
-
-
-def check_rows_wanted(count: int, split: str) -> None:
-    """Raise ValueError for an unknown split or a negative count."""
+    if not 1 <= requests <= MOST_REQUESTS:
+        raise ValueError(f"requests must be from 1 to {MOST_REQUESTS}, got {requests}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
-
-
-def draw_task(kind: str, draw: Draw) -> DeskTask:
-    """One task of one of KINDS; its files and events are added to those `draw` has."""
-    makers = (_plain, _formats, _names, _ids, _locked, _conflicts)
-    return makers[KINDS.index(kind)](draw)
-
-
-def first_call(row: Mapping[str, Any]) -> ToolCall:
-    """The call that the (first) request alone suggests."""
-    return _call(json.loads(row["scenario"])["first"])
+    return [_make_row(number, seed, split, requests) for number in range(count)]
 
 
 def solution(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
-    """The reference policy: the calls that solve the row's task, at most two for each request."""
-    return tuple(_call(call) for call in json.loads(row["scenario"])["solution"])
+    """The calls that solve the row's task, at most two for each request."""
+    return tuple(call for _, calls in solutions_by_request(row) for call in calls)
+
+
+def first_call(row: Mapping[str, Any]) -> ToolCall:
+    """The call that the text of the (first) request suggests."""
+    return solutions_by_request(row)[0][0]
+
+
+def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[ToolCall, ...]]]:
+    """For each request of the row, the call that its text suggests and the calls that fulfil it."""
+    scenario = json.loads(row["scenario"])
+    return [
+        (ToolCall(*request["first"]), tuple(ToolCall(*call) for call in request["solution"]))
+        for request in scenario.get("requests", [scenario])
+    ]
 
 
 def combinations(row: Mapping[str, Any]) -> set[str]:
-    """The word and number pairs a row is made of, as "budget 7" or "lunch 12"."""
+    """The (word, number) and (title, day) combinations of a row, as "budget 7" or "lunch 12"."""
     return set(json.loads(row["scenario"])["combinations"])
 
 
-def row_of(tasks: Sequence[DeskTask], row_id: str) -> dict[str, Any]:
-    """The row of a task, or of several drawn after another from one `Draw`, each a request of the user's message."""
-    scenario = {"files": tasks[-1].files, "events": tasks[-1].events, "goal": {"files": {}, "events": {}}}
-    desk = Desk()
-    desk.reset(scenario=json.dumps(scenario))
-    calls = [call for task in tasks for call in task.solution]
-    for call in calls:
-        getattr(desk, call.name)(**call.arguments)
-    state = desk._snapshot()
-    scenario |= {"goal": {"files": state["files"], "events": state["events"]}, **_reference(tasks[0].first, calls)}
-    scenario["combinations"] = list(tasks[-1].combinations)
-    if len(tasks) > 1:
-        scenario["requests"] = [_reference(task.first, task.solution) for task in tasks]
-    prompt = [{"role": "user", "content": " ".join(task.request for task in tasks)}]
-    return {
-        "id": row_id,
-        "prompt": prompt,
-        "scenario": json.dumps(scenario),
-        "kind": "+".join(task.kind for task in tasks),
-    }
-
-
-class Draw:
-    """Draws names and events of one split, and remembers which combinations it used."""
-
-    def __init__(self, split: str, rng: random.Random):
-        self.split, self.rng = split, rng
-        self.combinations: list[str] = []
-        self.files: dict[str, dict[str, Any]] = {}
-        self.events: dict[str, dict[str, str]] = {}
-
-    def file(self, word: str | None = None, locked: bool = False, owner: str = "") -> str:
-        """Add a file whose word no other file has (unless given); its name."""
-        rng = self.rng
-        while True:
-            chosen = word or rng.choice(WORDS)
-            number = rng.randint(1, 40)
-            name = f"{chosen}_{owner.lower() + '_' if owner else ''}{number}.{rng.choice(ENDINGS)}"
-            fresh = word or not any(other.startswith(chosen) for other in self.files)
-            if fresh and name not in self.files and self._belongs(f"{chosen} {number}"):
-                self.files[name] = {"folder": rng.choice(FOLDERS[:3]), "locked": locked, "shared": []}
-                return name
-
-    def meeting(self) -> tuple[str, str]:
-        """A title no event has yet and a day for it, as (title, YYYY-MM-DD)."""
-        rng = self.rng
-        while True:
-            title, day = rng.choice(TITLES), rng.randint(1, 28)
-            known = any(event["title"] == title for event in self.events.values())
-            if not known and self._belongs(f"{title} {day}"):
-                return title, f"2026-{rng.randint(1, 12):02d}-{day:02d}"
-
-    def event(self, date: str = "", time: str = "") -> str:
-        """Add an event; its id."""
-        title, day = self.meeting()
-        event_id = f"E{self.rng.randint(10, 99)}"
-        while event_id in self.events:
-            event_id = f"E{self.rng.randint(10, 99)}"
-        self.events[event_id] = {"title": title, "date": date or day, "time": time or self.time()}
-        return event_id
-
-    def time(self) -> str:
-        return f"{self.rng.randint(8, 18):02d}:{self.rng.choice(('00', '30'))}"
-
-    def task(self, kind: str, request: str, first: ToolCall, calls: tuple[ToolCall, ...] | None = None) -> DeskTask:
-        return DeskTask(
-            kind, request, self.files, self.events, first, calls or (first,), tuple(dict.fromkeys(self.combinations))
-        )
-
-    def _belongs(self, combination: str) -> bool:
-        held_out = zlib.crc32(combination.encode()) % HELD_OUT_SHARE == 0
-        if held_out != (self.split == "held_out"):
-            return False
-        self.combinations.append(combination)
-        return True
-
-
-def _plain(draw: Draw) -> DeskTask:
-    if draw.rng.random() < 0.6:
-        name = draw.file()
-        draw.file()
-        request, call = _file_request(draw, name, name)
-    else:
-        title, date = draw.meeting()
-        time = draw.time()
-        request = f"Add {title} on {date} at {time}."
-        call = ToolCall("add_event", {"title": title, "date": date, "time": time})
-    return draw.task("plain", request, call)
-
-
-def _formats(draw: Draw) -> DeskTask:
-    title, date = draw.meeting()
-    time = draw.time()
-    said_date = _spoken_date(date) if draw.rng.random() < 0.5 else date
-    request = f"Add {title} on {said_date} at {spoken_time(time)}."
-    return draw.task("formats", request, ToolCall("add_event", {"title": title, "date": date, "time": time}))
-
-
-def _names(draw: Draw) -> DeskTask:
-    if draw.rng.random() < 0.7:
-        name = draw.file()
-        said, guess = f"the {name.split('_')[0]}", f"{name.split('_')[0]}.txt"
-    else:
-        word = draw.rng.choice(WORDS)
-        owner, other = draw.rng.sample(CONTACTS, 2)
-        names = {person: draw.file(word, owner=person) for person in sorted((owner, other))}
-        name = names[owner]
-        said, guess = f"the {word} of {owner}", f"{word}_{owner.lower()}.txt"
-    draw.file()
-    request, call = _file_request(draw, name, said)
-    return draw.task("names", request, ToolCall(call.name, {**call.arguments, "name": guess}), (call,))
-
-
-def _ids(draw: Draw) -> DeskTask:
-    event_id, _ = draw.event(), draw.event()
-    title = draw.events[event_id]["title"]
-    if draw.rng.random() < 0.5:
-        request, call = f"Cancel the {title}.", ToolCall("cancel_event", {"event_id": event_id})
-    else:
-        time = draw.time()
-        while time == draw.events[event_id]["time"] or _taken(draw, draw.events[event_id]["date"], time):
-            time = draw.time()
-        request = f"Move the {title} to {time}."
-        call = ToolCall("move_event", {"event_id": event_id, "time": time})
-    return draw.task("ids", request, ToolCall(call.name, {**call.arguments, "event_id": title}), (call,))
-
-
-def _locked(draw: Draw) -> DeskTask:
-    name = draw.file(locked=True)
-    draw.file()
-    request, call = _file_request(draw, name, name)
-    return draw.task("locked", request, call, (ToolCall("unlock_file", {"name": name}), call))
-
-
-def _conflicts(draw: Draw) -> DeskTask:
-    title, date = draw.meeting()
-    time = f"{draw.rng.randint(8, 16):02d}:{draw.rng.choice(('00', '30'))}"
-    taken = [time]
-    for _ in range(draw.rng.randint(1, 3)):
-        draw.event(date, taken[-1])
-        taken.append(_half_an_hour_later(taken[-1]))
-    wanted = {"title": title, "date": date, "time": time}
-    request = f"Add {title} on {date} at {time} or the next free time."
-    return draw.task(
-        "conflicts", request, ToolCall("add_event", wanted), (ToolCall("add_event", {**wanted, "time": taken[-1]}),)
-    )
-
-
-def _file_request(draw: Draw, name: str, said: str) -> tuple[str, ToolCall]:
-    """Something to do with a file, as the user says it and as a call."""
-    action = draw.rng.choice(("move", "delete", "share", "rename"))
-    if action == "move":
-        folder = draw.rng.choice([folder for folder in FOLDERS if folder != draw.files[name]["folder"]])
-        return f"Move {said} to {folder}.", ToolCall("move_file", {"name": name, "folder": folder})
-    if action == "delete":
-        return f"Delete {said}.", ToolCall("delete_file", {"name": name})
-    if action == "share":
-        person = draw.rng.choice(CONTACTS)
-        return f"Share {said} with {person}.", ToolCall("share_file", {"name": name, "person": person})
-    new_name = f"{draw.rng.choice(WORDS)}_{draw.rng.randint(41, 60)}.{draw.rng.choice(ENDINGS)}"
-    return f"Rename {said} to {new_name}.", ToolCall("rename_file", {"name": name, "new_name": new_name})
-
-
-def spoken_time(time: str) -> str:
-    """A time as people say it: "14:30" is "2:30 pm", "12:00" is "12 pm"."""
-    hour, minute = int(time[:2]), time[3:]
-    return f"{(hour - 1) % 12 + 1}{'' if minute == '00' else ':' + minute} {'am' if hour < 12 else 'pm'}"
-
-
-def _spoken_date(date: str) -> str:
-    return f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
-
-
-def _taken(draw: Draw, date: str, time: str) -> bool:
-    return any(event["date"] == date and event["time"] == time for event in draw.events.values())
-
-
-def _half_an_hour_later(time: str) -> str:
-    minutes = int(time[:2]) * 60 + int(time[3:]) + 30
-    return f"{minutes // 60:02d}:{minutes % 60:02d}"
-
-
-def _call(value: list[Any]) -> ToolCall:
-    return ToolCall(value[0], value[1])
-
-
-def _reference(first: ToolCall, calls: Iterable[ToolCall]) -> dict[str, Any]:
-    return {"first": _plain_call(first), "solution": [_plain_call(call) for call in calls]}
-
-
-def _plain_call(call: ToolCall) -> list[Any]:
-    return [call.name, dict(call.arguments)]
-
-
-MOST_REQUESTS = 4
-"""More would use up the words and titles there are. [ours]"""
-
-
-CALLS = 3
-"""What a request needs at most where its first call meets an error: that call, and a solution of two."""
-
-
 def requests_of(tasks: str) -> int | None:
-    """How many requests the tasks of a name have: 1 for "desk", 2 for "desk:2", None where it names no desk.
+    """Number of requests per task for a name of tasks: 1 for "desk", 2 for "desk:2", None if it is not the desk's.
 
     Raises:
-        ValueError: the part after "desk:" is no number from 1 to MOST_REQUESTS.
+        ValueError: "desk:" is not followed by a number from 1 to MOST_REQUESTS.
     """
     name, colon, number = tasks.partition(":")
     if name != "desk":
@@ -339,72 +117,241 @@ def requests_of(tasks: str) -> int | None:
 
 
 def turns_for(requests: int) -> int:
-    """Assistant turns in which so many requests can be done and the episode ended: 4 for one, 7 for two."""
-    return CALLS * requests + 1
+    """Assistant turns that suffice for this number of requests and the final answer: 4 for one, 7 for two."""
+    return MOST_CALLS * requests + 1
 
 
-def desk_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict[str, Any]]:
-    """Data set rows as `desk_tasks.make_rows` makes them, of tasks with several requests.
-
-    A row's `kind` is the requests' kinds joined by "+", such as "plain+names": the first in the order of MIX, the
-    others drawn from it. The columns of a row are those of one request; its scenario also has `requests`, which
-    `parts` reads.
-
-    Args:
-        count: number of rows.
-        seed: the same seed gives the same rows, and the first rows do not depend on `count`.
-        split: "train" or "held_out", which share no combination of word and number, or of title and day.
-        requests: of each task; with 1 these are the rows of `make_rows`.
-
-    Raises:
-        ValueError: unknown split, negative count, or `requests` not from 1 to MOST_REQUESTS.
-    """
-    if not 1 <= requests <= MOST_REQUESTS:
-        raise ValueError(f"requests must be from 1 to {MOST_REQUESTS}, got {requests}")
-    if requests == 1:
-        return make_rows(count, seed, split)
-    check_rows_wanted(count, split)
-    return [_row(i, seed, split, requests) for i in range(count)]
+def spoken_time(time: str) -> str:
+    """A time as people say it: "14:30" is "2:30 pm", "12:00" is "12 pm"."""
+    hour, minute = int(time[:2]), time[3:]
+    return f"{(hour - 1) % 12 + 1}{'' if minute == '00' else ':' + minute} {'am' if hour < 12 else 'pm'}"
 
 
-def parts(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[ToolCall, ...]]]:
-    """Of each request in turn, also of a single one, the call that it alone suggests and the calls that do it."""
-    scenario = json.loads(row["scenario"])
-    return [
-        (ToolCall(*each["first"]), tuple(ToolCall(*call) for call in each["solution"]))
-        for each in scenario.get("requests", [scenario])
-    ]
+@dataclass(frozen=True)
+class DeskRequest:
+    """One request: `first` is the call that its text suggests, `solution` the calls that fulfil it."""
+
+    kind: str
+    text: str
+    first: ToolCall
+    solution: tuple[ToolCall, ...]
 
 
-def _row(number: int, seed: int, split: str, requests: int) -> dict[str, Any]:
-    rng = random.Random(f"desk {requests} {seed} {split} {number}")
+class ScenarioSampler:
+    """Draws the files and events of a scenario from one split, and records the combinations it used."""
+
+    def __init__(self, split: str, rng: random.Random):
+        self.split, self.rng = split, rng
+        self.combinations: list[str] = []
+        self.files: dict[str, dict[str, Any]] = {}
+        self.events: dict[str, dict[str, str]] = {}
+
+    def add_file(self, word: str | None = None, locked: bool = False, owner: str = "") -> str:
+        """Add a file; by default no other file has its word. Returns its name."""
+        rng = self.rng
+        while True:
+            chosen = word or rng.choice(WORDS)
+            number = rng.randint(1, 40)
+            name = f"{chosen}_{owner.lower() + '_' if owner else ''}{number}.{rng.choice(ENDINGS)}"
+            is_new = word or not any(other.startswith(chosen) for other in self.files)
+            if is_new and name not in self.files and self._use(f"{chosen} {number}"):
+                self.files[name] = {"folder": rng.choice(FOLDERS[:3]), "locked": locked, "shared": []}
+                return name
+
+    def add_event(self, date: str = "", time: str = "") -> str:
+        """Add an event; returns its id."""
+        title, drawn_date = self.draw_meeting()
+        event_id = f"E{self.rng.randint(10, 99)}"
+        while event_id in self.events:
+            event_id = f"E{self.rng.randint(10, 99)}"
+        self.events[event_id] = {"title": title, "date": date or drawn_date, "time": time or self.draw_time()}
+        return event_id
+
+    def draw_meeting(self) -> tuple[str, str]:
+        """A title that no event has yet and a date for it, as (title, YYYY-MM-DD)."""
+        rng = self.rng
+        while True:
+            title, day = rng.choice(TITLES), rng.randint(1, 28)
+            is_new = all(event["title"] != title for event in self.events.values())
+            if is_new and self._use(f"{title} {day}"):
+                return title, f"2026-{rng.randint(1, 12):02d}-{day:02d}"
+
+    def draw_time(self) -> str:
+        """A time of day on the half hour."""
+        return f"{self.rng.randint(8, 18):02d}:{self.rng.choice(('00', '30'))}"
+
+    def _use(self, combination: str) -> bool:
+        """Record a combination, unless it belongs to the other split."""
+        is_held_out = zlib.crc32(combination.encode()) % HELD_OUT_MODULUS == 0
+        if is_held_out != (self.split == "held_out"):
+            return False
+        self.combinations.append(combination)
+        return True
+
+
+def _make_row(number: int, seed: int, split: str, requests: int) -> dict[str, Any]:
+    several = f"{requests} " if requests > 1 else ""
+    rng = random.Random(f"desk {several}{seed} {split} {number}")
     kinds = [MIX[number % len(MIX)], *rng.choices(MIX, k=requests - 1)]
-    while (tasks := _draw_chain(kinds, split, rng)) is None:
-        pass
-    return row_of(tasks, f"{split}-{requests}x-{seed}-{number}")
+    while True:
+        sampler = ScenarioSampler(split, rng)
+        drawn = _draw_requests(kinds, sampler)
+        if drawn is not None:
+            break
+    several = f"{requests}x-" if requests > 1 else ""
+    return {
+        "id": f"{split}-{several}{seed}-{number}",
+        "prompt": [{"role": "user", "content": " ".join(request.text for request in drawn)}],
+        "scenario": json.dumps(_make_scenario(drawn, sampler)),
+        "kind": "+".join(request.kind for request in drawn),
+    }
 
 
-def _draw_chain(kinds: list[str], split: str, rng: random.Random) -> list[DeskTask] | None:
-    """Tasks of these kinds in one scenario, or None where one speaks of what another does."""
-    draw = Draw(split, rng)
-    tasks: list[DeskTask] = []
-    said: set[str] = set()
+def _draw_requests(kinds: Sequence[str], sampler: ScenarioSampler) -> list[DeskRequest] | None:
+    """Requests of these kinds in one scenario; None if two of them mention the same word, title or date."""
+    drawn: list[DeskRequest] = []
+    mentioned: set[str] = set()
     for kind in kinds:
-        files, events = set(draw.files), set(draw.events)
-        task = draw_task(kind, draw)
-        here = _spoken_of(task, files, events)
-        if here & said:
+        files, events = set(sampler.files), set(sampler.events)
+        request = _DRAW_REQUEST[kind](sampler)
+        new = _mentions_of(request, sampler, files, events)
+        if new & mentioned:
             return None
-        said |= here
-        tasks.append(task)
-    return tasks
+        mentioned |= new
+        drawn.append(request)
+    return drawn
 
 
-def _spoken_of(task: DeskTask, files: set[str], events: set[str]) -> set[str]:
-    """First words of files, titles and dates that a task brought in, given the files and events there were before."""
-    arguments = [call.arguments for call in (task.first, *task.solution)]
-    names = [name for name in task.files if name not in files]
-    names += [each["new_name"] for each in arguments if "new_name" in each]
-    things = [event for event_id, event in task.events.items() if event_id not in events]
-    things += [each for each in arguments if "date" in each]
-    return {name.split("_")[0] for name in names} | {each[key] for each in things for key in ("title", "date")}
+def _mentions_of(request: DeskRequest, sampler: ScenarioSampler, files: set[str], events: set[str]) -> set[str]:
+    """First words of files, titles and dates that a request added to the given files and events."""
+    arguments = [call.arguments for call in (request.first, *request.solution)]
+    names = [name for name in sampler.files if name not in files]
+    names += [values["new_name"] for values in arguments if "new_name" in values]
+    meetings = [event for event_id, event in sampler.events.items() if event_id not in events]
+    meetings += [values for values in arguments if "date" in values]
+    words = {name.split("_")[0] for name in names}
+    return words | {meeting[key] for meeting in meetings for key in ("title", "date")}
+
+
+def _make_scenario(drawn: Sequence[DeskRequest], sampler: ScenarioSampler) -> dict[str, Any]:
+    """The scenario that `Desk.reset` reads; its goal is the state after the reference calls."""
+    scenario = {"files": sampler.files, "events": sampler.events, "goal": {"files": {}, "events": {}}}
+    desk = Desk()
+    desk.reset(scenario=json.dumps(scenario))
+    calls = [call for request in drawn for call in request.solution]
+    for call in calls:
+        getattr(desk, call.name)(**call.arguments)
+    state = desk._snapshot()
+    scenario["goal"] = {"files": state["files"], "events": state["events"]}
+    scenario |= _reference(drawn[0].first, calls)
+    scenario["combinations"] = list(dict.fromkeys(sampler.combinations))
+    if len(drawn) > 1:
+        scenario["requests"] = [_reference(request.first, request.solution) for request in drawn]
+    return scenario
+
+
+def _reference(first: ToolCall, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """Reference calls as fields of a scenario."""
+    return {
+        "first": [first.name, dict(first.arguments)],
+        "solution": [[call.name, dict(call.arguments)] for call in calls],
+    }
+
+
+def _draw_plain(sampler: ScenarioSampler) -> DeskRequest:
+    if sampler.rng.random() < 0.6:
+        name = sampler.add_file()
+        sampler.add_file()
+        text, call = _draw_file_request(sampler, name, name)
+    else:
+        title, date = sampler.draw_meeting()
+        time = sampler.draw_time()
+        text = f"Add {title} on {date} at {time}."
+        call = ToolCall("add_event", {"title": title, "date": date, "time": time})
+    return DeskRequest("plain", text, call, (call,))
+
+
+def _draw_formats(sampler: ScenarioSampler) -> DeskRequest:
+    title, date = sampler.draw_meeting()
+    time = sampler.draw_time()
+    date_in_words = f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
+    written = date_in_words if sampler.rng.random() < 0.5 else date
+    call = ToolCall("add_event", {"title": title, "date": date, "time": time})
+    return DeskRequest("formats", f"Add {title} on {written} at {spoken_time(time)}.", call, (call,))
+
+
+def _draw_names(sampler: ScenarioSampler) -> DeskRequest:
+    if sampler.rng.random() < 0.7:
+        name = sampler.add_file()
+        word = name.split("_")[0]
+        phrase, guess = f"the {word}", f"{word}.txt"
+    else:
+        word = sampler.rng.choice(WORDS)
+        owner, other = sampler.rng.sample(CONTACTS, 2)
+        names = {person: sampler.add_file(word, owner=person) for person in sorted((owner, other))}
+        name = names[owner]
+        phrase, guess = f"the {word} of {owner}", f"{word}_{owner.lower()}.txt"
+    sampler.add_file()
+    text, call = _draw_file_request(sampler, name, phrase)
+    return DeskRequest("names", text, ToolCall(call.name, {**call.arguments, "name": guess}), (call,))
+
+
+def _draw_ids(sampler: ScenarioSampler) -> DeskRequest:
+    event_id = sampler.add_event()
+    sampler.add_event()
+    event = sampler.events[event_id]
+    title = event["title"]
+    if sampler.rng.random() < 0.5:
+        text, call = f"Cancel the {title}.", ToolCall("cancel_event", {"event_id": event_id})
+    else:
+        taken = {other["time"] for other in sampler.events.values() if other["date"] == event["date"]}
+        time = sampler.draw_time()
+        while time in taken:
+            time = sampler.draw_time()
+        text = f"Move the {title} to {time}."
+        call = ToolCall("move_event", {"event_id": event_id, "time": time})
+    return DeskRequest("ids", text, ToolCall(call.name, {**call.arguments, "event_id": title}), (call,))
+
+
+def _draw_locked(sampler: ScenarioSampler) -> DeskRequest:
+    name = sampler.add_file(locked=True)
+    sampler.add_file()
+    text, call = _draw_file_request(sampler, name, name)
+    return DeskRequest("locked", text, call, (ToolCall("unlock_file", {"name": name}), call))
+
+
+def _draw_conflicts(sampler: ScenarioSampler) -> DeskRequest:
+    title, date = sampler.draw_meeting()
+    start = 60 * sampler.rng.randint(8, 16) + sampler.rng.choice((0, 30))
+    time, *taken, free = (format_time(start + SLOT * i) for i in range(sampler.rng.randint(1, 3) + 1))
+    for other in (time, *taken):
+        sampler.add_event(date, other)
+    first = ToolCall("add_event", {"title": title, "date": date, "time": time})
+    call = ToolCall("add_event", {**first.arguments, "time": free})
+    return DeskRequest("conflicts", f"Add {title} on {date} at {time} or the next free time.", first, (call,))
+
+
+_DRAW_REQUEST = {
+    "plain": _draw_plain,
+    "formats": _draw_formats,
+    "names": _draw_names,
+    "ids": _draw_ids,
+    "locked": _draw_locked,
+    "conflicts": _draw_conflicts,
+}
+
+
+def _draw_file_request(sampler: ScenarioSampler, name: str, phrase: str) -> tuple[str, ToolCall]:
+    """Something to do with a file, as a sentence that calls it `phrase` and as a call."""
+    rng = sampler.rng
+    action = rng.choice(("move", "delete", "share", "rename"))
+    if action == "move":
+        folder = rng.choice([folder for folder in FOLDERS if folder != sampler.files[name]["folder"]])
+        return f"Move {phrase} to {folder}.", ToolCall("move_file", {"name": name, "folder": folder})
+    if action == "delete":
+        return f"Delete {phrase}.", ToolCall("delete_file", {"name": name})
+    if action == "share":
+        person = rng.choice(CONTACTS)
+        return f"Share {phrase} with {person}.", ToolCall("share_file", {"name": name, "person": person})
+    new_name = f"{rng.choice(WORDS)}_{rng.randint(41, 60)}.{rng.choice(ENDINGS)}"
+    return f"Rename {phrase} to {new_name}.", ToolCall("rename_file", {"name": name, "new_name": new_name})

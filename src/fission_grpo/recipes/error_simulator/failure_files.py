@@ -138,7 +138,7 @@ def _messages(task: Task) -> tuple[Message, ...]:
 def case_contexts(cases: Sequence[Any], unused: Counter[str]) -> list[StepContext]:
     """The step tasks of BFCL cases. A case whose own reference fails is left out and counted."""
     from fission_grpo.envs.bfcl.env import TaskError
-    from fission_grpo.envs.bfcl.step_tasks import steps_of_case
+    from fission_grpo.envs.bfcl.tasks import steps_of_case
 
     contexts: list[StepContext] = []
     for case in cases:
@@ -244,8 +244,7 @@ def read_evaluation_failures(
 def _official_turns(category: str) -> Mapping[str, Sequence[TurnContext]]:
     """The user turns of BFCL's own multi-turn cases of a category by case; empty for any other category."""
     from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases
-    from fission_grpo.envs.bfcl.step_tasks import case_tools, official_case
-    from fission_grpo.envs.bfcl.tasks import SYSTEM
+    from fission_grpo.envs.bfcl.tasks import SYSTEM, case_tools, official_case
 
     if category not in MULTI_TURN:
         return {}

@@ -153,11 +153,13 @@ def sample_failures(
 
     cases = (lambda context=context: run_context(context) for context in contexts for _ in range(samples))
     run_cases(policy, cases, in_flight)
-    judged = [(context, reply) for context, reply in replies if reply.lost is None]
-    judged = [(context, reply) for context, reply in judged if reply.text or not reply.truncated]
-    failures = [(context.task.root, judge_reply(context, reply.text, reply.truncated)) for context, reply in judged]
-    kept = [unlabelled(failure, f"sampled:{name}", root) for root, failure in failures if failure is not None]
-    return SampledFailures(tuple(kept), len(judged), len(replies) - len(judged))
+    failures, lost = [], 0
+    for context, reply in replies:
+        if reply.lost is not None or (reply.truncated and not reply.text):
+            lost += 1
+        elif failure := judge_reply(context, reply.text, reply.truncated):
+            failures.append(unlabelled(failure, f"sampled:{name}", context.task.root))
+    return SampledFailures(tuple(failures), len(replies) - lost, lost)
 
 
 @contextmanager

@@ -375,18 +375,16 @@ def evaluate_training(trainer: SFTTrainer, rows: TrainingRows, settings: PromptS
 
 def summary(record: dict[str, Any]) -> str:
     """A few lines for the terminal."""
-    rows, losses = record["rows"], record["losses"]
     lines = [
         f"{record['model']}: {record['trained']:,} of {record['parameters']:,} parameters trained on "
-        f"{rows['train']:,} rows, {record['steps']} steps, {record['minutes']} minutes"
+        f"{record['rows']['train']:,} rows, {record['steps']} steps, {record['minutes']} minutes"
     ]
     lines += [f"{count:,} rows left out: {why}" for why, count in record["left_out"].items() if count]
-    if losses:
+    if losses := record["losses"]:
         lines.append(f"training loss {losses[0]['loss']} -> {losses[-1]['loss']}")
     for name, trial in record.get("trial", {}).items():
-        rates = ", ".join(f"{key} {trial[key]['rate'] or 0.0:.1%}" for key in ("answered", "specific", "leaked"))
-        lines.append(
-            f"{name} APIs, {trial['rows']} rows: loss {record['evaluation_loss'][name]}, as the teacher "
-            f"{trial['exact']:.1%}, {rates} {trial['rejected'] or ''}".rstrip()
-        )
+        rates = [f"{key} {trial[key]['rate'] or 0.0:.1%}" for key in ("answered", "specific", "leaked")]
+        shown = ", ".join([f"equal to the teacher {trial['exact']:.1%}", *rates])
+        lines.append(f"{name} APIs, {trial['rows']} rows: loss {record['evaluation_loss'][name]}, {shown}")
+        lines += [f"  not answered: {count:,} {reason}" for reason, count in trial["rejected"].items()]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from fission_grpo.envs.desk.env import (
     Desk,
     ToolError,
 )
-from fission_grpo.envs.desk.tasks import desk_rows, make_rows, parts, spoken_time
+from fission_grpo.envs.desk.tasks import make_rows, solutions_by_request, spoken_time
 from fission_grpo.envs.wrapper import tool_methods
 
 MAX_CALLS = 3
@@ -65,7 +65,7 @@ def demonstrations(count: int, seed: int, quality: DemoQuality, requests: int = 
 
     With `requests` > 1 the tasks of the first SINGLE_SHARE of them still have one request each.
     """
-    rows = desk_rows(count, seed, "train", requests)
+    rows = make_rows(count, seed, "train", requests)
     if requests > 1:
         single = int(SINGLE_SHARE * count)
         rows[:single] = make_rows(single, seed, "train")
@@ -82,7 +82,7 @@ def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: DemoQuality
     desk.reset(**row)
     messages: list[Message] = list(row["prompt"])
     failed = False
-    for first, calls in parts(row):
+    for first, calls in solutions_by_request(row):
         done = _attempt(tool_methods(desk), first, calls, rng, quality)
         failed = failed or done[-1].failed
         for each in done:
