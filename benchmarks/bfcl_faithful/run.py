@@ -52,12 +52,13 @@ from fission_grpo.evaluation.bfcl.results import (
     result_path,
     write_result_files,
 )
-from fission_grpo.evaluation.bfcl.run_case import run_case, run_single_turn
+from fission_grpo.evaluation.bfcl.run_case import run_case
+from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 from fission_grpo.evaluation.runner import run_cases
 from fission_grpo.inference.base import Reply
 
 MODELS = {"qwen-fc": "Qwen/Qwen3-8B-FC", "qwen-prompting": "Qwen/Qwen3-8B", "chat": "Qwen/Qwen3-8B-FC"}
-VARIANTS = [(form, mode) for form in MODELS for mode in ("strict", "told")]
+VARIANTS = [(form, mode) for form in MODELS for mode in ("strict", "feedback")]
 
 
 class Script:

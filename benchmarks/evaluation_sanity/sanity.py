@@ -30,9 +30,10 @@ from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_case, judge_turn
 from fission_grpo.envs.bfcl.official import multi_turn_cases
 from fission_grpo.envs.bfcl.state import new_state
-from fission_grpo.evaluation.metrics import compute_metrics, metrics_json, metrics_table
+from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
-from fission_grpo.evaluation.transcripts import answered
+from fission_grpo.evaluation.tables import metrics_table
+from fission_grpo.evaluation.transcripts import record_call
 
 CATEGORIES = ("base", "miss_func", "miss_param", "long_context")
 KINDS = ("unknown_tool", "bad_arguments", "raised")
@@ -79,7 +80,7 @@ def failing_call(entry, reference, kind, rng):
             for call in calls[: i if turn == t else None]:
                 world.call(call)
         for call in candidates:
-            if answered(call, world.copy().call(call), None).error is not None:
+            if record_call(call, world.copy().call(call), None).error is not None:
                 return t, i, call
     return None
 
@@ -92,7 +93,7 @@ def played(entry, reference, transcript, tools):
         steps = []
         for call in calls:
             results.append(ours.call(call))
-            steps.append(StepRecord(calls=(answered(call, results[-1], tools),)))
+            steps.append(StepRecord(calls=(record_call(call, results[-1], tools),)))
         now = judge_turn(ours, truth, results, [truth.call(call) for call in expected], bool(calls), number)
         verdict = verdict or now.error
         turns.append(TurnRecord(tuple(steps), verdict is None))

@@ -43,7 +43,7 @@ def desk_requests(count):
 def bfcl_requests(count):
     os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
     from fission_grpo.envs.bfcl.official import single_turn_cases
-    from fission_grpo.evaluation.bfcl.run_case import run_single_turn
+    from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 
     return [next(run_single_turn(case, "chat")) for case in single_turn_cases("simple_python")[:count]]
 
@@ -150,10 +150,10 @@ def memory(arguments):
 
         return play
 
-    plays = {name: counted(begin) for name, begin in tasks.plays.items()}
+    plays = {name: counted(begin) for name, begin in tasks.cases.items()}
     before, began = resident_mib(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        manifest = Manifest("memory", {"kind": tasks.kind}, {}, asdict(sampling), player.described)
+        manifest = Manifest("memory", {"kind": tasks.kind}, {}, asdict(sampling), player.description)
         evaluate_run(Path(folder), manifest, player.policy, plays, 64)
     seconds = round(time.perf_counter() - began, 1)
     return {"part": "memory", "cases": CASES, "seconds": seconds, "before_mib": before, "every_50_cases_mib": resident}

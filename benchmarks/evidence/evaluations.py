@@ -27,7 +27,7 @@ def plays_of(one: Set) -> Mapping[str, Callable[[], RunningCase]]:
     """
     if (name := one.tasks.removeprefix("desk:")) in SETS:
         return desk_plays(name, one.count, TASK_SEED, one.skip)
-    return task_set(TaskSpec(one.tasks, one.count, one.skip, TASK_SEED, one.max_turns)).plays
+    return task_set(TaskSpec(one.tasks, one.count, one.skip, TASK_SEED, one.max_turns)).cases
 
 
 def evaluate(model: Any, tokenizer: Any, one: Set, seed: int) -> list[CaseRecord]:

@@ -20,7 +20,7 @@ from fission_grpo.cli.train import make_trainer, parse, resume_point
 from fission_grpo.evaluation.policies import versions
 from fission_grpo.feedback.spec import closing, endpoint_options, sources_from
 from fission_grpo.inference.pretrained import model_path
-from fission_grpo.training.checkpoint import load_state
+from fission_grpo.training.checkpoint_files import load_state
 
 KEPT = ("fission/", "recovery/", "feedback/", "env/", "simulator/")
 KEPT += ("reward", "completions/mean_length", "grad_norm", "entropy", "loss")
@@ -68,7 +68,7 @@ def _train(job: Job) -> dict[str, Any]:
     }
     script, args, model, reward = parse(_as_arguments(options))
     checkpoint = resume_point(args)
-    with closing(sources_from(script.feedback, *endpoint_options(script.simulator))) as sources:
+    with closing(sources_from(script.feedback, *endpoint_options(script.feedback_model))) as sources:
         trainer = make_trainer(script, args, model, reward, sources, VARIANTS[arm.trainer])
         if arm.offline:
             recover_offline(trainer, offline["fission"]["buffer"])
@@ -89,7 +89,7 @@ def _train(job: Job) -> dict[str, Any]:
 
 
 def _as_arguments(options: Mapping[str, Any]) -> list[str]:
-    """`{"seed": 1, "simulator": {"url": "x"}}` as `["--seed", "1", "--simulator", '{"url": "x"}']`."""
+    """`{"seed": 1, "feedback_model": {"url": "x"}}` as `["--seed", "1", "--feedback_model", '{"url": "x"}']`."""
     given: list[str] = []
     for name, value in options.items():
         if isinstance(value, list):

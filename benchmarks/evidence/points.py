@@ -14,9 +14,9 @@ from old_names import new_names
 from suite import Job
 from transformers import TrainerCallback
 
-from fission_grpo.evaluation.evaluate import eval_line
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.policies import versions
+from fission_grpo.evaluation.run import eval_line
 from fission_grpo.training.callbacks import steps_per_cycle
 
 POINTS, CLOCK = "points.jsonl", "clock.json"

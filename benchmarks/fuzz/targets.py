@@ -38,7 +38,7 @@ from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
 from fission_grpo.feedback.value_forms import number_of, states_boolean, states_date, states_number, states_time
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.fission.recovery import recovery_task
-from fission_grpo.inference.endpoint import Unreadable, read_answer
+from fission_grpo.inference.messages import UnreadableResponse, read_completion
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 2.0
@@ -85,8 +85,8 @@ def parser(data: bytes) -> None:
         json.dumps([[call.name, call.arguments, call.source] for call in decoded.calls], allow_nan=False).encode()
     with suppress(ValueError):
         python_calls(text)
-    with suppress(Unreadable):
-        json.dumps(read_answer(data).reply.text, allow_nan=False)
+    with suppress(UnreadableResponse):
+        json.dumps(read_completion(data).text, allow_nan=False)
     states_boolean(text, True)
     states_number(text, number_of(text) or 12.5)
     states_date(text, text[:40])

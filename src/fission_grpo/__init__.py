@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fission_grpo.core.errors import InfrastructureError
     from fission_grpo.envs.check import check_environment
     from fission_grpo.envs.faults import Fault, inject_faults
+    from fission_grpo.evaluation.evaluate import evaluate
     from fission_grpo.training.callbacks import StopAndSave
     from fission_grpo.training.config import FissionGRPOConfig
     from fission_grpo.training.trainer import FissionGRPOTrainer
@@ -44,6 +45,7 @@ __all__ = [
     "Turn",
     "Verdict",
     "check_environment",
+    "evaluate",
     "inject_faults",
 ]
 
@@ -55,6 +57,7 @@ _LATER = {
     "InfrastructureError": "fission_grpo.core.errors",
     "StopAndSave": "fission_grpo.training.callbacks",
     "check_environment": "fission_grpo.envs.check",
+    "evaluate": "fission_grpo.evaluation.evaluate",
     "inject_faults": "fission_grpo.envs.faults",
 }
 """Names that are loaded on first use, as importing trl takes seconds, by module."""

@@ -80,7 +80,7 @@ def test_what_a_policy_gets_wrong_at_first_is_its_own_error_in_every_wording(nam
 
 
 def test_the_sets_are_the_same_tasks_in_the_same_order():
-    official = list(task_set(TaskSpec(tasks="desk", count=COUNT, seed=SEED)).plays)
+    official = list(task_set(TaskSpec(tasks="desk", count=COUNT, seed=SEED)).cases)
     assert all(list(desk_plays(name, COUNT, SEED)) == official for name in SETS)
     kinds = [record.category for record in played("unseen_tools", lambda row, dialogue: []).values()]
     assert kinds == categories(COUNT, SEED) == [row["kind"] for row in ROWS]

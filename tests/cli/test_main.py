@@ -11,7 +11,7 @@ import pytest
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.timing import format_duration
-from fission_grpo.training.callbacks import Moment, progress_line
+from fission_grpo.training.callbacks import RunProgress, progress_line
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
 training = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
@@ -146,7 +146,7 @@ def test_mistakes_are_found_before_training(options, expected, tmp_path, capsys)
 
 def test_progress_tells_rate_and_time_left():
     # 4 of 10 steps and 900 tokens in 20 s: 45 tokens/s, 6 * 20 / 4 = 30 s left
-    moment = Moment(step=4, max_steps=10, seconds=20, tokens=900)
+    moment = RunProgress(step=4, max_steps=10, seconds=20, tokens=900)
     logs = {"fission/phase": 1.0, "reward": 0.614, "recovery/rate": 0.25, "fission/buffer": 3.0, "loss": 1.0}
     assert progress_line(moment, logs) == (
         "step 4/10 · recover · reward 0.614 · recoveries right 0.25 · buffer 3 · 45 tokens/s · 0:30 left"
@@ -155,11 +155,11 @@ def test_progress_tells_rate_and_time_left():
 
 def test_time_left_heeds_the_token_budget_and_a_resume():
     # resumed at step 2 with 100 tokens: 800 / 20 s = 40 tokens/s; the budget ends in 100 / 40 = 2.5 s
-    moment = Moment(step=4, max_steps=10, seconds=20, first_step=2, tokens=900, first_tokens=100, max_tokens=1000)
+    moment = RunProgress(step=4, max_steps=10, seconds=20, first_step=2, tokens=900, first_tokens=100, max_tokens=1000)
     assert moment.tokens_per_second == 40
     assert moment.seconds_left == 2.5
-    assert Moment(step=2, max_steps=10, seconds=5, first_step=2).seconds_left is None
-    assert Moment(step=3, max_steps=10, seconds=5, tokens=9, first_tokens=None).tokens_per_second is None
+    assert RunProgress(step=2, max_steps=10, seconds=5, first_step=2).seconds_left is None
+    assert RunProgress(step=3, max_steps=10, seconds=5, tokens=9, first_tokens=None).tokens_per_second is None
 
 
 def test_clock_shows_hours_only_where_there_are_any():

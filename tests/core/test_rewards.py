@@ -4,18 +4,20 @@ import math
 
 import pytest
 
+from fission_grpo.core.chat import render_call
 from fission_grpo.core.rewards import (
     RewardConfig,
+    StepReward,
     argument_f1,
     correctness_reward,
     format_reward,
-    group_advantages,
     length_reward,
     match_calls,
     reward_weights,
     same_value,
     step_verdict,
 )
+from fission_grpo.core.serialization import task_to_json
 from fission_grpo.core.types import Task, ToolCall, Turn
 
 LS, CD = ToolCall("ls"), ToolCall("cd", {"dir": "a"})
@@ -221,21 +223,13 @@ def test_a_constant_out_of_range_is_named(field, value):
         RewardConfig(**{field: value})
 
 
-def test_advantages_are_normalised_within_each_group():
-    # group 1: mean 0.5, unbiased deviation sqrt(4 * 0.25 / 3) = 0.57735; 0.5 / 0.57745 = 0.86588
-    # group 2: no variance, all 0
-    assert group_advantages([1, 0, 0, 1, 3, 3, 3, 3], 4) == pytest.approx(
-        [0.86588, -0.86588, -0.86588, 0.86588, 0, 0, 0, 0], abs=1e-5
-    )
-
-
-def test_unjudged_rollouts_count_in_no_statistic_and_get_no_advantage():
-    # known 1 and 0: mean 0.5, deviation sqrt(0.5 / 1) = 0.70711; 0.5 / 0.70721 = 0.70701
-    assert group_advantages([1, None, 0, math.nan], 4) == pytest.approx([0.70701, 0, -0.70701, 0], abs=1e-5)
-    assert group_advantages([1, None, None, None], 4) == [0, 0, 0, 0]
-    assert group_advantages([None, None], 2) == [0, 0]
-
-
-def test_groups_must_come_out_even():
-    with pytest.raises(ValueError, match="3 rewards cannot be split into groups of 2"):
-        group_advantages([1, 2, 3], 2)
+def test_the_reward_function_hands_out_the_verdicts_of_its_last_call():
+    reward, row = StepReward(), task_to_json(Task("t", "go", reference=(CD,)))
+    text = render_call(CD)
+    rewards = reward([text, "no"], [[1, 2], [3]], [row, row])
+    verdicts = [reward.verdict_of("t", [1, 2]), reward.verdict_of("t", (3,))]
+    assert rewards == [verdict.reward for verdict in verdicts]
+    assert [verdict.failed for verdict in verdicts] == [False, True]
+    reward([text], [[4]], [row])
+    with pytest.raises(KeyError):
+        reward.verdict_of("t", [3])

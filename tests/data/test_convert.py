@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
-from fission_grpo.data.convert.dialogues import tools_of
-from fission_grpo.data.convert.formats import LAYOUTS, convert_file, read_calls
-from fission_grpo.data.convert.toolrl import RowDropped
+from fission_grpo.data.convert.dialogues import RowDropped
+from fission_grpo.data.convert.formats import LAYOUTS, convert_file, read_toolace_calls
+from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 
 WEATHER = {
@@ -158,13 +158,13 @@ def test_toolace_names_may_hold_spaces():
     ],
 )
 def test_toolace_calls_are_read_without_running_anything(text, calls):
-    assert read_calls(text, ["a.b", "a"]) == calls
+    assert read_toolace_calls(text, ["a.b", "a"]) == calls
 
 
 @pytest.mark.parametrize("text", ["[a.b(1)]", "[a.b(x=open('f'))]", "[a.b(x=__import__('os').getcwd())]", "[a.b(x=)]"])
 def test_toolace_calls_that_are_no_literals_are_dropped(text):
     with pytest.raises(RowDropped, match="a tool call cannot be read"):
-        read_calls(text, ["a.b"])
+        read_toolace_calls(text, ["a.b"])
 
 
 def test_hermes_calls_may_be_python_and_results_lose_their_tags():

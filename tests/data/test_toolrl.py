@@ -7,7 +7,8 @@ import pytest
 
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
-from fission_grpo.data.convert.toolrl import json_schema, read_toolrl
+from fission_grpo.data.convert.toolrl import read_toolrl
+from fission_grpo.data.convert.tools import json_schema
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 
 REAL = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "toolrl"
@@ -139,7 +140,7 @@ def test_a_file_in_another_layout_is_refused(tmp_path):
     with pytest.raises(TaskFileError, match="row 1, field 'input': must be a string"):
         read_toolrl(path)
     path.write_text("{}")
-    with pytest.raises(TaskFileError, match="must be a list"):
+    with pytest.raises(TaskFileError, match="row 1, field 'instruction': must be a string"):
         read_toolrl(path)
     with pytest.raises(TaskFileError, match=r"none\.json: cannot be read"):
         read_toolrl(tmp_path / "none.json")

@@ -1,7 +1,6 @@
 """Tasks of several requests at the desk, their demonstrations, and the names under which commands take them."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +19,7 @@ from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
 from fission_grpo.recipes.starter_policy.desk_demos import (
     MIXED,
-    MIXED_CHAINS,
+    MIXED_MULTI_REQUEST,
     SKILLED,
     demonstrations,
 )
@@ -139,9 +138,8 @@ def test_names_of_tasks_are_understood(tasks, requests):
 @pytest.mark.parametrize("name", ["desk:", "desk:x", "desk:0", "desk:5", "desk:-1", "desk:2:2", "desk:²", "desk: 2"])
 def test_faulty_names_are_refused_by_training_and_evaluation_with_the_form_to_write(name):
     load = pytest.importorskip("fission_grpo.data.load")
-    script = SimpleNamespace(tasks=name, num_tasks=4, skip_tasks=0, max_prompt_tokens=0)
     with pytest.raises(load.UsageError, match="1 to 4, such as 'desk:2'"):
-        load.load_training_data(script, 0, None, None)
+        load.load_training_data(name, None)
     with pytest.raises(ValueError, match="1 to 4, such as 'desk:2'"):
         task_set(TaskSpec(name))
 
@@ -156,10 +154,9 @@ def test_rows_that_cannot_be_are_refused(count, split, requests):
 
 def test_training_and_evaluation_draw_from_their_own_split():
     load = pytest.importorskip("fission_grpo.data.load")
-    script = SimpleNamespace(tasks="desk:2", num_tasks=6, skip_tasks=0, max_prompt_tokens=0)
-    assert load.load_training_data(script, 3, None, None).rows == make_rows(6, 3, "train", 2)
+    assert load.load_training_data("desk:2", None, num_tasks=6, seed=3).rows == make_rows(6, 3, "train", 2)
     found = task_set(TaskSpec("desk:2", count=4, skip=2, seed=3))
-    assert list(found.plays) == [f"held_out-2x-3-{number}" for number in range(2, 6)]
+    assert list(found.cases) == [f"held_out-2x-3-{number}" for number in range(2, 6)]
     assert (found.kind, task_set(TaskSpec("desk:1", count=1)).kind) == ("desk:2", "desk")
 
 
@@ -168,7 +165,7 @@ def test_the_limit_of_turns_fits_the_requests_unless_one_is_given():
 
     def turns(*options):
         arguments = evaluate_options.eval_parser().parse_args(["--model", "starter", *options])
-        return evaluate_options.choice_of(arguments).max_turns
+        return evaluate_options.make_task_spec(arguments).max_turns
 
     assert [turns(), turns("--tasks", "desk:2"), turns("--tasks", "desk:2", "--max_turns", "5")] == [4, 7, 5]
 
@@ -176,7 +173,7 @@ def test_the_limit_of_turns_fits_the_requests_unless_one_is_given():
 def test_demonstrations_do_one_request_after_the_other_and_the_better_they_are_the_more_often_both():
     assert demonstrations(20, 3, MIXED, 2) == demonstrations(20, 3, MIXED, 2)
     shares = []
-    for quality in (MIXED, MIXED_CHAINS, SKILLED):
+    for quality in (MIXED, MIXED_MULTI_REQUEST, SKILLED):
         rewards = []
         for row, dialogue in zip(make_rows(200, 0, "train", 2), demonstrations(200, 0, quality, 2), strict=True):
             if dialogue[0] != row["prompt"][0]:

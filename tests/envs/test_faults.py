@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+from scripted_policy import ScriptedPolicy
 
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.check import check_environment
@@ -15,7 +16,7 @@ from fission_grpo.envs.faults import (
 )
 from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
+from fission_grpo.evaluation.evaluate import evaluate
 
 PUT, TOTAL = ToolCall("put", {"amount": 2}), ToolCall("total")
 

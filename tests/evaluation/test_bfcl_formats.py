@@ -36,9 +36,10 @@ from fission_grpo.evaluation.bfcl.decoding import (
     python_ast,
     python_calls,
 )
-from fission_grpo.evaluation.bfcl.formats import new_dialogue, schema_of
+from fission_grpo.evaluation.bfcl.formats import new_conversation, schema_of
 from fission_grpo.evaluation.bfcl.results import write_result_files
-from fission_grpo.evaluation.bfcl.run_case import run_case, run_single_turn
+from fission_grpo.evaluation.bfcl.run_case import run_case
+from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 from fission_grpo.inference.base import Reply
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -114,10 +115,10 @@ def test_the_fixture_has_decodable_and_undecodable_texts_of_both_kinds():
 
 
 def test_an_fc_prompt_is_this_text():
-    dialogue = new_dialogue("qwen-fc", [TICKET])
-    dialogue.say([{"role": "user", "content": "Close."}])
-    decoded = dialogue.hear(Reply(f"<think>\nIt is open.\n</think>\n\n{CALL}"))
-    dialogue.answer(decoded, ["closed"])
+    dialogue = new_conversation("qwen-fc", [TICKET])
+    dialogue.add_user_turn([{"role": "user", "content": "Close."}])
+    decoded = dialogue.add_reply(Reply(f"<think>\nIt is open.\n</think>\n\n{CALL}"))
+    dialogue.add_results(decoded, ["closed"])
     prompt = dialogue.request().prompt
     listed, rest = prompt.split("\n</tools>", 1)
     assert listed.endswith(
@@ -130,7 +131,7 @@ def test_an_fc_prompt_is_this_text():
         "<|im_start|>user\n<tool_response>\nclosed\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    dialogue.say([{"role": "user", "content": "Thanks."}])  # thoughts before the last question are not shown
+    dialogue.add_user_turn([{"role": "user", "content": "Thanks."}])  # thoughts before the last question are not shown
     assert "It is open." not in dialogue.request().prompt
 
 
@@ -200,12 +201,12 @@ def test_chat_schemas_are_valid_json_schema_and_names_have_no_dots():
 
 
 def test_chat_answers_structured_calls_by_their_ids_and_adds_held_out_functions_to_the_tools():
-    dialogue = new_dialogue("chat", [TICKET])
-    dialogue.say([{"role": "user", "content": "Close."}])
+    dialogue = new_conversation("chat", [TICKET])
+    dialogue.add_user_turn([{"role": "user", "content": "Close."}])
     sent = {"id": "c1", "type": "function", "function": {"name": "close", "arguments": "{}"}}
-    decoded = dialogue.hear(Reply(CALL, tool_calls=(sent,)))
-    dialogue.answer(decoded, ["closed"])
-    dialogue.say([], [{**TICKET, "name": "open"}])
+    decoded = dialogue.add_reply(Reply(CALL, tool_calls=(sent,)))
+    dialogue.add_results(decoded, ["closed"])
+    dialogue.add_user_turn([], [{**TICKET, "name": "open"}])
     request = dialogue.request()
     assert [tool["name"] for tool in request.tools] == ["close", "open"]
     assert request.messages[1:3] == (
@@ -217,12 +218,12 @@ def test_chat_answers_structured_calls_by_their_ids_and_adds_held_out_functions_
 
 
 def test_chat_sends_no_structured_calls_back_that_have_no_answer():
-    dialogue = new_dialogue("chat", [TICKET])
-    dialogue.say([{"role": "user", "content": "Close."}])
+    dialogue = new_conversation("chat", [TICKET])
+    dialogue.add_user_turn([{"role": "user", "content": "Close."}])
     sent = {"id": "c1", "type": "function", "function": {"name": "close", "arguments": "{"}}
     broken = '<tool_call>\n{"name": "close", "arguments": {}\n</tool_call>'
-    assert dialogue.hear(Reply(broken, tool_calls=(sent,))).unread is not None
-    dialogue.tell("bad")
+    assert dialogue.add_reply(Reply(broken, tool_calls=(sent,))).unread is not None
+    dialogue.add_error("bad")
     assert dialogue.request().messages[1:] == (
         {"role": "assistant", "content": broken},
         {"role": "user", "content": '{"error": "bad"}'},

@@ -18,7 +18,7 @@ from fission_grpo.evaluation.bfcl.results import (
     result_path,
     write_result_files,
 )
-from fission_grpo.evaluation.bfcl.run_case import run_single_turn
+from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 from fission_grpo.inference.base import Reply
 
 
@@ -89,7 +89,7 @@ def test_a_result_with_too_few_turns_was_forced_to_end():
         ({"id": "multi_turn_base_1", "result": {}}, "line 2: field 'result' must be a list of user turns"),
         ({"id": "multi_turn_base_1", "result": ["x"]}, "field 'result\\[0\\]' must be a list of steps, but is \"x\""),
         ({"id": "multi_turn_base_1", "result": [[], [5]]}, "field 'result\\[1\\]\\[0\\]' must be text, an object"),
-        ({"id": CASE.id, "result": []}, "line 2: field 'id': 'multi_turn_base_100' stands in an earlier line, too"),
+        ({"id": CASE.id, "result": []}, "line 2: field 'id': 'multi_turn_base_100' is also in an earlier line"),
     ],
 )
 def test_a_broken_row_is_named_with_its_line_and_field(row, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Playing BFCL cases: the official loop, modes, verdicts. Worked by hand on `multi_turn_base_100`.
+"""Running BFCL cases: the official loop, modes, verdicts. Worked by hand on `multi_turn_base_100`.
 
 Its two turns want `get_stock_info(symbol='NVDA')` and `fund_account(amount=2203.4)`.
 """
@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
 os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
 
-from bfcl_support import BROKEN, CASE, FUND, INFO, call, play, verdicts
+from bfcl_support import BROKEN, CASE, FUND, INFO, call, play, scripted_calls, verdicts
 
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.envs.bfcl.judge import write_call
 from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases
 from fission_grpo.envs.bfcl.state import new_state
 from fission_grpo.evaluation.bfcl.formats import FORMATS
-from fission_grpo.evaluation.bfcl.run_case import execute, hidden_names, run_case, scripted_calls
+from fission_grpo.evaluation.bfcl.run_case import execute, executor_variables, run_case
 from fission_grpo.evaluation.records import to_line
 from fission_grpo.evaluation.runner import run_cases
 from fission_grpo.inference.base import Reply
@@ -38,7 +38,7 @@ def test_the_ground_truth_of_every_fortieth_case_succeeds(format):
     assert [verdicts(r) for r in records] == [(True, None, [True] * len(c.reference)) for c in cases]
 
 
-def test_plays_run_side_by_side():
+def test_cases_run_side_by_side():
     class Policy:
         def reply(self, requests):
             turns = [sum(m["role"] == "user" for m in request.messages) - 1 for request in requests]
@@ -103,20 +103,20 @@ def test_strictly_an_unreadable_call_ends_the_turn():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_told_of_it_the_policy_can_mend_an_unreadable_call(format):
+def test_with_feedback_the_policy_can_correct_an_unreadable_call(format):
     info, fund, broken = (INFO, FUND, BROKEN)
     if format == "qwen-prompting":
         info, fund = (f"[{write_call(turn[0])}]" for turn in CASE.reference)
         broken = info[:-2]
-    record, request = play([broken, info, "Done.", fund, "Done."], format=format, mode="told")
+    record, request = play([broken, info, "Done.", fund, "Done."], format=format, mode="feedback")
     assert verdicts(record) == (True, None, [True, True])
     assert (record.steps[0].unread is not None, record.steps[0].errors) == (True, 1)
-    told = json.dumps({"error": record.steps[0].unread})
-    assert told in [message["content"] for message in request.messages]
+    answer = json.dumps({"error": record.steps[0].unread})
+    assert answer in [message["content"] for message in request.messages]
 
 
 def test_unreadable_calls_count_in_the_limit_of_steps():
-    record, _ = play([BROKEN] * 21, mode="told")
+    record, _ = play([BROKEN] * 21, mode="feedback")
     assert verdicts(record) == (False, "multi_turn:force_terminated", [False])
     assert len(record.steps) == 21
 
@@ -152,7 +152,7 @@ def test_a_lost_reply_makes_the_case_missing_not_wrong():
 
 
 def test_an_unknown_mode_or_format_is_refused():
-    with pytest.raises(ValueError, match="no mode 'lenient'; there are strict, told"):
+    with pytest.raises(ValueError, match="no mode 'lenient'; there are strict, feedback"):
         next(run_case(CASE, mode="lenient"))
     with pytest.raises(ValueError, match="no BFCL format 'hermes'; there are qwen-fc, qwen-prompting, chat"):
         next(run_case(CASE, "hermes"))
@@ -161,7 +161,7 @@ def test_an_unknown_mode_or_format_is_refused():
 def test_a_function_name_before_a_bracket_in_a_text_is_rewritten_as_officially():
     files = {"GorillaFileSystem": {"root": {"w": {"type": "directory", "contents": {}}}}}
     world = new_state(["GorillaFileSystem"], files)
-    hidden = hidden_names(world, "multi_turn_base_0")
+    hidden = executor_variables(world, "multi_turn_base_0")
     said = execute(world, "echo(content='please sort (all)')", hidden)
     variable = "Qwen_Qwen3_8B_multi_turn_base_0_GorillaFileSystem_instance"
     assert json.loads(said) == {"terminal_output": f"please {variable}.sort(all)"}
@@ -170,7 +170,7 @@ def test_a_function_name_before_a_bracket_in_a_text_is_rewritten_as_officially()
 
 def test_calls_as_arguments_are_made_and_nothing_else_is_looked_up():
     world = new_state(["MathAPI"], {})
-    hidden = hidden_names(world, "x")
+    hidden = executor_variables(world, "x")
     inner = json.loads(execute(world, "add(a=1, b=2)", hidden))
     assert inner == {"result": 3}
     for source, error in (

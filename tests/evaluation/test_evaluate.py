@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from scripted_policy import ScriptedPolicy
 
+from fission_grpo import evaluate
 from fission_grpo.core.chat import parse, read_result, render_call
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import first_call, make_rows, solution
-from fission_grpo.evaluation.evaluate import ScriptedPolicy, eval_line, evaluate
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.records import (
@@ -18,6 +19,7 @@ from fission_grpo.evaluation.records import (
     StepRecord,
     TurnRecord,
 )
+from fission_grpo.evaluation.run import eval_line
 from fission_grpo.inference.base import Reply
 
 

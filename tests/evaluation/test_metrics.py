@@ -12,7 +12,6 @@ from fission_grpo.evaluation.intervals import difference_interval, ratio_interva
 from fission_grpo.evaluation.metrics import (
     compute_metrics,
     metrics_json,
-    metrics_table,
     retry_loops,
     steps_to_recovery,
     summarize,
@@ -26,6 +25,7 @@ from fission_grpo.evaluation.records import (
     read_records,
     to_line,
 )
+from fission_grpo.evaluation.tables import metrics_table
 
 
 def fine(name="f", **arguments):

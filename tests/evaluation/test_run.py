@@ -9,7 +9,7 @@ from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.types import ErrorKind, Task, ToolCall
 from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.records import CASES, read_records
-from fission_grpo.evaluation.run import Manifest, Progress, evaluate_run
+from fission_grpo.evaluation.run import Manifest, Progress, evaluate_run, read_manifest, write_manifest
 from fission_grpo.inference.base import Reply
 
 TOOL = {
@@ -129,3 +129,9 @@ def test_progress_tells_success_and_the_time_left():
     progress = Progress(total=10, done=2, clock_=iter([0.0]).__next__)
     progress.done, progress.judged, progress.succeeded, progress.missing = 6, 3, 2, 1
     assert progress.line(8.0) == "6/10 cases · success 0.67 · 1 missing · 0:08 left"
+
+
+def test_the_old_name_of_the_feedback_mode_is_still_read(tmp_path):
+    manifest = Manifest("old", {}, {"format": "qwen-fc", "mode": "told"}, {})
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path).prompt == {"format": "qwen-fc", "mode": "feedback"}

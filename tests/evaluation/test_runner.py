@@ -126,7 +126,7 @@ def test_a_slow_and_a_lost_reply_of_a_real_endpoint_cost_only_their_cases():
         return 403 if question == "5 1" else "x"
 
     records = []
-    with OpenAIServer(answer) as server, EndpointPolicy("small", server.url, EndpointOptions(tries=1)) as policy:
+    with OpenAIServer(answer) as server, EndpointPolicy("small", server.url, EndpointOptions(max_retries=0)) as policy:
         run_cases(policy, plays([1, *[2] * 9]), in_flight=4, done=records.append)
     assert records[-1].id == "0"
     assert [record.id for record in records if record.missing] == ["5"]

@@ -15,7 +15,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.core.types import ErrorKind
-from fission_grpo.feedback.dataset import instance, write_examples
+from fission_grpo.feedback.dataset import make_example, write_examples
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
 from fission_grpo.feedback.request import FeedbackRequest
@@ -45,8 +45,7 @@ def test_a_diagnosis_comes_from_the_simulators_prompt_and_its_cost_is_counted(se
             "feedback/model/seconds": seconds,
         }
         assert source.counts() == {}
-        assert "1 failures, 1 diagnosed" in source.report()
-        assert "11 read, 3 written, 0 of them estimated, cost 0.00041" in source.report()
+        assert "answers 1, completion_tokens 3, cost 0.00041, prompt_tokens 11, requested 1," in source.report()
     (body,) = server.asked
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": failure_text(failure_of())}]
     assert body == {"model": "small", "messages": messages, "temperature": 0.0, "max_tokens": 200}
@@ -82,7 +81,7 @@ def test_a_wrong_key_or_model_fails_at_the_start_with_what_to_mend(server, monke
     ("options", "said"),
     [
         ({"concurrency": 0}, "concurrency must be a whole number of at least 1, got 0"),
-        ({"tries": 1.5}, "tries must be a whole number"),
+        ({"max_retries": 1.5}, "max_retries must be a whole number"),
         ({"timeout": float("nan")}, "timeout must be a number"),
         ({"timeout": "30"}, "timeout must be a number of at least 0.001, got '30'"),
         ({"max_tokens": 0}, "max_tokens must be"),
@@ -123,17 +122,14 @@ def test_no_more_requests_are_under_way_than_allowed_and_equal_ones_are_sent_onc
         said = answers_of(source, *(failure_of(number % 6) for number in range(18)))
         assert said == [Diagnosis(SAID)] * 18
         found = source.counts()
-        assert (found["feedback/model/requests"], found["feedback/model/shared"], found["feedback/model/answers"]) == (
-            6,
-            12,
-            18,
-        )
+        numbers = [found[f"feedback/model/{name}"] for name in ("requests", "shared", "answers")]
+        assert numbers == [6, 12, 18]
     assert (len(server.asked), server.most) == (6, 4)
 
 
 def test_examples_from_a_file_of_instances_are_shown(server, tmp_path):
     made = [
-        replace(instance(failure_of(number), "fly", "trace"), diagnosis=f"error: {number}", teacher="rules")
+        replace(make_example(failure_of(number), "fly", "trace"), diagnosis=f"error: {number}", teacher="rules")
         for number in (7, 8, 9)
     ]
     write_examples(tmp_path / "train.jsonl", made)
@@ -166,7 +162,7 @@ def test_the_interpreter_ends_at_once_with_requests_under_way(server):
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from endpoint_source_support import *\n"
-        "source = EndpointSource('small', sys.argv[1])\n"
+        "source = EndpointFeedback('small', sys.argv[1])\n"
         "futures = source.start([failure_of(1), failure_of(2)])\n"
         "time.sleep(0.3); print('end', time.time())"
     )

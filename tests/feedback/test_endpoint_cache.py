@@ -11,8 +11,8 @@ import pytest
 from endpoint_source_support import SAID, answers_of, failure_of, source_of
 from openai_server import OpenAIServer
 
-from fission_grpo.core.chat import recovery_id
-from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.core.serialization import recovery_id
+from fission_grpo.feedback.endpoint_state import ResponseCache
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.sources import Diagnosis
 
@@ -25,8 +25,6 @@ def test_what_one_process_wrote_another_reads_and_each_writes_a_file_of_its_own(
     first.put(A, "again")
     second.put(B, "two")
     assert (first.get(A), first.get(B)) == ("error: «é»\n\ud83d", None)
-    first.close()
-    second.close()
     read = ResponseCache(tmp_path / "new" / "folder")
     assert (read.get(A), read.get(B), len(read), read.skipped) == ("error: «é»\n\ud83d", "two", 2, 0)
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 2
@@ -59,7 +57,6 @@ def test_a_full_disk_is_counted_told_once_and_texts_stay_in_memory(tmp_path, cap
     cache.put(B, "two")
     assert (cache.get(A), cache.get(B), cache.failed) == ("one", "two", 2)
     assert ["No space left on device" in record.message for record in caplog.records] == [True]
-    cache.close()
     assert ResponseCache(tmp_path).skipped == 0  # and what is no file is not read
 
 
@@ -76,7 +73,6 @@ def test_a_line_that_a_full_disk_has_cut_does_not_spoil_those_written_when_there
         signal.signal(signal.SIGXFSZ, ignored)
     cache.put(C, "three")
     assert cache.failed == 1
-    cache.close()
     read = ResponseCache(tmp_path)
     assert (read.get(A), read.get(B), read.get(C), read.skipped) == ("one", None, "three", 1)
 
@@ -102,11 +98,8 @@ def test_a_resumed_run_against_a_restarted_server_asks_nothing_twice(server, tmp
     with OpenAIServer(lambda body: "error: another text.") as restarted:
         with source_of(restarted, cache=str(tmp_path)) as source:
             assert answers_of(source, failure_of(1), failure_of(2)) == [Diagnosis(SAID)] * 2
-            assert source.counts() == {
-                "feedback/model/requested": 2,
-                "feedback/model/answers": 2,
-                "feedback/model/cache_hits": 2,
-            }
+            names = ("requested", "answers", "cache_hits")
+            assert source.counts() == {f"feedback/model/{name}": 2 for name in names}
         assert restarted.asked == []
 
 
@@ -157,7 +150,7 @@ def test_a_process_that_is_killed_loses_nothing_it_was_told(server, tmp_path):
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[3])\n"
         "from endpoint_source_support import *\n"
-        "source = EndpointSource('small', sys.argv[1], SimulatorOptions(cache=sys.argv[2]))\n"
+        "source = EndpointFeedback('small', sys.argv[1], FeedbackModelOptions(cache=sys.argv[2]))\n"
         "answers_of(source, failure_of(5)); os.kill(os.getpid(), signal.SIGKILL)"
     )
     command = [sys.executable, "-c", code, server.url, str(tmp_path), str(Path(__file__).parents[1] / "support")]
@@ -172,5 +165,5 @@ def test_a_disk_that_is_full_is_counted_in_the_sources_metrics_and_report(server
     with source_of(server, cache=str(tmp_path / "file")) as source:
         assert answers_of(source, failure_of(1)) == answers_of(source, failure_of(1)) == [Diagnosis(SAID)]
         assert source.counts()["feedback/model/cache_failed"] == 1
-        assert "1 writes failed" in source.report()
+        assert "cache_failed 1" in source.report()
     assert len(server.asked) == 1

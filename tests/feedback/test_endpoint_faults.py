@@ -48,7 +48,7 @@ def server():
 )
 def test_what_is_no_diagnosis_falls_back_and_is_counted_by_its_reason(server, said, reason):
     server.answer = lambda body: said
-    with source_of(server, tries=1) as source:
+    with source_of(server, max_retries=0) as source:
         (feedback,) = FeedbackRequest([failure_of()], (source, *make_chain("rules"))).feedback(20)
         assert (feedback.source, feedback.rejected) == ("rules", (("endpoint", reason),))
         assert source.counts()[f"feedback/model/no/{reason.replace(' ', '_')}"] == 1
@@ -66,7 +66,7 @@ def test_the_reference_verbatim_is_caught_by_the_leak_guard_and_counted_as_a_lea
 def test_nobody_answers_at_a_closed_port_and_check_says_so_at_the_start():
     with OpenAIServer() as gone:
         pass
-    with source_of(gone, tries=2) as source:
+    with source_of(gone, max_retries=1) as source:
         assert answers_of(source) == [Diagnosis(None, "connection")]
         assert source.counts()["feedback/model/retries/connection"] == 1
         with pytest.raises(EndpointError, match="nobody answers there"):
@@ -96,7 +96,7 @@ def test_tokens_are_estimated_where_the_endpoint_does_not_count_them(server):
 
 def test_the_circuit_opens_after_so_many_lost_requests_and_one_probe_closes_it_again(server):
     server.answer = lambda body: 503
-    with source_of(server, tries=1, concurrency=1, circuit_after=3, circuit_seconds=0.3) as source:
+    with source_of(server, max_retries=0, concurrency=1, circuit_after=3, circuit_seconds=0.3) as source:
         reasons = [answer.reason for answer in answers_of(source, *map(failure_of, range(6)))]
         assert reasons == ["HTTP 503"] * 3 + ["circuit open"] * 3
         assert len(server.asked) == 3
@@ -159,7 +159,7 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
 
         server.answer = answer
         feedback, bound = [], 4.0
-        with source_of(server, tries=1, timeout=0.35, circuit_after=500) as source:
+        with source_of(server, max_retries=0, timeout=0.35, circuit_after=500) as source:
             for step in range(20):
                 failures = [failure_of(25 * step + number) for number in range(25)]
                 began = time.monotonic()
@@ -191,7 +191,7 @@ def test_five_hundred_requests_with_every_second_one_spoiled_stop_nothing_and_al
 def test_with_more_tries_nearly_all_of_them_are_diagnosed_in_the_end():
     with OpenAIServer(lambda body: SAID) as server:
         server.faults = lambda number: ["close", "429", "500", "html", None, None, None, None][number % 8]
-        with source_of(server, tries=6) as source:
+        with source_of(server, max_retries=5) as source:
             assert answers_of(source, *map(failure_of, range(100))).count(Diagnosis(SAID)) >= 95
             found = source.counts()
     assert found["feedback/model/requests"] == 100 + found["feedback/model/retries"] == len(server.asked)

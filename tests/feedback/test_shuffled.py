@@ -113,7 +113,7 @@ def test_another_failures_diagnosis_is_checked_against_the_answer_of_the_one_it_
 class Later:
     """A source whose answers are set by hand."""
 
-    name, later = "later", True
+    name, asynchronous = "later", True
 
     def __init__(self):
         self.futures: list[Future[Diagnosis]] = []
@@ -133,7 +133,7 @@ def test_answers_that_come_later_are_passed_on_when_they_come():
     inner = Later()
     source = ShuffledFeedback(inner)
     a, b, c = source.start([failure("a"), failure("b"), failure("n", NO_CALL)])
-    assert source.later
+    assert source.asynchronous
     assert [one.done() for one in (a, b, c)] == [False] * 3
     inner.futures[1].set_result(Diagnosis("about b"))
     assert a.result(timeout=1) == Diagnosis("about b")
@@ -159,14 +159,14 @@ def test_what_is_given_up_by_all_is_given_up_at_the_source_too():
     inner = Later()
     pair = [failure("a"), failure("b")]
     enquiry = FeedbackRequest(pair, (ShuffledFeedback(inner),))
-    assert [one.fallback for one in enquiry.feedback(seconds=0.01)] == ["shuffled:later: late"] * 2
+    assert [one.fallback for one in enquiry.feedback(timeout=0.01)] == ["shuffled:later: late"] * 2
     assert all(future.cancelled() for future in inner.futures)
 
 
 def test_a_batch_after_one_that_was_given_up_does_not_wait_for_it():
     inner = Later()
     source = ShuffledFeedback(inner)
-    FeedbackRequest([failure("a")], (source,)).feedback(seconds=0.01)
+    FeedbackRequest([failure("a")], (source,)).feedback(timeout=0.01)
     (only,) = source.start([failure("b")])
     inner.futures[0].set_result(Diagnosis("about b"))
     assert only.result(timeout=1) == Diagnosis(None, NO_OTHER)

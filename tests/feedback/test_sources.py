@@ -228,7 +228,7 @@ def test_a_chain_asks_the_next_source_what_the_one_before_could_not_say():
 class Slow:
     """A source whose answers come when `answer` is called."""
 
-    name, later = "slow", True
+    name, asynchronous = "slow", True
 
     def __init__(self):
         self.futures: list[Future[Diagnosis]] = []
@@ -248,7 +248,7 @@ def test_what_is_late_is_given_up_and_what_is_there_is_used():
     enquiry = FeedbackRequest([failure(detail="first"), failure(detail="second")], [slow, *make_chain("environment")])
     slow.futures[1].set_result(Diagnosis("error: told"))
     began = time.monotonic()
-    first, second = enquiry.feedback(seconds=0.05)
+    first, second = enquiry.feedback(timeout=0.05)
     assert 0.04 < time.monotonic() - began < 1
     assert first == Feedback("first", "environment", (("slow", "late"),))
     assert second == Feedback("error: told", "slow")

@@ -21,7 +21,7 @@ def test_instance_is_read_back_with_its_outcome(tmp_path):
     log.recovered(instance(), 5, [1.0, None], ["Done.", "\ud800 odd"])
     (read,) = read_run(tmp_path).instances
     assert (read.id, read.step, read.root, read.kind, read.feedback) == ("x1", 3, "t", "raised", "no such file")
-    assert (read.retried_at, read.age, read.rewards) == (5, 2, (1.0, None))
+    assert (read.retried_at, read.retried_at - read.step, read.rewards) == (5, 2, (1.0, None))
     assert [dict(message) for message in read.prompt] == [ASK]
 
 

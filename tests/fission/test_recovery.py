@@ -1,6 +1,6 @@
 """Fission: from a failure to the task that recovers from it."""
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import (
     PARSE_ERROR,
     ErrorKind,

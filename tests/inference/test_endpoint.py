@@ -4,10 +4,9 @@ import json
 import logging
 import threading
 import time
-from dataclasses import asdict
 
 import pytest
-from endpoint_support import ASK, KEY, TOOL, one_reply, policy_of
+from endpoint_support import ASK, KEY, TOOL, counts_of, one_reply, policy_of
 from openai_server import OpenAIServer, calls
 
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
@@ -106,7 +105,7 @@ def test_an_unknown_name_is_passed_on(server):
 )
 def test_check_says_in_one_line_what_is_wrong_and_how_to_mend_it(server, fault, said):
     server.faults = lambda number: fault
-    with policy_of(server, tries=8) as policy, pytest.raises(EndpointError) as error:
+    with policy_of(server, max_retries=7) as policy, pytest.raises(EndpointError) as error:
         policy.check()
     line = str(error.value)
     assert "\n" not in line
@@ -118,7 +117,7 @@ def test_check_says_that_nobody_answers_and_counts_nothing():
     with OpenAIServer() as gone:
         with policy_of(gone) as policy:
             policy.check()
-            assert policy.counts.requests == 0
+            assert counts_of(policy).requests == 0
         assert gone.asked[0]["max_tokens"] == 16
     with policy_of(gone) as policy, pytest.raises(EndpointError, match="nobody answers there"):
         policy.check()
@@ -148,15 +147,15 @@ def test_the_key_is_sent_and_stands_nowhere_else(server, monkeypatch, caplog, ke
     server.faults = ["tell key", None, "tell key"]
     seen = []
     url = server.url.replace("127.0.0.1", "user:password@127.0.0.1") + "?token=hidden"
-    with EndpointPolicy("small", url, EndpointOptions(key_variable="MY_KEY", tries=1)) as policy:
+    with EndpointPolicy("small", url, EndpointOptions(key_variable="MY_KEY", max_retries=0)) as policy:
         with pytest.raises(EndpointError) as error:
             policy.check()
         seen += [repr(error.value), repr(policy), policy.url]
-    with EndpointPolicy("small", server.url, EndpointOptions(key_variable="MY_KEY", tries=1)) as policy:
+    with EndpointPolicy("small", server.url, EndpointOptions(key_variable="MY_KEY", max_retries=0)) as policy:
         replies = [policy.submit(Request(ASK)).result() for _ in range(2)]
         server.answer = lambda body: json.dumps({"choices": [], "padding": "x" * 150, "key": key * 9}).encode()
         replies.append(policy.submit(Request(ASK)).result())
-        seen += [repr(replies), repr(policy.options), str(asdict(policy.counts))]
+        seen += [repr(replies), repr(policy.options), str(policy.counts)]
     assert server.headers[1]["authorization"] == f"Bearer {key}"
     assert [reply.lost is None for reply in replies] == [True, False, False]
     assert "Incorrect API key provided: Bearer ***" in str(replies[1].lost)

@@ -3,14 +3,14 @@
 import time
 
 import pytest
-from endpoint_support import ASK, one_reply, policy_of
+from endpoint_support import ASK, counts_of, one_reply, policy_of
 from openai_server import OpenAIServer
 
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.core.chat import parse
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.endpoint import MAX_CHARACTERS
+from fission_grpo.inference.messages import MAX_CHARACTERS
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_what_may_pass_is_tried_again_and_lost_in_the_end_each_counted_by_its_re
     assert (reply.text, reply.lost) == ("Done.", None)
     assert (counts.requests, counts.retries, counts.lost) == (2, {reason: 1}, {})
     server.faults = lambda number: fault
-    reply, counts = one_reply(server, timeout=0.2, tries=2)
+    reply, counts = one_reply(server, timeout=0.2, max_retries=1)
     assert (reply.text, counts.requests, counts.retries, counts.lost) == ("", 2, {reason: 1}, {reason: 1})
     assert (reply.lost or "").startswith(f"{reason} after 2 tries")
 
@@ -97,7 +97,7 @@ def test_a_prompt_too_long_for_the_context_is_an_empty_truncated_reply_as_of_a_l
 )
 def test_an_answer_of_any_other_form_is_lost_never_raised(server, answer):
     server.answer = lambda body: answer.encode()
-    reply, counts = one_reply(server, tries=1)
+    reply, counts = one_reply(server, max_retries=0)
     assert reply.lost is not None
     assert sum(counts.lost.values()) == counts.requests == 1
 
@@ -115,7 +115,7 @@ def test_two_hundred_requests_with_faults_are_all_answered_or_lost_and_the_count
     server.faults = lambda number: kinds[number // 2 % 5] if number % 2 else None
     with policy_of(server, timeout=0.4, concurrency=32) as policy:
         replies = [future.result() for future in [policy.submit(Request(ASK)) for _ in range(200)]]
-        counts = policy.counts
+        counts = counts_of(policy)
     lost = [reply.lost for reply in replies if reply.lost is not None]
     retries = sum(counts.retries.values())
     assert all((reply.text == "Done.") == (reply.lost is None) for reply in replies)

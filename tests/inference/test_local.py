@@ -15,7 +15,8 @@ from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.local import MIN_SHARED, LocalPolicy, empty_cache, eos_ids, prompt_text, shared_length
+from fission_grpo.inference.kv_cache import make_growing_cache
+from fission_grpo.inference.local import MIN_SHARED, LocalPolicy, eos_ids, prompt_text, shared_length
 from fission_grpo.inference.pretrained import load_starter
 
 SCHEMAS = ToolSchemas(tool_methods(Desk()))
@@ -199,7 +200,7 @@ def test_a_cache_with_room_holds_what_transformers_own_holds_and_moves_nothing_w
     from transformers.cache_utils import DynamicCache
 
     torch.manual_seed(0)
-    roomy, plain = empty_cache(starter[0], room=3), DynamicCache(config=starter[0].config)
+    roomy, plain = make_growing_cache(starter[0], room=3), DynamicCache(config=starter[0].config)
     places = []
     for tokens in (5, 1, 2, 1, 4):  # 5 and room for 3; the fourth goes beyond, to 9 and room for 3; so does the fifth
         keys, values = torch.randn(2, 2, tokens, 32), torch.randn(2, 2, tokens, 32)

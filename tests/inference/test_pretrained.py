@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.evaluation.policies import trained
+from fission_grpo.evaluation.policies import read_training_progress
 from fission_grpo.inference.pretrained import model_path, starter_path
 
 
@@ -24,13 +24,13 @@ def test_folder_that_is_missing_or_holds_no_model_is_named(tmp_path):
 
 
 def test_steps_and_tokens_come_from_the_training_log(tmp_path):
-    assert trained(tmp_path) == (0, 0)
+    assert read_training_progress(tmp_path) == (0, 0)
     rows = [{"step": 1, "fission/generated_tokens": 70.0}, {"step": 2, "fission/generated_tokens": 150.0}, {"step": 2}]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
-    assert trained(tmp_path) == (2, 150)
+    assert read_training_progress(tmp_path) == (2, 150)
 
 
 def test_damaged_training_log_is_no_zero_but_an_error(tmp_path):
     (tmp_path / "trainer_state.json").write_text('{"log_history": [')
     with pytest.raises(RunFileError, match=r"trainer_state\.json"):
-        trained(tmp_path)
+        read_training_progress(tmp_path)

@@ -10,7 +10,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.cli.main import main
-from fission_grpo.inference.secrets import Secrets, parts_of, shown_command
+from fission_grpo.inference.secrets import Secrets, shown_command, split_url
 
 KEY, PASSWORD, QUERY = "Kennwort7Umgebung", "Kennwort8 Nutzer", "Kennwort9Frage"
 """Like no key's usual form, so that they are not found by how they look."""
@@ -47,7 +47,7 @@ def later_tell_key(server):
 
 
 def train(folder, url):
-    simulator = {"url": url, "cache": str(folder / "cache"), "tries": 1, "backoff": 0.01}
+    feedback_model = {"url": url, "cache": str(folder / "cache"), "max_retries": 0}
     fields = {
         "model_name_or_path": "starter",
         "tasks": "desk",
@@ -65,7 +65,7 @@ def train(folder, url):
         "logging_steps": 1,
         "save_steps": 2,
         "feedback": "endpoint:small,rules",
-        "simulator": json.dumps(simulator),
+        "feedback_model": json.dumps(feedback_model),
         "output_dir": str(folder / "run"),
     }
     return main(["train", *(part for name, value in fields.items() for part in (f"--{name}", str(value)))])
@@ -107,19 +107,19 @@ def test_commands_are_shown_without_what_their_urls_hold():
         "fission-grpo",
         "--url",
         "https://me:pw@host:80/v1?api_key=k1#x",
-        "--simulator",
+        "--feedback_model",
         '{"url": "http://k2@h/v1"}',
     ]
     assert shown_command(words) == (
-        "fission-grpo --url 'https://***@host:80/v1?***' --simulator '{\"url\": \"http://***@h/v1\"}'"
+        "fission-grpo --url 'https://***@host:80/v1?***' --feedback_model '{\"url\": \"http://***@h/v1\"}'"
     )
     assert shown_command(["a", "--url", "http://h/v1"]) == "a --url http://h/v1"
 
 
 def test_secrets_of_a_url_are_hidden_as_they_are_and_as_urls_write_them():
-    url, query, secrets = parts_of("https://me:a%2Fb%20c@host/v1?api_key=k5&v=2")
+    url, query, secrets = split_url("https://me:a%2Fb%20c@host/v1?api_key=k5&v=2")
     assert url == "https://me:a%2Fb%20c@host/v1"
     assert query == {"api_key": "k5", "v": "2"}
     assert secrets == ("a/b c", "k5", "2", "bWU6YS9iIGM=")  # the last is what `Authorization: Basic` says
     assert Secrets(["a/b c"]).clean("a/b c, a%2Fb%20c, a/b%20c, a%2Fb+c, sk-12345") == "***, ***, ***, ***, ***"
-    assert parts_of(None) == (None, {}, ())
+    assert split_url(None) == (None, {}, ())

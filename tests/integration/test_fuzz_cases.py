@@ -20,7 +20,7 @@ def targets():
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_finding_stays_mended(targets, case):
+def test_a_finding_stays_fixed(targets, case):
     targets.run(case.parent.name, case.read_bytes())
 
 

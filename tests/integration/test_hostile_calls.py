@@ -28,10 +28,10 @@ from fission_grpo.feedback.sources import make_chain
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.failures import find_failures
-from fission_grpo.fission.metrics import count
+from fission_grpo.fission.metrics import count_rollouts
 from fission_grpo.fission.recovery import corrective_instance, recovery_task
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.report.page import gallery
+from fission_grpo.report.page import render_page
 from fission_grpo.report.run import read_run
 from fission_grpo.training.rollouts import read_turns, row_of_task
 from fission_grpo.training.tool_call_parser import report_parse_errors
@@ -169,7 +169,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     rollout = Rollout(Trajectory(task, turns), Verdict(0.0, True))
     (failure,) = find_failures(rollout.trajectory, rollout.verdict, schemas(environment))
     assert failure.kind == kind, failure.detail
-    assert count([rollout], [failure])[f"kind/{kind}"] == 1
+    assert count_rollouts([rollout], [failure])[f"kind/{kind}"] == 1
     assert environment._snapshot() == untouched._snapshot()  # nothing that was refused has changed the world
     feedback = feedback_for(failure, make_chain("rules"))
     find_reference_leak(feedback.text, [ToolCall("move_file", {"name": text[:200]})], failure.calls, failure.tools)
@@ -181,7 +181,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     log.recovered(item, 2, [0.0], [rollout.text])
     lines = [strict(line) for line in (tmp_path / "fission.jsonl").read_bytes().split(b"\n") if line]
     assert [line["event"] for line in lines] == ["tools", "failed", "pushed", "recovered"]
-    assert "<script" not in gallery([read_run(tmp_path)])
+    assert "<script" not in render_page("run", [read_run(tmp_path)])
     written = task_to_json(item.task)
     strict(written)
     assert task_from_json(written) == item.task
@@ -195,7 +195,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_json_is_told_before_any_tool_runs(tokenizer, name):
+def test_calls_that_are_not_json_are_refused_before_any_tool_runs(tokenizer, name):
     arguments, said = REFUSED[name]
     (turn,) = played(tokenizer, moved(arguments), world())
     assert said in turn.error

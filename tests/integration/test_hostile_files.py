@@ -17,7 +17,7 @@ from fission_grpo.evaluation.bfcl.results import result_path
 from fission_grpo.evaluation.episodes import run_episode
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import Manifest, evaluate_run
-from fission_grpo.feedback.endpoint import ResponseCache
+from fission_grpo.feedback.endpoint_state import ResponseCache
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.inference.base import Reply
@@ -102,7 +102,7 @@ def test_a_name_is_one_plain_part_of_a_path(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
-def test_two_long_names_are_told_apart():
+def test_two_long_names_stay_different():
     assert _file_name("n" * 200 + "a") != _file_name("n" * 200 + "b")
     assert _file_name("Qwen/Qwen3-8B") == "Qwen_Qwen3-8B"  # as it was
 
@@ -127,7 +127,6 @@ def test_task_ids_name_no_file_and_come_back_the_same(tmp_path, name):
     assert (instance.id, instance.root, instance.feedback, instance.failed) == (text, text, text, text)
     cache = ResponseCache(tmp_path / "cache")
     cache.put("0" * 64, text[:500])
-    cache.close()
     assert ResponseCache(tmp_path / "cache").get("0" * 64) == text[:500]
     files = sorted(str(path.relative_to(tmp_path)).split("-")[0] for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["cache/diagnoses", "run/fission.jsonl"]

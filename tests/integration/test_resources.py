@@ -13,7 +13,8 @@ import torch
 from resume_support import differences, tiny_trainer
 from transformers import TrainerCallback
 
-from fission_grpo.core.files import RunDirectoryError, check_writable
+from fission_grpo.core.errors import RunDirectoryError
+from fission_grpo.core.files import check_writable
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.training.checkpoint import why_unusable
 from fission_grpo.training.checkpoint_files import last_complete_checkpoint, numbered
@@ -98,11 +99,12 @@ def test_a_clock_that_is_set_back_neither_loses_nor_confuses_checkpoints(tmp_pat
     assert differences(straight, tmp_path, "checkpoint-3") == []
 
 
-def test_a_run_directory_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path):
+def test_an_unwritable_run_directory_is_an_error_before_anything_is_computed(tmp_path):
     script = """
         import os, sys
         from pathlib import Path
-        from fission_grpo.core.files import RunDirectoryError, check_writable
+        from fission_grpo.core.errors import RunDirectoryError
+        from fission_grpo.core.files import check_writable
         if os.getuid() == 0:
             os.setuid(65534)  # root may write anywhere
         try:
@@ -116,7 +118,7 @@ def test_a_run_directory_that_cannot_be_written_is_told_before_anything_is_compu
         folder.chmod(0o755)
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "run")]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "run cannot be written (Permission denied); mend that or give another" in said.stdout
+    assert "run cannot be written (Permission denied); correct that or give another" in said.stdout
     with pytest.raises(RunDirectoryError, match="cannot be written"):
         check_writable(Path("/proc/self/run"))
     trainer = tiny_trainer(tmp_path / "file", max_steps=1)
@@ -126,7 +128,7 @@ def test_a_run_directory_that_cannot_be_written_is_told_before_anything_is_compu
         trainer.train()
 
 
-def test_a_log_of_ten_thousand_entries_and_a_journal_of_ten_thousand_lines_are_read_in_seconds(tmp_path):
+def test_ten_thousand_log_entries_and_events_are_read_in_seconds(tmp_path):
     from fission_grpo.report.run import read_run
 
     entries = [{"step": step, "reward": 0.5, "loss": 0.1} for step in range(10_000)]

@@ -17,8 +17,8 @@ from transformers import TrainerControl, TrainerState
 from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.checkpoint import FILE, CycleEnds, resume_from
-from fission_grpo.training.checkpoint_files import MANIFEST, find_corruption, numbered
+from fission_grpo.training.checkpoint import CycleEnds, find_checkpoint
+from fission_grpo.training.checkpoint_files import FILE, MANIFEST, find_corruption, numbered
 
 """A cycle is 4 optimizer steps: 2 micro-batches, each used twice, one a step."""
 
@@ -67,7 +67,7 @@ def trained_loss(log, steps):
     return pytest.approx(total / steps, rel=1e-5) if before == steps else pytest.approx(total / steps, abs=1)
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path, caplog):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_refused_by_name(tmp_path, caplog):
     run = tmp_path / "run"
     tiny_trainer(run, max_steps=3).train()
     weights = run / "checkpoint-3" / "model.safetensors"
@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly_and_refused_by_name(tmp_path
     trainer = tiny_trainer(run, max_steps=3)
     with pytest.raises(ValueError, match=r"checkpoint-3/model\.safetensors is damaged.* before it is .*checkpoint-1"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-3"))
-    assert resume_from("true", run, fission=True) == run / "checkpoint-1"
+    assert find_checkpoint("true", run, fission=True) == run / "checkpoint-1"
     trainer.train(resume_from_checkpoint=True)
     assert "checkpoint-3/model.safetensors is damaged" in caplog.text
     assert "checkpoint-2/trainer_state.json cannot be read" in caplog.text
@@ -113,22 +113,22 @@ def test_checkpoints_of_trl_and_of_earlier_releases_serve_plain_grpo(tmp_path, c
     ).train()
     checkpoint = tmp_path / "checkpoint-1"
     assert not (checkpoint / MANIFEST).exists()
-    assert resume_from(True, tmp_path, fission=False) == checkpoint
+    assert find_checkpoint(True, tmp_path, fission=False) == checkpoint
     with pytest.raises(ValueError, match=r"checkpoint-1/fission_state\.json does not exist"):
-        resume_from(True, tmp_path, fission=True)
+        find_checkpoint(True, tmp_path, fission=True)
     (checkpoint / FILE).write_text('{"version": 2}')
     with pytest.raises(ValueError, match="is of version 2, written by an earlier release"):
-        resume_from(str(checkpoint), tmp_path, fission=True)
+        find_checkpoint(str(checkpoint), tmp_path, fission=True)
     ours.train(resume_from_checkpoint=True)
     assert ours.state.global_step == 2
-    (checkpoint / FILE).write_text('{"version": 3}')
-    assert resume_from(True, tmp_path, fission=False) == tmp_path / "checkpoint-2"
+    (checkpoint / FILE).write_text('{"version": 4}')
+    assert find_checkpoint(True, tmp_path, fission=False) == tmp_path / "checkpoint-2"
     with pytest.raises(ValueError, match=rf"checkpoint-1/{MANIFEST} is missing"):
-        resume_from(str(checkpoint), tmp_path, fission=False)
+        find_checkpoint(str(checkpoint), tmp_path, fission=False)
     (checkpoint / FILE).unlink()
     (checkpoint / "trainer_state.json").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-1/trainer_state\.json is missing"):
-        resume_from(str(checkpoint), tmp_path, fission=False)
+        find_checkpoint(str(checkpoint), tmp_path, fission=False)
 
 
 def control_at(ends, step, steps=9, strategy="steps", **asked):
@@ -151,7 +151,7 @@ def cycles_of_4():
     return ends, at
 
 
-def test_what_is_due_in_mid_cycle_waits_for_its_end():
+def test_saves_in_mid_cycle_wait_for_its_end():
     _, at = cycles_of_4()
     assert at(1, "log", "save") == {"log"}
     assert at(2, "save", "evaluate") == set()

@@ -1,14 +1,15 @@
 """The one-file reference and the library are the same algorithm, on the same fixture."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from advantages import group_advantages
 from datasets import Dataset
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-from fission_grpo.core.rewards import group_advantages
 from fission_grpo.core.types import (
     ErrorKind,
     Failure,
@@ -42,6 +43,26 @@ def test_advantages_are_the_librarys():
     # first group: mean 1/2, deviations +-1/2, std = sqrt(4 * 0.25 / 3) = 0.57735, 0.5 / (0.57735 + 0.0001) = 0.86588
     assert theirs[:4].tolist() == pytest.approx([0.86588, -0.86588, -0.86588, 0.86588], abs=1e-5)
     assert theirs[8:].tolist() == [0.0] * 4  # equal rewards teach nothing
+
+
+def test_advantages_are_normalised_within_each_group():
+    # group 1: mean 0.5, unbiased deviation sqrt(4 * 0.25 / 3) = 0.57735; 0.5 / 0.57745 = 0.86588
+    # group 2: no variance, all 0
+    assert group_advantages([1, 0, 0, 1, 3, 3, 3, 3], 4) == pytest.approx(
+        [0.86588, -0.86588, -0.86588, 0.86588, 0, 0, 0, 0], abs=1e-5
+    )
+
+
+def test_unjudged_rollouts_count_in_no_statistic_and_get_no_advantage():
+    # known 1 and 0: mean 0.5, deviation sqrt(0.5 / 1) = 0.70711; 0.5 / 0.70721 = 0.70701
+    assert group_advantages([1, None, 0, math.nan], 4) == pytest.approx([0.70701, 0, -0.70701, 0], abs=1e-5)
+    assert group_advantages([1, None, None, None], 4) == [0, 0, 0, 0]
+    assert group_advantages([None, None], 2) == [0, 0]
+
+
+def test_groups_must_come_out_even():
+    with pytest.raises(ValueError, match="3 rewards cannot be split into groups of 2"):
+        group_advantages([1, 2, 3], 2)
 
 
 def test_loss_and_gradients_are_the_librarys(tmp_path):

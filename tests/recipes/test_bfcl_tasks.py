@@ -1,4 +1,4 @@
-"""Generated cases: reproducible, derivable, doable, and nobody's test data."""
+"""Generated cases: reproducible, solvable, and without overlap with BFCL's test data."""
 
 import json
 from collections import Counter
@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+
+from scripted_policy import ScriptedPolicy
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
@@ -20,12 +22,12 @@ from fission_grpo.envs.bfcl.tasks import (
     load_cases,
     rows_of_case,
 )
-from fission_grpo.evaluation.evaluate import ScriptedPolicy, evaluate
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
-from fission_grpo.recipes.bfcl_tasks.contamination import official_tests, overlaps, words
+from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
 from fission_grpo.recipes.bfcl_tasks.generate import (
-    GRAMMARS,
     SPLITS,
+    TEMPLATES,
     Mix,
     generate,
 )
@@ -57,7 +59,7 @@ def test_splits_share_no_class(cases):
     for split, classes in SPLITS.items():
         assert {name for case in cases[split] for name in case.classes} == set(classes)
     assert not set(SPLITS["train"]) & set(SPLITS["heldout"])
-    assert set(SPLITS["train"]) | set(SPLITS["heldout"]) == set(GRAMMARS)
+    assert set(SPLITS["train"]) | set(SPLITS["heldout"]) == set(TEMPLATES)
 
 
 def test_every_reference_passes_the_official_checker(cases):
@@ -68,16 +70,16 @@ def test_every_reference_passes_the_official_checker(cases):
 def test_every_value_of_a_reference_can_be_known_from_the_dialogue(cases):
     checked = 0
     for row in all_rows([*cases["train"], *cases["heldout"]]):
-        said = " ".join(str(message["content"]) for message in row["prompt"][1:])
-        world = environment_of(row["environment"])()
-        world.reset(**row)
+        text = " ".join(str(message["content"]) for message in row["prompt"][1:])
+        environment = environment_of(row["environment"])()
+        environment.reset(**row)
         for call in json.loads(row["scenario"])["reference"]:
             for value in _leaves(call["arguments"]):
                 checked += 1
-                known = value in said or value.removesuffix(".0") in said or value.lower() in said.lower()
+                known = value in text or value.removesuffix(".0") in text or value.lower() in text.lower()
                 fixed = value in ("1.0", "START", "basic", "l", "w", "c")  # "fully", "start", units
-                assert known or fixed, (row["id"], call, said)
-            said += " " + str(getattr(world, call["name"])(**call["arguments"]))
+                assert known or fixed, (row["id"], call, text)
+            text += " " + str(getattr(environment, call["name"])(**call["arguments"]))
     assert checked > 300
 
 
@@ -94,7 +96,7 @@ def test_variants_hold_back_a_function_or_a_value_for_a_turn(cases):
     assert min(found.values()) > 10
 
 
-def test_rows_tell_the_turns_before_with_their_real_results():
+def test_rows_contain_the_turns_before_with_their_real_results():
     tickets = [{"id": 7, "title": "a", "status": "Open", "created_by": "ann"}]
     close, show = (ToolCall(name, {"ticket_id": 7}) for name in ("close_ticket", "get_ticket"))
     turns = (UserTurn("Close it.", (), ("close_ticket",)), UserTurn("Now.", (close,)), UserTurn("Show it.", (show,)))
@@ -102,8 +104,8 @@ def test_rows_tell_the_turns_before_with_their_real_results():
     rows = rows_of_case(case)
     assert [row["id"] for row in rows] == ["c#0", "c#1", "c#2"]
     assert [row["environment"] for row in rows] == ["TicketAPI-close_ticket", "TicketAPI", "TicketAPI"]
-    told = [(message["role"], message["content"]) for message in rows[2]["prompt"][1:]]
-    assert told == [
+    messages = [(message["role"], message["content"]) for message in rows[2]["prompt"][1:]]
+    assert messages == [
         ("user", "Close it."),
         ("assistant", "I have no tool for that."),
         ("user", "Now."),
@@ -136,7 +138,7 @@ def test_the_reference_solves_every_row_in_an_evaluation(cases):
 
 def test_planted_test_data_is_found_in_each_of_three_respects(cases):
     tests, clean = official_tests(), cases["train"][0]
-    assert overlaps(cases["train"]) == overlaps(cases["heldout"]) == {}
+    assert find_overlaps(cases["train"]) == find_overlaps(cases["heldout"]) == {}
     config = json.loads(next(iter(sorted(tests.scenarios))))
     calls = next(json.loads(one) for one in sorted(tests.calls) if len(json.loads(one)) > 1)
     message = next(iter(sorted(tests.messages)))
@@ -147,27 +149,27 @@ def test_planted_test_data_is_found_in_each_of_three_respects(cases):
         "message": replace(clean, turns=(replace(turn, request=message.upper() + "!"),)),
     }
     for kind, case in planted.items():
-        assert overlaps([case]) == {case.id: [kind]}
+        assert find_overlaps([case]) == {case.id: [kind]}
     assert words("Close ticket 7!") == "close ticket 7"
 
 
 def test_demonstrations_are_real_and_worse_when_mixed(cases):
-    lessons = case_demonstrations(cases["train"][:20])
+    sample = case_demonstrations(cases["train"][:20])
 
-    def errors(quality):
+    def errors(behavior):
         return sum(
-            '"error"' in m["content"] or "'error'" in m["content"] for d, _ in lessons(40, 0, quality) for m in d
+            '"error"' in m["content"] or "'error'" in m["content"] for d, _ in sample(40, 0, behavior) for m in d
         )
 
     assert errors(MIXED) > errors(SKILLED) > 0
-    assert lessons(3, 1, MIXED)[0][0] == lessons(3, 1, MIXED)[0][0]
+    assert sample(3, 1, MIXED)[0][0] == sample(3, 1, MIXED)[0][0]
 
 
-def test_generate_and_check_commands_say_what_they_made(tmp_path, capsys):
+def test_generate_and_check_commands_print_a_summary(tmp_path, capsys):
     assert main(["tasks", "generate", "--output", str(tmp_path), "--train", "12", "--heldout", "6"]) == 0
-    said = capsys.readouterr().out
-    assert "12 cases" in said
-    assert said.count("overlap with BFCL's test cases: none") == 2
+    text = capsys.readouterr().out
+    assert "12 cases" in text
+    assert text.count("overlap with BFCL's test cases: none") == 2
     first = (tmp_path / "train.jsonl").read_bytes()
     assert main(["tasks", "generate", "--output", str(tmp_path), "--train", "12", "--heldout", "0"]) == 0
     assert (tmp_path / "train.jsonl").read_bytes() == first
@@ -196,7 +198,7 @@ def test_a_bad_row_is_named_by_row_and_field(tmp_path, cases, change, message):
         load_cases(path)
 
 
-def test_a_reference_that_fails_in_its_own_world_is_named(tmp_path, capsys, cases):
+def test_a_reference_that_fails_in_its_environment_is_named(tmp_path, capsys, cases):
     case = cases["train"][0]
     wrong = replace(case.turns[0], reference=(ToolCall(case.turns[0].reference[0].name, {"no_such": 1}),))
     path = tmp_path / "cases.jsonl"

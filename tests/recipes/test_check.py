@@ -129,7 +129,7 @@ def test_the_command_prints_and_writes_seen_and_unseen_apis_and_shows_leaks(tmp_
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--source", "oracle"], "no source of diagnoses is called 'oracle'"),
+        (["--source", "oracle"], "no feedback source is called 'oracle'"),
         (["--source", "rules", "--usefulness", "test.jsonl"], "--usefulness needs a policy"),
         (["--source", "rules", "--data", "nowhere"], "train.jsonl: cannot be read"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from openai_server import OpenAIServer
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, accepts, refuses
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import (
     ErrorKind,
     Failure,
@@ -183,7 +183,7 @@ def test_a_local_policys_failures_are_kept_with_what_it_wrote(tmp_path):
         (["--no_corruptions"], "--no_corruptions leaves nothing"),
         (["--test_share", "2"], "--test_share must be from 0 to 1, got 2.0"),
         (["--skip_cases", "3"], "--skip_cases needs --tasks"),
-        (["--teacher", "me"], "no source of diagnoses is called 'me'"),
+        (["--teacher", "me"], "no feedback source is called 'me'"),
         (["--each", "0"], "--each must be at least 1"),
         (["--shortest", "9", "--longest", "3"], "0 <= shortest <= longest"),
         (["--tasks", "missing.jsonl"], "missing.jsonl: cannot be read"),

@@ -6,7 +6,7 @@ import pytest
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, found, refuses
 
 from fission_grpo.core.types import Task, ToolCall, ToolResult
-from fission_grpo.feedback.dataset import FeedbackExample, instance
+from fission_grpo.feedback.dataset import FeedbackExample, make_example
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure, StepContext, judge_reply
 from fission_grpo.recipes.error_simulator.filters import (
     FilterLimits,
@@ -55,7 +55,7 @@ def test_a_leaking_message_and_one_nobody_can_label_are_dropped_and_counted():
     def tells(calls):
         return tuple(ToolResult(call, "{'error': 'close 7'}", "close 7: use 7 for ticket_id") for call in calls)
 
-    one = LabelledFailure(instance(judge_reply(StepContext(TASK, tells), WRONG), "A", "fission"), "r")
+    one = LabelledFailure(make_example(judge_reply(StepContext(TASK, tells), WRONG), "A", "fission"), "r")
     labels = label([one], make_teachers("environment"))
     assert (labels.labelled, labels.dropped) == ((), Counter({"leak": 1}))
 
@@ -67,9 +67,9 @@ def test_a_label_begins_with_error_once():
 
 
 def test_an_unknown_teacher_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="no source of diagnoses is called 'oracle'; give one of fixed, "):
+    with pytest.raises(ValueError, match="no feedback source is called 'oracle'; give one of fixed, "):
         make_teachers("oracle")
-    with pytest.raises(ValueError, match="no source of diagnoses is called ''"):
+    with pytest.raises(ValueError, match="no feedback source is called ''"):
         make_teachers(" ,")
 
 

@@ -20,7 +20,7 @@ from fission_grpo.core.types import (
     Task,
     ToolCall,
 )
-from fission_grpo.feedback.dataset import instance, load_examples, write_examples
+from fission_grpo.feedback.dataset import load_examples, make_example, write_examples
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import SHORT_SYSTEM, SYSTEM, PromptSettings, read_settings, write_settings
 from fission_grpo.feedback.request import FeedbackRequest
@@ -63,7 +63,7 @@ def labelled(count, api, seed=0):
         task = Task(f"{api}-{i}", ({"role": "user", "content": "Do it."},), (tool,), (ToolCall(name, right),))
         turn = parse(render_call(ToolCall(name, wrong)))
         failure = Failure(task, (turn,), kind, detail, None if i % 3 == 0 else 0)
-        made.append(replace(instance(failure, api, "corruption"), diagnosis=rules(failure) or "", teacher="rules"))
+        made.append(replace(make_example(failure, api, "corruption"), diagnosis=rules(failure) or "", teacher="rules"))
     return made
 
 
@@ -230,7 +230,7 @@ def test_a_folder_without_a_model_is_refused_before_the_run(tmp_path, trained):
         LocalModelFeedback(str(tmp_path)).check()
     assert LocalModelFeedback(str(tmp_path)).start(failures(1))[0].result() == Diagnosis(None, "raised ValueError")
     source = LocalModelFeedback(str(trained[0]))
-    source._loaded().tokenizer.chat_template = None
+    source._load().tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template"):
         source.check()
 
@@ -273,7 +273,7 @@ def test_rows_of_kinds_left_to_rules_are_not_trained_on(tmp_path):
         (["--model", "starter-size", "--data", "DATA"], "model 'starter-size' is now called 'tiny'"),
         (["--model", "tiny"], "data is missing"),
         (["--model", "tiny", "--data", "nowhere"], "train.jsonl: cannot be read"),
-        (["--model", "tiny", "--data", "EMPTY"], "train.jsonl: no instances in it"),
+        (["--model", "tiny", "--data", "EMPTY"], "train.jsonl: no examples in it"),
         (["--model", "tiny", "--data", "BAD"], "train.jsonl, row 2, field 'kind': must be one of"),
         (["--model", "tiny", "--data", "BARE"], "field 'diagnosis': is empty; label it first"),
         (["--model", "./nowhere", "--data", "DATA"], "the folder ./nowhere does not exist"),

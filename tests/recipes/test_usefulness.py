@@ -7,6 +7,7 @@ import re
 import pytest
 from endpoint_support import policy_of
 from openai_server import OpenAIServer
+from scripted_policy import ScriptedPolicy
 
 from fission_grpo.core.chat import parse, render_call
 from fission_grpo.core.errors import RunFileError
@@ -16,7 +17,6 @@ from fission_grpo.core.types import (
     Task,
     ToolCall,
 )
-from fission_grpo.evaluation.evaluate import ScriptedPolicy
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.feedback.shuffled import ShuffledFeedback
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
@@ -172,7 +172,7 @@ def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
     arms = {"rules": make_chain("rules")}
     with OpenAIServer(lambda body: mends(body["messages"])) as server:
         server.faults = ["500"]
-        with policy_of(server, tries=1, concurrency=1) as policy:
+        with policy_of(server, max_retries=0, concurrency=1) as policy:
             first = table(tmp_path, arms, "rules", policy, samples=1)["rules"]
             second = table(tmp_path, arms, "rules", policy, samples=1)["rules"]
     assert (first.success.of, first.failures) == (2, 2)
@@ -191,13 +191,13 @@ def test_specifications_name_chains_and_shuffle_all_that_follows():
     names = [source.name for source in sources_from("environment, shuffled:rules,fixed")]
     assert names == ["environment", "shuffled:rules", "shuffled:fixed"]
     assert isinstance(sources_from("shuffled:none")[0], ShuffledFeedback)
-    (teacher,) = sources_from("teacher", diagnoses={"a": "error: a"})
+    (teacher,) = sources_from("teacher", teacher_texts={"a": "error: a"})
     assert [future.result().text for future in teacher.start(FAILURES)] == ["error: a", None, None]
 
 
 @pytest.mark.parametrize("spec", ["rule", "", "rules,", "local:", "shuffled:", "endpoint:", "teacher"])
 def test_a_wrong_specification_is_answered_with_the_forms_there_are(spec):
-    with pytest.raises(ValueError, match=r"(?s)no source of diagnoses .*fixed, environment.*endpoint:MODEL"):
+    with pytest.raises(ValueError, match=r"(?s)no feedback source .*fixed, environment.*endpoint:MODEL"):
         sources_from(spec)
 
 

@@ -8,11 +8,11 @@ import pytest
 from report_support import EVALUATION, FISSION, GRPO, PUSHED, RECOVERED, Page, page_of, write_run
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.report.charts import LEARNING, Curve, arm_colors, family, smoothed
-from fission_grpo.report.page import evenly, headline_rows, report_command, write_report
+from fission_grpo.report.charts import CURVES, arm_colors, family, smoothed
+from fission_grpo.report.page import latest_evaluations, pick_evenly, report_command, write_report
 from fission_grpo.report.run import (
     Evaluation,
-    Instance,
+    RecoveryRecord,
     Run,
     read_run,
     read_runs,
@@ -75,7 +75,7 @@ def test_nothing_a_rollout_wrote_becomes_markup(tmp_path):
     assert "\x00" not in text
 
 
-def test_the_page_asks_no_other_machine_for_anything(with_charts):
+def test_the_page_loads_nothing_from_elsewhere(with_charts):
     text = with_charts.read_text(encoding="utf-8")
     page = Page(text)
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
@@ -113,7 +113,7 @@ def test_arms_are_read_as_several_runs_with_the_evaluations_above_them(tmp_path)
 
 def test_a_pushed_instance_is_merged_with_its_recoveries(tmp_path):
     (item,) = read_run(write_run(tmp_path / "run")).instances
-    assert (item.step, item.retried_at, item.age, item.kind) == (1, 2, 1, "bad_arguments")
+    assert (item.step, item.retried_at, item.retried_at - item.step, item.kind) == (1, 2, 1, "bad_arguments")
     assert item.rewards == (0.0, 1.0, None, 0.25)
     assert item.improved  # 1.0 > 0.25
     text, _ = page_of(tmp_path / "run")
@@ -144,7 +144,7 @@ def test_a_half_written_last_line_is_left_out_and_shown(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "line", "said"),
+    ("name", "line", "reason"),
     [
         ("fission.jsonl", "{oops", "not a JSON object"),
         ("fission.jsonl", "[1]", "not a JSON object (it is a list)"),
@@ -157,15 +157,15 @@ def test_a_half_written_last_line_is_left_out_and_shown(tmp_path):
         ("eval.jsonl", json.dumps(EVALUATION | {"success_ci": [0.1]}), "field 'success_ci' must be [low, high]"),
     ],
 )  # fmt: skip
-def test_a_broken_line_is_named_with_file_number_and_field(tmp_path, capsys, name, line, said):
+def test_a_broken_line_is_named_with_file_number_and_field(tmp_path, capsys, name, line, reason):
     run = write_run(tmp_path / "run", fission=[PUSHED], evaluations=[EVALUATION])
     with (run / name).open("a") as file:
         file.write(line + "\n")
     assert report_command([str(run)]) == 1
     message = capsys.readouterr().err
     assert f"{name}, line 2: " in message
-    assert said in message
-    assert "mend or delete this line" in message
+    assert reason in message
+    assert "correct or delete this line" in message
 
 
 def test_a_directory_without_a_run_says_what_was_looked_for(tmp_path):
@@ -193,16 +193,16 @@ def test_log_rows_keep_finite_numbers_only(tmp_path):
     assert "grad_norm" not in history[1]
 
 
-def test_a_run_that_has_only_begun_still_gets_a_report(tmp_path):
+def test_a_run_that_has_just_started_gets_a_report(tmp_path):
     text, _ = page_of(write_run(tmp_path / "run", log=None, fission=[PUSHED], evaluations=()))
     assert "run: no trainer_state.json and no checkpoint yet" in text
     assert "No held-out evaluation yet" in text
     assert "none was retried yet" in text
 
 
-def test_the_gallery_is_spread_evenly_and_says_how_many_there_are(tmp_path):
-    items = [Instance(str(i), i, "t", "t", "raised", "rules", "", "", "") for i in range(7)]
-    assert [item.id for item in evenly(items, 3)] == ["0", "3", "6"]
+def test_recoveries_are_picked_evenly_and_counted(tmp_path):
+    items = [RecoveryRecord(str(i), i, "t", "raised", "rules", "", "", "") for i in range(7)]
+    assert [item.id for item in pick_evenly(items, 3)] == ["0", "3", "6"]
     events = []
     for i in range(100):
         events += [PUSHED | {"id": str(i), "step": i, "root": f"task {i}."}, RECOVERED | {"id": str(i), "step": i + 1}]
@@ -216,8 +216,7 @@ def test_smoothing_weighs_by_the_number_of_cases():
     # window of 5 around the middle: (0*1 + 0*1 + 1*1 + 1*1 + 1*4) / 8 = 6/8
     assert smoothed([0, 0, 1, 1, 1], [1, 1, 1, 1, 4])[2] == 0.75
     assert smoothed([0.5], [0.0]) == [0.5]
-    assert next(c.weight for c in LEARNING if c.stem == "error_recovery_rate") == "fission/error_cases"
-    assert isinstance(LEARNING[0], Curve)
+    assert next(c.weight for c in CURVES if c.stem == "error_recovery_rate") == "fission/error_cases"
 
 
 def test_arms_of_one_name_keep_one_colour():
@@ -232,13 +231,13 @@ def test_arms_of_one_name_keep_one_colour():
     assert len(set(arm_colors(["fission-1", "fission-2", "grpo", "a", "b"]).values())) == 5
 
 
-def test_equal_names_in_different_arms_are_told_apart():
+def test_equal_names_in_different_arms_get_their_runs_name():
     one = Evaluation("final", 8, 100, 10, 0.5, (0.2, 0.8), 0, 0)
     two = Evaluation("final", 8, 100, 10, 0.7, (0.4, 0.9), 0, 0)
     runs = [Run("fission", evaluations=(two,)), Run("grpo", evaluations=(one,))]
-    assert [row.label for row in headline_rows(runs)] == ["final (grpo)", "final (fission)"]
+    assert list(latest_evaluations(runs)) == ["final (grpo)", "final (fission)"]
     same = [Run("fission", evaluations=(one,)), Run("grpo", evaluations=(one,))]
-    assert [row.label for row in headline_rows(same)] == ["final"]
+    assert list(latest_evaluations(same)) == ["final"]
 
 
 def test_the_command_prints_the_path_and_takes_another_folder(tmp_path, capsys):

@@ -1,9 +1,9 @@
-"""What a report says of diagnoses."""
+"""The report on rejected feedback."""
 
 from report_support import PUSHED, page_of, write_run
 
 
-def test_sources__rejected_are_counted_by_reason(tmp_path):
+def test_rejected_feedback_is_counted_by_reason(tmp_path):
     late = PUSHED | {"id": "b", "fallback": "endpoint: late; rules: leak"}
     events = [PUSHED, late, late | {"id": "c", "fallback": "endpoint: HTTP 500"}, late | {"id": "d"}]
     _, page = page_of(write_run(tmp_path / "run", fission=events))

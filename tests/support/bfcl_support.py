@@ -1,9 +1,16 @@
 """One BFCL case, scripted replies to it, and its verdict."""
 
+from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.official import multi_turn_cases
-from fission_grpo.evaluation.bfcl.run_case import run_case, scripted_calls
+from fission_grpo.evaluation.bfcl.run_case import run_case
 from fission_grpo.inference.base import Reply
+
+
+def scripted_calls(calls):
+    """A reply in the format "qwen-fc" that makes these calls."""
+    return "\n".join(render_call(call) for call in calls)
+
 
 CASE = next(case for case in multi_turn_cases("multi_turn_base") if case.id == "multi_turn_base_100")
 

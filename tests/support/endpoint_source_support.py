@@ -1,5 +1,7 @@
 """Support for tests of simulators behind endpoints: failures that differ, a source with short waits."""
 
+import endpoint_support  # noqa: F401 - retries without long waits
+
 from fission_grpo.core.chat import parse, render_call
 from fission_grpo.core.types import (
     ErrorKind,
@@ -24,7 +26,7 @@ def failure_of(number=0, kind=ErrorKind.WRONG_CALL):
 
 
 def source_of(server, **options):
-    given = {"timeout": 5.0, "tries": 3, "backoff": 0.01, "max_wait": 0.02, "patience": 10.0}
+    given = {"timeout": 5.0, "max_retries": 2, "patience": 10.0}
     return EndpointFeedback("small", server.url, FeedbackModelOptions(**given | options))
 
 

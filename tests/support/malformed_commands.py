@@ -75,7 +75,7 @@ OPTIONS = [
     checkpoint("a file missing", "w cannot be read", {"fission_manifest.json": MANIFEST}),
     checkpoint("manifest cut off", "manifest.json is damaged", {"fission_manifest.json": MANIFEST[:20]}),
     checkpoint("manifest of another shape", "manifest.json is damaged", {"fission_manifest.json": '{"files": [1]}'}),
-    checkpoint("no manifest", "", {"fission_state.json": '{"version": 3}', "trainer_state.json": "{}"}),
+    checkpoint("no manifest", "", {"fission_state.json": '{"version": 4}', "trainer_state.json": "{}"}),
     checkpoint("of another release", "fission_state.json", {"fission_state.json": '{"version": 2}'}),
     checkpoint("deep state", "fission_state.json", {"fission_state.json": "[" * 100_000}),
     option("unknown option", "unknown option '--num_recovery'", "--num_recovery 8"),
@@ -109,11 +109,11 @@ OPTIONS = [
     option("negative count", "must not be negative", "--num_tasks -1"),
     option("unknown source", "feedback.*oracle|oracle", "--feedback oracle"),
     option("endpoint without url", "no base URL", "--feedback endpoint:m"),
-    option("simulator is no mapping", "simulator", "--feedback endpoint:m --simulator [1]"),
+    option("feedback_model is no mapping", "feedback_model", "--feedback endpoint:m --feedback_model [1]"),
     option(
-        "simulator with an unknown field",
+        "feedback_model with an unknown field",
         "urls",
-        """--feedback endpoint:m --simulator '{"urls":"http://127.0.0.1:9"}'""",
+        """--feedback endpoint:m --feedback_model '{"urls":"http://127.0.0.1:9"}'""",
     ),
     option("model that does not exist", "none/such", "--model_name_or_path ./none/such"),
     option("model without config", "m", "--model_name_or_path m", {"m/model.safetensors": ""}),
@@ -204,7 +204,7 @@ OTHERS = [
     Malformed(
         "simulator data: options",
         "simulator data --teacher endpoint:m --url http://127.0.0.1:9 --options {x --output out",
-        "simulator: not JSON",
+        "feedback_model: not JSON",
     ),
     Malformed("simulator check: no data", "simulator check --data none --source rules --output out", "none"),
     Malformed(

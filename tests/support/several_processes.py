@@ -46,7 +46,7 @@ def raising(folder):
 class Slow:
     """A source that never answers on the last rank."""
 
-    name, later = "slow", True
+    name, asynchronous = "slow", True
 
     def start(self, failures):
         return [Future() if RANK == PROCESSES - 1 else completed(Diagnosis(SAID)) for _ in failures]

@@ -8,15 +8,13 @@ import pytest
 from fission_grpo.core.serialization import generator_state, set_generator
 from fission_grpo.feedback.sources import make_chain
 from fission_grpo.training.checkpoint import (
-    FILE,
     check_columns,
     load_source_states,
-    load_state,
     packed_snapshots,
-    save_state,
     shard_for_rank,
     source_states,
 )
+from fission_grpo.training.checkpoint_files import FILE, load_state, save_state
 from fission_grpo.training.deferred_batches import (
     DeferredBatches,
     check_batches,
@@ -34,7 +32,7 @@ def test_packed_rows_come_back_in_order():
     assert unpack_rows(pack_rows(rows)) == rows
 
 
-def test_displaced_batches_are_split_anew_over_another_number_of_ranks():
+def test_displaced_batches_are_split_over_another_number_of_ranks():
     # one global batch a a a b saved by 2 ranks (a a | a b), read by 1 and by 4
     saved = json.loads(json.dumps([[pack_rows([A, A])], [pack_rows([A, B])]]))
     assert unpack_rows(split_batches(saved, 0, 1)[0]) == [A, A, A, B]
@@ -52,7 +50,7 @@ def test_no_more_rows_wait_than_the_data_set_has():
             taken += waiting.take()
     assert [row["prompt"] for row in taken] == ["0", "1", "2", "3", "4"]
     assert len(waiting.batches) == 3
-    assert DeferredBatches(rows=None, batch=2).longest == 256
+    assert DeferredBatches(rows=None, batch=2).max_batches == 256
 
 
 def test_displaced_batches_must_fill_the_batches_of_the_resumed_run():
@@ -115,7 +113,7 @@ class Counting:
         self.asked = state["asked"]
 
 
-def test_sources_get_back_what_they_remembered_and_strangers_are_named():
+def test_sources_get_their_states_back_and_unknown_ones_are_named():
     asked = Counting()
     chain = make_chain([asked, "rules"])
     for _ in range(3):

@@ -41,7 +41,7 @@ def names(run):
     return sorted(path.name for path in run.iterdir())
 
 
-def test_a_published_checkpoint_lists_its_files_and_is_whole(tmp_path):
+def test_a_committed_checkpoint_lists_its_files_and_is_complete(tmp_path):
     checkpoint = saved(tmp_path, 4)
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     assert (manifest["format"], manifest["step"], manifest["versions"]) == (1, 4, VERSIONS)
@@ -61,7 +61,7 @@ def flip(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "harm", "said"),
+    ("name", "harm", "message"),
     [
         ("model.safetensors", cut, "is damaged: it has 6 bytes instead of 7"),
         ("model.safetensors", flip, "is damaged: its content is not what was written"),
@@ -72,7 +72,7 @@ def flip(path):
         (MANIFEST, lambda path: path.unlink(), "is missing, so the checkpoint is unfinished"),
     ],
 )
-def test_damage_is_told_with_the_file(tmp_path, caplog, name, harm, said):
+def test_a_damaged_file_is_named(tmp_path, caplog, name, harm, message):
     before, damaged = saved(tmp_path, 2), saved(tmp_path, 4)
     if name == MANIFEST and harm is cut:
         (damaged / name).write_text((damaged / name).read_text().rstrip())  # else only a line's end is cut
@@ -80,22 +80,24 @@ def test_damage_is_told_with_the_file(tmp_path, caplog, name, harm, said):
     assert last_complete_checkpoint(tmp_path, find_corruption) == before
     assert f"{damaged / name} " in caplog.text
     assert "NOT resumed from" in caplog.text
-    with pytest.raises(ValueError, match=rf"checkpoint-4/{name} {said}.*newest whole one before it is .*checkpoint-2"):
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-4/{name} {message}.*newest complete one before it is .*checkpoint-2"
+    ):
         require_complete(damaged, find_corruption)
     require_complete(before, find_corruption)
 
 
-def test_without_a_whole_checkpoint_the_newest_ones_fault_is_the_error(tmp_path):
+def test_without_a_complete_checkpoint_the_error_is_the_newest_ones(tmp_path):
     for step in (2, 10):
         flip(saved(tmp_path, step) / "model.safetensors")
     with pytest.raises(ValueError, match=r"no checkpoint in .* Of the newest: .*checkpoint-10/model.safetensors"):
         last_complete_checkpoint(tmp_path, find_corruption)
-    with pytest.raises(ValueError, match="There is no whole one before it"):
+    with pytest.raises(ValueError, match="There is no complete one before it"):
         require_complete(tmp_path / "checkpoint-2", find_corruption)
     assert last_complete_checkpoint(tmp_path / "nowhere", find_corruption) is None
 
 
-def test_checkpoints_are_counted_not_spelt(tmp_path):
+def test_checkpoints_are_sorted_by_number(tmp_path):
     for name in ("checkpoint-10", "checkpoint-9", "checkpoint-x", "checkpoint-11-old", "other"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-12").write_text("a file")
@@ -108,7 +110,7 @@ def test_an_earlier_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert names(tmp_path) == ["checkpoint-4"]
 
 
-def test_what_a_kill_left_while_writing_is_removed_and_told(tmp_path, caplog):
+def test_what_a_kill_left_while_writing_is_removed_and_logged(tmp_path, caplog):
     written(tmp_path, 4)
     saved(tmp_path, 2)
     (tmp_path / STAGING / "checkpoint-4" / (MANIFEST + ".tmp")).write_text("{")
@@ -118,7 +120,7 @@ def test_what_a_kill_left_while_writing_is_removed_and_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_whole_checkpoint_that_only_lacked_the_rename_is_taken(tmp_path, replaced):
+def test_a_complete_checkpoint_that_only_lacked_the_rename_is_taken(tmp_path, replaced):
     """Also where the older one of that step had been moved aside already: then the new one is the only one."""
     whole = saved(tmp_path / "elsewhere", 4, "new")
     (tmp_path / STAGING).mkdir()
@@ -154,10 +156,10 @@ def test_rotation_never_deletes_what_was_just_written_though_others_have_higher_
 KILLED_AT = """
 import os, sys
 from pathlib import Path
-from fission_grpo import checkpoint_files
+from fission_grpo.training import checkpoint_files
 run, kill = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
-def watched(name, real):
+def counted(name, real):
     def call(*args, **more):
         global calls
         if calls == kill:
@@ -166,14 +168,14 @@ def watched(name, real):
         return real(*args, **more)
     return call
 for owner, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "open")):
-    setattr(owner, name, watched(name, getattr(owner, name)))
-checkpoint_files.publish(run / ".saving" / "checkpoint-4", run / "checkpoint-4", {})
+    setattr(owner, name, counted(name, getattr(owner, name)))
+checkpoint_files.commit(run / ".saving" / "checkpoint-4", run / "checkpoint-4", {})
 checkpoint_files.rotate(run, 1, run / "checkpoint-4", None)
 print(calls)
 """
 
 
-def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_is_settled(tmp_path):
+def test_a_save_killed_at_any_system_call_leaves_a_complete_checkpoint(tmp_path):
     """Killed before each of the system calls that a save and the deletion of the older checkpoint consist of."""
 
     def killed_at(call):
@@ -187,7 +189,7 @@ def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_
     _, whole = killed_at(10_000)
     calls = int(whole.stdout)
     assert calls > 15
-    seen = set()
+    newest_ones = set()
     for call in range(0, calls, 2):
         run, done = killed_at(call)
         assert done.returncode == -9
@@ -196,5 +198,5 @@ def test_whenever_a_save_is_killed_there_is_a_whole_checkpoint_and_what_is_left_
         assert not (run / STAGING).exists()
         newest = last_complete_checkpoint(run, partial(find_corruption))
         assert newest is not None
-        seen.add((newest.name, (newest / "model.safetensors").read_text()))
-    assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= seen
+        newest_ones.add((newest.name, (newest / "model.safetensors").read_text()))
+    assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= newest_ones

@@ -38,7 +38,7 @@ def test_sampled_tokens_are_split_at_tool_results():
 
 def test_turn_keeps_the_exact_text_and_zips_results_to_calls():
     completion = [message("", "ls"), {"role": "tool", "name": "ls", "content": "{'error': 'no'}"}, message("Done.")]
-    first, last = read_turns(completion, [[1, EOS], [2, EOS]], decode, [EOS], calls_tools=True)
+    first, last = read_turns(completion, [[1, EOS], [2, EOS]], decode, [EOS], reads_calls=True)
     assert first.text == WORDS[1]  # two spaces after the comma and all
     assert first.calls == (ToolCall("ls"),)
     assert first.results[0].error == "no"
@@ -46,30 +46,30 @@ def test_turn_keeps_the_exact_text_and_zips_results_to_calls():
 
 
 def test_turn_without_end_token_is_truncated():
-    (turn,) = read_turns("cut", [[3]], decode, [EOS], calls_tools=False)
+    (turn,) = read_turns("cut", [[3]], decode, [EOS], reads_calls=False)
     assert turn.truncated
     assert turn.text == "cut"
 
 
 def test_empty_completion_is_one_truncated_turn():
-    (turn,) = read_turns("", [], decode, [EOS], calls_tools=True)
+    (turn,) = read_turns("", [], decode, [EOS], reads_calls=True)
     assert turn.truncated
 
 
 def test_call_the_runtime_could_not_read_is_an_error_of_the_turn():
     WORDS[4] = "<tool_call>{oops</tool_call>"
-    (turn,) = read_turns([message(WORDS[4])], [[4, EOS]], decode, [EOS], calls_tools=True)
+    (turn,) = read_turns([message(WORDS[4])], [[4, EOS]], decode, [EOS], reads_calls=True)
     assert turn.error
     assert turn.calls == ()
 
 
 def test_plain_text_is_not_read_for_calls():
-    (turn,) = read_turns(WORDS[1], [[1, EOS]], decode, [EOS], calls_tools=False)
+    (turn,) = read_turns(WORDS[1], [[1, EOS]], decode, [EOS], reads_calls=False)
     assert turn.calls == ()
 
 
 def test_message_that_cannot_be_told_from_the_tokens_keeps_its_content():
-    turns = read_turns([message("a"), message("b")], [[2, EOS]], decode, [EOS], calls_tools=True)
+    turns = read_turns([message("a"), message("b")], [[2, EOS]], decode, [EOS], reads_calls=True)
     assert [turn.text for turn in turns] == ["a", "b"]
 
 

@@ -24,7 +24,7 @@ def test_the_self_check_agrees_with_a_supported_model_and_sets_it_back_to_traini
     assert not model.model.layers[0].training
 
 
-def test_the_self_check_sees_completions_that_see_each_other(monkeypatch, caplog):
+def test_the_self_check_finds_completions_that_see_each_other(monkeypatch, caplog):
     model, batch = make_model("llama"), make_batch(*TWO_GROUPS)
     enable(model)
     honest = pack
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_share_says_why():
         enable(model)
 
 
-def test_a_head_that_is_not_trls_is_told():
+def test_a_head_that_is_not_trls_is_refused():
     model = AutoModelForCausalLM.from_config(make_model("llama").config)
     with pytest.raises(ValueError, match="add_fused_lm_head"):
         enable(model)

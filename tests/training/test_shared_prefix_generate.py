@@ -12,6 +12,7 @@ from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: E402
 
+from fission_grpo.inference import kv_cache  # noqa: E402
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
 from fission_grpo.training.shared_prefix import decoding, rows  # noqa: E402
 from fission_grpo.training.shared_prefix.check import generation_agrees  # noqa: E402
@@ -163,9 +164,9 @@ def test_rows_that_have_ended_are_not_computed():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("scores", [rows.MOST_SCORES, 1])
+@pytest.mark.parametrize("scores", [rows.MAX_SCORES, 1])
 def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
-    monkeypatch.setattr(rows, "MOST_SCORES", scores)  # 1: tool results are read token by token
+    monkeypatch.setattr(rows, "MAX_SCORES", scores)  # 1: tool results are read token by token
     model, (ids, mask) = make_model(kind), make_prompts(UNEQUAL)
     config, sharing = config_of(max_new_tokens=9), SharedGeneration()
     dialogues = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
@@ -186,7 +187,7 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
             drawn = [own_tokens(found[i, longest:].tolist()) for i in rows_left]
             results = [[5 + i] * (3 + i) for i in range(len(rows_left))]
             # The last token drawn has not been read yet, unless its row stayed for another step.
-            kept = {one for part in sharing._parts for one in part.known}
+            kept = {one for part in sharing._finished for one in part.tokens}
             dialogues = [dialogues[i] + own + result for i, own, result in zip(rows_left, drawn, results, strict=True)]
             added = sum(len(one) - longest_known(one, kept) for one in dialogues)
             assert added <= sum(len(result) + 1 for result in results)
@@ -225,7 +226,7 @@ def test_adapters_take_part():
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch):
-    monkeypatch.setattr(rows, "AT_ONCE", 20)
+    monkeypatch.setattr(kv_cache, "MAX_TOKENS_PER_FORWARD", 20)
     plain, found, _ = both(make_model("gemma3_text"), *make_prompts(UNEQUAL))
     assert found.equal(plain)
 
@@ -239,7 +240,7 @@ def test_long_prompts_are_read_in_parts(monkeypatch):
         ({"use_cache": False}, "use_cache is False"),
     ],
 )
-def test_what_is_not_supported_is_left_to_generate_and_said(more, why, caplog):
+def test_unsupported_settings_are_left_to_generate_with_one_warning(more, why, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     sharing = SharedGeneration()
     with caplog.at_level(logging.WARNING), sharing.on(model):
@@ -260,7 +261,7 @@ def test_generate_is_put_back():
     assert "generate" not in vars(model)
 
 
-def test_the_self_check_sees_a_prompt_out_of_sight(monkeypatch, caplog):
+def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     use_attention(model)
     assert generation_agrees(model, ids, mask)

@@ -11,11 +11,14 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from fission_grpo.envs.desk.env import Desk  # noqa: E402
 from fission_grpo.envs.desk.tasks import make_rows  # noqa: E402
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
-from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin, together  # noqa: E402
+from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin, group_micro_batches  # noqa: E402
 from fission_grpo.training.trl_compat import trl_release  # noqa: E402
 
 
-class Off(SharedPrefixMixin):
+class SharedPrefixTrainer(SharedPrefixMixin, GRPOTrainer): ...
+
+
+class Off(SharedPrefixTrainer):
     _sharing = False
 
 
@@ -61,7 +64,7 @@ def run(cls, folder, **fields):
     ids=["one step per batch", "two steps per batch"],
 )
 def test_training_with_tools_takes_the_steps_of_trl(tmp_path, fields):
-    trainer, ours = run(SharedPrefixMixin, tmp_path / "ours", **fields)
+    trainer, ours = run(SharedPrefixTrainer, tmp_path / "ours", **fields)
     _, theirs = run(GRPOTrainer, tmp_path / "theirs", **fields)
     assert len(ours) == 2
     assert any(norm > 1e-3 for _, norm, *_ in theirs)  # there was something to learn
@@ -83,7 +86,7 @@ def test_switched_off_it_is_trls_trainer_exactly(tmp_path):
     assert not trainer._shares
 
 
-def test_rows_of_a_prompt_are_put_together_in_micro_batches_of_the_same_size():
+def test_rows_of_a_prompt_are_grouped_in_micro_batches_of_the_same_size():
     a, b, c = [0, 7], [5, 7], [5, 6]
     masks = {(0, 7): [0, 1]}
 
@@ -97,7 +100,7 @@ def test_rows_of_a_prompt_are_put_together_in_micro_batches_of_the_same_size():
             "ref_per_token_logps": None,
         }
 
-    first, second = together([micro_batch([b, a, c], 0), micro_batch([a, c, b], 3)])
+    first, second = group_micro_batches([micro_batch([b, a, c], 0), micro_batch([a, c, b], 3)])
     assert first["prompt_ids"].tolist() == [b, b, a]
     assert second["prompt_ids"].tolist() == [a, c, c]
     assert first["advantages"].tolist() == first["num_images"] == [0, 5, 1]

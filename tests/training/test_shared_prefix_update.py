@@ -10,7 +10,7 @@ from hypothesis import strategies as st  # noqa: E402
 from shared_prefix_support import MODELS, TWO_GROUPS, assert_same, gradients, make_batch, make_model, of_trl  # noqa: E402
 
 from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of, pack  # noqa: E402
-from fission_grpo.training.shared_prefix.trainer import together  # noqa: E402
+from fission_grpo.training.shared_prefix.trainer import group_micro_batches  # noqa: E402
 from fission_grpo.training.shared_prefix.update import enable, rows_with_gradient, shared_logps  # noqa: E402
 
 
@@ -50,7 +50,7 @@ def test_any_lengths_and_any_order_of_rows(kind, groups, seed, shuffled):
 
 
 def test_many_completions_are_cut_into_runs_without_a_difference(monkeypatch):
-    monkeypatch.setattr("fission_grpo.training.shared_prefix.layout._SMALLEST_BLOCK", 1)
+    monkeypatch.setattr("fission_grpo.training.shared_prefix.layout._MIN_BLOCK", 1)
     batch = make_batch([6], [[5, 3, 4, 6, 2, 9]])
     (group,) = pack(batch, [[0, 1, 2, 3, 4, 5]], batch.completion_mask.bool()).layout.groups
     assert group.blocks == ((6, 11), (11, 14), (14, 18), (18, 24), (24, 26), (26, 35))
@@ -104,9 +104,9 @@ def test_tool_results_are_read_but_not_scored_where_only_the_policy_counts():
     model, batch = make_model("qwen3"), make_batch(*TWO_GROUPS)
     logps, _ = of_trl(model, batch)
     enable(model)
-    scores = shared_logps(model, batch, policy_tokens_only=True, fill=torch.full_like(logps, -3.0))
+    scores = shared_logps(model, batch, policy_tokens_only=True)
     assert pack(batch, [[0]], batch.tool_mask.bool()).labels.shape[1] == 3  # of 5 tokens, two are a tool's
-    expected = torch.where(batch.tool_mask.bool(), logps, torch.tensor(-3.0))
+    expected = torch.where(batch.tool_mask.bool(), logps, torch.tensor(0.0))
     torch.testing.assert_close(scores.logps, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_micro_batches_get_the_rows_of_a_prompt_together():
     batch = make_batch([4, 5, 6], [[1] * 3] * 3, shuffled=True)
     rows = {"prompt_ids": batch.prompt_ids, "prompt_mask": batch.prompt_mask, "number": torch.arange(9)}
     parts = [{name: values[start : start + 3] for name, values in rows.items()} for start in (0, 3, 6)]
-    order = torch.cat([part["number"] for part in together(parts)])
+    order = torch.cat([part["number"] for part in group_micro_batches(parts)])
     assert sorted(order.tolist()) == list(range(9))
     shuffled = batch.rows(order)
     assert groups_of(shuffled.prompt_ids, shuffled.prompt_mask) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

@@ -119,5 +119,5 @@ def test_earlier_turns_of_the_episode_are_shown_as_they_were(tokenizer):
     assert places == sorted(places)
 
 
-def test_unreadable_calls_are_told_where_the_template_writes_our_format(tokenizer):
+def test_parse_errors_are_reported_where_the_template_writes_our_format(tokenizer):
     assert _writes_our_format(tokenizer) == (tokenizer.family not in ("llama3.1", "smollm2"))

@@ -16,7 +16,7 @@ TEXTS = ("id", "step", "kind", "source", "feedback", "fallback", "prompt")
 class Elsewhere:
     """Rules that answer from another thread, after a while; or never."""
 
-    name, later = "elsewhere", True
+    name, asynchronous = "elsewhere", True
 
     def __init__(self, seconds=0.02):
         self.seconds, self.asked, self._taken = seconds, 0, 0

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from fission_grpo.core.errors import UnsupportedVersionError
 from fission_grpo.training.trl_compat import (
     NEEDED_ATTRIBUTES,
     SUPPORTED,
-    UnsupportedVersionError,
     check_names,
     check_server_tools,
     check_versions,
     eos_token_ids,
     missing_names,
-    release,
+    parse_version,
     tools_of_every_row,
 )
 
@@ -34,11 +34,15 @@ def installed(**versions):
     return version
 
 
+@pytest.fixture(autouse=True)
+def variable_unset(monkeypatch):
+    monkeypatch.delenv("FISSION_GRPO_ANY_TRL", raising=False)
+
+
 @pytest.mark.parametrize("version", ["1.12.0", "1.14.2", "1.16.0", "1.16.9", "1.12.0rc1"])
-def test_supported_versions_pass_without_a_word(version):
-    said = []
-    check_versions(installed(trl=version, transformers="5.15.0"), anyway=False, warn=lambda *a: said.append(a))
-    assert said == []
+def test_supported_versions_pass_without_a_warning(version, caplog):
+    check_versions(installed(trl=version, transformers="5.15.0"))
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
@@ -60,18 +64,17 @@ def test_supported_versions_pass_without_a_word(version):
         ({"trl": "1.16.0", "transformers": "6.0.0"}, ["transformers 6.0.0", "FISSION_GRPO_ANY_TRL=1"]),
     ],
 )
-def test_other_versions_are_refused_with_what_is_supported_and_how_to_mend_it(versions, parts):
+def test_other_versions_are_refused_with_what_is_supported_and_the_fix(versions, parts):
     with pytest.raises(UnsupportedVersionError) as error:
-        check_versions(installed(**versions), anyway=False)
+        check_versions(installed(**versions))
     assert all(part in str(error.value) for part in parts)
 
 
-def test_a_newer_one_is_tried_with_a_warning_if_the_variable_says_so_and_an_older_one_never(monkeypatch):
-    said = []
+def test_a_newer_one_is_tried_with_a_warning_if_the_variable_says_so_and_an_older_one_never(monkeypatch, caplog):
     monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "1")
-    check_versions(installed(trl="1.17.0"), warn=lambda text, *values: said.append(text % values))
-    assert len(said) == 1
-    assert "trl 1.17.0 is installed" in said[0]
+    check_versions(installed(trl="1.17.0"))
+    (record,) = caplog.records
+    assert "trl 1.17.0 is installed" in record.getMessage()
     with pytest.raises(UnsupportedVersionError, match=r"trl 1\.11\.0"):
         check_versions(installed(trl="1.11.0"))
     monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "0")
@@ -80,22 +83,22 @@ def test_a_newer_one_is_tried_with_a_warning_if_the_variable_says_so_and_an_olde
 
 
 def test_packages_that_are_missing_are_left_to_their_import():
-    check_versions(installed(), anyway=False)
+    check_versions(installed())
 
 
 def test_numbers_of_versions():
-    assert release("1.17.0.dev0") == (1, 17, 0)
-    assert release("5.15.0rc1") == (5, 15, 0)
-    assert release("unknown") == ()
+    assert parse_version("1.17.0.dev0") == (1, 17, 0)
+    assert parse_version("5.15.0rc1") == (5, 15, 0)
+    assert parse_version("unknown") == ()
 
 
 def test_the_ranges_are_those_of_pyproject_and_the_tested_versions_are_within():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
     for package, known in SUPPORTED.items():
         assert f"{package}{known.pip}" in extra
-        assert all(known.first <= release(version) for version in known.tested)
-        assert all(release(version)[: len(known.last)] <= known.last for version in known.tested)
-    minors = [release(version)[:2] for version in SUPPORTED["trl"].tested]
+        assert all(known.first <= parse_version(version) for version in known.tested)
+        assert all(parse_version(version)[: len(known.last)] <= known.last for version in known.tested)
+    minors = [parse_version(version)[:2] for version in SUPPORTED["trl"].tested]
     assert minors == [(1, minor) for minor in (12, 13, 14, 16)]
 
 
@@ -128,7 +131,7 @@ def test_the_trl_that_is_installed_has_all_that_we_hold_on_to():
     assert missing_names(trl.GRPOTrainer) == []
 
 
-def test_a_patched_trl_is_refused_with_what_is_missing():
+def test_a_patched_trl_is_refused_with_what_is_missing(monkeypatch, caplog):
     class Patched:
         def __init__(self):
             self.tools = self._metrics = None
@@ -144,10 +147,10 @@ def test_a_patched_trl_is_refused_with_what_is_missing():
     attributes = {one.removeprefix("the attribute ") for one in missing if one.startswith("the attribute")}
     assert attributes == set(NEEDED_ATTRIBUTES) - {"tools", "_metrics"}
     with pytest.raises(UnsupportedVersionError, match=r"_prepare_inputs\(generation_batch\).*Is TRL patched"):
-        check_names(Patched, anyway=False)
-    said = []
-    check_names(Patched, anyway=True, warn=lambda text, *values: said.append(text % values))
-    assert len(said) == 1
+        check_names(Patched)
+    monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "1")
+    check_names(Patched)
+    assert len(caplog.records) == 1
 
 
 def test_differences_between_versions_are_bridged():
@@ -177,7 +180,7 @@ def test_tools_with_a_vllm_server_are_refused_where_trl_mixes_up_rows():
         check_server_tools((1, 13))
 
 
-def test_a_parser_that_is_not_told_its_rows_tools_answers_unreadable_calls_by_a_tool_that_all_rows_have():
+def test_without_a_rows_tools_parse_errors_are_reported_as_a_tool_that_all_rows_have():
     pytest.importorskip("torch")
     from fission_grpo.core.types import PARSE_ERROR
     from fission_grpo.inference.pretrained import load_starter

@@ -34,7 +34,7 @@ def main():
         tasks = task_set(choice)
         if tasks.sha256 != manifest.tasks["sha256"]:
             raise SystemExit(f"{folder}: these are other tasks than were evaluated")
-        name, begin = next(iter(tasks.plays.items()))
+        name, begin = next(iter(tasks.cases.items()))
         text = prompt_text(tokenizer, next(begin()))
         tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         prompts[folder.name] = {"case": name, "tokens": tokens, "text": text}

@@ -101,7 +101,7 @@ def with_server(faulty, folder):
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve, args=(there, faulty), daemon=True)
     server.start()
-    options = FeedbackModelOptions(timeout=2.0, tries=1, circuit_after=1000)
+    options = FeedbackModelOptions(timeout=2.0, max_retries=0, circuit_after=1000)
     with EndpointFeedback("small", here.recv(), options) as source:
         found = train([source, "rules"], folder)
     here.send("end")

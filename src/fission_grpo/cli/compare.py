@@ -1,4 +1,4 @@
-"""`fission-grpo compare RUN_A RUN_B`: the table on the terminal, `compare.json` and `compare.png` in a folder."""
+"""`fission-grpo compare RUN_A RUN_B`: a table on the terminal, `compare.json` and `compare.png` in a folder."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from fission_grpo.evaluation.compare import (
-    compare,
-    comparison_json,
-    comparison_table,
-    read_run,
-)
+from fission_grpo.evaluation.compare import compare, comparison_json, comparison_table, read_run
 
 
 def compare_command(argv: list[str]) -> int:
-    """Compare two runs. Returns 0, or 2 after saying on stderr what is wrong or what differs."""
+    """Compare two runs. Returns 0, or 2 for a mistake or runs that differ, named on stderr."""
     arguments = _parser().parse_args(argv)
     output = arguments.output or arguments.run_b / "compare"
     notes: list[str] = []

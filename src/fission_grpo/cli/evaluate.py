@@ -1,4 +1,4 @@
-"""`fission-grpo eval`: how well a model works with tools and how well it recovers, or what others' transcripts say."""
+"""`fission-grpo eval`: success and error recovery of a model on tasks with tools, or of recorded transcripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fission_grpo.evaluation.task_sets import TaskSpec
     from fission_grpo.inference.endpoint import EndpointOptions
 
-
 EXAMPLES = """\
 examples:
   fission-grpo eval --model runs/mine --tasks desk --output runs/mine
@@ -31,67 +30,73 @@ examples:
       --format qwen-fc --output runs/qwen3-official
   fission-grpo eval --traces transcripts.jsonl
 
-A killed evaluation goes on where it was when the same command is given again. docs/evaluation.md has the definitions.
+A killed evaluation continues when the same command is given again. docs/evaluation.md has the definitions.
 """
+
+RATES = "rates.json"
+
+MAX_NAME_BYTES = 150
+"""Longest name of an evaluation in a folder's name, in bytes. [ours]"""
+
+PACKAGES = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
+"""How to install what may be missing; for everything else it is the training extra."""
 
 
 def eval_parser() -> argparse.ArgumentParser:
     """The command's parser."""
     parser = argparse.ArgumentParser(
         "fission-grpo eval",
-        description="Success and error recovery of a model on tasks with tools, or of others' transcripts.",
+        description="Success and error recovery of a model on tasks with tools, or of recorded transcripts.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _who(parser.add_argument_group("who plays"))
-    _what(parser.add_argument_group("on what"))
-    _how(parser.add_argument_group("how"))
+    _add_policy_options(parser.add_argument_group("policy"))
+    _add_task_options(parser.add_argument_group("tasks"))
+    _add_sampling_options(parser.add_argument_group("sampling"))
     return parser
 
 
-def _who(who: Any) -> None:
-    who.add_argument("--model", help="folder, hub id, or 'starter'; with --endpoint the model's name there")
-    who.add_argument(
-        "--endpoint", metavar="URL", help="base URL of an OpenAI-compatible endpoint, mostly ending in /v1"
-    )
-    who.add_argument("--raw", action="store_true", help="endpoint: raw completions of prompts we render")
-    who.add_argument("--tokenizer", metavar="MODEL", help="endpoint: renders dialogues for --raw (chat format)")
-    who.add_argument("--key_variable", default="OPENAI_API_KEY", help="endpoint: environment variable with the key")
-    who.add_argument("--timeout", type=float, default=120.0, help="endpoint: seconds for one try (default 120)")
-    who.add_argument(
-        "--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields"
-    )
-    who.add_argument("--traces", type=Path, metavar="FILE", help="play nothing: transcripts, or BFCL result files")
+def _add_policy_options(group: Any) -> None:
+    add = group.add_argument
+    add("--model", help="folder, hub id, or 'starter'; with --endpoint the model's name there")
+    add("--endpoint", metavar="URL", help="base URL of an OpenAI-compatible endpoint, usually ending in /v1")
+    add("--raw", action="store_true", help="endpoint: raw completions of prompts rendered here")
+    add("--tokenizer", metavar="MODEL", help="endpoint: renders dialogues for --raw (chat format)")
+    add("--key_variable", default="OPENAI_API_KEY", help="endpoint: environment variable with the key")
+    add("--timeout", type=float, default=120.0, help="endpoint: seconds for one try (default 120)")
+    add("--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields")
+    add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
 
 
-def _what(what: Any) -> None:
-    what.add_argument(
+def _add_task_options(group: Any) -> None:
+    add = group.add_argument
+    add(
         "--tasks",
         default="desk",
         help="desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; or BFCL's "
         "categories, joined by commas: multi_turn, ast, single_turn, or single ones such as multi_turn_base (default "
         "desk)",
     )
-    what.add_argument("--num_tasks", type=_count, default=0, help="cases, of each category; 0: all (256 of the desk)")
-    what.add_argument("--skip_tasks", type=_count, default=0, help="leave out so many first, such as those trained on")
-    what.add_argument(
+    add("--num_tasks", type=_count, default=0, help="number of cases, of each category; 0: all (256 of the desk)")
+    add("--skip_tasks", type=_count, default=0, help="number of cases to leave out first, such as training tasks")
+    add(
         "--max_turns",
         type=int,
         help="assistant turns per episode, not for BFCL (default 4, at desk:2 7, at desk:3 10)",
     )
-    what.add_argument(
+    add(
         "--format",
         choices=("chat", "qwen-fc", "qwen-prompting"),
         default="chat",
-        help="BFCL: how cases are shown; the last two are the official prompts, byte for byte (default chat)",
+        help="BFCL: how cases are rendered; the last two are the official prompts, byte for byte (default chat)",
     )
-    what.add_argument(
+    add(
         "--mode",
-        choices=("strict", "told"),
+        choices=("strict", "feedback"),
         default="strict",
-        help="BFCL: strict is official; told answers calls that cannot be read with an error (default strict)",
+        help="BFCL: strict is official; feedback answers calls that cannot be read with an error (default strict)",
     )
-    what.add_argument(
+    add(
         "--fault",
         action="append",
         type=_fault,
@@ -101,72 +106,14 @@ def _what(what: Any) -> None:
     )
 
 
-def _how(how: Any) -> None:
-    how.add_argument("--temperature", type=float, help="0: most probable token (default: 0 on BFCL, else 1)")
-    how.add_argument("--max_new_tokens", type=int, help="of one turn (default: 64 at the desk, else 512)")
-    how.add_argument("--seed", type=int, default=0, help="of the desk's tasks, faults and sampling (default 0)")
-    how.add_argument(
-        "--in_flight", type=_count, default=0, help="cases side by side (default: 64 at the desk, else 16)"
-    )
-    how.add_argument(
-        "--output", type=Path, metavar="RUN_DIR", help="RUN_DIR/eval-NAME is written, and eval.jsonl added to"
-    )
-    how.add_argument("--name", help="what tables call it; default: the last part of --model")
-
-
-def choice_of(arguments: Namespace) -> TaskSpec:
-    """Which tasks. Raises ValueError for options that do not go together."""
-    from fission_grpo.envs.desk.tasks import requests_of, turns_for
-    from fission_grpo.envs.faults import Fault
-    from fission_grpo.evaluation.task_sets import TaskSpec
-
-    turns = turns_for(requests_of(arguments.tasks) or 1)
-    faults = tuple(Fault(kind, rate) for kind, rate in arguments.fault)
-    choice = TaskSpec(
-        tasks=arguments.tasks,
-        count=arguments.num_tasks,
-        skip=arguments.skip_tasks,
-        seed=arguments.seed,
-        max_turns=arguments.max_turns if arguments.max_turns is not None else turns,
-        format=arguments.format,
-        mode=arguments.mode,
-        faults=faults,
-    )
-    if not choice.official and (arguments.format, arguments.mode) != ("chat", "strict"):
-        raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other --tasks")
-    if arguments.endpoint is not None and choice.format != "chat" and not arguments.raw:
-        raise ValueError(
-            f"--format {choice.format} brings its own prompt text, which only raw completions take: add --raw"
-        )
-    if arguments.raw and choice.format == "chat" and arguments.tokenizer is None:
-        raise ValueError("--raw needs --tokenizer MODEL, to render the dialogues with")
-    return choice
-
-
-def sampling_of(arguments: Namespace, choice: TaskSpec) -> Sampling:
-    """How replies are sampled, by default as suits the tasks."""
-    from fission_grpo.evaluation.policies import Sampling
-
-    usual = 0.0 if choice.official else 1.0
-    temperature = usual if arguments.temperature is None else arguments.temperature
-    tokens = arguments.max_new_tokens or (64 if choice.desk_requests else 512)
-    return Sampling(temperature, tokens, arguments.seed)
-
-
-def endpoint_options_of(arguments: Namespace, sampling: Sampling, in_flight: int) -> EndpointOptions:
-    """How an endpoint is asked."""
-    from fission_grpo.inference.endpoint import EndpointOptions
-
-    return EndpointOptions(
-        raw=arguments.raw,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_new_tokens,
-        seed=sampling.seed,
-        extra_body=arguments.extra_body,
-        concurrency=in_flight,
-        timeout=arguments.timeout,
-        key_variable=arguments.key_variable,
-    )
+def _add_sampling_options(group: Any) -> None:
+    add = group.add_argument
+    add("--temperature", type=float, help="0: most probable token (default: 0 on BFCL, else 1)")
+    add("--max_new_tokens", type=int, help="of one turn (default: 64 at the desk, else 512)")
+    add("--seed", type=int, default=0, help="of the desk's tasks, faults and sampling (default 0)")
+    add("--in_flight", type=_count, default=0, help="cases run at the same time (default: 64 at the desk, else 16)")
+    add("--output", type=Path, metavar="RUN_DIR", help="writes RUN_DIR/eval-NAME, and adds to RUN_DIR/eval.jsonl")
+    add("--name", help="of the evaluation in tables; default: the last part of --model")
 
 
 def _count(text: str) -> int:
@@ -194,18 +141,12 @@ def _fault(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r}: write KIND:RATE, such as timeout:0.1") from None
 
 
-RATES = "rates.json"
-
-
-LONGEST_NAME = 150
-"""Longest name of an evaluation in a folder's name, in bytes. [ours]"""
-
-
-TRAIN = "pip install 'fission-grpo[train]'"
-
-
 def evaluate_command(argv: list[str]) -> int:
-    """Evaluate. Returns 0; 1 if a package is missing; 2 after a line on stderr about what is wrong; 130 if stopped."""
+    """Run the command.
+
+    Returns:
+        0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted.
+    """
     arguments = eval_parser().parse_args(argv)
     try:
         print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
@@ -213,12 +154,9 @@ def evaluate_command(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        how = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
         package = str(error.name).split(".")[0]
-        print(
-            f"error: evaluation needs {package}; {how.get(package, TRAIN)}",
-            file=sys.stderr,
-        )
+        install = PACKAGES.get(package, "pip install 'fission-grpo[train]'")
+        print(f"error: evaluation needs {package}; {install}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)
@@ -227,47 +165,47 @@ def evaluate_command(argv: list[str]) -> int:
 
 
 def evaluate_model(arguments: Namespace) -> str:
-    """Play the cases, keep everything under OUTPUT/eval-NAME, and return what to print."""
+    """Run the cases, keep everything under OUTPUT/eval-NAME, and return the text to print."""
     from fission_grpo.evaluation.policies import connect_endpoint, load_local_policy, versions
     from fission_grpo.evaluation.run import Manifest, evaluate_run
     from fission_grpo.evaluation.task_sets import task_set
 
     if not arguments.model or not arguments.output:
         raise ValueError("--model and --output are needed (or --traces FILE, which needs neither)")
-    choice = choice_of(arguments)
-    sampling = sampling_of(arguments, choice)
-    tasks = task_set(choice)
+    spec = make_task_spec(arguments)
+    sampling = _sampling(arguments, spec)
+    tasks = task_set(spec)
     name = arguments.name or Path(arguments.model).name
     folder = arguments.output / f"eval-{_file_name(name)}"
-    in_flight = arguments.in_flight or (64 if choice.desk_requests else 16)
+    in_flight = arguments.in_flight or (64 if spec.desk_requests else 16)
     with ExitStack() as stack:
         if arguments.endpoint is not None:
-            options = endpoint_options_of(arguments, sampling, in_flight)
-            server = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
-            player = stack.enter_context(server)
+            options = _endpoint_options(arguments, sampling, in_flight)
+            connection = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
+            loaded = stack.enter_context(connection)
         else:
-            player = load_local_policy(arguments.model, sampling, in_flight)
+            loaded = load_local_policy(arguments.model, sampling, in_flight)
         manifest = Manifest(
             name=name,
-            tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.plays)},
-            prompt={**choice.prompt, **(player.prompt if choice.format == "chat" else {})},
+            tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases)},
+            prompt={**spec.prompt, **(loaded.prompt if spec.format == "chat" else {})},
             decoding=asdict(sampling),
-            policy=player.described,
+            policy=loaded.description,
             versions=versions(),
         )
-        records = evaluate_run(folder, manifest, player.policy, tasks.plays, in_flight)
-        if (counts := getattr(player.policy, "counts", None)) is not None:
-            print(f"endpoint: {json.dumps(asdict(counts))}", file=sys.stderr)
+        records = evaluate_run(folder, manifest, loaded.policy, tasks.cases, in_flight)
+        if (counts := getattr(loaded.policy, "counts", None)) is not None:
+            print(f"endpoint: {json.dumps(counts)}", file=sys.stderr)
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 
         write_result_files(records, tasks.official, folder / "bfcl")
-    step, tokens = player.described.get("step", 0), player.described.get("tokens", 0)
-    return summary(records, folder, name, arguments.output / EVAL, (step, tokens))
+    step, tokens = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
+    return _summarize(records, folder, name, arguments.output / EVAL, (step, tokens))
 
 
 def evaluate_traces(arguments: Namespace) -> str:
-    """The rates of transcripts from anywhere; with --output they are kept, so that they can be compared."""
+    """Compute the metrics of transcripts; with --output they are kept, so that they can be compared."""
     from fission_grpo.evaluation.policies import versions
     from fission_grpo.evaluation.records import CASES, to_line
     from fission_grpo.evaluation.run import Manifest, write_manifest
@@ -279,55 +217,109 @@ def evaluate_traces(arguments: Namespace) -> str:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if arguments.output is None:
-        return summary(records)
+        return _summarize(records)
     name = arguments.name or arguments.traces.stem
     folder = arguments.output / f"eval-{_file_name(name)}"
     ids = sorted(record.id for record in records)
     tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
     write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
     (folder / CASES).write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
-    return summary(records, folder, name)
+    return _summarize(records, folder, name)
 
 
-def summary(
+def make_task_spec(arguments: Namespace) -> TaskSpec:
+    """Which tasks. Raises ValueError for options that exclude each other."""
+    from fission_grpo.envs.desk.tasks import requests_of, turns_for
+    from fission_grpo.envs.faults import Fault
+    from fission_grpo.evaluation.task_sets import TaskSpec
+
+    default_turns = turns_for(requests_of(arguments.tasks) or 1)
+    spec = TaskSpec(
+        tasks=arguments.tasks,
+        count=arguments.num_tasks,
+        skip=arguments.skip_tasks,
+        seed=arguments.seed,
+        max_turns=arguments.max_turns if arguments.max_turns is not None else default_turns,
+        format=arguments.format,
+        mode=arguments.mode,
+        faults=tuple(Fault(kind, rate) for kind, rate in arguments.fault),
+    )
+    if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):
+        raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other --tasks")
+    if arguments.endpoint is not None and spec.format != "chat" and not arguments.raw:
+        raise ValueError(
+            f"--format {spec.format} brings its own prompt text, which only raw completions take: add --raw"
+        )
+    if arguments.raw and spec.format == "chat" and arguments.tokenizer is None:
+        raise ValueError("--raw needs --tokenizer MODEL, to render the dialogues with")
+    return spec
+
+
+def _sampling(arguments: Namespace, spec: TaskSpec) -> Sampling:
+    """How replies are sampled, with defaults that depend on the tasks."""
+    from fission_grpo.evaluation.policies import Sampling
+
+    default = 0.0 if spec.official else 1.0
+    temperature = default if arguments.temperature is None else arguments.temperature
+    tokens = arguments.max_new_tokens or (64 if spec.desk_requests else 512)
+    return Sampling(temperature, tokens, arguments.seed)
+
+
+def _endpoint_options(arguments: Namespace, sampling: Sampling, in_flight: int) -> EndpointOptions:
+    from fission_grpo.inference.endpoint import EndpointOptions
+
+    return EndpointOptions(
+        raw=arguments.raw,
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_new_tokens,
+        seed=sampling.seed,
+        extra_body=arguments.extra_body,
+        concurrency=in_flight,
+        timeout=arguments.timeout,
+        key_variable=arguments.key_variable,
+    )
+
+
+def _summarize(
     records: Sequence[CaseRecord],
     folder: Path | None = None,
     name: str = "",
-    lines: Path | None = None,
+    eval_lines: Path | None = None,
     trained: tuple[int, int] = (0, 0),
 ) -> str:
-    """Write `rates.json` and a line of `eval.jsonl` where asked to, and return the table to print.
+    """Write `rates.json` and a line of `eval.jsonl`, if their places are given, and return the table to print.
 
     Args:
         records: of the evaluation.
-        folder: of `rates.json`; None: nothing is written.
-        name: what was evaluated.
-        lines: the `eval.jsonl` to add to; a line that is there already is not added again.
+        folder: of `rates.json`; None: it is not written.
+        name: of the evaluation.
+        eval_lines: the `eval.jsonl` to add to; an existing line is not added again.
         trained: training steps and sampled tokens behind the model.
     """
-    from fission_grpo.evaluation.evaluate import eval_line
-    from fission_grpo.evaluation.metrics import compute_metrics, metrics_json, metrics_table
+    from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
+    from fission_grpo.evaluation.run import eval_line
+    from fission_grpo.evaluation.tables import metrics_table
 
-    rates = compute_metrics(records)
-    said = [*([name] if name else []), metrics_table(rates)]
+    metrics = compute_metrics(records)
+    parts = [*([name] if name else []), metrics_table(metrics)]
     if folder is not None:
-        text = json.dumps(metrics_json(rates), ensure_ascii=False, indent=1)
+        text = json.dumps(metrics_json(metrics), ensure_ascii=False, indent=1)
         (folder / RATES).write_text(text + "\n", encoding="utf-8")
-        said.append(f"written: {folder}")
-    if lines is not None:
-        line = eval_line(rates, name, *trained) + "\n"
-        there: Any = lines.read_text(encoding="utf-8").splitlines(keepends=True) if lines.is_file() else []
-        if line not in there:
-            with lines.open("a", encoding="utf-8") as file:
+        parts.append(f"written: {folder}")
+    if eval_lines is not None:
+        line = eval_line(metrics, name, *trained) + "\n"
+        existing = eval_lines.read_text(encoding="utf-8").splitlines(keepends=True) if eval_lines.is_file() else []
+        if line not in existing:
+            with eval_lines.open("a", encoding="utf-8") as file:
                 file.write(line)
-        said.append(f"added to {lines}")
-    return "\n".join(said)
+        parts.append(f"added to {eval_lines}")
+    return "\n".join(parts)
 
 
 def _file_name(name: str) -> str:
-    """A name as a part of a file's name; one too long for file systems is cut and told apart by a hash."""
+    """A name as part of a file name; a name too long for file systems is cut and made unique by a hash."""
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
-    if len(safe.encode()) <= LONGEST_NAME:
+    if len(safe.encode()) <= MAX_NAME_BYTES:
         return safe
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{safe.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return f"{safe.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"

@@ -13,7 +13,7 @@ commands:
   train    train a policy with Fission-GRPO (or plain GRPO, --fission false): a YAML file and overrides, as in trl
   eval     success and error recovery of a policy on held-out tasks, with intervals
   compare  two evaluations of the same cases, paired: table, intervals, picture
-  report   an HTML page with charts and a gallery of failures, from a run's directory
+  report   an HTML page with charts and recoveries to read, from a run's directory
   simulator   data, training and judgement of an error simulator
   tasks    check a task file, convert other data into one, or generate tasks over BFCL's environments
   check-environment   verdict on an environment class of yours: determinism, isolation, snapshots, errors

@@ -13,17 +13,17 @@ from fission_grpo.envs.bfcl import INSTALL
 
 
 def tasks_command(argv: list[str]) -> int:
-    """Check, convert or generate task files. Returns 0, or 1 after saying on stderr what to mend."""
+    """Check, convert or generate task files. Returns 0, or 1 after printing on stderr what to correct."""
     if argv[:1] == ["generate"]:
         from fission_grpo.recipes.bfcl_tasks.generate import generate_command
 
         return generate_command(argv[1:])
-    arguments = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        if arguments.action == "check":
-            print(check(arguments.file))
+        if options.action == "check":
+            print(check(options.file))
         else:
-            print(convert(arguments.input, arguments.output, arguments.layout, arguments.abstentions))
+            print(convert(options.input, options.output, options.layout, options.abstentions))
     except TaskFileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -35,7 +35,7 @@ def tasks_command(argv: list[str]) -> int:
 
 
 def check(path: Path) -> str:
-    """The verdict on a step-task or case file without mistakes. Raises TaskFileError for one with."""
+    """A summary of a valid step-task or case file. Raises TaskFileError for the first mistake."""
     from fission_grpo.data.load import is_case_file
 
     if is_case_file(str(path)):
@@ -44,43 +44,33 @@ def check(path: Path) -> str:
         return check_cases(path)
     tasks = load_step_tasks(path)
     calls = Counter(len(task.reference or ()) for task in tasks)
-    spread = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
+    counts = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
     tools = sum(len(task.tools) for task in tasks) / len(tasks)
-    return f"{path}: ok, {len(tasks)} tasks ({spread}; {tools:.1f} tools each on average)"
+    return f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
 
 
 def convert(source: Path, target: Path, layout: str, abstentions: bool) -> str:
-    """Write other data as a step-task file and report what was dropped. Raises TaskFileError."""
+    """Convert a file to a step-task file. Returns a report of what was dropped. Raises TaskFileError."""
     from fission_grpo.data.convert.formats import convert_file
 
     layout, converted = convert_file(source, layout, abstentions)
-    lines = [row_of_step_task(task) + "\n" for task in converted.tasks]
     try:
-        target.write_text("".join(lines), encoding="utf-8")
+        target.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks), encoding="utf-8")
     except OSError as error:
         raise TaskFileError(f"{target}: cannot be written ({error.strerror}); give another output path") from error
     return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fission-grpo tasks", description="Check, convert and generate task files (JSONL)."
-    )
+    parser = argparse.ArgumentParser("fission-grpo tasks", description="Check, convert, generate task files (JSONL).")
     actions = parser.add_subparsers(dest="action", required=True)
-    checking = actions.add_parser("check", help="verdict on a task file; names the first mistake by row and field")
-    checking.add_argument("file", metavar="FILE", type=Path, help="a step-task file, or a case file of `generate`")
-    converting = actions.add_parser("convert", help="make a step-task file from other data")
-    layouts = "auto, openai, xlam, toolace, hermes, apigen-mt, toolrl"
-    choices = layouts.split(", ")
-    converting.add_argument(
-        "--from", dest="layout", choices=choices, default="auto", help="layout of IN (default auto)"
-    )
-    converting.add_argument(
-        "--abstentions",
-        action="store_true",
-        help="assistant turns without calls become tasks, too: nothing is to be called",
-    )
-    converting.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet")
-    converting.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
+    action = actions.add_parser("check", help="check a task file; names the first mistake by row and field")
+    action.add_argument("file", metavar="FILE", type=Path, help="a step-task file, or a case file of `generate`")
+    action = actions.add_parser("convert", help="make a step-task file from other data")
+    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl")
+    action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
+    action.add_argument("--abstentions", action="store_true", help="also make tasks of turns without calls")
+    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet")
+    action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
     actions.add_parser("generate", help="make cases over BFCL's environments; see `tasks generate --help`")
     return parser

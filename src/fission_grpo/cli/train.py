@@ -6,31 +6,28 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from fission_grpo.core.errors import UsageError
-from fission_grpo.core.files import RunDirectoryError
+from fission_grpo.core.errors import RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import (
     SOURCE_FORMS,
-    accounts,
     closing,
     endpoint_options,
     sources_from,
+    usage_reports,
 )
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave
-from fission_grpo.training.checkpoint import resume_from
-from fission_grpo.training.checkpoint_files import clean_staging
+from fission_grpo.training.checkpoint import resume_point
 from fission_grpo.training.config import FissionGRPOConfig
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
@@ -71,10 +68,10 @@ class TrainArguments:
             f"could not say. {'; '.join(SOURCE_FORMS.splitlines())}."
         },
     )
-    simulator: dict[str, Any] | str | None = field(
+    feedback_model: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "How a model behind an endpoint is asked: `url` and the fields of SimulatorOptions "
+            "help": "Options of a feedback model behind an endpoint: `url` and the fields of FeedbackModelOptions "
             "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
         },
     )
@@ -110,7 +107,7 @@ def train_command(argv: list[str]) -> int:
         try:
             script, args, model, reward = parse(argv)
             checkpoint = resume_point(args)
-            chain = sources_from(script.feedback, *endpoint_options(script.simulator))
+            chain = sources_from(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
         except (ValueError, OSError) as error:
@@ -123,7 +120,7 @@ def train_command(argv: list[str]) -> int:
         except RunDirectoryError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        for line in accounts(sources):
+        for line in usage_reports(sources):
             print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
         resume = ["--resume_from_checkpoint", "true"]
@@ -135,23 +132,6 @@ def train_command(argv: list[str]) -> int:
     trainer.save_state()
     print(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
     return 0
-
-
-def resume_point(args: FissionGRPOConfig) -> str | bool | None:
-    """The checkpoint folder to resume from, None to begin anew. `true` means the newest whole one in `output_dir`.
-
-    Under a launcher of several processes the first one looks, and True leaves it to the trainer.
-
-    Raises:
-        ValueError: there is none, the path given is no folder, it is damaged, or it holds no fission buffer, though
-            `fission` is on.
-    """
-    if args.process_index != 0:
-        return str(args.resume_from_checkpoint).lower() not in ("none", "false")
-    run = Path(str(args.output_dir))
-    clean_staging(run)
-    found = resume_from(args.resume_from_checkpoint, run, args.fission)
-    return None if found is None else str(found)
 
 
 def make_trainer(
@@ -173,7 +153,15 @@ def make_trainer(
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
     )
-    given = load_training_data(script, args.seed, tokenizer, reward)
+    given = load_training_data(
+        script.tasks or "",
+        tokenizer,
+        skip_tasks=script.skip_tasks,
+        num_tasks=script.num_tasks,
+        max_prompt_tokens=script.max_prompt_tokens,
+        seed=args.seed,
+        reward=reward,
+    )
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,

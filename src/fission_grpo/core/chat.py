@@ -1,13 +1,12 @@
-"""The chat format: Hermes/Qwen `<tool_call>` text. The only file that knows it.
+"""The chat format: `<tool_call>` text of Hermes and Qwen. No other module knows it.
 
-`parse` reads what a policy wrote, `render_call` and `render` write what it will read, `read_result` reads what a tool
-answered. Upstream: the Hermes function-calling format, as in the chat templates of Qwen2.5 and Qwen3.
+`parse` reads what a policy generated, `render` and `render_call` write what it will read, `read_result` reads
+a tool's answer. Format: Hermes function calling, as in the chat templates of Qwen2.5 and Qwen3.
 """
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 import warnings
@@ -15,55 +14,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.json_io import NotJson, read_json
-from fission_grpo.core.types import (
-    Failure,
-    Message,
-    ToolCall,
-    ToolResult,
-    Turn,
-)
-
-
-def recovery_id(failure: Failure) -> str:
-    """Name of the corrective instance: a hash of the task and what the policy wrote, so equal failures are equal."""
-    digest = hashlib.sha1(failure.task.id.encode("utf-8", "surrogatepass"))
-    for turn in failure.turns:
-        digest.update(b"\0" + turn.text.encode("utf-8", "surrogatepass"))
-    return "x" + digest.hexdigest()[:15]
-
-
-def dialogue_before(failure: Failure) -> list[Message]:
-    """The dialogue up to the failing turn: the task's prompt (a plain string as a user message) and earlier turns."""
-    prompt = failure.task.prompt
-    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    for turn in failure.turns[:-1]:
-        messages += _turn_messages(turn)
-    return messages
-
-
-def _turn_messages(turn: Turn) -> list[Message]:
-    results = [{"role": "tool", "name": r.call.name, "content": r.content} for r in turn.results]
-    return [{"role": "assistant", "content": turn.text}, *results]
-
+from fission_grpo.core.types import Failure, Message, ToolCall, ToolResult, Turn
 
 MAX_LITERAL = 100_000
 """Longest tool result read as a Python literal, in characters. [ours] Longer ones are read as JSON only."""
 
-
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
-
-
 _SPACE = re.compile(r"\s*")
-
-
-_PROBE_TOOL = {
-    "type": "function",
-    "function": {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}},
-}
+_PROBE_TOOL = {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}}
 
 
 class _BadCall(Exception):
-    """A tool call was begun but is no valid call; `unclosed` if the text ended before it did."""
+    """A tool call or thought is invalid; `unclosed` if only because the text ends inside it."""
 
     def __init__(self, message: str, unclosed: bool = False):
         super().__init__(message)
@@ -71,24 +33,13 @@ class _BadCall(Exception):
 
 
 def parse(text: str, truncated: bool = False) -> Turn:
-    """Read one assistant turn. Never raises, whatever the text.
+    """Parse one assistant message. Never raises, whatever the text.
 
-    A block is `<tool_call>` + one or more JSON objects + `</tool_call>`; each object has `name` and `arguments` (or
-    `parameters`, as ToolRL writes; a JSON string holding an object is decoded). What is JSON is decided strictly, by
-    `json_text.read_json`. Calls inside `<think>` are no calls; a `</think>` that nothing opened closes the thinking a
-    template began in the prompt (Qwen3).
-
-    Args:
-        text: what the policy wrote, without special tokens.
-        truncated: it hit its length limit. A block or thought left open at the end of the text is then no error of
-            form: `Turn.error` stays None and `Turn.truncated` says what happened.
-
-    Returns:
-        Turn: `text` untouched; `content` is the text outside of thoughts and calls, stripped. With `error` set there
-        are no calls, as nothing of an invalid turn is executed.
-
-    Example:
-        `parse('Hi <tool_call>{"name": "ls", "arguments": {}}</tool_call>')` has content "Hi" and one call, of "ls"
+    A block is `<tool_call>`, one or more JSON objects, `</tool_call>`. An object has `name` and `arguments` (or
+    `parameters`, as in ToolRL); arguments may be a JSON string that holds an object. JSON is read strictly, by
+    `json_io.read_json`. Text inside `<think>` holds no calls. A `</think>` without `<think>` ends the thought
+    that the template opened in the prompt (Qwen3). If the text is `truncated`, i.e. reached the length limit, a block
+    or thought that is open at its end is not an error.
     """
     calls: list[ToolCall] = []
     outside: list[str] = []
@@ -97,15 +48,15 @@ def parse(text: str, truncated: bool = False) -> Turn:
     try:
         while tag := _TAG.search(text, at):
             outside.append(text[at : tag.start()])
-            at = len(text)  # where an error leaves us
+            at = len(text)  # after an error nothing more is content
             if tag[0] == "<think>":
                 end = text.find("</think>", tag.end())
                 if end < 0:
                     raise _BadCall("unclosed <think>", unclosed=True)
                 at = end + len("</think>")
             elif tag[0] == "<tool_call>":
-                found, at = _read_block(text, tag.end())
-                calls += found
+                block, at = _read_block(text, tag.end())
+                calls += block
             else:
                 raise _BadCall(f"{tag[0]} without {tag[0].replace('/', '')} before it")
         outside.append(text[at:])
@@ -115,68 +66,11 @@ def parse(text: str, truncated: bool = False) -> Turn:
     return Turn(text, "".join(outside).strip(), tuple(calls), error, truncated=truncated)
 
 
-def render_call(call: ToolCall) -> str:
-    """Write a call so that `parse` reads it back. Raises ValueError for arguments that are no JSON values.
-
-    Example:
-        `render_call(ToolCall("ls"))` is `'<tool_call>\\n{"name": "ls", "arguments": {}}\\n</tool_call>'`
-    """
-    try:
-        body = json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"call to {call.name!r} has arguments that are not JSON values: {error}") from error
-    return f"<tool_call>\n{body}\n</tool_call>"
-
-
-def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
-    """The Hermes instructions that list `tools`, one JSON signature a line, for templates that cannot take tools."""
-    signatures = "\n".join(json.dumps(_openai_tool(tool), ensure_ascii=False) for tool in tools)
-    return (
-        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        "You are provided with function signatures within <tools></tools> XML tags:\n"
-        f"<tools>\n{signatures}\n</tools>\n\n"
-        "For each function call, return a json object with function name and arguments within "
-        "<tool_call></tool_call> XML tags:\n"
-        '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-    )
-
-
-def render(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """Render a prompt to the string TRL tokenizes, ending where the assistant's turn begins.
-
-    Templates that take tools (Qwen, Llama 3.1, ...) are given them. For those that ignore them (SmolLM2) the tools go
-    into the system message, tool calls into the assistant's text, tool results into user messages, as Qwen renders
-    them. A beginning-of-sequence token is left out if the tokenizer adds it again (TRL tokenizes string prompts with
-    special tokens). A prompt that is a string already is returned as it is.
-
-    Raises whatever `tokenizer.apply_chat_template` raises, as for a tokenizer without a chat template.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    text = template_text(prompt, tools, tokenizer)
-    bos = getattr(tokenizer, "bos_token", None)
-    if bos and text.startswith(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        text = text[len(bos) :]
-    return text
-
-
-def template_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """As `render`, with the beginning-of-sequence token where the template writes one: to be tokenized as it is."""
-    if _takes_tools(tokenizer):
-        given, own = [dict(message) for message in messages], [_openai_tool(tool) for tool in tools] or None
-    else:
-        given, own = _plain_messages(messages, tools), None
-    return _apply(tokenizer, given, own)
-
-
 def read_result(call: ToolCall, content: str) -> ToolResult:
-    """Read the text a tool answered. Never raises.
+    """Parse a tool's answer. Never raises.
 
-    It is an error if it is a mapping, as JSON or as a Python literal (TRL writes `str({"error": str(exception)})`),
-    with a top-level "error" that is neither null nor false. The wording of the text is never looked at.
-
-    Example:
-        `read_result(call, "{'error': 'no such file'}").error` is "no such file"
+    The answer is an error if it is a mapping, as JSON or as a Python literal (TRL writes
+    `str({"error": str(exception)})`), whose "error" is neither null nor false. Its wording is not considered.
     """
     error = None
     value = _mapping(content).get("error")
@@ -188,11 +82,69 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
     return ToolResult(call, content, error)
 
 
-def _end_of_prefilled_thought(text: str) -> int:
-    """Where the text goes on after a thought that the prompt began: past the first `</think>`, 0 if there is none.
+def render_call(call: ToolCall) -> str:
+    """Write a call as text that `parse` reads. Raises ValueError if its arguments are not JSON values."""
+    try:
+        body = json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"call to {call.name!r} has arguments that are not JSON values: {error}") from error
+    return f"<tool_call>\n{body}\n</tool_call>"
 
-    With a call before it, the tag is either in the call's arguments (if that reads as valid) or after a call that
-    was merely thought of.
+
+def render(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """Render a prompt to the string that TRL tokenizes; a string is returned unchanged.
+
+    A template without support for tools (SmolLM2) gets them in the system message, tool calls in assistant messages,
+    and results in user messages, all as Qwen renders them. A beginning-of-sequence token is left out if the tokenizer
+    adds one too. Raises whatever `tokenizer.apply_chat_template` raises.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    text = template_text(prompt, tools, tokenizer)
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos and text.startswith(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        text = text[len(bos) :]
+    return text
+
+
+def template_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """As `render`, but with the beginning-of-sequence token if the template writes one."""
+    if _takes_tools(tokenizer):
+        given = [dict(message) for message in messages]
+        return _apply(tokenizer, given, [_openai_tool(tool) for tool in tools] or None)
+    return _apply(tokenizer, _plain_messages(messages, tools), None)
+
+
+def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Hermes' instructions with one JSON signature per tool, for templates without support for tools."""
+    signatures = "\n".join(json.dumps(_openai_tool(tool), ensure_ascii=False) for tool in tools)
+    return (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n"
+        f"<tools>\n{signatures}\n</tools>\n\n"
+        "For each function call, return a json object with function name and arguments within "
+        "<tool_call></tool_call> XML tags:\n"
+        '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
+
+
+def turn_messages(turn: Turn) -> list[Message]:
+    """The turn as chat messages: the generated text, then one tool message per result."""
+    results = [{"role": "tool", "name": r.call.name, "content": r.content} for r in turn.results]
+    return [{"role": "assistant", "content": turn.text}, *results]
+
+
+def dialogue_before(failure: Failure) -> list[Message]:
+    """The chat messages before the failing turn: the task's prompt (a string as a user message) and earlier turns."""
+    prompt = failure.task.prompt
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return messages + [message for turn in failure.turns[:-1] for message in turn_messages(turn)]
+
+
+def _end_of_prefilled_thought(text: str) -> int:
+    """Index after the first `</think>` if it closes a thought opened in the prompt, else 0.
+
+    A `<tool_call>` before it is either a valid call with the tag in its arguments (0), or part of the thought.
     """
     end = text.find("</think>")
     if end < 0 or "<think>" in text[:end]:
@@ -208,7 +160,7 @@ def _end_of_prefilled_thought(text: str) -> int:
 
 
 def _read_block(text: str, start: int) -> tuple[list[ToolCall], int]:
-    """The calls between `start` and the block's closing tag, and where the text goes on after it."""
+    """The calls from index `start` to the block's closing tag, and the index after the tag."""
     calls: list[ToolCall] = []
     start = at = _after_space(text, start)
     while not text.startswith("</tool_call>", at):
@@ -261,7 +213,7 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _mapping(content: str) -> Mapping[str, Any]:
-    """The mapping `content` spells out as JSON or as a Python literal, {} if it is neither."""
+    """The mapping that `content` spells as JSON or as a Python literal, {} if there is none."""
     if not content.lstrip().startswith("{"):
         return {}
     try:
@@ -271,7 +223,7 @@ def _mapping(content: str) -> Mapping[str, Any]:
             return {}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes in the text are not our code's
+                warnings.simplefilter("ignore")  # about invalid escapes in the text
                 value = ast.literal_eval(content.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return {}
@@ -279,7 +231,7 @@ def _mapping(content: str) -> Mapping[str, Any]:
 
 
 def _openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The form templates expect, whichever of the two forms was given."""
+    """The tool in OpenAI's form, which templates expect."""
     return dict(tool) if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": dict(tool)}
 
 
@@ -289,25 +241,25 @@ def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str,
 
 def _takes_tools(tokenizer: Any) -> bool:
     question = [{"role": "user", "content": "x"}]
-    return _apply(tokenizer, question, [_PROBE_TOOL]) != _apply(tokenizer, question, None)
+    return _apply(tokenizer, question, [_openai_tool(_PROBE_TOOL)]) != _apply(tokenizer, question, None)
 
 
 def _plain_messages(prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with everything about tools written out as text, in the roles every template knows."""
+    """The messages with tools, calls and results as text, in the roles that every template knows."""
     messages: list[dict[str, Any]] = []
-    answering = False  # the last message collects tool results
+    after_result = False
     for message in prompt:
         role, content = message["role"], message.get("content") or ""
         if role == "tool":
             block = f"<tool_response>\n{content}\n</tool_response>"
-            if answering:
+            if after_result:  # consecutive results share one user message
                 messages[-1]["content"] += "\n" + block
             else:
                 messages.append({"role": "user", "content": block})
         else:
-            written = [render_call(_message_call(entry)) for entry in message.get("tool_calls") or ()]
-            messages.append({"role": role, "content": "\n".join([*([content] if content else []), *written])})
-        answering = role == "tool"
+            calls = [render_call(_message_call(entry)) for entry in message.get("tool_calls") or ()]
+            messages.append({"role": role, "content": "\n".join([*([content] if content else []), *calls])})
+        after_result = role == "tool"
     if tools:
         if not messages or messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": ""})
@@ -316,7 +268,7 @@ def _plain_messages(prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]
 
 
 def _message_call(entry: Mapping[str, Any]) -> ToolCall:
-    """The call in one entry of a chat message's `tool_calls`, with or without the "function" level."""
+    """The call in one entry of a chat message's `tool_calls`, in OpenAI's form or not."""
     function = entry.get("function", entry)
     arguments = function.get("arguments") or {}
     return ToolCall(function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments)

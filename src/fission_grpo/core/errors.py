@@ -1,18 +1,26 @@
-"""Errors that users meet: each message names the file, the field and the fix."""
+"""Errors for users. Each message names the file and field, or the option, and how to correct it."""
 
 from __future__ import annotations
 
 
-class RunFileError(ValueError):
-    """A file of a run directory is missing or broken; the message says which, where, and how to mend it."""
+class UsageError(ValueError):
+    """A command line or configuration is invalid."""
 
 
 class TaskFileError(ValueError):
-    """A task file is missing or broken. The message says which file, row and field, and how to mend it."""
+    """A task file is missing or invalid."""
+
+
+class RunFileError(ValueError):
+    """A file of a run directory is missing or invalid."""
+
+
+class RunDirectoryError(OSError):
+    """A file of a run could not be written (no space, no permission). Files saved before are complete."""
 
 
 class RowError(Exception):
-    """A mistake in one row, before file and row number are known."""
+    """A mistake in one row, before its file and row number are known: the `field`, and `what` is wrong with it."""
 
     def __init__(self, field: str, what: str):
         super().__init__(field, what)
@@ -20,14 +28,10 @@ class RowError(Exception):
 
 
 class InfrastructureError(Exception):
-    """Raised by a tool or by `reset` when the world itself is broken (connection lost, service down).
+    """The environment itself is broken (connection lost, service down); raised by a tool or by `reset`.
 
-    It is not the policy's failure: the rollout gets no reward (None), is counted, and is never fissioned.
+    The rollout gets no reward (None), is counted, and is not used for recovery: it is not the policy's failure.
     """
-
-
-class UsageError(ValueError):
-    """The command or its configuration is wrong; the message says what to mend."""
 
 
 class UnsupportedVersionError(ImportError):

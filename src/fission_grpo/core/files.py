@@ -1,125 +1,111 @@
-"""JSON lines as a run writes them, read back with the place of every mistake."""
+"""Files of tasks and runs: one reader of JSON lines, which gives every mistake its place, and checked writing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
-from fission_grpo.core.errors import RowError, RunFileError, TaskFileError
+from fission_grpo.core.errors import RowError, RunDirectoryError, RunFileError, TaskFileError
 from fission_grpo.core.json_io import NotJson, quoted, read_json
 
-
-class RunDirectoryError(OSError):
-    """Something of a run could not be written: no room, no permission. What was saved before is whole."""
-
-
-def check_writable(folder: Path) -> None:
-    """Make the folder if needed, and a file in it, before anything is computed.
-
-    Raises:
-        RunDirectoryError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunDirectoryError(
-            f"output_dir {folder} cannot be written ({error.strerror}); mend that or give another"
-        ) from error
-
-
-@contextmanager
-def writing(path: Path, *more: type[Exception]):
-    """Around what writes `path`: an OSError, or one of `more`, becomes a RunDirectoryError that tells how to go on."""
-    try:
-        yield
-    except (OSError, *more) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunDirectoryError(
-            f"{path} could not be written ({reason}). The checkpoints saved before are whole: make room, then resume "
-            "with resume_from_checkpoint=True (--resume_from_checkpoint true)"
-        ) from error
-
-
 Parsed = TypeVar("Parsed")
+
+
+def parse_json_lines(
+    content: bytes, decode: Callable[[str], Any] = json.loads
+) -> Iterator[tuple[int, Any | ValueError]]:
+    """Yield the number (from 1) and the value of every line that is not blank. All readers of JSON lines use it.
+
+    The value of a line that `decode` cannot read is the ValueError that says why: callers decide what that means.
+    """
+    for number, line in enumerate(content.split(b"\n"), start=1):  # not splitlines: strings may contain U+2028
+        if not line.strip():
+            continue
+        try:
+            yield number, decode(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield number, ValueError(f"not UTF-8: {error}")
+        except RecursionError:
+            yield number, ValueError("nested too deeply")
+        except ValueError as error:
+            yield number, error
 
 
 def read_task_rows(
     path: Path, what: str, read: Callable[[Mapping[str, Any], str], tuple[str, Parsed]]
 ) -> list[Parsed]:
-    """Every row of a file, read.
+    """Read a JSONL file that people write: TaskFileError names file, row (from 1), field and correction of a mistake.
 
     Args:
         path: the file.
-        what: it should be, for messages ("step-task file").
-        read: from a row, and a name made of file and line ("weather.jsonl:3"), to its unique id and its value; raises
-            RowError.
-
-    Raises:
-        TaskFileError: the first mistake, with file, row (line, from 1), field and how to mend it.
+        what: kind of file, for messages ("step-task file").
+        read: from a row and a name for it ("weather.jsonl:3") to its unique id and its value; raises RowError.
     """
     try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines: U+2028 may stand inside a string
+        content = path.read_bytes()
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a {what}") from error
     values: list[Parsed] = []
     rows: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, row in parse_json_lines(content, _strict):
         try:
-            identity, value = read(_object(line), f"{path.name}:{number}")
+            if isinstance(row, ValueError):
+                raise RowError("(whole row)", f"not JSON: {row}; write one JSON object per line")
+            if not isinstance(row, dict):
+                raise RowError("(whole row)", "not one JSON object; write one JSON object per line, nothing after it")
+            identity, value = read(row, f"{path.name}:{number}")
             if identity in rows:
                 raise RowError("id", f"{quoted(identity)} is row {rows[identity]}'s already; make it unique")
-        except RowError as wrong:
-            raise TaskFileError(f"{path}, row {number}, field '{wrong.field}': {wrong.what}") from None
+        except RowError as mistake:
+            raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
         rows[identity] = number
         values.append(value)
     return values
 
 
-def _object(line: bytes) -> Mapping[str, Any]:
-    try:
-        text = line.decode("utf-8").strip()
-        row, end = read_json(text)
-    except (UnicodeDecodeError, NotJson) as error:
-        raise RowError("(whole row)", f"not JSON: {error}; write one JSON object per line") from None
-    if not isinstance(row, dict) or end != len(text):
-        raise RowError("(whole row)", "not one JSON object; write one JSON object per line, nothing after it")
-    return row
+def _strict(text: str) -> Any:
+    text = text.strip()
+    value, end = read_json(text)
+    if end != len(text):
+        raise NotJson("not one JSON object, as more text follows it")
+    return value
 
 
 @dataclass(frozen=True)
 class Line:
-    """A parsed JSON line that knows where it stands, so that a missing field can be named."""
+    """A JSON object of a run's file, with its place (line numbers from 1) for error messages."""
 
     path: Path
     number: int
     record: Mapping[str, Any]
 
     def wrong(self, what: str) -> RunFileError:
-        return RunFileError(f"{self.path}, line {self.number}: {what}; mend or delete this line")
+        """The error that `what` is wrong with this line."""
+        return RunFileError(f"{self.path}, line {self.number}: {what}; correct or delete this line")
 
     def take(self, name: str, kind: type | tuple[type, ...], *, optional: bool = False) -> Any:
-        """The field's value; None where `optional` and missing or null. Raises RunFileError naming the field."""
+        """The value of a field; None if it is `optional` and missing or null. A bool is not an int here.
+
+        Raises:
+            RunFileError: naming file, line and field, if the value is not of the type.
+        """
         value = self.record.get(name)
         if value is None and optional:
             return None
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(k.__name__ for k in kinds)
-            found = "is missing" if name not in self.record else f"is {json.dumps(value)[:60]}"
-            raise self.wrong(f"field '{name}' must be {wanted}, but {found}")
+            actual = "is missing" if name not in self.record else f"is {json.dumps(value)[:60]}"
+            raise self.wrong(f"field '{name}' must be {wanted}, but {actual}")
         return value
 
     def take_all(self, name: str, kind: type | tuple[type, ...], *, gaps: bool = False) -> tuple[Any, ...]:
-        """A list field as a tuple of `kind` (and None where `gaps`)."""
+        """The items of a list field, each of type `kind` (or None if `gaps`). Raises RunFileError."""
         values = self.take(name, list)
         for i, value in enumerate(values):
             if not (isinstance(value, kind) and not isinstance(value, bool)) and not (gaps and value is None):
@@ -128,43 +114,57 @@ class Line:
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Line]:
-    """The objects of a JSONL file, empty if there is none; RunFileError names the first broken line.
+    """Read a JSONL file that a run wrote, empty if there is none. RunFileError names the first broken line.
 
-    A line cut off by a kill (the last one, without a newline, or one just before a `resumed` event) is left out, and
-    a sentence about it added to `notes`.
+    Lines that a kill left half-written are left out, with a sentence added to `notes`: the last one if it has no
+    newline, and one followed by the `resumed` event that the next start of the run appends.
     """
     if not path.is_file():
         return []
-    raws = path.read_bytes().split(b"\n")  # not splitlines: U+2028 may stand inside a string
+    content = path.read_bytes()
     lines: list[Line] = []
-    half: tuple[int, ValueError] | None = None
-    for number, raw in enumerate(raws, start=1):
-        if not raw.strip():
-            continue
-        record, error = _parsed(raw)
-        if half is not None and (record is None or record.get("event") != "resumed"):
-            break
-        if half is not None:
-            notes.append(f"{path.parent.name}/{path.name}: line {half[0]}, half-written before a resume, left out")
-            half = None
-        if error is not None:
-            half = number, error
-        elif record is not None:
+    broken: tuple[int, ValueError] | None = None
+    for number, record in parse_json_lines(content):
+        is_object = isinstance(record, dict)
+        if broken is not None:
+            if not is_object or record.get("event") != "resumed":
+                break
+            notes.append(f"{path.parent.name}/{path.name}: line {broken[0]}, half-written before a resume, left out")
+            broken = None
+        if is_object:
             lines.append(Line(path, number, record))
-    if half is not None and half[0] < len(raws):
-        raise RunFileError(f"{path}, line {half[0]}: not a JSON object ({half[1]}); mend or delete this line")
-    if half is not None:
-        notes.append(f"{path.parent.name}/{path.name}: 1 half-written last line (line {half[0]}) left out")
+        else:
+            error = record if isinstance(record, ValueError) else ValueError(f"it is a {type(record).__name__}")
+            broken = number, error
+    if broken is None:
+        return lines
+    number, error = broken
+    if number <= content.count(b"\n"):  # it is not the last line, or has its newline
+        raise RunFileError(f"{path}, line {number}: not a JSON object ({error}); correct or delete this line")
+    notes.append(f"{path.parent.name}/{path.name}: 1 half-written last line (line {number}) left out")
     return lines
 
 
-def _parsed(raw: bytes) -> tuple[Mapping[str, Any] | None, ValueError | None]:
+def check_writable(folder: Path) -> None:
+    """Create the folder if needed, and a temporary file in it. Raises RunDirectoryError if that is impossible."""
     try:
-        record = json.loads(raw.decode("utf-8"))
-    except ValueError as error:  # broken, not UTF-8, or a number of more digits than Python reads
-        return None, error
-    except RecursionError:
-        return None, ValueError("nested too deeply")
-    if not isinstance(record, dict):
-        return None, ValueError(f"it is a {type(record).__name__}")
-    return record, None
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunDirectoryError(
+            f"output_dir {folder} cannot be written ({error.strerror}); correct that or give another"
+        ) from error
+
+
+@contextmanager
+def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, or one of `errors`, of the body that writes `path` into a RunDirectoryError."""
+    try:
+        yield
+    except (OSError, *errors) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunDirectoryError(
+            f"{path} could not be written ({reason}). The checkpoints saved before are whole: make room, then resume "
+            "with resume_from_checkpoint=True (--resume_from_checkpoint true)"
+        ) from error

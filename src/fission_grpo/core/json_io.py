@@ -1,32 +1,29 @@
-"""Strict JSON in, short quotations of JSON values out. Both are safe on anything a model may write."""
+"""Strict reading, traversal and short quotation of JSON values. Safe on any text that a model may write."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-
-def encodable(text: str) -> str:
-    """The text with "?" for unpaired surrogates, which a tool may echo and no tokenizer or UTF-8 file takes."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 MAX_DEPTH = 64
-"""Deepest nesting that counts as valid, in levels of arrays and objects. [ours] Beyond any real tool's arguments, and
-far enough below Python's recursion limit that everything downstream may recurse over a value."""
-
+"""Deepest valid nesting, in levels. [ours] Far below Python's recursion limit: code may recurse over a value."""
 
 QUOTE_LENGTH = 60
 """Longest quotation of a value in a message, in characters. [ours]"""
 
+JsonPath = tuple[str | int, ...]  # keys and array indices that lead from a JSON value to one inside it
+
+_TOO_LARGE = "a number is too large"
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+
 
 class NotJson(ValueError):
-    """The text is not JSON. The message is short, deterministic, and made for the model to read.
+    """A text is not valid JSON. The message is short and deterministic, as the policy may read it.
 
-    `open_ended` is set if the decoder stopped for a fault of syntax, which more text might have mended.
+    `open_ended` marks a syntax error that a longer text might not have.
     """
 
     def __init__(self, message: str, open_ended: bool = False):
@@ -35,14 +32,10 @@ class NotJson(ValueError):
 
 
 def read_json(text: str, at: int = 0, start: int = 0) -> tuple[Any, int]:
-    """Read the JSON value that begins at `at`; return it and where the text goes on after it.
+    """Read the JSON value that begins at index `at`; return it and the index after it.
 
-    Strict where Python's `json` is lenient or left to chance: duplicate keys, NaN and Infinity, numbers that overflow
-    a double, unpaired surrogates and nesting beyond `MAX_DEPTH` are errors. Positions in messages count characters
-    from 1 at `start`.
-
-    Raises:
-        NotJson: and nothing else, whatever the text.
+    Stricter than Python's `json`: duplicate keys, NaN, Infinity, numbers that overflow a double, unpaired surrogates
+    and nesting beyond `MAX_DEPTH` raise NotJson, as all invalid text does. Positions in messages count from `start`.
 
     Example:
         `read_json('{"a": 1} x')` is `({"a": 1}, 8)`; `read_json('{"a": }')` raises "expecting value at character 7".
@@ -54,17 +47,52 @@ def read_json(text: str, at: int = 0, start: int = 0) -> tuple[Any, int]:
         raise NotJson(f"{what} at character {error.pos - start + 1}", open_ended=True) from None
     except RecursionError:
         raise NotJson(_TOO_DEEP) from None
-    for problem in _problems(value):
+    if problem := problem_in(value):
         raise NotJson(problem)
     return value, end
 
 
-def quoted(value: Any) -> str:
-    """A value as a message quotes it: strings in single quotes, the rest as JSON, cut to `QUOTE_LENGTH`, printable.
+def problem_in(value: Any) -> str | None:
+    """Why `read_json` would not return this value of another decoder ("a number is too large"); None if it would."""
+    waiting = [(value, 1)]  # a stack instead of recursion, as the value may be nested deeply
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return "unpaired surrogate in a string"
+        elif isinstance(item, float) and not math.isfinite(item):
+            return f"{json.dumps(item)} is not a JSON value"
+        elif isinstance(item, int) and abs(item) > sys.float_info.max:
+            return _TOO_LARGE
+        elif isinstance(item, dict | list):
+            if depth > MAX_DEPTH:
+                return _TOO_DEEP
+            parts = [*item, *item.values()] if isinstance(item, dict) else item
+            waiting += [(part, depth + 1) for part in parts]
+    return None
 
-    Example:
-        `quoted("kelvin")` is "'kelvin'", `quoted(True)` is "true", `quoted("x" * 99)` ends in "...".
+
+def walk_json(value: Any, arrays: bool = True) -> Iterator[tuple[JsonPath, Any]]:
+    """Yield every value inside a JSON value, itself included, with its path; inside of lists only with `arrays`.
+
+    A container comes before its items, and later items before earlier ones.
+
+    Example: of `{"a": [1, 2]}` the paths are `()`, `("a",)`, `("a", 1)`, `("a", 0)`.
     """
+    waiting: list[tuple[JsonPath, Any]] = [((), value)]
+    while waiting:
+        path, item = waiting.pop()
+        yield path, item
+        if isinstance(item, Mapping):
+            waiting += [((*path, key), inner) for key, inner in item.items()]
+        elif arrays and isinstance(item, list | tuple):
+            waiting += [((*path, index), inner) for index, inner in enumerate(item)]
+
+
+def quoted(value: Any) -> str:
+    """A value as messages quote it: a string in single quotes, else JSON; printable, cut to `QUOTE_LENGTH`."""
     if isinstance(value, str):
         text = repr(value[: QUOTE_LENGTH + 1])
     else:
@@ -75,47 +103,22 @@ def quoted(value: Any) -> str:
     return text if len(text) <= QUOTE_LENGTH else text[:QUOTE_LENGTH] + "..."
 
 
-def problem_in(value: Any) -> str | None:
-    """Why a value that some other reader made of a text is none that `read_json` gives; None if it is.
-
-    Example:
-        `problem_in([1.5, "x"])` is None, `problem_in({"a": math.nan})` is "NaN is not a JSON value".
-    """
-    return next(_problems(value), None)
-
-
-def _problems(value: Any) -> Iterator[str]:
-    """What Python's decoder lets pass. Iterative, so that depth cannot hurt it."""
-    waiting = [(value, 1)]
-    while waiting:
-        item, depth = waiting.pop()
-        if isinstance(item, str):
-            try:
-                item.encode()
-            except UnicodeEncodeError:
-                yield "unpaired surrogate in a string"
-        elif isinstance(item, float) and not math.isfinite(item):
-            yield f"{json.dumps(item)} is not a JSON value"
-        elif isinstance(item, int) and abs(item) > sys.float_info.max:
-            yield _TOO_LARGE
-        elif isinstance(item, dict | list):
-            if depth > MAX_DEPTH:
-                yield _TOO_DEEP
-            parts = [*item, *item.values()] if isinstance(item, dict) else item
-            waiting += [(part, depth + 1) for part in parts]
+def encodable(text: str) -> str:
+    """The text with "?" for unpaired surrogates, which neither tokenizers nor UTF-8 files can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in result:
             raise NotJson(f"duplicate key {quoted(key)}")
-        found[key] = value
-    return found
+        result[key] = value
+    return result
 
 
 def _integer(text: str) -> int:
-    _finite(text)  # first: int() refuses texts beyond sys.get_int_max_str_digits()
+    _finite(text)  # first, as int() refuses texts beyond sys.get_int_max_str_digits()
     return int(text)
 
 
@@ -128,12 +131,6 @@ def _finite(text: str) -> float:
 
 def _no_constant(text: str) -> Any:
     raise NotJson(f"{text} is not a JSON value")
-
-
-_TOO_LARGE = "a number is too large"
-
-
-_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 
 
 _DECODER = json.JSONDecoder(

@@ -1,7 +1,8 @@
-"""A Task as one line of JSON and back, exactly: in step-task rows, buffer checkpoints and files."""
+"""Tasks as JSON and back, exactly, and the ids that tasks and failures keep across runs."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -9,21 +10,27 @@ from functools import lru_cache
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.types import (
-    Task,
-    ToolCall,
-    ToolResult,
-)
+from fission_grpo.core.types import Failure, Task, ToolCall, ToolResult
+
+STEP_KEY = "fission_task"
+"""Column of a TRL row that holds its step task as JSON (see `data.step_tasks.to_rows`)."""
 
 _TASK_FIELDS = ("id", "prompt", "tools", "reference", "columns", "history", "root", "parent", "depth")
 
 
+def recovery_id(failure: Failure) -> str:
+    """Id of the recovery task for a failure: a hash of the task's id and the generated texts, equal for duplicates."""
+    digest = hashlib.sha1(failure.task.id.encode("utf-8", "surrogatepass"))
+    for turn in failure.turns:
+        digest.update(b"\0" + turn.text.encode("utf-8", "surrogatepass"))
+    return "x" + digest.hexdigest()[:15]
+
+
 def task_to_json(task: Task) -> str:
-    """The task as one line of JSON; `task_from_json` gives an equal task back.
+    """The task as one line of JSON; `task_from_json` returns an equal task. NaN and infinities are preserved.
 
     Raises:
-        ValueError: a column, message or argument does not survive JSON (a date, a tuple, a non-string key); it is
-            named. NaN and infinities do survive, in Python's notation.
+        ValueError: naming a column, message or argument that JSON does not preserve (a date, a tuple, ...).
     """
     fields: dict[str, Any] = {
         "id": task.id,
@@ -43,7 +50,7 @@ def task_to_json(task: Task) -> str:
 
 
 def task_from_json(text: str) -> Task:
-    """The task that `task_to_json` wrote. Raises ValueError, naming the field, for any other text."""
+    """The task that `task_to_json` wrote. Raises ValueError, naming the fields, for any other text."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -55,72 +62,63 @@ def task_from_json(text: str) -> Task:
             "it must be what this version's task_to_json wrote"
         )
     prompt, reference = fields["prompt"], fields["reference"]
-    return Task(
-        **{
-            **fields,
-            "prompt": prompt if isinstance(prompt, str) else tuple(prompt),
-            "tools": tuple(fields["tools"]),
-            "reference": None if reference is None else tuple(ToolCall(**call) for call in reference),
-            "history": tuple(_result(past) for past in fields["history"]),
-        }
+    fields["prompt"] = prompt if isinstance(prompt, str) else tuple(prompt)
+    fields["tools"] = tuple(fields["tools"])
+    fields["reference"] = None if reference is None else tuple(ToolCall(**call) for call in reference)
+    fields["history"] = tuple(
+        ToolResult(ToolCall(past["name"], past["arguments"]), past["content"], past["error"])
+        for past in fields["history"]
     )
+    return Task(**fields)
 
 
-def _result(fields: Mapping[str, Any]) -> ToolResult:
-    return ToolResult(ToolCall(fields["name"], fields["arguments"]), fields["content"], fields["error"])
+step_task = lru_cache(maxsize=4096)(task_from_json)
+"""`task_from_json` with a cache, for column `STEP_KEY`: all rollouts of a group bring the same text."""
 
 
 def call_fields(call: ToolCall) -> dict[str, Any]:
-    """The call as JSON object."""
+    """The call as a JSON object."""
     return {"name": call.name, "arguments": dict(call.arguments)}
 
 
 def faithful(value: Any, allow_nan: bool = True) -> str | None:
-    """`value` as JSON, None unless reading it gives an equal value back. NaN equals itself here."""
+    """`value` as JSON text, None unless decoding it gives an equal value. NaN counts as equal to NaN."""
     try:
         text = json.dumps(value, allow_nan=allow_nan)
-        return text if _same(json.loads(text), value) else None
+        return text if _is_same(json.loads(text), value) else None
     except (TypeError, ValueError, RecursionError):
         return None
 
 
-def _same(read: Any, value: Any) -> bool:
-    if isinstance(read, dict) and isinstance(value, dict):
-        return read.keys() == value.keys() and all(_same(read[key], value[key]) for key in read)
-    if isinstance(read, list) and isinstance(value, list):
-        return all(map(_same, read, value))
-    return bool(read == value) or (read != read and value != value)
+def _is_same(decoded: Any, value: Any) -> bool:
+    if isinstance(decoded, dict) and isinstance(value, dict):
+        return decoded.keys() == value.keys() and all(_is_same(decoded[key], value[key]) for key in decoded)
+    if isinstance(decoded, list) and isinstance(value, list):
+        return all(map(_is_same, decoded, value))
+    return bool(decoded == value) or (decoded != decoded and value != value)
 
 
 def unfaithful(name: str, fields: Mapping[str, Any], allow_nan: bool = True) -> str:
-    """The error message that names the innermost column or field JSON cannot hold."""
-    bad = next(key for key, value in fields.items() if faithful(value, allow_nan) is None)
-    value, path = fields[bad], [str(bad)]
+    """The message that names the innermost field, of a task called `name`, for which `faithful` gives None."""
+    top = next(key for key, value in fields.items() if faithful(value, allow_nan) is None)
+    value, path = fields[top], [str(top)]
     while isinstance(value, dict) and all(isinstance(key, str) for key in value):
         key = next(key for key, item in value.items() if faithful(item, allow_nan) is None)
         value, path = value[key], [*path, key]
-    where = f"column {'.'.join(path[1:])!r}" if bad == "columns" and path[1:] else f"field {'.'.join(path)!r}"
+    where = f"column {'.'.join(path[1:])!r}" if top == "columns" and path[1:] else f"field {'.'.join(path)!r}"
     return (
         f"task {name!r}: {where} holds a {type(value).__name__} that JSON cannot give back: {quoted(value)}. "
         "Use strings, finite numbers, booleans, null, lists, and objects with string keys, or remove it"
     )
 
 
-STEP_KEY = "fission_task"
-"""Column that holds a step task as JSON (see `tasks.to_rows`)."""
-
-
-step_task = lru_cache(maxsize=4096)(task_from_json)
-"""`task_from_json`, remembering: all rollouts of a group come with the same text."""
-
-
 def generator_state(generator: random.Random) -> list[Any]:
-    """A random generator's state as JSON takes it."""
+    """The state of a random generator as a JSON value."""
     version, internal, gauss = generator.getstate()
     return [version, list(internal), gauss]
 
 
 def set_generator(generator: random.Random, state: Sequence[Any]) -> None:
-    """Put a generator where `generator_state` was taken."""
+    """Set a random generator to a state from `generator_state`."""
     version, internal, gauss = state
     generator.setstate((version, tuple(internal), gauss))

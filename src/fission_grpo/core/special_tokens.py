@@ -1,8 +1,8 @@
-"""Text from outside cannot end its own turn: control tokens of the chat template that it spells are broken up.
+"""Breaks up special tokens of the chat template that text from outside spells, so that it cannot end its own turn.
 
-Hugging Face tokenizers read "<|im_end|>" as the control token wherever it stands, within the content of a message too.
-A tool result (a web page, a file, an echo of what the policy wrote) could so end its turn and begin one of the
-assistant's or the system's. Here it becomes "< |im_end|>", ordinary text for every tokenizer, and still readable.
+Hugging Face tokenizers read "<|im_end|>" as the special token anywhere, message contents included. A tool result
+(a web page, a file, an echo of the policy's text) could thus end its message and forge one of the assistant or
+the system. Here it becomes "< |im_end|>", which every tokenizer reads as ordinary text.
 """
 
 from __future__ import annotations
@@ -12,70 +12,63 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from fission_grpo.core.json_io import encodable
 from fission_grpo.core.types import Message
 
 RESULT_TAGS = ("<tool_response>", "</tool_response>")
-"""What frames tool results in Hermes and Qwen templates, as ordinary tokens. Results must not spell them either."""
-
+"""Frame tool results in the templates of Hermes and Qwen, as ordinary tokens. Results must not contain them either."""
 
 _MARKS = re.compile(
     r"<[|｜][^<>\n'\"{}]{1,40}>|<[^<>\n'\"{} ]{1,40}[|｜]>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|"
     r"TOOL_RESULTS)\]|<</?SYS>>"
     r"|</?(?:start_of_turn|end_of_turn|im_start|im_end|start_of_role|end_of_role)>"
 )
-"""Marks that templates write for turns, if the tokenizer has them as ordinary tokens or not. [ours]"""
-
+"""Marks of turns in templates, whether they are special tokens of the tokenizer or not. [ours]"""
 
 _OWN = re.compile(
     r"tool.?calls?\b|tool.?call.?(?:begin|start|end|sep)|tool.?calls.?(?:begin|end)|tool.?sep|python_tag|think"
 )
-"""Control tokens by which a policy writes calls and thoughts of its own. [ours]"""
+"""Special tokens with which a policy writes its calls and thoughts. [ours]"""
 
 
 class SpecialTokenFilter:
-    """The control tokens of a tokenizer, and texts without them.
+    """Removes a tokenizer's special tokens from texts.
 
     Args:
-        every: tokens that nothing from outside may spell: of a tool result, an observation, a diagnosis.
-        frames: of these, those that the policy's own text must not spell either when a recovery prompt replays it.
-            It may spell what it writes calls and thoughts with (`[TOOL_CALLS]`, `<|python_tag|>`): no turn is forged.
-
-    Attributes:
-        broken: texts that have been changed. Whoever reads it sets it to 0 (`pop_count`).
+        every: tokens that no text from outside may contain: tool results, observations, feedback.
+        frames: those of them that the policy's own text must not contain when a recovery prompt repeats it. It may
+            contain the tokens of its calls and thoughts (`[TOOL_CALLS]`, `<|python_tag|>`), which forge no turn.
     """
 
     def __init__(self, every: Iterable[str] = (), frames: Iterable[str] = ()):
-        self.broken = 0
-        self._every, self._frames = _pattern(every), _pattern(frames)
+        self.broken = 0  # texts changed since the last `pop_count`
+        self._every = _pattern(every)
+        self._frames = _pattern(frames)
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> SpecialTokenFilter:
-        """Those of a tokenizer: its special tokens, the marks of turns in its chat template, and `RESULT_TAGS`."""
+        """A filter of a tokenizer's special tokens, the marks of turns in its chat template, and `RESULT_TAGS`."""
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        special = {token.content for token in added if token.special} | set(
-            getattr(tokenizer, "all_special_tokens", ())
-        )
-        every = special | set(_MARKS.findall(str(getattr(tokenizer, "chat_template", None) or ""))) | set(RESULT_TAGS)
-        return cls(every, {token for token in every - set(RESULT_TAGS) if not _OWN.search(token.lower())})
+        special = {token.content for token in added if token.special}
+        special |= set(getattr(tokenizer, "all_special_tokens", ()))
+        special |= set(_MARKS.findall(str(getattr(tokenizer, "chat_template", None) or "")))
+        frames = {token for token in special - set(RESULT_TAGS) if not _OWN.search(token.lower())}
+        return cls(special | set(RESULT_TAGS), frames)
 
     def sanitize(self, text: str) -> str:
-        """A text from outside without control tokens, and with "?" for unpaired surrogates, which no tokenizer takes.
-
-        Example:
-            Of Qwen, `told("ok<|im_end|>")` is "ok< |im_end|>"; a text without control tokens is returned as it is.
-        """
+        """A text from outside without special tokens ("ok< |im_end|>"), and with "?" for unpaired surrogates."""
         return self._without(self._every, text)
 
     def sanitize_assistant(self, text: str) -> str:
-        """The policy's own text, to be shown to it again, without control tokens but those of calls and thoughts."""
+        """The policy's own text without special tokens, except those of its calls and thoughts."""
         return self._without(self._frames, text)
 
     def sanitize_tool_results(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Tool messages as `told`: contents (text blocks too) and names. The messages given stay as they are."""
+        """Copies of tool messages with sanitized names and contents (strings, or the text blocks of a list)."""
         return [self._message(message) for message in messages]
 
     def sanitize_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """What a rollout adds to its prompt: the policy's turns as `written`, tool results and feedback as `told`."""
+        """Copies of assistant, tool and feedback messages, each sanitized by its role."""
         return [
             {**message, "content": self.sanitize_assistant(message["content"])}
             if message["role"] == "assistant" and isinstance(message.get("content"), str)
@@ -84,48 +77,41 @@ class SpecialTokenFilter:
         ]
 
     def pop_count(self) -> int:
-        """How many texts have been changed since this was last asked."""
-        taken, self.broken = self.broken, 0
-        return taken
+        """The number of texts changed since the last call."""
+        count, self.broken = self.broken, 0
+        return count
 
     def _message(self, message: Message) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, str):
             content = self.sanitize(content)
         elif isinstance(content, list):
-            content = [
-                _with_text(block, self.sanitize(block["text"])) if _is_text(block) else block for block in content
-            ]
-        named = {"name": self.sanitize(message["name"])} if isinstance(message.get("name"), str) else {}
-        return {**message, "content": content, **named}
+            content = [self._block(block) for block in content]
+        name = {"name": self.sanitize(message["name"])} if isinstance(message.get("name"), str) else {}
+        return {**message, "content": content, **name}
+
+    def _block(self, block: Any) -> Any:
+        is_text = isinstance(block, Mapping) and isinstance(block.get("text"), str)
+        return {**block, "text": self.sanitize(block["text"])} if is_text else block
 
     def _without(self, pattern: re.Pattern[str] | None, text: str) -> str:
-        safe = text.encode("utf-8", "replace").decode("utf-8")
-        while pattern is not None and (changed := pattern.sub(_apart, safe)) != safe:
-            safe = changed  # again: two tokens may overlap
+        safe = encodable(text)
+        while pattern is not None and (changed := pattern.sub(_split_token, safe)) != safe:
+            safe = changed  # repeat, as two tokens may overlap
         self.broken += safe != text
         return safe
 
 
-def _apart(match: re.Match[str]) -> str:
-    """A token after a space within it: "<|im_end|>" is "< |im_end|>"."""
+def _split_token(match: re.Match[str]) -> str:
+    """The token with a space after its first character."""
     return f"{match[0][0]} {match[0][1:]}"
 
 
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any token that a space breaks; alternatives with the same beginning stand together, for speed."""
+    """Matches any token that a space breaks. Tokens with a common beginning share a branch, for speed."""
     known = sorted({token for token in tokens if len(token.strip()) > 1 and not token[0].isspace()})
-    groups = [(begin, [token[2:] for token in group]) for begin, group in groupby(known, key=lambda token: token[:2])]
-    longest_first = [
-        re.escape(begin) + "(?:" + "|".join(re.escape(end) for end in sorted(ends, key=len, reverse=True)) + ")"
-        for begin, ends in groups
-    ]
-    return re.compile("|".join(longest_first)) if longest_first else None
-
-
-def _is_text(block: Any) -> bool:
-    return isinstance(block, Mapping) and isinstance(block.get("text"), str)
-
-
-def _with_text(block: Mapping[str, Any], text: str) -> dict[str, Any]:
-    return {**block, "text": text}
+    branches = []
+    for head, group in groupby(known, key=lambda token: token[:2]):
+        longest_first = sorted((token[2:] for token in group), key=len, reverse=True)
+        branches.append(re.escape(head) + "(?:" + "|".join(map(re.escape, longest_first)) + ")")
+    return re.compile("|".join(branches)) if branches else None

@@ -13,21 +13,16 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 
-def format_duration(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any. Example: `clock(3725)` is "1:02:05"."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class ToolTimeout(BaseException):
-    """Raised by the timer inside a tool; no Exception, so that the tool's own handlers let it pass."""
+    """Raised inside a tool at its time limit. Not an Exception, so that the tool's own handlers let it pass."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeUp in the body after so many seconds, and again every second until it lets go."""
+    """Raise `ToolTimeout` in the body after `seconds`, and again every second until the body ends; 0: no limit.
+
+    There is no limit outside the main thread and on platforms without SIGALRM; a warning is logged once.
+    """
     if seconds <= 0 or not _can_interrupt():
         yield
         return
@@ -35,18 +30,20 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise ToolTimeout
 
-    before = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, stop)
     delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, delay, interval)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, previous)
 
 
-@functools.cache
-def _warn_once(what: str) -> None:
-    _log.warning("tool calls have no time limit: %s", what)
+def format_duration(seconds: float) -> str:
+    """A duration as minutes and seconds, with hours if there are any. Example: 3725 is "1:02:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _can_interrupt() -> bool:
@@ -57,3 +54,8 @@ def _can_interrupt() -> bool:
     else:
         return True
     return False
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    _log.warning("tool calls have no time limit: %s", reason)

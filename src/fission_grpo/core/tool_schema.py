@@ -1,56 +1,37 @@
-"""Tool calls against the JSON schemas (Draft 2020-12) of their tools: what is wrong, in words a model can act on."""
+"""Checks a tool call against its tool's JSON schema (Draft 2020-12), with messages that a policy can act on."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from fission_grpo.core.json_io import quoted
+from fission_grpo.core.json_io import quoted, walk_json
 from fission_grpo.core.timing import ToolTimeout, time_limit
-from fission_grpo.core.types import ErrorKind, ToolCall
+from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
 MAX_LISTED = 30
-"""Most tools, parameters or enum options a message lists, in items. [ours] Longer lists are left out whole, never cut:
-naming some options but not others would hint at the answer."""
+"""Most options that a message lists. [ours] Longer lists are left out, as a part of one would hint at the answer."""
 
-
-SECONDS = 2.0
-"""Longest time that the patterns of a schema may take. [ours] Some take exponential time on texts made for it."""
-
+PATTERN_SECONDS = 2.0
+"""Time limit for the regular expressions of a schema, in seconds. [ours] Some take exponential time on some texts."""
 
 FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
-"""The `format`s that are checked: those jsonschema can check without optional packages, so that messages do not depend
-on what is installed."""
+"""The values of `format` that are checked: those that jsonschema checks without optional packages."""
 
-
-_READABLE = {  # patterns people write for dates and times, anchored or not
+_READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}": "YYYY-MM-DD",
     r"\d{2}:\d{2}": "HH:MM",
     r"[0-9]{2}:[0-9]{2}": "HH:MM",
     r"\d{2}/\d{2}/\d{4}": "NN/NN/YYYY",
 }
-
-
 _READABLE_FORMATS = {"date": "YYYY-MM-DD", "email": "name@host", "uuid": "a UUID", "ipv4": "n.n.n.n"}
-
-
-_TYPES = {
-    "string": "a string",
-    "integer": "an integer",
-    "number": "a number",
-    "boolean": "a boolean",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-}
-
-
-_BOUNDS = {
+_READABLE_TYPES = {"integer": "an integer", "array": "an array", "object": "an object", "null": "null"}
+_READABLE_BOUNDS = {
     "minimum": "must be at least {}",
     "maximum": "must be at most {}",
     "exclusiveMinimum": "must be more than {}",
@@ -61,74 +42,100 @@ _BOUNDS = {
     "minItems": "must have at least {} items",
     "maxItems": "must have at most {} items",
 }
+_EXTRA_ALLOWED = ("unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
+"""Keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a call. `parameter` is the top-level parameter concerned, None if it is not about one."""
+    """What is wrong with a call."""
 
-    kind: ErrorKind
-    message: str
-    parameter: str | None = None
+    kind: ErrorKind  # UNKNOWN_TOOL or BAD_ARGUMENTS
+    message: str  # for the policy; derived from the call and the schemas only
+    parameter: str | None = None  # the top-level parameter concerned
 
 
 def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | None:
-    """Check a call against `tools`; None if it is valid. Never raises for what a model may have written.
+    """What is wrong with a call, None if it is valid. Never raises for a call, whatever its arguments.
 
-    An argument that `properties` does not name is an error unless the schema says something about further ones
-    (`additionalProperties`, `patternProperties`, or a combining keyword): models invent arguments, and few tools'
-    schemas forbid them in so many words. With several problems the one reported is: an unexpected argument, else a
-    missing one, else the first by path. `nullable: true` (as transformers' `get_json_schema` writes) allows null.
+    An argument missing from `properties` is an error unless the schema allows further ones
+    (`additionalProperties`, `patternProperties`, a combining keyword): models invent arguments, and few schemas
+    forbid them explicitly. Of several problems, one is reported: an unexpected argument, else a missing one, else
+    the first by path. `nullable: true` (as transformers' `get_json_schema` writes) allows null.
 
     Args:
-        tools: `{"name", "description", "parameters"}` or OpenAI's `{"type": "function", "function": {...}}`.
-
-    Raises:
-        ValueError: the called tool's schema is itself invalid (see `check_tool_schema`).
-
-    Example:
-        A `date` with the pattern `^\\d{4}-\\d{2}-\\d{2}$` and the value 1706745600 gives the message
-        "`date` must match YYYY-MM-DD, got 1706745600".
+        call: the call.
+        tools: `{"name", "description", "parameters"}`, or OpenAI's `{"type": "function", "function": {...}}`. If the
+            called tool's schema is invalid, ValueError is raised (see `check_tool_schema`).
     """
-    found = [tool for tool in map(_function, tools) if tool.get("name") == call.name]
-    if not found:
-        names = [str(tool.get("name")) for tool in map(_function, tools)]
-        return Problem(ErrorKind.UNKNOWN_TOOL, f"unknown tool {quoted(call.name)}{_listing('; available: ', names)}")
-    schema = parameter_schema(found[0])
-    arguments = dict(call.arguments)
+    functions = [_function(tool) for tool in tools]
+    called = next((function for function in functions if function.get("name") == call.name), None)
+    if called is None:
+        available = _listing("; available: ", [str(function.get("name")) for function in functions])
+        return Problem(ErrorKind.UNKNOWN_TOOL, f"unknown tool {quoted(call.name)}{available}")
+    return _check_arguments(dict(call.arguments), parameter_schema(called))
+
+
+def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Problem | None:
     unexpected = _unexpected(arguments, schema)
     if unexpected is not None:
         allowed = _listing("; allowed: ", [f"`{name}`" for name in schema["properties"]])
-        text = f"unexpected argument `{_short(unexpected)}`{allowed}"
-        return Problem(ErrorKind.BAD_ARGUMENTS, text, unexpected)
+        message = f"unexpected argument `{_short(unexpected)}`{allowed}"
+        return Problem(ErrorKind.BAD_ARGUMENTS, message, unexpected)
+    text = _schema_text(schema)
     try:
-        validator = _validator(_key(schema))
-        with time_limit(SECONDS if '"pattern' in _key(schema) else 0):
+        validator = _validator(text)
+        with time_limit(PATTERN_SECONDS if '"pattern' in text else 0):
             errors = [error for error in validator.iter_errors(arguments) if not _is_nullable(error)]
         problems = sorted(_explain(error) for error in errors)
     except ToolTimeout:
-        return Problem(
-            ErrorKind.BAD_ARGUMENTS, "the arguments could not be checked against the patterns of the schema"
-        )
+        message = "the arguments could not be checked against the patterns of the schema"
     except RecursionError:
-        return Problem(ErrorKind.BAD_ARGUMENTS, "the arguments are nested too deeply")
+        message = "the arguments are nested too deeply"
     except ArithmeticError:
-        return Problem(ErrorKind.BAD_ARGUMENTS, "the arguments hold a number that is too large")
-    if not problems:
+        message = "the arguments hold a number that is too large"
+    else:
+        if not problems:
+            return None
+        _, path, message = problems[0]
+        return Problem(ErrorKind.BAD_ARGUMENTS, message, path[0] if path else None)
+    return Problem(ErrorKind.BAD_ARGUMENTS, message)
+
+
+def classify_call(
+    call: ToolCall, result: ToolResult | None, tools: Sequence[Mapping[str, Any]] | None
+) -> Problem | None:
+    """What is wrong with a call: what its result reports, or, if it was never executed, what its schema forbids.
+
+    A call that was executed without an error is right even where its schema forbids it, as the environment accepted
+    it. Of a call that failed, the schema decides the kind of error and the environment gives the message.
+
+    Args:
+        call: of the policy.
+        result: of the call, None if it was never executed.
+        tools: schemas to check the call against; None: it is not checked.
+
+    Raises:
+        ValueError: as `check_call`.
+
+    Example:
+        A call of a tool that does not exist, answered "{'error': 'no such tool'}": kind unknown_tool, "no such tool".
+    """
+    error = None if result is None else result.error
+    if result is not None and error is None:
         return None
-    _, path, message = problems[0]
-    return Problem(ErrorKind.BAD_ARGUMENTS, message, path[0] if path else None)
+    problem = check_call(call, tools) if tools is not None else None
+    if error is None:
+        return problem
+    kind = problem.kind if problem else ErrorKind.RAISED
+    return Problem(kind, error, problem.parameter if problem else None)
 
 
 def check_tool_schema(tool: Mapping[str, Any]) -> None:
-    """Check that `tool` has a name and that its parameters are a JSON schema of an object.
-
-    Raises:
-        ValueError: saying which tool, where in its schema, and what to write instead.
-    """
-    function = _function(tool) if isinstance(tool, Mapping) else None
-    if function is None:
+    """Check that a tool has a name and a valid schema of an object. Raises ValueError, naming the place in it."""
+    if not isinstance(tool, Mapping):
         raise ValueError(f"a tool must be a mapping with a `name`, got {quoted(tool)}")
+    function = _function(tool)
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise ValueError(f"a tool's `name` must be a non-empty string, got {quoted(name)}")
@@ -139,18 +146,18 @@ def check_tool_schema(tool: Mapping[str, Any]) -> None:
     if schema.get("type", "object") != "object":
         raise ValueError(f"tool {name!r}: `parameters` must have type 'object', got {quoted(schema['type'])}")
     try:
-        _validator(_key(schema))
+        _validator(_schema_text(schema))
     except ValueError as error:
         raise ValueError(f"tool {name!r}: {error}") from None
 
 
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The tools' names in order, whichever of the two forms they are in."""
+    """The names of tools in either form, in order."""
     return [str(_function(tool).get("name")) for tool in tools]
 
 
 def parameter_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON schema of a tool's parameters; a tool without `parameters` takes none, as with OpenAI's API."""
+    """The JSON schema of a tool's parameters. A tool without `parameters` takes none, as in OpenAI's API."""
     return _function(tool).get("parameters") or {"type": "object", "properties": {}}
 
 
@@ -159,7 +166,7 @@ def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else tool
 
 
-def _key(schema: Mapping[str, Any]) -> str:
+def _schema_text(schema: Mapping[str, Any]) -> str:
     try:
         return json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
@@ -168,10 +175,7 @@ def _key(schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=4096)
 def _validator(schema_text: str) -> Any:
-    """The validator of a schema given as JSON text. Raises ValueError if it is not a valid schema.
-
-    References are resolved within the schema only: no file is read and no address fetched.
-    """
+    """The validator of a schema. `$ref`s are resolved inside it only: no file is read and no address fetched."""
     from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import SchemaError
     from referencing import Registry
@@ -185,31 +189,21 @@ def _validator(schema_text: str) -> Any:
         where = ".".join(["parameters", *map(str, error.absolute_path)])
         raise ValueError(f"`{where}` is not valid JSON Schema (Draft 2020-12): {_cut(error.message)}") from None
     resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
-    for reference in _references(schema):
+    for _, inner in walk_json(schema):
+        reference = inner.get("$ref") if isinstance(inner, dict) else None
         try:
-            resolver.lookup(reference)
+            if isinstance(reference, str):
+                resolver.lookup(reference)
         except Unresolvable:
             raise ValueError(f"`$ref` {reference!r} points nowhere within `parameters`") from None
     return Draft202012Validator(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
 
 
-def _references(schema: Any) -> Iterator[str]:
-    waiting = [schema]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            if isinstance(item.get("$ref"), str):
-                yield item["$ref"]
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
-
-
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
-    others = ("unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
+    """The first argument that the schema does not mention, if it has to mention all."""
     if "properties" not in schema or schema.get("additionalProperties", False) is not False:
         return None
-    if any(key in schema for key in others):
+    if any(keyword in schema for keyword in _EXTRA_ALLOWED):
         return None
     return next((name for name in arguments if name not in schema["properties"]), None)
 
@@ -219,7 +213,7 @@ def _is_nullable(error: Any) -> bool:
 
 
 def _explain(error: Any) -> tuple[int, list[str], str]:
-    """A jsonschema error as (rank, path, message); sorting these puts the one to report first."""
+    """A jsonschema error as (rank, path, message); the one to report sorts first."""
     path = [str(part) for part in error.absolute_path]
     where = f"`{_short(_dotted(error.absolute_path))}`" if path else "the arguments"
     got = f", got {quoted(error.instance)}"
@@ -232,35 +226,36 @@ def _explain(error: Any) -> tuple[int, list[str], str]:
 
 
 def _demand(keyword: str, value: Any, schema: Mapping[str, Any]) -> str:
+    """What a keyword of a schema demands, as the predicate of a sentence."""
     shape = _shape(schema)
     if shape and keyword in ("type", "pattern", "format"):
         return f"must match {shape}"
     if keyword == "type":
         types = [value] if isinstance(value, str) else value
-        return "must be " + " or ".join(_TYPES.get(name, name) for name in types)
+        return "must be " + " or ".join(_READABLE_TYPES.get(name, f"a {name}") for name in types)
     if keyword in ("enum", "const"):
         options = [value] if keyword == "const" else value
         listed = ", ".join(option if isinstance(option, str) else quoted(option) for option in options)
         return f"must be one of {listed}" if len(options) <= MAX_LISTED else "is not one of the allowed values"
-    if keyword in _BOUNDS:
-        return _BOUNDS[keyword].format(value)
+    if keyword in _READABLE_BOUNDS:
+        return _READABLE_BOUNDS[keyword].format(value)
     if keyword in ("anyOf", "oneOf"):
         return "fits none of the forms its schema allows"
     return f"violates `{keyword}` of its schema"
 
 
 def _shape(schema: Mapping[str, Any]) -> str | None:
-    """How a string must look, from its `pattern` or `format`, None if they say nothing."""
+    """The form that `pattern` or `format` demands of a string, None without them."""
     pattern = schema.get("pattern")
     if pattern is not None:
-        return _READABLE.get(pattern.removeprefix("^").removesuffix("$"), f"the pattern {_cut(pattern)}")
+        return _READABLE_PATTERNS.get(pattern.removeprefix("^").removesuffix("$"), f"the pattern {_cut(pattern)}")
     if schema.get("format") in FORMATS:
         return _READABLE_FORMATS.get(schema["format"], schema["format"])
     return None
 
 
 def _dotted(path: Sequence[str | int]) -> str:
-    """A path as people write it. Example: ["a", "b", 0] is "a.b[0]"."""
+    """A path as text. Example: ["a", "b", 0] is "a.b[0]"."""
     return re.sub(r"^\.", "", "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path))
 
 
@@ -269,7 +264,7 @@ def _listing(before: str, names: Sequence[str]) -> str:
 
 
 def _short(name: str) -> str:
-    """A name made by the model, fit for a message: printable and cut."""
+    """A name from a model's text, printable and cut."""
     return quoted(name)[1:-1] if len(name) <= 40 else quoted(name[:40])[1:-1] + "..."
 
 

@@ -1,8 +1,9 @@
-"""The types everything else passes around. Frozen, plain, no torch.
+"""The types that all packages share: frozen dataclasses, no torch. Also the glossary of the project.
 
-The order of a task's life is the order of this file: a Task becomes Turns (calls and their results), the turns
-a Trajectory, the trajectory a Verdict; a failed verdict a Failure, which `recovery.recovery_task` turns into a
-Task again.
+In the order of one training example: a data set row is a `Task`. The policy answers it with `Turn`s, each
+with `ToolCall`s and `ToolResult`s; all turns together are a `Trajectory`. A judge adds a `Verdict`, which
+makes it a `Rollout`. A failed rollout is cut to a `Failure`, and `fission.recovery.recovery_task` turns the
+failure and feedback on it into a new `Task`, one level deeper.
 """
 
 from __future__ import annotations
@@ -13,27 +14,34 @@ from enum import StrEnum
 from typing import Any
 
 Message = Mapping[str, Any]
-"""A chat message as Hugging Face templates take it: `role`, `content`, and for tools `name`."""
+"""A chat message as Hugging Face templates take it: `role`, `content`; tool messages have a `name` too."""
+
+PARSE_ERROR = "_fission_unreadable"
+"""Argument name of a placeholder call that stands for an unparsable one. Its value is the parser's message."""
+
+
+class ToolCallParseError(ValueError):
+    """A tool call could not be parsed; the message is what the policy reads as the call's result."""
 
 
 class ErrorKind(StrEnum):
-    """Why a rollout failed. Decided from structure (parser, schema, exceptions), never from the wording."""
+    """Why a rollout failed. Derived from structure (parser, schema, exceptions), never from the wording of a text."""
 
-    UNPARSED = "unparsed"  # a tool call was begun but is no valid call
-    UNKNOWN_TOOL = "unknown_tool"  # no tool of that name
-    BAD_ARGUMENTS = "bad_arguments"  # arguments violate the tool's JSON schema
+    UNPARSED = "unparsed"  # the text starts a tool call that is not valid
+    UNKNOWN_TOOL = "unknown_tool"  # no tool has the called name
+    BAD_ARGUMENTS = "bad_arguments"  # the arguments violate the tool's JSON schema
     RAISED = "raised"  # the tool itself reported an error
-    WRONG_CALL = "wrong_call"  # valid calls, but not the reference's
-    NO_CALL = "no_call"  # a call was needed, none was made
-    TRUNCATED = "truncated"  # the completion hit its length limit
-    OUT_OF_TURNS = "out_of_turns"  # the episode hit its limit of turns
-    LOW_REWARD = "low_reward"  # the user's reward is below the threshold and nothing finer is known
-    INFRASTRUCTURE = "infrastructure"  # not the policy's fault: never scored, never fissioned
+    WRONG_CALL = "wrong_call"  # valid calls, but not those of the reference
+    NO_CALL = "no_call"  # a call was expected, none was made
+    TRUNCATED = "truncated"  # the completion reached its length limit
+    OUT_OF_TURNS = "out_of_turns"  # the episode reached its limit of turns
+    LOW_REWARD = "low_reward"  # the reward is below the threshold and nothing more specific is known
+    INFRASTRUCTURE = "infrastructure"  # not the policy's fault: never scored, never used for recovery
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One tool call. `arguments` holds JSON values only."""
+    """A call of one tool. `arguments` holds JSON values only, by parameter name."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -41,59 +49,44 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What the environment answered to one call. `error` is None, or the environment's own error message."""
+    """A call with the environment's answer to it."""
 
     call: ToolCall
-    content: str
-    error: str | None = None
+    content: str  # the answer as the policy reads it
+    error: str | None = None  # the environment's error message, None if the call succeeded
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn: `text` is exactly what the policy wrote, the rest is read from it.
+    """One assistant message and the results of its calls."""
 
-    `error` says why the text is not a valid turn (None if it is). `results` has one entry per call once the turn
-    was executed, and is empty for turns that never were (step tasks). A turn that could not be read has no calls, but
-    one result if the policy was told so within the episode.
-    """
-
-    text: str
-    content: str = ""
-    calls: tuple[ToolCall, ...] = ()
-    error: str | None = None
-    results: tuple[ToolResult, ...] = ()
-    truncated: bool = False
+    text: str  # exactly what the policy generated; the other fields are parsed from it
+    content: str = ""  # the text outside of thoughts and tool calls, stripped
+    calls: tuple[ToolCall, ...] = ()  # in order; none if there is an error, as an invalid turn is not executed
+    error: str | None = None  # why the text is not a valid turn, None if it is
+    results: tuple[ToolResult, ...] = ()  # one per executed call, or one that showed the policy the turn's error
+    truncated: bool = False  # whether the text ends because the length limit was reached
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something the policy can be asked: straight from the data set (depth 0) or a recovery task (depth >= 1).
+    """A prompt to sample from, and what is needed to judge the answer.
 
-    A *step task* has a `reference` and is judged on one turn. Without one, the user's reward judges.
-
-    Args:
-        id: unique name; a recovery task's is derived from its failure.
-        prompt: what the policy sees: chat messages, or one plain string.
-        tools: JSON schemas `{"name", "description", "parameters"}` of this task's tools (step tasks only; with
-            TRL `tools`/`environment_factory` the trainer holds them).
-        reference: the calls expected of the next turn, or None.
-        columns: the data set row it came from, handed to reward functions and `environment.reset`.
-        history: calls made, with their answers, between `environment.reset(**columns)` and the prompt's end; making
-            them again is how an environment without snapshots is brought back.
-        root: id of the depth-0 task it descends from (its own id at depth 0).
-        parent: id of the task whose rollout failed, None at depth 0.
-        depth: 0 for data, 1 for a recovery, 2 for the recovery of a failed recovery, ...
+    There are two sorts. A *step task* has a `reference` and is judged on one assistant turn; nothing is
+    executed. An *episode* has none: its calls are executed in an environment, and a reward function judges it.
+    Either may come from the data set (depth 0) or be a *recovery task* made of a failure (depth 1 and more).
+    An environment without snapshots is restored by `reset(**columns)` and a repetition of the calls in `history`.
     """
 
-    id: str
-    prompt: str | tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
-    reference: tuple[ToolCall, ...] | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[ToolResult, ...] = ()
-    root: str = ""
-    parent: str | None = None
-    depth: int = 0
+    id: str  # unique; that of a recovery task is derived from its failure (`serialization.recovery_id`)
+    prompt: str | tuple[Message, ...]  # what the policy reads: chat messages, or one plain string
+    tools: tuple[Mapping[str, Any], ...] = ()  # `{"name", "description", "parameters": JSON schema}`; step tasks only
+    reference: tuple[ToolCall, ...] | None = None  # the calls expected of the next turn, maybe none; None for episodes
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the data set row, for rewards and `environment.reset`
+    history: tuple[ToolResult, ...] = ()  # all calls, with results, between `reset` and the end of the prompt
+    root: str = ""  # id of the depth-0 task this one descends from; its own at depth 0
+    parent: str | None = None  # id of the task whose rollout failed, None at depth 0
+    depth: int = 0  # 0 for the data set, 1 for a recovery, 2 for the recovery of a failed recovery, and so on
 
     def __post_init__(self):
         if not self.root:
@@ -102,7 +95,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A rollout of a task: its turns in order."""
+    """The policy's answer to a task: its turns in order. A step task has exactly one."""
 
     task: Task
     turns: tuple[Turn, ...]
@@ -110,32 +103,56 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a rollout was judged. `reward` None means it could not be judged (infrastructure)."""
+    """The judgement of a trajectory.
 
-    reward: float | None
-    failed: bool
-    parts: Mapping[str, float] = field(default_factory=dict)  # "format", "correctness", "length"
+    `parts` are R_fmt (0 or 1), R_corr (0 to 2) and R_len (0 to 1) of a step task without their weights, under
+    "format", "correctness" and "length"; empty for episodes.
+    """
+
+    reward: float | None  # in the reward function's unit; None if it could not be judged (infrastructure error)
+    failed: bool  # whether it is a failure to recover from
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A trajectory with its verdict."""
+
+    trajectory: Trajectory
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        """The turns and their results as text for people to read."""
+        parts = []
+        for turn in self.trajectory.turns:
+            parts += [turn.text, *(f"[{result.call.name}] {result.content}" for result in turn.results)]
+        return "\n".join(parts)
+
+    @property
+    def erred(self) -> bool:
+        """Whether a tool call of an episode failed. False for step tasks, which execute nothing."""
+        if self.trajectory.task.reference is not None:
+            return False
+        return any(turn.error or any(result.error for result in turn.results) for turn in self.trajectory.turns)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed rollout, cut after the turn to recover from.
+    """A failed trajectory, cut after the turn to recover from.
 
-    `turns` ends with the failing turn. `call_index` is the failing call within it (None if the turn as a whole
-    failed). `detail` is the parser's, the schema's or the environment's own message: it is derived without the
-    reference, so it cannot leak it. `expected` are calls that would have done an episode's task, where its environment
-    knows them (`_reference()`): secret as a step task's reference is, and judging nothing. `tools` are the schemas of
-    the tools it had, by default its task's.
+    `detail` is derived without the reference, so it cannot reveal it. `expected` is for episodes whose environment
+    knows calls that complete them (`_reference()`): secret like a step task's reference, and not used for judging.
     """
 
     task: Task
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn, ...]  # up to and including the failing one
     kind: ErrorKind
-    detail: str = ""
-    call_index: int | None = None
+    detail: str = ""  # the message of the parser, the schema or the environment
+    call_index: int | None = None  # index of the failing call in the last turn, None if the turn as a whole failed
     reward: float | None = None
     expected: tuple[ToolCall, ...] | None = None
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()  # schemas of the available tools; by default the task's
 
     def __post_init__(self):
         if not self.tools:
@@ -148,36 +165,5 @@ class Failure:
 
     @property
     def reference(self) -> tuple[ToolCall, ...] | None:
-        """The calls that no diagnosis may give away: the step task's reference, else `expected`."""
+        """The calls that no feedback may reveal: the step task's reference, else `expected`."""
         return self.task.reference if self.task.reference is not None else self.expected
-
-
-PARSE_ERROR = "_fission_unreadable"
-"""Argument that stands for a call nobody could read; its value says why."""
-
-
-class ToolCallParseError(ValueError):
-    """The answer to a tool call that could not be read."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One judged rollout."""
-
-    trajectory: Trajectory
-    verdict: Verdict
-
-    @property
-    def text(self) -> str:
-        """What was said, for people to read."""
-        parts = []
-        for turn in self.trajectory.turns:
-            parts += [turn.text, *(f"[{result.call.name}] {result.content}" for result in turn.results)]
-        return "\n".join(parts)
-
-    @property
-    def erred(self) -> bool:
-        """Whether at least one tool call of an episode failed. Step tasks end with their first turn: never."""
-        if self.trajectory.task.reference is not None:
-            return False
-        return any(turn.error or any(result.error for result in turn.results) for turn in self.trajectory.turns)

@@ -1,13 +1,13 @@
-"""Tasks as JSON, and step-task files: one task per line, every mistake named by file, row and field.
+"""Step-task files (JSONL): one task per line, checked completely before training starts.
 
-A row of a step-task file (JSONL):
+A row:
 
     {"id": "weather-1",                                                      # optional, unique
      "messages": [{"role": "user", "content": "Rain in Oslo?"}],             # the dialogue up to the turn to judge
      "tools": [{"name": "weather", "description": "...", "parameters": {"type": "object", "properties": {...}}}],
      "reference": [{"name": "weather", "arguments": {"city": "Oslo"}}]}      # the calls expected of that turn
 
-An empty `reference` means that the right turn calls nothing. Further fields are kept in `Task.columns`.
+With an empty `reference` the right turn calls nothing. Further fields are kept in `Task.columns`.
 """
 
 from __future__ import annotations
@@ -20,49 +20,29 @@ from fission_grpo.core.chat import render
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.serialization import (
-    call_fields,
-    faithful,
-    task_to_json,
-    unfaithful,
-)
+from fission_grpo.core.serialization import STEP_KEY, call_fields, faithful, task_to_json, unfaithful
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
-from fission_grpo.core.types import (
-    ErrorKind,
-    Message,
-    Task,
-    ToolCall,
-)
+from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
 ROLES = ("system", "user", "assistant", "tool")
-
-
 FIELDS = ("id", "messages", "tools", "reference")
 
 
 def load_step_tasks(path: str | Path) -> list[Task]:
-    """Read a step-task file (the format is at the top of this module), checking everything before training starts.
+    """Read a step-task file. Raises TaskFileError, naming file, row (line, from 1), field and correction.
 
-    A row without `id` is called after its file and line: "weather.jsonl:3". Tools may come in OpenAI's wrapper,
-    `{"type": "function", "function": {...}}`, and are unwrapped. Arguments in the reference that its own schema
-    rejects are errors too: such a row would punish the right call.
-
-    Raises:
-        TaskFileError: the first mistake, with file, row (line, from 1), field and how to mend it.
+    A row without `id` is named after its file and line ("weather.jsonl:3"). Tools may be in OpenAI's form. A reference
+    that its own tool's schema rejects is an error, as it would punish the right call.
     """
     path = Path(path)
-    tasks = read_task_rows(path, "step-task file", _named_task)
+    tasks = read_task_rows(path, "step-task file", _read_task)
     if not tasks:
         raise TaskFileError(f"{path}: no tasks in it; write one JSON object per line, with {', '.join(FIELDS[1:])}")
     return tasks
 
 
 def row_of_step_task(task: Task) -> str:
-    """The line of a step-task file that `load_step_tasks` reads back as `task`.
-
-    Raises:
-        ValueError: the task is no step task (no reference, or a plain-string prompt), or holds what JSON cannot.
-    """
+    """The line of a step-task file for a task. Raises ValueError for an episode, or a value that is not JSON."""
     if task.reference is None or isinstance(task.prompt, str):
         raise ValueError(f"task {task.id!r} is no step task: it needs messages as prompt and a reference")
     fields = {
@@ -79,42 +59,31 @@ def row_of_step_task(task: Task) -> str:
 
 
 def to_rows(tasks: Iterable[Task], tokenizer: Any) -> list[dict[str, str]]:
-    """The tasks as TRL rows: `prompt` rendered with the task's own tools, `fission_task` the task as JSON.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer with a chat template; without one TRL could not sample either.
-    """
-    return [
-        {"prompt": render(task.prompt, task.tools, tokenizer), "fission_task": task_to_json(task)} for task in tasks
-    ]
+    """The tasks as TRL rows: `prompt` is rendered with the task's own tools, `fission_task` is the task as JSON."""
+    return [{"prompt": render(task.prompt, task.tools, tokenizer), STEP_KEY: task_to_json(task)} for task in tasks]
 
 
-def _named_task(row: Mapping[str, Any], name: str) -> tuple[str, Task]:
-    task = _task(row, name)
-    return task.id, task
-
-
-def _task(row: Mapping[str, Any], name: str) -> Task:
-    known = f"a row has the fields {', '.join(FIELDS[1:])} and optionally id"
+def _read_task(row: Mapping[str, Any], name: str) -> tuple[str, Task]:
+    """The id and the task of a row; `name` is the id if it has none."""
     for field in FIELDS[1:]:
         if field not in row:
-            raise RowError(field, f"missing; {known}")
+            raise RowError(field, f"missing; a row has the fields {', '.join(FIELDS[1:])} and optionally id")
         if not isinstance(row[field], list):
             raise RowError(field, f"must be a list, got {quoted(row[field])}")
     identity = row.get("id", name)
     if not isinstance(identity, str) or not identity:
         raise RowError("id", f"must be a non-empty string, got {quoted(identity)}; or leave it out")
-    tools = _tools(row["tools"])
-    return Task(
+    tools = _read_tools(row["tools"])
+    return identity, Task(
         id=identity,
-        prompt=_messages(row["messages"]),
+        prompt=_read_messages(row["messages"]),
         tools=tools,
-        reference=_reference(row["reference"], tools),
+        reference=_read_reference(row["reference"], tools),
         columns={key: value for key, value in row.items() if key not in FIELDS},
     )
 
 
-def _messages(messages: Sequence[Any]) -> tuple[Message, ...]:
+def _read_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
     for i, message in enumerate(messages):
         at = f"messages[{i}]"
         if not isinstance(message, dict):
@@ -125,7 +94,10 @@ def _messages(messages: Sequence[Any]) -> tuple[Message, ...]:
         if role == "system" and i:
             raise RowError(f"{at}.role", "a system message may only be the first; move it there or make it a user's")
         calls = message.get("tool_calls") or []
-        _message_calls(calls, f"{at}.tool_calls", role)
+        if calls and (role != "assistant" or not isinstance(calls, list)):
+            raise RowError(f"{at}.tool_calls", "must be a list, in assistant messages only")
+        for j, call in enumerate(calls):
+            _read_call(call.get("function", call) if isinstance(call, dict) else call, f"{at}.tool_calls[{j}]")
         content = message.get("content")
         if not isinstance(content, str) and not (content is None and calls):
             raise RowError(f"{at}.content", f"must be a string, got {quoted(content)}")
@@ -134,48 +106,38 @@ def _messages(messages: Sequence[Any]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _message_calls(calls: Any, at: str, role: str) -> None:
-    if calls and (role != "assistant" or not isinstance(calls, list)):
-        raise RowError(at, "must be a list, in assistant messages only")
-    for j, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowError(f"{at}[{j}]", f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(call)}')
-        if not isinstance(function.get("arguments"), dict):
-            raise RowError(f"{at}[{j}].arguments", f"must be an object, got {quoted(function.get('arguments'))}")
-
-
-def _tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
-    seen: dict[str, int] = {}
+def _read_tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
+    indices: dict[str, int] = {}
     functions = [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in tools]
     for i, tool in enumerate(functions):
         try:
             check_tool_schema(tool)
         except ValueError as error:
-            raise RowError(f"tools[{i}]", f"{error}; mend the schema") from None
-        if tool["name"] in seen:
-            raise RowError(
-                f"tools[{i}].name", f"{quoted(tool['name'])} is the name of tools[{seen[tool['name']]}] already"
-            )
-        seen[tool["name"]] = i
+            raise RowError(f"tools[{i}]", f"{error}; correct the schema") from None
+        name = tool["name"]
+        if indices.setdefault(name, i) != i:
+            raise RowError(f"tools[{i}].name", f"{quoted(name)} is the name of tools[{indices[name]}] already")
     return tuple(functions)
 
 
-def _reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
+def _read_reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
     reference = []
     for i, fields in enumerate(calls):
         at = f"reference[{i}]"
-        if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
-            raise RowError(at, f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(fields)}')
-        if not isinstance(fields.get("arguments"), dict):
-            raise RowError(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}")
-        call = ToolCall(fields["name"], fields["arguments"])
+        call = _read_call(fields, at)
         problem = check_call(call, tools)
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
             raise RowError(f"{at}.name", f"{problem.message}; correct the name or add the tool to 'tools'")
         if problem is not None:
-            raise RowError(
-                f"{at}.arguments", f"{problem.message}; correct the value, or the schema of {quoted(call.name)}"
-            )
+            what = f"{problem.message}; correct the value, or the schema of {quoted(call.name)}"
+            raise RowError(f"{at}.arguments", what)
         reference.append(call)
     return tuple(reference)
+
+
+def _read_call(fields: Any, at: str) -> ToolCall:
+    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+        raise RowError(at, f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(fields)}')
+    if not isinstance(fields.get("arguments"), dict):
+        raise RowError(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}")
+    return ToolCall(fields["name"], fields["arguments"])

@@ -1,4 +1,4 @@
-"""Two evaluations of the same cases, paired: what changed from A to B, and how sure that is."""
+"""Paired comparison of two evaluations of the same cases: what changes from A to B, and how certain that is."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.evaluation.intervals import Pair, difference_interval
-from fission_grpo.evaluation.metrics import CaseSummary, aligned, summarize, total
+from fission_grpo.evaluation.metrics import CaseSummary, summarize, total
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
 from fission_grpo.evaluation.run import Manifest, differences, read_manifest
+from fission_grpo.evaluation.tables import aligned
 
-NAMED = 5
-"""Most case ids a message names. [ours]"""
+MAX_NAMED = 5
+"""Most case ids that a message names. [ours]"""
 
 
 class NotComparable(ValueError):
@@ -23,7 +24,7 @@ class NotComparable(ValueError):
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """A run directory of `fission-grpo eval`: what was evaluated and the cases' records, in their order."""
+    """An evaluation's manifest and its cases' records, in order."""
 
     manifest: Manifest
     records: tuple[CaseRecord, ...]
@@ -31,14 +32,14 @@ class EvaluationRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """One number of both runs over the pairs.
+    """One rate of both runs over the pairs of cases.
 
     Args:
-        name: of the number, a share.
-        what: is counted below the line.
-        a, b: hits and of, per run.
-        interval: 95%, of B's share less A's; None where resampling tells nothing.
-        lower_is_better: errors.
+        name: of the rate.
+        what: the denominator counts.
+        a, b: numerator and denominator, per run.
+        interval: 95%, of B's rate minus A's; None where resampling shows no spread.
+        lower_is_better: as for errors.
     """
 
     name: str
@@ -50,20 +51,20 @@ class Difference:
 
     @property
     def change(self) -> float | None:
-        """B's share less A's; None if either is over nothing."""
+        """B's rate minus A's; None if either is over nothing."""
         return self.b[0] / self.b[1] - self.a[0] / self.a[1] if self.a[1] and self.b[1] else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs over the cases judged in both.
+    """Two runs over the cases that are judged in both.
 
     Args:
         name_a, name_b: of the runs.
-        pairs: cases judged in both.
+        pairs: number of cases judged in both.
         both, only_a, only_b, neither: of the pairs, by which run succeeded: the 2x2 table.
         p: two-sided exact McNemar test of equal success; 1 where no pair differs.
-        differences: success, error recovery, errors per call.
+        differences: of success, error recovery, errors per call.
         left_out_a, left_out_b: ids of cases that are missing or have no verdict in a run.
     """
 
@@ -81,7 +82,7 @@ class Comparison:
 
 
 def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
-    """A run directory's manifest and records; what was left out is added to `notes`.
+    """Read the output directory of `fission-grpo eval`; what is left out of it is added to `notes`.
 
     Raises:
         RunFileError: naming what is missing or broken in it.
@@ -99,28 +100,26 @@ def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
 def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
     """Compare two runs case by case.
 
-    Success is tested by McNemar's exact test (1947; a binomial test of the pairs that differ). Intervals of all
-    differences come from one paired bootstrap over cases (see `bootstrap`): both runs' numbers are computed on the
-    same resampled cases. Error recovery has each run's own error cases below the line, so that it is not paired in
-    what it counts, only in the cases it is resampled by.
+    Success is tested by McNemar's exact test (1947; a binomial test of the pairs that differ). All intervals come from
+    a paired bootstrap over cases (see `intervals`). The denominator of error recovery is each run's own error cases,
+    so recovery is paired only by the cases that are resampled.
 
     Raises:
-        NotComparable: task sets (their case ids too), prompts or decoding differ, or no case is judged in both.
+        NotComparable: task sets (including case ids), prompts or decoding differ, or no case is judged in both.
 
     Example:
         Of 10 cases A alone solves 1, B alone 5: p = 2 * (1 + 6) / 2**6 = 0.21875, the difference is +40 points.
     """
-    found = [*differences(a.manifest, b.manifest), *_other_ids(a, b)]
+    found = [*differences(a.manifest, b.manifest), *_id_differences(a, b)]
     if found:
-        raise NotComparable(
-            "these runs cannot be compared:" + "".join(f"\n  {one}" for one in found) + "\nevaluate both alike"
-        )
+        listed = "".join(f"\n  {difference}" for difference in found)
+        raise NotComparable(f"these runs cannot be compared:{listed}\nevaluate both alike")
     of_b = {record.id: summarize(record) for record in b.records}
-    pairs = [(one, of_b[one.record.id]) for one in map(summarize, a.records)]
-    pairs = [(one, other) for one, other in pairs if one.judged and other.judged]
+    pairs = [(in_a, of_b[in_a.record.id]) for in_a in map(summarize, a.records)]
+    pairs = [(in_a, in_b) for in_a, in_b in pairs if in_a.judged and in_b.judged]
     if not pairs:
         raise NotComparable("no case is judged in both runs, so there is nothing to compare")
-    outcomes = [(one.record.success, other.record.success) for one, other in pairs]
+    outcomes = [(in_a.record.success, in_b.record.success) for in_a, in_b in pairs]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
     return Comparison(
         name_a=a.manifest.name,
@@ -132,7 +131,7 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
         neither=outcomes.count((False, False)),
         p=mcnemar(only_a, only_b),
         differences=(
-            _difference("success", "cases", pairs, _succeeded),
+            _difference("success", "cases", pairs, lambda case: (int(case.record.success is True), 1)),
             _difference("error recovery", "cases with an error", pairs, lambda case: case.recovered),
             _difference("errors per call", "calls", pairs, lambda case: case.errors_and_calls, lower_is_better=True),
         ),
@@ -149,25 +148,32 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON values; shares and changes are given beside their counts."""
+    """The comparison as JSON values, with rates and changes beside the counts."""
     values = asdict(comparison)
-    for written, one in zip(values["differences"], comparison.differences, strict=True):
-        written |= {"share_a": _share(one.a), "share_b": _share(one.b), "change": one.change}
+    for written, difference in zip(values["differences"], comparison.differences, strict=True):
+        rates = {"share_a": _rate(difference.a), "share_b": _rate(difference.b)}
+        written |= {**rates, "change": difference.change}
     return values
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """The comparison as plain text for a terminal, without a newline at the end."""
+    """The comparison as text for a terminal, without a newline at the end."""
     c = comparison
-    rows = [("", "A", "B", "B minus A, points", "95% interval", "counts"), *map(_row, c.differences)]
-    lines = [f"A: {c.name_a}", f"B: {c.name_b}", f"{c.pairs:,} cases judged in both", *_left_out_lines(c), ""]
-    lines += [line.rstrip() for line in aligned(rows)]
-    square = [("", "B succeeds", "B fails"), ("A succeeds", f"{c.both:,}", f"{c.only_a:,}")]
-    lines += ["", *aligned([*square, ("A fails", f"{c.only_b:,}", f"{c.neither:,}")]), ""]
-    lines.append(
-        f"McNemar's exact test of equal success: p = {c.p:.3g} ({c.only_a:,} solved by A alone, {c.only_b:,} by B)"
-    )
-    lines.append("Intervals: paired bootstrap over cases. They say nothing about other seeds or training runs.")
+    counts = [
+        ("", "B succeeds", "B fails"),
+        ("A succeeds", f"{c.both:,}", f"{c.only_a:,}"),
+        ("A fails", f"{c.only_b:,}", f"{c.neither:,}"),
+    ]
+    lines = [f"A: {c.name_a}", f"B: {c.name_b}", f"{c.pairs:,} cases judged in both"]
+    for name, ids in (("A", c.left_out_a), ("B", c.left_out_b)):
+        if ids:
+            lines.append(f"left out: {len(ids):,} missing or unjudged in {name} ({_named(ids)})")
+    header = ("", "A", "B", "B minus A, points", "95% interval", "counts")
+    lines += ["", *aligned([header, *map(_row, c.differences)])]
+    lines += ["", *aligned(counts), ""]
+    solved = f"({c.only_a:,} solved by A alone, {c.only_b:,} by B)"
+    lines.append(f"McNemar's exact test of equal success: p = {c.p:.3g} {solved}")
+    lines.append("Intervals: paired bootstrap over cases. They do not cover other seeds or training runs.")
     lines.append("Error recovery is over each run's own error cases: a policy that errs less has other ones.")
     return "\n".join(lines)
 
@@ -179,15 +185,11 @@ def _difference(
     count: Callable[[CaseSummary], Pair],
     lower_is_better: bool = False,
 ) -> Difference:
-    of_a, of_b = [count(one) for one, _ in pairs], [count(other) for _, other in pairs]
+    of_a, of_b = [count(in_a) for in_a, _ in pairs], [count(in_b) for _, in_b in pairs]
     return Difference(name, what, total(of_a), total(of_b), difference_interval(of_a, of_b), lower_is_better)
 
 
-def _succeeded(case: CaseSummary) -> Pair:
-    return int(case.record.success is True), 1
-
-
-def _other_ids(a: EvaluationRun, b: EvaluationRun) -> list[str]:
+def _id_differences(a: EvaluationRun, b: EvaluationRun) -> list[str]:
     ids_a, ids_b = [record.id for record in a.records], [record.id for record in b.records]
     known_a, known_b = set(ids_a), set(ids_b)
     only_a, only_b = [i for i in ids_a if i not in known_b], [i for i in ids_b if i not in known_a]
@@ -201,25 +203,17 @@ def _left_out(run: EvaluationRun) -> tuple[str, ...]:
     return tuple(record.id for record in run.records if record.missing is not None or record.success is None)
 
 
-def _left_out_lines(c: Comparison) -> list[str]:
-    sides = (("A", c.left_out_a), ("B", c.left_out_b))
-    return [f"left out: {len(ids):,} missing or unjudged in {name} ({_named(ids)})" for name, ids in sides if ids]
-
-
 def _named(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
+    return ", ".join(ids[:MAX_NAMED]) + (", ..." if len(ids) > MAX_NAMED else "")
 
 
-def _row(one: Difference) -> tuple[str, ...]:
-    change = "-" if one.change is None else f"{100 * one.change:+.1f}"
-    interval = f"{100 * one.interval[0]:+.1f} to {100 * one.interval[1]:+.1f}" if one.interval else "-"
-    counts = f"{one.a[0]:,} of {one.a[1]:,}; {one.b[0]:,} of {one.b[1]:,} {one.what}"
-    return one.name, _shown(one.a), _shown(one.b), change, interval, counts
+def _row(difference: Difference) -> tuple[str, ...]:
+    a, b, bounds = difference.a, difference.b, difference.interval
+    rates = ["-" if (rate := _rate(pair)) is None else f"{rate:.3f}" for pair in (a, b)]
+    change = "-" if difference.change is None else f"{100 * difference.change:+.1f}"
+    interval = f"{100 * bounds[0]:+.1f} to {100 * bounds[1]:+.1f}" if bounds else "-"
+    return difference.name, *rates, change, interval, f"{a[0]:,} of {a[1]:,}; {b[0]:,} of {b[1]:,} {difference.what}"
 
 
-def _share(pair: Pair) -> float | None:
+def _rate(pair: Pair) -> float | None:
     return pair[0] / pair[1] if pair[1] else None
-
-
-def _shown(pair: Pair) -> str:
-    return f"{pair[0] / pair[1]:.3f}" if pair[1] else "-"

@@ -1,4 +1,4 @@
-"""Live environments (TRL's convention) as plays: one row, one episode, one record."""
+"""Cases in live environments (TRL's convention): one row, one episode, one record; and step tasks."""
 
 from __future__ import annotations
 
@@ -11,75 +11,28 @@ from typing import Any
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.rewards import RewardConfig, step_verdict
-from fission_grpo.core.tool_schema import check_call
-from fission_grpo.core.types import (
-    ErrorKind,
-    Message,
-    Task,
-    ToolCall,
-    ToolResult,
-    Turn,
-)
+from fission_grpo.core.tool_schema import classify_call
+from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall, ToolResult, Turn
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import make_call, make_restorable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
-from fission_grpo.evaluation.records import (
-    CallRecord,
-    CaseRecord,
-    StepRecord,
-    TurnRecord,
-)
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
 
-
-def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
-    """Ask a step task. It succeeds as a rollout does in training: R_fmt = 1 and R_corr >= `correctness_threshold`.
-
-    A call of an unknown tool, or with arguments its schema rejects, is an error of the policy. As nothing follows it,
-    no step task recovers: error recovery needs episodes.
-
-    Args:
-        task: with messages as prompt, tools and a reference.
-        config: of the reward.
-
-    Raises:
-        ValueError: the task has no reference.
-    """
-    if task.reference is None or isinstance(task.prompt, str):
-        raise ValueError(f"task {task.id!r} is no step task: it needs messages as prompt and a reference")
-    began = time.perf_counter()
-    reply = yield Request(task.prompt, task.tools)
-    if reply.lost is not None:
-        return CaseRecord(task.id, "step", missing=reply.lost, seconds=time.perf_counter() - began)
-    turn = parse(reply.text, truncated=reply.truncated)
-    verdict = step_verdict(task, turn, reply.tokens, config=config)
-    calls = tuple(_judged(call, task) for call in turn.calls)
-    step = StepRecord(reply.text, calls, turn.error, reply.tokens, reply.truncated)
-    why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
-    seconds = time.perf_counter() - began
-    return CaseRecord(task.id, "step", (TurnRecord((step,), why is None),), why is None, why, seconds=seconds)
-
-
-def _judged(call: ToolCall, task: Task) -> CallRecord:
-    problem = check_call(call, task.tools)
-    if problem is None:
-        return CallRecord(call.name, call.arguments)
-    return CallRecord(call.name, call.arguments, error=problem.message, kind=problem.kind)
-
-
 Factory = Callable[[], Any]
+"""Makes an environment."""
 
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """How episodes go.
+    """Options of an episode.
 
     Args:
-        max_turns: assistant turns per episode, at least 1. Calls in the last one are not made, which is TRL's
+        max_turns: assistant turns per episode, at least 1. Calls in the last one are not executed, as with TRL's
             `max_tool_calling_iterations = max_turns - 1`.
-        success_at: the reward from which on an episode has succeeded.
+        success_at: lowest reward of a successful episode.
         limits: of every tool call; None: those of training.
     """
 
@@ -93,31 +46,30 @@ class EpisodeConfig:
 
 
 class ToolSchemas(Sequence[Mapping[str, Any]]):
-    """JSON schemas of an environment's tools, read from the methods when someone first asks for them.
+    """JSON schemas of an environment's tools, made from the methods on first use, as chat templates make them.
 
-    They are what chat templates make of the methods themselves. A scripted policy asks for none, and its environments
-    need no documented methods.
+    Made lazily, so that a policy that needs no schemas can run in an environment with undocumented methods.
 
     Args:
         tools: methods by name, with type hints and Google docstrings.
     """
 
     def __init__(self, tools: Mapping[str, Callable[..., Any]]):
-        self._tools, self._read = tools, None
+        self._tools, self._schemas = tools, None
 
     def __len__(self) -> int:
         return len(self._tools)
 
     def __getitem__(self, index: Any) -> Any:
-        """Raises ValueError for a method that has no schema."""
-        if self._read is None:
-            self._read = [_schema(name, tool) for name, tool in self._tools.items()]
-        return self._read[index]
+        """Raises ValueError for a method without a schema."""
+        if self._schemas is None:
+            self._schemas = [_make_schema(name, tool) for name, tool in self._tools.items()]
+        return self._schemas[index]
 
 
 @dataclass
 class _Episode:
-    """An episode under way; `results` holds the calls of every step."""
+    """An episode under way; `results` holds the executed calls of every step."""
 
     environment: Any
     tools: Mapping[str, Callable[..., Any]]
@@ -127,59 +79,90 @@ class _Episode:
     results: list[list[ToolResult]] = field(default_factory=list)
 
 
+def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
+    """Run a step task. It succeeds under the same rule as in training: R_fmt = 1, R_corr >= `correctness_threshold`.
+
+    A call of an unknown tool, or with arguments that violate its schema, is an error. As the task ends with one reply,
+    step tasks have no error recovery.
+
+    Args:
+        task: with messages as prompt, tools and a reference.
+        config: of the reward.
+
+    Raises:
+        ValueError: the task has no reference, or a plain text as prompt.
+    """
+    if task.reference is None or isinstance(task.prompt, str):
+        raise ValueError(f"task {task.id!r} is no step task: it needs messages as prompt and a reference")
+    started = time.perf_counter()
+    reply = yield Request(task.prompt, task.tools)
+    if reply.lost is not None:
+        return CaseRecord(task.id, "step", missing=reply.lost, seconds=time.perf_counter() - started)
+    turn = parse(reply.text, truncated=reply.truncated)
+    verdict = step_verdict(task, turn, reply.tokens, config=config)
+    calls = tuple(_unexecuted_call(call, task) for call in turn.calls)
+    step = StepRecord(reply.text, calls, turn.error, reply.tokens, reply.truncated)
+    why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
+    turns = (TurnRecord((step,), why is None),)
+    return CaseRecord(task.id, "step", turns, why is None, why, seconds=time.perf_counter() - started)
+
+
+def _unexecuted_call(call: ToolCall, task: Task) -> CallRecord:
+    problem = classify_call(call, None, task.tools)
+    if problem is None:
+        return CallRecord(call.name, call.arguments)
+    return CallRecord(call.name, call.arguments, error=problem.message, kind=problem.kind)
+
+
 def run_episode(
     environment: Factory | Mapping[str, Factory],
     row: Mapping[str, Any],
     number: int = 0,
-    rules: EpisodeConfig | None = None,
+    config: EpisodeConfig | None = None,
     category: str = "",
 ) -> RunningCase:
-    """One episode in a live environment.
+    """Run one episode in a live environment.
 
-    As in FissionGRPOTrainer: tools are the environment's public methods, what a tool raises becomes the text
-    `str({"error": message})`, a turn that cannot be read is answered so too, a turn without calls ends the episode.
-    The record has one turn, of as many steps as the policy wrote; calls that were not made are not in it.
+    As in FissionGRPOTrainer: tools are the environment's public methods, an exception of a tool becomes the text
+    `str({"error": message})`, a turn that cannot be parsed is answered the same way, and a turn without calls ends
+    the episode. The record has one user turn with one step per reply, and holds executed calls only.
 
     Args:
-        environment: makes a fresh one with `reset(**row)` and `get_reward()` (or `_reward()`); or several by name, of
-            which the row's column `environment` takes one, as in TRL.
-        row: with `prompt` (chat messages), and `id` (else its number).
+        environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by name,
+            of which the row's column `environment` selects one, as in TRL.
+        row: with `prompt` (chat messages) and optionally `id` (default: `number`).
         number: of the row.
-        rules: of the episode.
+        config: of the episode.
         category: of the record; by default the name of the row's environment, if it has one.
 
     Raises:
         ValueError: a row without a prompt of chat messages.
     """
-    began, rules = time.perf_counter(), rules or EpisodeConfig()
+    started, config = time.perf_counter(), config or EpisodeConfig()
     case_id = str(row.get("id", number))
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
-    episode = _begin(_environment(environment, row, rules.limits), row, case_id)
+    factory = environment[row["environment"]] if isinstance(environment, Mapping) else environment
+    episode = _start_episode(make_restorable(factory, asyncio.run, limits=config.limits)(), row, case_id)
     lost = None
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
         if reply.lost is not None:
             lost = reply.lost
             break
-        if not _take_step(episode, reply, last=len(episode.steps) == rules.max_turns - 1):
+        if not _take_step(episode, reply, is_last=len(episode.steps) == config.max_turns - 1):
             break
-    verdict = (None, lost, None) if lost is not None else _judge(episode.environment, rules.success_at)
-    return _record(episode, case_id, category, verdict, time.perf_counter() - began)
+    success, missing, why = (None, lost, None) if lost is not None else _judge(episode.environment, config.success_at)
+    turns = (TurnRecord(_step_records(episode), success),)
+    return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
 
 
-def _environment(given: Factory | Mapping[str, Factory], row: Mapping[str, Any], limits: ToolLimits | None) -> Any:
-    """The row's environment, watched as in training."""
-    factory = given[row["environment"]] if isinstance(given, Mapping) else given
-    return make_restorable(factory, asyncio.run, limits=limits)()
-
-
-def _begin(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
+def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
     prompt = row.get("prompt")
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {case_id!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
     messages = [dict(message) for message in prompt]
-    environment_name = isinstance(row.get("environment"), str)
-    columns = {key: value for key, value in row.items() if key != "environment"} if environment_name else row
+    selects_environment = isinstance(row.get("environment"), str)
+    columns = {key: value for key, value in row.items() if key != "environment"} if selects_environment else row
     observation = environment.reset(**columns)
     if observation:
         messages[-1]["content"] += observation
@@ -187,13 +170,13 @@ def _begin(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
     return _Episode(environment, tools, list(messages), ToolSchemas(tools))
 
 
-def _take_step(episode: _Episode, reply: Reply, last: bool) -> bool:
-    """Add a reply to its episode and make its calls; whether the episode goes on."""
+def _take_step(episode: _Episode, reply: Reply, is_last: bool) -> bool:
+    """Add a reply to its episode and execute its calls; returns whether the episode continues."""
     turn = parse(reply.text, truncated=reply.truncated)
     episode.steps.append((reply, turn))
     episode.results.append([])
     episode.transcript.append(assistant_message(reply))
-    if last or reply.truncated or not (turn.calls or turn.error):
+    if is_last or reply.truncated or not (turn.calls or turn.error):
         return False
     if turn.error is not None:
         episode.transcript += unread_messages(reply, next(iter(episode.tools), "error"), turn.error)
@@ -202,62 +185,56 @@ def _take_step(episode: _Episode, reply: Reply, last: bool) -> bool:
     return True
 
 
-def _judge(world: Any, success_at: float) -> tuple[bool | None, str | None, str | None]:
-    """Success, why there is no judgement, and what the judge said of a failure."""
-    reward = world.get_reward() if hasattr(world, "get_reward") else world._reward()
+def _judge(environment: Any, success_at: float) -> tuple[bool | None, str | None, str | None]:
+    """Success, why there is no verdict, and the reason for a failure."""
+    reward = environment.get_reward() if hasattr(environment, "get_reward") else environment._reward()
     reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    broken = world._fission_monitor.infrastructure_error
+    broken = environment._fission_monitor.infrastructure_error
     if broken is not None or reward is None:
         return None, broken or "no reward", None
     value = float(reward)
     return value >= success_at, None, None if value >= success_at else f"reward {value:g}"
 
 
-def _record(
-    episode: _Episode,
-    case_id: str,
-    category: str,
-    verdict: tuple[bool | None, str | None, str | None],
-    seconds: float,
-) -> CaseRecord:
-    success, missing, why = verdict
-    made = [result for results in episode.results for result in results]
-    flags = iter(injected_calls(made, episode.environment, episode.tools))
-    steps = tuple(
+def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:
+    executed = [result for results in episode.results for result in results]
+    injected = iter(injected_calls(executed, episode.environment, episode.tools))
+    return tuple(
         StepRecord(
             text=reply.text,
-            calls=tuple(_call_record(episode, result, next(flags)) for result in results),
+            calls=tuple(_call_record(episode, result, next(injected)) for result in results),
             unread=turn.error,
             tokens=reply.tokens,
             truncated=reply.truncated,
         )
         for (reply, turn), results in zip(episode.steps, episode.results, strict=True)
     )
-    return CaseRecord(case_id, category, (TurnRecord(steps, success),), success, why, missing, seconds)
 
 
 def _call_record(episode: _Episode, result: ToolResult, injected: bool) -> CallRecord:
-    call = result.call
-    kind = None if result.error is None else _kind(call, episode.tools, episode.schemas)
+    call, kind = result.call, None
+    if result.error is not None:
+        kind = _error_kind(result, episode.tools, episode.schemas)
     return CallRecord(call.name, call.arguments, result.content, result.error, kind, injected)
 
 
-def _kind(call: ToolCall, tools: Mapping[str, Callable[..., Any]], schemas: ToolSchemas) -> ErrorKind:
-    """The kind of a call's error. Arguments are held against the method's signature where it has no schema."""
+def _error_kind(result: ToolResult, tools: Mapping[str, Callable[..., Any]], schemas: ToolSchemas) -> ErrorKind:
+    """The kind of a failed call. Arguments are checked against the method's signature where it has no schema."""
+    call = result.call
     if call.name not in tools:
         return ErrorKind.UNKNOWN_TOOL
     try:
-        problem = check_call(call, schemas)
-    except (ValueError, ModuleNotFoundError):  # undocumented methods, or no transformers to read them
+        problem = classify_call(call, result, schemas)
+    except (ValueError, ModuleNotFoundError):  # undocumented methods, or transformers is not installed
         try:
             inspect.signature(tools[call.name]).bind(**call.arguments)
         except TypeError:
             return ErrorKind.BAD_ARGUMENTS
         return ErrorKind.RAISED
-    return ErrorKind.RAISED if problem is None else problem.kind
+    return problem.kind if problem else ErrorKind.RAISED
 
 
-def _schema(name: str, tool: Callable[..., Any]) -> Mapping[str, Any]:
+def _make_schema(name: str, tool: Callable[..., Any]) -> Mapping[str, Any]:
     from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
     try:

@@ -1,4 +1,4 @@
-"""Who plays an evaluation: a local model or an endpoint, and what a manifest says of it."""
+"""Load the policy of an evaluation, a local model or an endpoint, with its description for the manifest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.errors import RunFileError
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import model_path
 
-ENDS = 1 << 20
-"""Bytes read at either end of a file of weights for its fingerprint. [ours]"""
-
+HASHED_BYTES = 1 << 20
+"""Bytes read at either end of a weight file for its fingerprint. [ours]"""
 
 PACKAGES = ("fission-grpo", "bfcl-eval", "transformers", "torch", "trl", "openai")
 
@@ -33,15 +33,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy, and what a manifest says of it: `described` is who it is, `prompt` how it renders dialogues."""
+    """A policy, and for the manifest its `description` and the `prompt` template that it renders dialogues with."""
 
     policy: Any
-    described: Mapping[str, Any]
+    description: Mapping[str, Any]
     prompt: Mapping[str, Any]
 
 
 def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedPolicy:
-    """A transformers model in this process: on a GPU in its own dtype, on a CPU in float32 (bfloat16 crawls there).
+    """Load a transformers model into this process: on a GPU in its saved dtype, on a CPU in float32 (faster there).
 
     Raises:
         ValueError: there is no such model.
@@ -52,33 +52,40 @@ def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedP
 
     from fission_grpo.inference.local import LocalPolicy
 
-    path, gpu = model_path(name), torch.cuda.is_available()
-    where: Any = {"dtype": "auto", "device_map": "cuda"} if gpu else {"dtype": torch.float32}
-    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **where)
+    path = model_path(name)
+    on_gpu = torch.cuda.is_available()
+    placement: Any = {"dtype": "auto", "device_map": "cuda"} if on_gpu else {"dtype": torch.float32}
+    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **placement)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
-    step, tokens = trained(Path(path))
-    described = {"kind": "local", "model": name, "weights": fingerprint(Path(path)), "dtype": str(model.dtype)}
-    described |= {"step": step, "tokens": tokens}
-    return LoadedPolicy(policy, described, {"template_sha256": _template(tokenizer)})
+    step, tokens = read_training_progress(Path(path))
+    description = {
+        "kind": "local",
+        "model": name,
+        "weights": fingerprint(Path(path)),
+        "dtype": str(model.dtype),
+        "step": step,
+        "tokens": tokens,
+    }
+    return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer)})
 
 
 @contextmanager
 def connect_endpoint(
     name: str, url: str | None, options: EndpointOptions, tokenizer_name: str | None = None
 ) -> Iterator[LoadedPolicy]:
-    """A model behind an OpenAI-compatible endpoint, which is asked for a short reply first.
+    """Connect to a model behind an OpenAI-compatible endpoint, and request a short reply to check it.
 
     Args:
-        name: of the model there.
+        name: of the model at the endpoint.
         url: base URL; None: OPENAI_BASE_URL, else OpenAI's own.
         options: of the requests.
         tokenizer_name: folder or hub id; renders dialogues for raw completions.
 
     Raises:
-        EndpointError: it does not answer, or refuses; the message says what to mend.
+        EndpointError: the endpoint does not answer, or refuses; the message names the fix.
         ModuleNotFoundError: the `openai` package is missing.
     """
     from fission_grpo.inference.endpoint import EndpointPolicy
@@ -90,13 +97,13 @@ def connect_endpoint(
         tokenizer = AutoTokenizer.from_pretrained(model_path(tokenizer_name), trust_remote_code=False)
     with EndpointPolicy(name, url, options, tokenizer) as policy:
         policy.check()
-        described = {"kind": "endpoint", "model": name, "url": policy.url}
-        template = "the endpoint's" if tokenizer is None else _template(tokenizer)
-        yield LoadedPolicy(policy, described, {"template_sha256": template, "raw": options.raw})
+        description = {"kind": "endpoint", "model": name, "url": policy.url}
+        template = "the endpoint's" if tokenizer is None else _hash_template(tokenizer)
+        yield LoadedPolicy(policy, description, {"template_sha256": template, "raw": options.raw})
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that play a part, where they are installed."""
+    """Versions of Python and of the packages in `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -106,21 +113,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def trained(folder: Path) -> tuple[int, int]:
-    """Training steps and sampled tokens behind a run directory's model, zeros if it has no training log.
+def read_training_progress(folder: Path) -> tuple[int, int]:
+    """Training steps and sampled tokens behind a run directory's model; zeros if it has no training log.
 
     Raises:
-        RunFileError: there is one, and it is damaged.
+        RunFileError: the training log is damaged.
     """
-    state = folder / "trainer_state.json"
-    history = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else ()
+    path = folder / "trainer_state.json"
+    if not path.is_file():
+        return 0, 0
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFileError(f"{path}: not a training log ({error}); restore it, or delete it") from error
     steps = [row["step"] for row in history if "step" in row]
     tokens = [row["fission/generated_tokens"] for row in history if "fission/generated_tokens" in row]
     return int(max(steps, default=0)), int(max(tokens, default=0))
 
 
 def fingerprint(folder: Path) -> str | None:
-    """Tells weights apart without reading all of them: names, sizes, both ends of every file. None for a hub id."""
+    """A hash of the names, sizes and both ends of the weight files, which avoids reading all. None for a hub id."""
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
@@ -128,12 +140,12 @@ def fingerprint(folder: Path) -> str | None:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            digest.update(file.read(ENDS))
-            file.seek(max(0, size - ENDS))
+            digest.update(file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
             digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
-def _template(tokenizer: Any) -> str | None:
+def _hash_template(tokenizer: Any) -> str | None:
     text = getattr(tokenizer, "chat_template", None)
     return hashlib.sha256(str(text).encode()).hexdigest()[:16] if text else None

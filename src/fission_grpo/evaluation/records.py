@@ -1,7 +1,7 @@
-"""What an evaluation keeps of a case: every turn, step and call, as a line of JSON. Rates are computed from these.
+"""What an evaluation keeps of a case: every turn, step and call, as one line of JSON.
 
-A case has user turns; a turn has steps (assistant turns, each one reply of the policy); a step has calls. Foreign
-transcripts are read into the same records.
+A case has user turns, a turn has steps (assistant turns, each one reply of the policy), a step has calls. Transcripts
+from elsewhere are read into the same records. Metrics are computed from records only.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.types import ErrorKind
 
 CASES = "cases.jsonl"
-"""The file of an evaluation's records, in its directory."""
+"""Name of the file of records in an evaluation's directory."""
 
 
 @dataclass(frozen=True)
 class CallRecord:
-    """One tool call and how it went.
+    """One tool call and its outcome.
 
     Args:
         name: of the tool, as the policy wrote it.
         arguments: as the policy wrote them.
-        result: what the policy was shown.
-        error: the environment's message if the call erred, else None.
-        kind: of the error: unknown_tool, bad_arguments (against the tool's schema) or raised; None without one.
-        injected: a fault wrapper made this error, not the policy.
+        result: text that the policy was shown.
+        error: the environment's message if the call failed, else None.
+        kind: of the error: unknown_tool, bad_arguments (they violate the tool's schema) or raised.
+        injected: a fault wrapper made the call fail, not the policy.
     """
 
     name: str
@@ -45,11 +45,11 @@ class StepRecord:
     """One reply of the policy.
 
     Args:
-        text: exactly what it wrote.
+        text: exactly what the policy wrote.
         calls: in order.
-        unread: why a call in it could not be read, None if nothing was wrong. Counts as an error of kind unparsed.
+        unread: why a call in the text could not be parsed, else None. Counts as an error of kind unparsed.
         tokens: generated.
-        truncated: it hit the limit of its length.
+        truncated: the reply reached its length limit.
     """
 
     text: str = ""
@@ -60,13 +60,13 @@ class StepRecord:
 
     @property
     def errors(self) -> int:
-        """Calls that erred, and 1 if the reply could not be read."""
+        """Number of failed calls, plus 1 if the reply could not be parsed."""
         return sum(call.error is not None for call in self.calls) + (self.unread is not None)
 
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """The steps from one user message to the next. `valid`: everything up to its end is right; None: not judged."""
+    """The steps from one user message to the next. `valid`: all is right up to its end; None: not judged."""
 
     steps: tuple[StepRecord, ...] = ()
     valid: bool | None = None
@@ -78,13 +78,13 @@ class CaseRecord:
 
     Args:
         id: unique in its evaluation.
-        category: what it is reported under, such as "multi_turn_base".
-        turns: in order; after a forced end the later ones are missing.
-        success: the case's verdict; None where nothing judges (a foreign trace without a verdict).
-        verdict: why it failed, in the judge's word (BFCL's `error_type`); None if it succeeded or nothing is known.
-        missing: why it could not be played or judged at all (endpoint down, environment broken). It then counts
-            nowhere but among the missing, and is played again when the evaluation is resumed.
-        seconds: wall-clock time it took, 0 if unknown.
+        category: under which it is reported, such as "multi_turn_base".
+        turns: in order; turns after a forced end are missing.
+        success: the case's verdict; None where nothing judges it (a transcript without a verdict).
+        verdict: the judge's reason for a failure (BFCL's `error_type`), else None.
+        missing: why the case could not be run or judged (endpoint down, environment broken). Missing cases enter no
+            metric except their count, and are run again when the evaluation is resumed.
+        seconds: wall-clock time, 0 if unknown.
     """
 
     id: str
@@ -105,21 +105,23 @@ class CaseRecord:
 
 
 def to_line(record: CaseRecord) -> str:
-    """The record as one line of JSON, without the line's end. Raises ValueError for arguments that are not JSON."""
+    """The record as one line of JSON without a line end. Raises ValueError for arguments that are not JSON."""
     fields = asdict(record)
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a tool answered with an unpaired surrogate, which only an escape can hold
+    except UnicodeEncodeError:  # a tool's result holds an unpaired surrogate, which UTF-8 cannot encode
         return json.dumps(fields, allow_nan=False)
     return text
 
 
 def read_records(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
-    """The records of a file, of equal ids the last. A last line that was cut off by a kill is left out and noted.
+    """Read a file of records; of several records with the same id the last one counts.
+
+    A last line that was cut off by a kill is left out, and a sentence about it is added to `notes`.
 
     Raises:
-        RunFileError: naming file, line and field of anything else that is wrong.
+        RunFileError: naming file, line and field of any other mistake.
     """
     records = [_record(line) for line in read_lines(Path(path), [] if notes is None else notes)]
     return list({record.id: record for record in records}.values())

@@ -1,7 +1,7 @@
-"""An evaluation on disk: `manifest.json` says what, `cases.jsonl` grows by a line with every case that ends.
+"""An evaluation on disk: `manifest.json` describes it, `cases.jsonl` grows by one line with every case that ends.
 
-An evaluation that was killed goes on where it was: cases that are there are not played again, except those that were
-missing (lost to the endpoint or a broken environment).
+A killed evaluation continues when it is started again: finished cases are not run again, except those that are missing
+(lost to the endpoint or a broken environment).
 """
 
 from __future__ import annotations
@@ -18,39 +18,36 @@ from typing import Any
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.timing import format_duration
-from fission_grpo.evaluation.records import (
-    CASES,
-    CaseRecord,
-    read_records,
-    to_line,
-)
-from fission_grpo.evaluation.runner import RunningCase, run_cases
+from fission_grpo.evaluation.metrics import Metrics
+from fission_grpo.evaluation.records import CASES, CaseRecord, read_records, to_line
+from fission_grpo.evaluation.runner import StartCase, run_cases
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
 MANIFEST = "manifest.json"
 
-
 VERSION = 1
-"""Of the file's layout."""
+"""Version of the manifest's format."""
 
+SHOWN_EVERY = 10.0
+"""Seconds between two lines of progress where stderr is not a terminal. [ours]"""
 
-_PARTS = ("tasks", "prompt", "decoding", "policy", "versions")
-
-
+_COMPARED = ("tasks", "prompt", "decoding")
+_PARTS = (*_COMPARED, "policy", "versions")
+_OLD_MODES = {"told": "feedback"}
 _ABSENT: Any = object()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was evaluated, on what, and how. All values are JSON.
+    """What was evaluated, on which cases, and how. All values are JSON.
 
     Args:
-        name: what tables call it.
+        name: of the evaluation in tables.
         tasks: the cases: their `kind`, a `sha256` over them, their `count`.
-        prompt: how they were put to the policy.
-        decoding: how replies were sampled; a `seed` in it may differ between runs that are compared.
-        policy: who played; the one thing that is meant to differ.
-        versions: of what played a part.
+        prompt: how they are rendered for the policy.
+        decoding: how replies are sampled; its `seed` may differ between runs that are compared.
+        policy: what replied; meant to differ between runs that are compared.
+        versions: of the packages used.
     """
 
     name: str
@@ -62,21 +59,21 @@ class Manifest:
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> Path:
-    """Write `DIRECTORY/manifest.json` in one go and return its path. Raises ValueError for what is not JSON."""
+    """Write `DIRECTORY/manifest.json` atomically; returns its path. Raises ValueError for values that are not JSON."""
     path = Path(directory) / MANIFEST
     text = json.dumps({"version": VERSION, **asdict(manifest)}, ensure_ascii=False, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".json.half")  # a kill between the two lines leaves the old file, never half a new one
+    half = path.with_suffix(".json.half")  # a kill between the next two lines leaves the old file
     half.write_text(text + "\n", encoding="utf-8")
     half.replace(path)
     return path
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """The manifest of a run directory. `policy` and `versions` may be missing.
+    """Read the manifest of a run directory. `policy` and `versions` may be missing.
 
     Raises:
-        RunFileError: naming the file, the field and how to mend it.
+        RunFileError: naming the file, the field and the fix.
     """
     path = Path(directory) / MANIFEST
     try:
@@ -95,120 +92,118 @@ def read_manifest(directory: str | Path) -> Manifest:
     if not isinstance(values.get("name"), str):
         raise RunFileError(f"{path}: field 'name' must be a string, got {quoted(values.get('name'))}")
     for part in _PARTS:
-        value = values.get(part, {} if part in ("policy", "versions") else None)
+        value = values.get(part, None if part in _COMPARED else {})
         if not isinstance(value, dict):
             found = f"got {quoted(value)}" if part in values else "but is missing"
             raise RunFileError(f"{path}: field '{part}' must be an object, {found}; restore it, or evaluate again")
+    if values["prompt"].get("mode") in _OLD_MODES:  # runs of earlier versions
+        values["prompt"]["mode"] = _OLD_MODES[values["prompt"]["mode"]]
     return Manifest(values["name"], *(values.get(part, {}) for part in _PARTS))
 
 
 def differences(a: Manifest, b: Manifest) -> list[str]:
-    """Every field of tasks, prompt and decoding that differs, with both values; the seed of decoding may.
+    """Every field of tasks, prompt and decoding that differs, with both values. The seed of decoding may differ.
 
     Example:
         ["decoding.temperature: 0.0 in A, 1.0 in B"]
     """
     found = []
-    for part in ("tasks", "prompt", "decoding"):
-        ours, theirs = _flat(part, getattr(a, part)), _flat(part, getattr(b, part))
-        for name in dict.fromkeys((*ours, *theirs)):
+    for part in _COMPARED:
+        values_a, values_b = _leaves(part, getattr(a, part)), _leaves(part, getattr(b, part))
+        for name in dict.fromkeys((*values_a, *values_b)):
             if name == "decoding.seed":
                 continue
-            one, other = ours.get(name, _ABSENT), theirs.get(name, _ABSENT)
-            if one != other or isinstance(one, bool) != isinstance(other, bool):
-                found.append(f"{name}: {_shown(one, other)} in A, {_shown(other, one)} in B")
+            in_a, in_b = values_a.get(name, _ABSENT), values_b.get(name, _ABSENT)
+            if in_a != in_b or isinstance(in_a, bool) != isinstance(in_b, bool):
+                found.append(f"{name}: {_quote(in_a, in_b)} in A, {_quote(in_b, in_a)} in B")
     return found
 
 
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    """Leaves by dotted path. Example: `_flat("a", {"b": {"c": 1}})` is {"a.b.c": 1}; `_flat("a", {})` is {}."""
+def _leaves(name: str, value: Any) -> dict[str, Any]:
+    """Leaves by dotted path. Example: `_leaves("a", {"b": {"c": 1}})` is {"a.b.c": 1}; `_leaves("a", {})` is {}."""
     if isinstance(value, Mapping) and (value or "." not in name):
-        return {path: leaf for key, inner in value.items() for path, leaf in _flat(f"{name}.{key}", inner).items()}
+        return {path: leaf for key, inner in value.items() for path, leaf in _leaves(f"{name}.{key}", inner).items()}
     return {name: value}
 
 
-def _shown(value: Any, other: Any) -> str:
+def _quote(value: Any, other: Any) -> str:
     """A value, quoted; of long texts the part from where they differ."""
     if value is _ABSENT:
         return "absent"
     if not (isinstance(value, str) and isinstance(other, str)) or len(value) <= 40:
         return quoted(value)
-    at = next((i for i, (x, y) in enumerate(zip(value, other, strict=False)) if x != y), min(len(value), len(other)))
-    return quoted(value[at:] if at < 20 else "..." + value[at - 10 :])
-
-
-SHOWN_EVERY = 10.0
-"""Seconds between two lines of progress where stderr is no terminal. [ours]"""
-
-
-CaseBatch = Mapping[str, Callable[[], RunningCase]]
-"""How to begin every case, by its id, in order."""
+    shorter = min(len(value), len(other))
+    first = next((i for i in range(shorter) if value[i] != other[i]), shorter)
+    return quoted(value[first:] if first < 20 else "..." + value[first - 10 :])
 
 
 def evaluate_run(
     directory: Path,
     manifest: Manifest,
     policy: Policy | AsynchronousPolicy,
-    plays: CaseBatch,
+    cases: Mapping[str, StartCase],
     in_flight: int = 16,
 ) -> list[CaseRecord]:
-    """Play the cases that `directory` does not hold yet, and return the records of all, in order.
+    """Run the cases that `directory` does not hold yet, and return the records of all cases, in order.
 
     Args:
-        directory: made if need be.
-        manifest: what this evaluation is.
-        policy: plays.
-        plays: the cases.
-        in_flight: cases side by side.
+        directory: of the evaluation; made if it does not exist.
+        manifest: of this evaluation.
+        policy: writes the replies.
+        cases: functions that start each case, by case id.
+        in_flight: number of cases run at the same time.
 
     Raises:
         RunFileError: the directory holds another evaluation, or a file of it is broken.
     """
-    done = open_run(directory, manifest, plays)
-    open_ids = [name for name in plays if name not in done or done[name].missing is not None]
-    if done:
-        print(f"{directory}: {len(plays) - len(open_ids)} of {len(plays)} cases are there already", file=sys.stderr)
-    progress = Progress(len(plays), len(plays) - len(open_ids))
+    records = open_run(directory, manifest, cases)
+    open_ids = [name for name in cases if name not in records or records[name].missing is not None]
+    if records:
+        finished = len(cases) - len(open_ids)
+        print(f"{directory}: {finished} of {len(cases)} cases are there already", file=sys.stderr)
+    progress = Progress(len(cases), len(cases) - len(open_ids))
     with (directory / CASES).open("a", encoding="utf-8") as file:
 
-        def note(record: CaseRecord) -> None:
+        def save(record: CaseRecord) -> None:
             file.write(to_line(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            done[record.id] = record
+            records[record.id] = record
             progress.show(record)
 
-        run_cases(policy, (plays[name] for name in open_ids), in_flight, note)
+        run_cases(policy, (cases[name] for name in open_ids), in_flight, save)
     progress.end()
-    return [done[name] for name in plays]
+    return [records[name] for name in cases]
 
 
-def open_run(directory: Path, manifest: Manifest, plays: CaseBatch) -> dict[str, CaseRecord]:
-    """Begin or resume the evaluation in a directory; returns the records it holds, by id.
+def open_run(directory: Path, manifest: Manifest, cases: Mapping[str, StartCase]) -> dict[str, CaseRecord]:
+    """Start or resume the evaluation in a directory; returns the records it holds, by id.
 
     Raises:
         RunFileError: the directory holds another evaluation, or a file of it is broken.
     """
     if (directory / MANIFEST).is_file():
-        there = read_manifest(directory)
-        other = differences(there, manifest)
-        other += [] if there.policy == manifest.policy else [f"policy: {there.policy} in A, {manifest.policy} in B"]
-        other += [] if there.decoding == manifest.decoding or other else ["decoding.seed"]
-        if other:
-            what = "; ".join(other).replace(" in A", " there").replace(" in B", " now")
+        existing = read_manifest(directory)
+        found = differences(existing, manifest)
+        if existing.policy != manifest.policy:
+            found.append(f"policy: {existing.policy} in A, {manifest.policy} in B")
+        if existing.decoding != manifest.decoding and not found:
+            found.append("decoding.seed")
+        if found:
+            what = "; ".join(found).replace(" in A", " there").replace(" in B", " now")
             raise RunFileError(f"{directory} holds another evaluation ({what}); give another --output, or delete it")
     write_manifest(directory, manifest)
     cut_half_line(directory / CASES)
-    return {record.id: record for record in read_records(directory / CASES) if record.id in plays}
+    return {record.id: record for record in read_records(directory / CASES) if record.id in cases}
 
 
 def cut_half_line(path: Path) -> None:
-    """Take off a last line that was cut by a kill, so that the next record begins on a line of its own."""
+    """Remove a last line that was cut off by a kill, so that the next record starts on a new line."""
     if not path.is_file() or not (text := path.read_bytes()) or text.endswith(b"\n"):
         return
     with path.open("r+b") as file:
         file.truncate(text.rfind(b"\n") + 1)
-    print(f"{path}: a half-written last line taken off; its case is played again", file=sys.stderr)
+    print(f"{path}: a half-written last line was removed; its case is run again", file=sys.stderr)
 
 
 class Progress:
@@ -217,31 +212,65 @@ class Progress:
     def __init__(self, total: int, done: int, clock_: Callable[[], float] = time.monotonic):
         self.total, self.before, self.done, self.clock = total, done, done, clock_
         self.judged = self.succeeded = self.missing = 0
-        self.began = self.shown = clock_()
+        self.started = self.shown = clock_()
 
     def show(self, record: CaseRecord) -> None:
-        """A case has ended."""
+        """Count a case that has ended."""
         self.done += 1
         self.judged += record.success is not None
         self.succeeded += bool(record.success)
         self.missing += record.missing is not None
-        live, now = sys.stderr.isatty(), self.clock()
-        if live or now - self.shown >= SHOWN_EVERY:
+        is_terminal, now = sys.stderr.isatty(), self.clock()
+        if is_terminal or now - self.shown >= SHOWN_EVERY:
             self.shown = now
-            print(
-                "\r" + self.line(now) + "\x1b[K" if live else self.line(now), end="" if live else "\n", file=sys.stderr
-            )
+            print(f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n", end="", file=sys.stderr)
             sys.stderr.flush()
 
     def line(self, now: float) -> str:
         """Example: "12/200 cases · success 0.58 · 1 missing · 1:30 left" """
-        left = (now - self.began) / (self.done - self.before) * (self.total - self.done)
+        left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
         parts = [f"{self.done}/{self.total} cases"]
-        parts += [f"success {self.succeeded / self.judged:.2f}"] if self.judged else []
-        parts += [f"{self.missing} missing"] if self.missing else []
+        if self.judged:
+            parts.append(f"success {self.succeeded / self.judged:.2f}")
+        if self.missing:
+            parts.append(f"{self.missing} missing")
         return " · ".join([*parts, f"{format_duration(left)} left"])
 
     def end(self) -> None:
-        """All cases have ended."""
+        """Finish the line on a terminal."""
         if sys.stderr.isatty() and self.done > self.before:
             print(file=sys.stderr)
+
+
+def eval_line(metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:
+    """A line of `eval.jsonl`, which reports read. Rates over nothing are null.
+
+    Args:
+        metrics: of the evaluation.
+        name: of what was evaluated.
+        step: number of training steps before it.
+        trained_on_tokens: tokens sampled in training before it (`generated_tokens` of the line).
+
+    Raises:
+        ValueError: no case could be judged.
+    """
+    if not metrics.judged:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in metrics.missing_reasons.items())
+        raise ValueError(f"none of {metrics.cases} cases could be judged: {reasons or 'nothing judges them'}")
+    return json.dumps(
+        {
+            "name": name,
+            "step": step,
+            "generated_tokens": trained_on_tokens,
+            "tasks": metrics.judged,
+            "success": metrics.success.rate,
+            "success_ci": metrics.success.interval,
+            "error_cases": metrics.recovery.of,
+            "recovered": metrics.recovery.hits,
+            "recovery_rate": metrics.recovery.rate,
+            "recovery_ci": metrics.recovery.interval,
+            "errors": metrics.own_errors,
+            "retry_loop_rate": metrics.retry_loops.rate,
+            "broken": metrics.missing,
+        }
+    )

@@ -1,21 +1,25 @@
-"""What `fission-grpo eval --tasks` can be given, as plays: the built-in environment, files, and BFCL's own cases."""
+"""The task sets that `fission-grpo eval --tasks` accepts: the Desk environment, task files, and BFCL's own cases."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.faults import Fault, inject_faults
-from fission_grpo.evaluation.episodes import EpisodeConfig, run_episode, run_step
-from fission_grpo.evaluation.runner import RunningCase
+from fission_grpo.evaluation.episodes import EpisodeConfig, Factory, run_episode, run_step
+from fission_grpo.evaluation.runner import StartCase
 
 DESK_TASKS = 256
-"""Held-out tasks drawn for the built-in environment where no number is given. [ours]"""
+"""Held-out Desk tasks drawn where no number is given. [ours]"""
+
+GROUPS = {"multi_turn": MULTI_TURN, "ast": SINGLE_TURN[:4], "single_turn": SINGLE_TURN}
+"""Category groups accepted by `--tasks`."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,13 @@ class TaskSet:
     """Cases to evaluate on.
 
     Args:
-        plays: how to begin each, by id.
+        cases: functions that start each case, by case id.
         kind: "desk" or "desk:2", "cases", "steps", or BFCL's categories joined by commas.
-        sha256: of all the cases' contents.
+        sha256: digest of the contents of all cases.
         official: BFCL's own cases, for its result files; empty for other kinds.
     """
 
-    plays: Mapping[str, Callable[[], RunningCase]]
+    cases: Mapping[str, StartCase]
     kind: str
     sha256: str
     official: Sequence[Any] = ()
@@ -37,17 +41,17 @@ class TaskSet:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Which tasks, and how they are played.
+    """Which tasks to evaluate on, and how they are run.
 
     Args:
-        tasks: "desk", or "desk:2" for two requests a task; a case or step-task file; or categories of BFCL joined by
-            commas, of which those in `GROUPS` stand for several.
+        tasks: "desk", or "desk:2" for two requests per task; a case or step-task file; or categories of BFCL or
+            `GROUPS` of them, joined by commas.
         count: cases taken (of each BFCL category); 0: all (256 of the desk).
         skip: cases left out before them (of each category).
         seed: of the desk's tasks, and of faults.
-        max_turns: assistant turns per episode (not for BFCL's own cases, whose limit is official).
-        format: how BFCL's own cases are shown: see `bfcl.formats`.
-        mode: "strict" as officially, or "told": see `bfcl.play`.
+        max_turns: assistant turns per episode (BFCL's own cases have their official limit).
+        format: how BFCL's own cases are rendered: see `bfcl.formats`.
+        mode: "strict" as officially, or "feedback": see `bfcl.run_case`.
         faults: injected into environments (not into BFCL's own cases).
     """
 
@@ -62,7 +66,7 @@ class TaskSpec:
 
     @property
     def prompt(self) -> dict[str, Any]:
-        """What of this decides how cases are put to a policy, for manifests."""
+        """The fields that decide how cases are rendered for a policy, for manifests."""
         if self.official:
             return {"format": self.format, "mode": self.mode}
         faults = [asdict(fault) for fault in self.faults]
@@ -70,106 +74,93 @@ class TaskSpec:
 
     @property
     def desk_requests(self) -> int | None:
-        """Requests of each of the desk's tasks, None if the tasks are others. Raises ValueError for "desk:x"."""
+        """Requests per Desk task, None for other tasks. Raises ValueError for "desk:x"."""
         return requests_of(self.tasks)
 
     @property
     def official(self) -> tuple[str, ...]:
-        """BFCL's categories asked for; empty if the tasks are something else."""
+        """BFCL's categories among the tasks; empty if the tasks are something else."""
         names = [name for part in self.tasks.split(",") for name in GROUPS.get(part, (part,))]
-        return tuple(dict.fromkeys(names)) if set(names) <= {*GROUPS["multi_turn"], *GROUPS["single_turn"]} else ()
+        return tuple(dict.fromkeys(names)) if set(names) <= {*MULTI_TURN, *SINGLE_TURN} else ()
 
 
-GROUPS = {
-    "multi_turn": tuple(f"multi_turn_{kind}" for kind in ("base", "miss_func", "miss_param", "long_context")),
-    "ast": ("simple_python", "multiple", "parallel", "parallel_multiple"),
-    "single_turn": (
-        *("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "live_simple", "live_multiple"),
-        *("live_parallel", "live_parallel_multiple", "live_irrelevance", "live_relevance"),
-    ),
-}
-"""Names that stand for several of BFCL's categories."""
-
-
-def task_set(choice: TaskSpec) -> TaskSet:
-    """The cases of a choice.
+def task_set(spec: TaskSpec) -> TaskSet:
+    """Load the cases of a specification.
 
     Raises:
-        ValueError: there are no such tasks (TaskFileError where a file is wrong), or none are left.
+        ValueError: there are no such tasks (TaskFileError if a file is broken), or none are left.
         ModuleNotFoundError: they need bfcl-eval.
     """
-    if choice.official:
-        found = _bfcl(choice)
-    elif choice.desk_requests:
-        found = _desk(choice, choice.desk_requests)
-    elif not Path(choice.tasks).is_file():
+    if spec.official:
+        tasks = _bfcl(spec)
+    elif spec.desk_requests:
+        tasks = _desk(spec, spec.desk_requests)
+    elif not Path(spec.tasks).is_file():
         raise ValueError(
-            f"--tasks {choice.tasks!r} is no file; give 'desk', 'desk:2', a case or step-task file (.jsonl), or "
-            f"categories of BFCL: {', '.join((*GROUPS, *GROUPS['multi_turn'], *GROUPS['single_turn']))}"
+            f"--tasks {spec.tasks!r} is no file; give 'desk', 'desk:2', a case or step-task file (.jsonl), or "
+            f"categories of BFCL: {', '.join((*GROUPS, *MULTI_TURN, *SINGLE_TURN))}"
         )
     else:
-        found = _file(choice)
-    if not found.plays:
-        raise ValueError(f"no case of --tasks {choice.tasks} is left; lower --skip_tasks")
-    return found
+        tasks = _file(spec)
+    if not tasks.cases:
+        raise ValueError(f"no case of --tasks {spec.tasks} is left; lower --skip_tasks")
+    return tasks
 
 
-def _desk(choice: TaskSpec, requests: int) -> TaskSet:
+def _desk(spec: TaskSpec, requests: int) -> TaskSet:
     from fission_grpo.envs.desk.env import Desk
 
-    rows = make_rows(choice.skip + (choice.count or DESK_TASKS), choice.seed, "held_out", requests)[choice.skip :]
-    return TaskSet(_episodes(rows, Desk, choice), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
+    rows = make_rows(spec.skip + (spec.count or DESK_TASKS), spec.seed, "held_out", requests)[spec.skip :]
+    return TaskSet(_episodes(rows, Desk, spec), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
 
 
-def _file(choice: TaskSpec) -> TaskSet:
+def _file(spec: TaskSpec) -> TaskSet:
     from fission_grpo.data.load import case_rows, is_case_file, load_tasks
 
-    if is_case_file(choice.tasks):
-        rows, environments = case_rows(choice.tasks, choice.skip, choice.count)
-        return TaskSet(_episodes(rows, environments, choice), "cases", sha256_of(rows))
-    tasks = load_tasks(choice.tasks)[choice.skip :][: choice.count or None]
+    if is_case_file(spec.tasks):
+        rows, environments = case_rows(spec.tasks, spec.skip, spec.count)
+        return TaskSet(_episodes(rows, environments, spec), "cases", sha256_of(rows))
+    tasks = load_tasks(spec.tasks)[spec.skip :][: spec.count or None]
     return TaskSet({task.id: lambda task=task: run_step(task) for task in tasks}, "steps", sha256_of(tasks))
 
 
 def _episodes(
-    rows: Sequence[Mapping[str, Any]], environments: Any, choice: TaskSpec
-) -> dict[str, Callable[[], RunningCase]]:
-    if choice.faults:
-        named = isinstance(environments, Mapping)
-        wrapped = {
-            name: inject_faults(make, choice.faults, choice.seed)
-            for name, make in (environments if named else {None: environments}).items()
-        }
-        environments = wrapped if named else wrapped[None]
-    rules = EpisodeConfig(choice.max_turns)
+    rows: Sequence[Mapping[str, Any]], environments: Factory | Mapping[str, Factory], spec: TaskSpec
+) -> dict[str, StartCase]:
+    if spec.faults:
+        if isinstance(environments, Mapping):
+            environments = {name: inject_faults(make, spec.faults, spec.seed) for name, make in environments.items()}
+        else:
+            environments = inject_faults(environments, spec.faults, spec.seed)
+    config = EpisodeConfig(spec.max_turns)
     return {
-        str(row.get("id", number)): lambda row=row, number=number: run_episode(environments, row, number, rules)
+        str(row.get("id", number)): lambda row=row, number=number: run_episode(environments, row, number, config)
         for number, row in enumerate(rows)
     }
 
 
-def _bfcl(choice: TaskSpec) -> TaskSet:
-    from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases, single_turn_cases
-    from fission_grpo.evaluation.bfcl.run_case import run_case, run_single_turn
+def _bfcl(spec: TaskSpec) -> TaskSet:
+    from fission_grpo.evaluation.bfcl.run_case import run_case
+    from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 
-    if choice.faults:
+    if spec.faults:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")
-    plays: dict[str, Callable[[], RunningCase]] = {}
+    starts: dict[str, StartCase] = {}
     cases: list[Any] = []
-    chosen = slice(choice.skip, choice.skip + choice.count if choice.count else None)
-    for category in choice.official:
+    chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)
+    for category in spec.official:
         if category in MULTI_TURN:
-            here = multi_turn_cases(category)[chosen]
-            plays |= {case.id: lambda case=case: run_case(case, choice.format, choice.mode) for case in here}
+            selected = multi_turn_cases(category)[chosen]
+            starts |= {case.id: lambda case=case: run_case(case, spec.format, spec.mode) for case in selected}
         else:
-            here = single_turn_cases(category)[chosen]
-            plays |= {case.id: lambda case=case: run_single_turn(case, choice.format) for case in here}
-        cases += here
-    return TaskSet(plays, ",".join(choice.official), sha256_of(cases), cases)
+            selected = single_turn_cases(category)[chosen]
+            starts |= {case.id: lambda case=case: run_single_turn(case, spec.format) for case in selected}
+        cases += selected
+    return TaskSet(starts, ",".join(spec.official), sha256_of(cases), cases)
 
 
 def sha256_of(cases: Iterable[Any]) -> str:
-    """A digest of what cases hold, the same for the same cases in the same order."""
+    """Digest of the contents of cases: equal for equal cases in the same order."""
     digest = hashlib.sha256()
     for case in cases:
         values = asdict(case) if is_dataclass(case) and not isinstance(case, type) else case

@@ -1,14 +1,14 @@
-r"""Foreign traces as records, without running a model: transcripts in OpenAI's message format, or BFCL's result files.
+r"""Read transcripts from elsewhere as records, without running a model: OpenAI's message format or BFCL result files.
 
-A file of transcripts has one a line (JSONL):
+A file of transcripts has one transcript per line (JSONL):
 
     {"id": "t1",                                                         # optional, unique; else "line-1"
      "messages": [{"role": "user", "content": "..."},
                   {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]},
                   {"role": "tool", "tool_call_id": "c1", "content": "..."}],
-     "tools": [{"type": "function", "function": {...}}],                 # optional: errors are classed by them
+     "tools": [{"type": "function", "function": {...}}],                 # optional: to classify errors
      "success": true,                                                    # optional: your judge's verdict
-     "category": "airline"}                                              # optional: reported apart
+     "category": "airline"}                                              # optional: reported separately
 """
 
 from __future__ import annotations
@@ -24,243 +24,57 @@ from fission_grpo.core.chat import parse, read_result
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import NotJson, quoted, read_json
-from fission_grpo.core.tool_schema import check_call, check_tool_schema
-from fission_grpo.core.types import ErrorKind, ToolCall
-from fission_grpo.data.convert.dialogues import tools_of
-from fission_grpo.data.convert.toolrl import RowDropped
+from fission_grpo.core.tool_schema import check_tool_schema, classify_call
+from fission_grpo.core.types import ToolCall, ToolResult
+from fission_grpo.data.convert.dialogues import RowDropped
+from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
 EXECUTOR_ERROR = "Error during execution:"
-"""How BFCL's executor begins what a call raised."""
+"""Prefix of a failed call's result in BFCL's executor."""
 
-
-_SYSTEM, _RESULT = ("system", "developer"), ("tool", "function")
-
-
-_ROLES = (*_SYSTEM, "user", "assistant", *_RESULT)
-
-
+_SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
+_ROLES = (*_SYSTEM_ROLES, "user", "assistant", *_RESULT_ROLES)
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 
+Tools = Sequence[Mapping[str, Any]]
 
-class WrongField(ValueError):
-    """A field of a transcript that cannot be read; `field` names it, the message says what it must be."""
+
+class InvalidField(ValueError):
+    """A field of a transcript that cannot be read; the message names it and says what it must be."""
 
     def __init__(self, name: str, what: str):
         super().__init__(f"field '{name}' {what}")
-        self.field = name
 
 
 @dataclass
-class _Slot:
-    """A call that may be answered. `record` is None if it could not be read: its answer is then of no use."""
+class _PendingCall:
+    """A call that waits for its result. `record` is None if the call could not be parsed; its result is not kept."""
 
     id: str | None
     record: CallRecord | None
-    answered: bool = False
+    is_answered: bool = False
 
 
 @dataclass
-class _Step:
-    """A step under way, until its calls are answered."""
+class _PendingStep:
+    """A step whose calls wait for their results."""
 
     text: str
-    slots: list[_Slot] = field(default_factory=list)
+    calls: list[_PendingCall] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
     def record(self) -> StepRecord:
-        calls = tuple(slot.record for slot in self.slots if slot.record is not None)
+        calls = tuple(call.record for call in self.calls if call.record is not None)
         return StepRecord(self.text, calls, "; ".join(self.unread) or None)
 
 
-def turns_of(messages: Sequence[Any], tools: Sequence[Mapping[str, Any]] | None) -> tuple[TurnRecord, ...]:
-    """The turns of a transcript, none of them judged.
-
-    User messages one after another begin one turn; what the assistant says before the first belongs to the first. A
-    result belongs to the call with its `tool_call_id`, the latest unanswered one if several have it; without such a
-    call, to the first unanswered call of the last reply that has any. A call that is never answered has not erred.
-
-    Args:
-        messages: of the transcript.
-        tools: their schemas, by which errors are classed; None if unknown, and every error is then `raised`.
-
-    Raises:
-        WrongField: naming the message and its field.
-    """
-    turns: list[list[_Step]] = [[]]
-    before: str | None = None  # the role of the message before, system messages left out
-    asked = False
-    for number, message in enumerate(messages):
-        at = f"messages[{number}]"
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in _ROLES:
-            what = "must be an object with a `role`" if not isinstance(message, Mapping) else "has an unknown role"
-            raise WrongField(at, f"{what} (one of {', '.join(_ROLES)}), got {quoted(message)}")
-        if role == "assistant":
-            turns[-1].append(_step(message, at))
-        elif role in _RESULT:
-            _answer(
-                turns, _id(message.get("tool_call_id")), text_of(message.get("content"), f"{at}.content"), tools, at
-            )
-        elif role == "user" and (responses := _responses(message.get("content"))):
-            for response in responses:
-                _answer(turns, None, response, tools, at)
-            role = "tool"
-        elif role == "user":
-            if asked and before != "user":
-                turns.append([])
-            asked = True
-        before = before if role in _SYSTEM else role
-    return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
-
-
-def answered(call: ToolCall, result: str, tools: Sequence[Mapping[str, Any]] | None) -> CallRecord:
-    """A call and its result as a record: whether it erred, and as which kind.
-
-    It erred if `chat.read_result` says so or the text begins as BFCL's executor begins what a call raised.
-
-    Args:
-        tools: schemas by which the kind is told; None: every error is `raised`.
-
-    Example:
-        With a tool `cd` alone, ls() answered "Error during execution: no ls" has the error "no ls" of kind
-        unknown_tool.
-    """
-    error = read_result(call, result).error
-    if error is None and result.startswith(EXECUTOR_ERROR):
-        error = result.removeprefix(EXECUTOR_ERROR).strip() or result.strip()
-    kind = None
-    if error is not None:
-        problem = check_call(call, tools) if tools is not None else None
-        kind = problem.kind if problem else ErrorKind.RAISED
-    return CallRecord(call.name, call.arguments, result, error, kind)
-
-
-def text_of(content: Any, at: str) -> str:
-    """A message's content as text: a string, text parts, null as ""; objects and lists of a tool as JSON.
-
-    Raises:
-        WrongField: it is something else.
-    """
-    if content is None:
-        return ""
-    if isinstance(content, list) and content and all(isinstance(part, dict) and "type" in part for part in content):
-        return "\n".join(printable(part["text"]) for part in content if isinstance(part.get("text"), str))
-    if isinstance(content, dict | list):
-        return printable(json.dumps(content, ensure_ascii=False))
-    if not isinstance(content, str):
-        raise WrongField(at, f"must be a string, a list of parts or null, got {quoted(content)}")
-    return printable(content)
-
-
-def printable(text: str) -> str:
-    """The text with unpaired surrogates, which no UTF-8 file can hold, replaced by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _responses(content: Any) -> list[str]:
-    """The blocks of a user message that holds `<tool_response>` blocks and nothing else, else []."""
-    if not isinstance(content, str) or "<tool_response>" not in content or _RESPONSE.sub("", content):
-        return []
-    return [printable(text.strip("\n")) for text in _RESPONSE.findall(content)]
-
-
-def _step(message: Mapping[str, Any], at: str) -> _Step:
-    """A reply with its calls. Structured calls win: text beside them is only asked whether it can be read."""
-    text = text_of(message.get("content"), f"{at}.content")
-    given = message.get("tool_calls")
-    if given is None and message.get("function_call") is not None:
-        given = [{"function": message["function_call"]}]
-    if given is not None and not isinstance(given, list):
-        raise WrongField(f"{at}.tool_calls", f"must be a list, got {quoted(given)}")
-    step = _Step(text)
-    if "<tool_call>" in text:
-        turn = parse(text)
-        step.unread += [turn.error] if turn.error else []
-        step.slots += [] if given else [_Slot(None, _record(call)) for call in turn.calls]
-    written = [text] if text else []
-    for number, entry in enumerate(given or []):
-        place = f"{at}.tool_calls[{number}]"
-        name, arguments = _function(entry, place)
-        written.append(f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>')
-        call = _read_arguments(name, arguments)
-        if isinstance(call, str):
-            step.unread.append(call)
-        step.slots.append(_Slot(_id(entry.get("id")), None if isinstance(call, str) else _record(call)))
-    step.text = "\n".join(written)
-    return step
-
-
-def _function(entry: Any, at: str) -> tuple[str, str]:
-    """Name and arguments of a structured call, the arguments as the policy wrote them."""
-    function = entry.get("function", entry) if isinstance(entry, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise WrongField(at, f'must be like {{"id", "function": {{"name", "arguments"}}}}, got {quoted(entry)}')
-    name, arguments = function.get("name"), function.get("arguments")
-    if not isinstance(name, str):
-        raise WrongField(f"{at}.function.name", f"must be a string, got {quoted(name)}")
-    if arguments is None or arguments == "":
-        arguments = "{}"  # how several servers write a call without arguments
-    return printable(name), printable(arguments if isinstance(arguments, str) else json.dumps(arguments))
-
-
-def _read_arguments(name: str, arguments: str) -> ToolCall | str:
-    """The call, or why its arguments cannot be read."""
-    text = arguments.strip()
-    try:
-        value, end = read_json(text)
-    except NotJson as error:
-        return f"the arguments of {quoted(name)} are not valid JSON: {error}"
-    if not isinstance(value, dict) or end < len(text):
-        return f"the arguments of {quoted(name)} are not one JSON object"
-    return ToolCall(name, value)
-
-
-def _id(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _record(call: ToolCall) -> CallRecord:
-    return CallRecord(call.name, call.arguments)
-
-
-def _answer(
-    turns: Sequence[Sequence[_Step]],
-    given: str | None,
-    result: str,
-    tools: Sequence[Mapping[str, Any]] | None,
-    at: str,
-) -> None:
-    """Give a result to its call; what answers an unreadable reply is left out."""
-    slot = next(_waiting(turns, given), None)
-    if slot is None:
-        last = next((step for turn in reversed(turns) for step in reversed(turn)), None)
-        if last is not None and last.unread:
-            return
-        raise WrongField(at, f"is a tool result without a call before it that waits for one, got {quoted(result)}")
-    slot.answered = True
-    if slot.record is not None:
-        slot.record = answered(ToolCall(slot.record.name, slot.record.arguments), result, tools)
-
-
-def _waiting(turns: Sequence[Sequence[_Step]], given: str | None) -> Iterator[_Slot]:
-    """Calls the result may belong to, best first."""
-    steps = [step for turn in reversed(turns) for step in reversed(turn)]
-    if given is not None:
-        yield from (slot for step in steps for slot in step.slots if slot.id == given and not slot.answered)
-    last = next((step for step in steps if step.slots), None)
-    if last is not None:
-        yield from (slot for slot in last.slots if not slot.answered)
-
-
 def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
-    """The records of a file of traces, whichever of the two layouts it is in.
-
-    Rows of a BFCL result file have "id" and "result"; its first row tells.
+    """Read a file of transcripts, or a BFCL result file if its first row has "id" and "result".
 
     Args:
         path: of the file.
-        notes: is given a sentence about a last line that was cut off by a kill; without it that is an error as well.
+        notes: a sentence about a last line that was cut off by a kill is added to it; if None, that is an error.
 
     Raises:
         RunFileError: naming file, line and field of what cannot be read, or what has to be installed.
@@ -276,17 +90,17 @@ def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRe
     except OSError as error:
         raise RunFileError(f"{path}: cannot be read ({error.strerror})") from error
     if cut and notes is None:
-        raise RunFileError(f"{path}: {cut[0]}: mend or delete this line")
+        raise RunFileError(f"{path}: {cut[0]}: fix or delete this line")
     if notes is not None:
         notes += cut
     if not lines:
         raise RunFileError(f"{path}: no traces in it; write one JSON object a line, with 'messages'")
     if {"id", "result"} <= lines[0].record.keys() and "messages" not in lines[0].record:
-        return _bfcl_results(path)
-    return _transcripts(lines)
+        return _read_bfcl_results(path)
+    return _read_transcripts(lines)
 
 
-def _bfcl_results(path: Path) -> list[CaseRecord]:
+def _read_bfcl_results(path: Path) -> list[CaseRecord]:
     try:
         from fission_grpo.evaluation.bfcl.results import read_result_file
 
@@ -297,14 +111,16 @@ def _bfcl_results(path: Path) -> list[CaseRecord]:
         raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
 
 
-def _transcripts(lines: list[Line]) -> list[CaseRecord]:
+def _read_transcripts(lines: list[Line]) -> list[CaseRecord]:
     records: list[CaseRecord] = []
-    first_at: dict[str, int] = {}
+    first_lines: dict[str, int] = {}
     for line in lines:
         record = _case_record(line)
-        if record.id in first_at:
-            raise line.wrong(f"field 'id' {quoted(record.id)} is line {first_at[record.id]}'s already; leave it out")
-        first_at[record.id] = line.number
+        if record.id in first_lines:
+            raise line.wrong(
+                f"field 'id' {quoted(record.id)} is line {first_lines[record.id]}'s already; leave it out"
+            )
+        first_lines[record.id] = line.number
         records.append(record)
     return records
 
@@ -316,26 +132,200 @@ def _case_record(line: Line) -> CaseRecord:
     name = line.take("id", (str, int), optional=True)
     tools = line.take("tools", list, optional=True)
     try:
-        turns = turns_of(messages, None if tools is None else [_tool(tool, i) for i, tool in enumerate(tools)])
-    except WrongField as wrong:
-        raise line.wrong(str(wrong)) from None
+        turns = read_turns(messages, None if tools is None else [_read_tool(tool, i) for i, tool in enumerate(tools)])
+    except InvalidField as error:
+        raise line.wrong(str(error)) from None
     except RecursionError as error:
         raise line.wrong("it is nested too deeply to be read") from error
     return CaseRecord(
-        id=printable(str(name)) if name not in (None, "") else f"line-{line.number}",
-        category=printable(line.take("category", str, optional=True) or ""),
+        id=_printable(str(name)) if name not in (None, "") else f"line-{line.number}",
+        category=_printable(line.take("category", str, optional=True) or ""),
         turns=turns,
         success=line.take("success", bool, optional=True),
     )
 
 
-def _tool(tool: Any, number: int) -> Mapping[str, Any]:
-    """A tool as it is if its parameters are JSON schema; else with BFCL's, Python's and other types made JSON's."""
+def _read_tool(tool: Any, number: int) -> Mapping[str, Any]:
+    """A tool unchanged if its parameters are JSON schema; else with types of BFCL or Python converted to JSON's."""
     try:
         check_tool_schema(tool)
     except ValueError as problem:
         try:
             return tools_of([tool])[0]
         except RowDropped:
-            raise WrongField(f"tools[{number}]", f"cannot be read: {problem}; mend it or leave 'tools' out") from None
+            raise InvalidField(f"tools[{number}]", f"cannot be read: {problem}; fix it or leave 'tools' out") from None
     return tool
+
+
+def read_turns(messages: Sequence[Any], tools: Tools | None) -> tuple[TurnRecord, ...]:
+    """The turns of a transcript, without verdicts.
+
+    Consecutive user messages start one turn; assistant messages before the first user message belong to the first
+    turn. A result belongs to the latest unanswered call with its `tool_call_id`; without such a call, to the first
+    unanswered call of the last reply that has calls. A call that is never answered has no error.
+
+    Args:
+        messages: of the transcript.
+        tools: their schemas, to classify errors; if None, every error is `raised`.
+
+    Raises:
+        InvalidField: naming the message and its field.
+    """
+    turns: list[list[_PendingStep]] = [[]]
+    previous: str | None = None  # role of the message before, system messages left out
+    has_request = False
+    for number, message in enumerate(messages):
+        place = f"messages[{number}]"
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in _ROLES:
+            what = "must be an object with a `role`" if not isinstance(message, Mapping) else "has an unknown role"
+            raise InvalidField(place, f"{what} (one of {', '.join(_ROLES)}), got {quoted(message)}")
+        if role == "assistant":
+            turns[-1].append(_read_step(message, place))
+        elif role in _RESULT_ROLES:
+            content = _read_content(message.get("content"), f"{place}.content")
+            _add_result(turns, _id(message.get("tool_call_id")), content, tools, place)
+        elif role == "user" and (responses := _tool_responses(message.get("content"))):
+            for response in responses:
+                _add_result(turns, None, response, tools, place)
+            role = "tool"
+        elif role == "user":
+            if has_request and previous != "user":
+                turns.append([])
+            has_request = True
+        previous = previous if role in _SYSTEM_ROLES else role
+    return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
+
+
+def record_call(call: ToolCall, text: str, tools: Tools | None) -> CallRecord:
+    """The record of a call and its result, with the error that the result reports.
+
+    A result reports an error if `chat.read_result` finds one or if it has the prefix of BFCL's executor.
+
+    Args:
+        call: the call.
+        text: its result.
+        tools: schemas, to classify the error; if None, every error is `raised`.
+
+    Example:
+        With a tool `cd` alone, ls() answered "Error during execution: no ls" has the error "no ls" of kind
+        unknown_tool.
+    """
+    error = read_result(call, text).error
+    if error is None and text.startswith(EXECUTOR_ERROR):
+        error = text.removeprefix(EXECUTOR_ERROR).strip() or text.strip()
+    problem = classify_call(call, ToolResult(call, text, error), tools)
+    return CallRecord(call.name, call.arguments, text, error, problem.kind if problem else None)
+
+
+def _read_content(content: Any, place: str) -> str:
+    """A message's content as text: a string, text parts, null as ""; objects and lists of a tool as JSON.
+
+    Raises:
+        InvalidField: it is something else.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, list) and content and all(isinstance(part, dict) and "type" in part for part in content):
+        return "\n".join(_printable(part["text"]) for part in content if isinstance(part.get("text"), str))
+    if isinstance(content, dict | list):
+        return _printable(json.dumps(content, ensure_ascii=False))
+    if not isinstance(content, str):
+        raise InvalidField(place, f"must be a string, a list of parts or null, got {quoted(content)}")
+    return _printable(content)
+
+
+def _printable(text: str) -> str:
+    """The text with unpaired surrogates, which UTF-8 cannot encode, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _tool_responses(content: Any) -> list[str]:
+    """The blocks of a user message that holds nothing but `<tool_response>` blocks, else []."""
+    if not isinstance(content, str) or "<tool_response>" not in content or _RESPONSE.sub("", content):
+        return []
+    return [_printable(text.strip("\n")) for text in _RESPONSE.findall(content)]
+
+
+def _read_step(message: Mapping[str, Any], place: str) -> _PendingStep:
+    """A reply with its calls. If it has structured calls, calls in its text are only checked, not kept."""
+    text = _read_content(message.get("content"), f"{place}.content")
+    entries = message.get("tool_calls")
+    if entries is None and message.get("function_call") is not None:
+        entries = [{"function": message["function_call"]}]
+    if entries is not None and not isinstance(entries, list):
+        raise InvalidField(f"{place}.tool_calls", f"must be a list, got {quoted(entries)}")
+    step = _PendingStep(text)
+    if "<tool_call>" in text:
+        turn = parse(text)
+        step.unread += [turn.error] if turn.error else []
+        step.calls += [] if entries else [_PendingCall(None, _unanswered(call)) for call in turn.calls]
+    written = [text] if text else []
+    for number, entry in enumerate(entries or []):
+        name, arguments = _read_function(entry, f"{place}.tool_calls[{number}]")
+        written.append(f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n</tool_call>')
+        call = _parse_arguments(name, arguments)
+        if isinstance(call, str):
+            step.unread.append(call)
+        step.calls.append(_PendingCall(_id(entry.get("id")), None if isinstance(call, str) else _unanswered(call)))
+    step.text = "\n".join(written)
+    return step
+
+
+def _read_function(entry: Any, place: str) -> tuple[str, str]:
+    """Name and arguments of a structured call, the arguments as the policy wrote them."""
+    function = entry.get("function", entry) if isinstance(entry, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise InvalidField(place, f'must be like {{"id", "function": {{"name", "arguments"}}}}, got {quoted(entry)}')
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str):
+        raise InvalidField(f"{place}.function.name", f"must be a string, got {quoted(name)}")
+    if arguments is None or arguments == "":
+        arguments = "{}"  # some servers write a call without arguments like this
+    return _printable(name), _printable(arguments if isinstance(arguments, str) else json.dumps(arguments))
+
+
+def _parse_arguments(name: str, arguments: str) -> ToolCall | str:
+    """The call, or why its arguments cannot be parsed."""
+    text = arguments.strip()
+    try:
+        value, end = read_json(text)
+    except NotJson as error:
+        return f"the arguments of {quoted(name)} are not valid JSON: {error}"
+    if not isinstance(value, dict) or end < len(text):
+        return f"the arguments of {quoted(name)} are not one JSON object"
+    return ToolCall(name, value)
+
+
+def _id(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _unanswered(call: ToolCall) -> CallRecord:
+    return CallRecord(call.name, call.arguments)
+
+
+def _add_result(
+    turns: Sequence[Sequence[_PendingStep]], call_id: str | None, result: str, tools: Tools | None, place: str
+) -> None:
+    """Add a result to its call; a result of a reply that could not be parsed is left out."""
+    steps = [step for turn in reversed(turns) for step in reversed(turn)]
+    call = next(_candidates(steps, call_id), None)
+    if call is None:
+        if steps and steps[0].unread:
+            return
+        raise InvalidField(
+            place, f"is a tool result without a call before it that waits for one, got {quoted(result)}"
+        )
+    call.is_answered = True
+    if call.record is not None:
+        call.record = record_call(ToolCall(call.record.name, call.record.arguments), result, tools)
+
+
+def _candidates(steps: Sequence[_PendingStep], call_id: str | None) -> Iterator[_PendingCall]:
+    """Unanswered calls that a result may belong to, best first. `steps` are in order from the last."""
+    if call_id is not None:
+        yield from (call for step in steps for call in step.calls if call.id == call_id and not call.is_answered)
+    last = next((step for step in steps if step.calls), None)
+    if last is not None:
+        yield from (call for call in last.calls if not call.is_answered)

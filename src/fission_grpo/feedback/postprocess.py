@@ -1,6 +1,6 @@
-"""What a model wrote, as a diagnosis that may be told to the policy, or why it may not. All patterns are [ours].
+"""Extract feedback from a model's reply, or say why it cannot be used. All patterns are [ours].
 
-Deterministic and cheap; whether it gives the reference away is decided later, for every source alike (`leaks`).
+The checks are deterministic and cheap. Whether a text gives the reference away is decided later (`leak_guard`).
 """
 
 from __future__ import annotations
@@ -12,122 +12,97 @@ from collections import Counter
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import Diagnosis
 
-LONGEST = 10 * MAX_LENGTH
-"""Longest text, in characters and without thoughts, in which a diagnosis is looked for. [ours]"""
+MAX_REPLY_LENGTH = 10 * MAX_LENGTH
+"""Longest reply, in characters and without thoughts, that is searched for feedback. [ours]"""
 
-
-_END_OF_THOUGHTS = re.compile(r"</think(?:ing)?>")
-
-
-_OPEN_THOUGHT = re.compile(r"<think(?:ing)?>")
-
-
+_THOUGHT_START = re.compile(r"<think(?:ing)?>")
+_THOUGHT_END = re.compile(r"</think(?:ing)?>")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-
-
-_CONTROL = re.compile(
+_SPECIAL_TOKEN = re.compile(  # tokens that start or end a turn, a call or a result in some chat template
     r"<[|｜][^<>\n]{0,40}[|｜]>|</?(?:tool_call|tool_response|tools|think(?:ing)?|s|bos|eos|pad|unk|start_of_turn|"
     r"end_of_turn|tool_use|function_calls?|im_start|im_end)>|</?function\b|</?invoke\b|\[/?(?:INST|TOOL_CALLS|"
     r"AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT)\]|<</?SYS>>",
     re.IGNORECASE,
 )
-"""What begins or ends a turn, a call or a result in some chat template."""
-
-
-_DETERMINERS = r"(?:all|any|every|everything|each|the|these|those|this|that|your|my|our|of|in|from|what|system|user's|"
-
-
-_DETERMINERS += (
+_DETERMINERS = (
+    r"(?:all|any|every|everything|each|the|these|those|this|that|your|my|our|of|in|from|what|system|user's|"
     r"user|given|original|current|other|last|first|and|or|previous|prior|above|earlier|preceding|following)"
 )
-
-
-_ORDERS = r"(?:previous|prior|above|earlier|preceding|instructions?|prompts?|tasks?|rules|messages?|guidelines|"
-
-
-_ORDERS += r"directions|conversation|dialogue|tools?|schemas?)"
-
-
+_INSTRUCTIONS = (
+    r"(?:previous|prior|above|earlier|preceding|instructions?|prompts?|tasks?|rules|messages?|guidelines|"
+    r"directions|conversation|dialogue|tools?|schemas?)"
+)
 _INJECTION = re.compile(
-    rf"\b(?:ignore|disregard|forget|override|bypass)\s+(?:{_DETERMINERS}\s+)*{_ORDERS}\b"
+    rf"\b(?:ignore|disregard|forget|override|bypass)\s+(?:{_DETERMINERS}\s+)*{_INSTRUCTIONS}\b"
     r"|\byou are now\b|\bfrom now on\b|\bpretend (?:to be|that|you)\b|\bnew (?:system )?instructions?\b"
     r"|\bsystem prompt\b|\bdeveloper mode\b",
     re.IGNORECASE,
 )
-
-
 _REFUSAL = re.compile(
     r"(?:i['’]m sorry|i am sorry|sorry,|i can['’]?t\b|i cannot|i['’]m unable|as an ai\b)", re.IGNORECASE
 )
-
-
 _SENTENCES = re.compile(r".*[.!?](?=[\s'\"`)]|$)", re.DOTALL)
-
-
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 
 
 def usable_text(text: str, truncated: bool = False, context: str = "") -> Diagnosis:
-    """The diagnosis in a model's reply: the paragraph that begins with "error:", else the first one.
+    """Extract the paragraph that begins with "error:", else the first one.
 
-    Thoughts, code fences and quotes around it are taken off, and it is cut after a sentence to `MAX_LENGTH`.
+    Thoughts, code fences and quotes around it are removed, and it is cut after a sentence to `MAX_LENGTH`.
 
     Args:
-        text: all that the model wrote.
-        truncated: it hit its length limit; an unfinished last sentence is then left out.
-        context: what the model was shown. A script that stands there (Greek, Han, ...) may be written; else most
+        text: the model's reply.
+        truncated: whether it reached its length limit; an incomplete last sentence is then dropped.
+        context: the text that the model was shown. Feedback may use its scripts (Greek, Han, ...); otherwise most
             letters must be Latin.
 
     Returns:
-        Answer: the text, or why there is none: "empty"; "cut" (it ends before it has said anything, or is longer than
-            `LONGEST`); "control tokens" (it would break the recovery prompt); "injection" (it gives orders about
-            the task or its instructions, which no runtime does); "refusal"; "language".
+        Diagnosis: the text, or the reason why there is none: "empty"; "cut" (it ends before its first sentence, or is
+        longer than `MAX_REPLY_LENGTH`); "control tokens" (it would break the recovery prompt); "injection" (it gives
+        orders about the task or its instructions); "refusal"; "language".
 
     Example:
         `usable_text("<think>Hm.</think>Sure:\\n\\nerror: `to` is off.\\n\\nI kept it secret.").text` is
         "error: `to` is off."
     """
-    text = _END_OF_THOUGHTS.split(_UNPRINTABLE.sub("", text))[-1].strip()
-    open_thought = _OPEN_THOUGHT.search(text)
-    if len(text) > LONGEST or (truncated and open_thought):
+    text = _THOUGHT_END.split(_UNPRINTABLE.sub("", text))[-1].strip()
+    if len(text) > MAX_REPLY_LENGTH or (truncated and _THOUGHT_START.search(text)):
         return Diagnosis(None, "cut")
-    if _CONTROL.search(text):
+    if _SPECIAL_TOKEN.search(text):
         return Diagnosis(None, "control tokens")
-    chosen, last = _paragraph(_FENCE.sub("", text).strip())
-    if not chosen:
+    paragraph, is_last = _choose_paragraph(_FENCE.sub("", text).strip())
+    if not paragraph:
         return Diagnosis(None, "empty")
-    if _INJECTION.search(_visible(text)):
+    if _INJECTION.search(_visible_text(text)):
         return Diagnosis(None, "injection")
-    if _REFUSAL.match(chosen):
+    if _REFUSAL.match(paragraph):
         return Diagnosis(None, "refusal")
-    if len(chosen) > MAX_LENGTH or (truncated and last):
-        whole = _SENTENCES.match(chosen[:MAX_LENGTH])
-        if whole is None:
+    if len(paragraph) > MAX_LENGTH or (truncated and is_last):
+        sentences = _SENTENCES.match(paragraph[:MAX_LENGTH])
+        if sentences is None:
             return Diagnosis(None, "cut")
-        chosen = whole[0]
-    if _foreign(chosen, context):
+        paragraph = sentences[0]
+    if _is_foreign(paragraph, context):
         return Diagnosis(None, "language")
-    return Diagnosis(chosen)
+    return Diagnosis(paragraph)
 
 
-def _paragraph(text: str) -> tuple[str, bool]:
-    """The paragraph that is the diagnosis, without quotes around it, and whether it is the last one."""
-    paragraphs = [one.strip() for one in re.split(r"\n\s*\n", text) if one.strip()]
+def _choose_paragraph(text: str) -> tuple[str, bool]:
+    """The paragraph with the feedback, without quotes around it, and whether it is the last one."""
+    paragraphs = [paragraph.strip() for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
     if not paragraphs:
         return "", True
-    bare = [
-        one[1:-1].strip() if len(one) > 1 and one[0] == one[-1] and one[0] in "\"'`" else one for one in paragraphs
-    ]
-    at = next((i for i, one in enumerate(bare) if one[:6].lower() == "error:"), 0)
-    return bare[at], at == len(bare) - 1
+    unquoted = [p[1:-1].strip() if len(p) > 1 and p[0] == p[-1] and p[0] in "\"'`" else p for p in paragraphs]
+    at = next((i for i, paragraph in enumerate(unquoted) if paragraph[:6].lower() == "error:"), 0)
+    return unquoted[at], at == len(unquoted) - 1
 
 
-def _visible(text: str) -> str:
-    """Text without differences between look-alikes and without characters that nobody sees."""
+def _visible_text(text: str) -> str:
+    """The text with look-alike characters unified and invisible ones removed."""
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
 
 
-def _foreign(text: str, context: str) -> bool:
+def _is_foreign(text: str, context: str) -> bool:
     """Whether most letters are of a script that is neither Latin nor in the context."""
     if text.isascii():
         return False

@@ -1,4 +1,4 @@
-"""A deterministic diagnosis from the parser, the schema and, as privileged input, the reference calls."""
+"""Deterministic feedback from the parser, the schema and, as privileged input, the reference calls."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from fission_grpo.feedback.leak_guard import find_leak
 MAX_LENGTH = 2_000
 """Longest feedback, in characters; the rest is cut off. [ours]"""
 
-
-MAX_NAMED = 3
+MAX_FAULTS = 3
 """Most faults of a wrong call that `rules` names at once. [ours]"""
 
 
 def rules(failure: Failure) -> str | None:
-    """A deterministic diagnosis that is as specific as it can be without giving the answer away.
+    """Return the most specific feedback that does not give the answer away, None if there is none.
 
-    For a wrong call the task's reference is privileged input: the text says which argument is off, missing or one too
-    many, or that another tool, more calls or fewer are needed, never a value or a tool's name. Of several wordings,
-    from specific to vague, it takes the first that `leaks` passes. None if there is none. Where an episode reported no
-    error (`low_reward`), the calls that worked are compared with those its environment expects, if it knows them.
+    For a wrong call the task's reference is privileged input: the text says which argument is wrong, missing or
+    superfluous, or that another tool, more calls or fewer are needed, never a value or a tool's name. Of several
+    wordings, from specific to vague, the first that passes the leak guard is returned. Where an episode reported no
+    error (`low_reward`), the successful calls are compared with the expected ones, if the environment knows them.
 
     Example:
         "error: `date` must match YYYY-MM-DD, got 1706745600"; "error: `units` is not right, got 'kelvin'".
@@ -37,11 +36,11 @@ def rules(failure: Failure) -> str | None:
 
 
 def _wordings(failure: Failure) -> Iterator[str]:
-    """What could be said of a failure, from specific to vague."""
+    """Wordings for a failure, from specific to vague."""
     match failure.kind:
         case ErrorKind.UNPARSED:
-            told = failure.turns[-1].results  # the policy has been told already, in these words
-            yield failure.detail if told else f"error: {failure.detail}"
+            is_in_dialogue = failure.turns[-1].results  # the environment answered with these words
+            yield failure.detail if is_in_dialogue else f"error: {failure.detail}"
             yield "error: the tool call could not be read"
         case ErrorKind.UNKNOWN_TOOL | ErrorKind.BAD_ARGUMENTS:
             yield from _schema_wordings(failure)
@@ -49,12 +48,12 @@ def _wordings(failure: Failure) -> Iterator[str]:
             yield failure.detail
             yield "error: the tool reported an error"
         case ErrorKind.WRONG_CALL:
-            yield from _compared(failure, failure.calls)
+            yield from _comparison_wordings(failure, failure.calls)
             yield "error: the tool calls are not the right ones"
         case ErrorKind.LOW_REWARD if failure.reference is not None:
             results = [result for turn in failure.turns for result in turn.results]
-            worked = [result.call for result in results if result.error is None]
-            yield from _compared(failure, worked, others_allowed=True)
+            successful = [result.call for result in results if result.error is None]
+            yield from _comparison_wordings(failure, successful, others_allowed=True)
         case ErrorKind.NO_CALL:
             yield "error: a tool call is needed here, but none was made"
         case ErrorKind.TRUNCATED:
@@ -79,17 +78,17 @@ def _schema_wordings(failure: Failure) -> Iterator[str]:
     yield "error: the arguments do not fit the tool's schema"
 
 
-def _compared(failure: Failure, calls: Sequence[ToolCall], others_allowed: bool = False) -> Iterator[str]:
-    """How calls differ from the reference, first with what they have instead, then without."""
-    for told in (True, False):
-        faults = list(_faults(calls, failure, told, others_allowed))
-        yield "error: " + "; ".join(faults[:MAX_NAMED]) if faults else ""
+def _comparison_wordings(failure: Failure, calls: Sequence[ToolCall], others_allowed: bool = False) -> Iterator[str]:
+    """How calls differ from the reference, first with the values that they have, then without."""
+    for quote_calls in (True, False):
+        faults = list(_faults(calls, failure, quote_calls, others_allowed))
+        yield "error: " + "; ".join(faults[:MAX_FAULTS]) if faults else ""
 
 
-def _faults(calls: Sequence[ToolCall], failure: Failure, told: bool, others_allowed: bool) -> Iterator[str]:
-    """How calls differ from the reference, in words without its values; with what the calls have instead if `told`.
+def _faults(calls: Sequence[ToolCall], failure: Failure, quote_calls: bool, others_allowed: bool) -> Iterator[str]:
+    """How calls differ from the reference, without its values; with names and values of the calls if `quote_calls`.
 
-    In an episode other calls are allowed, as they may have been made to find something out.
+    In an episode other calls are allowed, because they may have been made to look something up.
     """
     reference: Sequence[ToolCall] = failure.reference or ()
     if not calls:
@@ -99,23 +98,24 @@ def _faults(calls: Sequence[ToolCall], failure: Failure, told: bool, others_allo
         yield "no tool call is needed here"
         return
     matched = {i: j for i, j, _ in match_calls(calls, reference)}
-    spare = [call for i, call in enumerate(calls) if i not in matched and not others_allowed]
-    lacking = len(reference) - len(matched)
-    for index, call in enumerate(spare):
-        named = f" {quoted(call.name)}" if told else ""
-        yield f"another tool than{named or ' this'} is needed" if index < lacking else f"a call{named} is not needed"
-    if lacking > len(spare):
+    superfluous = [call for i, call in enumerate(calls) if i not in matched and not others_allowed]
+    num_missing = len(reference) - len(matched)
+    for index, call in enumerate(superfluous):
+        named = f" {quoted(call.name)}" if quote_calls else ""
+        yield (
+            f"another tool than{named or ' this'} is needed" if index < num_missing else f"a call{named} is not needed"
+        )
+    if num_missing > len(superfluous):
         yield "at least one more tool call is needed"
     for i, j in matched.items():
-        where = f" in the call of {quoted(calls[i].name)}" if len(calls) > 1 and told else ""
-        for fault in _argument_faults(
-            calls[i].arguments, reference[j].arguments, _known(calls[i], failure.tools), told
-        ):
+        where = f" in the call of {quoted(calls[i].name)}" if len(calls) > 1 and quote_calls else ""
+        parameters = _parameter_names(calls[i], failure.tools)
+        for fault in _argument_faults(calls[i].arguments, reference[j].arguments, parameters, quote_calls):
             yield fault + where
 
 
-def _known(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> set[str] | None:
-    """The parameters that a tool's schema names, None if there is no schema to ask."""
+def _parameter_names(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> set[str] | None:
+    """The parameters in the schema of the called tool, None without a schema."""
     for name, tool in zip(tool_names(tools), tools, strict=True):
         if name == call.name:
             return set(parameter_schema(tool).get("properties", {}))
@@ -123,7 +123,7 @@ def _known(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> set[str] | Non
 
 
 def _argument_faults(
-    given: Mapping[str, Any], expected: Mapping[str, Any], known: set[str] | None, told: bool
+    given: Mapping[str, Any], expected: Mapping[str, Any], parameters: set[str] | None, quote_calls: bool
 ) -> Iterator[str]:
     """Faults by top-level parameter. A nested key is named only if the call wrote it: it may be part of the answer."""
     for name in given:
@@ -131,18 +131,18 @@ def _argument_faults(
             yield f"`{quoted(name)[1:-1]}` should not be given"
     for name, value in expected.items():
         if name not in given:
-            public = known is None or name in known
-            yield f"`{name}` is missing" if public else "an argument is missing"
+            is_public = parameters is None or name in parameters
+            yield f"`{name}` is missing" if is_public else "an argument is missing"
         elif not same_value(given[name], value):
-            path, inner, wanted = _where(name, given[name], value)
+            path, inner, wanted = _locate_difference(name, given[name], value)
             if isinstance(inner, Mapping) and isinstance(wanted, Mapping) and inner.keys() < wanted.keys():
                 yield f"`{path}` lacks a field"
             else:
-                yield f"`{path}` is not right" + (f", got {quoted(inner)}" if told else "")
+                yield f"`{path}` is not right" + (f", got {quoted(inner)}" if quote_calls else "")
 
 
-def _where(path: str, given: Any, expected: Any) -> tuple[str, Any, Any]:
-    """The deepest path that the call wrote and that holds all of the difference, and both values there."""
+def _locate_difference(path: str, given: Any, expected: Any) -> tuple[str, Any, Any]:
+    """The deepest path in the call that contains the complete difference, and both values there."""
     while isinstance(given, Mapping) and isinstance(expected, Mapping) and given.keys() == expected.keys():
         wrong = [key for key in given if not same_value(given[key], expected[key])]
         if len(wrong) != 1:

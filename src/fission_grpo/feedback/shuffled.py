@@ -1,12 +1,16 @@
-"""Another failure's diagnosis, as a control: what it gains is due to there being a text, not to what the text says."""
+"""Feedback control: gives each failure the feedback of another failure of the same kind.
+
+If training gains as much from it as from real feedback, the content of feedback does not matter.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -16,45 +20,43 @@ from fission_grpo.core.types import ErrorKind, Failure
 from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, completed
 
 REMEMBERED = 64
-"""Earlier failures of each kind whose diagnoses may be given to later ones. [ours]"""
-
+"""Earlier failures of each kind whose feedback may be given to later ones. [ours]"""
 
 NO_OTHER = "no other failure of the kind"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Donor:
-    """A failure whose diagnosis may be given to another one: root task, hash of its prompt, what is said of it."""
+    """A failure whose feedback may be given to others: root task, hash of its prompt, the source's answer."""
 
     root: str
     prompt: str
     answer: Future[Diagnosis]
 
-    def suits(self, other: _Donor) -> bool:
-        """Whether it failed at something else. Several failures of one dialogue can be tasks of different names."""
+    def differs(self, other: _Donor) -> bool:
+        """Whether the two failed at different tasks. One dialogue may stand under several task ids."""
         return self.root != other.root and self.prompt != other.prompt
 
 
 class ShuffledFeedback:
-    """Every failure gets what a source says of another failure of the same `ErrorKind` and of another root task.
+    """Gives every failure a source's feedback on another failure of the same `ErrorKind` and another root task.
 
-    The failures of a batch, and at most `remembered` earlier ones of each kind, are put in a random order, and each
-    gets the diagnosis of the next one in it, around the end; of further ones where that one has none. So every
-    diagnosis is given about once. It may happen to be worded as the failure's own would be. Where nobody can give
-    one the reason is `NO_OTHER`, or none if the source itself leaves the failure to the next source.
+    The failures of a batch and at most `remembered` earlier ones of each kind are put in a random order. Each failure
+    gets the text of the next one in this cycle, or of a later one if the next has none, so that every text is used
+    about once. A text may happen to equal the failure's own. If no other failure has a text, the reason is `NO_OTHER`,
+    or none if the source itself leaves the failure to the next source.
 
     Args:
-        source: whose diagnoses are shuffled.
-        seed: of the order. Sources that answer later are asked in the same order, and give the same result, whenever
-            their answers come.
-        remembered: earlier failures of each kind; 0: none.
+        source: whose feedback is shuffled.
+        seed: of the order. The result does not depend on when the source's answers arrive.
+        remembered: number of earlier failures of each kind.
 
     Example:
-        Of the failures A, B (wrong_call) and C (no_call), A gets what is said of B, B of A, and C nothing.
+        Of the failures A, B (wrong_call) and C (no_call), A gets the feedback on B, B that on A, and C none.
     """
 
     def __init__(self, source: FeedbackSource, seed: int = 0, remembered: int = REMEMBERED):
-        self.source, self.name, self.later = source, f"shuffled:{source.name}", source.later
+        self.source, self.name, self.asynchronous = source, f"shuffled:{source.name}", source.asynchronous
         self._random = random.Random(seed)
         self._earlier: dict[ErrorKind, deque[_Donor]] = defaultdict(lambda: deque(maxlen=remembered))
 
@@ -64,18 +66,18 @@ class ShuffledFeedback:
         by_kind: dict[ErrorKind, list[_Donor]] = defaultdict(list)
         for failure, donor in zip(failures, donors, strict=True):
             by_kind[failure.kind].append(donor)
-        given: dict[int, Future[Diagnosis]] = {}
-        for kind, here in by_kind.items():
-            order = [*here, *self._earlier[kind]]
+        results: dict[_Donor, Future[Diagnosis]] = {}
+        for kind, batch in by_kind.items():
+            order = [*batch, *self._earlier[kind]]
             self._random.shuffle(order)
-            place = {id(donor): at for at, donor in enumerate(order)}
-            for donor in here:
-                after = place[id(donor)] + 1
-                given[id(donor)] = _first_of(_others(donor, order, after), donor.answer)
-            self._earlier[kind].extend(here)
-        found = [given[id(donor)] for donor in donors]
-        _cancel_with(found, [donor.answer for donor in donors])
-        return found
+            place = {donor: at for at, donor in enumerate(order)}
+            for donor in batch:
+                at = place[donor]
+                cycle = [*order[at + 1 :], *order[: at + 1]]
+                results[donor] = _first_text([one.answer for one in cycle if one.differs(donor)], donor.answer)
+            self._earlier[kind].extend(batch)
+        _cancel_together([results[donor] for donor in donors], answers)
+        return [results[donor] for donor in donors]
 
     def check(self) -> None:
         self.source.check()
@@ -84,10 +86,14 @@ class ShuffledFeedback:
         return self.source.counts()
 
     def state(self) -> dict[str, Any]:
-        """The random generator, the earlier failures with what was said of them, and the source's own state."""
-        earlier = {str(kind): [_saved(donor) for donor in donors] for kind, donors in self._earlier.items()}
-        inner = self.source.state() if callable(getattr(self.source, "state", None)) else None  # pyright: ignore
-        return {"random": generator_state(self._random), "earlier": earlier, "source": inner}
+        """The random generator, the earlier failures with their answers, and the source's state."""
+        earlier = {str(kind): [_donor_to_json(donor) for donor in donors] for kind, donors in self._earlier.items()}
+        state: Any = getattr(self.source, "state", None)
+        return {
+            "random": generator_state(self._random),
+            "earlier": earlier,
+            "source": state() if callable(state) else None,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         set_generator(self._random, state["random"])
@@ -106,57 +112,45 @@ def _donor(failure: Failure, answer: Future[Diagnosis]) -> _Donor:
     return _Donor(failure.task.root, sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), answer)
 
 
-def _saved(donor: _Donor) -> list[str | None]:
-    """A donor as JSON. What was given up, or is still under way, is no diagnosis."""
-    given = donor.answer.done() and not donor.answer.cancelled()
-    answer = donor.answer.result() if given else Diagnosis(None, NO_OTHER)
+def _donor_to_json(donor: _Donor) -> list[str | None]:
+    has_answer = donor.answer.done() and not donor.answer.cancelled()
+    answer = donor.answer.result() if has_answer else Diagnosis(None, NO_OTHER)
     return [donor.root, donor.prompt, answer.text, answer.reason]
 
 
-def _others(donor: _Donor, order: Sequence[_Donor], after: int) -> Iterator[Future[Diagnosis]]:
-    """The answers that suit a failure, in their order, from place `after` on and around."""
-    places = (at % len(order) for at in range(after, after + len(order)))
-    return (order[at].answer for at in places if order[at].suits(donor))
-
-
-def _first_of(others: Iterator[Future[Diagnosis]], own: Future[Diagnosis]) -> Future[Diagnosis]:
-    """The first of others' answers that has a text, each waited for in turn."""
+def _first_text(others: Sequence[Future[Diagnosis]], own: Future[Diagnosis]) -> Future[Diagnosis]:
+    """The first of the others' answers that has a text, waiting for each in turn; without one, why there is none."""
     outer: Future[Diagnosis] = Future()
 
-    def ask(future: Future[Diagnosis]) -> None:
-        while not outer.done():
+    def advance(_: Future[Diagnosis] | None = None) -> None:
+        for future in (*others, own):
             if not future.done():
-                future.add_done_callback(ask)
                 return
-            answer = Diagnosis(None) if future.cancelled() else future.result()
+            answer = Diagnosis(None, NO_OTHER) if future.cancelled() else future.result()
             if future is own:
-                left_to_the_next = not future.cancelled() and answer.text is None and answer.reason is None
-                _set(outer, Diagnosis(None, None if left_to_the_next else NO_OTHER))
-            elif answer.text is not None:
-                _set(outer, Diagnosis(answer.text))
-            else:
-                future = next(others, own)
+                answer = Diagnosis(None, NO_OTHER if answer.text is not None or answer.reason is not None else None)
+            elif answer.text is None:
+                continue
+            with suppress(InvalidStateError):  # set or cancelled already
+                outer.set_result(Diagnosis(answer.text, answer.reason))
+            return
 
-    ask(next(others, own))
+    for future in {*others, own}:
+        if not future.done():
+            future.add_done_callback(advance)
+    advance()
     return outer
 
 
-def _set(future: Future[Diagnosis], answer: Diagnosis) -> None:
-    try:
-        future.set_result(answer)
-    except InvalidStateError:  # given up meanwhile
-        return
+def _cancel_together(outer: Sequence[Future[Diagnosis]], inner: Sequence[Future[Diagnosis]]) -> None:
+    """Cancel the source's pending answers once every future made from them is done or cancelled."""
+    pending = set(outer)
 
-
-def _cancel_with(outer: Sequence[Future[Diagnosis]], inner: Sequence[Future[Diagnosis]]) -> None:
-    """Cancel what the source has not answered once all that was made of it is done or given up."""
-    waiting = set(outer)
-
-    def ended(future: Future[Diagnosis]) -> None:
-        waiting.discard(future)
-        if not waiting:
-            for one in inner:
-                one.cancel()
+    def on_done(future: Future[Diagnosis]) -> None:
+        pending.discard(future)
+        if not pending:
+            for answer in inner:
+                answer.cancel()
 
     for future in outer:
-        future.add_done_callback(ended)
+        future.add_done_callback(on_done)

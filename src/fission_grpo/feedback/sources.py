@@ -1,7 +1,8 @@
-"""What a failed rollout is told: the sources of diagnoses, behind one protocol.
+"""Feedback sources: each gives a text about a failed rollout, or a reason why it has none.
 
-The simplest source is a function `Failure -> str | None`; None means "nothing to say". One that answers many failures
-at a time, now or later, is a `FeedbackSource`. Several make a chain: whatever the first cannot say, the next is asked.
+The simplest source is a function `Failure -> str | None`, where None means that it has no text. A `FeedbackSource`
+handles many failures at a time, synchronously or not. Several sources make a chain: each gets the failures that the
+ones before it had no usable text for.
 """
 
 from __future__ import annotations
@@ -16,23 +17,21 @@ from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
 FIXED_TEXT = "error: you made a mistake. please try again."
-"""[paper] What is said where nothing better is known, and where the simulator fails."""
-
+"""[paper] Feedback where there is nothing better, and where the simulator fails."""
 
 FeedbackFunction = Callable[[Failure], str | None]
-
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a source said of one failure.
+    """The answer of a source for one failure.
 
     Args:
-        text: the diagnosis; "" is silence on purpose (`none`), None is no answer.
-        reason: why there is none, as it is counted ("timeout", "HTTP 429", "no diagnosis"); None with a text, and
-            where the source leaves failures of this kind to the next one, which is counted nowhere.
+        text: the feedback; "" is silence on purpose (`none`), None is no answer.
+        reason: why there is no text, for the counts ("timeout", "HTTP 429", "no diagnosis"). None with a text, and
+            where the source leaves failures of this kind to the next one, which is not counted.
     """
 
     text: str | None
@@ -40,40 +39,41 @@ class Diagnosis:
 
 
 class FeedbackSource(Protocol):
-    """Diagnoses failures, many at a time.
+    """Gives feedback on many failures at a time.
 
-    A source that remembers something on which later answers depend (a random generator, what it said before) also has
-    `state() -> Any`, plain JSON, and `load_state(state)`. They go with the trainer's checkpoints, so that a resumed
-    run is told what the straight one would have been. At that time nothing that `start` gave out is waited for.
+    A source with a state on which later answers depend (a random generator, remembered answers) also has
+    `state() -> Any`, plain JSON, and `load_state(state)`. They are saved in the trainer's checkpoints, so that a
+    resumed run gets the same feedback. No future is pending when they are called.
 
     Attributes:
         name: for records and metrics.
-        later: answers come while other work goes on. The trainer then collects them when the next cycle begins.
+        asynchronous: whether answers arrive while other work goes on. The trainer then collects them at the beginning
+            of the next cycle.
     """
 
     name: str
-    later: bool
+    asynchronous: bool
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
-        """Begin to diagnose; one future per failure, which never raises. Those not wanted any more get cancelled."""
+        """Start work on failures. Returns one future per failure, which never raises and may be cancelled."""
         ...
 
     def check(self) -> None:
-        """Make sure that it can be asked, before a run begins. Raises ValueError that says what to mend."""
+        """Check before a run that the source can be used. Raises ValueError with the fix."""
         ...
 
     def counts(self) -> Mapping[str, float]:
-        """Numbers of its own since the last time they were taken, such as requests and tokens; mostly none."""
+        """Metrics since the last call, such as numbers of requests and tokens; often empty."""
         ...
 
 
 class FunctionSource:
-    """A function `Failure -> str | None` as a source. What it raises is logged and costs one diagnosis.
+    """A function `Failure -> str | None` as a source. An exception is logged and costs one answer.
 
-    A callable object may have `state()` and `load_state(state)` of its own, as a `FeedbackSource` may.
+    A callable object may have `state()` and `load_state(state)`, as a `FeedbackSource` may.
     """
 
-    later = False
+    asynchronous = False
 
     def __init__(self, name: str, function: FeedbackFunction):
         self.name, self.function = name, function
@@ -98,34 +98,34 @@ class FunctionSource:
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
             text = self.function(failure)
-        except Exception as error:  # noqa: BLE001 - it may be the user's; its fault is logged and counted
-            _log.warning("diagnosis source %s failed on task %s", self.name, failure.task.id, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; logged and counted
+            _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
             return Diagnosis(None, f"raised {type(error).__name__}")
         if text is not None and not isinstance(text, str):
             return Diagnosis(None, f"returned {type(text).__name__}")
-        silent = text == "" and self.function is none
-        return Diagnosis(text) if text or silent else Diagnosis(None, "no diagnosis")
+        is_silent = text == "" and self.function is none
+        return Diagnosis(text) if text or is_silent else Diagnosis(None, "no diagnosis")
 
 
 def completed(answer: Diagnosis) -> Future[Diagnosis]:
-    """A future that is done already."""
+    """Return a future with this result."""
     future: Future[Diagnosis] = Future()
     future.set_result(answer)
     return future
 
 
 def fixed(failure: Failure) -> str | None:
-    """The same text for every failure: `FIXED_TEXT` [paper]."""
+    """Return the same text for every failure: `FIXED_TEXT` [paper]."""
     return FIXED_TEXT
 
 
 def environment(failure: Failure) -> str | None:
-    """The parser's, the schema's or the tool's own message, None where there is none (a wrong call that ran)."""
+    """Return the message of the parser, the schema or the tool; None if there is none (a wrong call that ran)."""
     return failure.detail or None
 
 
 def none(failure: Failure) -> str | None:
-    """Nothing is said, as a control: the failed rollout is followed by an empty tool result or user message."""
+    """Return no text, as a control: the failed rollout is followed by an empty tool result or user message."""
     return ""
 
 
@@ -135,23 +135,25 @@ SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, "environment": enviro
 def make_chain(
     feedback: str | FeedbackFunction | FeedbackSource | Sequence[str | FeedbackFunction | FeedbackSource],
 ) -> tuple[FeedbackSource, ...]:
-    """The sources to be asked one after another, each given by name, as a function or as a `FeedbackSource`.
+    """Build a chain of sources, each given by name, as a function or as a `FeedbackSource`.
 
     Raises:
-        ValueError: no such name; the message lists those there are.
+        ValueError: an unknown name, or a source without `asynchronous`.
 
     Example:
-        `chain_of("rules")` has one source, named "rules"; of a function the name is its `__name__`, else its class's.
+        `make_chain("rules")` has one source, named "rules". A function is named by its `__name__`, else its class's.
     """
     if isinstance(feedback, list | tuple):
-        return tuple(source for one in feedback for source in make_chain(one))
+        return tuple(source for entry in feedback for source in make_chain(entry))
     if isinstance(feedback, str) and feedback in SOURCES:
         return (FunctionSource(feedback, SOURCES[feedback]),)
     if hasattr(feedback, "start"):
+        if not hasattr(feedback, "asynchronous"):
+            raise ValueError(f"feedback source {feedback!r} has no attribute `asynchronous` (once called `later`)")
         return (feedback,)  # pyright: ignore[reportReturnType]
     if callable(feedback):
         return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
     raise ValueError(
-        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a Source, or a list of "
-        f"these; got {feedback!r}"
+        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a FeedbackSource, or a list "
+        f"of these; got {feedback!r}"
     )

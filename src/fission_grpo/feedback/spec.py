@@ -1,4 +1,4 @@
-"""Sources of diagnoses by name, as they are given on the command line and in configuration files."""
+"""Feedback sources by name, as the command line and configuration files give them."""
 
 from __future__ import annotations
 
@@ -9,121 +9,120 @@ from dataclasses import fields
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.feedback.endpoint import FeedbackModelOptions
+from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import (
-    SOURCES,
-    FeedbackSource,
-    FunctionSource,
-    make_chain,
-)
+from fission_grpo.feedback.sources import SOURCES, FeedbackSource, FunctionSource, make_chain
 
 SOURCE_FORMS = """\
 rules, environment, fixed, none: without a model
 local:PATH: a trained simulator, a folder or hub id
 endpoint:MODEL: a model behind an OpenAI-compatible endpoint
-shuffled:SPEC: what SPEC says of another failure, as a control
-A,B,...: A, and B of what A cannot say, and so on"""
+shuffled:SPEC: the feedback of SPEC on another failure, as a control
+A,B,...: A, then B for the failures that A has no text for, and so on"""
 """The forms of a specification, one a line."""
 
+OPTIONS_HELP = 'options of the endpoint: fields of FeedbackModelOptions as JSON, such as \'{"cache": "runs/cache"}\''
 
 TEACHER = "teacher"
 
-
 _EXAMPLE = '{"url": "http://localhost:8000/v1", "concurrency": 8}'
-
-
-OPTIONS_HELP = 'how the endpoint is asked: fields of SimulatorOptions as JSON, such as \'{"cache": "runs/cache"}\''
+_FORMER_OPTIONS = {
+    "tries": "; give max_retries, which is one less",
+    "backoff": "; the openai client sets the waits between retries",
+    "max_wait": "; the openai client sets the waits between retries",
+}
 
 
 def sources_from(
     spec: str,
     url: str | None = None,
     options: FeedbackModelOptions | None = None,
-    diagnoses: Mapping[str, str] | None = None,
+    teacher_texts: Mapping[str, str] | None = None,
 ) -> tuple[FeedbackSource, ...]:
-    """The chain of sources that a specification stands for.
+    """Build the chain of sources of a specification.
 
     Args:
-        spec: see `SOURCE_FORMS`. "shuffled:" counts for all that follows it: "shuffled:local:sim,rules" has two sources,
-            each shuffled, so that nothing of the control is a failure's own.
-        url: of the endpoint; None: OPENAI_BASE_URL, else OpenAI's own.
-        options: of the endpoint (`EndpointFeedback`'s).
-        diagnoses: ready-made ones by task id, which "teacher" stands for.
+        spec: see `SOURCE_FORMS`. "shuffled:" applies to all that follows it: "shuffled:local:sim,rules" has two
+            sources, both shuffled, so that no failure of the control gets its own feedback.
+        url: of the endpoint; None for OPENAI_BASE_URL, else OpenAI's own.
+        options: of the endpoint.
+        teacher_texts: labels by task id, for the source "teacher".
 
     Raises:
-        ValueError: no such form, or nothing after the colon; the message names those there are.
+        ValueError: an unknown form, or nothing after the colon; the message lists the forms.
         ModuleNotFoundError: the package that a model needs is missing.
 
     Example:
         `[source.name for source in sources_from("shuffled:rules,fixed")]` is `["shuffled:rules", "shuffled:fixed"]`
     """
     if spec.strip().startswith("shuffled:"):
-        rest = sources_from(spec.strip().removeprefix("shuffled:"), url, options, diagnoses)
-        return tuple(ShuffledFeedback(source) for source in rest)
+        chain = sources_from(spec.strip().removeprefix("shuffled:"), url, options, teacher_texts)
+        return tuple(ShuffledFeedback(source) for source in chain)
     first, comma, rest = spec.partition(",")
-    here = _source(first.strip(), url, options, diagnoses)
-    return (here, *sources_from(rest, url, options, diagnoses)) if comma else (here,)
+    source = _make_source(first.strip(), url, options, teacher_texts)
+    return (source, *sources_from(rest, url, options, teacher_texts)) if comma else (source,)
 
 
-def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None, FeedbackModelOptions]:
-    """The URL and the options of an endpoint, from one mapping or its JSON text.
-
-    Raises:
-        ValueError: no JSON object, no such option, or a value out of range.
-
-    Example:
-        `endpoint_options('{"url": "http://localhost:8000/v1", "concurrency": 8}')` has that URL and 8 at a time.
-    """
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"simulator: not JSON ({error}); write it like {_EXAMPLE}") from error
-    if given is None:
-        return None, FeedbackModelOptions()
-    if not isinstance(given, Mapping):
-        raise ValueError(f"simulator: must be a mapping, got {quoted(given)}; write it like {_EXAMPLE}")
-    known = [field.name for field in fields(FeedbackModelOptions)]
-    if unknown := [name for name in given if name not in ("url", *known)]:
-        raise ValueError(f"simulator: no option {quoted(unknown[0])}; there are url, {', '.join(known)}")
-    return given.get("url"), FeedbackModelOptions(**{name: value for name, value in given.items() if name != "url"})
-
-
-def accounts(chain: Sequence[FeedbackSource]) -> list[str]:
-    """What the sources have to say of their requests and costs, for the end of a run."""
-    inner: list[Any] = [getattr(source, "source", source) for source in chain]
-    return [source.report() for source in inner if hasattr(source, "report")]
-
-
-@contextmanager
-def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource]]:
-    """The chain; what its sources hold open (connections) is closed afterwards."""
-    try:
-        yield chain
-    finally:
-        for source in chain:
-            close: Any = getattr(getattr(source, "source", source), "close", None)
-            if close is not None:
-                close()
-
-
-def _source(
-    spec: str, url: str | None, options: FeedbackModelOptions | None, diagnoses: Mapping[str, str] | None
+def _make_source(
+    spec: str, url: str | None, options: FeedbackModelOptions | None, teacher_texts: Mapping[str, str] | None
 ) -> FeedbackSource:
     kind, _, name = spec.partition(":")
     if spec in SOURCES:
         return make_chain(spec)[0]
-    if spec == TEACHER and diagnoses is not None:
-        return FunctionSource(TEACHER, lambda failure: diagnoses.get(failure.task.id) or None)
+    if spec == TEACHER and teacher_texts is not None:
+        return FunctionSource(TEACHER, lambda failure: teacher_texts.get(failure.task.id) or None)
     if kind == "local" and name:
         from fission_grpo.feedback.local_model import LocalModelFeedback
 
         return LocalModelFeedback(name)
     if kind == "endpoint" and name:
-        from fission_grpo.feedback.endpoint import EndpointFeedback
-
         return EndpointFeedback(name, url, options)
-    beside = f", {TEACHER}" if diagnoses is not None else ""
-    names = f"{', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC{beside}"
-    raise ValueError(f"no source of diagnoses is called {spec!r}; give one of {names}, or several joined by commas")
+    teacher = f", {TEACHER}" if teacher_texts is not None else ""
+    names = f"{', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC{teacher}"
+    raise ValueError(f"no feedback source is called {spec!r}; give one of {names}, or several joined by commas")
+
+
+def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None, FeedbackModelOptions]:
+    """Read the URL and the options of an endpoint from one mapping or its JSON text.
+
+    Raises:
+        ValueError: no JSON object, an unknown option, or a value out of range.
+
+    Example:
+        `endpoint_options('{"url": "http://localhost:8000/v1", "concurrency": 8}')` has that URL and 8 requests in
+        flight.
+    """
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"feedback_model: not JSON ({error}); write it like {_EXAMPLE}") from error
+    if given is None:
+        return None, FeedbackModelOptions()
+    if not isinstance(given, Mapping):
+        raise ValueError(f"feedback_model: must be a mapping, got {quoted(given)}; write it like {_EXAMPLE}")
+    known = ["url", *(field.name for field in fields(FeedbackModelOptions) if field.name != "raw")]
+    if unknown := [name for name in given if name not in known]:
+        hint = _FORMER_OPTIONS.get(unknown[0], "")
+        raise ValueError(f"feedback_model: no option {quoted(unknown[0])}{hint}; there are {', '.join(known)}")
+    return given.get("url"), FeedbackModelOptions(**{name: value for name, value in given.items() if name != "url"})
+
+
+def usage_reports(chain: Sequence[FeedbackSource]) -> list[str]:
+    """Return the sources' reports on requests and costs, for the end of a run."""
+    return [source.report() for source in map(_inner_source, chain) if hasattr(source, "report")]
+
+
+@contextmanager
+def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource]]:
+    """Close the sources of a chain at the end of a `with` block."""
+    try:
+        yield chain
+    finally:
+        for source in map(_inner_source, chain):
+            if hasattr(source, "close"):
+                source.close()
+
+
+def _inner_source(source: Any) -> Any:
+    return getattr(source, "source", source)

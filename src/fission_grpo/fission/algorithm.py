@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fission_grpo.core.chat import recovery_id
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.request import FeedbackRequest
@@ -114,7 +114,7 @@ class Fission:
     @property
     def is_asynchronous(self) -> bool:
         """Whether feedback is best collected when the next cycle begins, as its first source answers later."""
-        return bool(self.sources) and self.sources[0].later
+        return bool(self.sources) and self.sources[0].asynchronous
 
     def next_contexts(self, step: int) -> list[CorrectiveInstance]:
         """Return the instances to recover from in the next cycle; an empty list to explore."""

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from fission_grpo.core.files import Line, read_lines, writing
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.dataset import instance, tools_key
+from fission_grpo.feedback.dataset import make_example, tools_key
 from fission_grpo.fission.recovery import CorrectiveInstance
 
 TAIL = 1 << 16
@@ -70,7 +70,7 @@ class EventLog:
         """
         if self.path is None:
             return
-        alone = instance(failure, "", "").failure
+        alone = make_example(failure, "", "").failure
         schemas = [dict(tool) for tool in alone.tools]
         key = tools_key(schemas)
         if key not in self._tools:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.chat import _turn_messages, recovery_id
-from fission_grpo.core.serialization import task_from_json, task_to_json
+from fission_grpo.core.chat import turn_messages
+from fission_grpo.core.serialization import recovery_id, task_from_json, task_to_json
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import ErrorKind, Failure, Message, Task
 from fission_grpo.feedback.request import Feedback
@@ -119,7 +119,7 @@ def recovery_task(
         written = special_tokens.sanitize_assistant(failure.turns[-1].text)
         prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + written, special_tokens.sanitize(feedback), ""))
     else:
-        messages = [message for turn in failure.turns[:-1] for message in _turn_messages(turn)]
+        messages = [message for turn in failure.turns[:-1] for message in turn_messages(turn)]
         messages += _failing_turn_messages(failure, feedback, source)
         prompt = (*task.prompt, *special_tokens.sanitize_messages(messages))
     return Task(
@@ -138,7 +138,7 @@ def recovery_task(
 def _failing_turn_messages(failure: Failure, feedback: str, source: str) -> list[Message]:
     """Return the failing turn with its tool results and the feedback."""
     turn, index = failure.turns[-1], failure.call_index
-    messages = _turn_messages(turn)
+    messages = turn_messages(turn)
     if turn.results and (index is not None or turn.error is not None):
         index = index or 0
         result = turn.results[index]

@@ -1,14 +1,14 @@
-"""Playing cases: a case asks for replies one after another, a policy writes them, many cases side by side.
+"""The interface between cases and policies: a request for one assistant turn, and the reply.
 
-A *play* is a generator that yields a `Request`, is sent the policy's `Reply`, and returns the case's record. It runs
-tools and judges in the caller's thread, so plays need no locks; only policies may use threads of their own.
+A case runs as a generator that yields a `Request`, is sent the policy's `Reply`, and returns the case's record. Tools
+run in the caller's thread, so cases need no locks; only policies use threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from fission_grpo.core.types import Message
@@ -16,15 +16,15 @@ from fission_grpo.core.types import Message
 
 @dataclass(frozen=True)
 class Request:
-    """What a policy is asked to continue with one assistant turn.
+    """A dialogue that a policy continues with one assistant turn.
 
     Args:
-        messages: the dialogue. An assistant message holds `content`, exactly what the policy wrote, and, if that reply
-            came as structured calls, `tool_calls` as the endpoint sent them; a tool message holds `name`, `content`
-            and, after structured calls, `tool_call_id`.
+        messages: the dialogue. An assistant message holds `content`, exactly the text that the policy wrote, and, if
+            that reply had structured calls, `tool_calls` as the endpoint sent them. A tool message holds `name`,
+            `content` and, after structured calls, `tool_call_id`.
         tools: JSON schemas `{"name", "description", "parameters"}`.
-        prompt: the exact text to continue, where the case is rendered by us (BFCL's official formats); a policy that
-            only takes messages cannot play such cases.
+        prompt: the exact text to continue, where the case is rendered by us (BFCL's official formats). A policy that
+            takes only messages cannot run such cases.
     """
 
     messages: Sequence[Message]
@@ -37,12 +37,14 @@ class Reply:
     """One assistant turn as written.
 
     Args:
-        text: what was generated, special tokens left out. Structured calls of a chat endpoint are written into it in
-            Hermes format, arguments verbatim, so that `chat.parse` reads every reply alike, broken arguments included.
-        tokens: generated.
-        truncated: it hit its length limit.
-        tool_calls: as a chat endpoint sent them, to be sent back with the dialogue; empty otherwise.
-        lost: why there is no reply (endpoint down after all retries): the case is missing, not wrong.
+        text: the generated text without special tokens. Structured calls of a chat endpoint are written into it in
+            Hermes format with their arguments verbatim, so that `chat.parse` reads every reply in the same way.
+        tokens: number of generated tokens.
+        truncated: whether the length limit was reached.
+        tool_calls: as a chat endpoint sent them, to be sent back with the dialogue; else empty.
+        lost: why there is no reply (the endpoint failed after all retries). The case is then missing, not wrong.
+        reason: of `lost`, in one or two words ("timeout", "HTTP 429"); "too long" where the prompt was.
+        prompt_tokens: read by the model of an endpoint; None where none were counted.
     """
 
     text: str
@@ -50,20 +52,22 @@ class Reply:
     truncated: bool = False
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     lost: str | None = None
+    reason: str | None = field(default=None, compare=False)
+    prompt_tokens: int | None = field(default=None, compare=False)
 
 
 class Policy(Protocol):
-    """Writes the next assistant turn of every request, in order."""
+    """Writes the next assistant turn of a batch of requests."""
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply per request. Sampled in batches where that is faster."""
+        """Return one reply per request, in order."""
         ...
 
 
 @runtime_checkable
 class AsynchronousPolicy(Protocol):
-    """A policy whose replies come one by one, whenever they are ready (an endpoint)."""
+    """A policy whose replies arrive independently of each other, such as an endpoint."""
 
     def submit(self, request: Request) -> Future[Reply]:
-        """Begin a reply. The future never raises for what is the endpoint's fault: the reply is then `lost`."""
+        """Start a reply. The future does not raise for faults of the endpoint; the reply is then `lost`."""
         ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,117 +14,42 @@ from fission_grpo.core.types import Message
 from fission_grpo.inference.base import Reply, Request
 
 MIN_SHARED = 32
-"""Shortest shared beginning that is read apart, in tokens. [ours] Below, one forward pass more costs what it saves."""
+"""Shortest prefix that is read once for a batch, in tokens. [ours] A shorter one saves less than it costs."""
+
+_PLACEHOLDER = "ASSISTANT TURN"
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, leaving each at least one of its own; 0 where sharing does not pay.
+    """Return the length of the common prefix of prompts, at least one token less than each; 0 below `MIN_SHARED`.
 
     Example:
-        two prompts of 100 tokens that differ in the last ten share 90; two equal ones share 99; one alone shares 0
+        Two prompts of 100 tokens that differ in the last ten share 90; two equal ones share 99; a single one shares 0.
     """
     if len(prompts) < 2:
         return 0
     ordered = sorted(list(prompt) for prompt in prompts)
-    first, last = ordered[0], ordered[-1]  # all others lie between them, so they share what these two share
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    length = min(sum(1 for _ in same), min(map(len, prompts)) - 1)
+    pairs = zip(ordered[0], ordered[-1], strict=False)  # all others lie between these two
+    equal = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+    length = min(sum(1 for _ in equal), min(map(len, prompts)) - 1)
     return length if length >= MIN_SHARED else 0
 
 
-def read_once(model: Any, prefix: Sequence[int], rows: int, room: int) -> Any:
-    """The KV cache of the shared beginning, repeated for every row of the batch.
-
-    None if the model keeps anything else than plain keys and values of all positions (sliding windows, states), for
-    which a gap between beginning and rest would not do.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        prefix: token ids.
-        rows: of the batch.
-        room: tokens that will follow the beginning in every row, with padding and reply.
-    """
-    import torch
-    from transformers.cache_utils import DynamicLayer
-
-    with torch.no_grad():
-        out = model.base_model(input_ids=torch.tensor([list(prefix)], device=model.device), use_cache=True)
-    cache: Any = getattr(out, "past_key_values", None)
-    layers = getattr(cache, "layers", ())
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-        return None
-    for number, layer in enumerate(layers):
-        cache.layers[number] = roomy = roomy_layer()(room)
-        roomy.update(*(states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values)))
-    return cache
-
-
-def empty_cache(model: Any, room: int) -> Any:
-    """An empty KV cache that keeps room for replies; None for models that need a cache of another kind.
-
-    Args:
-        model: a causal language model.
-        room: tokens that will follow the prompts.
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        return None
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None
-    cache.layers = [roomy_layer()(room) for _ in cache.layers]
-    return cache
-
-
-@functools.cache
-def roomy_layer() -> Any:
-    """The class of a cache layer whose first states are stored with room behind them, into which later ones go."""
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        def __init__(self, room: int):
-            super().__init__()
-            self.room, self.stores = room, ()
-
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            used = self.get_seq_length()
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            end, given = used + key_states.shape[-2], (key_states, value_states)
-            if not self.stores or end > self.stores[0].shape[-2]:
-                grown = [new.new_empty((*new.shape[:2], end + self.room, new.shape[-1])) for new in given]
-                for store, old in zip(grown, (self.keys, self.values), strict=True):
-                    if used:
-                        store[:, :, :used] = old
-                self.stores = tuple(grown)
-            for store, new in zip(self.stores, given, strict=True):
-                store[:, :, used:end] = new
-            self.keys, self.values = (store[:, :, :end] for store in self.stores)
-            return self.keys, self.values
-
-    return RoomyLayer
-
-
-_MARK = "ASSISTANT TURN"
-
-
 class LocalPolicy:
-    """Samples from a transformers model in this process. Its other generation settings (repetition penalty, top-k,
-    ...) are not used: the distribution is the model's own at the temperature given.
+    """Samples from a transformers model in this process.
+
+    The model's other generation settings (repetition penalty, top-k, ...) are not used.
 
     Args:
         model: a causal language model with `generate`.
         tokenizer: its tokenizer. Without a chat template it can only continue requests with a `prompt`.
-        temperature: 0 takes the most probable token.
-        max_new_tokens: limit of one turn, in tokens.
-        batch_size: requests per batch, which hold prompts of about one length; what all of them begin with (system
-            prompt, tools) is read once.
-        seed: of the sampling; the same seed, model and requests in the same order and batches give the same replies
-            on one machine. The global random state is left as it was.
+        temperature: sampling temperature; 0 for greedy decoding.
+        max_new_tokens: most tokens of one turn.
+        batch_size: requests per batch. Prompts are batched by length, and their common prefix is read once.
+        seed: of the sampling. The same seed, model and requests in the same order and batches give the same replies
+            on one machine. The global random state is kept.
 
     Raises:
-        ValueError: a limit out of range; a tokenizer without any token to pad with.
+        ValueError: a limit out of range; a tokenizer without a token for padding.
     """
 
     def __init__(
@@ -150,13 +73,13 @@ class LocalPolicy:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
-        self._seed, self._calls, self._shares = seed, 0, True
+        self._seed, self._calls = seed, 0
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
-        """One reply per request. A prompt that fills the model's context gets an empty reply, truncated.
+        """Return one reply per request. A prompt that fills the model's context gets an empty, truncated reply.
 
         Raises:
-            ValueError: a request without `prompt`, and the chat template is missing or refuses the dialogue.
+            ValueError: a request without `prompt`, if the chat template is missing or rejects the dialogue.
         """
         import torch
 
@@ -168,8 +91,10 @@ class LocalPolicy:
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(hash((self._seed, self._calls)) % 2**31)
             for room, group in itertools.groupby(order, key=lambda i: self._room(prompts[i])):
-                for indices in _batches(list(group), self.batch_size):
-                    replies |= zip(indices, self._sample([prompts[i] for i in indices], room), strict=True)
+                indices = list(group)
+                for start in range(0, len(indices), self.batch_size):
+                    batch = indices[start : start + self.batch_size]
+                    replies |= zip(batch, self._sample([prompts[i] for i in batch], room), strict=True)
         self.model.train(was_training)
         self._calls += 1
         return [replies[i] for i in range(len(prompts))]
@@ -179,26 +104,33 @@ class LocalPolicy:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _room(self, prompt: Sequence[int]) -> int:
-        """New tokens that a prompt leaves room for, at most `max_new_tokens`."""
+        """The number of new tokens that fit after a prompt, at most `max_new_tokens`."""
         return min(self.max_new_tokens, self.context - len(prompt)) if self.context else self.max_new_tokens
 
     def _sample(self, prompts: list[list[int]], room: int) -> list[Reply]:
-        """One batch of prompts (token ids) continued by at most `room` tokens."""
+        """Continue one batch of prompts (token ids) by at most `room` tokens."""
         import torch
 
-        length, shared = max(1, *map(len, prompts)), shared_length(prompts) if self._shares else 0
-        cache = read_once(self.model, prompts[0][:shared], len(prompts), length - shared + room) if shared else None
-        if cache is None and shared:
-            self._shares, shared = False, 0
+        from fission_grpo.inference.kv_cache import make_growing_cache, read_prompts
+
+        length, shared = max(1, *map(len, prompts)), shared_length(prompts)
+        cache = make_growing_cache(self.model, length - shared + room if shared else room)
         if cache is None:
-            cache = empty_cache(self.model, room)
-        gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after what all share
+            shared = 0
+        elif shared:
+            prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
+            with torch.no_grad():
+                states, _ = read_prompts(self.model, prefix)
+            for number, (keys, values) in enumerate(states):
+                keys, values = (x.expand(len(prompts), -1, -1, -1) for x in (keys, values))
+                cache.update(keys, values, number)
+        gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after the common prefix
         ids = torch.tensor(
             [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
         )
         mask = torch.tensor([[1] * shared + [0] * gap + [1] * (length - shared - gap) for gap in gaps])
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        with torch.no_grad(), _own_settings(self.model):
+        with torch.no_grad(), _plain_generation(self.model):
             out = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
@@ -215,18 +147,18 @@ class LocalPolicy:
 
     def _read(self, ids: list[int]) -> Reply:
         end = next((at for at, token in enumerate(ids) if token in self.eos), None)
-        own = ids if end is None else ids[: end + 1]
-        text = self.tokenizer.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Reply(text, len(own), truncated=end is None)
+        reply = ids if end is None else ids[: end + 1]
+        text = self.tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Reply(text, len(reply), truncated=end is None)
 
 
 def prompt_text(tokenizer: Any, request: Request) -> str:
-    """The text a request's reply continues: its `prompt`, else its dialogue as the chat template renders it.
+    """Return the text that a reply continues: the request's `prompt`, else its dialogue in the chat template.
 
-    As in training, what tools answered or the policy wrote forges no turn (`SpecialTokenFilter`).
+    As in training, special tokens in tool results and in the policy's text are broken up (`SpecialTokenFilter`).
 
     Raises:
-        ValueError: there is no chat template, or it refuses the dialogue.
+        ValueError: there is no chat template, or it rejects the dialogue.
     """
     if request.prompt is not None:
         return request.prompt
@@ -239,7 +171,7 @@ def prompt_text(tokenizer: Any, request: Request) -> str:
     from jinja2 import TemplateError
 
     try:
-        return continued_text(tokenizer, _harmless(tokenizer, request.messages), request.tools)
+        return continued_text(tokenizer, _sanitize(tokenizer, request.messages), request.tools)
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in request.messages)
         raise ValueError(
@@ -248,16 +180,15 @@ def prompt_text(tokenizer: Any, request: Request) -> str:
 
 
 def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt for the next assistant turn, with the assistant's earlier text exactly as it was written.
+    """Return the prompt for the next assistant turn, with the assistant's earlier text verbatim.
 
-    The first prompt is the chat template's; templates that ignore tools get them as `chat.render` does it. What
-    follows a turn (end of turn, tool results, next header) is read off a stand-in dialogue, as TRL's `GRPOTrainer`
-    does, since some templates change earlier turns when they render them again. Messages that follow an assistant turn
-    are rendered apart from what came before it. Assistant messages whose calls are not in their content come from
-    data, not from a policy; the template renders them, and all before them.
+    The first prompt is rendered by the chat template, which may change earlier turns when it renders them again. So
+    the text after a turn (end of turn, tool results, next header) is taken from a dialogue with a placeholder, as in
+    TRL's `GRPOTrainer`. Assistant messages whose calls are not in their content come from data, not from a policy;
+    the template renders them, and all messages before them.
     """
-    given = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and not _is_own(message)]
-    first = given[-1] + 1 if given else 0
+    from_data = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and not _is_own(message)]
+    first = from_data[-1] + 1 if from_data else 0
     turns = [i for i, message in enumerate(dialogue) if message["role"] == "assistant" and i >= first]
     text = template_text(dialogue[: turns[0]] if turns else dialogue, tools, tokenizer)
     for start, end in itertools.pairwise([*turns, len(dialogue)]):
@@ -265,42 +196,41 @@ def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[
     return text
 
 
-def _harmless(tokenizer: Any, dialogue: Sequence[Message]) -> list[Message]:
-    control, outside = SpecialTokenFilter.from_tokenizer(tokenizer), ("tool", "assistant")
-    return [control.sanitize_messages([one])[0] if one["role"] in outside else one for one in dialogue]
+def _sanitize(tokenizer: Any, dialogue: Sequence[Message]) -> list[Message]:
+    special_tokens = SpecialTokenFilter.from_tokenizer(tokenizer)
+    return [
+        special_tokens.sanitize_messages([message])[0] if message["role"] in ("tool", "assistant") else message
+        for message in dialogue
+    ]
 
 
 def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The token ids that end a turn: the tokenizer's, and those of the model's generation settings (often several)."""
+    """Return the token ids that end a turn: the tokenizer's, and those of the model's generation settings."""
     more = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])]
-    return frozenset(int(one) for one in ids if one is not None)
+    return frozenset(int(token) for token in ids if token is not None)
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens of prompt and reply together that the model takes, None if its config does not say."""
+    """Return the most tokens of prompt and reply together, None if the model's config does not say."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _is_own(message: Message) -> bool:
-    """Whether an assistant message holds all that a policy wrote, as `Request` has it."""
+    """Whether an assistant message holds the complete text of a policy, as in `Request`."""
     content = message.get("content")
     return isinstance(content, str) and (not message.get("tool_calls") or "<tool_call>" in content)
 
 
 def _after_turn(tokenizer: Any, messages: Sequence[Message]) -> str:
-    stand_in = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}, *messages]
-    text = template_text(stand_in, (), tokenizer)
-    return text[text.index(_MARK) + len(_MARK) :]
-
-
-def _batches(indices: list[int], size: int) -> Iterator[list[int]]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
+    dialogue = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACEHOLDER}, *messages]
+    text = template_text(dialogue, (), tokenizer)
+    return text[text.index(_PLACEHOLDER) + len(_PLACEHOLDER) :]
 
 
 @contextmanager
-def _own_settings(model: Any) -> Iterator[None]:
-    """Without the generation settings that came with the model: `generate` takes them for whatever is not given."""
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Reset the model's generation settings, which `generate` would use for everything that is not given."""
     from transformers import GenerationConfig
 
     before = model.generation_config

@@ -1,7 +1,8 @@
-"""The starter policy shipped with the package: a Qwen3 of a million parameters that knows the desk a little.
+"""Model folders and hub ids, and the starter policy of the package: a Qwen3 with a million parameters.
 
-Sampled at T = 1 on held-out tasks it succeeds in 30-60% of them, recovers from errors in 5-25%, and solves far more
-within eight tries (measured: 0.417, 0.150 and 0.733; `benchmarks/starter`).
+The starter is trained a little on desk tasks. Sampled at T = 1 on held-out tasks it succeeds in 30-60% of them,
+recovers from errors in 5-25%, and solves far more within eight tries (measured: 0.417, 0.150 and 0.733;
+`benchmarks/archive/starter`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+_PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin", "model*.pt", "model*.pth")
+
 
 def starter_path() -> Path:
-    """The shipped folder: `model.safetensors`, `config.json`, the tokenizer and `training.json`.
+    """Return the folder of the starter policy: `model.safetensors`, `config.json`, tokenizer and `training.json`.
 
     Raises:
         FileNotFoundError: the package was installed without it.
@@ -19,15 +22,16 @@ def starter_path() -> Path:
     path = Path(__file__).parent / "starter_policy"
     if not (path / "model.safetensors").is_file():
         raise FileNotFoundError(
-            f"no starter policy in {path}; make one with: python -m fission_grpo.starter_training --output {path}"
+            f"no starter policy in {path}; make one with: python -m fission_grpo.recipes.starter_policy.train "
+            f"--output {path}"
         )
     return path
 
 
 def load_starter(path: Path | None = None) -> tuple[Any, Any]:
-    """Model (float32, on the CPU) and tokenizer of the starter policy, or of another folder `starter_training` wrote.
+    """Load model (float32, on the CPU) and tokenizer of the starter policy, or of another folder of its format.
 
-    The tokenizer has its chat template and the `response_template` TRL reads tool calls with.
+    The tokenizer has its chat template and the `response_template` that TRL parses tool calls with.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -37,19 +41,15 @@ def load_starter(path: Path | None = None) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-PICKLED = ("pytorch_model*.bin", "adapter_model*.bin", "model*.pt", "model*.pth")
-"""Files of weights that are pickles."""
-
-
 def model_path(name: str) -> str:
-    """A folder or hub id: "starter" is the shipped policy's folder. Raises ValueError where nothing can be there."""
+    """Return a folder or hub id; "starter" is the starter policy. Raises ValueError for a folder without a model."""
     if name == "starter":
         return str(starter_path())
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ValueError(f"model: {name} holds no config.json, so it is no model folder")
-        pickled = [path.name for kind in PICKLED for path in sorted(folder.glob(kind))]
+        pickled = [path.name for pattern in _PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))]
         if pickled and not any(folder.glob("*.safetensors")):
             raise ValueError(
                 f"model: {name} holds its weights as a pickle ({pickled[0]}), which is never loaded, as it may run "

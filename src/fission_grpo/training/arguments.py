@@ -1,4 +1,4 @@
-"""Options of a command that stand on the command line or in a YAML file, as in trl: read strictly."""
+"""Strict reading of the command line and of the YAML file of `--config`, on top of `trl.TrlParser`."""
 
 from __future__ import annotations
 
@@ -22,73 +22,53 @@ def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
         argv: the command's arguments.
 
     Returns:
-        tuple: the parser's dataclasses.
+        The parser's dataclasses.
 
     Raises:
-        UsageError: the file cannot be read, or holds, or the command line has, a key that does not exist.
+        UsageError: the file cannot be read, a key or option is unknown, or a value has the wrong type.
         ValueError: a value is out of range (from the dataclasses).
     """
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     actions = {action.dest: action for action in parser._actions if action.option_strings[0] != f"--no_{action.dest}"}
-    options = set(actions) - {"help"}
+    names = sorted(actions.keys() - {"help"})
     rest = list(argv)
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise UsageError("--config needs the path of a YAML file")
-        rest = argv[:at] + argv[at + 2 :]
-        for key, value in _yaml_options(argv[at + 1]).items():
-            if key not in options | {"env"}:
-                raise UsageError(f"{argv[at + 1]}: unknown key '{key}'{_near(key, options)}; remove or correct it")
-            if key != "env":
-                _check_value(f"{argv[at + 1]}: {key}", value, actions[key], key in _mappings(parser))
+        path, rest = argv[at + 1], argv[:at] + argv[at + 2 :]
+        mappings = {one.name for kind in parser.dataclass_types for one in fields(kind) if "dict" in str(one.type)}
+        for key, value in _read_yaml(path).items():
+            if key == "env":  # TrlParser's own: environment variables
+                continue
+            if key not in names:
+                raise UsageError(f"{path}: unknown key '{key}'{_similar(key, names)}; remove or correct it")
+            if value is not None and not (key in mappings and isinstance(value, dict)):
+                _check_value(f"{path}: {key}", value, actions[key])
     for word in parser.parse_known_args(rest)[1]:
         if word.startswith("--"):
             key = word.removeprefix("--").split("=")[0]
-            raise UsageError(f"unknown option '--{key}'{_near(key.replace('-', '_'), options)}; see --help")
+            raise UsageError(f"unknown option '--{key}'{_similar(key.replace('-', '_'), names)}; see --help")
         raise UsageError(f"unexpected argument '{word}'; options are --name value, see --help")
     return parser.parse_args_and_config(argv)
 
 
-def newest_checkpoint(wanted: Any, output: Any) -> str | None:
-    """The folder that `--resume_from_checkpoint` means, None to begin anew; `true` is the newest in `output`.
-
-    Raises:
-        UsageError: there is none, or the path given is no folder.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    if str(wanted).lower() in ("none", "false"):
-        return None
-    if str(wanted).lower() == "true":
-        folder = Path(str(output))
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if found is None:
-            raise UsageError(
-                f"no checkpoint-* in {folder} to resume from; check output_dir, or start without resuming"
-            )
-        return found
-    if not Path(str(wanted)).is_dir():
-        raise UsageError(f"resume_from_checkpoint: {wanted} is no folder; give a checkpoint-* folder, or 'true'")
-    return str(wanted)
-
-
-class _OnceOnly(yaml.SafeLoader):
-    """YAML that may not give a key twice, as the last one would count and the others be lost."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that occurs twice, of which YAML would take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"line {line}: '{key.value}' is given twice, first in line {seen[key.value]}")
-            seen[str(key.value)] = line
+            if key.value in lines and isinstance(key, yaml.ScalarNode):
+                raise UsageError(f"line {line}: '{key.value}' is given twice, first in line {lines[key.value]}")
+            lines[str(key.value)] = line
         return super().construct_mapping(node, deep)
 
 
-def _yaml_options(path: str) -> dict[str, Any]:
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        config = _OnceOnly(Path(path).read_text(encoding="utf-8")).get_single_data()
+        config = _UniqueKeyLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
     except UsageError as error:
@@ -100,30 +80,23 @@ def _yaml_options(path: str) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _mappings(parser: Any) -> set[str]:
-    """Options whose value may be a mapping."""
-    return {one.name for kind in parser.dataclass_types for one in fields(kind) if "dict" in str(one.type)}
-
-
-def _check_value(where: str, value: Any, action: Any, may_be_mapping: bool) -> None:
-    """Raise UsageError for what the command line would not take, either; argparse looks at texts only."""
-    if value is None or (may_be_mapping and isinstance(value, dict)):
-        return
-    several = isinstance(value, list) and action.nargs in ("+", "*")
-    for one in value if several else [value]:
+def _check_value(where: str, value: Any, action: Any) -> None:
+    """Check a value of the file by the type of its option; argparse checks strings only."""
+    is_list = isinstance(value, list) and action.nargs in ("+", "*")
+    for item in value if is_list else [value]:
         try:
-            good = not isinstance(one, dict | list)
-            if good and action.type is not None:
-                action.type(str(one))
+            valid = not isinstance(item, dict | list)
+            if valid and action.type is not None:
+                action.type(str(item))
         except (ValueError, TypeError, ArgumentTypeError):
-            good = False
-        if not good:
+            valid = False
+        if not valid:
             kind = getattr(action.type, "__name__", "")
             wanted = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false"}
-            found = quoted(one) if not isinstance(one, dict | list) else f"a {type(one).__name__}"
-            raise UsageError(f"{where} is {found}; give {wanted.get(kind, 'a value that --help names')}")
+            shown = f"a {type(item).__name__}" if isinstance(item, dict | list) else quoted(item)
+            raise UsageError(f"{where} is {shown}; give {wanted.get(kind, 'a value that --help names')}")
 
 
-def _near(key: str, options: set[str]) -> str:
-    close = difflib.get_close_matches(key, sorted(options), n=3, cutoff=0.6)
+def _similar(key: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
     return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Live progress of a `FissionGRPOTrainer`, its token budget, and stopping any trainer on Ctrl-C or SIGTERM."""
+"""Callbacks: live progress, a token budget, and stopping on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,14 +17,28 @@ from fission_grpo.core.timing import format_duration
 
 PHASES = {0.0: "explore", 1.0: "recover"}
 
+PROGRESS_METRICS = (
+    ("reward", "reward", ".3f"),
+    ("success", "fission/success", ".2f"),
+    ("recovered", "fission/error_recovery_rate", ".2f"),
+    ("recoveries right", "recovery/rate", ".2f"),
+    ("buffer", "fission/buffer", ".0f"),
+)
+"""Label, metric and format of the values in a progress line."""
+
 
 @dataclass(frozen=True)
-class Moment:
-    """Where a run stands.
+class RunProgress:
+    """Progress of a training run.
 
-    `step` and `max_steps` are optimizer steps; `seconds` is the time since training began or was resumed, at
-    `first_step`. `tokens` counts all the policy has sampled so far, `first_tokens` at the beginning (None: unknown),
-    `max_tokens` is the budget (0: none).
+    Args:
+        step: optimizer steps so far.
+        max_steps: optimizer steps in all.
+        seconds: time since training started or was resumed, at `first_step`.
+        first_step: 0, or the step of the resumed checkpoint.
+        tokens: tokens that the policy has sampled so far.
+        first_tokens: the same at `first_step`; None: unknown.
+        max_tokens: the token budget; 0: none.
     """
 
     step: int
@@ -37,14 +51,14 @@ class Moment:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Sampled tokens over wall-clock time, training included; None before anything is known."""
+        """Sampled tokens over wall-clock time, training included; None if unknown."""
         if self.first_tokens is None or self.seconds <= 0 or self.tokens <= self.first_tokens:
             return None
         return (self.tokens - self.first_tokens) / self.seconds
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last step or the end of the token budget, whichever comes first; None before the first step.
+        """Time until the last step or the end of the token budget, whichever is first; None before the first step.
 
         Example:
             4 of 10 steps in 20 s: 6 * 20 / 4 = 30 s. With 900 of 1,000 tokens spent, at 45 tokens/s: 100 / 45 = 2.2 s.
@@ -59,36 +73,29 @@ class Moment:
         return min(by_steps, max(0.0, self.max_tokens - self.tokens) / rate)
 
 
-def progress_line(moment: Moment, logs: Mapping[str, float]) -> str:
-    """What to show after a logged step; values that were not logged are left out.
+def progress_line(progress: RunProgress, logs: Mapping[str, float]) -> str:
+    """One line about a logged step; values that were not logged are left out.
 
     Args:
-        logs: the trainer's log entry (means over its logged steps, so a phase in between is "mixed").
+        progress: of the run.
+        logs: the trainer's log entry (means over its logged steps, so that a phase between 0 and 1 is "mixed").
 
     Example:
         "step 4/10 · explore · reward 0.61 · success 0.33 · recovered 0.25 · buffer 3 · 45 tokens/s · 0:30 left"
     """
-    parts = [f"step {moment.step}/{moment.max_steps}"]
+    parts = [f"step {progress.step}/{progress.max_steps}"]
     if "fission/phase" in logs:
         parts.append(PHASES.get(logs["fission/phase"], "mixed"))
-    for label, key, form in (
-        ("reward", "reward", ".3f"),
-        ("success", "fission/success", ".2f"),
-        ("recovered", "fission/error_recovery_rate", ".2f"),
-        ("recoveries right", "recovery/rate", ".2f"),
-        ("buffer", "fission/buffer", ".0f"),
-    ):
-        if key in logs:
-            parts.append(f"{label} {logs[key]:{form}}")
-    if moment.tokens_per_second is not None:
-        parts.append(f"{moment.tokens_per_second:,.0f} tokens/s")
-    if moment.seconds_left is not None:
-        parts.append(f"{format_duration(moment.seconds_left)} left")
+    parts += [f"{label} {logs[metric]:{form}}" for label, metric, form in PROGRESS_METRICS if metric in logs]
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{format_duration(progress.seconds_left)} left")
     return " · ".join(parts)
 
 
 class LiveProgress(TrainerCallback):
-    """A rich progress bar with the line of `progress_line`; plain lines, one per log, where stderr is no terminal.
+    """Shows `progress_line` in a rich progress bar, or as one line per log where stderr is no terminal.
 
     Remove transformers' own `ProgressCallback` and `PrinterCallback` from the trainer when using it.
     """
@@ -116,19 +123,18 @@ class LiveProgress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "fission/generated_tokens" not in logs:
             return
-        tokens = logs["fission/generated_tokens"]
-        moment = Moment(
+        progress = RunProgress(
             step=state.global_step,
             max_steps=state.max_steps,
             seconds=time.monotonic() - self._started,
             first_step=self._first_step,
-            tokens=tokens,
+            tokens=logs["fission/generated_tokens"],
             first_tokens=self._first_tokens,
             max_tokens=getattr(args, "max_generated_tokens", 0),
         )
         if self._first_tokens is None:  # resumed: count from the first log on
-            self._first_tokens, self._started, self._first_step = tokens, time.monotonic(), state.global_step
-        line = progress_line(moment, logs)
+            self._first_tokens, self._started, self._first_step = progress.tokens, time.monotonic(), progress.step
+        line = progress_line(progress, logs)
         if self._bar is None:
             print(line, file=sys.stderr, flush=True)
         else:
@@ -141,10 +147,9 @@ class LiveProgress(TrainerCallback):
 
 
 class TokenBudget(TrainerCallback):
-    """Ends training with the cycle in which a `FissionGRPOTrainer` has sampled so many tokens; 0: no limit.
+    """Ends training after the cycle in which a `FissionGRPOTrainer` has sampled a number of tokens; 0: no limit.
 
-    A stop asked for any earlier would throw away what was sampled last: transformers then leaves out the rest of the
-    step, the update included.
+    It waits for the end of the cycle because transformers skips the rest of the step, the update included, on a stop.
     """
 
     def __init__(self, tokens: int, trainer: Any):
@@ -158,24 +163,24 @@ class TokenBudget(TrainerCallback):
 class StopAndSave(TrainerCallback):
     """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
 
-    `signal` is the number of the signal that some rank received, None if there was none. Use as a context manager
-    around `train()`, in the main thread.
+    Use it as a context manager around `train()`, in the main thread. `signal` is the number of the signal that some
+    rank received, None if there was none.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, Any] = {}
+        self._original_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopAndSave:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._received)
+            self._original_handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._original_handlers.items():
             signal.signal(number, handler)
 
-    def _received(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self.__exit__()
         print("\nstopping after this cycle, then saving; once more to stop at once", file=sys.stderr, flush=True)
@@ -190,10 +195,7 @@ class StopAndSave(TrainerCallback):
 
 
 def steps_per_cycle(args: Any) -> int:
-    """Optimizer steps made with one generation batch: steps_per_generation * num_iterations / accumulation.
-
-    1 where nothing is generated (`trl.SFTConfig`).
-    """
+    """Optimizer steps per generation batch: steps_per_generation * num_iterations / accumulation; 1 for SFT."""
     if not hasattr(args, "steps_per_generation"):
         return 1
     return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)

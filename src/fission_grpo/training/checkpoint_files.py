@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, listed file by file with hashes, then renamed into place.
+"""Checkpoint folders that are either complete or not there.
 
-A checkpoint is written into `output_dir/.saving/checkpoint-N`. Its manifest comes last, everything is brought to the
-disk, and one rename makes it `output_dir/checkpoint-N`. Only then are old ones deleted. So whenever a process is
-killed there is a whole checkpoint, and what is half-written is told by its place or by its manifest.
+A checkpoint is written into `output_dir/.saving/checkpoint-N`. Its manifest is written last, all files are flushed to
+disk, and one rename makes it `output_dir/checkpoint-N`; only then are old ones deleted. So there is a complete
+checkpoint at any moment at which a process can be killed.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ from pathlib import Path
 from typing import Any
 
 STAGING = ".saving"
-"""Folder in `output_dir` for what is being written, and for what is being deleted."""
-
+"""Folder in `output_dir` for what is being written or deleted."""
 
 MANIFEST = "fission_manifest.json"
-"""Lists a checkpoint's files: `{"format": 1, "step", "versions", "files": {path: {"bytes", "sha256"}}}`."""
-
+"""A checkpoint's files: `{"format": 1, "step", "versions", "files": {path: {"bytes", "sha256"}}}`."""
 
 TRAINER_STATE = "trainer_state.json"
+"""File of transformers."""
 
+FILE = "fission_state.json"
+"""File of what a run adds to TRL's state."""
+
+VERSION = 4
+"""Format of `FILE`; others are refused."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-
 
 _log = logging.getLogger(__name__)
 
 
 def numbered(run: Path) -> list[Path]:
-    """The checkpoint folders of a run directory, by step, the lowest first; empty if there is no such directory."""
-    found = [path for path in run.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
+    """The checkpoint folders of a run directory in ascending order of steps; empty if it does not exist."""
+    return sorted((path for path in run.glob("checkpoint-*") if step_of(path) >= 0 and path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -48,171 +50,199 @@ def step_of(checkpoint: Path) -> int:
     return int(name[1]) if name else -1
 
 
-# -- writing ---------------------------------------------------------------------------------------------------------
 def commit(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
-    """List the files of a checkpoint, bring them to the disk, and move it to its place in one step.
+    """Write a checkpoint's manifest, flush its files, and move it to its place in one step.
 
     Args:
-        staged: what was written, in `final.parent / STAGING`.
-        final: its place. What stands there (of an earlier part of the run) is replaced.
+        staged: the written files, in `final.parent / STAGING`.
+        final: its place. A checkpoint that is there (of an earlier part of the run) is replaced.
         versions: of the packages that wrote it, for the manifest.
 
     Raises:
         OSError: the disk is full, or cannot be written. Nothing has changed at `final` then.
     """
-    (staged / MANIFEST).unlink(missing_ok=True)
+    manifest = staged / MANIFEST
+    manifest.unlink(missing_ok=True)
     paths = sorted(path for path in staged.rglob("*") if path.is_file())
     with ThreadPoolExecutor(4) as pool:
-        listed = list(pool.map(_listed, paths))
-    files = {path.relative_to(staged).as_posix(): entry for path, entry in zip(paths, listed, strict=True)}
-    manifest = {"format": 1, "step": step_of(final), "versions": dict(versions), "files": files}
+        digests = list(pool.map(_digest, paths))
+    files = {
+        path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
+    content = {"format": 1, "step": step_of(final), "versions": dict(versions), "files": files}
     temporary = staged / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (*paths, temporary):
         _fsync(path)
-    temporary.replace(staged / MANIFEST)
+    temporary.replace(manifest)
     for folder in {staged, *(path.parent for path in paths)}:
         _fsync(folder)
-    _put_in_place(staged, final)
+    _move_into_place(staged, final)
 
 
-def _put_in_place(staged: Path, final: Path) -> None:
+def _move_into_place(staged: Path, final: Path) -> None:
     old = _move_aside(final) if final.exists() else None
-    staged.rename(final)  # the moment from which this checkpoint exists
+    staged.rename(final)  # from here on this checkpoint exists
     _fsync(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-    if staged.parent.is_dir() and not any(staged.parent.iterdir()):
-        staged.parent.rmdir()
+    _remove_if_empty(staged.parent)
 
 
 def _move_aside(checkpoint: Path) -> Path:
-    """Move a checkpoint to where nobody takes it for one; returns where it is now."""
+    """Move a checkpoint that is to be deleted into `STAGING`; returns its new place."""
     place = checkpoint.parent / STAGING / f"deleted-{checkpoint.name}"
     place.parent.mkdir(exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     return checkpoint.rename(place)
 
 
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
-    """Delete the oldest checkpoints (by time, then step) until `limit` are left; 0 or None: keep all.
+    """Delete the oldest checkpoints (by time, then step) until `limit` are left.
 
     Args:
         run: the run directory.
-        limit: `save_total_limit`.
-        keep: the checkpoint just written; never deleted, nor is `best` (`best_model_checkpoint`).
+        limit: `save_total_limit`; 0 or None: keep all.
+        keep: the checkpoint just written; never deleted.
+        best: `best_model_checkpoint`; never deleted.
 
     Example:
-        Of 2, 4 and 6 with limit 2, just written 6, best 2: the 4 goes. With limit 1 the same, as two are protected.
+        Of 2, 4 and 6 with limit 2, just written 6, best 2: 4 is deleted. With limit 1 too, as two are protected.
     """
     if not limit or limit < 0:
         return
     protected = {keep.name} | ({Path(best).name} if best else set())
-    found = sorted(numbered(run), key=lambda path: (path.stat().st_mtime, step_of(path)))
-    surplus = len(found) - max(limit, len(protected))
-    for path in [path for path in found if path.name not in protected][: max(0, surplus)]:
+    oldest_first = sorted(numbered(run), key=lambda path: (path.stat().st_mtime, step_of(path)))
+    surplus = max(0, len(oldest_first) - max(limit, len(protected)))
+    for path in [path for path in oldest_first if path.name not in protected][:surplus]:
         shutil.rmtree(_move_aside(path), ignore_errors=True)
-    if (run / STAGING).is_dir() and not any((run / STAGING).iterdir()):
-        (run / STAGING).rmdir()
+    _remove_if_empty(run / STAGING)
 
 
 def clean_staging(run: Path) -> None:
-    """Settle what a kill has left in `STAGING`, before a run begins; says so in the log.
+    """Empty `STAGING` after a kill, before a run starts; logs what it does.
 
-    A checkpoint that has its manifest, and agrees with it, only lacked the rename, which is made up for. All else is
-    removed.
+    A complete checkpoint that was not renamed yet is moved to its place; everything else is removed.
     """
     staging = run / STAGING
     if not staging.is_dir():
         return
-    for left in sorted(staging.iterdir()):
-        if _NAME.fullmatch(left.name) and (left / MANIFEST).is_file() and find_corruption(left) is None:
-            _log.warning("%s was whole, only not in its place when the run ended: moved there", left)
-            _put_in_place(left, run / left.name)
+    for path in sorted(staging.iterdir()):
+        if step_of(path) >= 0 and find_corruption(path) is None:
+            _log.warning("%s is complete, but was not in its place when the run ended: moved there", path)
+            _move_into_place(path, run / path.name)
         else:
-            if not left.name.startswith("deleted-"):
-                _log.warning("%s is a checkpoint that the run was killed while writing: removed", left)
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if not path.name.startswith("deleted-"):
+                _log.warning("%s is a checkpoint that the run was killed while writing: removed", path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if staging.is_dir():
         staging.rmdir()
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
 def find_corruption(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest: the path of the first wrong file, and how; None if whole."""
+    """The first file that differs from the checkpoint's manifest, and how; None if it is complete."""
     path = checkpoint / MANIFEST
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        listed = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        listed = {checkpoint / name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         return f"{path} is missing, so the checkpoint is unfinished"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{path} is damaged ({type(error).__name__}: {error})"
-    for name, (size, _) in listed.items():  # quick, before gigabytes are read
-        try:
-            found = (checkpoint / name).stat().st_size
-        except OSError as error:
-            return f"{checkpoint / name} cannot be read ({error.strerror})"
-        if found != size:
-            return f"{checkpoint / name} is damaged: it has {found:,} bytes instead of {size:,}"
-    with ThreadPoolExecutor(4) as pool:
-        digests = pool.map(lambda name: _digest(checkpoint / name), listed)
-        for (name, (_, wanted)), found in zip(listed.items(), digests, strict=True):
-            if found != wanted:
-                return f"{checkpoint / name} is damaged: its content is not what was written (sha256 differs)"
+    try:
+        for file, (size, _) in listed.items():  # fast, before gigabytes are read
+            if file.stat().st_size != size:
+                return f"{file} is damaged: it has {file.stat().st_size:,} bytes instead of {size:,}"
+        with ThreadPoolExecutor(4) as pool:
+            for (file, (_, expected)), digest in zip(listed.items(), pool.map(_digest, listed), strict=True):
+                if digest != expected:
+                    return f"{file} is damaged: its content is not what was written (sha256 differs)"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
     return None
 
 
-Unusable = Callable[[Path], str | None]
-"""Why a checkpoint cannot be resumed from, None if it can."""
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the run's state into a checkpoint folder that is being staged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(json.dumps({"version": VERSION, **state}), encoding="utf-8")
 
 
-def last_complete_checkpoint(run: Path, unusable: Unusable) -> Path | None:
-    """The whole checkpoint of the highest step; every one that is left out is told of in the log.
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote.
 
     Raises:
-        ValueError: there are checkpoints, but none is whole; the message names what is wrong with the newest.
+        ValueError: the file is missing, damaged or of another version; the message names it.
     """
-    first: str | None = None
+    path = folder / FILE
+    if not path.exists():
+        raise ValueError(
+            f"{path} does not exist: this checkpoint has no fission buffer, so it was not saved by "
+            "FissionGRPOTrainer. Resume from one of its checkpoints, or load the model alone (model=CHECKPOINT) and "
+            "train without resume_from_checkpoint."
+        )
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
+    saved = state.get("version") if isinstance(state, dict) else None
+    if saved != VERSION:
+        release = "an earlier" if isinstance(saved, int) and saved < VERSION else "another"
+        raise ValueError(
+            f"{path} is of version {saved}, written by {release} release, and this one reads version {VERSION}. "
+            "Continue with that release, or load the model alone (model=CHECKPOINT) and train without "
+            "resume_from_checkpoint."
+        )
+    return state
+
+
+FindProblem = Callable[[Path], str | None]
+"""The reason why a checkpoint cannot be resumed from, None if it can."""
+
+
+def last_complete_checkpoint(run: Path, find_problem: FindProblem) -> Path | None:
+    """The checkpoint of the highest step without a problem, None if there is no checkpoint; logs those it skips.
+
+    Raises:
+        ValueError: there are checkpoints, but all have problems; the message names the newest one's.
+    """
+    newest_problem: str | None = None
     for checkpoint in reversed(numbered(run)):
-        reason = unusable(checkpoint)
-        if reason is None:
+        problem = find_problem(checkpoint)
+        if problem is None:
             return checkpoint
-        first = first or reason
-        _log.warning("%s is NOT resumed from: %s. Looking for the one before it.", checkpoint, reason)
-    if first is not None:
-        raise ValueError(f"no checkpoint in {run} can be resumed from. Of the newest: {first}")
+        newest_problem = newest_problem or problem
+        _log.warning("%s is NOT resumed from: %s. Looking for the one before it.", checkpoint, problem)
+    if newest_problem is not None:
+        raise ValueError(f"no checkpoint in {run} can be resumed from. Of the newest: {newest_problem}")
     return None
 
 
-def require_complete(checkpoint: Path, unusable: Unusable) -> None:
-    """Raise ValueError if a checkpoint asked for by name cannot be used; it names the newest whole one before it."""
-    reason = unusable(checkpoint)
-    if reason is None:
+def require_complete(checkpoint: Path, find_problem: FindProblem) -> None:
+    """Raise ValueError if a checkpoint has a problem; the message names the newest one before it without."""
+    problem = find_problem(checkpoint)
+    if problem is None:
         return
-    earlier = [path for path in numbered(checkpoint.parent) if path.name != checkpoint.name]
-    before = [path for path in earlier if step_of(path) < step_of(checkpoint)]
-    whole = next((path for path in reversed(before) if unusable(path) is None), None)
-    hint = f"The newest whole one before it is {whole}." if whole else "There is no whole one before it."
-    raise ValueError(f"{reason.rstrip('.')}. {hint}")
+    earlier = [path for path in numbered(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    usable = next((path for path in reversed(earlier) if find_problem(path) is None), None)
+    hint = f"The newest complete one before it is {usable}." if usable else "There is no complete one before it."
+    raise ValueError(f"{problem.rstrip('.')}. {hint}")
 
 
-def _listed(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
+def _digest(path: Path) -> str:
+    """The file's sha256 in hex."""
+    state = path.stat()
+    return _digest_of(str(path), state.st_ino, state.st_size, state.st_mtime_ns)
 
 
-def _digest(path: Path) -> str | None:
-    """The file's sha256 in hex; None if it cannot be read."""
-    try:
-        state = path.stat()
-        return _digest_of(str(path), state.st_ino, state.st_size, state.st_mtime_ns)
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)  # the command and the trainer both check a checkpoint
 def _digest_of(path: str, inode: int, size: int, changed: int) -> str:
-    """Read once as long as the file stays the same, as a checkpoint is looked at by the command and by the trainer."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,22 +1,21 @@
-"""Rows of the data set whose turn a recover cycle took: they wait, and are explored in their order."""
+"""Dataset rows whose turn a recovery cycle took: they wait in a queue, and are explored in their order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-STREAMED_BATCHES = 256
-"""Most batches that wait where the data set does not tell its length. [ours]"""
-
+MAX_STREAMED_BATCHES = 256
+"""[ours] Longest queue if the dataset has no length."""
 
 PackedRows = list[tuple[dict[str, Any], int]]
-"""Rows with how often each is repeated in a row."""
+"""Rows, and how often each is repeated."""
 
 
 def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
-    """Equal neighbours become one row and a count (a group's G rows are equal).
+    """Replace equal neighbours by one row and a count (a group's G rows are equal).
 
     >>> pack_rows([{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}])
     [({'prompt': 'a'}, 2), ({'prompt': 'b'}, 1)]
@@ -24,41 +23,38 @@ def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
     return [(row, len(list(run))) for row, run in groupby(rows)]
 
 
-def unpack_rows(packed: Iterable[tuple[dict[str, Any], int]]) -> list[dict[str, Any]]:
-    """The rows again, each its own dict."""
+def unpack_rows(packed: PackedRows) -> list[dict[str, Any]]:
+    """The rows that `pack_rows` packed, each a new dict."""
     return [dict(row) for row, count in packed for _ in range(count)]
 
 
 def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int, processes: int) -> list[PackedRows]:
-    """This rank's share of the displaced batches, which may come from another number of ranks.
+    """This rank's part of saved batches, which may come from another number of ranks.
 
     Args:
         displaced: per rank of the saving run, its batches in order.
+        process_index: this rank.
+        processes: number of ranks of this run.
     """
     batches = []
-    for parts in zip(*displaced, strict=True):
-        rows = [row for part in parts for row in unpack_rows(part)]
+    for rows in _global_batches(displaced):
         size = len(rows) // processes
         batches.append(pack_rows(rows[process_index * size : (process_index + 1) * size]))
     return batches
 
 
 def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
-    """Make sure that batches saved by another run fill generation batches of this one.
+    """Check that saved batches fill generation batches of this run.
 
     Args:
         displaced: per rank of the saving run, its batches in order.
         size: rows of a generation batch of all ranks together.
-        group_size: rows of equal prompt that stand one after the other in it (G).
+        group_size: number of consecutive rows with equal prompts (G).
 
     Raises:
-        ValueError: they do not; the message tells what to set. With nothing displaced any size will do.
-
-    Example:
-        Two ranks that saved 4 rows each fit a `size` of 8, however many ranks share it, and no other.
+        ValueError: they do not; the message names the setting to change.
     """
-    for parts in zip(*displaced, strict=True):
-        rows = [row for part in parts for row in unpack_rows(part)]
+    for rows in _global_batches(displaced):
         if len(rows) != size:
             raise ValueError(
                 f"the checkpoint holds {len(displaced[0])} generation batches of {len(rows)} rows that wait to be "
@@ -74,32 +70,37 @@ def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_si
             )
 
 
-class DeferredBatches:
-    """The generation batches of one rank that wait to be explored, the same number on every rank.
+def _global_batches(displaced: Sequence[Sequence[PackedRows]]) -> Iterator[list[dict[str, Any]]]:
+    for parts in zip(*displaced, strict=True):
+        yield [row for part in parts for row in unpack_rows(part)]
 
-    Every recover cycle leaves one more to wait. When as many rows wait as the data set has, each of them is due to
-    come again anyway, and a recover cycle's own batch is passed over: so memory and checkpoints stay bounded.
+
+class DeferredBatches:
+    """Queue of one rank's generation batches that wait to be explored; all ranks hold the same number.
+
+    Every recovery cycle adds one. When as many rows wait as the dataset has, each of them will come again anyway, and
+    the batch of a recovery cycle is skipped: so memory and checkpoints stay bounded.
 
     Args:
-        rows: of the data set; None if it is streamed and does not tell.
-        batch: rows of a generation batch of all ranks that are not equal: generation_batch_size / num_generations.
+        rows: number of rows of the dataset; None if it is streamed.
+        batch: number of different rows in a generation batch of all ranks: generation_batch_size / num_generations.
     """
 
     def __init__(self, rows: int | None, batch: int):
-        self.longest = STREAMED_BATCHES if rows is None else max(1, -(-rows // max(1, batch)))
+        self.max_batches = MAX_STREAMED_BATCHES if rows is None else max(1, -(-rows // max(1, batch)))
         self.batches: deque[PackedRows] = deque()
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """The data set's next batch waits behind the others."""
+        """Append the dataset's next batch."""
         self.batches.append(pack_rows(rows))
 
     def take(self) -> list[dict[str, Any]]:
-        """The batch that has waited longest."""
+        """Remove and return the oldest batch."""
         return unpack_rows(self.batches.popleft())
 
     def skip_newest(self) -> bool:
-        """Forget the newest batch if too many wait; returns whether it was."""
-        if len(self.batches) <= self.longest:
+        """Drop the newest batch if the queue is too long; returns whether it was dropped."""
+        if len(self.batches) <= self.max_batches:
             return False
         self.batches.pop()
         return True

@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Scores:
+class CycleScores:
     """What TRL hands to the reward functions, and their rewards.
 
     Args:
@@ -77,7 +77,7 @@ class Cycle:
     offset: int = 0
     contexts: Sequence[CorrectiveInstance] = ()
     single_turn: bool = False
-    scores: Scores | None = None
+    scores: CycleScores | None = None
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
@@ -200,7 +200,7 @@ class RolloutReader:
         decode: token ids to text, special tokens kept.
         eos_ids: ids that end a turn.
         threshold: a rollout with a smaller reward has failed.
-        step_reward: judges step tasks, None if there is no StepReward.
+        step_reward: has judged the step tasks; None if there is no StepReward.
     """
 
     decode: Callable[[list[int]], str]
@@ -208,34 +208,29 @@ class RolloutReader:
     threshold: float
     step_reward: StepReward | None = None
 
-    def read(
-        self, cycle: Cycle, masks: Sequence[Sequence[int] | None], has_tools: bool, progress: float
-    ) -> list[Rollout]:
+    def read(self, cycle: Cycle, masks: Sequence[Sequence[int] | None], has_tools: bool) -> list[Rollout]:
         """Return this rank's rollouts in order.
 
         Args:
             cycle: the cycle, with its scores.
             masks: per rollout, 1 for token ids the policy sampled and 0 for others; None where all were sampled.
             has_tools: whether texts may hold tool calls.
-            progress: fraction of the training done, in [0, 1].
         """
         if cycle.scores is None:
             raise RuntimeError("the cycle was not scored")
         rewards = cycle.scores.weighted()[cycle.offset : cycle.offset + len(cycle.rows)]
         return [
-            self._rollout(cycle.rows[i], cycle.scores, i, mask, rewards[i], has_tools, progress)
-            for i, mask in enumerate(masks)
+            self._rollout(cycle.rows[i], cycle.scores, i, mask, rewards[i], has_tools) for i, mask in enumerate(masks)
         ]
 
     def _rollout(
         self,
         row: Row,
-        scores: Scores,
+        scores: CycleScores,
         i: int,
         mask: Sequence[int] | None,
         reward: float,
         has_tools: bool,
-        progress: float,
     ) -> Rollout:
         task = task_of_row(row, scores.prompts[i])
         segments = sampled_segments(scores.completion_ids[i], mask)
@@ -244,8 +239,8 @@ class RolloutReader:
         is_judged = not math.isnan(reward)
         verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)
         if is_judged and task.reference is not None and self.step_reward is not None:
-            step = self.step_reward.verdict(task, turns[-1], len(scores.completion_ids[i]), progress)
-            verdict = replace(verdict, failed=step.failed, parts=step.parts)
+            step = self.step_reward.verdict_of(task.id, scores.completion_ids[i])
+            verdict = replace(verdict, failed=step.failed or turns[-1].truncated, parts=step.parts)
         if (corrective := scores.corrective_turns.get(i)) is not None:
             turns = (with_results(turns[0], corrective),)
             verdict = replace(verdict, failed=not corrective.resolved)

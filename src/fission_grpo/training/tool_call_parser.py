@@ -1,8 +1,8 @@
-"""Tool calls nobody can read are answered with an error, so that the policy can mend them within the episode.
+"""Parse errors as tool results, so that the policy can correct a malformed tool call within the episode.
 
-TRL drops such a call and ends the episode without a word. Here the tokenizer's `parse_response`, which TRL asks for
-the calls of a turn, turns it into a call of the first tool with the one argument `PARSE_ERROR`, which tools wrapped by
-`with_parse_errors` (or watched) refuse with the parser's message.
+TRL drops a call that it cannot parse and ends the episode. Here the tokenizer's `parse_response`, which TRL uses to
+read the calls of a turn, turns it into a call of the first tool with the one argument `PARSE_ERROR`. Tools wrapped by
+`with_parse_errors` (and guarded environments) raise the parser's message for it.
 """
 
 from __future__ import annotations
@@ -20,119 +20,121 @@ from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_
 
 _log = logging.getLogger(__name__)
 
-
 _PROBE = {"type": "function", "function": {"name": "fission_probe", "arguments": {"key": "value"}}}
 
 
 def with_parse_errors(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """A tool function that answers unreadable calls; otherwise the same, with the same signature."""
+    """Wrap a tool function so that malformed calls raise ToolCallParseError; its signature stays the same."""
     if inspect.iscoroutinefunction(tool):
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            _refuse(kwargs)
+            _raise_parse_error(kwargs)
             return await tool(*args, **kwargs)
 
         return call_async
 
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
-        _refuse(kwargs)
+        _raise_parse_error(kwargs)
         return tool(*args, **kwargs)
 
     return call
 
 
-def report_parse_errors(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) -> bool:
-    """Make a tokenizer's `parse_response` show calls that cannot be read. Returns whether it does so now.
-
-    It does not for chat templates that write calls otherwise than as JSON in `<tool_call>` tags, whose valid calls
-    our parser would not know. A call cut off at the length limit is left as it is: the episode ends there anyway.
-    With any template it raises ValueError, which TRL takes as "no call", where it would raise what TRL does not
-    expect (RecursionError), or where a call holds what is no JSON (NaN, unpaired surrogates, nesting beyond
-    `json_text.MAX_DEPTH`): such values would end training later, in a tool, the tokenizer or a checkpoint. Calls that
-    only our parser finds are made.
-
-    Args:
-        tokenizer: whose parser is wrapped, once.
-        tools: that all rows have, for a TRL that does not tell the parser its row's tools (before 1.16). From the
-            first one the policy hears of the unreadable call; none: it does not.
-    """
-    tokenizer._fission_tools = tuple(tools)
-    told = getattr(tokenizer, "_fission_tells_unreadable", None)
-    if told is not None:
-        return told
-    tells, original, schemas = _writes_our_format(tokenizer), tokenizer.parse_response, ToolSchemaCache()
-
-    @functools.wraps(original)
-    def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
-        known = kwargs.get("tools") or tokenizer._fission_tools
-        given = {**kwargs, "tools": schemas.of(kwargs["tools"])} if kwargs.get("tools") else kwargs
-        message, fault = None, None
-        try:
-            message = original(response, *args, **given)
-        except Exception as error:  # noqa: BLE001 - whatever a policy writes; TRL itself survives only two of these
-            fault = error
-        refused = None if message is None else _refused(message)
-        if tells and known:
-            turn = None if message is not None and _calls(message) else _read(tokenizer, response)
-            reason = refused or (turn.error if turn is not None else None)
-            if reason is not None:
-                return _asking([ToolCall(_name(known[0]), {PARSE_ERROR: reason})])
-            if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
-                return _asking(turn.calls, turn.content)
-        if fault is not None or refused is not None:  # ValueError and TypeError are what TRL takes as "no call"
-            raise fault if isinstance(fault, ValueError | TypeError) else ValueError(refused or repr(fault)) from fault
-        return message
-
-    tokenizer.parse_response, tokenizer._fission_tells_unreadable = parse_response, tells
-    return tells
-
-
-def enable_parse_errors(trainer: Any) -> None:
-    """Let the policy of a trainer hear of calls that cannot be read, or warn that this is not possible."""
-    answerers = tools_of_every_row(trainer)
-    if not report_parse_errors(trainer._tokenizer, answerers):
-        _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
-    elif not answerers and not parser_knows_tools():
-        _log.warning("environments share no tool, and TRL is older than 1.16: unreadable calls end the episode")
-
-
-class ToolSchemaCache:
-    """JSON schemas of tool functions, made once; transformers makes them anew, from docstrings, for every turn read.
-
-    That took 0.1 s of a starter policy's step of 2 s. Schemas do not change, so the key is the functions.
-    """
-
-    def __init__(self):
-        self._known: dict[tuple[Any, ...], list[Any]] = {}
-
-    def of(self, tools: Any) -> Any:
-        """The schemas of a list of functions or methods; the list itself if it holds anything else."""
-        if not all(inspect.isfunction(tool) or inspect.ismethod(tool) for tool in tools):
-            return tools
-        key = tuple(tools)
-        if key not in self._known:
-            from transformers.utils import get_json_schema
-
-            self._known[key] = [get_json_schema(tool) for tool in tools]
-        return self._known[key]
-
-
-def _refuse(kwargs: Mapping[str, Any]) -> None:
+def _raise_parse_error(kwargs: Mapping[str, Any]) -> None:
     if PARSE_ERROR in kwargs:
         raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
 
 
-def _asking(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any]:
-    """A turn with calls, as TRL takes it."""
+def enable_parse_errors(trainer: Any) -> None:
+    """Report parse errors to a trainer's policy, or warn that this is not possible."""
+    tools = tools_of_every_row(trainer)
+    if not report_parse_errors(trainer._tokenizer, tools):
+        _log.warning("this chat template writes calls in a format of its own: unreadable ones end the episode")
+    elif not tools and not parser_knows_tools():
+        _log.warning("environments share no tool, and TRL is older than 1.16: unreadable calls end the episode")
+
+
+def report_parse_errors(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()) -> bool:
+    """Replace a tokenizer's `parse_response` by one that reports malformed calls. A second call changes `tools` only.
+
+    - Parse errors are reported for chat templates that write calls as JSON in `<tool_call>` tags. A call cut off at
+      the length limit is not reported, as the episode ends there. Calls that only our parser finds are made.
+    - For every template, errors that TRL does not expect (RecursionError) become ValueError, which TRL takes as "no
+      call". So do calls that are no valid JSON (NaN, unpaired surrogates, nesting beyond `json_io.MAX_DEPTH`): such
+      values would stop training later, in a tool, the tokenizer or a checkpoint.
+
+    Args:
+        tokenizer: the tokenizer that TRL parses with.
+        tools: the tools that all rows have, for a TRL that does not pass a row's tools to the parser (before 1.16).
+            Errors are reported as the first one's; if there is none, they are not reported.
+
+    Returns:
+        Whether parse errors are reported for this chat template.
+    """
+    tokenizer._fission_tools = tuple(tools)
+    reports = getattr(tokenizer, "_fission_reports_parse_errors", None)
+    if reports is None:
+        reports = _writes_our_format(tokenizer)
+        tokenizer.parse_response = _reporting_parser(tokenizer, reports)
+        tokenizer._fission_reports_parse_errors = reports
+    return reports
+
+
+def _reporting_parser(tokenizer: Any, reports: bool) -> Callable[..., Any]:
+    original = tokenizer.parse_response
+
+    @functools.wraps(original)
+    def parse_response(response: Any, *args: Any, **kwargs: Any) -> Any:
+        tools = kwargs.get("tools") or tokenizer._fission_tools
+        if kwargs.get("tools"):
+            kwargs["tools"] = tool_schemas(kwargs["tools"])
+        message, error = None, None
+        try:
+            message = original(response, *args, **kwargs)
+        except Exception as caught:  # noqa: BLE001 - a policy can write anything; TRL itself expects only two of these
+            error = caught
+        problem = None if message is None else _problem_in_calls(message)
+        if reports and tools:
+            turn = None if message is not None and _has_valid_calls(message) else _parse_turn(tokenizer, response)
+            reason = problem or (turn.error if turn is not None else None)
+            if reason is not None:
+                return _message_with([ToolCall(_name_of(tools[0]), {PARSE_ERROR: reason})])
+            if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
+                return _message_with(turn.calls, turn.content)
+        if isinstance(error, ValueError | TypeError):  # what TRL takes as "no call"
+            raise error
+        if error is not None or problem is not None:
+            raise ValueError(problem or repr(error)) from error
+        return message
+
+    return parse_response
+
+
+def tool_schemas(tools: Any) -> Any:
+    """The JSON schemas of a list of functions or methods; the list itself if it holds anything else."""
+    if all(inspect.isfunction(tool) or inspect.ismethod(tool) for tool in tools):
+        return _schemas_of(tuple(tools))
+    return tools
+
+
+@functools.lru_cache(maxsize=512)  # else made for every turn: 0.1 s of a starter policy's step of 2 s
+def _schemas_of(tools: tuple[Any, ...]) -> list[Any]:
+    from transformers.utils import get_json_schema
+
+    return [get_json_schema(tool) for tool in tools]
+
+
+def _message_with(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any]:
+    """An assistant message with calls in TRL's form."""
     functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
     tool_calls = [{"type": "function", "function": function} for function in functions]
     return {"role": "assistant", "content": content, "tool_calls": tool_calls}
 
 
-def _read(tokenizer: Any, response: Any) -> Turn | None:
-    """The turn (token ids) as our own parser reads it, None if there is none."""
+def _parse_turn(tokenizer: Any, response: Any) -> Turn | None:
+    """The turn (token ids) as our parser reads it, None if `response` is no list of token ids."""
     if not isinstance(response, list) or not response or not isinstance(response[-1], int):
         return None
     ended = response[-1] == tokenizer.eos_token_id
@@ -140,20 +142,24 @@ def _read(tokenizer: Any, response: Any) -> Turn | None:
     return parse(text, truncated=not ended)
 
 
-def _calls(message: Any) -> bool:
-    """Whether a parsed message has calls that TRL will make."""
-    functions = [call.get("function") for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
+def _functions(message: Any) -> list[Any]:
+    """The `function` of each call of a parsed message."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    return [call.get("function") for call in calls or () if isinstance(call, Mapping)]
+
+
+def _has_valid_calls(message: Any) -> bool:
+    """Whether a parsed message has calls, all of which TRL will make."""
+    functions = _functions(message)
     return bool(functions) and all(
         isinstance(f, Mapping) and isinstance(f.get("name"), str) and isinstance(f.get("arguments"), Mapping)
         for f in functions
     )
 
 
-def _refused(message: Any) -> str | None:
-    """Why calls that were read must not be made, None if they may."""
-    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-    for call in calls or ():
-        function = call.get("function") if isinstance(call, Mapping) else None
+def _problem_in_calls(message: Any) -> str | None:
+    """The reason why parsed calls must not be made, None if they may."""
+    for function in _functions(message):
         if isinstance(function, Mapping):
             if problem := problem_in([function.get("name"), function.get("arguments")]):
                 return f"tool call is not valid JSON: {problem}"
@@ -162,7 +168,7 @@ def _refused(message: Any) -> str | None:
     return None
 
 
-def _name(tool: Any) -> str:
+def _name_of(tool: Any) -> str:
     return tool.get("function", tool)["name"] if isinstance(tool, Mapping) else tool.__name__
 
 
@@ -171,7 +177,7 @@ def _writes_our_format(tokenizer: Any) -> bool:
     dialogue = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [_PROBE]}]
     try:
         text = tokenizer.apply_chat_template(dialogue, tokenize=False)
-    except Exception:  # noqa: BLE001 - templates raise what they like for dialogues they do not take
+    except Exception:  # noqa: BLE001 - a template can raise anything for a dialogue that it does not support
         return False
     calls = parse(text.split("assistant")[-1].rsplit("</tool_call>", 1)[0] + "</tool_call>").calls
     return [(call.name, dict(call.arguments)) for call in calls] == [("fission_probe", {"key": "value"})]

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from fission_grpo.core.rewards import StepReward, progress_of
+from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Rollout
 from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
@@ -48,8 +48,8 @@ from fission_grpo.training.checkpoint import (
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
 from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
-from fission_grpo.training.rollouts import Cycle, LocalEnvironments, RolloutReader, Row, Scores, row_of_task
-from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS
+from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
+from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, eos_token_ids
 
@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 check_names(GRPOTrainer)
 
 
-class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
+class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, GRPOTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.
@@ -209,16 +209,18 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin):
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object([env._fission_monitor.infrastructure_error is not None for env in self.environments])
+            broken = gather_object(
+                [env._fission_monitor.infrastructure_error is not None for env in self.environments]
+            )
             rewards[broken] = math.nan
-        cycle.scores = Scores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
+        cycle.scores = CycleScores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
         return rewards
 
     # -- after a cycle -----------------------------------------------------------------------------------------------
 
     def _read_rollouts(self, output: dict[str, Any]) -> list[Rollout]:
         masks = output["tool_mask"].tolist() if output.get("tool_mask") is not None else [None] * len(self.cycle.rows)
-        return self._reader.read(self.cycle, masks, bool(self.tools), progress_of(self.state))
+        return self._reader.read(self.cycle, masks, bool(self.tools))
 
     def _observe(self, rollouts: list[Rollout]) -> None:
         """Share this rank's rollouts with all ranks, request feedback on the failed ones, and log the cycle."""

@@ -1,7 +1,8 @@
-"""From any layout's dialogue to step tasks: every assistant turn with calls becomes one, with its history."""
+"""From dialogues to step tasks, for all layouts: each assistant turn with calls becomes one, with its history."""
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,86 +10,91 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.errors import TaskFileError
-from fission_grpo.core.tool_schema import check_call, check_tool_schema
-from fission_grpo.core.types import (
-    ErrorKind,
-    Message,
-    Task,
-    ToolCall,
-)
-from fission_grpo.data.convert.toolrl import Converted, RowDropped, json_schema, restored
+from fission_grpo.core.errors import RowError, TaskFileError
+from fission_grpo.core.files import parse_json_lines
+from fission_grpo.core.tool_schema import check_call
+from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
-_COMBINED = ("anyOf", "oneOf", "allOf", "$ref")
+
+class RowDropped(Exception):
+    """A row or turn cannot become a task. The message is the reason, without details of the row, for counting."""
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A row as chat messages with structured `tool_calls`, whatever its layout was."""
+    """A row as chat messages with structured `tool_calls`, and tools `{"name", "description", "parameters"}`."""
 
     tools: tuple[Mapping[str, Any], ...]
     messages: tuple[Message, ...]
 
 
-RowReader = Callable[[Mapping[str, Any]], Dialogue]
-"""Reads one row. Raises RowDropped with the reason why it cannot."""
+RowReader = Callable[[Mapping[str, Any]], Dialogue]  # may raise RowDropped, or RowError to refuse the file
 
 
-def convert_rows(path: Path, read: RowReader, abstentions: bool) -> Converted:
-    """All rows of a file as step tasks, ids like "FILE:ROW#TURN" (rows and turns from 1).
+@dataclass(frozen=True)
+class Converted:
+    """The tasks of a file, and counts of the rest."""
+
+    tasks: tuple[Task, ...]
+    rows: int  # possible tasks, kept or dropped: assistant turns, and rows that could not be read
+    dropped: Mapping[str, int]  # by reason
+    restored: int  # tasks with a string in the reference converted to the type that its schema demands
+
+    def summary(self) -> str:
+        """One line of totals, then one per reason."""
+        lines = [f"{len(self.tasks)} of {self.rows} kept ({self.restored} with strings restored to their types)"]
+        return "\n".join([*lines, *(f"  dropped {count:4d}: {reason}" for reason, count in self.dropped.items())])
+
+
+def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_only: bool = False) -> Converted:
+    """Convert all rows of a file. Raises TaskFileError if it cannot be read, or nothing in it can become a task.
 
     Args:
         path: .json (a list), .jsonl or .parquet.
         read: the layout.
-        abstentions: make tasks of assistant turns without calls as well, with an empty reference.
-
-    Returns:
-        Converted: `rows` counts assistant turns that might be tasks and rows that could not be read, so that
-            kept and dropped add up to it.
-
-    Raises:
-        TaskFileError: the file cannot be read, or nothing in it can become a task.
+        abstentions: also make tasks, with an empty reference, of assistant turns without calls.
+        last_only: make a task, "FILE:ROW", of each row's last turn only; else "FILE:ROW#TURN" of each (from 1).
     """
     tasks: list[Task] = []
     dropped: Counter[str] = Counter()
-    total = changed = 0
+    restored = 0
     for number, row in enumerate(read_rows(path), start=1):
+        name = f"{path.stem}:{number}"
         try:
             dialogue = read(row)
         except RowDropped as reason:
             dropped[str(reason)] += 1
-            total += 1
             continue
-        for turn, task in enumerate(_candidates(dialogue, f"{path.stem}:{number}", abstentions), start=1):
-            total += 1
+        except RowError as mistake:
+            raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
+        places = [
+            at
+            for at, message in enumerate(dialogue.messages)
+            if message["role"] == "assistant" and (message.get("tool_calls") or abstentions)
+        ]
+        for turn, at in enumerate(places[-1:] if last_only else places, start=1):
             try:
-                made, was_restored = task(turn)
+                task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}")
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
-            tasks.append(made)
-            changed += was_restored
+            tasks.append(task)
+            restored += is_restored
     if not tasks:
         why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "no assistant turn calls a tool"
         raise TaskFileError(f"{path}: nothing in it can become a task ({why}); is it in the layout you named?")
-    return Converted(tuple(tasks), total, dict(dropped.most_common()), changed)
-
-
-def _candidates(dialogue: Dialogue, name: str, abstentions: bool) -> Iterator[Callable[[int], tuple[Task, bool]]]:
-    for at, message in enumerate(dialogue.messages):
-        if message["role"] == "assistant" and (message.get("tool_calls") or abstentions):
-            yield lambda turn, at=at: _task(dialogue, at, f"{name}#{turn}")
+    return Converted(tuple(tasks), len(tasks) + dropped.total(), dict(dropped.most_common()), restored)
 
 
 def _task(dialogue: Dialogue, at: int, name: str) -> tuple[Task, bool]:
+    """The task to generate message `at`, and whether strings in its reference were restored to their types."""
     history = dialogue.messages[:at]
     if not history or history[-1]["role"] not in ("user", "tool"):
         raise RowDropped("the turn follows no user message or tool result")
     if any(message["role"] == "system" for message in history[1:]):
         raise RowDropped("a system message stands in the middle")
-    asked = [entry["function"] for entry in dialogue.messages[at].get("tool_calls") or ()]
-    calls = [ToolCall(call["name"], call["arguments"]) for call in asked]
-    reference = tuple(restored(call, dialogue.tools) for call in calls)
+    calls = [ToolCall(**entry["function"]) for entry in dialogue.messages[at].get("tool_calls") or ()]
+    reference = tuple(_restored(call, dialogue.tools) for call in calls)
     for call in reference:
         problem = check_call(call, dialogue.tools)
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
@@ -98,98 +104,79 @@ def _task(dialogue: Dialogue, at: int, name: str) -> tuple[Task, bool]:
     return Task(name, history, dialogue.tools, reference), list(reference) != calls
 
 
-def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a .json (a list, or one object a line), .jsonl or .parquet file.
+def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
+    """The call with strings replaced by the values they spell ("2.5"), where the schema forbids the string. [ours]"""
+    schema = next((tool["parameters"] for tool in tools if tool["name"] == call.name), {})
+    tool = {"name": call.name, "parameters": {"type": "object", "properties": schema.get("properties", {})}}
+    arguments = dict(call.arguments)
+    for name, value in call.arguments.items():
+        if not isinstance(value, str) or check_call(ToolCall(call.name, {name: value}), [tool]) is None:
+            continue
+        try:
+            meant = read_literal(value)
+        except ValueError:
+            continue
+        if check_call(ToolCall(call.name, {name: meant}), [tool]) is None:
+            arguments[name] = meant
+    return ToolCall(call.name, arguments)
 
-    Raises:
-        TaskFileError: naming file and row.
-    """
+
+def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a .json (a list, or one object a line), .jsonl or .parquet file. Raises TaskFileError."""
     if path.suffix == ".parquet":
-        yield from _parquet(path)
+        import pyarrow.parquet
+
+        try:
+            yield from pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise TaskFileError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
         return
     try:
-        text = path.read_bytes().decode("utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a data file") from error
-    except UnicodeDecodeError as error:
-        raise TaskFileError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        rows = enumerate(_json(path, text, "the file"), start=1)
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-        rows = ((number, _json(path, line, f"row {number}")) for number, line in lines if line.strip())
+    rows: Iterable[tuple[int, Any]] = parse_json_lines(content)
+    if path.suffix == ".json" and content.lstrip().startswith(b"["):
+        try:
+            rows = enumerate(json.loads(content), start=1)
+        except (ValueError, RecursionError) as error:
+            raise TaskFileError(f"{path}: not JSON ({error})") from error
     for number, row in rows:
+        if isinstance(row, ValueError):
+            raise TaskFileError(f"{path}, row {number}: not JSON ({row}); a .jsonl has one object a line")
         if not isinstance(row, dict):
             raise TaskFileError(f"{path}, row {number}: must be an object, got a {type(row).__name__}")
         yield row
 
 
-def _json(path: Path, text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TaskFileError(f"{path}, {where}: not JSON ({error}); a .jsonl has one object a line") from error
-
-
-def _parquet(path: Path) -> list[Mapping[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise TaskFileError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-
-
 def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
-    """A field of a row. Raises RowDropped if it is missing or of another kind."""
+    """A field of a row. Raises RowDropped if it is missing or of another type."""
     value = row.get(name)
     if not isinstance(value, kind):
         raise RowDropped(f"field '{name}' is missing or of the wrong type")
     return value
 
 
-def decoded(value: Any, what: str) -> Any:
-    """A value that may stand as JSON text. Raises RowDropped if that cannot be read."""
-    if not isinstance(value, str):
-        return value
+def decoded(value: Any, what: str, read: Callable[[str], Any] = json.loads) -> Any:
+    """A value that may be given as text, to be decoded by `read`. Raises RowDropped, naming `what`, if that fails."""
     try:
-        return json.loads(value)
+        return read(value) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
         raise RowDropped(f"{what} cannot be read") from error
 
 
-def tools_of(listed: Any) -> tuple[Mapping[str, Any], ...]:
-    """Tools as `{"name", "description", "parameters"}`, from OpenAI's form or a bare list of parameters.
-
-    Types are JSON's or Python's ("str, optional", "List[int]"); one we do not know puts no constraint. [ours]
-
-    Raises:
-        RowDropped: they cannot be read, or two have the same name.
-    """
-    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        raise RowDropped("the tools cannot be read")
-    tools = []
-    for entry in listed:
-        tool = entry.get("function", entry) if isinstance(entry.get("function", entry), dict) else entry
-        made = {"name": tool.get("name"), "description": str(tool.get("description") or "")}
-        made["parameters"] = _parameters(tool.get("parameters"))
+def read_literal(text: str) -> Any:
+    """The JSON value that `text` spells as JSON or as a Python literal. Raises ValueError."""
+    for read in (json.loads, ast.literal_eval):
         try:
-            check_tool_schema(made)
-        except ValueError as error:
-            raise RowDropped("a tool's parameters cannot be read") from error
-        tools.append(made)
-    if len({tool["name"] for tool in tools}) < len(tools):
-        raise RowDropped("two tools have the same name")
-    return tuple(tools)
+            return json.loads(json.dumps(read(text), allow_nan=False))
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    raise ValueError("neither JSON nor a Python literal")
 
 
-def assistant_calls(calls: Iterable[Mapping[str, Any]], content: str = "") -> dict[str, Any]:
-    """An assistant message with calls, each `{"name", "arguments"}`; arguments may stand as JSON text.
-
-    Raises:
-        RowDropped: a call cannot be read.
-    """
+def assistant_message(calls: Iterable[Any], content: str = "") -> dict[str, Any]:
+    """An assistant message with calls `{"name", "arguments"}`; arguments may be JSON text. Raises RowDropped."""
     entries = []
     for call in calls:
         arguments = decoded(call.get("arguments") or {}, "a tool call") if isinstance(call, Mapping) else None
@@ -199,56 +186,11 @@ def assistant_calls(calls: Iterable[Mapping[str, Any]], content: str = "") -> di
     return {"role": "assistant", "content": content, "tool_calls": entries}
 
 
-def results(content: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Tool messages for the calls before: one each if `content` is a list of as many entries, else one for all."""
+def tool_messages(content: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The results of the last message's calls: one message each if `content` is a list of that length, else one."""
     names = [call["function"]["name"] for call in messages[-1].get("tool_calls", ())] if messages else []
     if not names:
         raise RowDropped("a tool result follows no call")
     parts = content if isinstance(content, list) and len(content) == len(names) else [content]
-    return [
-        {
-            "role": "tool",
-            "name": name,
-            "content": part if isinstance(part, str) else json.dumps(part, ensure_ascii=False),
-        }
-        for name, part in zip(names, parts, strict=False)
-    ]
-
-
-def _parameters(given: Any) -> dict[str, Any]:
-    given = decoded(given, "a tool's parameters") or {"type": "object", "properties": {}}
-    if not isinstance(given, dict):
-        raise RowDropped("a tool's parameters cannot be read")
-    if isinstance(given.get("properties"), dict) or given.get("type") in ("object", "dict"):
-        return _schema(given)
-    required = [name for name, one in given.items() if isinstance(one, dict) and _is_required(one)]
-    return {"type": "object", "properties": {name: _schema(one) for name, one in given.items()}, "required": required}
-
-
-def _is_required(one: Mapping[str, Any]) -> bool:
-    return "default" not in one and not str(one.get("type", "")).replace(" ", "").endswith(",optional")
-
-
-def _schema(one: Any) -> dict[str, Any]:
-    """A schema whose types are JSON's, at every level."""
-    if not isinstance(one, dict):
-        return {}
-    made = {
-        key: value for key, value in one.items() if key in ("description", "enum", "default") and value is not None
-    }
-    if not isinstance(made.get("enum", []), list) or not made.get("enum", [1]):
-        del made["enum"]
-    if isinstance(one.get("properties"), dict) or one.get("type") in ("object", "dict"):
-        inner = one.get("properties") if isinstance(one.get("properties"), dict) else {}
-        made |= {"type": "object"}
-        if inner:
-            made["properties"] = {str(name): _schema(value) for name, value in inner.items()}
-        if isinstance(one.get("required"), list):
-            made["required"] = [str(name) for name in one["required"] if name in inner]
-        return made if inner or "type" in made else {"type": "object", "properties": {}}
-    if any(key in one for key in _COMBINED):
-        return made
-    made |= json_schema(one.get("type"))
-    if isinstance(one.get("items"), dict) and made.get("type") == "array":
-        made["items"] = _schema(one["items"])
-    return made
+    texts = [part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts]
+    return [{"role": "tool", "name": name, "content": text} for name, text in zip(names, texts, strict=False)]

@@ -25,7 +25,9 @@ FILES = {
 }
 """The eight classes, with the file name of their function docs and of their module."""
 
-_JSON_TYPES = {"dict": "object", "float": "number"}
+_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
+
+
 _HINTS: Mapping[str, Any] = {"string": str, "float": float, "integer": int, "boolean": bool, "dict": dict}
 
 
@@ -59,9 +61,30 @@ def function_doc(function: str) -> Mapping[str, Any]:
 
 
 def official_schema(function: str) -> dict[str, Any]:
-    """A function as `{"name", "description", "parameters"}` in standard JSON schema ("dict" becomes "object")."""
+    """A function as `{"name", "description", "parameters"}` in standard JSON schema."""
     doc = function_doc(function)
-    return {"name": function, "description": doc["description"], "parameters": _json_schema(doc["parameters"])}
+    return {"name": function, "description": doc["description"], "parameters": to_json_schema(doc["parameters"])}
+
+
+def to_json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
+    """A documented parameter, or all parameters, in standard JSON schema.
+
+    Example:
+        The type "dict" becomes "object", "float" "number", "tuple" "array"; "any" puts no constraint.
+    """
+    schema = dict(field)
+    if schema.get("type") == "any":
+        del schema["type"]
+    elif isinstance(schema.get("type"), str):
+        schema["type"] = _JSON_TYPES.get(schema["type"], schema["type"])
+    if isinstance(schema.get("properties"), Mapping):
+        schema["properties"] = {name: to_json_schema(inner) for name, inner in schema["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), Mapping):
+            schema[key] = to_json_schema(schema[key])
+    if schema.get("default", "") is None:
+        del schema["default"]
+    return schema
 
 
 def signature(function: str) -> inspect.Signature:
@@ -91,17 +114,6 @@ def docstring(function: str) -> str:
         fields = "".join(f" {key}: {_one_line(value['description'])}" for key, value in inner)
         lines.append(f"    {name}: {_one_line(field.get('description', ''))}{fields}")
     return "\n".join(lines).strip()
-
-
-def _json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
-    schema = {**field, "type": _JSON_TYPES.get(field["type"], field["type"])}
-    if "properties" in field:
-        schema["properties"] = {name: _json_schema(inner) for name, inner in field["properties"].items()}
-    if "items" in field:
-        schema["items"] = _json_schema(field["items"])
-    if schema.get("default", "") is None:
-        del schema["default"]
-    return schema
 
 
 def _hint(field: Mapping[str, Any]) -> Any:

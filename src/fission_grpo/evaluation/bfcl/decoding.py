@@ -1,10 +1,9 @@
-"""BFCL's decode rules: which calls an official handler reads in a reply, as Python source, without ever running any.
+"""BFCL's official decode rules: which calls a handler reads in a reply, as Python source, without executing anything.
 
-Two rules: of the official `QwenFCHandler` (`<tool_call>` blocks), and of the prompting handlers (a list of Python
-calls). Both are followed with their quirks: blocks that are no JSON are dropped without a word, positional arguments
-of Python calls too, bare names are strings, any sign before a number is a minus. One difference: arithmetic in
-arguments, which officially goes through `eval`, is computed here for numbers and texts of moderate size, and otherwise
-counts as undecodable.
+There are two rules: of `QwenFCHandler` (`<tool_call>` blocks) and of the prompting handlers (a list of Python calls).
+Both are followed exactly: blocks that are not JSON are dropped silently, and so are positional arguments of Python
+calls; bare names are strings; any sign before a number is a minus. One difference: arithmetic in arguments, which
+officially goes through `eval`, is computed here for numbers and texts of moderate size, and is otherwise undecodable.
 """
 
 from __future__ import annotations
@@ -15,25 +14,16 @@ import operator
 import re
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.json_io import MAX_DEPTH
 
-_LARGEST = 10_000
+_MAX_SIZE = 10_000
 """Most digits or characters that arithmetic in arguments may give. [ours]"""
 
-
-_MOST_BITS = 14_000
-"""Longest whole number, in bits: 4,215 digits, a little less than Python's own limit. [ours]"""
-
-
-def writable(value: Any) -> Any:
-    """A value, unless it is a whole number of more digits than Python writes out (4,300): nobody could record it."""
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        raise ValueError("a number in an argument is too large")
-    return value
-
+_MAX_BITS = 14_000
+"""Longest integer, in bits: 4,215 digits, below Python's limit of 4,300 for writing an integer as text. [ours]"""
 
 _OPERATORS = {
     ast.Add: operator.add,
@@ -44,38 +34,7 @@ _OPERATORS = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-
-
-def arithmetic(node: ast.expr) -> Any:
-    """The value of arithmetic on literals. Raises ValueError for anything else, or for what would grow too large."""
-    match node:
-        case ast.BinOp() if type(node.op) in _OPERATORS:
-            left, right = arithmetic(node.left), arithmetic(node.right)
-            if _size(node.op, left, right) > _LARGEST:
-                raise ValueError("arithmetic in an argument is too large")
-            return _OPERATORS[type(node.op)](left, right)
-        case ast.UnaryOp(op=ast.USub()):
-            return -arithmetic(node.operand)
-        case ast.UnaryOp(op=ast.UAdd()):
-            return +arithmetic(node.operand)
-        case ast.Constant(value=int() | float() | str() as value):
-            return value
-    raise ValueError("an argument is no plain value")
-
-
-def _size(op: ast.operator, left: Any, right: Any) -> float:
-    """At most how many digits or characters the result has. Raises TypeError where the operator does not apply."""
-    if isinstance(op, ast.Pow):
-        return len(str(left)) * max(1, abs(right))
-    if isinstance(op, ast.Mult) and str in (type(left), type(right)):
-        text, number = (left, right) if isinstance(left, str) else (right, left)
-        return len(text) * max(0, number)
-    return len(str(left)) + len(str(right))
-
-
 _OPEN, _CLOSE = "<tool_call>\n", "\n</tool_call>"
-
-
 _CALLED = re.compile(r"(?<![\w.])([\w.]++)\s*+\(")
 
 
@@ -85,11 +44,11 @@ class Undecodable(ValueError):
 
 @dataclass(frozen=True)
 class OfficialCall:
-    """A call as the official executor gets it.
+    """A call as the official executor receives it.
 
     Args:
         name: as the policy wrote it.
-        arguments: by name, cleaned of what is no JSON.
+        arguments: by name, converted to JSON values.
         source: Python source, which officially is given to `eval`.
     """
 
@@ -100,9 +59,9 @@ class OfficialCall:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is read in a reply: `calls`, none of which ends the turn, and why something in it is `unread`, if so."""
+    """What is read in a reply: `calls` (none end the turn), and why something in it is `unread`, else None."""
 
-    calls: tuple[OfficialCall, ...] = field(default=())
+    calls: tuple[OfficialCall, ...] = ()
     unread: str | None = None
 
 
@@ -115,8 +74,38 @@ def answer_text(text: str) -> str:
     return text.split("</think>")[-1].lstrip("\n") if "</think>" in text else text
 
 
+def decode_hermes(text: str, truncated: bool = False) -> Decoded:
+    """Decode a reply by the rule of `QwenFCHandler`. `unread` says what was dropped; a cut-off end is not an error."""
+    answer = answer_text(text)
+    try:
+        calls = hermes_calls(answer)
+    except Undecodable as error:
+        return Decoded(unread=str(error))
+    unread, outside = hermes_objects(answer)[1], _blocks(answer)[1]
+    if unread is None and "<tool_call>" in outside and not (truncated and "</tool_call>" not in outside):
+        unread = "a tool call must be <tool_call>, one JSON object and </tool_call>, each on a line of its own"
+    return Decoded(tuple(calls), unread)
+
+
+def decode_python(text: str, functions: Collection[str], truncated: bool = False) -> Decoded:
+    """Decode a reply by the rule of the prompting handlers.
+
+    Args:
+        text: the reply.
+        functions: names of documented functions. A reply that cannot be decoded is `unread` only if it calls one of
+            them; otherwise it is an answer in words.
+        truncated: the reply reached its length limit; then it is never `unread`.
+    """
+    answer = answer_text(text)
+    try:
+        return Decoded(tuple(python_calls(answer)))
+    except Undecodable as error:
+        names = set(_CALLED.findall(answer))
+        return Decoded(unread=str(error) if names & set(functions) and not truncated else None)
+
+
 def hermes_objects(text: str) -> tuple[list[Any], str | None]:
-    """The JSON values in `<tool_call>` blocks, and what is wrong with the first block that holds none (dropped)."""
+    """The JSON values in `<tool_call>` blocks, and what is wrong with the first block that is not JSON."""
     found, problem = [], None
     for block in _blocks(text)[0]:
         try:
@@ -140,7 +129,10 @@ def hermes_calls(text: str) -> list[OfficialCall]:
 
 
 def calls_of_mapping(item: Mapping[str, Any]) -> list[OfficialCall]:
-    """`{name: arguments}`, arguments perhaps as JSON text, as API models' results are written. Raises Undecodable."""
+    """Calls of `{name: arguments}`, as results of API models are written; arguments may be JSON text.
+
+    Raises Undecodable.
+    """
     return [_hermes_call(name, arguments) for name, arguments in item.items()]
 
 
@@ -150,7 +142,7 @@ def python_ast(text: str) -> list[dict[str, Any]]:
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"
     try:
-        body = _parsed(text.strip().strip("'"))
+        body = parse_expression(text.strip().strip("'"))
         if isinstance(body, ast.Call):
             return [_resolved_call(body)]
         if not isinstance(body, ast.List | ast.Tuple | ast.Set):
@@ -177,39 +169,8 @@ def python_calls(text: str) -> list[OfficialCall]:
     return calls
 
 
-def decode_hermes(text: str, truncated: bool = False) -> Decoded:
-    """A reply under the rule of `QwenFCHandler`. `unread` says what was dropped; a cut-off end is no error of form."""
-    answer = answer_text(text)
-    try:
-        calls = hermes_calls(answer)
-    except Undecodable as error:
-        return Decoded(unread=str(error))
-    unread = hermes_objects(answer)[1]
-    begun = _blocks(answer)[1]
-    if unread is None and "<tool_call>" in begun and not (truncated and "</tool_call>" not in begun):
-        unread = "a tool call must be <tool_call>, one JSON object and </tool_call>, each on a line of its own"
-    return Decoded(tuple(calls), unread)
-
-
-def decode_python(text: str, functions: Collection[str], truncated: bool = False) -> Decoded:
-    """A reply under the rule of the prompting handlers.
-
-    Args:
-        text: the reply.
-        functions: names of documented functions; a reply that cannot be decoded is `unread` only if one of these is
-            called in it, and else is an answer in words.
-        truncated: it hit its length limit; it is then no error of form.
-    """
-    answer = answer_text(text)
-    try:
-        return Decoded(tuple(python_calls(answer)))
-    except Undecodable as error:
-        named = set(_CALLED.findall(answer))
-        return Decoded(unread=str(error) if named & set(functions) and not truncated else None)
-
-
 def clean(value: Any, depth: int = 0) -> Any:
-    """A value as JSON for a record: tuples become lists; what is no JSON, or nested too deeply, becomes its repr."""
+    """A value as JSON for a record: tuples become lists; other types, and deep nesting, become their repr."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if value is None or isinstance(value, bool | int):
@@ -227,9 +188,9 @@ def clean(value: Any, depth: int = 0) -> Any:
 
 
 def _blocks(text: str) -> tuple[list[str], str]:
-    """What stands in the blocks, and the text without them.
+    """The contents of the blocks, and the text without the blocks.
 
-    As `re.findall(r"<tool_call>\\n(.*?)\\n</tool_call>", text, re.DOTALL)`, in linear time whatever the text.
+    As `re.findall(r"<tool_call>\\n(.*?)\\n</tool_call>", text, re.DOTALL)`, in linear time for any text.
     """
     found, outside, at = [], [], 0
     while (start := text.find(_OPEN, at)) >= 0 and (end := text.find(_CLOSE, start + len(_OPEN))) >= 0:
@@ -263,10 +224,11 @@ def _hermes_call(name: Any, arguments: Any) -> OfficialCall:
     return OfficialCall(clean(str(name)), clean(arguments), source)
 
 
-def _parsed(text: str) -> ast.expr:
+def parse_expression(text: str) -> ast.expr:
+    """The syntax tree of a Python expression. Raises SyntaxError, and whatever else `ast.parse` raises."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in the text are not our code's
-        return ast.parse(text, mode="eval").body
+        warnings.simplefilter("ignore")  # about invalid escapes in the text
+        return ast.parse(text, "<string>", "eval").body
 
 
 def _resolved_call(node: ast.Call) -> dict[str, Any]:
@@ -276,15 +238,15 @@ def _resolved_call(node: ast.Call) -> dict[str, Any]:
         function = function.value
     if isinstance(function, ast.Name):
         parts.append(function.id)
-    return {".".join(reversed(parts)): {one.arg: _resolved(one.value) for one in node.keywords}}
+    return {".".join(reversed(parts)): {keyword.arg: _resolved(keyword.value) for keyword in node.keywords}}
 
 
 def _resolved(node: ast.expr | None) -> Any:
     match node:
         case ast.Constant():
-            return "..." if node.value is Ellipsis else writable(node.value)
+            return "..." if node.value is Ellipsis else _check_size(node.value)
         case ast.UnaryOp(operand=ast.Constant(value=int() | float() | complex() as value)):
-            return -writable(value)  # officially so, whatever the sign
+            return -_check_size(value)  # officially so, whatever the sign
         case ast.List():
             return [_resolved(item) for item in node.elts]
         case ast.Tuple():
@@ -293,7 +255,7 @@ def _resolved(node: ast.expr | None) -> Any:
             pairs = zip(node.keys, node.values, strict=True)
             return {_resolved(key): _resolved(value) for key, value in pairs}
         case ast.BinOp():
-            return writable(arithmetic(node))
+            return _check_size(_arithmetic(node))
         case ast.Name():
             return node.id
         case ast.Call():
@@ -303,8 +265,42 @@ def _resolved(node: ast.expr | None) -> Any:
     raise Undecodable("an argument is no plain value")
 
 
+def _check_size(value: Any) -> Any:
+    """The value. Raises ValueError for an integer that cannot be written as text."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise ValueError("a number in an argument is too large")
+    return value
+
+
+def _arithmetic(node: ast.expr) -> Any:
+    """The value of arithmetic on literals. Raises ValueError for anything else, or if the value is too large."""
+    match node:
+        case ast.BinOp() if type(node.op) in _OPERATORS:
+            left, right = _arithmetic(node.left), _arithmetic(node.right)
+            if _size(node.op, left, right) > _MAX_SIZE:
+                raise ValueError("arithmetic in an argument is too large")
+            return _OPERATORS[type(node.op)](left, right)
+        case ast.UnaryOp(op=ast.USub()):
+            return -_arithmetic(node.operand)
+        case ast.UnaryOp(op=ast.UAdd()):
+            return +_arithmetic(node.operand)
+        case ast.Constant(value=int() | float() | str() as value):
+            return value
+    raise ValueError("an argument is no plain value")
+
+
+def _size(op: ast.operator, left: Any, right: Any) -> float:
+    """Upper bound of the result's digits or characters. Raises TypeError where the operator does not apply."""
+    if isinstance(op, ast.Pow):
+        return len(str(left)) * max(1, abs(right))
+    if isinstance(op, ast.Mult) and str in (type(left), type(right)):
+        text, number = (left, right) if isinstance(left, str) else (right, left)
+        return len(text) * max(0, number)
+    return len(str(left)) + len(str(right))
+
+
 def _source(value: Any) -> str:
-    """A resolved value as source again: a dictionary of dictionaries is a nested call, as officially."""
+    """A resolved value as source: a dictionary of dictionaries is a nested call, as officially."""
     if not isinstance(value, dict):
         return repr(value)
     if all(isinstance(inner, dict) for inner in value.values()):

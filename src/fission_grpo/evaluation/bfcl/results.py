@@ -1,6 +1,6 @@
-"""BFCL's official result files: written, so that the official CLI confirms a score, and read, from whoever wrote them.
+"""Write and read BFCL's official result files, so that the official CLI can confirm a score, and ours any file.
 
-A row is `{"id": ..., "result": [[step, ...] per user turn]}`, or `"result": step` for a single-turn case. Files lie in
+A row is `{"id": ..., "result": [[step, ...] per user turn]}`, or `"result": step` for a single-turn case. Files are in
 `FOLDER/result/MODEL/GROUP/BFCL_v4_CATEGORY_result.json`, GROUP being multi_turn, live or non_live.
 """
 
@@ -16,38 +16,14 @@ from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.bfcl import official
 from fission_grpo.envs.bfcl.judge import write_call
-from fission_grpo.envs.bfcl.official import (
-    MULTI_TURN,
-    SINGLE_TURN,
-    VERSION,
-    MultiTurnCase,
-    SingleTurnCase,
-    category_of,
-    multi_turn_cases,
-    single_turn_cases,
-)
-from fission_grpo.evaluation.bfcl.decoding import (
-    Decoded,
-    Undecodable,
-    answer_text,
-    calls_of_mapping,
-    clean,
-    decode_hermes,
-    decode_python,
-    hermes_ast,
-    hermes_calls,
-    python_ast,
-    python_calls,
-)
+from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, VERSION, MultiTurnCase, SingleTurnCase
+from fission_grpo.evaluation.bfcl import decoding
+from fission_grpo.evaluation.bfcl.decoding import Decoded, Undecodable, clean
 from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, CaseState
-from fission_grpo.evaluation.bfcl.single_turn import judge_single
-from fission_grpo.evaluation.records import (
-    CallRecord,
-    CaseRecord,
-    StepRecord,
-    TurnRecord,
-)
+from fission_grpo.evaluation.bfcl.single_turn import call_records, judge_single
+from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
 
 ResultCase = MultiTurnCase | SingleTurnCase
 
@@ -55,17 +31,17 @@ ResultCase = MultiTurnCase | SingleTurnCase
 def write_result_files(
     records: Iterable[CaseRecord], cases: Sequence[ResultCase], folder: str | Path, model: str = "Qwen/Qwen3-8B-FC"
 ) -> list[Path]:
-    """Write records as the official CLI would have, one file a category; returns the files.
+    """Write records as the official CLI would, one file per category; returns the files.
 
-    A step is written as the policy wrote it, without thoughts, where the official decoder of `model` reads the calls
-    that were made; else the calls that were made are written in that decoder's form. Missing cases are left out: the
-    CLI then needs `--partial-eval`.
+    A step is written as the policy wrote it, without thoughts, if the official decoder of `model` reads the executed
+    calls in it; else the executed calls are written in that decoder's form. Missing cases are left out: the CLI then
+    needs `--partial-eval`.
 
     Args:
-        records: of `play_case`, `play_single` or `read_result_file`; of equal ids the last counts.
-        cases: they belong to, in the order to be written in.
+        records: of `run_case`, `run_single_turn` or `read_result_file`; of equal ids the last counts.
+        cases: of the records, in the order to be written in.
         folder: made if it does not exist (BFCL_PROJECT_ROOT of the CLI).
-        model: decides the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python.
+        model: sets the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python.
 
     Raises:
         ValueError: a record belongs to no case, or its calls cannot be written for this model.
@@ -90,10 +66,10 @@ def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-F
     """Where the official CLI looks for a category's results.
 
     Example:
-        "live_simple" lies in `result/Qwen_Qwen3-8B-FC/live/BFCL_v4_live_simple_result.json`
+        "live_simple" is in `result/Qwen_Qwen3-8B-FC/live/BFCL_v4_live_simple_result.json`
 
     Raises:
-        ValueError: the model's name is none that a folder may have.
+        ValueError: the model's name cannot be the name of a folder.
     """
     if model in ("", ".", "..") or "\0" in model or "\\" in model:
         raise ValueError(f"{model!r} cannot be the name of a model's results; give a hub id such as Qwen/Qwen3-8B-FC")
@@ -101,71 +77,148 @@ def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-F
     return Path(folder, "result", model.replace("/", "_"), group, f"{VERSION}_{category}_result.json")
 
 
+def _result(record: CaseRecord, case: ResultCase, is_hermes: bool) -> Any:
+    if record.verdict == INFERENCE_ERROR:
+        return "Error during inference: the dialogue cannot be rendered"
+    texts = [[_step_text(step, case, is_hermes) for step in turn.steps] for turn in record.turns]
+    return texts if isinstance(case, MultiTurnCase) else texts[0][0]
+
+
+def _step_text(step: StepRecord, case: ResultCase, is_hermes: bool) -> str:
+    executed = [(call.name, call.arguments) for call in step.calls]
+    calls = [ToolCall(call.name, call.arguments) for call in step.calls]
+    rewritten = "\n".join(map(render_call, calls)) if is_hermes else f"[{', '.join(map(write_call, calls))}]"
+    for text in (decoding.answer_text(step.text), rewritten if calls else ""):
+        if _official_calls(text, case, is_hermes) == executed:
+            return text
+    raise ValueError(f"case {case.id!r}: its calls cannot be written as Python; write the files for a model '...-FC'")
+
+
+def _official_calls(text: str, case: ResultCase, is_hermes: bool) -> list[tuple[str, Any]]:
+    """Names and arguments of the calls that the official CLI will read in a text."""
+    try:
+        if isinstance(case, MultiTurnCase):
+            calls = decoding.hermes_calls(text) if is_hermes else decoding.python_calls(text)
+        else:
+            calls = call_records(decoding.hermes_ast(text) if is_hermes else decoding.python_ast(text))
+    except Undecodable:
+        return []
+    return [(call.name, call.arguments) for call in calls]
+
+
 def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
     """Replay a result file through our executor and judge it.
 
-    How steps are read is decided once for the file: if any text in it holds `<tool_call>`, texts are read as
-    `QwenFCHandler` does; else, if any step is a mapping or list of mappings `{name: arguments}` (API models), only
-    these are calls; else texts are read as the prompting handlers do, unless the file lies in a folder of a Qwen "-FC"
-    model, which then made no call at all.
+    One decode rule is chosen for all steps of the file. "hermes" (as `QwenFCHandler`) if any text holds `<tool_call>`;
+    else "mappings" if any step is a mapping or list of mappings `{name: arguments}` (API models), and only these are
+    calls; else "python" (as the prompting handlers), unless the file is in a folder of a Qwen "-FC" model.
 
     Args:
-        path: a file as the official CLI writes it; more fields than `id` and `result` are left alone.
-        notes: is given a sentence about a last line cut off by a kill, which is left out.
+        path: a file as the official CLI writes it; fields other than `id` and `result` are ignored.
+        notes: a sentence about a last line that was cut off by a kill, and is left out, is added to it.
 
     Raises:
-        RunFileError: naming file, line and field of what is wrong.
+        RunFileError: naming file, line and field of a mistake.
     """
     path = Path(path)
     if not path.is_file():
         raise RunFileError(f"{path} does not exist; a BFCL result file is named {VERSION}_CATEGORY_result.json")
     lines = read_lines(path, [] if notes is None else notes)
-    rows = [(line, _case(line), _checked(line)) for line in lines]
-    qwen_fc = any(part.startswith("Qwen") and part.endswith("-FC") for part in path.parts)
-    rule = _rule([step for _, _, result in rows for step in _steps(result)], "hermes" if qwen_fc else "python")
-    seen: set[str] = set()
+    rows = [(line, _case(line), _checked_result(line)) for line in lines]
+    is_qwen_fc = any(part.startswith("Qwen") and part.endswith("-FC") for part in path.parts)
+    rule = _decode_rule([step for _, _, result in rows for step in _steps(result)], is_qwen_fc)
+    ids: set[str] = set()
     for line, case, _ in rows:
-        if case.id in seen:
-            raise line.wrong(f"field 'id': {case.id!r} stands in an earlier line, too")
-        seen.add(case.id)
+        if case.id in ids:
+            raise line.wrong(f"field 'id': {case.id!r} is also in an earlier line")
+        ids.add(case.id)
     return [
-        replay_case(case, result, rule) if isinstance(case, MultiTurnCase) else _judged(case, result, rule)
+        replay_case(case, result, rule) if isinstance(case, MultiTurnCase) else _replay_single(case, result, rule)
         for _, case, result in rows
     ]
 
 
-def _result(record: CaseRecord, case: ResultCase, hermes: bool) -> Any:
-    if record.verdict == INFERENCE_ERROR:
-        return "Error during inference: the dialogue cannot be rendered"
-    texts = [[_text(step, case, hermes) for step in turn.steps] for turn in record.turns]
-    return texts if isinstance(case, MultiTurnCase) else texts[0][0]
+def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseRecord:
+    """Execute and judge the `result` of a row by a decode rule of `read_result_file`."""
+    if isinstance(result, str):
+        return CaseRecord(case.id, case.category, success=False, verdict=INFERENCE_ERROR)
+    names = [doc["name"] for docs in (case.functions, *case.added.values()) for doc in docs]
+    state = CaseState(case)
+    turns = []
+    for turn in result:
+        steps = []
+        for step in turn:
+            decoded = _decode(step, rule, names)
+            steps.append(StepRecord(_as_text(step), state.execute(decoded.calls), decoded.unread))
+        turns.append(TurnRecord(tuple(steps), state.end_turn()))
+    verdict = FORCED if len(turns) != len(case.reference) else state.verdict
+    return CaseRecord(case.id, case.category, tuple(turns), verdict is None, verdict)
 
 
-def _text(step: StepRecord, case: ResultCase, hermes: bool) -> str:
-    made = [(call.name, call.arguments) for call in step.calls]
-    calls = [ToolCall(call.name, call.arguments) for call in step.calls]
-    written = "\n".join(map(render_call, calls)) if hermes else f"[{', '.join(map(write_call, calls))}]"
-    texts = [answer_text(step.text), written if calls else ""]
-    for text in texts:
-        if _read(text, case, hermes) == made:
-            return text
-    raise ValueError(f"case {case.id!r}: its calls cannot be written as Python; write the files for a model '...-FC'")
-
-
-def _read(text: str, case: ResultCase, hermes: bool) -> list[tuple[str, Any]]:
-    """The names and arguments that the official CLI will read."""
+def _replay_single(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
+    names = [str(doc["name"]) for doc in case.functions]
     try:
-        if isinstance(case, MultiTurnCase):
-            return [(call.name, call.arguments) for call in (hermes_calls(text) if hermes else python_calls(text))]
-        found = hermes_ast(text) if hermes else python_ast(text)
-        return [(clean(str(name)), clean(arguments)) for call in found for name, arguments in call.items()]
+        calls = _decode_single(result, rule, names)
     except Undecodable:
-        return []
+        calls = None
+    verdict = judge_single(case, calls)
+    step = StepRecord(_as_text(result), call_records(calls or ()), _decode(result, rule, names).unread)
+    return CaseRecord(case.id, case.category, (TurnRecord((step,), verdict is None),), verdict is None, verdict)
+
+
+def _decode(step: Any, rule: str, names: Sequence[str]) -> Decoded:
+    if isinstance(step, str):
+        if rule == "hermes":
+            return decoding.decode_hermes(step)
+        return decoding.decode_python(step, names) if rule == "python" else Decoded()
+    items = [step] if isinstance(step, dict) else step
+    texts = [item for item in items if isinstance(item, str)]
+    if len(texts) == len(items):
+        return decoding.decode_python(f"[{', '.join(texts)}]", names)
+    try:
+        return Decoded(
+            tuple(call for item in items if isinstance(item, dict) for call in decoding.calls_of_mapping(item))
+        )
+    except Undecodable as error:
+        return Decoded(unread=str(error))
+
+
+def _decode_single(result: Any, rule: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    if isinstance(result, str):
+        if rule == "mappings":
+            raise Undecodable("the reply is words")
+        return (
+            decoding.hermes_ast(decoding.answer_text(result))
+            if rule == "hermes"
+            else decoding.python_ast(decoding.answer_text(result))
+        )
+    underscored = {name.replace(".", "_"): name for name in names}  # API models may write no dots
+    items = [result] if isinstance(result, dict) else result
+    calls = [call for item in items if isinstance(item, dict) for call in decoding.calls_of_mapping(item)]
+    return [{underscored.get(call.name, call.name): dict(call.arguments)} for call in calls]
+
+
+def _decode_rule(steps: Sequence[Any], is_qwen_fc: bool) -> str:
+    if any(isinstance(step, str) and "<tool_call>" in step for step in steps):
+        return "hermes"
+    if any(isinstance(step, dict) for step in steps):
+        return "mappings"
+    return "hermes" if is_qwen_fc else "python"
+
+
+def _steps(result: Any) -> list[Any]:
+    if not isinstance(result, list):
+        return [result]
+    return [step for turn in result for step in (turn if isinstance(turn, list) else [turn])]
+
+
+def _as_text(step: Any) -> str:
+    return str(clean(step)) if isinstance(step, str) else json.dumps(step, ensure_ascii=False)
 
 
 def _case(line: Line) -> ResultCase:
     case_id = line.take("id", str)
-    category = category_of(case_id)
+    category = official.category_of(case_id)
     if category not in (*MULTI_TURN, *SINGLE_TURN):
         known = ", ".join((*MULTI_TURN, *SINGLE_TURN))
         raise line.wrong(f"field 'id': {case_id!r} is of no BFCL category that can be judged here ({known})")
@@ -177,14 +230,14 @@ def _case(line: Line) -> ResultCase:
 
 @cache
 def _cases(category: str) -> Mapping[str, ResultCase]:
-    found = multi_turn_cases(category) if category in MULTI_TURN else single_turn_cases(category)
-    return {case.id: case for case in found}
+    cases = official.multi_turn_cases(category) if category in MULTI_TURN else official.single_turn_cases(category)
+    return {case.id: case for case in cases}
 
 
-def _checked(line: Line) -> Any:
+def _checked_result(line: Line) -> Any:
     """The field `result`: a text, a step, or turns of steps."""
     result = line.take("result", (str, list, dict))
-    if category_of(line.record["id"]) in SINGLE_TURN:
+    if official.category_of(line.record["id"]) in SINGLE_TURN:
         _check_step(line, "result", result)
     elif isinstance(result, dict):
         raise line.wrong("field 'result' must be a list of user turns, but is an object")
@@ -204,75 +257,3 @@ def _check_step(line: Line, name: str, step: Any) -> None:
             f"field '{name}' must be text, an object {{name: arguments}} or a list of these, "
             f"but is {json.dumps(step)[:60]}"
         )
-
-
-def _steps(result: Any) -> list[Any]:
-    if not isinstance(result, list):
-        return [result]
-    return [step for turn in result for step in (turn if isinstance(turn, list) else [turn])]
-
-
-def _rule(steps: Sequence[Any], otherwise: str) -> str:
-    if any(isinstance(step, str) and "<tool_call>" in step for step in steps):
-        return "hermes"
-    return "mappings" if any(isinstance(step, dict) for step in steps) else otherwise
-
-
-def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseRecord:
-    """Execute and judge the `result` of a row. `rule` is "hermes", "mappings" or "python", see `read_result_file`."""
-    if isinstance(result, str):
-        return CaseRecord(case.id, case.category, success=False, verdict=INFERENCE_ERROR)
-    names = [doc["name"] for docs in (case.functions, *case.added.values()) for doc in docs]
-    trial = CaseState(case)
-    turns = []
-    for turn in result:
-        steps = []
-        for step in turn:
-            decoded = _decoded(step, rule, names)
-            steps.append(StepRecord(_as_text(step), trial.make(decoded.calls), decoded.unread))
-        turns.append(TurnRecord(tuple(steps), trial.end_turn()))
-    verdict = FORCED if len(turns) != len(case.reference) else trial.verdict
-    return CaseRecord(case.id, case.category, tuple(turns), verdict is None, verdict)
-
-
-def _decoded(step: Any, rule: str, names: Sequence[str]) -> Decoded:
-    if isinstance(step, str):
-        if rule == "hermes":
-            return decode_hermes(step)
-        return decode_python(step, names) if rule == "python" else Decoded()
-    items = [step] if isinstance(step, dict) else step
-    texts = [item for item in items if isinstance(item, str)]
-    if len(texts) == len(items):
-        return decode_python(f"[{', '.join(texts)}]", names)
-    try:
-        return Decoded(tuple(call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)))
-    except Undecodable as error:
-        return Decoded(unread=str(error))
-
-
-def _judged(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
-    names = [str(doc["name"]) for doc in case.functions]
-    unread = _decoded(result, rule, names).unread
-    try:
-        calls = _single_calls(result, rule, names)
-        verdict = judge_single(case, calls)
-    except Undecodable:
-        calls, verdict = [], judge_single(case, None)
-    made = tuple(CallRecord(name, clean(arguments)) for call in calls for name, arguments in call.items())
-    turn = TurnRecord((StepRecord(_as_text(result), made, unread),), verdict is None)
-    return CaseRecord(case.id, case.category, (turn,), verdict is None, verdict)
-
-
-def _single_calls(result: Any, rule: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    if isinstance(result, str):
-        if rule == "mappings":
-            raise Undecodable("the reply is words")
-        return hermes_ast(answer_text(result)) if rule == "hermes" else python_ast(answer_text(result))
-    underscored = {name.replace(".", "_"): name for name in names}  # API models may write no dots
-    items = [result] if isinstance(result, dict) else result
-    calls = [call for item in items if isinstance(item, dict) for call in calls_of_mapping(item)]
-    return [{underscored.get(call.name, call.name): dict(call.arguments)} for call in calls]
-
-
-def _as_text(step: Any) -> str:
-    return str(clean(step)) if isinstance(step, str) else json.dumps(step, ensure_ascii=False)

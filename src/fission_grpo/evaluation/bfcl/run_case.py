@@ -1,12 +1,13 @@
-"""BFCL cases as plays, with the loop of the official runner (`bfcl_eval.model_handler.base_handler`).
+"""Run BFCL's multi-turn cases with the loop of the official runner (`bfcl_eval.model_handler.base_handler`).
 
-A user turn ends with the first reply in which no call is read; the 21st reply with calls in one turn ends the case
+A user turn ends with the first reply in which no call is decoded; the 21st reply with calls in one turn ends the case
 (`MAXIMUM_STEP_LIMIT` is 20, and officially the limit is noticed one step late). Modes:
 
-- "strict": as officially. A call that cannot be read is as good as no call.
-- "told": a call that cannot be read is answered with `{"error": ...}`, and the turn goes on. To be reported apart.
+- "strict": as officially. A call that cannot be decoded counts as no call.
+- "feedback": a call that cannot be decoded is answered with `{"error": ...}`, and the turn goes on. Not official:
+  report it separately.
 
-Verdicts are official in both, and for the files that `results.write_result_files` makes of the records.
+Verdicts are official in both modes, also for the files that `results.write_result_files` makes of the records.
 """
 
 from __future__ import annotations
@@ -14,96 +15,84 @@ from __future__ import annotations
 import ast
 import re
 import time
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.tool_schema import check_call
-from fission_grpo.core.types import ErrorKind, ToolCall
+from fission_grpo.core.tool_schema import classify_call
+from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_turn
-from fission_grpo.envs.bfcl.official import MultiTurnCase, SingleTurnCase
+from fission_grpo.envs.bfcl.official import MultiTurnCase
 from fission_grpo.envs.bfcl.state import BfclState, new_state
-from fission_grpo.evaluation.bfcl.decoding import OfficialCall, Undecodable, clean
-from fission_grpo.evaluation.bfcl.formats import Conversation, Unrenderable, new_dialogue
-from fission_grpo.evaluation.bfcl.single_turn import judge_single
-from fission_grpo.evaluation.records import (
-    CallRecord,
-    CaseRecord,
-    StepRecord,
-    TurnRecord,
-)
+from fission_grpo.evaluation.bfcl.decoding import OfficialCall, clean, parse_expression
+from fission_grpo.evaluation.bfcl.formats import Conversation, Unrenderable, new_conversation
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 
 MODEL = "Qwen_Qwen3_8B"
-"""Part of the hidden variables' names, as when Qwen3-8B is evaluated officially."""
+"""Part of the executor's variable names, as when Qwen3-8B is evaluated officially."""
 
+MODES = ("strict", "feedback")
+
+FORCED = "multi_turn:force_terminated"
+"""Official `error_type` of a case that ended before its last turn."""
+
+INFERENCE_ERROR = "multi_turn:inference_error"
+"""Official `error_type` of a case on which the handler failed."""
 
 _REFUSED = ("kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run")
-
-
 _NAME_BEFORE_BRACKET = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
 
 
-def hidden_names(world: BfclState, case_id: str) -> Mapping[str, str]:
-    """The official executor's variable for each documented function of a world.
+def executor_variables(state: BfclState, case_id: str) -> Mapping[str, str]:
+    """The official executor's variable for each documented function of a state.
 
     Example:
         "ls" has "Qwen_Qwen3_8B_multi_turn_base_0_GorillaFileSystem_instance" in "multi_turn_base_0".
     """
     return {
         name: re.sub(r"[-./:]", "_", f"{MODEL}_{case_id}_{class_name}_instance")
-        for class_name in world.instances
+        for class_name in state.instances
         for name in class_docs(class_name)
     }
 
 
-def execute(world: BfclState, source: str, hidden: Mapping[str, str]) -> str:
-    """Make one call; returns the official result text, and sets `world.error` as `World.call` does.
+def execute(state: BfclState, source: str, variables: Mapping[str, str]) -> str:
+    """Execute one call; returns the official result text, and sets `state.error` as `BfclState.call` does.
 
     Args:
-        world: changed by the call.
+        state: changed by the call.
         source: as decoded from a reply, such as "cd(folder='a')".
-        hidden: of `hidden_names`.
+        variables: of `executor_variables`.
     """
-    world.error = None
+    state.error = None
     try:
-        rewritten = _NAME_BEFORE_BRACKET.sub(lambda found: _prefixed(found[1], hidden), source)
-        _refuse(rewritten)
-        node = _parsed(rewritten)
+        rewritten = _NAME_BEFORE_BRACKET.sub(lambda found: _with_variable(found[1], variables), source)
+        name = rewritten.split("(")[0]
+        name = name.split(".")[1] if "." in name else name
+        if name in _REFUSED:
+            raise ValueError(f"Function call {name} is not allowed.")
+        node = parse_expression(rewritten.lstrip(" \t"))
         if isinstance(node, ast.Call):
-            return world.call(_call(world, node, hidden))
+            return state.call(_evaluate_call(state, node, variables))
         raise ValueError(f"not a call: {source}")
-    except Exception as error:  # noqa: BLE001 - as in the official executor, every error is the call's answer
-        world.error = error
+    except Exception as error:  # noqa: BLE001 - as in the official executor, every error is the call's result
+        state.error = error
         return f"Error during execution: {error}"
 
 
-def _prefixed(name: str, hidden: Mapping[str, str]) -> str:
-    return f"{hidden[name]}.{name}" if name in hidden else name
+def _with_variable(name: str, variables: Mapping[str, str]) -> str:
+    return f"{variables[name]}.{name}" if name in variables else name
 
 
-def _refuse(source: str) -> None:
-    name = source.split("(")[0]
-    name = name.split(".")[1] if "." in name else name
-    if name in _REFUSED:
-        raise ValueError(f"Function call {name} is not allowed.")
-
-
-def _parsed(source: str) -> ast.expr:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in the text are not our code's
-        return ast.parse(source.lstrip(" \t"), "<string>", "eval").body
-
-
-def _call(world: BfclState, node: ast.Call, hidden: Mapping[str, str]) -> ToolCall:
+def _evaluate_call(state: BfclState, node: ast.Call, variables: Mapping[str, str]) -> ToolCall:
     """The call with its arguments evaluated. Raises NameError for anything but a documented function, as `eval`."""
     function = node.func
     match function:
-        case ast.Attribute(value=ast.Name(id=variable), attr=name) if hidden.get(name) == variable:
+        case ast.Attribute(value=ast.Name(id=variable), attr=name) if variables.get(name) == variable:
             pass
         case _:
             while isinstance(function, ast.Attribute | ast.Call):
@@ -111,36 +100,32 @@ def _call(world: BfclState, node: ast.Call, hidden: Mapping[str, str]) -> ToolCa
             raise NameError(f"name '{ast.unparse(function)}' is not defined")
     if node.args:
         raise TypeError(f"{name}() takes keyword arguments here")
-    return ToolCall(name, {str(one.arg): _value(world, one.value, hidden) for one in node.keywords})
+    arguments = {str(keyword.arg): _evaluate(state, keyword.value, variables) for keyword in node.keywords}
+    return ToolCall(name, arguments)
 
 
-def _value(world: BfclState, node: ast.expr, hidden: Mapping[str, str]) -> Any:
+def _evaluate(state: BfclState, node: ast.expr, variables: Mapping[str, str]) -> Any:
     match node:
         case ast.Constant():
             return node.value
         case ast.Call():
-            return world.value(_call(world, node, hidden))
+            return state.value(_evaluate_call(state, node, variables))
         case ast.Name():
             raise NameError(f"name '{node.id}' is not defined")
         case ast.List():
-            return [_value(world, item, hidden) for item in node.elts]
+            return [_evaluate(state, item, variables) for item in node.elts]
         case ast.Tuple():
-            return tuple(_value(world, item, hidden) for item in node.elts)
+            return tuple(_evaluate(state, item, variables) for item in node.elts)
         case ast.Dict():
             pairs = zip(node.keys, node.values, strict=True)
-            return {_value(world, key, hidden): _value(world, value, hidden) for key, value in pairs if key}
+            return {
+                _evaluate(state, key, variables): _evaluate(state, value, variables) for key, value in pairs if key
+            }
     return ast.literal_eval(node)
 
 
-FORCED = "multi_turn:force_terminated"
-
-
-INFERENCE_ERROR = "multi_turn:inference_error"
-"""Official `error_type`s of cases that are not judged: not every turn was played, or the handler itself failed."""
-
-
 class CaseState:
-    """One case being played, in a world of its own beside the reference's.
+    """The states of a case under way: after the policy's calls and, separately, after the reference's.
 
     Attributes:
         verdict: the official `error_type` of the first turn that was wrong, None so far.
@@ -148,44 +133,40 @@ class CaseState:
 
     def __init__(self, case: MultiTurnCase):
         self._case = case
-        self._world, self._truth = (new_state(case.classes, case.config, case.long_context) for _ in range(2))
-        self._hidden = hidden_names(self._world, case.id)
+        self._state, self._truth = (new_state(case.classes, case.config, case.long_context) for _ in range(2))
+        self._variables = executor_variables(self._state, case.id)
         self._results: list[str] = []
-        self._turn, self._called = 0, False
+        self._turn, self._has_called = 0, False
         self.verdict: str | None = None
 
-    def make(self, calls: Sequence[OfficialCall]) -> tuple[CallRecord, ...]:
-        """Make the calls of one step, in order. What the policy is shown stands in each record's `result`."""
-        self._called = self._called or bool(calls)
-        return tuple(self._make(call) for call in calls)
+    def execute(self, calls: Sequence[OfficialCall]) -> tuple[CallRecord, ...]:
+        """Execute the calls of one step, in order. Each record's `result` is what the policy is shown."""
+        self._has_called = self._has_called or bool(calls)
+        return tuple(self._execute(call) for call in calls)
 
     def end_turn(self) -> bool:
-        """End the user turn: whether everything up to here is right. A turn beyond the reference's never is."""
+        """End the user turn; returns whether all is right so far. A turn beyond the reference's never is."""
         if self._turn >= len(self._case.reference):
             self.verdict = self.verdict or FORCED
         if self.verdict is None:
-            wanted = [self._truth.call(call) for call in self._case.reference[self._turn]]
-            verdict = judge_turn(self._world, self._truth, self._results, wanted, self._called, self._turn)
+            expected = [self._truth.call(call) for call in self._case.reference[self._turn]]
+            verdict = judge_turn(self._state, self._truth, self._results, expected, self._has_called, self._turn)
             self.verdict = verdict.error
-        self._turn, self._called = self._turn + 1, False
+        self._turn, self._has_called = self._turn + 1, False
         return self.verdict is None
 
-    def _make(self, call: OfficialCall) -> CallRecord:
-        result = execute(self._world, call.source, self._hidden)
-        self._results.append(result)
-        made = ToolCall(call.name, call.arguments)
-        if self._world.error is not None:
-            error = str(self._world.error) or type(self._world.error).__name__
+    def _execute(self, call: OfficialCall) -> CallRecord:
+        text = execute(self._state, call.source, self._variables)
+        self._results.append(text)
+        executed = ToolCall(call.name, call.arguments)
+        if self._state.error is not None:
+            error = str(self._state.error) or type(self._state.error).__name__
         else:
-            error = read_result(made, result).error if '"error"' in result else None
-        if error is None:
-            return CallRecord(call.name, call.arguments, clean(result))
-        return CallRecord(call.name, call.arguments, clean(result), clean(error), _kind(made, self._world))
-
-
-def _kind(call: ToolCall, world: BfclState) -> ErrorKind:
-    problem = check_call(call, _schemas(tuple(world.instances)))
-    return ErrorKind.RAISED if problem is None else problem.kind
+            error = read_result(executed, text).error if '"error"' in text else None
+        problem = classify_call(executed, ToolResult(executed, text, error), _schemas(tuple(self._state.instances)))
+        if problem is None:
+            return CallRecord(call.name, call.arguments, clean(text))
+        return CallRecord(call.name, call.arguments, clean(text), clean(problem.message), problem.kind)
 
 
 @cache
@@ -193,10 +174,7 @@ def _schemas(classes: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     return tuple(official_schema(name) for class_name in classes for name in class_docs(class_name))
 
 
-MODES = ("strict", "told")
-
-
-class _Lost(Exception):
+class _LostReply(Exception):
     """There is no reply; the message says why."""
 
 
@@ -205,103 +183,65 @@ class _ForcedToQuit(Exception):
 
 
 def run_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict") -> RunningCase:
-    """Play a multi-turn case to its end and judge it.
+    """Run a multi-turn case to its end and judge it.
 
     Args:
-        case: of `cases.multi_turn_cases`.
+        case: of `official.multi_turn_cases`.
         format: of `formats.FORMATS`.
-        mode: "strict" or "told".
+        mode: "strict" or "feedback".
 
     Raises:
-        ValueError: no such format or mode (when the play begins).
+        ValueError: no such format or mode (when the case starts).
     """
     if mode not in MODES:
         raise ValueError(f"no mode {mode!r}; there are {', '.join(MODES)}")
-    began = time.monotonic()
-    dialogue, trial = new_dialogue(format, case.functions), CaseState(case)
+    started = time.monotonic()
+    conversation, state = new_conversation(format, case.functions), CaseState(case)
     turns: list[TurnRecord] = []
     verdict = missing = None
     for number, messages in enumerate(case.turns):
-        dialogue.say(messages, case.added.get(number, ()))
+        conversation.add_user_turn(messages, case.added.get(number, ()))
         steps: list[StepRecord] = []
         try:
-            yield from _turn(dialogue, trial, told=mode == "told", steps=steps)
-        except _Lost as lost:
+            yield from _run_turn(conversation, state, mode, steps)
+        except _LostReply as lost:
             missing = str(lost)
         except Unrenderable:
             verdict = INFERENCE_ERROR
         except _ForcedToQuit:
             verdict = FORCED if number < len(case.turns) - 1 else None
-        else:
-            turns.append(TurnRecord(tuple(steps), trial.end_turn()))
-            continue
-        turns.append(TurnRecord(tuple(steps), None if missing else trial.end_turn()))
+        turns.append(TurnRecord(tuple(steps), None if missing else state.end_turn()))
         if verdict or missing:
             break
-    verdict = verdict or trial.verdict
-    seconds = time.monotonic() - began
-    if missing is not None:
-        return CaseRecord(case.id, case.category, tuple(turns), missing=missing, seconds=seconds)
-    return CaseRecord(case.id, case.category, tuple(turns), verdict is None, verdict, seconds=seconds)
+    verdict = None if missing is not None else verdict or state.verdict
+    success = None if missing is not None else verdict is None
+    return CaseRecord(case.id, case.category, tuple(turns), success, verdict, missing, time.monotonic() - started)
 
 
-def run_single_turn(case: SingleTurnCase, format: str = "qwen-fc") -> RunningCase:
-    """Ask a single-turn case and judge the one reply. Its calls are not executed, so they have no results."""
-    began = time.monotonic()
-    dialogue = new_dialogue(format, case.functions)
-    dialogue.say(case.messages)
-    try:
-        reply = yield from _ask(dialogue)
-    except _Lost as lost:
-        return CaseRecord(case.id, case.category, missing=str(lost), seconds=time.monotonic() - began)
-    unread = dialogue.hear(reply).unread
-    try:
-        calls = dialogue.single(reply)
-        verdict = judge_single(case, calls)
-    except Undecodable:
-        calls, verdict = [], judge_single(case, None)
-    made = tuple(CallRecord(clean(str(name)), clean(arguments)) for call in calls for name, arguments in call.items())
-    step = StepRecord(reply.text, made, unread, reply.tokens, reply.truncated)
-    turn = TurnRecord((step,), verdict is None)
-    return CaseRecord(case.id, case.category, (turn,), verdict is None, verdict, seconds=time.monotonic() - began)
-
-
-def scripted_calls(calls: tuple[ToolCall, ...]) -> str:
-    """A reply in the format "qwen-fc" that makes these calls: what a policy that knows the answer writes."""
-    from fission_grpo.core.chat import render_call
-
-    return "\n".join(render_call(call) for call in calls)
-
-
-def _turn(
-    dialogue: Conversation, trial: CaseState, told: bool, steps: list[StepRecord]
+def _run_turn(
+    conversation: Conversation, state: CaseState, mode: str, steps: list[StepRecord]
 ) -> Generator[Request, Reply, None]:
-    """Play one user turn, adding to `steps`.
+    """Run one user turn, adding to `steps`.
 
     Raises:
-        _Lost: there was no reply.
+        _LostReply: there is no reply.
         _ForcedToQuit: too many steps.
-        Unrenderable: as `Dialogue.request`.
+        Unrenderable: as `Conversation.request`.
     """
     from bfcl_eval.constants.default_prompts import MAXIMUM_STEP_LIMIT
 
     for _ in range(MAXIMUM_STEP_LIMIT + 1):
-        reply = yield from _ask(dialogue)
-        decoded = dialogue.hear(reply)
-        made = trial.make(decoded.calls)
-        steps.append(StepRecord(reply.text, made, decoded.unread, reply.tokens, reply.truncated))
-        tell = decoded.unread if told else None
-        if not made and tell is None:
+        reply = yield conversation.request()
+        if reply.lost is not None:
+            raise _LostReply(reply.lost)
+        decoded = conversation.add_reply(reply)
+        calls = state.execute(decoded.calls)
+        steps.append(StepRecord(reply.text, calls, decoded.unread, reply.tokens, reply.truncated))
+        error = decoded.unread if mode == "feedback" else None
+        if not calls and error is None:
             return
-        if made:
-            dialogue.answer(decoded, [call.result for call in made])
-        if tell is not None:
-            dialogue.tell(tell)
+        if calls:
+            conversation.add_results(decoded, [call.result for call in calls])
+        if error is not None:
+            conversation.add_error(error)
     raise _ForcedToQuit
-
-
-def _ask(dialogue: Conversation) -> Generator[Request, Reply, Reply]:
-    reply = yield dialogue.request()
-    if reply.lost is not None:
-        raise _Lost(reply.lost)
-    return reply

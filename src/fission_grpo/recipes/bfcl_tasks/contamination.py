@@ -1,4 +1,4 @@
-"""Whether cases overlap with BFCL's own multi-turn test cases: by scenario, reference calls, or message."""
+"""Find cases that overlap with BFCL's multi-turn test cases: in the scenario, the reference calls or a message."""
 
 from __future__ import annotations
 
@@ -19,73 +19,70 @@ CATEGORIES = ("base", "miss_func", "miss_param", "long_context", "composite")
 
 @dataclass(frozen=True)
 class TestSet:
-    """What must not be trained on, in canonical form.
+    """BFCL's test cases in canonical form.
 
     Args:
-        scenarios: configuration of one class, as JSON.
-        calls: reference calls of one user turn, as JSON; turns without any argument are left out, since a bare
-            `logout()` belongs to nobody.
-        messages: what users say, words only.
+        scenarios: configurations of one class, as JSON.
+        calls: reference calls of one user turn, as JSON; turns whose calls all lack arguments are left out.
+        messages: user messages, see `words`.
     """
 
     scenarios: frozenset[str]
     calls: frozenset[str]
     messages: frozenset[str]
 
-    def kinds(self, case: GeneratedCase) -> list[str]:
-        """In which respects a case overlaps: of "scenario", "calls", "message"; empty if in none."""
-        found = []
+    def overlap_of(self, case: GeneratedCase) -> list[str]:
+        """Return in what a case overlaps: "scenario", "calls", "message" or nothing."""
+        overlap = []
         if any(_scenario(config) in self.scenarios for config in case.config.values() if config):
-            found.append("scenario")
-        if any(self.has_calls(turn.reference) for turn in case.turns):
-            found.append("calls")
+            overlap.append("scenario")
+        if any(_calls(turn.reference) in self.calls for turn in case.turns):
+            overlap.append("calls")
         if any(words(turn.request) in self.messages for turn in case.turns):
-            found.append("message")
-        return found
-
-    def has_calls(self, calls: Sequence[ToolCall]) -> bool:
-        """Whether some test turn has just these calls with these arguments."""
-        return _calls(calls) in self.calls
+            overlap.append("message")
+        return overlap
 
 
-def overlaps(cases: Iterable[GeneratedCase]) -> dict[str, list[str]]:
-    """The cases that overlap with BFCL's test set, by id, and in which respects.
+def find_overlaps(cases: Iterable[GeneratedCase]) -> dict[str, list[str]]:
+    """Return the cases that overlap with BFCL's test set: id -> in what.
 
     Raises:
-        ModuleNotFoundError: bfcl-eval, which holds the test set, is not installed.
+        ModuleNotFoundError: bfcl-eval, which contains the test set, is not installed.
     """
     tests = official_tests()
-    return {case.id: kinds for case in cases if (kinds := tests.kinds(case))}
+    return {case.id: overlap for case in cases if (overlap := tests.overlap_of(case))}
 
 
 @cache
 def official_tests() -> TestSet:
-    """BFCL's four multi-turn categories and the unused `multi_turn_composite`, as installed."""
+    """Read the installed test cases of the multi-turn categories and of the unused `multi_turn_composite`."""
     scenarios, calls, messages = set(), set(), set()
     for category in CATEGORIES:
-        for entry, truth in _entries(category):
+        for entry, reference in _entries(category):
             scenarios |= {_scenario(config) for config in entry["initial_config"].values() if config}
             messages |= {words(message["content"]) for turn in entry["question"] for message in turn}
-            calls |= {_official_calls(turn) for turn in truth}
+            calls |= {_official_calls(turn) for turn in reference}
     return TestSet(frozenset(scenarios), frozenset(calls - {""}), frozenset(messages - {""}))
 
 
 def words(text: str) -> str:
-    """A message without case and punctuation. Example: `words("Close ticket 7!")` is "close ticket 7"."""
+    """Return a text without case and punctuation. Example: "Close ticket 7!" becomes "close ticket 7"."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def _entries(category: str) -> list[tuple[Mapping[str, Any], list[list[str]]]]:
+    """Return the entries of a category, each with its reference calls by turn (empty if there are none)."""
     data = resources.files("bfcl_eval") / "data"
-    folder = data / "unused_datasets" / "question" if category == "composite" else data
-    answers = data / "unused_datasets" / "possible_answer" if category == "composite" else data / "possible_answer"
+    unused = data / "unused_datasets"
+    questions = unused / "question" if category == "composite" else data
+    answers = (unused if category == "composite" else data) / "possible_answer"
     name = f"BFCL_v4_multi_turn_{category}.json"
-    entries = [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
-    truth = {}
+    entries = [json.loads(line) for line in (questions / name).read_text(encoding="utf-8").splitlines()]
+    references = {}
     if (answers / name).is_file():
         lines = (answers / name).read_text(encoding="utf-8").splitlines()
-        truth = {one["id"]: one["ground_truth"] for one in map(json.loads, lines)}
-    return [(entry, truth.get(entry["id"], [])) for entry in entries]
+        references = {answer["id"]: answer["ground_truth"] for answer in map(json.loads, lines)}
+    return [(entry, references.get(entry["id"], [])) for entry in entries]
 
 
 def _scenario(config: Mapping[str, Any]) -> str:
@@ -95,7 +92,7 @@ def _scenario(config: Mapping[str, Any]) -> str:
 def _official_calls(turn: Sequence[str]) -> str:
     try:
         return _calls([read_call(text) for text in turn])
-    except ValueError:  # a few of the unused composite set are no Python; nothing of ours can equal them
+    except ValueError:  # some calls of the unused category are not valid Python; no generated call equals them
         return ""
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.evaluation.metrics import Proportion, aligned, proportion_row
+from fission_grpo.evaluation.metrics import Proportion
+from fission_grpo.evaluation.tables import aligned, proportion_row
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
@@ -228,7 +229,7 @@ def _measure_usefulness(
     with open_policy(arguments) as loaded:
         settings = {
             "source": arguments.source,
-            "policy": dict(loaded.described),
+            "policy": dict(loaded.description),
             "temperature": arguments.temperature,
             "max_new_tokens": arguments.max_new_tokens,
             "seed": arguments.seed,

@@ -15,7 +15,7 @@ from typing import Any
 from fission_grpo.core.errors import RunFileError, TaskFileError
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
-from fission_grpo.feedback.spec import OPTIONS_HELP, accounts, closing, endpoint_options
+from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator.failure_files import FailureSources, generate_contexts, read_sources
 from fission_grpo.recipes.error_simulator.failures import (
@@ -108,7 +108,7 @@ def make_data(arguments: argparse.Namespace, argv: list[str]) -> str:
         _log_stage("corruptions", len(failures) - before, "failures")
     with closing(chain):
         labels = label(failures, chain, arguments.seconds)
-        for line in accounts(chain):
+        for line in usage_reports(chain):
             print(line, file=sys.stderr)
     _log_stage("labels", len(labels.labelled), "failures with feedback")
     mixed = random.Random(f"{arguments.seed} order").sample(labels.labelled, len(labels.labelled))

@@ -16,7 +16,7 @@ from fission_grpo.core.tool_schema import tool_names
 from fission_grpo.core.types import Failure, Task, ToolCall, ToolResult, Trajectory, Verdict
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.runner import RunningCase, run_cases
-from fission_grpo.feedback.dataset import FeedbackExample, instance
+from fission_grpo.feedback.dataset import FeedbackExample, make_example
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupt
@@ -93,7 +93,7 @@ def _bfcl_class(tool: str) -> str:
 
 def unlabelled(failure: Failure, origin: str, root: str) -> LabelledFailure:
     """A failure that has no feedback text yet, with its API."""
-    return LabelledFailure(instance(failure, api_of(failure), origin), root)
+    return LabelledFailure(make_example(failure, api_of(failure), origin), root)
 
 
 def corrupt_references(

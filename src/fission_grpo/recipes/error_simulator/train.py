@@ -27,8 +27,9 @@ from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator.check import check_source
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
 from fission_grpo.recipes.starter_policy.train import make_model
-from fission_grpo.training.arguments import newest_checkpoint, parse_options
+from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import StopAndSave
+from fission_grpo.training.checkpoint import resume_point
 
 RECORD = "training.json"
 HELD_OUT = 0.1  # most of the training rows kept for evaluation on seen APIs [ours]
@@ -131,7 +132,7 @@ def train_command(argv: list[str]) -> int:
         disable_progress_bars()  # of tokenization
     try:
         script, args, model = parse(argv)
-        checkpoint = newest_checkpoint(args.resume_from_checkpoint, args.output_dir)
+        checkpoint = resume_point(args)
         trainer, rows, settings = make_trainer(script, args, model)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,16 +15,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import recovery_id
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import read_lines
+from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import Failure
 from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.evaluation.intervals import Pair, difference_interval, ratio_interval
-from fission_grpo.evaluation.metrics import Proportion, aligned
+from fission_grpo.evaluation.metrics import Proportion
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Progress, cut_half_line
 from fission_grpo.evaluation.runner import RunningCase, run_cases
+from fission_grpo.evaluation.tables import aligned
 from fission_grpo.feedback.request import LEAK, Feedback, FeedbackRequest
 from fission_grpo.feedback.shuffled import ShuffledFeedback
 from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, make_chain
@@ -138,7 +139,7 @@ class _CachedSource:
     """Shares the answers of a source between the arm of the source and the shuffled one."""
 
     def __init__(self, source: FeedbackSource):
-        self.source, self.name, self.later = source, source.name, source.later
+        self.source, self.name, self.asynchronous = source, source.name, source.asynchronous
         self._answers: dict[str, Future[Diagnosis]] = {}
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:

@@ -1,4 +1,4 @@
-"""Demonstrations on generated cases, of mixed quality on purpose (see `environments.desk_demos` for why)."""
+"""Demonstrations on generated BFCL cases, with mistakes on purpose (see `desk_demos` for the reason)."""
 
 from __future__ import annotations
 
@@ -10,70 +10,60 @@ from typing import Any
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Message, ToolCall, ToolResult
 from fission_grpo.envs.bfcl.env import environment_of
-from fission_grpo.envs.bfcl.tasks import (
-    DONE,
-    NEED_MORE,
-    NO_TOOL,
-    GeneratedCase,
-    all_rows,
-)
+from fission_grpo.envs.bfcl.tasks import DONE, NEED_MORE, NO_TOOL, GeneratedCase, all_rows
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.recipes.starter_policy.desk_demos import DemoQuality
+from fission_grpo.recipes.starter_policy.desk_demos import SORRY, DemoBehavior
 
-SORRY = "Sorry, I could not do that."
-
-
-MOST_ERRORS = 3
-"""Errors in one demonstration after which it gives up."""
+MAX_ERRORS = 3  # in one demonstration, which then gives up [ours]
 
 
 def case_demonstrations(
     cases: Sequence[GeneratedCase],
-) -> Callable[[int, int, DemoQuality], list[tuple[list[Message], list[Any]]]]:
-    """Draws dialogues on the cases' user turns, each with its tools: `lessons(count, seed, quality)`."""
+) -> Callable[[int, int, DemoBehavior], list[tuple[list[Message], list[Any]]]]:
+    """Return a function (count, seed, behavior) that samples dialogues on the cases' user turns, with their tools."""
     rows = all_rows(cases)
-    tools = {
-        name: list(tool_methods(environment_of(name)()).values()) for name in {row["environment"] for row in rows}
-    }
+    names = {row["environment"] for row in rows}
+    tools = {name: list(tool_methods(environment_of(name)()).values()) for name in names}
 
-    def lessons(count: int, seed: int, quality: DemoQuality) -> list[tuple[list[Message], list[Any]]]:
-        drawn = []
+    def sample(count: int, seed: int, behavior: DemoBehavior) -> list[tuple[list[Message], list[Any]]]:
+        sampled = []
         for index in range(count):
             rng = random.Random(f"case demo {seed} {index}")
             row = rng.choice(rows)
-            drawn.append((demonstrate(row, rng, quality), tools[row["environment"]]))
-        return drawn
+            sampled.append((demonstrate(row, rng, behavior), tools[row["environment"]]))
+        return sampled
 
-    return lessons
+    return sample
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: DemoQuality) -> list[Message]:
-    """One dialogue on a row's user turn, after the dialogue so far. Every result is real."""
-    world = environment_of(row["environment"])()
-    world.reset(**row)
-    tools = tool_methods(world)
+def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
+    """Return the dialogue up to a row's user turn, continued by a demonstration. All tool results are real."""
+    environment = environment_of(row["environment"])()
+    environment.reset(**row)
+    tools = tool_methods(environment)
     messages: list[Message] = list(row["prompt"])
     reference = [ToolCall(call["name"], call["arguments"]) for call in json.loads(row["scenario"])["reference"]]
     errors = 0
     for right in reference:
-        call = _mistaken(right, rng) if rng.random() < quality.slip else right
-        result = _say(messages, tools, call)
+        call = _mistaken(right, rng) if rng.random() < behavior.slip else right
+        result = _make_call(messages, tools, call)
         while result.error is not None:
             errors += 1
             draw = rng.random()
-            if errors == MOST_ERRORS or (draw > quality.recover and rng.random() < quality.give_up):
+            if errors == MAX_ERRORS or (draw > behavior.recover and rng.random() < behavior.give_up):
                 return [*messages, {"role": "assistant", "content": SORRY}]
-            if draw <= quality.recover:
+            if draw <= behavior.recover:
                 call = right
-            elif rng.random() >= quality.repeat:
+            elif rng.random() >= behavior.repeat:
                 call = _mistaken(right, rng)
-            result = _say(messages, tools, call)
+            result = _make_call(messages, tools, call)
     last = DONE if reference else NO_TOOL if "-" in row["environment"] else NEED_MORE
     return [*messages, {"role": "assistant", "content": last}]
 
 
-def _say(messages: list[Message], tools: Mapping[str, Any], call: ToolCall) -> ToolResult:
+def _make_call(messages: list[Message], tools: Mapping[str, Any], call: ToolCall) -> ToolResult:
+    """Make a call, and append the call and its result to the messages."""
     result = make_call(tools, call)
     messages.append({"role": "assistant", "content": render_call(call)})
     messages.append({"role": "tool", "name": call.name, "content": result.content})
@@ -81,7 +71,7 @@ def _say(messages: list[Message], tools: Mapping[str, Any], call: ToolCall) -> T
 
 
 def _mistaken(call: ToolCall, rng: random.Random) -> ToolCall:
-    """The call with one argument dropped or wrong; without arguments, one too many."""
+    """Return the call with one argument missing or wrong; if it has none, with a superfluous one."""
     if not call.arguments:
         return ToolCall(call.name, {"id": rng.randint(1, 99)})
     arguments = dict(call.arguments)

@@ -1,8 +1,7 @@
-"""Demonstrations at the desk, of mixed quality on purpose.
+"""Demonstrations in the Desk environment, with mistakes on purpose.
 
-A policy trained on perfect demonstrations leaves reinforcement learning little to find: its entropy is low and it
-meets errors it was never shown. These demonstrations slip often and recover seldom. Tool results are real: every
-call is made on a Desk.
+A policy trained on perfect demonstrations has low entropy and has never seen an error, which leaves little for
+reinforcement learning. These demonstrations make many mistakes and recover from few. All tool results are real.
 """
 
 from __future__ import annotations
@@ -14,32 +13,24 @@ from typing import Any
 
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Message, ToolCall
-from fission_grpo.envs.desk.env import (
-    CONTACTS,
-    FOLDERS,
-    Desk,
-    ToolError,
-)
+from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk, ToolError
 from fission_grpo.envs.desk.tasks import make_rows, solutions_by_request, spoken_time
 from fission_grpo.envs.wrapper import tool_methods
 
-MAX_CALLS = 3
-"""Made for one request."""
-
-
-SINGLE_SHARE = 0.25
-"""So many demonstrations have one request where the others have several. [ours]"""
+MAX_CALLS = 3  # for one request [ours]
+SINGLE_SHARE = 0.25  # of demonstrations that have one request where the others have several [ours]
+SORRY = "Sorry, I could not do that."
 
 
 @dataclass(frozen=True)
-class DemoQuality:
-    """How good demonstrations are. Every number is a probability. [ours]
+class DemoBehavior:
+    """Probabilities of what a demonstration does. [ours]
 
     Args:
-        slip: the first call of a task that needs no error message has a typical mistake.
+        slip: the first call of a task has a typical mistake.
         recover: after an error, the next call is the right one.
-        repeat: if it is not, it is the same call again,
-        give_up: or there is no further call; else another wrong one.
+        repeat: if it is not, it is the same call again;
+        give_up: or there is no further call. Otherwise it is another wrong call.
     """
 
     slip: float
@@ -48,103 +39,109 @@ class DemoQuality:
     give_up: float = 0.2
 
 
-SKILLED = DemoQuality(slip=0.3, recover=0.8)
-"""What the first part of the training shows, from which the policy learns the tools and to copy from messages."""
+SKILLED = DemoBehavior(slip=0.3, recover=0.8)
+"""First part of the training: the policy learns the tools, and to copy from messages."""
+MIXED = DemoBehavior(slip=0.5, recover=0.12)
+"""Last part of the training: the policy then behaves like this, with few recoveries."""
+MIXED_MULTI_REQUEST = DemoBehavior(slip=0.4, recover=0.3)
+"""The same for tasks with several requests. With MIXED hardly any of them would succeed."""
 
 
-MIXED = DemoQuality(slip=0.5, recover=0.12)
-"""What the last part shows, and what the shipped policy behaves like: few good recoveries."""
+def demonstrations(count: int, seed: int, behavior: DemoBehavior, requests: int = 1) -> list[list[Message]]:
+    """Return dialogues on tasks of the training split, from the request to the assistant's last message.
 
-
-MIXED_CHAINS = DemoQuality(slip=0.4, recover=0.3)
-"""The same for tasks of several requests, all of which must come out right: with MIXED hardly one episode does."""
-
-
-def demonstrations(count: int, seed: int, quality: DemoQuality, requests: int = 1) -> list[list[Message]]:
-    """`count` dialogues on tasks of the training split, each from the request to the assistant's last word.
-
-    With `requests` > 1 the tasks of the first SINGLE_SHARE of them still have one request each.
+    Args:
+        count: number of dialogues.
+        seed: of tasks and mistakes.
+        behavior: how often they go wrong.
+        requests: per task; above 1, the first SINGLE_SHARE of the tasks still have one.
     """
     rows = make_rows(count, seed, "train", requests)
     if requests > 1:
         single = int(SINGLE_SHARE * count)
         rows[:single] = make_rows(single, seed, "train")
-    return [demonstrate(row, random.Random(f"demo {seed} {index}"), quality) for index, row in enumerate(rows)]
+    return [demonstrate(row, random.Random(f"demo {seed} {index}"), behavior) for index, row in enumerate(rows)]
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, quality: DemoQuality) -> list[Message]:
-    """One dialogue on a row's task: user, assistant, tool, assistant, ... as chat messages.
+def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
+    """Return one dialogue on a task as chat messages.
 
-    Requests are seen to one after the other, each as if it were alone; the last word is "Done." if none was left
-    with an error.
+    The requests are handled one after another. The last message is "Done." if no request ended with an error.
     """
     desk = Desk()
     desk.reset(**row)
     messages: list[Message] = list(row["prompt"])
     failed = False
     for first, calls in solutions_by_request(row):
-        done = _attempt(tool_methods(desk), first, calls, rng, quality)
-        failed = failed or done[-1].failed
-        for each in done:
-            messages.append({"role": "assistant", "content": render_call(each.call)})
-            messages.append({"role": "tool", "name": each.call.name, "content": each.result})
-    messages.append({"role": "assistant", "content": "Sorry, I could not do that." if failed else "Done."})
-    return messages
+        attempts = _handle_request(tool_methods(desk), first, calls, rng, behavior)
+        failed = failed or attempts[-1].failed
+        for attempt in attempts:
+            messages.append({"role": "assistant", "content": render_call(attempt.call)})
+            messages.append({"role": "tool", "name": attempt.call.name, "content": attempt.result})
+    return [*messages, {"role": "assistant", "content": SORRY if failed else "Done."}]
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A call that was made: what the policy reads after it, and whether it erred."""
+class _Attempt:
+    """A call, the text of its result, and whether it failed."""
 
     call: ToolCall
     result: str
     failed: bool
 
 
-def _attempt(
-    tools: Mapping[str, Any], first: ToolCall, calls: tuple[ToolCall, ...], rng: random.Random, quality: DemoQuality
-) -> list[_Made]:
-    """At most MAX_CALLS calls made for one request."""
+def _handle_request(
+    tools: Mapping[str, Any], first: ToolCall, calls: tuple[ToolCall, ...], rng: random.Random, behavior: DemoBehavior
+) -> list[_Attempt]:
+    """Make at most MAX_CALLS calls for one request."""
     pending = list(calls)
     call = first
-    if rng.random() < (quality.slip if call == pending[0] else quality.slip / 2):
+    if rng.random() < (behavior.slip if call == pending[0] else behavior.slip / 2):
         call = _mistaken(call, rng)
-    done: list[_Made] = []
+    attempts: list[_Attempt] = []
     for _ in range(MAX_CALLS):
-        result, failed = _result(tools, call)
-        done.append(_Made(call, result, failed))
-        if call == pending[0] and not failed:
-            pending.pop(0)
-        if not failed and not (pending and call in calls):
-            break
-        next_call = pending[0] if not failed else _after_error(first, call, pending, rng, quality)
+        attempt = _attempt(tools, call)
+        attempts.append(attempt)
+        if attempt.failed:
+            next_call = _after_error(first, call, pending, rng, behavior)
+        else:
+            if call == pending[0]:
+                pending.pop(0)
+            next_call = pending[0] if pending and call in calls else None
         if next_call is None:
             break
         call = next_call
-    return done
+    return attempts
+
+
+def _attempt(tools: Mapping[str, Any], call: ToolCall) -> _Attempt:
+    """Make a call. Its result is written as TRL writes it."""
+    try:
+        return _Attempt(call, str(tools[call.name](**call.arguments)), False)
+    except (ToolError, TypeError) as error:
+        return _Attempt(call, str({"error": str(error)}), True)
 
 
 def _after_error(
-    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, quality: DemoQuality
+    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, behavior: DemoBehavior
 ) -> ToolCall | None:
-    """The call made after `call` failed, None to give up."""
-    if rng.random() < quality.recover:
+    """Choose the call after `call` failed; None to give up."""
+    if rng.random() < behavior.recover:
         return pending[0]
     draw = rng.random()
-    if draw < quality.repeat:
+    if draw < behavior.repeat:
         return call
-    if draw < quality.repeat + quality.give_up:
+    if draw < behavior.repeat + behavior.give_up:
         return None
     return _mistaken(first, rng)
 
 
 def _mistaken(call: ToolCall, rng: random.Random) -> ToolCall:
-    """A call with one typical mistake in one argument, or with its last argument dropped."""
+    """Return the call with a typical mistake in one argument, or without its last argument."""
     arguments = dict(call.arguments)
     key = rng.choice([key for key in arguments if key != "title"])
     if rng.random() < 0.1:
-        key = list(arguments)[-1]
-        del arguments[key]
+        del arguments[list(arguments)[-1]]
     else:
         arguments[key] = _mistaken_value(key, arguments[key], rng)
     return ToolCall(call.name, arguments)
@@ -164,11 +161,3 @@ def _mistaken_value(key: str, value: str, rng: random.Random) -> Any:
     if key == "folder":
         return rng.choice((f"{value} folder", value.capitalize(), rng.choice(FOLDERS)))
     return rng.choice((value.lower(), rng.choice(CONTACTS), f"{value}@mail"))
-
-
-def _result(tools: Mapping[str, Any], call: ToolCall) -> tuple[str, bool]:
-    """What the policy reads after a call, as TRL writes it, and whether the call erred."""
-    try:
-        return str(tools[call.name](**call.arguments)), False
-    except (ToolError, TypeError) as error:
-        return str({"error": str(error)}), True

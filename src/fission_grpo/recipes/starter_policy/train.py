@@ -1,11 +1,12 @@
-"""Train the starter policy from nothing: demonstrations, tokenizer, then a small Qwen3 in a plain torch loop.
+"""Train the starter policy from random weights: demonstrations, a tokenizer, and a small Qwen3 in a plain torch loop.
 
-    python -m fission_grpo.starter_training --output DIR --seed 0
-    python -m fission_grpo.starter_training --output DIR --requests 2
-    python -m fission_grpo.starter_training --output DIR --cases train.jsonl --vocabulary 2000 --positions 2048
+    python -m fission_grpo.recipes.starter_policy.train --output DIR --seed 0
+    python -m fission_grpo.recipes.starter_policy.train --output DIR --requests 2
+    python -m fission_grpo.recipes.starter_policy.train --output DIR --cases train.jsonl --vocabulary 2000 \\
+        --positions 2048
 
-The first part of the training shows skilled demonstrations, the last part mixed ones (`desk_demos`), which is what
-the policy then behaves like. With --steps a run is repeatable to the bit on one machine; --minutes stops by the clock.
+The first part of the training shows skilled demonstrations, the last part mixed ones (see `desk_demos`), whose
+behavior the policy then has. With --steps, a run gives the same weights on the same machine; --minutes limits time.
 """
 
 from __future__ import annotations
@@ -26,27 +27,20 @@ from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.recipes.starter_policy.desk_demos import (
     MIXED,
-    MIXED_CHAINS,
+    MIXED_MULTI_REQUEST,
     SKILLED,
-    DemoQuality,
+    DemoBehavior,
     demonstrations,
 )
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
 
-BATCH = 32  # dialogues a step
-
-
+BATCH = 32  # dialogues per step
 MIXED_SHARE = 0.25  # of the training, at its end, on mixed demonstrations [ours]
-
-
 WARM_UP = 0.03  # of the training
+OTHER_WEIGHT = 0.1  # loss weight of tokens that the assistant did not write; predicting them teaches copying [ours]
 
-
-OTHER_WEIGHT = 0.1  # loss weight of what the assistant did not write; predicting it teaches to copy [ours]
-
-
-Demonstrations = Callable[[int, int, DemoQuality], list[tuple[list[Any], list[Any]]]]
-"""Draws demonstrations, `lessons(count, seed, quality)`: dialogues, each with its tools."""
+Demonstrations = Callable[[int, int, DemoBehavior], list[tuple[list[Any], list[Any]]]]
+"""A function (count, seed, behavior) that samples dialogues, each with its tools."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +49,14 @@ class TrainConfig:
 
     Args:
         seed: of weights and demonstrations.
-        steps: optimizer steps of 32 dialogues each.
-        minutes: end after so many minutes if `steps` take longer (the schedule then follows the clock), or None.
-        learning_rate: at its peak, after the warm-up; it falls to a twentieth as a cosine.
-        start: folder of a policy that has had skilled demonstrations already, to show mixed ones only; None begins
-            from random weights.
-        vocabulary: tokens of a new tokenizer.
-        positions: longest dialogue of a new model, in tokens; longer demonstrations are cut off.
-        requests: of each task of the desk's demonstrations, three in four of them; the rest has one request.
+        steps: optimizer steps of BATCH dialogues each.
+        minutes: time limit, which the schedules then follow; None for no limit.
+        learning_rate: peak, after the warm-up; decays to a twentieth as a cosine.
+        start: folder of a policy trained on skilled demonstrations, to continue with mixed ones; None for random
+            weights.
+        vocabulary: number of tokens of a new tokenizer.
+        positions: longest dialogue of a new model, in tokens; longer demonstrations are truncated.
+        requests: per task in Desk, in three of four demonstrations; the others have one.
     """
 
     seed: int = 0
@@ -76,49 +70,57 @@ class TrainConfig:
 
 
 def desk_demonstrations(
-    count: int, seed: int, quality: DemoQuality, requests: int = 1
+    count: int, seed: int, behavior: DemoBehavior, requests: int = 1
 ) -> list[tuple[list[Any], list[Any]]]:
-    """Demonstrations at the built-in desk, of tasks with so many requests."""
+    """Return demonstrations in Desk, each with Desk's tools."""
     tools = list(tool_methods(Desk()).values())
-    return [(dialogue, tools) for dialogue in demonstrations(count, seed, quality, requests)]
+    return [(dialogue, tools) for dialogue in demonstrations(count, seed, behavior, requests)]
 
 
-def train_starter(output: Path, plan: TrainConfig, lessons: Demonstrations | None = None) -> dict[str, Any]:
-    """Train and save model and tokenizer into `output`; what was done is returned and saved as `training.json`.
+def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | None = None) -> dict[str, Any]:
+    """Train a policy and save it with its tokenizer.
 
-    Without `lessons` it learns at the desk. The policy as it was before the mixed demonstrations is saved in
-    `output/skilled`.
+    Args:
+        output: folder to write; the policy before the mixed demonstrations is saved in its subfolder `skilled`.
+        config: how to train.
+        sample: source of demonstrations, Desk by default.
+
+    Returns:
+        A record of the training, which is also saved as `training.json`.
     """
     import torch
 
-    torch.manual_seed(plan.seed)
-    lessons = lessons or partial(desk_demonstrations, requests=plan.requests)
-    model, tokenizer = load_starter(plan.start) if plan.start else make_starter(plan, lessons)
-    step_optimizers = _optimizers(model)
-    began, step, tokens, beginning = time.monotonic(), 0, 0, 1 - MIXED_SHARE if plan.start else 0.0
-    progress, loss, skilled = beginning, math.nan, True
+    torch.manual_seed(config.seed)
+    sample = sample or partial(desk_demonstrations, requests=config.requests)
+    model, tokenizer = load_starter(config.start) if config.start else make_starter(config, sample)
+    update = _make_optimizers(model)
+    mixed = MIXED if config.requests == 1 else MIXED_MULTI_REQUEST
+    started = time.monotonic()
+    first_progress = progress = 1 - MIXED_SHARE if config.start else 0.0
+    step, tokens, loss, behavior = 0, 0, math.nan, SKILLED
     while progress < 1:
-        if skilled and progress >= 1 - MIXED_SHARE:
-            skilled = False
+        if behavior is SKILLED and progress >= 1 - MIXED_SHARE:
+            behavior = mixed
             _save(model, tokenizer, output / "skilled")
-        rate, loss = plan.learning_rate * _schedule(progress), 0.0
-        quality = SKILLED if skilled else MIXED if plan.requests == 1 else MIXED_CHAINS
-        for ids, weights, share in _batches(tokenizer, lessons(BATCH, plan.seed * 1_000_003 + step, quality)):
+        loss = 0.0
+        for ids, weights, share in _batches(tokenizer, sample(BATCH, config.seed * 1_000_003 + step, behavior)):
             part = share * _loss(model, ids, weights)
             part.backward()
             loss, tokens = loss + part.item(), tokens + ids.numel()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step_optimizers(rate)
+        rate = config.learning_rate * _schedule(progress)
+        update(rate)
         model.zero_grad(set_to_none=True)
         step += 1
-        elapsed = (time.monotonic() - began) / 60
-        progress = beginning + (1 - beginning) * max(step / plan.steps, elapsed / plan.minutes if plan.minutes else 0)
+        elapsed = (time.monotonic() - started) / 60
+        share_done = max(step / config.steps, elapsed / config.minutes if config.minutes else 0)
+        progress = first_progress + (1 - first_progress) * share_done
         if step % 25 == 0 or progress >= 1:
             print(f"step {step:5d}  loss {loss:.4f}  rate {rate:.1e}  {elapsed:5.1f} min  {progress:4.0%}", flush=True)
     record = {
-        **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan).items()},
+        **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
         "steps_done": step,
-        "minutes_taken": round((time.monotonic() - began) / 60, 1),
+        "minutes_taken": round((time.monotonic() - started) / 60, 1),
         "tokens": tokens,
         "last_loss": round(loss, 4),
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -128,19 +130,19 @@ def train_starter(output: Path, plan: TrainConfig, lessons: Demonstrations | Non
     return record
 
 
-def make_starter(plan: TrainConfig, lessons: Demonstrations | None = None) -> tuple[Any, Any]:
-    """An untrained model and its tokenizer; without `lessons` for the desk."""
-    lessons = lessons or partial(desk_demonstrations, requests=plan.requests)
+def make_starter(config: TrainConfig, sample: Demonstrations | None = None) -> tuple[Any, Any]:
+    """Return an untrained model and a tokenizer trained on demonstrations, those in Desk by default."""
+    sample = sample or partial(desk_demonstrations, requests=config.requests)
+    dialogues = sample(1500, config.seed, MIXED)
     # the first tokenizer only renders the dialogues on which the second is trained
-    drawn = lessons(1500, plan.seed, MIXED)
-    first = train_tokenizer([message["content"] for dialogue, _ in drawn for message in dialogue])
-    texts = [first.apply_chat_template(dialogue, tools=tools, tokenize=False) for dialogue, tools in drawn]
-    tokenizer = train_tokenizer(texts, plan.vocabulary, plan.positions)
-    return make_model(tokenizer, plan.positions), tokenizer
+    first = train_tokenizer([message["content"] for dialogue, _ in dialogues for message in dialogue])
+    texts = [first.apply_chat_template(dialogue, tools=tools, tokenize=False) for dialogue, tools in dialogues]
+    tokenizer = train_tokenizer(texts, config.vocabulary, config.positions)
+    return make_model(tokenizer, config.positions), tokenizer
 
 
 def make_model(tokenizer: Any, positions: int = 1024) -> Any:
-    """A Qwen3 of about a million parameters with random weights (float32), for the tokenizer's vocabulary."""
+    """Return a Qwen3 of about a million random weights (float32) for the tokenizer's vocabulary."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
@@ -161,8 +163,8 @@ def make_model(tokenizer: Any, positions: int = 1024) -> Any:
     return Qwen3ForCausalLM(config)
 
 
-def _optimizers(model: Any) -> Callable[[float], None]:
-    """A step at a given rate: Muon (Jordan 2024) for the layers' matrices, AdamW for embeddings and norms."""
+def _make_optimizers(model: Any) -> Callable[[float], None]:
+    """Return a function that updates at a learning rate: matrices by Muon (Jordan 2024), the rest by AdamW."""
     import torch
 
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
@@ -174,35 +176,35 @@ def _optimizers(model: Any) -> Callable[[float], None]:
         by_shape.setdefault(tuple(weight.shape), []).append(i)
 
     @torch.no_grad()
-    def step(rate: float) -> None:
+    def update(rate: float) -> None:
         adamw.param_groups[0]["lr"] = rate
         adamw.step()
-        for same in by_shape.values():
-            for i in same:
+        for same_shape in by_shape.values():
+            for i in same_shape:
                 momenta[i].lerp_(matrices[i].grad, 0.05)
-            updates = muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same])
-            for i, update in zip(same, updates, strict=True):
-                matrices[i].mul_(1 - 0.01 * rate).sub_(rate * update)
+            directions = muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same_shape])
+            for i, direction in zip(same_shape, directions, strict=True):
+                matrices[i].mul_(1 - 0.01 * rate).sub_(rate * direction)
 
-    return step
+    return update
 
 
 def muon_update(momenta: list[Any]) -> list[Any]:
-    """Newton-Schulz in float32 on equally shaped matrices at once (torch's Muon works in bfloat16, slow on CPUs).
+    """Orthogonalize matrices of one shape in float32 (torch's Muon uses bfloat16, which is slow on CPUs).
 
-    Five quintic steps with Keller Jordan's coefficients bring every singular value near 1; the factor makes the
-    update's root mean square that of AdamW (Liu et al. 2025, arXiv 2502.16982).
+    Five quintic Newton-Schulz steps with Keller Jordan's coefficients bring all singular values near 1. The factor
+    gives the update the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982).
     """
     import torch
 
     x = torch.stack(momenta)
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    x = x.mT if tall else x
+    x = x.mT if is_tall else x
     return list(0.2 * max(x.shape[1:]) ** 0.5 * x)
 
 
@@ -212,28 +214,28 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: Any, drawn: Sequence[tuple[list[Any], list[Any]]]) -> Iterator[tuple[Any, Any, float]]:
-    """The step's dialogues as (ids (B, L), weights (B, L), share of the step), short and long ones apart."""
+def _batches(tokenizer: Any, dialogues: Sequence[tuple[list[Any], list[Any]]]) -> Iterator[tuple[Any, Any, float]]:
+    """Yield the shorter and the longer half of the dialogues: ids (B, L), loss weights (B, L), share of the step."""
     import torch
 
     rows = []
-    for dialogue, tools in drawn:
-        one = tokenizer.apply_chat_template(dialogue, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
-        rows.append((one["input_ids"][: tokenizer.model_max_length], one["assistant_masks"]))
+    for dialogue, tools in dialogues:
+        row = tokenizer.apply_chat_template(dialogue, tools=tools, return_dict=True, return_assistant_tokens_mask=True)
+        rows.append((row["input_ids"][: tokenizer.model_max_length], row["assistant_masks"]))
     rows.sort(key=lambda row: len(row[0]))
-    for part in (rows[: BATCH // 2], rows[BATCH // 2 :]):
-        length = max(len(ids) for ids, _ in part)
-        ids = torch.full((len(part), length), tokenizer.pad_token_id)
-        weights = torch.zeros(len(part), length)
-        for i, (row_ids, mask) in enumerate(part):
+    for half in (rows[: BATCH // 2], rows[BATCH // 2 :]):
+        length = max(len(ids) for ids, _ in half)
+        ids = torch.full((len(half), length), tokenizer.pad_token_id)
+        weights = torch.zeros(len(half), length)
+        for i, (row_ids, mask) in enumerate(half):
             ids[i, : len(row_ids)] = torch.tensor(row_ids)
-            own_weights = [1.0 if own else OTHER_WEIGHT for own in mask[: len(row_ids)]]
-            weights[i, : len(row_ids)] = torch.tensor(own_weights)
+            row_weights = [1.0 if is_assistant else OTHER_WEIGHT for is_assistant in mask[: len(row_ids)]]
+            weights[i, : len(row_ids)] = torch.tensor(row_weights)
         yield ids, weights, 0.5
 
 
 def _loss(model: Any, ids: Any, weights: Any) -> Any:
-    """Weighted mean cross-entropy of the next tokens. Padding is on the right, so no attention mask is needed."""
+    """Return the weighted mean cross-entropy of next tokens. Padding is on the right and needs no attention mask."""
     import torch
 
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -249,31 +251,32 @@ def _schedule(progress: float) -> float:
 
 
 def main() -> None:
-    plan = TrainConfig()
+    default = TrainConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for weights, tokenizer and training.json")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and demonstrations (default 0)")
-    parser.add_argument("--steps", type=int, default=plan.steps, help="steps of 32 dialogues (default %(default)s)")
-    parser.add_argument("--minutes", type=float, help="end after so many minutes, if the steps take longer")
-    parser.add_argument("--learning-rate", type=float, default=plan.learning_rate, help="peak (default %(default)s)")
-    parser.add_argument("--start", type=Path, help="a folder's `skilled`: show it the mixed demonstrations only")
-    parser.add_argument("--cases", type=Path, help="learn on this case file (`tasks generate`) instead of the desk")
-    parser.add_argument("--requests", type=int, default=plan.requests, help="of a task at the desk (default 1)")
-    parser.add_argument("--vocabulary", type=int, default=plan.vocabulary, help="tokens (default %(default)s)")
-    parser.add_argument("--positions", type=int, default=plan.positions, help="longest dialogue (default %(default)s)")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, help="folder for weights, tokenizer and training.json")
+    add("--seed", type=int, default=default.seed, help="of weights and demonstrations (default %(default)s)")
+    add("--steps", type=int, default=default.steps, help="steps of 32 dialogues (default %(default)s)")
+    add("--minutes", type=float, help="end after this time, if the steps take longer")
+    add("--learning-rate", type=float, default=default.learning_rate, help="peak (default %(default)s)")
+    add("--start", type=Path, help="a folder's `skilled`: train it on the mixed demonstrations only")
+    add("--cases", type=Path, help="train on this case file (`tasks generate`) instead of Desk")
+    add("--requests", type=int, default=default.requests, help="of a task in Desk (default %(default)s)")
+    add("--vocabulary", type=int, default=default.vocabulary, help="number of tokens (default %(default)s)")
+    add("--positions", type=int, default=default.positions, help="longest dialogue, in tokens (default %(default)s)")
     args = parser.parse_args()
     if args.steps < 1 or (args.minutes is not None and args.minutes <= 0):
         parser.error("--steps and --minutes must be positive")
     if not 1 <= args.requests <= MOST_REQUESTS or (args.cases and args.requests > 1):
-        parser.error(f"--requests must be from 1 to {MOST_REQUESTS}, and is for the desk, not for --cases")
-    plan = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
-    lessons = None
+        parser.error(f"--requests must be from 1 to {MOST_REQUESTS}, and is for Desk, not for --cases")
+    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
+    sample = None
     if args.cases:
         from fission_grpo.envs.bfcl.tasks import load_cases
         from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 
-        lessons = case_demonstrations(load_cases(args.cases))
-    print(json.dumps(train_starter(args.output, plan, lessons)))
+        sample = case_demonstrations(load_cases(args.cases))
+    print(json.dumps(train_starter(args.output, config, sample)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Attention over a packed row in two parts: prompts causally, completions over their prompt and themselves.
 
-Registered with transformers' public `AttentionInterface`. Both parts are calls of PyTorch's
-`scaled_dot_product_attention`, so the same code runs its fused kernels on CPU and GPU, forward and backward, and no
-attention probabilities are kept. Cf. Prefix Grouper (arXiv 2506.05433), whose two parts these are.
+The two parts are those of Prefix Grouper (arXiv 2506.05433). Both call PyTorch's `scaled_dot_product_attention`, so
+fused kernels run on CPU and GPU, forward and backward, and no attention probabilities are kept.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from fission_grpo.training.shared_prefix.decoding import Decoding, decode_attent
 from fission_grpo.training.shared_prefix.layout import Layout, PrefixGroup
 
 NAME = "shared_prefix_sdpa"
-"""The name of this implementation for `model.set_attn_implementation`."""
+"""Argument of `model.set_attn_implementation`."""
 
 
 def register() -> None:
-    """Make `NAME` known to transformers. Without a layout it is transformers' own "sdpa", with the same masks."""
+    """Register `NAME` with transformers. For ordinary batches it equals transformers' "sdpa"."""
     AttentionInterface.register(NAME, shared_prefix_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
@@ -41,22 +40,22 @@ def shared_prefix_attention(
     shared_prefix: Layout | Decoding | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, as transformers calls it.
+    """Attention of one layer, with the signature of transformers' `AttentionInterface`.
 
     Args:
         query: (1, H, N, d), rotary embeddings applied.
         key: (1, K, N, d); K divides H (grouped queries).
         value: (1, K, N, d).
-        attention_mask: not used where there is a layout, which says who sees whom.
-        sliding_window: keys a query sees at most, itself included; None: all before it.
-        shared_prefix: the layout of the packed row; in generation, where the rows stand (then the batch has B rows of
-            n new tokens); None: an ordinary batch, which goes to "sdpa".
+        attention_mask: used for ordinary batches only.
+        sliding_window: number of keys a query sees, itself included; None: all before it.
+        shared_prefix: the layout of the packed row; in generation, the state of the B rows of n new tokens; None: an
+            ordinary batch, computed by "sdpa".
 
     Returns:
         ((1, N, H, d), None).
 
     Raises:
-        ValueError: the layer asks for soft-capped or biased scores or sinks, which fused kernels do not have.
+        ValueError: the layer needs soft-capped or biased scores or sinks, which fused kernels do not support.
     """
     if shared_prefix is None:
         return sdpa_attention_forward(
@@ -69,7 +68,7 @@ def shared_prefix_attention(
         layer: Any = module.layer_idx
         return decode_attention(shared_prefix, layer, query, key, value, sliding_window, scaling), None
     key_heads = key.shape[1]
-    # The heads that share one key head form one element of the batch: keys are expanded without a copy.
+    # The heads of one key head are one element of the batch, so that keys are expanded without a copy.
     query = query[0].unflatten(0, (key_heads, -1))
     key, value = (x[0, :, None].expand(-1, query.shape[1], -1, -1) for x in (key, value))
     sizes = [group.length for group in shared_prefix.groups]
@@ -99,16 +98,16 @@ class _GroupAttention:
             q, k, v = (x[:, :, :prefix] for x in (q, k, v))
             return [scaled_dot_product_attention(q, k, v, is_causal=True, **self.options)]
         outputs = []
-        for begin in range(0, prefix, window):  # a window of queries sees two windows of keys
-            end, first = min(begin + window, prefix), max(0, begin - window + 1)
-            outputs.append(self._masked(q, k, v, (begin, end), ((first, end),)))
+        for start in range(0, prefix, window):  # a window of queries sees two windows of keys
+            end, first = min(start + window, prefix), max(0, start - window + 1)
+            outputs.append(self._masked(q, k, v, (start, end), ((first, end),)))
         return outputs
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> Tensor:
+    def _block(self, q: Tensor, k: Tensor, v: Tensor, start: int, end: int) -> Tensor:
         prefix = self.group.prefix
         first = max(0, prefix - self.window + 1) if self.window else 0
-        keys = ((first, end),) if begin == prefix else ((first, prefix), (begin, end))
-        return self._masked(q, k, v, (begin, end), keys)
+        keys = ((first, end),) if start == prefix else ((first, prefix), (start, end))
+        return self._masked(q, k, v, (start, end), keys)
 
     def _masked(
         self, q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, int], keys: tuple[tuple[int, int], ...]
@@ -118,21 +117,22 @@ class _GroupAttention:
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, **self.options)
 
     def _mask(self, queries: tuple[int, int], keys: tuple[tuple[int, int], ...], dtype: torch.dtype) -> Tensor:
-        """(queries, keys), 0 where a query sees a key, -inf elsewhere; made once for all layers with this window."""
-        known = (self.start, queries, keys, self.window, dtype)
-        if known not in self.layout.masks:
+        """(queries, keys), 0 where a query sees a key, -inf elsewhere; cached for all layers with this window."""
+        cache_key = (self.start, queries, keys, self.window, dtype)
+        if cache_key not in self.layout.masks:
             group = slice(self.start, self.start + self.group.length)
             position, owner = self.layout.positions[group], self.layout.owner[group]
-            at, of = position[slice(*queries), None], owner[slice(*queries), None]
-            seen_at, seen_of = _runs(position, keys, 0), _runs(owner, keys, 0)
-            seen = (seen_at <= at) & ((seen_of == -1) | (seen_of == of))
+            query_at, query_owner = position[slice(*queries), None], owner[slice(*queries), None]
+            key_at, key_owner = _runs(position, keys, 0), _runs(owner, keys, 0)
+            visible = (key_at <= query_at) & ((key_owner == -1) | (key_owner == query_owner))
             if self.window:
-                seen &= seen_at > at - self.window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self.layout.masks[known] = mask.masked_fill_(~seen, float("-inf"))
-        return self.layout.masks[known]
+                visible &= key_at > query_at - self.window
+            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            self.layout.masks[cache_key] = mask.masked_fill_(~visible, float("-inf"))
+        return self.layout.masks[cache_key]
 
 
 def _runs(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int = 2) -> Tensor:
+    """The entries from `start` to `end` of each run, one run after the other."""
     parts = [x.narrow(dim, start, end - start) for start, end in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

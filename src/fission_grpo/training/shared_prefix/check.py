@@ -1,8 +1,10 @@
-"""A self-check: do shared and unshared log-probabilities agree, for this model on this batch?"""
+"""Self-checks: do shared and unshared computation agree, for this model on this batch?"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,14 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.training.shared_prefix.rows import CachedRows, read_prompts
+from fission_grpo.training.shared_prefix.rows import CachedRows, compute_prompts
 from fission_grpo.training.shared_prefix.update import shared_logps
 
 _log = logging.getLogger(__name__)
 
-
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """[ours] Largest mean absolute difference of a completion's log-probabilities, by the type the model computes in."""
+
+CHECKED_STEPS = 4
+"""[ours] Number of tokens that the self-check of generation decodes."""
 
 
 @torch.no_grad()
@@ -32,11 +36,11 @@ def unshared_logps(model: nn.Module, batch: GroupedBatch) -> Tensor:
 
 @torch.no_grad()
 def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None) -> bool:
-    """Whether both ways give the same log-probabilities on two rows of each of two groups; a warning if they do not.
+    """Compare shared and unshared log-probabilities on two rows of each of two groups; warn if they differ.
 
     Args:
         model: a model after `enable`; dropout is off during the check.
-        batch: B rows, such as the first that training meets, so that its lengths are those to come.
+        batch: B rows, for example the first that training meets, so that the lengths are realistic.
         tolerance: largest mean absolute difference over a completion's tokens; None: `TOLERANCE` of the type that
             the model computes in (autocast's, or the parameters').
 
@@ -45,20 +49,60 @@ def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None
     """
     largest = sorted(groups_of(batch.prompt_ids, batch.prompt_mask), key=len, reverse=True)[:2]
     chosen = torch.tensor([row for group in largest for row in group[:2]], device=batch.prompt_ids.device)
-    batch, device = batch.rows(chosen), batch.prompt_ids.device.type
+    batch = batch.rows(chosen)
+    with _eval_mode(model):
+        shared, unshared = shared_logps(model, batch).logps, unshared_logps(model, batch)
+    tokens = batch.completion_mask.sum(1).clamp(min=1)
+    difference = ((shared.float() - unshared.float()).abs().sum(1) / tokens).max().item()
+    return _is_within(difference, tolerance, model, batch.prompt_ids.device.type, "with")
+
+
+@torch.no_grad()
+def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None) -> bool:
+    """Compare decoding with shared prompts to one plain forward pass; warn if log-probabilities differ.
+
+    Takes two rows of the largest group and one of another, and decodes `CHECKED_STEPS` tokens greedily. No random
+    numbers are used; dropout is off.
+
+    Args:
+        model: a model whose attention knows shared prefixes.
+        ids: (B, P) int, prompts padded on the left.
+        mask: (B, P), 1 where `ids` is a token.
+        tolerance: largest mean absolute difference over the vocabulary; None: as for `agrees`.
+    """
+    groups = sorted(groups_of(ids, mask), key=len, reverse=True)[:2]
+    chosen = torch.tensor([*groups[0][:2], *(groups[1][:1] if len(groups) > 1 else ())], device=ids.device)
+    ids, mask = ids[chosen], mask[chosen]
+    prompt = torch.tensor([0] * len(groups[0][:2]) + [1] * (len(groups) - 1), device=ids.device)
+    firsts = torch.tensor([0, len(ids) - 1][: len(groups)], device=ids.device)
+    with _eval_mode(model):
+        prompts, prompt_logits = compute_prompts(model, ids[firsts], mask[firsts])
+        rows, logits = CachedRows(model, prompts, prompt), [prompt_logits[prompt]]
+        for _ in range(CHECKED_STEPS):
+            tokens = logits[-1].argmax(-1)[:, None]
+            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
+            logits.append(rows.feed(tokens))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output: Any = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=CHECKED_STEPS + 1
+        )
+    shared, unshared = (x.float().log_softmax(-1) for x in (torch.stack(logits, 1), output.logits))
+    difference = (shared - unshared).abs().mean(-1).max().item()
+    return _is_within(difference, tolerance, model, ids.device.type, "generated with")
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        shared, unshared = shared_logps(model, batch).logps, unshared_logps(model, batch)
+        yield
     finally:
         for module in training:
             module.training = True
-    tokens = batch.completion_mask.sum(1).clamp(min=1)
-    difference = ((shared.float() - unshared.float()).abs().sum(1) / tokens).max().item()
-    return _within(difference, tolerance, model, device, "with")
 
 
-def _within(difference: float, tolerance: float | None, model: nn.Module, device: str, what: str) -> bool:
+def _is_within(difference: float, tolerance: float | None, model: nn.Module, device: str, how: str) -> bool:
     if tolerance is None:
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
@@ -66,53 +110,10 @@ def _within(difference: float, tolerance: float | None, model: nn.Module, device
     if difference <= tolerance:
         return True
     _log.warning(
-        "log-probabilities %s shared prefixes differ from the model's own by %.2g (at most %.2g may be): "
+        "log-probabilities %s shared prefixes differ from the model's own by %.2g (limit %.2g): "
         "prefixes cannot be shared with this model; set shared_prefix=False and please report it.",
-        what,
+        how,
         difference,
         tolerance,
     )
     return False
-
-
-CHECKED_STEPS = 4
-"""[ours] Tokens that the self-check of generation draws."""
-
-
-@torch.no_grad()
-def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None) -> bool:
-    """Whether decoding with shared prompts gives the model's own log-probabilities; a warning if it does not.
-
-    Takes two rows of the largest group and one of another, decodes `CHECKED_STEPS` tokens greedily, and compares with
-    one plain forward over prompts and tokens. No random numbers are used; dropout is off.
-
-    Args:
-        model: a transformers model whose attention knows shared prefixes.
-        ids: (B, P) int, prompts padded on the left.
-        mask: (B, P), 1 where `ids` is a token.
-        tolerance: largest mean absolute difference over tokens of the vocabulary; None: as for `agrees`.
-    """
-    groups = sorted(groups_of(ids, mask), key=len, reverse=True)[:2]
-    chosen = torch.tensor([*groups[0][:2], *(groups[1][:1] if len(groups) > 1 else ())], device=ids.device)
-    ids, mask = ids[chosen], mask[chosen]
-    prompt = torch.tensor([0] * len(groups[0][:2]) + [1] * (len(groups) - 1), device=ids.device)
-    firsts = torch.tensor([0, len(ids) - 1][: len(groups)], device=ids.device)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        prompts, logits = read_prompts(model, ids[firsts], mask[firsts])
-        rows, found = CachedRows(model, prompts, prompt), [logits[prompt]]
-        for _ in range(CHECKED_STEPS):
-            tokens = found[-1].argmax(-1)[:, None]
-            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
-            found.append(rows.feed(tokens))
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output: Any = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=CHECKED_STEPS + 1
-        )
-    finally:
-        for module in training:
-            module.training = True
-    shared, unshared = (x.float().log_softmax(-1) for x in (torch.stack(found, 1), output.logits))
-    difference = (shared - unshared).abs().mean(-1).max().item()
-    return _within(difference, tolerance, model, ids.device.type, "generated with")

@@ -1,7 +1,7 @@
-"""Attention of new tokens over a prompt whose keys are kept once per group, and over each row's own tokens.
+"""Attention of new tokens over a prompt whose keys are stored once per group, and over each row's own tokens.
 
-The two parts are softmaxes of their own, joined by their log-sum-exps (as in flash decoding), so that the keys of a
-prompt are stored and read once for all rows of its group: in one matrix product per head, instead of once per row.
+Each part has its own softmax; the two are joined by their log-sum-exps (as in flash decoding). So the keys of a prompt
+are read in one matrix product per head for all rows of its group.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Decoding:
-    """Where the rows of one forward stand: B rows, n new tokens each, S tokens of their own, the new ones included.
+    """State of one forward pass: B rows, n new tokens each, S tokens of their own, the new ones included.
 
     Args:
         prompts: per layer keys and values of U prompts, (U, K, P, d) each, padded on the left.
         prompt_lengths: (U,) int, tokens of each prompt.
         padded: some prompt is shorter than P.
-        members: (U, G) int, the rows of each prompt, G the most any has; places that are left over hold any row.
-        places: (B,) int, where each row stands in `members`, flattened.
+        members: (U, G) int, the rows of each prompt, G the size of the largest group; unused places hold any row.
+        places: (B,) int, place of each row in `members`, flattened.
         positions: (B, S) int, positions of the rows' own tokens; the new ones are the last n.
         valid: (B, S) bool, False where a column is a row's padding; None: all are tokens.
-        masks: masks made so far in this forward; layers with the same window share them.
+        masks: cache of masks; layers with the same window share them.
     """
 
     prompts: list[tuple[Tensor, Tensor]]
@@ -38,12 +38,9 @@ class Decoding:
     masks: dict[Any, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
 
     def prompt_mask(self, new: int, window: int | None, first: int) -> Tensor | None:
-        """(U, 1, G, 1, n, P - first) True where a new token does not see a key of its prompt; None: all are seen."""
-        if ("prompt", window) not in self.masks:
-            self.masks["prompt", window] = self._prompt_mask(new, window, first)
-        return self.masks["prompt", window]
-
-    def _prompt_mask(self, new: int, window: int | None, first: int) -> Tensor | None:
+        """(U, 1, G, 1, n, P - first) True where a new token does not see a key of its prompt; None: sees all."""
+        if ("prompt", window) in self.masks:
+            return self.masks["prompt", window]
         width = self.prompts[0][0].shape[2]
         columns = torch.arange(first, width, device=self.prompt_lengths.device)
         key_at = columns - (width - self.prompt_lengths[:, None])  # (U, P - first), negative in padding
@@ -52,26 +49,25 @@ class Decoding:
             query_at = self.positions[:, -new:][self.members]  # (U, G, n)
             too_old = (key_at[:, None, None] <= query_at[..., None] - window)[:, None, :, None]
             hidden = too_old if hidden is None else hidden | too_old
+        self.masks["prompt", window] = hidden
         return hidden
 
     def own_mask(self, new: int, window: int | None) -> Tensor | None:
-        """(B, 1, 1, n, S) True where a new token does not see one of its row's own; None: all are seen."""
-        if ("own", window) not in self.masks:
-            self.masks["own", window] = self._own_mask(new, window)
-        return self.masks["own", window]
-
-    def _own_mask(self, new: int, window: int | None) -> Tensor | None:
+        """(B, 1, 1, n, S) True where a new token does not see one of its row's own; None: sees all."""
         total = self.positions.shape[1]
         if new == 1 and self.valid is None and (window is None or total <= window):
             return None
+        if ("own", window) in self.masks:
+            return self.masks["own", window]
         column = torch.arange(total, device=self.positions.device)
         hidden = (column > column[-new:, None])[None]  # a later token
         if self.valid is not None:
-            # Padding sees itself, lest its softmax is over nothing; nothing sees padding.
+            # Nothing sees padding but padding itself, whose softmax must not be over nothing.
             hidden = hidden | (~self.valid[:, None] & (column != column[-new:, None]))
         if window:
             hidden = hidden | (self.positions[:, None] <= self.positions[:, -new:, None] - window)
-        return hidden[:, None, None]
+        self.masks["own", window] = hidden[:, None, None]
+        return self.masks["own", window]
 
 
 def decode_attention(
@@ -80,13 +76,13 @@ def decode_attention(
     """Attention of n new tokens in one layer.
 
     Args:
-        state: where the rows stand.
+        state: the rows of this forward pass.
         layer: number of the layer.
         query: (B, H, n, d).
         key: (B, K, S, d), the rows' own keys, those of the new tokens last; K divides H.
         value: (B, K, S, d).
-        window: keys a query sees at most, itself included; None: all before it.
-        scale: of the scores; None: 1 / sqrt(d).
+        window: number of keys a query sees, itself included; None: all before it.
+        scale: factor of the scores; None: 1 / sqrt(d).
 
     Returns:
         (B, n, H, d).
@@ -95,7 +91,7 @@ def decode_attention(
     key_heads = key.shape[1]
     query = (query * (scale or size**-0.5)).reshape(rows, key_heads, -1, size)  # (B, K, H/K n, d)
     shape = (rows, key_heads, heads // key_heads, new)
-    own, own_sum = _part(query, key, value, state.own_mask(new, window), shape)
+    own, own_sum = _attend(query, key, value, state.own_mask(new, window), shape)
     prompt_keys, prompt_values = state.prompts[layer]
     prompts, most = state.members.shape
     first = max(0, prompt_keys.shape[2] - window + 1) if window else 0
@@ -103,7 +99,7 @@ def decode_attention(
         prompt_keys, prompt_values = (x[:, :, first:] for x in (prompt_keys, prompt_values))
         grouped = query[state.members].transpose(1, 2).reshape(prompts, key_heads, -1, size)  # (U, K, G H/K n, d)
         shape = (prompts, key_heads, most, heads // key_heads, new)
-        shared, shared_sum = _part(grouped, prompt_keys, prompt_values, state.prompt_mask(new, window, first), shape)
+        shared, shared_sum = _attend(grouped, prompt_keys, prompt_values, state.prompt_mask(new, window, first), shape)
         shared, shared_sum = (
             x.view(prompts, key_heads, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[state.places]
             for x in (shared, shared_sum)
@@ -112,14 +108,14 @@ def decode_attention(
     return own.view(rows, heads, new, size).transpose(1, 2)
 
 
-def _part(
+def _attend(
     query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted values (..., q, d) of some of the keys, and log-sum-exps of their scores (..., q, 1)."""
+    """Softmax-weighted values (..., q, d), and log-sum-exps of the scores (..., q, 1)."""
     scores = (query @ key.transpose(-1, -2)).float()
     if hidden is not None:
         scores.view(*shape, -1).masked_fill_(hidden, torch.finfo(torch.float32).min / 2)
     weights = scores.softmax(-1)
-    # The greatest score's weight is exp(score - log-sum-exp): cheaper than another pass of exponentials.
+    # The largest weight is exp(largest score - log-sum-exp): cheaper than another pass of exponentials.
     log_sum = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()
     return weights.to(value.dtype) @ value, log_sum

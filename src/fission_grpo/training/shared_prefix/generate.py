@@ -1,11 +1,9 @@
-"""Generation with every prompt read once: `model.generate`, with the same arguments, result and random draws.
+"""Generation that computes each prompt once: `model.generate`, with the same arguments, result and random draws.
 
-`generate` itself prepares settings, logits processors and stopping criteria; what it hands over to (its public
-`custom_generate`) is the loop below: one prompt per group is read, the rows of the group see its keys, rows that have
-ended leave the batch, and a later turn of a dialogue reads only what has been added to it.
-
-Random draws are those of `generate`: each token is drawn from all B rows, ended ones included, so the same seed gives
-the same tokens unless two differ by less than rounding.
+`generate` itself prepares settings, logits processors and stopping criteria, and calls the loop below (its public
+`custom_generate`). The loop computes one prompt per group, removes ended rows from the batch, and reads only the new
+tokens of a dialogue's later turn. Each token is drawn from all B rows, ended ones included, as `generate` does: the
+same seed gives the same tokens unless the probabilities of two differ by less than rounding.
 """
 
 from __future__ import annotations
@@ -23,22 +21,20 @@ from transformers import GenerationConfig, PreTrainedModel
 from fission_grpo.training.shared_prefix.check import generation_agrees
 from fission_grpo.training.shared_prefix.rows import (
     CachedRows,
-    Part,
+    FinishedRows,
     Prompts,
-    joined,
-    read_prompts,
+    compute_prompts,
+    select_rows,
     token_bytes,
 )
 from fission_grpo.training.shared_prefix.update import causal_lm, unsupported, use_attention
 
 _log = logging.getLogger(__name__)
 
+MIN_ENDED_SHARE = 8
+"""[ours] Ended rows leave the batch when they are 1 / 8 of it or more: copying the others' caches takes time."""
 
-LEAVING_SHARE = 8
-"""[ours] Ended rows leave the batch when they are at least one in so many of it: copying the others' caches costs."""
-
-
-_KNOWN = {
+_KNOWN_ARGUMENTS = {
     "input_ids",
     "attention_mask",
     "generation_config",
@@ -48,8 +44,7 @@ _KNOWN = {
     *vars(GenerationConfig()),
 }
 
-
-_PLAIN: dict[str, Any] = {
+_SUPPORTED_SETTINGS: dict[str, Any] = {
     "num_beams": (None, 1),
     "num_return_sequences": (None, 1),
     "return_dict_in_generate": (None, False),
@@ -62,20 +57,20 @@ _PLAIN: dict[str, Any] = {
     "guidance_scale": (None, 1),
     "token_healing": (None, False),
 }
-"""Generation settings with which the loop below is `generate`'s own."""
+"""Generation settings that change `generate`'s own loop, and the values with which ours is equal to it."""
 
 
 class SharedGeneration:
-    """Lets a model generate with shared prompts, while `on(model)` lasts.
+    """Makes a model's `generate` compute shared prompts once, inside `with sharing.on(model)`.
 
     Args:
-        remember: keep what was read until `on` ends or `forget` is called, so that dialogues are continued without
-            reading them again (tool loops). The weights must not change meanwhile.
+        remember: keep caches until `on` ends or `forget` is called, so that later turns of a dialogue (tool loops)
+            read only new tokens. The weights must not change meanwhile.
 
     Attributes:
-        counts: what happened: "shared" and "unshared" calls of `generate`, "prompt_tokens" that were asked for and
-            "read_tokens" of them that were computed, "row_steps" of `generate`'s loop and "computed_row_steps".
-        reasons: calls that were not shared, by why.
+        counts: "shared" and "unshared" calls of `generate`, their "prompt_tokens" and the "read_tokens" of these that
+            were computed, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
+        reasons: number of unshared calls by reason.
     """
 
     def __init__(self, remember: bool = True):
@@ -86,25 +81,25 @@ class SharedGeneration:
         self.forget()
 
     def forget(self) -> None:
-        """Free what was read."""
+        """Free the caches."""
         self._prompts: Prompts | None = None
-        self._parts: list[Part] = []
+        self._finished: list[FinishedRows] = []
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """While it lasts, `generate` of this model (wrapped by PEFT or DDP or not) shares prompts where it can."""
+        """Replace `generate` of this model (wrapped by PEFT or DDP or not) for the duration of the context."""
         decoder: Any = causal_lm(model)
-        plain, own = decoder.generate, vars(decoder).get("generate")
+        original, own = decoder.generate, vars(decoder).get("generate")
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             reason = self._why_not(model, decoder, args, kwargs)
             if reason is None:
                 try:
-                    return plain(custom_generate=self._loop, **kwargs)
+                    return original(custom_generate=self._loop, **kwargs)
                 except _NotSharedError as error:
                     reason = str(error)
             self._count_unshared(reason)
-            return plain(*args, **kwargs)
+            return original(*args, **kwargs)
 
         decoder.generate = generate
         try:
@@ -119,11 +114,12 @@ class SharedGeneration:
     def _why_not(
         self, model: nn.Module, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> str | None:
+        """The reason why a call of `generate` cannot share prompts; None if it can."""
         if reason := unsupported(model):
             return reason
-        more = sorted(name for name in kwargs.keys() - _KNOWN if kwargs[name] is not None)
-        if args or more or kwargs.get("input_ids") is None:
-            return f"generate was called with {', '.join(more) or 'positional arguments or without input_ids'}"
+        unknown = sorted(name for name in kwargs.keys() - _KNOWN_ARGUMENTS if kwargs[name] is not None)
+        if args or unknown or kwargs.get("input_ids") is None:
+            return f"generate was called with {', '.join(unknown) or 'positional arguments or without input_ids'}"
         if kwargs.get("synced_gpus") or (kwargs.get("synced_gpus") is None and _is_synced(decoder)):
             return "the model is sharded (FSDP or ZeRO-3), so that all ranks must generate in step"
         use_attention(decoder)
@@ -147,14 +143,14 @@ class SharedGeneration:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> Tensor:
-        """What `generate` hands over to. Returns (B, P + R) token ids, prompts included, as `generate` does."""
-        for name, plain in _PLAIN.items():
-            if getattr(generation_config, name, None) not in plain:
+        """The `custom_generate` of `generate`. Returns (B, P + R) token ids, prompts included."""
+        for name, supported in _SUPPORTED_SETTINGS.items():
+            if getattr(generation_config, name, None) not in supported:
                 raise _NotSharedError(f"{name} is {getattr(generation_config, name)!r}")
         mask = _mask(model_kwargs.get("attention_mask"), input_ids)
-        rows, logits = self._begin(model, input_ids, mask)
+        rows, logits = self._start(model, input_ids, mask)
         pad: Any = getattr(generation_config, "_pad_token_tensor", None)
-        ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         self.counts["shared"] += 1
         width, count = input_ids.shape[1], len(input_ids)
         unfinished = torch.ones(count, dtype=torch.int64, device=input_ids.device)
@@ -165,91 +161,102 @@ class SharedGeneration:
                 tokens = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
             else:
                 tokens = scores.argmax(-1)
-            if ends:
+            if has_eos:
                 tokens = tokens * unfinished + pad.to(tokens.device) * (1 - unfinished)
             input_ids = torch.cat([input_ids, tokens[:, None]], 1)
             lengths += unfinished
             unfinished = unfinished & ~stopping_criteria(input_ids, None)
-            here = unfinished[rows.index].bool() if ends else unfinished.new_ones(len(rows.index)).bool()
-            staying = int(here.sum())
+            staying = unfinished[rows.index].bool() if has_eos else unfinished.new_ones(len(rows.index)).bool()
             if not int(unfinished.max()):
                 break
-            if (len(here) - staying) * LEAVING_SHARE >= len(here):
-                self._keep(rows, ~here, input_ids, mask, width, lengths)
-                rows.only(here.nonzero()[:, 0])
+            if (len(staying) - int(staying.sum())) * MIN_ENDED_SHARE >= len(staying):
+                self._remember(rows, ~staying, input_ids, mask, width, lengths)
+                rows.keep_only(staying.nonzero()[:, 0])
             logits[rows.index] = rows.feed(tokens[rows.index, None])
             self.counts["row_steps"] += count
             self.counts["computed_row_steps"] += len(rows.index)
-        self._keep(rows, None, input_ids, mask, width, lengths)
+        self._remember(rows, torch.ones_like(staying), input_ids, mask, width, lengths)
         return input_ids
 
-    def _begin(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[CachedRows, Tensor]:
+    def _start(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[CachedRows, Tensor]:
         """The rows after their prompts, and (B, V) logits of their first new tokens."""
-        found = [token_bytes(row[seen]) for row, seen in zip(ids, mask.bool(), strict=True)]
+        row_tokens = [token_bytes(row[is_token]) for row, is_token in zip(ids, mask.bool(), strict=True)]
         self.counts["prompt_tokens"] += int(mask.sum())
-        parts, self._parts = self._parts, []
-        if self._prompts is not None and (chosen := _matches(found, parts)):
-            kept = joined(parts, chosen)
-            sizes = mask.sum(1) - torch.tensor([len(known) // 8 for known in kept.known], device=ids.device)
+        finished, self._finished = self._finished, []
+        if self._prompts is not None and (chosen := _longest_prefixes(row_tokens, finished)):
+            earlier = select_rows(finished, chosen)
+            cached = torch.tensor([len(tokens) // 8 for tokens in earlier.tokens], device=ids.device)
+            sizes = mask.sum(1) - cached
             new = int(sizes.max())
             self.counts["read_tokens"] += int(sizes.sum())
-            rows = CachedRows(model, self._prompts, kept.prompt, kept)
+            rows = CachedRows(model, self._prompts, earlier.prompt, earlier)
             valid = torch.arange(new, device=ids.device) >= new - sizes[:, None]
             return rows, rows.feed(ids[:, -new:], None if bool(valid.all()) else valid)
         numbers: dict[bytes, int] = {}
-        prompt = torch.tensor([numbers.setdefault(one, len(numbers)) for one in found], device=ids.device)
-        firsts = torch.tensor([found.index(one) for one in numbers], device=ids.device)
+        prompt = torch.tensor([numbers.setdefault(one, len(numbers)) for one in row_tokens], device=ids.device)
+        firsts = torch.tensor([row_tokens.index(one) for one in numbers], device=ids.device)
         longest = max(map(len, numbers)) // 8
-        self._prompts, logits = read_prompts(model, ids[firsts, -longest:], mask[firsts, -longest:])
+        self._prompts, logits = compute_prompts(model, ids[firsts, -longest:], mask[firsts, -longest:])
         self.counts["read_tokens"] += int(self._prompts.lengths.sum())
         return CachedRows(model, self._prompts, prompt), logits[prompt]
 
-    def _keep(
-        self, rows: CachedRows, leaving: Tensor | None, ids: Tensor, mask: Tensor, width: int, lengths: Tensor
+    def _remember(
+        self, rows: CachedRows, leaving: Tensor, ids: Tensor, mask: Tensor, width: int, lengths: Tensor
     ) -> None:
-        """Remember rows that leave (N,) bool (None: all), of which a later turn may be a continuation."""
+        """Keep the caches of rows that leave.
+
+        Args:
+            rows: the rows still in the batch.
+            leaving: bool, one for each of them.
+            ids: (B, width + new) int, prompts and all tokens drawn.
+            mask: (B, width), 1 where a prompt's column is a token.
+            width: columns of the prompts.
+            lengths: (B,) int, tokens drawn before a row ended.
+        """
         if not self.remember:
             return
-        at = torch.arange(len(rows.index), device=ids.device) if leaving is None else leaving.nonzero()[:, 0]
+        at = leaving.nonzero()[:, 0]
         index = rows.index[at]
-        fed = ids.shape[1] - width - 1  # the last token drawn has not been read
-        own = lengths[index].clamp(max=fed)
+        read = ids.shape[1] - width - 1  # the last token drawn has not been read
+        own = lengths[index].clamp(max=read)
         valid = rows.valid[at]
-        before = valid.shape[1] - fed
-        valid[:, before:] &= torch.arange(fed, device=ids.device) < own[:, None]
-        known = [
+        valid[:, valid.shape[1] - read :] &= torch.arange(read, device=ids.device) < own[:, None]
+        tokens = [
             token_bytes(torch.cat([ids[row, :width][mask[row].bool()], ids[row, width : width + length]]))
             for row, length in zip(index.tolist(), own.tolist(), strict=True)
         ]
         states = rows.states()
-        if leaving is not None:
+        if len(at) < len(leaving):
             states = [(k.index_select(0, at), v.index_select(0, at)) for k, v in states]
-        self._parts.append(Part(states, valid, rows.prompt[at], known))
+        self._finished.append(FinishedRows(states, valid, rows.prompt[at], tokens))
 
 
 class _NotSharedError(Exception):
-    """Generation with these settings is left to `generate`."""
+    """These generation settings are left to `generate`."""
 
 
 def _mask(mask: Tensor | None, ids: Tensor) -> Tensor:
     return torch.ones_like(ids) if mask is None else mask
 
 
-def _matches(prompts: list[bytes], parts: list[Part]) -> list[tuple[int, int]]:
-    """For each prompt the (part, row) that holds the longest beginning of it; empty if some prompt has none."""
-    kept = [(known, number, row) for number, part in enumerate(parts) for row, known in enumerate(part.known)]
-    kept.sort(key=lambda one: -len(one[0]))
+def _longest_prefixes(prompts: list[bytes], finished: list[FinishedRows]) -> list[tuple[int, int]]:
+    """For each prompt the (part, row) that holds its longest prefix; empty if some prompt has none."""
+    candidates = [
+        (tokens, number, row) for number, part in enumerate(finished) for row, tokens in enumerate(part.tokens)
+    ]
+    candidates.sort(key=lambda candidate: -len(candidate[0]))
     chosen = []
     for prompt in prompts:
-        fits = ((n, row) for known, n, row in kept if len(known) < len(prompt) and prompt.startswith(known))
-        if (best := next(fits, None)) is None:
+        fitting = ((n, row) for known, n, row in candidates if len(known) < len(prompt) and prompt.startswith(known))
+        longest = next(fitting, None)
+        if longest is None:
             return []
-        chosen.append(best)
+        chosen.append(longest)
     return chosen
 
 
 def _is_synced(model: nn.Module) -> bool:
-    """As `generate` decides whether ranks go on until all have ended."""
+    """Whether `generate` makes ranks go on until all have ended."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled

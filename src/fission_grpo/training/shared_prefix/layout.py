@@ -1,12 +1,11 @@
 """A micro-batch packed so that every prompt occurs once: [prompt | completion 1 | ... | completion G], next group.
 
-Positions are those of the padded batch (columns of [prompt_ids | completion_ids]), so rotary embeddings get the very
-numbers that TRL's unshared forward gives them. Nothing is padded: the packed row has one token per attended token.
+Positions are columns of the padded batch [prompt_ids | completion_ids], so rotary embeddings are those of TRL's
+unshared forward pass. The packed row has no padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,18 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GroupedBatch:
-    """A micro-batch as TRL's GRPOTrainer holds it: B rows, prompts of at most P tokens, completions of at most R.
+    """A micro-batch of TRL's GRPOTrainer: B rows, prompts of at most P tokens, completions of at most R.
 
     Args:
         prompt_ids: (B, P) int, padded on the left.
         prompt_mask: (B, P), 1 where `prompt_ids` is a token, 0 where it is padding.
         completion_ids: (B, R) int, padded on the right.
-        completion_mask: (B, R), 1 where `completion_ids` is a token. A row of zeros (a truncated completion that
-            TRL masks) has no log-probabilities.
-        tool_mask: (B, R), 1 where the policy wrote the token, 0 in tool results; None: all are the policy's.
+        completion_mask: (B, R), 1 where `completion_ids` is a token; a row of zeros is a completion that TRL masks.
+        tool_mask: (B, R), 1 where the policy wrote the token, 0 in tool results; None: the policy wrote all.
 
     Raises:
-        ValueError: a shape does not fit, a prompt is empty, or a mask is not padding on the side said.
+        ValueError: a shape does not fit, a prompt is empty, or padding is on the wrong side.
     """
 
     prompt_ids: Tensor
@@ -49,18 +47,15 @@ class GroupedBatch:
         if not _never_falls(self.completion_mask.flip(1)):
             raise ValueError("completions must be padded on their right only.")
 
-    @classmethod
-    def of(cls, inputs: Mapping[str, Any]) -> GroupedBatch:
-        """The batch in the dictionary that TRL hands to `_compute_loss`."""
-        return cls(*(inputs[name] for name in _FIELDS), tool_mask=inputs.get("tool_mask"))
-
     def rows(self, chosen: Tensor) -> GroupedBatch:
         """The rows numbered in `chosen` (K,)."""
-        tool_mask = None if self.tool_mask is None else self.tool_mask[chosen]
-        return GroupedBatch(*(getattr(self, name)[chosen] for name in _FIELDS), tool_mask=tool_mask)
-
-
-_FIELDS = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        return GroupedBatch(
+            self.prompt_ids[chosen],
+            self.prompt_mask[chosen],
+            self.completion_ids[chosen],
+            self.completion_mask[chosen],
+            None if self.tool_mask is None else self.tool_mask[chosen],
+        )
 
 
 def _never_falls(mask: Tensor) -> bool:
@@ -69,7 +64,7 @@ def _never_falls(mask: Tensor) -> bool:
 
 
 def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
-    """Rows with the same prompt, in order of first occurrence; what stands in the padding does not matter.
+    """Rows with the same prompt, in order of first occurrence, whatever ids the padding has.
 
     Args:
         prompt_ids: (B, P) int.
@@ -78,22 +73,22 @@ def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
     Returns:
         Lists of row numbers. Prompts [a, b, a] give [[0, 2], [1]].
     """
-    found: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
     lengths = prompt_mask.sum(1).tolist()
     for row, (ids, length) in enumerate(zip(prompt_ids.tolist(), lengths, strict=True)):
-        found.setdefault(tuple(ids[len(ids) - int(length) :]), []).append(row)
-    return list(found.values())
+        groups.setdefault(tuple(ids[len(ids) - int(length) :]), []).append(row)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Where one group lies in the packed row: its prompt first, then its completions.
+    """The part of the packed row that holds one group: its prompt, then its completions.
 
     Args:
         length: tokens of the group, the prompt's included.
         prefix: tokens of the prompt.
-        blocks: (start, end) of runs of whole completions, relative to the group's start; each run is one call of
-            attention, whose scores are (end - start) x (prefix + end - start).
+        blocks: (start, end) of runs of complete completions, relative to the group's start; each run is one call of
+            attention, with (end - start) x (prefix + end - start) scores.
     """
 
     length: int
@@ -103,7 +98,7 @@ class PrefixGroup:
 
 @dataclass(frozen=True)
 class Layout:
-    """What attention and the head need to know of a packed row of N tokens, of which M predictions are scored.
+    """Structure of a packed row of N tokens with M scored predictions, for attention and the head.
 
     Args:
         groups: the groups in order; their lengths sum to N.
@@ -111,7 +106,7 @@ class Layout:
         owner: (N,) int, number of the completion a token belongs to, -1 in a prompt.
         scored: (M,) int, packed position whose hidden state predicts the m-th scored token. The last token of a
             prompt occurs once per completion.
-        masks: attention masks made so far; every layer of the same kind shares them.
+        masks: cache of attention masks; layers of the same kind share them.
     """
 
     groups: tuple[PrefixGroup, ...]
@@ -127,7 +122,7 @@ class Packed:
 
     Args:
         input_ids: (1, N) int.
-        layout: where everything lies; `layout.positions` are the position ids.
+        layout: its structure; `layout.positions` are the position ids.
         labels: (1, M) int, the scored tokens.
         cells: rows (M,) and columns (M,) of the scored tokens in the (B, R) completions.
     """
@@ -179,21 +174,19 @@ def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
     return Packed(torch.cat(ids)[None], layout, batch.completion_ids[cells][None], cells)
 
 
-_SMALLEST_BLOCK = (
-    256  # [ours] tokens of completions that one call of attention takes at least, where there are so many
-)
+_MIN_BLOCK = 256
+"""[ours] Smallest number of completion tokens in one call of attention, where there are enough."""
 
 
 def _blocks(prefix: int, ends: list[int]) -> tuple[tuple[int, int], ...]:
     """Runs of completions of about as many tokens as the prompt.
 
-    A run's scores span the prompt and the run, of which a completion needs the prompt and itself: with runs no longer
-    than the prompt at most half of the scores is wasted, and with one run per prompt's length the keys copied for the
-    runs are no more than the completions' own.
+    A completion needs the scores of the prompt and itself, and its run computes those of the prompt and the run: with
+    runs no longer than the prompt at most half is wasted, and each run copies the prompt's keys once only.
     """
     blocks, start, last = [], prefix, prefix
     for end in ends:
-        if end - start > max(prefix, _SMALLEST_BLOCK) and last > start:
+        if end - start > max(prefix, _MIN_BLOCK) and last > start:
             blocks.append((start, last))
             start = last
         last = end

@@ -1,4 +1,4 @@
-"""KV caches of a batch in generation: every prompt's once, every row's own tokens apart, and what later turns need."""
+"""KV caches of a batch in generation: each prompt's once, and each row's own tokens."""
 
 from __future__ import annotations
 
@@ -7,71 +7,62 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fission_grpo.inference.local import roomy_layer
+from fission_grpo.inference.kv_cache import GrowingLayer, States, read_prompts
 from fission_grpo.training.shared_prefix.decoding import Decoding
 
-States = list[tuple[Tensor, Tensor]]
-"""Keys and values per layer."""
-
-
 ROOM = 64
-"""[ours] New tokens for which a row's cache grows at a time."""
+"""[ours] Number of tokens by which a row's cache grows at a time."""
 
-
-AT_ONCE = 16_384
-"""[ours] Most tokens of prompts, padding included, that one forward reads."""
-
-
-MOST_SCORES = 2**26
-"""[ours] Most attention scores of one layer when tool results are read: 256 MiB of float32."""
+MAX_SCORES = 2**26
+"""[ours] Largest number of attention scores of one layer when tool results are read: 256 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """U prompts that were read once.
+    """U prompts whose keys and values are computed.
 
     Args:
         states: (U, K, P, d) keys and values per layer, padded on the left.
         lengths: (U,) int.
         padded: some prompt is shorter than P.
-        ids: token ids of each prompt as int64 bytes.
     """
 
     states: States
     lengths: Tensor
     padded: bool
-    ids: list[bytes]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows that have left the batch, kept for a later turn of theirs.
+class FinishedRows:
+    """Rows that have left the batch, kept because a later turn may continue them.
 
     Args:
         states: (N, K, S, d) keys and values per layer, of the rows' own tokens.
         valid: (N, S) bool, False where a column is padding.
         prompt: (N,) int, number of each row's prompt.
-        known: token ids, the prompt's and the row's own, as int64 bytes: what the caches hold.
+        tokens: token ids in the caches, the prompt's and the row's own, as int64 bytes.
     """
 
     states: States
     valid: Tensor
     prompt: Tensor
-    known: list[bytes]
+    tokens: list[bytes]
 
 
 def token_bytes(ids: Tensor) -> bytes:
+    """Token ids as int64 bytes, which are fast to compare."""
     return ids.to("cpu", torch.int64).numpy().tobytes()
 
 
-def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Prompts, Tensor]:
-    """Read U different prompts, padded on the left to P tokens.
+def compute_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Prompts, Tensor]:
+    """Compute U different prompts.
 
     Args:
-        ids: (U, P) int.
+        model: a model whose attention knows shared prefixes.
+        ids: (U, P) int, padded on the left.
         mask: (U, P), 1 where `ids` is a token.
 
     Returns:
@@ -79,62 +70,45 @@ def read_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Pro
     """
     lengths = mask.sum(1)
     padded = bool((lengths < ids.shape[1]).any())
-    read: list[States] = []
-    logits = []
-    for part in torch.arange(len(ids), device=ids.device).split(max(1, AT_ONCE // ids.shape[1])):
-        cache: Any = DynamicCache()
-        positions = (mask[part].cumsum(1) - 1).clamp(min=0)
-        seen = mask[part] if padded else None
-        output: Any = model(
-            input_ids=ids[part],
-            attention_mask=seen,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits.append(output.logits[:, -1])
-        read.append([(layer.keys, layer.values) for layer in cache.layers])
-    states = read[0]
-    if len(read) > 1:
-        layers = zip(*read, strict=True)
-        states = [(torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts])) for parts in layers]
-    known = [token_bytes(row[row_mask.bool()]) for row, row_mask in zip(ids, mask, strict=True)]
-    return Prompts(states, lengths, padded, known), torch.cat(logits)
+    states, logits = read_prompts(model, ids, mask if padded else None)
+    return Prompts(states, lengths, padded), logits
 
 
 class CachedRows:
-    """The rows of a batch that still grow.
+    """The rows of a batch that are still generating.
 
     Args:
         model: as `generate` calls it.
-        prompts: what the rows begin with.
+        prompts: the prompts of the rows.
         prompt: (B,) int, number of each row's prompt.
-        kept: what rows' caches hold already, in the order of the rows; None: nothing but the prompts.
+        continued: caches of the rows' earlier turns, in the order of the rows; None: only prompts are cached.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Prompts, prompt: Tensor, kept: Part | None = None):
+    def __init__(
+        self, model: PreTrainedModel, prompts: Prompts, prompt: Tensor, continued: FinishedRows | None = None
+    ):
         self.model, self.prompts = model, prompts
-        self.index = torch.arange(len(prompt), device=prompt.device)  # rows of the batch that are still here
-        self.valid = kept.valid if kept else torch.ones(len(prompt), 0, dtype=torch.bool, device=prompt.device)
-        self.holes = bool((~self.valid).any())
-        self._set(prompt, kept.states if kept else None)
+        self.index = torch.arange(len(prompt), device=prompt.device)  # numbers in the batch of the rows left
+        no_tokens = torch.ones(len(prompt), 0, dtype=torch.bool, device=prompt.device)
+        self.valid = continued.valid if continued else no_tokens
+        self.has_padding = bool((~self.valid).any())
+        self._set(prompt, continued.states if continued else None)
 
     def _set(self, prompt: Tensor, states: States | None) -> None:
+        """Make the cache of the rows' own tokens, and the index of the rows of each prompt."""
         self.prompt = prompt
-        layers = [roomy_layer()(ROOM) for _ in self.prompts.states]
+        self.cache = Cache(layers=[GrowingLayer(ROOM) for _ in self.prompts.states])
         if states and states[0][0].shape[2]:
-            for layer, own in zip(layers, states, strict=True):
-                layer.update(*own)
-        self.cache = Cache(layers=layers)
+            for number, (keys, values) in enumerate(states):
+                self.cache.update(keys, values, number)
         order = prompt.argsort(stable=True)
         sizes = prompt.bincount(minlength=len(self.prompts.lengths))
-        starts, most = sizes.cumsum(0) - sizes, int(sizes.max())
-        step = torch.arange(most, device=prompt.device)
+        starts, largest = sizes.cumsum(0) - sizes, int(sizes.max())
+        step = torch.arange(largest, device=prompt.device)
         self._members = order[(starts[:, None] + step).clamp(max=len(prompt) - 1)]
         place = torch.empty_like(prompt)
         place[order] = torch.arange(len(prompt), device=prompt.device) - starts[prompt[order]]
-        self._places = prompt * most + place
+        self._places = prompt * largest + place
 
     def states(self) -> States:
         """(B, K, S, d) keys and values of the rows' own tokens, per layer."""
@@ -144,7 +118,7 @@ class CachedRows:
         return [(layer.keys, layer.values) for layer in self.cache.layers]  # pyright: ignore
 
     def feed(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Read n more tokens of every row here.
+        """Read n more tokens of every row.
 
         Args:
             ids: (B, n) int.
@@ -155,7 +129,7 @@ class CachedRows:
         """
         heads = self.model.config.num_attention_heads
         width = self.prompts.states[0][0].shape[2] + self.valid.shape[1] + ids.shape[1]
-        step = max(1, MOST_SCORES // (len(ids) * heads * width))
+        step = max(1, MAX_SCORES // (len(ids) * heads * width))
         logits = None
         for start in range(0, ids.shape[1], step):
             part = None if valid is None else valid[:, start : start + step]
@@ -164,10 +138,9 @@ class CachedRows:
         return logits
 
     def _feed(self, ids: Tensor, valid: Tensor | None) -> Tensor:
-        new = ids.shape[1]
-        fresh = valid if valid is not None else torch.ones_like(ids, dtype=torch.bool)
-        self.valid = torch.cat([self.valid, fresh], 1)
-        self.holes = self.holes or valid is not None
+        new_valid = valid if valid is not None else torch.ones_like(ids, dtype=torch.bool)
+        self.valid = torch.cat([self.valid, new_valid], 1)
+        self.has_padding = self.has_padding or valid is not None
         positions = self.prompts.lengths[self.prompt, None] + (self.valid.cumsum(1) - 1).clamp(min=0)
         state = Decoding(
             self.prompts.states,
@@ -176,13 +149,13 @@ class CachedRows:
             self._members,
             self._places,
             positions,
-            self.valid if self.holes else None,
+            self.valid if self.has_padding else None,
         )
         output: Any = self.model(
             input_ids=ids,
-            # Four dimensions tell transformers that a mask is ready; the state is what attention reads.
+            # transformers takes a mask of four dimensions as final; the attention reads `state` instead.
             attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-            position_ids=positions[:, -new:],
+            position_ids=positions[:, -ids.shape[1] :],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -190,40 +163,38 @@ class CachedRows:
         )
         return output.logits[:, -1]
 
-    def only(self, here: Tensor) -> None:
-        """Go on with some of the rows: those at `here` (N,) int, which ascend."""
+    def keep_only(self, rows: Tensor) -> None:
+        """Drop all rows but those at `rows` (N,) int, which ascend."""
         states = self.states()
-        self.index, self.valid = self.index[here], self.valid[here]
-        self._set(self.prompt[here], [(k.index_select(0, here), v.index_select(0, here)) for k, v in states])
+        self.index, self.valid = self.index[rows], self.valid[rows]
+        self._set(self.prompt[rows], [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in states])
 
 
-def joined(parts: list[Part], chosen: list[tuple[int, int]]) -> Part:
-    """Rows of several parts as one.
+def select_rows(parts: list[FinishedRows], chosen: list[tuple[int, int]]) -> FinishedRows:
+    """Rows of several parts as one, padded on the right.
 
     Args:
-        parts: what was kept.
+        parts: the finished rows.
         chosen: (part, row in it) of each row wanted.
     """
     width = max(parts[part].valid.shape[1] for part, _ in chosen)
     device = parts[0].valid.device
     valid = torch.zeros(len(chosen), width, dtype=torch.bool, device=device)
     prompt = torch.zeros(len(chosen), dtype=torch.int64, device=device)
-    states: States = []
-    for keys, values in parts[0].states:
-        states.append(
-            (
-                keys.new_zeros(len(chosen), *keys.shape[1:2], width, keys.shape[3]),
-                values.new_zeros(len(chosen), *values.shape[1:2], width, values.shape[3]),
-            )
-        )
+
+    def zeros_like(x: Tensor) -> Tensor:
+        return x.new_zeros(len(chosen), x.shape[1], width, x.shape[3])
+
+    states = [(zeros_like(keys), zeros_like(values)) for keys, values in parts[0].states]
     for number, part in enumerate(parts):
-        here = [(i, row) for i, (of, row) in enumerate(chosen) if of == number]
-        if not here:
+        targets = [(target, row) for target, (source, row) in enumerate(chosen) if source == number]
+        if not targets:
             continue
-        to, rows = (torch.tensor(x, device=device) for x in zip(*here, strict=True))
+        to, rows = (torch.tensor(x, device=device) for x in zip(*targets, strict=True))
         columns = part.valid.shape[1]
-        valid[to, :columns], prompt[to] = part.valid[rows], part.prompt[rows]
-        for store, own in zip(states, part.states, strict=True):
-            for target, given in zip(store, own, strict=True):
-                target[to, :, :columns] = given[rows]
-    return Part(states, valid, prompt, [parts[part].known[row] for part, row in chosen])
+        valid[to, :columns] = part.valid[rows]
+        prompt[to] = part.prompt[rows]
+        for (keys, values), (part_keys, part_values) in zip(states, part.states, strict=True):
+            keys[to, :, :columns] = part_keys[rows]
+            values[to, :, :columns] = part_values[rows]
+    return FinishedRows(states, valid, prompt, [parts[part].tokens[row] for part, row in chosen])

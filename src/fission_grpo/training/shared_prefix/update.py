@@ -1,5 +1,6 @@
-"""Log-probabilities of a group-structured batch, every prompt computed once: what TRL's
-`GRPOTrainer._get_per_token_logps_and_entropies` gives, values and gradients, for less work.
+"""Log-probabilities of a batch of groups, each prompt computed once.
+
+Values and gradients are those of TRL's `GRPOTrainer._get_per_token_logps_and_entropies`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from fission_grpo.training.shared_prefix.layout import (
 )
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-"""`config.model_type` of the models this is tested with: decoders whose only mixing of tokens is attention."""
+"""`config.model_type` of the tested models: decoders in which tokens meet in attention only."""
 
 
 class Scores(NamedTuple):
-    """Log-probabilities (B, R) and entropies (B, R; None where the head has none), 0 where a token is not scored."""
+    """Log-probabilities (B, R) and entropies (B, R; None if the head has none), 0 where a token is not scored."""
 
     logps: Tensor
     entropies: Tensor | None
@@ -43,7 +44,7 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
 
 
 def unsupported(model: nn.Module) -> str | None:
-    """Why prefixes cannot be shared with this model; None if they can."""
+    """The reason why prefixes cannot be shared with this model; None if they can."""
     decoder = causal_lm(model)
     config = decoder.config
     if config.model_type not in MODEL_TYPES:
@@ -59,11 +60,10 @@ def unsupported(model: nn.Module) -> str | None:
 
 
 def enable(model: nn.Module) -> None:
-    """Let a model take packed rows. It computes ordinary batches, and generates, exactly as before.
+    """Let a model compute packed rows; ordinary batches and generation stay exactly the same.
 
-    Sets its attention to `attention.NAME` and adds a hook by which only hidden states of scored tokens reach the
-    head. The head must be TRL's (`trl.trainer.utils.add_fused_lm_head`; GRPOTrainer adds it). Calling it again does
-    nothing.
+    Sets its attention to `attention.NAME` and adds a hook that passes only hidden states of scored tokens to the head,
+    which must be TRL's (`trl.trainer.utils.add_fused_lm_head`; GRPOTrainer adds it). A second call does nothing.
 
     Raises:
         ValueError: the model is not supported, or has no fused head.
@@ -79,7 +79,7 @@ def enable(model: nn.Module) -> None:
 
 
 def use_attention(decoder: PreTrainedModel) -> None:
-    """Set a supported model's attention to the one that knows shared prefixes; ordinary batches see no difference."""
+    """Set a supported model's attention to `attention.NAME`, which computes ordinary batches as before."""
     if decoder.config._attn_implementation != NAME:
         register()
         decoder.set_attn_implementation(NAME)
@@ -94,13 +94,12 @@ def _keep_scored(module: nn.Module, args: Any, kwargs: dict[str, Any], output: A
 def rows_with_gradient(
     advantages: Tensor, *, beta: float = 0.0, entropy_bonus: bool = False, aux_loss: bool = False
 ) -> Tensor | None:
-    """Rows through which TRL's GRPO loss has a gradient; the backward pass can leave out the others.
+    """Rows in which TRL's GRPO loss has a gradient; the backward pass can leave out the others.
 
-    A row whose advantage is 0 adds 0 to the numerator of every loss type of TRL 1.16 ("grpo", "bnpo", "dr_grpo",
-    "dapo", "luspo", "cispo", "sapo", "vespo"; each multiplies the row's terms by its advantage), whatever its
-    log-probabilities, and no denominator depends on log-probabilities. So its gradient is exactly 0, also with
-    clipping, sequence-level ratios, entropy quantiles and vLLM's corrections. What has a gradient in every row is a
-    KL term, an entropy bonus and a mixture-of-experts' auxiliary loss.
+    Every loss type of TRL 1.16 ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo") multiplies a
+    row's terms by its advantage, and no denominator depends on log-probabilities. So the gradient of a row whose
+    advantage is 0 is exactly 0, also with clipping, sequence-level ratios, entropy quantiles and vLLM's corrections.
+    A KL term, an entropy bonus and a mixture-of-experts' auxiliary loss have a gradient in every row.
 
     Args:
         advantages: (B,), or (B, R) per token.
@@ -109,7 +108,7 @@ def rows_with_gradient(
         aux_loss: the loss has an auxiliary term of the model.
 
     Returns:
-        (B,) bool; None where all rows have a gradient. Advantages [0.5, 0, -0.5, 0] give [True, False, True, False].
+        (B,) bool; None if all rows have a gradient. Advantages [0.5, 0, -0.5, 0] give [True, False, True, False].
     """
     if beta != 0 or entropy_bonus or aux_loss:
         return None
@@ -121,55 +120,51 @@ def shared_logps(
     batch: GroupedBatch,
     *,
     with_gradient: Tensor | None = None,
-    fill: Tensor | None = None,
     policy_tokens_only: bool = False,
     max_tokens: int | None = None,
 ) -> Scores:
-    """Log-probabilities and entropies of completions, with every prompt computed once per group.
+    """Log-probabilities and entropies of completions, each prompt (and its dropout) computed once per group.
 
     Args:
         model: a model after `enable`, wrapped or not. Its head's temperature applies.
         batch: B rows, in any order; rows with equal prompts share.
-        with_gradient: (B,) bool, rows through which a gradient can flow (see `rows_with_gradient`); the others are
-            computed without a graph, so that metrics stay what they were. None: all.
-        fill: (B, R), values in place of log-probabilities that are not scored; 0 if None. Old log-probabilities
-            here keep ratios of tokens not scored at 1.
-        policy_tokens_only: score no tool results (tokens outside `tool_mask`). They are masked from the loss
-            anyhow; pass old and reference log-probabilities made alike, or `fill`, lest exp(new - old) overflow.
-        max_tokens: groups are spread over forwards of at most so many packed tokens; a larger group goes alone.
-            None: one forward.
-
-    Dropout, if the model has any and trains, is drawn once for a prompt instead of once per completion.
+        with_gradient: (B,) bool, rows in which the loss has a gradient (see `rows_with_gradient`); the others are
+            computed without a graph. None: all.
+        policy_tokens_only: do not score tool results (tokens outside `tool_mask`).
+        max_tokens: limit of packed tokens in one forward pass; a larger group is computed alone. None: one pass.
 
     Returns:
-        Log-probabilities (B, R), as of TRL with the same model: 0 where `completion_mask` is 0. Entropies alike.
+        Log-probabilities (B, R) as TRL computes them, 0 where `completion_mask` is 0; entropies alike.
     """
     wanted = batch.completion_mask.bool()
     if policy_tokens_only and batch.tool_mask is not None:
         wanted = wanted & batch.tool_mask.bool()
-    shape = batch.completion_ids.shape
     groups = [[r for r in rows if wanted[r].any()] for rows in groups_of(batch.prompt_ids, batch.prompt_mask)]
-    found: list[tuple[Packed, Tensor, Tensor | None]] = []
+    scored: list[_Scored] = []
     if with_gradient is not None and torch.is_grad_enabled():
-        flows = with_gradient.tolist()
+        has_gradient = with_gradient.tolist()
         with torch.no_grad():
-            still = [[r for r in rows if not flows[r]] for rows in groups]
-            found += _score(model, batch, still, wanted, max_tokens)
-        groups = [[r for r in rows if flows[r]] for rows in groups]
-    moving = _score(model, batch, groups, wanted, max_tokens)
-    found += moving
-    if not moving:  # a differentiable zero, which also lets every rank of a distributed run take its backward
-        found.append(_forward(model, pack(_one_token(batch), [[0]], wanted[:1, :0])))
-    logps = _placed(shape, [(packed, values) for packed, values, _ in found])
-    if fill is not None:
-        logps = torch.where(wanted, logps, fill)
-    entropies = [(packed, values) for packed, _, values in found if values is not None]
-    return Scores(logps, _placed(shape, entropies) if entropies else None)
+            constant = [[r for r in rows if not has_gradient[r]] for rows in groups]
+            scored += _score(model, batch, constant, wanted, max_tokens)
+        groups = [[r for r in rows if has_gradient[r]] for rows in groups]
+    with_graph = _score(model, batch, groups, wanted, max_tokens)
+    if not with_graph:  # a differentiable zero, so that each rank of a distributed run has a backward pass
+        with_graph = [_forward(model, pack(_one_token(batch), [[0]], wanted[:1, :0]))]
+    scored += with_graph
+    shape = batch.completion_ids.shape
+    logps = _in_cells(shape, [(packed, logps) for packed, logps, _ in scored])
+    entropies = [(packed, entropy) for packed, _, entropy in scored if entropy is not None]
+    return Scores(logps, _in_cells(shape, entropies) if entropies else None)
+
+
+_Scored = tuple[Packed, Tensor, Tensor | None]
+"""A packed row, and log-probabilities and entropies (M,) of its scored tokens."""
 
 
 def _score(
     model: nn.Module, batch: GroupedBatch, groups: list[list[int]], wanted: Tensor, max_tokens: int | None
-) -> list[tuple[Packed, Tensor, Tensor | None]]:
+) -> list[_Scored]:
+    """Compute the groups in forward passes of at most `max_tokens` packed tokens."""
     prompts, completions = batch.prompt_mask.sum(1).tolist(), batch.completion_mask.sum(1).tolist()
     parts, room = [], 0
     for rows in groups:
@@ -184,12 +179,11 @@ def _score(
     return [_forward(model, pack(batch, part, wanted)) for part in parts]
 
 
-def _forward(model: nn.Module, packed: Packed) -> tuple[Packed, Tensor, Tensor | None]:
-    """(M,) log-probabilities and entropies of a packed row's scored tokens."""
+def _forward(model: nn.Module, packed: Packed) -> _Scored:
     output = model(
         input_ids=packed.input_ids,
         position_ids=packed.layout.positions[None],
-        # Four dimensions tell transformers that a mask is ready; the layout is what attention reads.
+        # transformers takes a mask of four dimensions as final; the attention reads the layout instead.
         attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device),
         shift_labels=packed.labels,
         shared_prefix=packed.layout,
@@ -198,11 +192,11 @@ def _forward(model: nn.Module, packed: Packed) -> tuple[Packed, Tensor, Tensor |
     return packed, output.log_probs[0], None if output.entropy is None else output.entropy[0]
 
 
-def _placed(shape: torch.Size, values: list[tuple[Packed, Tensor]]) -> Tensor:
+def _in_cells(shape: torch.Size, values: list[tuple[Packed, Tensor]]) -> Tensor:
     """(B, R) with the scored tokens' values in their cells and 0 elsewhere."""
     rows, columns = (torch.cat([packed.cells[i] for packed, _ in values]) for i in (0, 1))
-    found = torch.cat([x for _, x in values])
-    return found.new_zeros(shape).index_put((rows, columns), found)
+    joined = torch.cat([x for _, x in values])
+    return joined.new_zeros(shape).index_put((rows, columns), joined)
 
 
 def _one_token(batch: GroupedBatch) -> GroupedBatch:

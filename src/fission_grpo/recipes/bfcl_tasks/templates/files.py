@@ -1,23 +1,19 @@
-"""GorillaFileSystem."""
+"""Templates for GorillaFileSystem."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import (
-    ADJECTIVES,
-    NOUNS,
-    Intent,
-    Sandbox,
-    UserRequest,
-)
+from fission_grpo.recipes.bfcl_tasks.templates.base import ADJECTIVES, NOUNS, Sandbox, Template, UserRequest, one_call
 
+# phrases are wrapped by hand
+# fmt: off
 LINES = ("north wind", "red door", "blue lamp", "old bridge", "green field", "last train", "first snow")
 
 
 def config(rng: random.Random) -> dict[str, Any]:
-    """A folder with files, and two folders within."""
+    """A folder with files and two folders."""
     words = rng.sample(NOUNS, 6)
     contents: dict[str, Any] = {
         f"{word}.txt": {"type": "file", "content": "\n".join(rng.sample(LINES, rng.randint(2, 4)))}
@@ -25,51 +21,30 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
     for name in rng.sample(ADJECTIVES, 2):
         inner = {"type": "file", "content": rng.choice(LINES)}
-        contents[name] = {
-            "type": "directory",
-            "contents": {f"{words[4]}_{name}.md": inner} if rng.random() < 0.7 else {},
-        }
+        files = {f"{words[4]}_{name}.md": inner} if rng.random() < 0.7 else {}
+        contents[name] = {"type": "directory", "contents": files}
     return {"root": {f"home_{words[5]}": {"type": "directory", "contents": contents}}}
 
 
-def _here(t: Sandbox, folders: bool) -> list[str]:
-    contents = t.state("GorillaFileSystem")._current_dir.contents
+def _files(t: Sandbox, folders: bool = False) -> list[str]:
+    contents = t.instance("GorillaFileSystem")._current_dir.contents
     return sorted(name for name, item in contents.items() if hasattr(item, "contents") == folders)
 
 
-def show(t: Sandbox) -> UserRequest:
-    name = t.pick(_here(t, False))
-    t.do("cat", file_name=name)
-    return t.ask(
-        "Show me {name}.", "What is in {name}?", vague="Show me the file.", detail="I mean {name}.", name=name
-    )
+def a_file(t: Sandbox) -> str:
+    return t.pick(_files(t))
 
 
-def listing(t: Sandbox) -> UserRequest:
-    t.do("ls")
-    return t.ask("List the files here.", "What is in this folder?")
+def a_folder(t: Sandbox) -> str:
+    return t.pick(_files(t, folders=True))
 
 
 def enter(t: Sandbox) -> UserRequest:
-    folder = t.pick(_here(t, True))
-    t.do("cd", folder=folder)
+    t.do("cd", folder=a_folder(t))
     if t.rng.random() < 0.4:
-        return t.ask("Go into {folder}.", "Change to the folder {folder}.", folder=folder)
-    name = t.pick(_here(t, False))
-    t.do("cat", file_name=name)
-    return t.ask("Go into {folder} and show {name}.", "In {folder}, read {name}.", folder=folder, name=name)
-
-
-def make(t: Sandbox) -> UserRequest:
-    name = f"{t.pick(ADJECTIVES)}_{t.pick(NOUNS)}"
-    t.do("mkdir", dir_name=name)
-    return t.ask(
-        "Make a folder {name}.",
-        "Create the directory {name}.",
-        vague="Make a folder.",
-        detail="Call it {name}.",
-        name=name,
-    )
+        return t.ask("Go into {folder}.", "Change to the folder {folder}.")
+    t.do("cat", file_name=a_file(t))
+    return t.ask("Go into {folder} and show {file_name}.", "In {folder}, read {file_name}.")
 
 
 def write(t: Sandbox) -> UserRequest:
@@ -77,75 +52,49 @@ def write(t: Sandbox) -> UserRequest:
     t.do("touch", file_name=name)
     t.do("echo", content=text, file_name=name)
     return t.ask(
-        "Create {name} and write '{text}' into it.",
-        "Make a new file {name} that says '{text}'.",
-        vague="Create a file and write '{text}' into it.",
-        detail="Name it {name}.",
-        name=name,
-        text=text,
+        "Create {file_name} and write '{content}' into it.", "Make a new file {file_name} that says '{content}'.",
+        vague="Create a file and write '{content}' into it.", detail="Name it {file_name}.",
     )
 
 
 def move(t: Sandbox) -> UserRequest:
-    name, folder = t.pick(_here(t, False)), t.pick(_here(t, True))
-    action = t.pick(("mv", "cp"))
-    t.do(action, source=name, destination=folder)
-    if action == "cp":
-        return t.ask("Copy {name} into {folder}.", "Put a copy of {name} in {folder}.", name=name, folder=folder)
-    return t.ask("Move {name} into {folder}.", "Put {name} in the folder {folder}.", name=name, folder=folder)
-
-
-def rename(t: Sandbox) -> UserRequest:
-    name, new = t.pick(_here(t, False)), f"{t.pick(ADJECTIVES)}_{t.rng.randint(2, 99)}.txt"
-    t.do("mv", source=name, destination=new)
-    return t.ask("Rename {name} to {new}.", "{name} should be called {new}.", name=name, new=new)
-
-
-def remove(t: Sandbox) -> UserRequest:
-    name = t.pick(_here(t, False))
-    t.do("rm", file_name=name)
-    return t.ask(
-        "Delete {name}.", "Remove the file {name}.", vague="Delete a file.", detail="{name}, please.", name=name
-    )
-
-
-def look_for(t: Sandbox) -> UserRequest:
-    name, word = t.pick(_here(t, False)), t.pick(LINES).split()[1]
-    t.do("grep", file_name=name, pattern=word)
-    return t.ask("Find lines with '{word}' in {name}.", "Search {name} for '{word}'.", name=name, word=word)
+    name, folder, function = a_file(t), a_folder(t), t.pick(("mv", "cp"))
+    t.do(function, source=name, destination=folder)
+    if function == "cp":
+        return t.ask("Copy {source} into {destination}.", "Put a copy of {source} in {destination}.")
+    return t.ask("Move {source} into {destination}.", "Put {source} in the folder {destination}.")
 
 
 def count(t: Sandbox) -> UserRequest:
-    name, (mode, unit) = t.pick(_here(t, False)), t.pick((("l", "lines"), ("w", "words"), ("c", "characters")))
+    name, (mode, unit) = a_file(t), t.pick((("l", "lines"), ("w", "words"), ("c", "characters")))
     t.do("wc", file_name=name, mode=mode)
-    return t.ask("Count the {unit} of {name}.", "How many {unit} has {name}?", unit=unit, name=name)
+    return t.ask("Count the {unit} of {file_name}.", "How many {unit} has {file_name}?", unit=unit)
 
 
 def compare(t: Sandbox) -> UserRequest:
-    names = _here(t, False)
-    one = t.pick(names)
-    other = t.pick([name for name in names if name != one])
-    t.do("diff", file_name1=one, file_name2=other)
-    return t.ask("Compare {one} with {other}.", "How do {one} and {other} differ?", one=one, other=other)
+    names = _files(t)
+    first = t.pick(names)
+    t.do("diff", file_name1=first, file_name2=t.pick([name for name in names if name != first]))
+    return t.ask("Compare {file_name1} with {file_name2}.", "How do {file_name1} and {file_name2} differ?")
 
 
-def in_order(t: Sandbox) -> UserRequest:
-    name = t.pick(_here(t, False))
-    t.do("sort", file_name=name)
-    return t.ask("Sort the lines of {name}.", "Show {name} sorted.", name=name)
-
-
-INTENTS: tuple[Intent, ...] = (
-    show,
-    listing,
+TEMPLATES: tuple[Template, ...] = (
+    one_call("cat", "Show me {file_name}.", "What is in {file_name}?",
+             vague="Show me the file.", detail="I mean {file_name}.", file_name=a_file),
+    one_call("ls", "List the files here.", "What is in this folder?"),
     enter,
-    make,
+    one_call("mkdir", "Make a folder {dir_name}.", "Create the directory {dir_name}.",
+             vague="Make a folder.", detail="Call it {dir_name}.",
+             dir_name=lambda t: f"{t.pick(ADJECTIVES)}_{t.pick(NOUNS)}"),
     write,
     move,
-    rename,
-    remove,
-    look_for,
+    one_call("mv", "Rename {source} to {destination}.", "{source} should be called {destination}.",
+             source=a_file, destination=lambda t: f"{t.pick(ADJECTIVES)}_{t.rng.randint(2, 99)}.txt"),
+    one_call("rm", "Delete {file_name}.", "Remove the file {file_name}.",
+             vague="Delete a file.", detail="{file_name}, please.", file_name=a_file),
+    one_call("grep", "Find lines with '{pattern}' in {file_name}.", "Search {file_name} for '{pattern}'.",
+             file_name=a_file, pattern=lambda t: t.pick(LINES).split()[1]),
     count,
     compare,
-    in_order,
+    one_call("sort", "Sort the lines of {file_name}.", "Show {file_name} sorted.", file_name=a_file),
 )

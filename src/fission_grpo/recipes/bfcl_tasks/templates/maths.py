@@ -1,106 +1,87 @@
-"""MathAPI, which has no state."""
+"""Templates for MathAPI, which has no state."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import Intent, Sandbox, UserRequest
+from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, Template, UserRequest, number, one_call
+
+# phrases are wrapped by hand
+# fmt: off
+OPERATIONS = (
+    ("add", ("Add {a} and {b}.", "What is {a} plus {b}?")),
+    ("subtract", ("Subtract {b} from {a}.", "What is {a} minus {b}?")),
+    ("multiply", ("Multiply {a} by {b}.", "What is {a} times {b}?")),
+    ("divide", ("Divide {a} by {b}.", "What is {a} over {b}?")),
+)
+STATISTICS = (
+    ("mean", "mean"), ("standard_deviation", "standard deviation"), ("max_value", "maximum"),
+    ("min_value", "minimum"), ("sum_values", "sum"),
+)
 
 
 def config(rng: random.Random) -> dict[str, Any]:
-    """There is nothing to set."""
+    """An empty configuration."""
     return {}
 
 
-def _numbers(t: Sandbox) -> list[float]:
-    return [float(t.rng.randint(1, 99)) for _ in range(t.rng.randint(3, 5))]
+def _numbers(t: Sandbox) -> tuple[list[float], str]:
+    """Choose three to five numbers. Returns them, and as text."""
+    numbers = [float(t.rng.randint(1, 99)) for _ in range(t.rng.randint(3, 5))]
+    return numbers, ", ".join(map(str, numbers))
 
 
-def two(t: Sandbox) -> UserRequest:
+def operation(t: Sandbox) -> UserRequest:
     a, b = float(t.rng.randint(2, 999)), float(t.rng.randint(2, 99))
-    name, texts = t.pick(
-        [
-            ("add", ("Add {a} and {b}.", "What is {a} plus {b}?")),
-            ("subtract", ("Subtract {b} from {a}.", "What is {a} minus {b}?")),
-            ("multiply", ("Multiply {a} by {b}.", "What is {a} times {b}?")),
-            ("divide", ("Divide {a} by {b}.", "What is {a} over {b}?")),
-        ]
-    )
-    t.do(name, a=a, b=b)
-    return t.ask(*texts, vague=texts[0].replace("{b}", "a number"), detail="The number is {b}.", a=a, b=b)
+    function, phrases = t.pick(OPERATIONS)
+    t.do(function, a=a, b=b)
+    return t.ask(*phrases, vague=phrases[0].replace("{b}", "a number"), detail="The number is {b}.")
 
 
 def statistic(t: Sandbox) -> UserRequest:
-    numbers = _numbers(t)
-    name, word = t.pick(
-        [
-            ("mean", "mean"),
-            ("standard_deviation", "standard deviation"),
-            ("max_value", "maximum"),
-            ("min_value", "minimum"),
-            ("sum_values", "sum"),
-        ]
-    )
-    t.do(name, numbers=numbers)
-    shown = ", ".join(map(str, numbers))
-    return t.ask("What is the {word} of {shown}?", "Compute the {word}: {shown}.", word=word, shown=shown)
+    numbers, text = _numbers(t)
+    function, word = t.pick(STATISTICS)
+    t.do(function, numbers=numbers)
+    return t.ask("What is the {word} of {text}?", "Compute the {word}: {text}.", word=word, text=text)
 
 
 def mean_rounded(t: Sandbox) -> UserRequest:
-    numbers = _numbers(t)
+    numbers, text = _numbers(t)
     value = t.do("mean", numbers=numbers)["result"]
     t.do("round_number", number=value, decimal_places=1)
-    shown = ", ".join(map(str, numbers))
     return t.ask(
-        "Take the mean of {shown} and round it to 1 place.", "Mean of {shown}, rounded to 1 decimal.", shown=shown
+        "Take the mean of {text} and round it to 1 place.", "Mean of {text}, rounded to 1 decimal.", text=text,
     )
 
 
-def power(t: Sandbox) -> UserRequest:
-    base, exponent = float(t.rng.randint(2, 12)), float(t.rng.randint(2, 5))
-    t.do("power", base=base, exponent=exponent)
-    return t.ask("Raise {base} to the power {exponent}.", "{base} to the {exponent}?", base=base, exponent=exponent)
-
-
-def percent(t: Sandbox) -> UserRequest:
-    part, whole = float(t.rng.randint(2, 80)), float(t.rng.randint(81, 400))
-    t.do("percentage", part=part, whole=whole)
-    return t.ask(
-        "What percentage of {whole} is {part}?", "{part} is how many percent of {whole}?", part=part, whole=whole
-    )
-
-
-def root(t: Sandbox) -> UserRequest:
-    number, digits = float(t.rng.randint(2, 900)), t.rng.randint(2, 9)
-    t.do("square_root", number=number, precision=digits)
-    return t.ask(
-        "Square root of {n} with precision {d}.", "What is the root of {n}, precision {d}?", n=number, d=digits
-    )
-
-
-def difference_absolute(t: Sandbox) -> UserRequest:
+def absolute_difference(t: Sandbox) -> UserRequest:
     a, b = float(t.rng.randint(2, 99)), float(t.rng.randint(100, 999))
     value = t.do("subtract", a=a, b=b)["result"]
     t.do("absolute_value", number=value)
-    return t.ask("Subtract {b} from {a} and give the absolute value.", "Absolute value of {a} minus {b}?", a=a, b=b)
+    return t.ask("Subtract {b} from {a} and give the absolute value.", "Absolute value of {a} minus {b}?")
 
 
 def convert(t: Sandbox) -> UserRequest:
-    value, (unit, to) = float(t.rng.randint(2, 99)), t.pick((("km", "miles"), ("kg", "lb"), ("cm", "in")))
-    t.do("imperial_si_conversion", value=value, unit_in=unit, unit_out=to)
-    return t.ask("Convert {value} {unit} to {to}.", "How many {to} are {value} {unit}?", value=value, unit=unit, to=to)
+    value, (unit, target) = float(t.rng.randint(2, 99)), t.pick((("km", "miles"), ("kg", "lb"), ("cm", "in")))
+    t.do("imperial_si_conversion", value=value, unit_in=unit, unit_out=target)
+    return t.ask("Convert {value} {unit_in} to {unit_out}.", "How many {unit_out} are {value} {unit_in}?")
 
 
-INTENTS: tuple[Intent, ...] = (
-    two,
-    two,
-    two,
+TEMPLATES: tuple[Template, ...] = (
+    operation,
+    operation,
+    operation,
     statistic,
     mean_rounded,
-    power,
-    percent,
-    root,
-    difference_absolute,
+    one_call("power", "Raise {base} to the power {exponent}.", "{base} to the {exponent}?",
+             base=number(2, 12, 1.0), exponent=number(2, 5, 1.0)),
+    one_call("percentage", "What percentage of {whole} is {part}?", "{part} is how many percent of {whole}?",
+             part=number(2, 80, 1.0), whole=number(81, 400, 1.0)),
+    one_call("square_root",
+             "Square root of {number} with precision {precision}.",
+             "What is the root of {number}, precision {precision}?",
+             number=number(2, 900, 1.0), precision=number(2, 9)),
+    absolute_difference,
     convert,
 )

@@ -1,30 +1,22 @@
-"""MessageAPI."""
+"""Templates for MessageAPI."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import (
-    NAMES,
-    Intent,
-    Sandbox,
-    UserRequest,
-)
+from fission_grpo.recipes.bfcl_tasks.templates.base import NAMES, Sandbox, Template, UserRequest, choice, one_call
 
+# phrases are wrapped by hand
+# fmt: off
 TEXTS = (
-    "the meeting moved",
-    "lunch at noon",
-    "files are ready",
-    "call me back",
-    "see you soon",
-    "train is late",
+    "the meeting moved", "lunch at noon", "files are ready", "call me back", "see you soon", "train is late",
     "all done",
 )
 
 
 def config(rng: random.Random) -> dict[str, Any]:
-    """Three to five users, a few messages, somebody logged in or not."""
+    """Three to five users, a few messages, and possibly a user who is logged in."""
     first = rng.randint(10, 700)
     users = {name: f"USR{first + i:03d}" for i, name in enumerate(rng.sample(NAMES, rng.randint(3, 5)))}
     ids = list(users.values())
@@ -39,113 +31,62 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _other(t: Sandbox) -> tuple[str, str]:
-    state = t.state("MessageAPI")
+def _other_user(t: Sandbox) -> tuple[str, str]:
+    """Choose a user who is not logged in. Returns name and id."""
+    state = t.instance("MessageAPI")
     return t.pick([(name, id) for name, id in state.user_map.items() if id != state.current_user])
 
 
-def log_in(t: Sandbox) -> UserRequest:
-    _, user = _other(t)
-    t.do("message_login", user_id=user)
-    return t.ask(
-        "Log me in to messages as {user}.",
-        "Sign in to the message app with id {user}.",
-        vague="Log me in to messages.",
-        detail="My id is {user}.",
-        user=user,
-    )
+def a_name(t: Sandbox) -> str:
+    return _other_user(t)[0]
 
 
-def send_to_id(t: Sandbox) -> UserRequest:
-    (_, user), text = _other(t), t.pick(TEXTS)
-    t.do("send_message", receiver_id=user, message=text)
-    return t.ask(
-        "Send '{text}' to {user}.",
-        "Message {user}: '{text}'.",
-        vague="Send a message to {user}.",
-        detail="It should say '{text}'.",
-        user=user,
-        text=text,
-    )
+def an_id(t: Sandbox) -> str:
+    return _other_user(t)[1]
+
+
+def a_receiver(t: Sandbox) -> str:
+    return t.pick(sorted({next(iter(message)) for message in t.instance("MessageAPI").inbox}))
 
 
 def send_to_name(t: Sandbox) -> UserRequest:
-    (name, _), text = _other(t), t.pick(TEXTS)
-    found = t.do("get_user_id", user=name)
-    t.do("send_message", receiver_id=found["user_id"], message=text)
-    return t.ask(
-        "Look up {name} and send them '{text}'.", "Find {name}'s id and write '{text}'.", name=name, text=text
-    )
-
-
-def look_up(t: Sandbox) -> UserRequest:
-    name, _ = _other(t)
-    t.do("get_user_id", user=name)
-    return t.ask("What is {name}'s user id?", "Find the id of {name}.", name=name)
+    name, text = a_name(t), t.pick(TEXTS)
+    user = t.do("get_user_id", user=name)
+    t.do("send_message", receiver_id=user["user_id"], message=text)
+    return t.ask("Look up {user} and send them '{message}'.", "Find {user}'s id and write '{message}'.")
 
 
 def add(t: Sandbox) -> UserRequest:
-    name = t.pick([name for name in NAMES if name not in t.state("MessageAPI").user_map])
+    name = t.pick([name for name in NAMES if name not in t.instance("MessageAPI").user_map])
     added = t.do("add_contact", user_name=name)
     if t.rng.random() < 0.5:
         return t.ask(
-            "Add {name} as a contact.",
-            "Put {name} into my contacts.",
-            vague="Add a new contact.",
-            detail="The name is {name}.",
-            name=name,
+            "Add {user_name} as a contact.", "Put {user_name} into my contacts.",
+            vague="Add a new contact.", detail="The name is {user_name}.",
         )
-    text = t.pick(TEXTS)
-    t.do("send_message", receiver_id=added["user_id"], message=text)
-    return t.ask(
-        "Add {name} as a contact and send them '{text}'.", "Add {name}, then write '{text}'.", name=name, text=text
-    )
+    t.do("send_message", receiver_id=added["user_id"], message=t.pick(TEXTS))
+    return t.ask("Add {user_name} as a contact and send them '{message}'.", "Add {user_name}, then write '{message}'.")
 
 
-def delete(t: Sandbox) -> UserRequest:
-    users = {next(iter(message)) for message in t.state("MessageAPI").inbox}
-    user = t.pick(sorted(users))
-    t.do("delete_message", receiver_id=user)
-    return t.ask(
-        "Delete my latest message to {user}.",
-        "Take back the last message to {user}.",
-        vague="Delete my latest message.",
-        detail="The one to {user}.",
-        user=user,
-    )
-
-
-def search(t: Sandbox) -> UserRequest:
-    word = t.pick(TEXTS).split()[0]
-    t.do("search_messages", keyword=word)
-    return t.ask("Search my messages for '{word}'.", "Which messages contain '{word}'?", word=word)
-
-
-def view(t: Sandbox) -> UserRequest:
-    t.do("view_messages_sent")
-    return t.ask("Show the messages I sent.", "Which messages have I sent?")
-
-
-def stats(t: Sandbox) -> UserRequest:
-    t.do("get_message_stats")
-    return t.ask("Give me my message statistics.", "How many messages are there for me?")
-
-
-def everybody(t: Sandbox) -> UserRequest:
-    t.do("list_users")
-    return t.ask("List all users.", "Who is in the workspace?")
-
-
-INTENTS: tuple[Intent, ...] = (
-    log_in,
+send_to_id = one_call(
+    "send_message", "Send '{message}' to {receiver_id}.", "Message {receiver_id}: '{message}'.",
+    vague="Send a message to {receiver_id}.", detail="It should say '{message}'.",
+    receiver_id=an_id, message=choice(TEXTS),
+)
+TEMPLATES: tuple[Template, ...] = (
+    one_call("message_login", "Log me in to messages as {user_id}.", "Sign in to the message app with id {user_id}.",
+             vague="Log me in to messages.", detail="My id is {user_id}.", user_id=an_id),
     send_to_id,
     send_to_id,
     send_to_name,
-    look_up,
+    one_call("get_user_id", "What is {user}'s user id?", "Find the id of {user}.", user=a_name),
     add,
-    delete,
-    search,
-    view,
-    stats,
-    everybody,
+    one_call("delete_message", "Delete my latest message to {receiver_id}.",
+             "Take back the last message to {receiver_id}.",
+             vague="Delete my latest message.", detail="The one to {receiver_id}.", receiver_id=a_receiver),
+    one_call("search_messages", "Search my messages for '{keyword}'.", "Which messages contain '{keyword}'?",
+             keyword=lambda t: t.pick(TEXTS).split()[0]),
+    one_call("view_messages_sent", "Show the messages I sent.", "Which messages have I sent?"),
+    one_call("get_message_stats", "Give me my message statistics.", "How many messages are there for me?"),
+    one_call("list_users", "List all users.", "Who is in the workspace?"),
 )

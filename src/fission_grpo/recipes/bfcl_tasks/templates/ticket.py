@@ -1,34 +1,22 @@
-"""TicketAPI."""
+"""Templates for TicketAPI."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import (
-    NAMES,
-    Intent,
-    Sandbox,
-    UserRequest,
-)
+from fission_grpo.recipes.bfcl_tasks.templates.base import NAMES, Sandbox, Template, UserRequest, choice, one_call
 
+# phrases are wrapped by hand
+# fmt: off
 PROBLEMS = (
-    "printer jam",
-    "slow laptop",
-    "lost badge",
-    "broken screen",
-    "mail delay",
-    "no sound",
-    "wifi drops",
-    "door stuck",
+    "printer jam", "slow laptop", "lost badge", "broken screen", "mail delay", "no sound", "wifi drops", "door stuck",
 )
-
-
 FIXES = ("cable replaced", "restarted the service", "new part fitted", "settings reset", "software updated")
 
 
 def config(rng: random.Random) -> dict[str, Any]:
-    """A queue of two to four tickets, somebody logged in or not."""
+    """A queue of two to four tickets, and possibly a user who is logged in."""
     user = rng.choice(NAMES).lower()
     first = rng.randint(100, 899)
     tickets = []
@@ -42,21 +30,18 @@ def config(rng: random.Random) -> dict[str, Any]:
 
 
 def _ticket(t: Sandbox, *statuses: str) -> dict[str, Any]:
-    return t.pick([one for one in t.state("TicketAPI").ticket_queue if not statuses or one["status"] in statuses])
+    queue = t.instance("TicketAPI").ticket_queue
+    return t.pick([ticket for ticket in queue if not statuses or ticket["status"] in statuses])
 
 
 def login(t: Sandbox) -> UserRequest:
     user, password = t.pick(NAMES).lower(), f"{t.pick(NAMES).lower()}{t.rng.randint(10, 99)}"
-    if t.state("TicketAPI").current_user is not None:
-        t.pick(())
+    t.require(t.instance("TicketAPI").current_user is None)
     t.do("ticket_login", username=user, password=password)
     return t.ask(
-        "Log me in to the ticket system as {user} with password {password}.",
-        "Sign in to ticketing: user {user}, password {password}.",
-        vague="Log me in to the ticket system as {user}.",
-        detail="The password is {password}.",
-        user=user,
-        password=password,
+        "Log me in to the ticket system as {username} with password {password}.",
+        "Sign in to ticketing: user {username}, password {password}.",
+        vague="Log me in to the ticket system as {username}.", detail="The password is {password}.",
     )
 
 
@@ -67,105 +52,59 @@ def create(t: Sandbox) -> UserRequest:
         return t.ask(
             "Open a ticket titled '{title}' with priority {priority}.",
             "Please file a ticket '{title}', priority {priority}.",
-            vague="Open a ticket with priority {priority}.",
-            detail="Its title is '{title}'.",
-            title=title,
-            priority=priority,
+            vague="Open a ticket with priority {priority}.", detail="Its title is '{title}'.",
         )
     text = f"{title} since {t.pick(('Monday', 'Tuesday', 'Friday'))}"
     t.do("create_ticket", title=title, description=text, priority=priority)
     return t.ask(
-        "Open a ticket titled '{title}', description '{text}', priority {priority}.",
-        "File '{title}' as a priority {priority} ticket and describe it as '{text}'.",
-        title=title,
-        text=text,
-        priority=priority,
+        "Open a ticket titled '{title}', description '{description}', priority {priority}.",
+        "File '{title}' as a priority {priority} ticket and describe it as '{description}'.",
     )
 
 
-def show(t: Sandbox) -> UserRequest:
-    number = _ticket(t)["id"]
-    t.do("get_ticket", ticket_id=number)
-    return t.ask(
-        "Show me ticket {id}.",
-        "What does ticket {id} say?",
-        vague="Show me my ticket.",
-        detail="Ticket {id}.",
-        id=number,
-    )
-
-
-def close(t: Sandbox) -> UserRequest:
-    number = _ticket(t, "Open", "Resolved")["id"]
-    t.do("close_ticket", ticket_id=number)
-    return t.ask(
-        "Close ticket {id}.", "Ticket {id} can be closed.", vague="Close the ticket.", detail="I mean {id}.", id=number
-    )
-
-
-def resolve(t: Sandbox) -> UserRequest:
-    number, fix = _ticket(t, "Open")["id"], t.pick(FIXES)
-    t.do("resolve_ticket", ticket_id=number, resolution=fix)
-    return t.ask(
-        "Resolve ticket {id} with the resolution '{fix}'.",
-        "Ticket {id} is solved: '{fix}'. Mark it resolved.",
-        vague="Resolve ticket {id}.",
-        detail="The resolution is '{fix}'.",
-        id=number,
-        fix=fix,
-    )
-
-
-def raise_priority(t: Sandbox) -> UserRequest:
+def change_priority(t: Sandbox) -> UserRequest:
     ticket = _ticket(t, "Open")
     priority = t.pick([n for n in range(1, 6) if n != ticket["priority"]])
-    number = ticket["id"]
-    t.do("edit_ticket", ticket_id=number, updates={"priority": priority})
+    t.do("edit_ticket", ticket_id=ticket["id"], updates={"priority": priority})
     return t.ask(
-        "Change the priority of ticket {id} to {priority}.",
-        "Set ticket {id} to priority {priority}.",
-        vague="Change the priority of ticket {id}.",
-        detail="To {priority}.",
-        id=number,
-        priority=priority,
+        "Change the priority of ticket {ticket_id} to {priority}.", "Set ticket {ticket_id} to priority {priority}.",
+        vague="Change the priority of ticket {ticket_id}.", detail="To {priority}.", priority=priority,
     )
 
 
-def mine(t: Sandbox) -> UserRequest:
+def list_own(t: Sandbox) -> UserRequest:
     if t.rng.random() < 0.5:
         t.do("get_user_tickets")
         return t.ask("List all my tickets.", "Which tickets have I created?")
-    status = t.pick(("Open", "Resolved"))
-    t.do("get_user_tickets", status=status)
-    return t.ask("List my tickets with status {status}.", "Which of my tickets are {status}?", status=status)
-
-
-def log_out(t: Sandbox) -> UserRequest:
-    t.do("logout")
-    return t.ask("Log me out of the ticket system.", "Sign out of ticketing.")
+    t.do("get_user_tickets", status=t.pick(("Open", "Resolved")))
+    return t.ask("List my tickets with status {status}.", "Which of my tickets are {status}?")
 
 
 def create_and_close(t: Sandbox) -> UserRequest:
     title, priority = t.pick(PROBLEMS), t.rng.randint(1, 5)
-    made = t.do("create_ticket", title=title, priority=priority)
-    t.do("close_ticket", ticket_id=made["id"])
+    ticket = t.do("create_ticket", title=title, priority=priority)
+    t.do("close_ticket", ticket_id=ticket["id"])
     return t.ask(
         "Open a ticket titled '{title}' with priority {priority} and close it right away.",
         "File '{title}' at priority {priority}, then close that ticket.",
-        title=title,
-        priority=priority,
     )
 
 
-INTENTS: tuple[Intent, ...] = (
+TEMPLATES: tuple[Template, ...] = (
     login,
     create,
     create,
-    show,
-    close,
-    resolve,
-    raise_priority,
-    mine,
-    log_out,
+    one_call("get_ticket", "Show me ticket {ticket_id}.", "What does ticket {ticket_id} say?",
+             vague="Show me my ticket.", detail="Ticket {ticket_id}.", ticket_id=lambda t: _ticket(t)["id"]),
+    one_call("close_ticket", "Close ticket {ticket_id}.", "Ticket {ticket_id} can be closed.",
+             vague="Close the ticket.", detail="I mean {ticket_id}.",
+             ticket_id=lambda t: _ticket(t, "Open", "Resolved")["id"]),
+    one_call("resolve_ticket", "Resolve ticket {ticket_id} with the resolution '{resolution}'.",
+             "Ticket {ticket_id} is solved: '{resolution}'. Mark it resolved.",
+             vague="Resolve ticket {ticket_id}.", detail="The resolution is '{resolution}'.",
+             ticket_id=lambda t: _ticket(t, "Open")["id"], resolution=choice(FIXES)),
+    change_priority,
+    list_own,
+    one_call("logout", "Log me out of the ticket system.", "Sign out of ticketing."),
     create_and_close,
 )

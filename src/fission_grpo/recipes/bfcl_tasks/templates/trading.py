@@ -1,32 +1,28 @@
-"""TradingBot."""
+"""Templates for TradingBot."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import (
-    NAMES,
-    Intent,
-    Sandbox,
-    UserRequest,
-)
+from fission_grpo.recipes.bfcl_tasks.templates.base import NAMES, Sandbox, Template, UserRequest, one_call
 
+# phrases are wrapped by hand
+# fmt: off
 SYMBOLS = ("AAPL", "GOOG", "TSLA", "MSFT", "NVDA", "ZETA", "ALPH", "OMEG", "QUAS", "NEPT", "SYNX", "AMZN")
-
-
 COMPANIES = {
-    "Apple": "AAPL",
-    "Google": "GOOG",
-    "Tesla": "TSLA",
-    "Microsoft": "MSFT",
-    "Nvidia": "NVDA",
-    "Amazon": "AMZN",
+    "Apple": "AAPL", "Google": "GOOG", "Tesla": "TSLA", "Microsoft": "MSFT", "Nvidia": "NVDA", "Amazon": "AMZN",
 }
+OVERVIEWS = (
+    ("get_account_info", ("Show my trading account.", "What is my account balance?")),
+    ("get_watchlist", ("Show my watchlist.", "What is on my watchlist?")),
+    ("get_order_history", ("List my order ids.", "Show my order history.")),
+    ("get_current_time", ("What time is it at the exchange?", "Tell me the market time.")),
+)
 
 
 def config(rng: random.Random) -> dict[str, Any]:
-    """Prices, an account, a watch list and open orders."""
+    """Prices, an account, a watchlist and orders."""
     symbols = sorted(rng.sample(SYMBOLS, 6))
     first = rng.randint(2000, 90000)
     stocks = {}
@@ -35,22 +31,16 @@ def config(rng: random.Random) -> dict[str, Any]:
         moves = {"percent_change": round(rng.uniform(-4, 4), 2), "volume": round(rng.uniform(0.5, 9), 3)}
         stocks[symbol] = {"price": price, **moves, "MA(5)": round(price * 0.99, 2), "MA(20)": round(price * 0.97, 2)}
     orders = {}
-    for number in range(rng.randint(1, 3)):
-        terms = {
-            "order_type": rng.choice(("Buy", "Sell")),
-            "symbol": rng.choice(symbols),
-            "amount": rng.randint(1, 90),
-        }
+    for id_ in range(first, first + rng.randint(1, 3)):
+        kind, symbol, amount = rng.choice(("Buy", "Sell")), rng.choice(symbols), rng.randint(1, 90)
         status = rng.choice(("Open", "Pending", "Completed"))
-        orders[str(first + number)] = {"id": first + number, **terms, "price": rng.randint(20, 900), "status": status}
-    card = rng.randint(10**15, 10**16 - 1)
+        terms = {"order_type": kind, "symbol": symbol, "amount": amount, "price": rng.randint(20, 900)}
+        orders[str(id_)] = {"id": id_, **terms, "status": status}
+    account_number = rng.randint(10**15, 10**16 - 1)
+    account = {"account_id": rng.randint(10000, 99999), "balance": rng.randint(20, 900) * 100.0}
     return {
         "orders": orders,
-        "account_info": {
-            "account_id": rng.randint(10000, 99999),
-            "balance": rng.randint(20, 900) * 100.0,
-            "binding_card": card,
-        },
+        "account_info": account | {"binding_card": account_number},
         "authenticated": rng.random() < 0.8,
         "market_status": "Open",
         "order_counter": first + len(orders),
@@ -61,170 +51,116 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
+def a_symbol(t: Sandbox) -> str:
+    return t.pick(sorted(t.instance("TradingBot").stocks))
+
+
+def an_unwatched_symbol(t: Sandbox) -> str:
+    bot = t.instance("TradingBot")
+    return t.pick([symbol for symbol in sorted(bot.stocks) if symbol not in bot.watch_list])
+
+
 def log_in(t: Sandbox) -> UserRequest:
     user, password = t.pick(NAMES).lower(), f"{t.pick(NAMES).lower()}{t.rng.randint(10, 99)}"
-    if t.state("TradingBot").authenticated:
-        t.pick(())
+    t.require(not t.instance("TradingBot").authenticated)
     t.do("trading_login", username=user, password=password)
     return t.ask(
-        "Log in to trading as {user}, password {password}.",
-        "Sign in to my broker: {user}, {password}.",
-        vague="Log in to trading as {user}.",
-        detail="The password is {password}.",
-        user=user,
-        password=password,
+        "Log in to trading as {username}, password {password}.", "Sign in to my broker: {username}, {password}.",
+        vague="Log in to trading as {username}.", detail="The password is {password}.",
     )
 
 
 def order(t: Sandbox) -> UserRequest:
-    state = t.state("TradingBot")
-    symbol, kind, amount = t.pick(sorted(state.stocks)), t.pick(("Buy", "Sell")), t.rng.randint(1, 20)
-    price = float(t.rng.randint(20, 300))
-    t.do("place_order", order_type=kind, symbol=symbol, price=price, amount=amount)
+    symbol, kind, amount = a_symbol(t), t.pick(("Buy", "Sell")), t.rng.randint(1, 20)
+    t.do("place_order", order_type=kind, symbol=symbol, price=float(t.rng.randint(20, 300)), amount=amount)
     return t.ask(
-        "{kind} {amount} shares of {symbol} at {price}.",
-        "Place an order: {kind} {amount} {symbol} for {price} each.",
-        vague="{kind} shares of {symbol} at {price}.",
-        detail="{amount} shares.",
-        kind=kind,
-        amount=amount,
-        symbol=symbol,
-        price=price,
+        "{order_type} {amount} shares of {symbol} at {price}.",
+        "Place an order: {order_type} {amount} {symbol} for {price} each.",
+        vague="{order_type} shares of {symbol} at {price}.", detail="{amount} shares.",
     )
 
 
 def order_at_market(t: Sandbox) -> UserRequest:
-    symbol, amount = t.pick(sorted(t.state("TradingBot").stocks)), t.rng.randint(1, 9)
+    symbol, amount = a_symbol(t), t.rng.randint(1, 9)
     price = t.do("get_stock_info", symbol=symbol)["price"]
     t.do("place_order", order_type="Buy", symbol=symbol, price=price, amount=amount)
     return t.ask(
         "Look up {symbol} and Buy {amount} shares at its current price.",
         "What does {symbol} cost? Buy {amount} at that price.",
-        symbol=symbol,
-        amount=amount,
     )
 
 
-def quote(t: Sandbox) -> UserRequest:
-    symbol = t.pick(sorted(t.state("TradingBot").stocks))
-    t.do("get_stock_info", symbol=symbol)
-    return t.ask(
-        "Show me the data of {symbol}.",
-        "How is {symbol} doing?",
-        vague="Show me the data of a stock.",
-        detail="I mean {symbol}.",
-        symbol=symbol,
-    )
-
-
-def symbol_of(t: Sandbox) -> UserRequest:
-    company = t.pick([name for name, symbol in COMPANIES.items() if symbol in t.state("TradingBot").stocks])
+def find_symbol(t: Sandbox) -> UserRequest:
+    company = t.pick([name for name, symbol in COMPANIES.items() if symbol in t.instance("TradingBot").stocks])
     symbol = t.do("get_symbol_by_name", name=company)["symbol"]
     if t.rng.random() < 0.5:
-        return t.ask("What is the symbol of {company}?", "Find {company}'s stock symbol.", company=company)
+        return t.ask("What is the symbol of {name}?", "Find {name}'s stock symbol.")
     t.do("add_to_watchlist", stock=symbol)
     return t.ask(
-        "Find the symbol of {company} and put it on my watchlist.",
-        "Watch {company}: look up its symbol and add it.",
-        company=company,
+        "Find the symbol of {name} and put it on my watchlist.", "Watch {name}: look up its symbol and add it.",
     )
 
 
 def cancel(t: Sandbox) -> UserRequest:
-    orders = t.state("TradingBot").orders
-    number = t.pick([number for number, one in orders.items() if one["status"] in ("Open", "Pending")])
+    orders = t.instance("TradingBot").orders
+    id_ = t.pick([id_ for id_, terms in orders.items() if terms["status"] in ("Open", "Pending")])
     if t.rng.random() < 0.5:
-        t.do("cancel_order", order_id=number)
+        t.do("cancel_order", order_id=id_)
         return t.ask(
-            "Cancel order {id}.",
-            "Please cancel my order {id}.",
-            vague="Cancel my order.",
-            detail="Order {id}.",
-            id=number,
+            "Cancel order {order_id}.", "Please cancel my order {order_id}.",
+            vague="Cancel my order.", detail="Order {order_id}.",
         )
-    t.do("get_order_details", order_id=number)
-    t.do("cancel_order", order_id=number)
-    return t.ask("Show order {id}, then cancel it.", "Give me the details of order {id} and cancel it.", id=number)
+    t.do("get_order_details", order_id=id_)
+    t.do("cancel_order", order_id=id_)
+    return t.ask("Show order {order_id}, then cancel it.", "Give me the details of order {order_id} and cancel it.")
 
 
-def details(t: Sandbox) -> UserRequest:
-    number = t.pick(list(t.state("TradingBot").orders))
-    t.do("get_order_details", order_id=number)
-    return t.ask("Show me order {id}.", "What are the details of order {id}?", id=number)
-
-
-def money(t: Sandbox) -> UserRequest:
+def transfer(t: Sandbox) -> UserRequest:
     amount = t.rng.randint(1, 19) * 100.0
     if t.rng.random() < 0.5:
         t.do("fund_account", amount=amount)
         return t.ask(
-            "Deposit {amount} into my account.",
-            "Fund my account with {amount}.",
-            vague="Deposit some money into my account.",
-            detail="{amount}, please.",
-            amount=amount,
+            "Deposit {amount} into my account.", "Fund my account with {amount}.",
+            vague="Deposit some money into my account.", detail="{amount}, please.",
         )
     t.do("withdraw_funds", amount=amount)
     return t.ask(
-        "Withdraw {amount} from my account.",
-        "Take {amount} out of my account.",
-        vague="Withdraw some money from my account.",
-        detail="{amount}, please.",
-        amount=amount,
+        "Withdraw {amount} from my account.", "Take {amount} out of my account.",
+        vague="Withdraw some money from my account.", detail="{amount}, please.",
     )
-
-
-def watch(t: Sandbox) -> UserRequest:
-    state = t.state("TradingBot")
-    symbol = t.pick([one for one in sorted(state.stocks) if one not in state.watch_list])
-    t.do("add_to_watchlist", stock=symbol)
-    return t.ask("Add {symbol} to my watchlist.", "Watch {symbol} for me.", symbol=symbol)
-
-
-def unwatch(t: Sandbox) -> UserRequest:
-    symbol = t.pick(t.state("TradingBot").watch_list)
-    t.do("remove_stock_from_watchlist", symbol=symbol)
-    return t.ask("Remove {symbol} from my watchlist.", "Stop watching {symbol}.", symbol=symbol)
 
 
 def overview(t: Sandbox) -> UserRequest:
-    name, texts = t.pick(
-        [
-            ("get_account_info", ("Show my trading account.", "What is my account balance?")),
-            ("get_watchlist", ("Show my watchlist.", "What is on my watchlist?")),
-            ("get_order_history", ("List my order ids.", "Show my order history.")),
-            ("get_current_time", ("What time is it at the exchange?", "Tell me the market time.")),
-        ]
-    )
-    t.do(name)
-    return t.ask(*texts)
+    function, phrases = t.pick(OVERVIEWS)
+    t.do(function)
+    return t.ask(*phrases)
 
 
-def in_range(t: Sandbox) -> UserRequest:
-    stocks = sorted(t.rng.sample(sorted(t.state("TradingBot").stocks), 3))
+def filter_by_price(t: Sandbox) -> UserRequest:
+    stocks = sorted(t.rng.sample(sorted(t.instance("TradingBot").stocks), 3))
     low, high = float(t.rng.randint(20, 200)), float(t.rng.randint(300, 900))
     t.do("filter_stocks_by_price", stocks=stocks, min_price=low, max_price=high)
     return t.ask(
-        "Which of {stocks} cost between {low} and {high}?",
-        "Filter {stocks} to prices from {low} to {high}.",
-        stocks=", ".join(stocks),
-        low=low,
-        high=high,
+        "Which of {symbols} cost between {min_price} and {max_price}?",
+        "Filter {symbols} to prices from {min_price} to {max_price}.", symbols=", ".join(stocks),
     )
 
 
-INTENTS: tuple[Intent, ...] = (
+TEMPLATES: tuple[Template, ...] = (
     log_in,
     order,
     order,
     order_at_market,
-    quote,
-    symbol_of,
+    one_call("get_stock_info", "Show me the data of {symbol}.", "How is {symbol} doing?",
+             vague="Show me the data of a stock.", detail="I mean {symbol}.", symbol=a_symbol),
+    find_symbol,
     cancel,
-    details,
-    money,
-    watch,
-    unwatch,
+    one_call("get_order_details", "Show me order {order_id}.", "What are the details of order {order_id}?",
+             order_id=lambda t: t.pick(list(t.instance("TradingBot").orders))),
+    transfer,
+    one_call("add_to_watchlist", "Add {stock} to my watchlist.", "Watch {stock} for me.", stock=an_unwatched_symbol),
+    one_call("remove_stock_from_watchlist", "Remove {symbol} from my watchlist.", "Stop watching {symbol}.",
+             symbol=lambda t: t.pick(t.instance("TradingBot").watch_list)),
     overview,
-    in_range,
+    filter_by_price,
 )

@@ -1,20 +1,21 @@
-"""VehicleControlAPI."""
+"""Templates for VehicleControlAPI."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import Intent, Sandbox, UserRequest
+from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, Template, UserRequest, choice, number, one_call
 
+# phrases are wrapped by hand
+# fmt: off
 DOORS = ("driver", "passenger", "rear_left", "rear_right")
-
-
 CITIES = ("Rivermist", "Stonebrook", "Maplecrest", "Silverpine", "Oakendale", "Willowbend", "Autumnville")
+NEIGHBORS = (("Rivermist", "Stonebrook"), ("Maplecrest", "Silverpine"), ("Oakendale", "Willowbend"))
 
 
 def config(rng: random.Random) -> dict[str, Any]:
-    """A parked car with some fuel and some doors open."""
+    """A parked car with some fuel and some unlocked doors."""
     doors = {door: rng.choice(("locked", "unlocked")) for door in DOORS}
     return {
         "random_seed": rng.randint(1, 10**6),
@@ -36,127 +37,69 @@ def config(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def fill(t: Sandbox) -> UserRequest:
-    amount = float(t.rng.randint(1, 15))
-    t.do("fillFuelTank", fuelAmount=amount)
-    return t.ask(
-        "Fill in {n} gallons of fuel.",
-        "Add {n} gallons to the tank.",
-        vague="Fill up some fuel.",
-        detail="{n} gallons.",
-        n=amount,
-    )
+def _unlocked_doors(t: Sandbox) -> list[str]:
+    status = t.instance("VehicleControlAPI").doorStatus
+    return [door for door in DOORS if status[door] == "unlocked"]
 
 
-def fill_litres(t: Sandbox) -> UserRequest:
-    litres = float(t.rng.randint(5, 40))
-    gallons = t.do("liter_to_gallon", liter=litres)["gallon"]
+def fill_liters(t: Sandbox) -> UserRequest:
+    gallons = t.do("liter_to_gallon", liter=float(t.rng.randint(5, 40)))["gallon"]
     t.do("fillFuelTank", fuelAmount=gallons)
     return t.ask(
-        "Convert {n} liters to gallons and fill that in.", "Fuel up {n} liters; convert to gallons first.", n=litres
+        "Convert {liter} liters to gallons and fill that in.", "Fuel up {liter} liters; convert to gallons first.",
     )
 
 
 def lock(t: Sandbox) -> UserRequest:
-    status = t.state("VehicleControlAPI").doorStatus
-    doors = [door for door in DOORS if status[door] == "unlocked"]
-    t.pick(doors)  # there must be some
+    doors = _unlocked_doors(t)
+    t.pick(doors)  # at least one; this draw keeps the tasks of a seed as they are
     t.do("lockDoors", unlock=False, door=doors)
     return t.ask("Lock these doors: {doors}.", "Please lock {doors}.", doors=", ".join(doors))
 
 
 def start(t: Sandbox) -> UserRequest:
-    status = t.state("VehicleControlAPI").doorStatus
-    doors = [door for door in DOORS if status[door] == "unlocked"]
+    doors = _unlocked_doors(t)
     if doors:
         t.do("lockDoors", unlock=False, door=doors)
     t.do("pressBrakePedal", pedalPosition=1.0)
     t.do("startEngine", ignitionMode="START")
     locking = f"Lock {', '.join(doors)}, press" if doors else "Press"
     return t.ask(
-        "{locking} the brake fully and START the engine.",
-        "{locking} the brake pedal to 1.0, then START.",
+        "{locking} the brake fully and START the engine.", "{locking} the brake pedal to 1.0, then START.",
         locking=locking,
     )
 
 
-def climate(t: Sandbox) -> UserRequest:
-    degrees, fan = float(t.rng.randint(16, 27)), t.rng.randint(1, 9) * 10
-    t.do("adjustClimateControl", temperature=degrees, fanSpeed=fan)
-    return t.ask(
-        "Set the climate to {degrees} degrees celsius, fan speed {fan}.",
-        "Cabin at {degrees} celsius and fan at {fan}, please.",
-        vague="Set the climate with fan speed {fan}.",
-        detail="{degrees} degrees celsius.",
-        degrees=degrees,
-        fan=fan,
-    )
-
-
-def lights(t: Sandbox) -> UserRequest:
-    mode = t.pick(("on", "off"))
-    t.do("setHeadlights", mode=mode)
-    return t.ask("Turn the headlights {mode}.", "Headlights {mode}.", mode=mode)
-
-
-def parking_brake(t: Sandbox) -> UserRequest:
-    mode = t.pick(("engage", "release"))
-    t.do("activateParkingBrake", mode=mode)
-    return t.ask("{mode} the parking brake.", "Please {mode} the parking brake.", mode=mode)
-
-
-def navigate(t: Sandbox) -> UserRequest:
-    place = f"{t.rng.randint(1, 99)} {t.pick(CITIES)} Road"
-    t.do("set_navigation", destination=place)
-    return t.ask(
-        "Navigate to {place}.",
-        "Set the route to {place}.",
-        vague="Start the navigation.",
-        detail="To {place}.",
-        place=place,
-    )
-
-
-def zip_code(t: Sandbox) -> UserRequest:
-    city = t.pick(CITIES)
-    t.do("get_zipcode_based_on_city", city=city)
-    return t.ask("What is the zip code of {city}?", "Find {city}'s zip code.", city=city)
-
-
 def distance(t: Sandbox) -> UserRequest:
-    one, other = t.pick((("Rivermist", "Stonebrook"), ("Maplecrest", "Silverpine"), ("Oakendale", "Willowbend")))
-    ends = [t.do("get_zipcode_based_on_city", city=city)["zipcode"] for city in (one, other)]
-    t.do("estimate_distance", cityA=ends[0], cityB=ends[1])
+    start, end = t.pick(NEIGHBORS)
+    codes = [t.do("get_zipcode_based_on_city", city=city)["zipcode"] for city in (start, end)]
+    t.do("estimate_distance", cityA=codes[0], cityB=codes[1])
     return t.ask(
-        "How far is {one} from {other}? Look up both zip codes.",
-        "Distance from {one} to {other}, by zip code?",
-        one=one,
-        other=other,
+        "How far is {start} from {end}? Look up both zip codes.", "Distance from {start} to {end}, by zip code?",
+        start=start, end=end,
     )
 
 
-def status(t: Sandbox) -> UserRequest:
-    option = t.pick(("fuel", "battery", "doors", "climate", "headlights"))
-    t.do("displayCarStatus", option=option)
-    return t.ask("Show the car's {option} status.", "What is the {option} status?", option=option)
-
-
-def tires(t: Sandbox) -> UserRequest:
-    t.do("check_tire_pressure")
-    return t.ask("Check the tire pressure.", "How are the tires?")
-
-
-INTENTS: tuple[Intent, ...] = (
-    fill,
-    fill_litres,
+TEMPLATES: tuple[Template, ...] = (
+    one_call("fillFuelTank", "Fill in {fuelAmount} gallons of fuel.", "Add {fuelAmount} gallons to the tank.",
+             vague="Fill up some fuel.", detail="{fuelAmount} gallons.", fuelAmount=number(1, 15, 1.0)),
+    fill_liters,
     lock,
     start,
-    climate,
-    lights,
-    parking_brake,
-    navigate,
-    zip_code,
+    one_call("adjustClimateControl", "Set the climate to {temperature} degrees celsius, fan speed {fanSpeed}.",
+             "Cabin at {temperature} celsius and fan at {fanSpeed}, please.",
+             vague="Set the climate with fan speed {fanSpeed}.", detail="{temperature} degrees celsius.",
+             temperature=number(16, 27, 1.0), fanSpeed=number(1, 9, 10)),
+    one_call("setHeadlights", "Turn the headlights {mode}.", "Headlights {mode}.", mode=choice(("on", "off"))),
+    one_call("activateParkingBrake", "{mode} the parking brake.", "Please {mode} the parking brake.",
+             mode=choice(("engage", "release"))),
+    one_call("set_navigation", "Navigate to {destination}.", "Set the route to {destination}.",
+             vague="Start the navigation.", detail="To {destination}.",
+             destination=lambda t: f"{t.rng.randint(1, 99)} {t.pick(CITIES)} Road"),
+    one_call("get_zipcode_based_on_city", "What is the zip code of {city}?", "Find {city}'s zip code.",
+             city=choice(CITIES)),
     distance,
-    status,
-    tires,
+    one_call("displayCarStatus", "Show the car's {option} status.", "What is the {option} status?",
+             option=choice(("fuel", "battery", "doors", "climate", "headlights"))),
+    one_call("check_tire_pressure", "Check the tire pressure.", "How are the tires?"),
 )

@@ -1,0 +1,115 @@
+"""Metrics as aligned text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fission_grpo.evaluation.metrics import Metrics, Proportion
+
+TableRow = tuple[str, ...]
+"""Label, rate, interval, counts; a row with a label alone is a heading."""
+
+
+def metrics_table(metrics: Metrics) -> str:
+    """The metrics as aligned lines, without a newline at the end.
+
+    Example of a row: "error recovery, cases   0.750   0.301 to 0.954   3 of 4 cases with an error of their own"
+    """
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in metrics.missing_reasons.items())
+    missing = f"{metrics.missing:,} missing" + (f" ({reasons})" if reasons else "")
+    rows = [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
+    lines = [
+        f"cases    {metrics.cases:,}: {metrics.judged:,} judged, {metrics.unjudged:,} without a verdict, {missing}",
+        f"errors   {metrics.own_errors:,} of the policy's own, {metrics.injected_errors:,} injected",
+        "",
+        *aligned(rows),
+        "",
+        "Intervals are 95%: Wilson's over cases; * bootstrap over cases, or Wilson's over the cases where all agree.",
+        "They do not cover other seeds.",
+    ]
+    if metrics.recovery.of:
+        lines.append("Recovery is over the cases in which the policy erred: each policy chooses its own denominator.")
+    return "\n".join(lines)
+
+
+def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:
+    """A row of the table. A bootstrap interval ends in " *"; a rate over nothing is a dash."""
+    rate = "-" if proportion.rate is None else f"{proportion.rate:.3f}"
+    star = " *" if proportion.method == "bootstrap" else ""
+    bounds = proportion.interval
+    interval = f"{bounds[0]:.3f} to {bounds[1]:.3f}{star}" if bounds else "-"
+    return label, rate, interval, f"{proportion.hits:,} of {proportion.of:,} {what}"
+
+
+def aligned(rows: Iterable[TableRow]) -> list[str]:
+    """Rows with their columns aligned; rows of one cell are headings and get an empty line before them."""
+    rows = list(rows)
+    widths = [max((len(row[i]) for row in rows if len(row) > i), default=0) for i in range(max(map(len, rows)))]
+    lines = []
+    for row in rows:
+        if len(row) == 1:
+            lines += ["", row[0]]
+        else:
+            lines.append("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
+    return lines
+
+
+def _overall_rows(metrics: Metrics) -> list[TableRow]:
+    rows = [
+        proportion_row("success", metrics.success, "cases"),
+        proportion_row("  without any error", metrics.flawless, "cases"),
+        proportion_row("error recovery, cases", metrics.recovery, "cases with an error of their own"),
+        proportion_row("error recovery, turns", metrics.turn_recovery, "turns with an error, valid before"),
+    ]
+    if metrics.injected_errors:
+        rows.append(proportion_row("success, injected only", metrics.injected_only, "cases with injected errors only"))
+    return rows
+
+
+def _category_rows(metrics: Metrics) -> list[TableRow]:
+    if len(metrics.by_category) < 2:
+        return []
+    rows: list[TableRow] = []
+    for category in metrics.by_category:
+        missing = f", {category.missing} missing" if category.missing else ""
+        rows += [
+            (category.name or "(no category)",),
+            proportion_row("  success", category.success, f"cases{missing}"),
+            proportion_row("  error recovery, cases", category.recovery, f"cases, {category.errors:,} errors"),
+            proportion_row("  error recovery, turns", category.turn_recovery, "turns"),
+        ]
+    return rows
+
+
+def _group_rows(metrics: Metrics) -> list[TableRow]:
+    if not metrics.recovery.of:
+        return []
+    rows: list[TableRow] = []
+    for title, groups in (
+        ("error recovery by kind of own error (a case can have several)", metrics.by_kind),
+        ("success by number of own errors", metrics.by_errors),
+        ("error recovery by user turn of the first own error", metrics.by_depth),
+    ):
+        rows.append((title,))
+        rows += [
+            proportion_row(f"  {group.name}", group.success, f"cases, {group.errors:,} errors") for group in groups
+        ]
+    return rows
+
+
+def _effort_rows(metrics: Metrics) -> list[TableRow]:
+    waits = metrics.steps_to_recovery
+    rows: list[TableRow] = [
+        ("effort",),
+        proportion_row("  errors per call", metrics.errors_per_call, "calls and unreadable replies"),
+        proportion_row("  retry loops", metrics.retry_loops, "own errors: the same failing call again"),
+    ]
+    resolved = f"{waits.recovered:,} of {waits.of:,} own errors resolved within the turn"
+    if waits.mean is None or waits.median is None:
+        rows.append(("  steps to recovery", "-", "-", resolved))
+    else:
+        rows.append(("  steps to recovery", f"{waits.mean:.2f}", f"median {waits.median:g}", resolved))
+    if metrics.mean_tokens is not None:
+        finished = metrics.cases - metrics.missing
+        rows.append(("  tokens per case", f"{metrics.mean_tokens:,.1f}", "", f"{finished:,} cases"))
+    return rows

@@ -1,0 +1,170 @@
+"""State of an endpoint as a feedback source: cached responses, budget and circuit breaker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.feedback.rules import MAX_LENGTH
+
+BUDGET, CIRCUIT_OPEN = "budget", "circuit open"
+
+HUNG_SECONDS = 1.0
+"""A cancelled request counts as lost if it waited at least this long without an answer. [ours]"""
+
+_REQUEST_FAULTS = frozenset({"HTTP 400", "HTTP 413", "HTTP 422", "too long"})  # do not concern other requests
+_log = logging.getLogger(__name__)
+
+
+class ResponseCache:
+    """A mapping from keys to texts, in memory and, with a folder, on disk. Thread-safe.
+
+    Faults of the disk stop nothing: unreadable lines are skipped, and texts that cannot be written stay in memory.
+    Both are counted, and logged once.
+
+    Args:
+        folder: created if needed. All its `*.jsonl` files are read now, later ones of other processes are not.
+
+    Attributes:
+        path: this process's file, None without a folder. It is created with the first text.
+        skipped: number of lines that were no entries (torn by a crash, or foreign), and of unreadable files.
+        failed: number of texts that could not be written.
+    """
+
+    def __init__(self, folder: Path | None):
+        self.path = folder / f"diagnoses-{os.getpid()}-{secrets.token_hex(4)}.jsonl" if folder else None
+        self.skipped = self.failed = 0
+        self._texts: dict[str, str] = {}
+        self._lock = threading.Lock()
+        try:
+            paths = sorted(path for path in folder.glob("*.jsonl") if path.is_file()) if folder else []
+        except OSError as error:
+            paths = []
+            self._skip(f"{folder}: {error}")
+        for path in paths:
+            try:
+                self._read(path)
+            except OSError as error:
+                self._skip(f"{path}: {error}")
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def get(self, key: str) -> str | None:
+        return self._texts.get(key)
+
+    def texts(self) -> dict[str, str]:
+        """Return a copy of all texts by key."""
+        with self._lock:
+            return dict(self._texts)
+
+    def put(self, key: str, text: str) -> None:
+        """Add a text; an existing one stays. Faults of the disk do not raise."""
+        with self._lock:
+            if key in self._texts:
+                return
+            self._texts[key] = text
+            if self.path is None:
+                return
+            # the newline before the entry keeps it apart from one that a full disk or a crash has cut off
+            line = b"\n" + json.dumps({"key": key, "text": text}).encode() + b"\n"
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab", buffering=0) as file:
+                    if file.write(line) != len(line):
+                        raise OSError("the disk is full")
+            except OSError as error:
+                self.failed += 1
+                if self.failed == 1:
+                    _log.warning("feedback is cached in memory only, %s cannot be written: %s", self.path, error)
+
+    def _read(self, path: Path) -> None:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    entry: Any = json.loads(line)
+                except (ValueError, RecursionError):
+                    entry = None
+                key, text = (entry.get("key"), entry.get("text")) if isinstance(entry, dict) else (None, None)
+                if isinstance(key, str) and len(key) == 64 and isinstance(text, str) and 0 < len(text) <= MAX_LENGTH:
+                    self._texts.setdefault(key, text)
+                else:
+                    self._skip(f"{path}, line {number}: no entry of this cache")
+
+    def _skip(self, problem: str) -> None:
+        self.skipped += 1
+        if self.skipped == 1:
+            _log.warning("skipped in the cache of feedback (further lines are only counted): %s", problem)
+
+
+class RequestLimits:
+    """The budget and the circuit breaker of an endpoint; a `RequestGate`, used in the policy's thread only.
+
+    The circuit opens when `circuit_after` requests in a row are lost. A cancelled request counts if no answer arrived
+    while it waited. After `circuit_seconds` one request is admitted: if it is answered the circuit closes, else it
+    stays open as long again.
+
+    Args:
+        max_requests: most tries; None for no limit.
+        max_tokens: most tokens, read and written; None for no limit.
+        circuit_after: see above.
+        circuit_seconds: see above.
+    """
+
+    def __init__(self, max_requests: int | None, max_tokens: int | None, circuit_after: int, circuit_seconds: float):
+        self._max_requests, self._max_tokens = max_requests, max_tokens
+        self._circuit_after, self._circuit_seconds = circuit_after, circuit_seconds
+        self.requests = self.tokens = self.opened = 0
+        self._lost_in_a_row = 0
+        self._open_until: float | None = None
+        self._is_probing = False
+        self._last_answer = 0.0
+
+    def admit(self, is_retry: bool) -> str | None:
+        if self._max_requests is not None and self.requests >= self._max_requests:
+            return BUDGET
+        if self._max_tokens is not None and self.tokens >= self._max_tokens:
+            return BUDGET
+        if self._open_until is not None and not is_retry:
+            if self._is_probing or time.monotonic() < self._open_until:
+                return CIRCUIT_OPEN
+            self._is_probing = True
+        self.requests += 1
+        return None
+
+    def record(self, reason: str | None, tokens: int, seconds: float) -> None:
+        self.tokens += tokens
+        if reason in (BUDGET, CIRCUIT_OPEN):
+            return
+        now = time.monotonic()
+        is_open = self._open_until is not None
+        if reason is None or reason in _REQUEST_FAULTS:
+            if is_open:
+                _log.warning("the feedback endpoint answers again")
+            self._lost_in_a_row, self._open_until, self._last_answer = 0, None, now
+            self._is_probing = False
+            return
+        self._is_probing = False
+        if reason == "cancelled" and (seconds < HUNG_SECONDS or self._last_answer >= now - seconds):
+            return
+        if is_open:
+            self._open_until = now + self._circuit_seconds
+            return
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= self._circuit_after:
+            self._open_until = now + self._circuit_seconds
+            self.opened += 1
+            _log.warning(
+                "the feedback endpoint lost %d requests in a row, the last: %s; the next request is sent in %.3g s",
+                self._lost_in_a_row,
+                reason,
+                self._circuit_seconds,
+            )

@@ -1,0 +1,101 @@
+"""KV caches for generation: prompts computed once for all rows that begin with them, and layers that grow in place."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+States = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, (rows, key heads, tokens, head size) each."""
+
+MAX_TOKENS_PER_FORWARD = 16_384
+"""[ours] Largest number of prompt tokens, padding included, in one forward pass of `read_prompts`."""
+
+
+def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[States, Tensor]:
+    """Compute the keys and values of U prompts.
+
+    Args:
+        model: a causal language model.
+        ids: (U, P) int, padded on the left.
+        mask: (U, P), 1 where `ids` is a token; None: there is no padding.
+
+    Returns:
+        Keys and values per layer, (U, K, P, d) each, and (U, V) logits of the token after each prompt.
+    """
+    states: list[States] = []
+    logits = []
+    for rows in torch.arange(len(ids), device=ids.device).split(max(1, MAX_TOKENS_PER_FORWARD // ids.shape[1])):
+        cache = DynamicCache()
+        row_mask = None if mask is None else mask[rows]
+        positions = None if row_mask is None else (row_mask.cumsum(1) - 1).clamp(min=0)
+        output = model(
+            input_ids=ids[rows],
+            attention_mask=row_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits.append(output.logits[:, -1])
+        states.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
+    if len(states) == 1:
+        return states[0], logits[0]
+    layers = zip(*states, strict=True)
+    joined = [(torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts])) for parts in layers]
+    return joined, torch.cat(logits)
+
+
+def make_growing_cache(model: Any, room: int) -> Cache | None:
+    """An empty cache of `GrowingLayer`s.
+
+    Args:
+        model: a causal language model, wrapped by PEFT or not.
+        room: number of tokens that follow the first ones.
+
+    Returns:
+        The cache; None if the model keeps anything else than the keys and values of all positions (sliding windows,
+        recurrent states), or cannot be called as `read_prompts` does.
+    """
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not {"past_key_values", "logits_to_keep"} <= inspect.signature(decoder.forward).parameters.keys():
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    return Cache(layers=[GrowingLayer(room) for _ in cache.layers])
+
+
+class GrowingLayer(DynamicLayer):
+    """A cache layer that stores tokens with room behind them, so that later ones are written without a copy.
+
+    Args:
+        room: number of tokens for which there is room each time the storage grows.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = room
+        self.storage: tuple[Tensor, ...] = ()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append n tokens' keys and values, (B, K, n, d) each; returns those of all tokens."""
+        used, new = self.get_seq_length(), (key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = used + key_states.shape[-2]
+        if not self.storage or end > self.storage[0].shape[-2]:
+            grown = tuple(x.new_empty((*x.shape[:2], end + self.room, x.shape[-1])) for x in new)
+            if self.storage:
+                for target, old in zip(grown, self.storage, strict=True):
+                    target[:, :, :used] = old[:, :, :used]
+            self.storage = grown
+        for target, states in zip(self.storage, new, strict=True):
+            target[:, :, used:end] = states
+        self.keys, self.values = (store[:, :, :end] for store in self.storage)
+        return self.keys, self.values

@@ -1,0 +1,34 @@
+"""One reader of JSON lines, and the traversal of JSON values."""
+
+import math
+
+import pytest
+
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import parse_json_lines, read_lines
+from fission_grpo.core.json_io import walk_json
+
+
+def test_every_line_has_its_number_and_its_value_or_the_reason_why_not():
+    lines = dict(parse_json_lines(b'{"a": "\xe2\x80\xa8"}\n\n{oops\n[1]\n\xff\n' + b"[" * 100_000))
+    assert (lines[1], lines[4]) == ({"a": "\u2028"}, [1])
+    assert [str(lines[number]).split(":")[0] for number in (5, 6)] == ["not UTF-8", "nested too deeply"]
+    assert isinstance(lines[3], ValueError)
+    assert 2 not in lines
+
+
+def test_a_half_written_line_is_noted_and_a_broken_one_refused(tmp_path):
+    path, notes = tmp_path / "a.jsonl", []
+    path.write_text('{"event": "pushed"}\n{"eve\n{"event": "resumed"}\n{"ev')
+    assert [line.number for line in read_lines(path, notes)] == [1, 3]
+    assert len(notes) == 2
+    path.write_text('{"eve\n{"event": "pushed"}\n')
+    with pytest.raises(RunFileError, match=r"a\.jsonl, line 1: not a JSON object"):
+        read_lines(path, notes)
+
+
+def test_a_walk_gives_every_value_with_its_path():
+    value = {"a": [1, {"b": math.pi}], "c": {}}
+    assert dict(walk_json(value))["a", 1, "b"] == math.pi
+    assert [path for path, _ in walk_json({"a": [1, 2]})] == [(), ("a",), ("a", 1), ("a", 0)]
+    assert [path for path, _ in walk_json(value, arrays=False)] == [(), ("c",), ("a",)]
