@@ -82,14 +82,7 @@ def _example_to_json(example: FeedbackExample) -> dict[str, Any]:
 
 
 def read_example(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, FeedbackExample]:
-    """Read a row as at the top of this module; `tools` are sequences of schemas by their keys.
-
-    Returns:
-        tuple: id and example.
-
-    Raises:
-        RowError: naming the invalid field.
-    """
+    """Return the id and the example of a row; `tools` are schemas by their keys. Raises RowError, naming the field."""
 
     def require(is_valid: bool, field: str, expected: str) -> None:
         if not is_valid:

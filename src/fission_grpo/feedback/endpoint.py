@@ -45,19 +45,6 @@ class FeedbackModelOptions(EndpointOptions):
 
     All defaults are [ours]. At temperature 0 a resumed run gets the same feedback again. A thinking model needs
     `max_tokens` of 1,000 or more. The budget is of this process; beyond it the reason is "budget".
-
-    Args:
-        cache: folder of the cache on disk, shared by all processes and later runs; None keeps it in memory only.
-        max_requests: budget in tries; None for no limit.
-        max_tokens_total: budget in tokens, read and written. Requests in flight when it is reached still count.
-        prompt_price: of a million tokens read, in any currency.
-        completion_price: of a million tokens written.
-        circuit_after: requests lost in a row after which no more are sent for a while ("circuit open").
-        circuit_seconds: the length of this pause, after which one request tests the endpoint.
-        characters: longest text about one failure, see `prompt.failure_text`.
-        system: the system prompt. A model trained by `simulator train` needs the one it was trained with.
-        shots: file of labelled examples (`simulator data`) whose first rows are shown; None for no examples.
-        shots_used: number of these rows.
     """
 
     max_tokens: int | None = 200
@@ -65,17 +52,17 @@ class FeedbackModelOptions(EndpointOptions):
     timeout: float = 30.0
     patience: float = 90.0
     max_retries: int = 2
-    cache: str | None = None
-    max_requests: int | None = None
-    max_tokens_total: int | None = None
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    circuit_after: int = 8
-    circuit_seconds: float = 30.0
-    characters: int = CHARACTERS
-    system: str = SYSTEM
-    shots: str | None = None
-    shots_used: int = 3
+    cache: str | None = None  # folder on disk, shared by all processes and later runs; None: in memory only
+    max_requests: int | None = None  # budget in tries
+    max_tokens_total: int | None = None  # budget in tokens, read and written; requests in flight still count
+    prompt_price: float = 0.0  # of a million tokens read, in any currency
+    completion_price: float = 0.0  # of a million tokens written
+    circuit_after: int = 8  # requests lost in a row after which no more are sent for a while ("circuit open")
+    circuit_seconds: float = 30.0  # the length of this pause, after which one request tests the endpoint
+    characters: int = CHARACTERS  # longest text about one failure, see `prompt.failure_text`
+    system: str = SYSTEM  # a model trained by `simulator train` needs the one it was trained with
+    shots: str | None = None  # file of labelled examples (`simulator data`), whose first rows are shown
+    shots_used: int = 3  # number of these rows
 
     LEAST: ClassVar[Mapping[str, float]] = {
         **EndpointOptions.LEAST,

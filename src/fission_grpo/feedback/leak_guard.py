@@ -38,9 +38,6 @@ def find_leak(text: str, failure: Failure) -> str | None:
     """Find what a feedback text gives away of a failure's reference calls; None if the environment itself said it.
 
     The answer is for logs only, never shown to the policy.
-
-    Example:
-        `find_leak("use 'Rome'", failure)` is "the value of `city`" if the reference has `{"city": "Rome"}`.
     """
     results = failure.turns[-1].results if failure.turns else ()
     if any(text == result.error or text in result.content for result in results):

@@ -51,34 +51,21 @@ _RESERVED_FIELDS = ("messages", "model", "stream", "n", "tools")
 class EndpointOptions:
     """How requests are made. Times are in seconds; defaults are [ours].
 
-    Args:
-        raw: use `/v1/completions` with a prompt rendered here, instead of chat completions with tools.
-        temperature: sampling temperature; None for the endpoint's default.
-        max_tokens: most tokens of one turn; None for the endpoint's default.
-        seed: sampling seed, for endpoints that support it.
-        extra_body: further fields of the request's body. They replace fields of the same name, and
-            `max_completion_tokens` replaces `max_tokens`, which OpenAI's reasoning models refuse.
-        concurrency: most requests in flight.
-        timeout: limit of one try, from sending it to the last byte.
-        patience: limit of one request, including retries and the waits between them.
-        max_retries: most retries of one request. The waits grow exponentially, or are as long as a Retry-After
-            header says.
-        key_variable: name of the environment variable that holds the key.
-
-    Raises:
-        ValueError: a value out of range; the message names the field.
+    Fields of `extra_body` are added to the request's body and replace those of the same name; `max_completion_tokens`
+    replaces `max_tokens`, which OpenAI's reasoning models refuse. The waits between retries grow exponentially, or are
+    as long as a Retry-After header says. A value out of range raises ValueError, naming the field.
     """
 
-    raw: bool = False
-    temperature: float | None = 0.0
-    max_tokens: int | None = 1024
-    seed: int | None = None
+    raw: bool = False  # use `/v1/completions` with a prompt rendered here, instead of chat completions with tools
+    temperature: float | None = 0.0  # None for the endpoint's default
+    max_tokens: int | None = 1024  # of one turn; None for the endpoint's default
+    seed: int | None = None  # of the sampling, for endpoints that support it
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    concurrency: int = 16
-    timeout: float = 120.0
-    patience: float = 600.0
-    max_retries: int = 7
-    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16  # most requests in flight
+    timeout: float = 120.0  # limit of one try, from sending it to the last byte
+    patience: float = 600.0  # limit of one request, including retries and the waits between them
+    max_retries: int = 7  # of one request
+    key_variable: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key
 
     LEAST: ClassVar[Mapping[str, float]] = {  # least values of numbers, if not 0
         "concurrency": 1,

@@ -124,14 +124,11 @@ class UnreadableResponse(Exception):
 
 
 def read_completion(body: bytes, content_type: str = "") -> Reply:
-    """Read the body of a chat completion or of a raw completion.
+    """Read the body of a chat completion or of a raw completion. Raises UnreadableResponse if it is neither.
 
     Null content without calls is an empty turn. A refusal is read as content. Separate thoughts
     (`reasoning_content`) are dropped. A call that the length limit cut is written unclosed, as a local model would
     have left it; such a reply has no structured calls.
-
-    Raises:
-        UnreadableResponse: the body is neither.
     """
     try:
         document = json.loads(body)
