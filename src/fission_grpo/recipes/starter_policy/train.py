@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -45,28 +46,16 @@ Demonstrations = Callable[[int, int, DemoBehavior], list[tuple[list[Any], list[A
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """How to train."""
 
-    Args:
-        seed: of weights and demonstrations.
-        steps: optimizer steps of BATCH dialogues each.
-        minutes: time limit, which the schedules then follow; None for no limit.
-        learning_rate: peak, after the warm-up; decays to a twentieth as a cosine.
-        start: folder of a policy trained on skilled demonstrations, to continue with mixed ones; None for random
-            weights.
-        vocabulary: number of tokens of a new tokenizer.
-        positions: longest dialogue of a new model, in tokens; longer demonstrations are truncated.
-        requests: per task in Desk, in three of four demonstrations; the others have one.
-    """
-
-    seed: int = 0
-    steps: int = 640
-    minutes: float | None = None
-    learning_rate: float = 3e-3
-    start: Path | None = None
-    vocabulary: int = 960
-    positions: int = 1024
-    requests: int = 1
+    seed: int = 0  # of weights and demonstrations
+    steps: int = 640  # optimizer steps of BATCH dialogues each
+    minutes: float | None = None  # time limit, which the schedules then follow; None for no limit
+    learning_rate: float = 3e-3  # peak, after the warm-up; decays to a twentieth as a cosine
+    start: Path | None = None  # a policy trained on skilled demonstrations, to continue with mixed ones
+    vocabulary: int = 960  # number of tokens of a new tokenizer
+    positions: int = 1024  # longest dialogue of a new model, in tokens; longer demonstrations are truncated
+    requests: int = 1  # per task in Desk, in three of four demonstrations; the others have one
 
 
 def desk_demonstrations(
@@ -78,15 +67,10 @@ def desk_demonstrations(
 
 
 def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | None = None) -> dict[str, Any]:
-    """Train a policy and save it with its tokenizer.
+    """Train a policy on demonstrations, in Desk by default, and save it with its tokenizer.
 
-    Args:
-        output: folder to write; the policy before the mixed demonstrations is saved in its subfolder `skilled`.
-        config: how to train.
-        sample: source of demonstrations, Desk by default.
-
-    Returns:
-        A record of the training, which is also saved as `training.json`.
+    The policy before the mixed demonstrations is saved in the subfolder `skilled` of `output`. Returns a record of
+    the training, which is also saved as `training.json`.
     """
     import torch
 
@@ -130,9 +114,8 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
     return record
 
 
-def make_starter(config: TrainConfig, sample: Demonstrations | None = None) -> tuple[Any, Any]:
-    """Return an untrained model and a tokenizer trained on demonstrations, those in Desk by default."""
-    sample = sample or partial(desk_demonstrations, requests=config.requests)
+def make_starter(config: TrainConfig, sample: Demonstrations) -> tuple[Any, Any]:
+    """Return an untrained model and a tokenizer trained on demonstrations."""
     dialogues = sample(1500, config.seed, MIXED)
     # the first tokenizer only renders the dialogues on which the second is trained
     first = train_tokenizer([message["content"] for dialogue, _ in dialogues for message in dialogue])
@@ -167,37 +150,33 @@ def _make_optimizers(model: Any) -> Callable[[float], None]:
     """Return a function that updates at a learning rate: matrices by Muon (Jordan 2024), the rest by AdamW."""
     import torch
 
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    matrices, rest = defaultdict(list), []
+    for name, weight in model.named_parameters():
+        is_matrix = weight.ndim == 2 and "embed" not in name
+        (matrices[weight.shape] if is_matrix else rest).append(weight)
     adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)
-    momenta = [torch.zeros_like(weight) for weight in matrices]
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, weight in enumerate(matrices):
-        by_shape.setdefault(tuple(weight.shape), []).append(i)
+    groups = [(weights, torch.zeros(len(weights), *shape)) for shape, weights in matrices.items()]
 
     @torch.no_grad()
     def update(rate: float) -> None:
         adamw.param_groups[0]["lr"] = rate
         adamw.step()
-        for same_shape in by_shape.values():
-            for i in same_shape:
-                momenta[i].lerp_(matrices[i].grad, 0.05)
-            directions = muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same_shape])
-            for i, direction in zip(same_shape, directions, strict=True):
-                matrices[i].mul_(1 - 0.01 * rate).sub_(rate * direction)
+        for weights, momentum in groups:
+            gradients = torch.stack([weight.grad for weight in weights])
+            momentum.lerp_(gradients, 0.05)
+            directions = _orthogonalized(gradients.lerp(momentum, 0.95))
+            for weight, direction in zip(weights, directions, strict=True):
+                weight.mul_(1 - 0.01 * rate).sub_(rate * direction)
 
     return update
 
 
-def muon_update(momenta: list[Any]) -> list[Any]:
-    """Orthogonalize matrices of one shape in float32 (torch's Muon uses bfloat16, which is slow on CPUs).
+def _orthogonalized(x: Any) -> Any:
+    """Orthogonalize matrices (N, R, C) in float32 (torch's Muon uses bfloat16, which is slow on CPUs).
 
     Five quintic Newton-Schulz steps with Keller Jordan's coefficients bring all singular values near 1. The factor
     gives the update the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982).
     """
-    import torch
-
-    x = torch.stack(momenta)
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -205,7 +184,7 @@ def muon_update(momenta: list[Any]) -> list[Any]:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     x = x.mT if is_tall else x
-    return list(0.2 * max(x.shape[1:]) ** 0.5 * x)
+    return 0.2 * max(x.shape[1:]) ** 0.5 * x
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
