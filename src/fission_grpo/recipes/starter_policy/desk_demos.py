@@ -92,7 +92,7 @@ def _handle_request(
             break
         failed = demonstrate_call(messages, tools, call).error is not None
         if failed:
-            next_call = _after_error(first, call, pending, rng, behavior)
+            next_call = _after_error(first, call, pending[0], rng, behavior)
         else:
             if call == pending[0]:
                 pending.pop(0)
@@ -101,11 +101,11 @@ def _handle_request(
 
 
 def _after_error(
-    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, behavior: DemoBehavior
+    first: ToolCall, call: ToolCall, right: ToolCall, rng: random.Random, behavior: DemoBehavior
 ) -> ToolCall | None:
     """Choose the call after `call` failed; None to give up."""
     if rng.random() < behavior.recover:
-        return pending[0]
+        return right
     draw = rng.random()
     if draw < behavior.repeat:
         return call
