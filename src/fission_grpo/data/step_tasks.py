@@ -126,8 +126,8 @@ def _read_reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) ->
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
             raise RowError(f"{at}.name", f"{problem.message}; correct the name or add the tool to 'tools'")
         if problem is not None:
-            what = f"{problem.message}; correct the value, or the schema of {quoted(call.name)}"
-            raise RowError(f"{at}.arguments", what)
+            fix = f"correct the value, or the schema of {quoted(call.name)}"
+            raise RowError(f"{at}.arguments", f"{problem.message}; {fix}")
         reference.append(call)
     return tuple(reference)
 
