@@ -11,31 +11,29 @@ from fission_grpo.core.types import Message, ToolCall
 from fission_grpo.envs.bfcl.env import environment_of
 from fission_grpo.envs.bfcl.tasks import DONE, NEED_MORE, NO_TOOL, GeneratedCase, all_rows
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.recipes.starter_policy.desk_demos import SORRY, DemoBehavior, demonstrate_call
+from fission_grpo.recipes.starter_policy.desk_demos import SORRY, DemoBehavior, Demonstration, demonstrate_call
 
 MAX_ERRORS = 3  # in one demonstration, which then gives up [ours]
 
 
-def case_demonstrations(
-    cases: Sequence[GeneratedCase],
-) -> Callable[[int, int, DemoBehavior], list[tuple[list[Message], list[Any]]]]:
+def case_demonstrations(cases: Sequence[GeneratedCase]) -> Callable[[int, int, DemoBehavior], list[Demonstration]]:
     """Return a function (count, seed, behavior) that samples dialogues on the cases' user turns, with their tools."""
     rows = all_rows(cases)
     names = {row["environment"] for row in rows}
     tools = {name: list(tool_methods(environment_of(name)()).values()) for name in names}
 
-    def sample(count: int, seed: int, behavior: DemoBehavior) -> list[tuple[list[Message], list[Any]]]:
+    def sample(count: int, seed: int, behavior: DemoBehavior) -> list[Demonstration]:
         sampled = []
         for index in range(count):
             rng = random.Random(f"case demo {seed} {index}")
             row = rng.choice(rows)
-            sampled.append((demonstrate(row, rng, behavior), tools[row["environment"]]))
+            sampled.append((_demonstrate(row, rng, behavior), tools[row["environment"]]))
         return sampled
 
     return sample
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
+def _demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
     """Return the dialogue up to a row's user turn, continued by a demonstration. All tool results are real."""
     environment = environment_of(row["environment"])()
     environment.reset(**row)

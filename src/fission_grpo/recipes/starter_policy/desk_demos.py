@@ -21,6 +21,7 @@ from fission_grpo.envs.wrapper import tool_methods
 MAX_CALLS = 3  # for one request [ours]
 SINGLE_SHARE = 0.25  # of demonstrations that have one request where the others have several [ours]
 SORRY = "Sorry, I could not do that."
+Demonstration = tuple[list[Message], list[Any]]  # a dialogue and its tools
 
 
 @dataclass(frozen=True)

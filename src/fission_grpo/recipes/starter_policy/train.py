@@ -27,7 +27,7 @@ from fission_grpo.envs.desk.tasks import MOST_REQUESTS
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.recipes.starter_policy import desk_demos
-from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED, DemoBehavior
+from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED, DemoBehavior, Demonstration
 from fission_grpo.recipes.starter_policy.tokenizer import SHIPPED, train_tokenizer
 
 BATCH = 32  # dialogues per step
@@ -35,8 +35,7 @@ MIXED_SHARE = 0.25  # of the training, at its end, on mixed demonstrations [ours
 WARM_UP = 0.03  # of the training
 OTHER_WEIGHT = 0.1  # loss weight of tokens that the assistant did not write; predicting them teaches copying [ours]
 
-Demonstrations = Callable[[int, int, DemoBehavior], list[tuple[list[Any], list[Any]]]]
-"""A function (count, seed, behavior) that samples dialogues, each with its tools."""
+Demonstrations = Callable[[int, int, DemoBehavior], list[Demonstration]]  # samples (count, seed, behavior)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -57,9 +56,7 @@ class TrainConfig:
     requests: int = _option(1, "requests per task in Desk, in three of four demonstrations; the others have one")
 
 
-def desk_demonstrations(
-    count: int, seed: int, behavior: DemoBehavior, requests: int = 1
-) -> list[tuple[list[Any], list[Any]]]:
+def desk_demonstrations(count: int, seed: int, behavior: DemoBehavior, requests: int = 1) -> list[Demonstration]:
     """Return demonstrations in Desk, each with Desk's tools."""
     tools = list(tool_methods(Desk()).values())
     return [(dialogue, tools) for dialogue in desk_demos.demonstrations(count, seed, behavior, requests)]
@@ -179,7 +176,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: Any, dialogues: Sequence[tuple[list[Any], list[Any]]]) -> Iterator[tuple[Any, Any, float]]:
+def _batches(tokenizer: Any, dialogues: Sequence[Demonstration]) -> Iterator[tuple[Any, Any, float]]:
     """Yield the shorter and the longer half of the dialogues: ids (B, L), loss weights (B, L), share of the step."""
     import torch
 

@@ -84,12 +84,10 @@ Drawer = Callable[[Sandbox], Any]  # chooses the value of an argument
 def one_call(
     function: str, /, *phrases: str, vague: str = "", detail: str = "", when: Drawer | None = None, **arguments: Any
 ) -> Template:
-    """Return the template of a request that needs one call.
+    """Return the template of a request that needs one call of a BFCL function.
 
     Args:
-        function: name of the BFCL function.
-        phrases: see `Sandbox.request`.
-        vague, detail: see `UserRequest`.
+        phrases, vague, detail: see `Sandbox.request` and `UserRequest`.
         when: whether the template applies; always by default.
         arguments: of the call; a value, or a drawer. Drawn in this order.
     """

@@ -66,8 +66,8 @@ def authenticate(t: Sandbox) -> UserRequest:
     names = {"user_first_name": state.user_first_name, "user_last_name": state.user_last_name}
     keys = {"client_id": client, "client_secret": secret, "refresh_token": refresh, "grant_type": "read_write"}
     t.do("authenticate_travel", **keys, **names)
-    return t.request("Sign me in to travel: client {client_id}, secret {client_secret}, refresh token {refresh_token}, "
-                     "grant {grant_type}, I am {user_first_name} {user_last_name}.",
+    return t.request("Sign me in to travel: client {client_id}, secret {client_secret}, refresh token "
+                     "{refresh_token}, grant {grant_type}, I am {user_first_name} {user_last_name}.",
                      "Authenticate {user_first_name} {user_last_name} for travel with client id {client_id}, secret "
                      "{client_secret}, refresh token {refresh_token} and grant {grant_type}.")
 

@@ -2,14 +2,7 @@
 
 from random import Random
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import (
-    Sandbox,
-    UserRequest,
-    any_call,
-    choice,
-    choice_from,
-    one_call,
-)
+from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, UserRequest, any_call, choice_from, one_call
 from fission_grpo.recipes.bfcl_tasks.templates.words import NAMES, a_user
 
 # fmt: off
@@ -87,7 +80,8 @@ TEMPLATES = (
     one_call("retweet", "Retweet {tweet_id}.", "Share tweet {tweet_id}.",
              vague="Retweet that tweet.", detail="Number {tweet_id}.", tweet_id=a_tweet),
     one_call("comment", "Comment '{comment_content}' on tweet {tweet_id}.",
-             "Reply '{comment_content}' to tweet {tweet_id}.", tweet_id=a_tweet, comment_content=choice(TEXTS)),
+             "Reply '{comment_content}' to tweet {tweet_id}.",
+             tweet_id=a_tweet, comment_content=lambda t: t.pick(TEXTS)),
     one_call("follow_user", "Follow {username_to_follow}.", "Please follow {username_to_follow}.",
              vague="Follow somebody new.", detail="I mean {username_to_follow}.", username_to_follow=not_followed),
     one_call("unfollow_user", "Unfollow {username_to_unfollow}.", "Stop following {username_to_unfollow}.",
