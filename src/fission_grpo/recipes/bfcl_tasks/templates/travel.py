@@ -95,9 +95,9 @@ def book(t: Sandbox) -> UserRequest:
 def register(t: Sandbox) -> UserRequest:
     access_token, name = token(t), f"{t.pick(NAMES)} {t.pick(SURNAMES)}"
     account, expiry = str(t.rng.randint(10**15, 10**16 - 1)), f"2029-{t.rng.randint(1, 12):02d}"
-    details = {"card_number": account, "expiration_date": expiry, "cardholder_name": name}
-    code = t.rng.randint(100, 999)
-    registered = t.do("register_credit_card", access_token=access_token, **details, card_verification_number=code)
+    holder = {"cardholder_name": name, "card_verification_number": t.rng.randint(100, 999)}
+    details = {"card_number": account, "expiration_date": expiry, **holder}
+    registered = t.do("register_credit_card", access_token=access_token, **details)
     more = ""
     if t.rng.random() < 0.4:
         t.do("get_credit_card_balance", access_token=access_token, card_id=registered["card_id"])
