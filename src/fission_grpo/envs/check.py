@@ -1,6 +1,6 @@
 """`check_environment`: whether an environment can be trained in and restored; one function per check.
 
-Each check returns a remark for the report, or raises CheckFailed or CheckSkipped with the reason.
+A check returns a remark for the report, or raises CheckFailed or CheckSkipped with the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _check_tools(probe: EnvironmentProbe) -> str:
         try:
             probe.schemas.append(get_json_schema(tool)["function"])
         except Exception as error:
-            reason = _one_line(error)[:160]
+            reason = " ".join(str(error).split())[:160]
             raise CheckFailed(f"{name}: {reason}; give each argument a type hint and a docstring line") from error
     return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
 
@@ -89,6 +89,7 @@ def _check_errors(probe: EnvironmentProbe) -> str:
 
 def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
     """What is wrong with the outcome of a call, which should be a result or an ordinary exception."""
+    value, limit = outcome.value, ToolLimits().max_result_chars
     if outcome.kind == "hang":
         return f"hangs for more than {timeout:g} s; give it a time limit of its own"
     if outcome.kind == "exit":
@@ -96,17 +97,13 @@ def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
     if outcome.kind == "mutated":
         return "changes its arguments; copy them first"
     if outcome.kind == "error":
-        is_ordinary = isinstance(outcome.value, Exception)
-        return None if is_ordinary else f"raises {type(outcome.value).__name__}, which is no Exception"
-    limit = ToolLimits().max_result_chars
+        return None if isinstance(value, Exception) else f"raises {type(value).__name__}, which is no Exception"
     if len(outcome.text) > limit:
         return f"answers {len(outcome.text)} characters; a policy sees {limit} at most"
     try:
-        if not isinstance(outcome.value, str):
-            json.dumps(outcome.value)
+        json.dumps("" if isinstance(value, str) else value)
     except (TypeError, ValueError, RecursionError):
-        kind = type(outcome.value).__name__
-        return f"answers a {kind}, which is no JSON; return text, numbers, lists or dicts"
+        return f"answers a {type(value).__name__}, which is no JSON; return text, numbers, lists or dicts"
     return None
 
 
@@ -121,10 +118,11 @@ def _compare(problem: str, calls: Sequence[ToolCall], expected: Sequence[str], a
 
 
 def _check_determinism(probe: EnvironmentProbe) -> str:
+    """Replay restores an environment exactly if the same calls always lead to the same answers."""
     for row in probe.row_numbers:
         first = probe.start(row)
         expected = probe.answers(first, probe.calls)
-        random.random()  # advances the global generator, so that a tool which draws from it is detected
+        random.random()  # advances the global generator, so that a tool that draws from it is detected
         second = probe.start(row)
         _compare("two fresh instances answer differently", probe.calls, expected, probe.answers(second, probe.calls))
         if repr(_reward_of(first)) != repr(_reward_of(second)):
@@ -158,7 +156,7 @@ def _check_nothing_left_behind(probe: EnvironmentProbe) -> str:
 def _check_snapshot(probe: EnvironmentProbe) -> str:
     if not can_snapshot(probe.start()):
         raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
-    before, after = probe.halves()
+    before, after = probe.halves
     for row in probe.row_numbers:
         environment = probe.start(row)
         probe.answers(environment, before)
@@ -176,21 +174,11 @@ def _check_snapshot(probe: EnvironmentProbe) -> str:
     return f"restored three times, {len(after)} calls the same{probe.in_rows}"
 
 
-def _check_replay(probe: EnvironmentProbe) -> str:
-    before, after = probe.halves()
-    for row in probe.row_numbers:
-        expected = probe.expected_answers(row)[len(before) :]
-        environment = probe.start(row)
-        probe.answers(environment, before)
-        _compare("after replay it answers differently", after, expected, probe.answers(environment, after))
-    return f"{len(before)} calls made again lead to the same state{probe.in_rows}"
-
-
 def _check_reward(probe: EnvironmentProbe) -> str:
     environment = probe.start()
     if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
         raise CheckSkipped("no get_reward: rewards come from reward functions")
-    before, after = probe.halves()
+    before, after = probe.halves
     rewards = []
     for call in before:
         probe.call(environment, call)
@@ -223,20 +211,15 @@ def _is_equal(left: Any, right: Any) -> bool:
         return False
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 CHECKS: Mapping[str, Callable[[EnvironmentProbe], str]] = {
     "tools": _check_tools,
     "reset": _check_reset,
     "calls": _check_calls,
     "errors are results": _check_errors,
-    "determinism": _check_determinism,
+    "determinism, replay": _check_determinism,
     "isolation": _check_isolation,
     "nothing left behind": _check_nothing_left_behind,
     "snapshot": _check_snapshot,
-    "replay": _check_replay,
     "reward": _check_reward,
 }
 """The checks by name, in the order in which they are made."""
@@ -247,11 +230,11 @@ REQUIRED = {"tools": "there are no usable tools", "reset": "reset fails"}
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: `status` is "ok", "failed" or "skipped"; `detail` gives the reason and the fix."""
+    """The result of one check."""
 
     check: str
-    status: str
-    detail: str = ""
+    status: str  # "ok", "failed" or "skipped"
+    detail: str  # the reason and the fix
 
 
 @dataclass(frozen=True)
@@ -267,7 +250,7 @@ class Report:
         return all(finding.status != "failed" for finding in self.findings)
 
     def __str__(self) -> str:
-        width = max(len(finding.check) for finding in self.findings)
+        width = max(map(len, CHECKS))
         lines = [f"{each.check:{width}}  {each.status:7}  {each.detail}".rstrip() for each in self.findings]
         failed = sum(finding.status == "failed" for finding in self.findings)
         verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
@@ -281,7 +264,9 @@ def check_environment(
     seed: int = 0,
     seconds: float = 5.0,
 ) -> Report:
-    """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, replay, reward.
+    """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, reward.
+
+    Nothing that the environment does is raised, unless it kills the process.
 
     Args:
         make: makes an instance without arguments, such as the class itself.
@@ -289,9 +274,6 @@ def check_environment(
         calls: to make; by default drawn from the tools' schemas.
         seed: of the drawing.
         seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
-
-    Returns:
-        Report: the findings. Nothing that the environment does is raised, unless it kills the process.
 
     Example:
         `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
@@ -309,7 +291,7 @@ def check_environment(
         except CheckFailed as reason:
             finding = Finding(name, "failed", str(reason))
         except (Exception, SystemExit, ToolTimeout) as error:  # noqa: BLE001 - the environment's; it is the verdict
-            finding = Finding(name, "failed", f"raised {type(error).__name__}: {_one_line(error)[:200]}")
+            finding = Finding(name, "failed", f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         if finding.status == "failed" and name in REQUIRED:
             blocked = REQUIRED[name]
         findings.append(finding)

@@ -39,19 +39,12 @@ _WORD = re.compile(r"[\w.@#/-]{2,40}")
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """The outcome of a call.
-
-    Args:
-        call: the call.
-        kind: "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed).
-        text: the answer as the policy sees it.
-        value: what the tool returned or raised.
-    """
+    """The outcome of a call."""
 
     call: ToolCall
-    kind: str
-    text: str = ""
-    value: Any = None
+    kind: str  # "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed)
+    text: str = ""  # the answer as the policy sees it
+    value: Any = None  # what the tool returned or raised
 
     @property
     def is_answered(self) -> bool:
@@ -60,15 +53,7 @@ class ProbeOutcome:
 
 
 class EnvironmentProbe:
-    """An environment under test, with the rows and calls to test it with.
-
-    Args:
-        make: makes an instance.
-        rows: columns for `reset`, at least one row.
-        calls: to make; empty to draw some with `find_calls`.
-        seed: of the drawing.
-        timeout: seconds for each single call.
-    """
+    """An environment under test, with the rows (at least one) and calls to test it with; see `check_environment`."""
 
     def __init__(
         self, make: Callable[[], Any], rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, timeout: float
@@ -102,7 +87,7 @@ class EnvironmentProbe:
             with time_limit(self.timeout):
                 value = tool_methods(environment)[call.name](**arguments)
                 value = run_awaitable(value) if inspect.isawaitable(value) else value
-            text = value if isinstance(value, str) else str(value)
+            text = str(value)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except ToolTimeout:
@@ -115,9 +100,10 @@ class EnvironmentProbe:
 
     def answers(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
         """Make calls one after another; kinds and texts of their outcomes, which can be compared."""
-        outcomes = (self.call(environment, call) for call in calls)
+        outcomes = [self.call(environment, call) for call in calls]
         return [f"{outcome.kind} {outcome.text}" for outcome in outcomes]
 
+    @property
     def halves(self) -> tuple[list[ToolCall], list[ToolCall]]:
         """The first and the second half of the calls."""
         half = len(self.calls) // 2

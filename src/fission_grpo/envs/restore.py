@@ -1,11 +1,8 @@
-"""Restores environments to a failed turn, so that a policy can recover from it.
+"""Restores environments in TRL's convention to a failed turn, so that a policy can recover from it.
 
-An environment in TRL's convention (public methods are the tools, `reset(**row)` starts an episode) is reset, restored
-to the failed turn by snapshot or by replaying the calls, and its guarded tools take a snapshot after every call.
-
-It may also have `_snapshot() -> state` and `_restore(state)` (else its calls are replayed), `_progress() -> float` in
-[0, 1], the completed share of the task (judges single corrective turns), and `_reward()`: `get_reward()` under a name
-that TRL does not turn into a reward function.
+An environment may also have `_snapshot() -> state` and `_restore(state)` (else its calls are replayed), `_progress()`,
+the completed share of the task in [0, 1] (judges single corrective turns), and `_reward()`: `get_reward()` under a
+name that TRL does not turn into a reward function.
 """
 
 from __future__ import annotations
@@ -20,14 +17,7 @@ from typing import Any
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
-from fission_grpo.envs.wrapper import (
-    EpisodeMonitor,
-    ToolLimits,
-    bind_method,
-    can_snapshot,
-    guard_tools,
-    tool_methods,
-)
+from fission_grpo.envs.wrapper import EpisodeMonitor, ToolLimits, bind_method, can_snapshot, guard_tools, tool_methods
 
 RunAsync = Callable[[Any], Any]
 """Runs an awaitable to its result."""
@@ -63,7 +53,7 @@ def make_restorable(
 
         @functools.wraps(original)
         def reset(**row: Any) -> Any:
-            monitor.clear()
+            monitor.infrastructure_error = None
             task = row.pop(TASK_KEY, None)
             columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
             observation = None
@@ -71,8 +61,9 @@ def make_restorable(
                 observation = original(**columns)
                 if task is not None:
                     observation = None
-                    restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
-            monitor.start(environment)
+                    _restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
+            monitor.snapshots = []  # without those of replayed calls
+            monitor.record_snapshot(environment)
             return sanitize(observation) if isinstance(observation, str) else observation
 
         bind_method(environment, "reset", reset)
@@ -84,13 +75,8 @@ def make_restorable(
     return make_one
 
 
-def restore_to(
-    task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync | None = None
-) -> None:
-    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor.
-
-    Without a snapshot `task.history` is replayed; also if restoring fails, then after another reset.
-    """
+def _restore_to(task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync) -> None:
+    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor."""
     counts = environment._fission_monitor.counts
     if snapshot is not None and can_snapshot(environment):
         try:
@@ -113,11 +99,8 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync 
     does not have (unknown names, standalone tools) are left out.
     """
     tools = tool_methods(environment)
-    mismatches = 0
-    for past in history:
-        if past.call.name in tools:
-            mismatches += make_call(tools, past.call, run_async).content != past.content
-    return mismatches
+    known = [past for past in history if past.call.name in tools]
+    return sum(make_call(tools, past.call, run_async).content != past.content for past in known)
 
 
 def make_call(
@@ -127,7 +110,7 @@ def make_call(
 
     Args:
         tools: by name, see `tool_methods`. A call of an unknown name gets an error.
-        call: the call. Its arguments are passed as they are; guarded tools copy them.
+        call: its arguments are not copied; guarded tools do that.
         run_async: runs the coroutine of an async tool; `asyncio.run` by default.
     """
     try:
@@ -199,7 +182,7 @@ def judge_corrective_turn(
     Args:
         environment: in the state after the failed turn.
         completion: the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
-        run_async: runs a coroutine to its result, for async tools.
+        run_async: see `make_call`.
     """
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
     tools = tool_methods(environment)

@@ -1,7 +1,7 @@
-"""BFCL's classes as a TRL environment, one user turn at a time.
+"""BFCL's classes as TRL environments, whose tools are the official functions with their official docs.
 
-The tools are the official functions with their official docs. An episode is one user turn: `reset` loads the scenario
-and makes the calls of the earlier turns; the reward is the official check of state and responses after this turn.
+An episode is one user turn: `reset` loads the scenario and makes the calls of the earlier turns; the reward is the
+official check of state and responses after this turn.
 """
 
 from __future__ import annotations
@@ -79,10 +79,9 @@ class BfclEnvironment:
         scenario = self._scenario
         if not scenario.expected_results:
             return float(self._is_expected_state())
-        results = [*scenario.results, *self._results]
-        called = bool(self._results)
-        verdict = judge_turn(self._state, scenario.expected_state, results, scenario.expected_results, called, turn=0)
-        return float(verdict.valid)
+        results, expected = [*scenario.results, *self._results], scenario.expected_results
+        error = judge_turn(self._state, scenario.expected_state, results, expected, called=bool(self._results))
+        return float(error is None)
 
     def _progress(self) -> float:
         """The share of the reference's results that this turn's calls gave; see `_reward` if there are none."""
@@ -121,18 +120,14 @@ class BfclEnvironment:
 def bfcl_environment(classes: tuple[str, ...], without: tuple[str, ...] = ()) -> type[BfclEnvironment]:
     """An environment class whose tools are the official functions of `classes`, except those in `without`.
 
-    The same arguments give the same class. `environment_of` takes a name instead.
-
-    Raises:
-        ValueError: unknown class or function.
-        ModuleNotFoundError: bfcl-eval is not installed.
+    The same arguments give the same class. Raises ValueError for an unknown class or function.
     """
     missing = [name for name in without if class_of(name) not in classes]
     if missing or not classes:
         raise ValueError(f"{missing or 'no classes'}: give at least one class, and leave out functions of these only")
     functions = [name for class_name in classes for name in class_docs(class_name) if name not in without]
-    members = {name: _make_tool(name) for name in functions}
-    members |= {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
+    members: dict[str, Any] = {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
+    members |= {name: _make_tool(name) for name in functions}
     return type(environment_name(classes, without), (BfclEnvironment,), members)
 
 
@@ -148,10 +143,10 @@ def environment_name(classes: Sequence[str], without: Sequence[str] = ()) -> str
 def environment_of(name: str) -> type[BfclEnvironment]:
     """The environment class of an `environment_name`. Raises ValueError for an invalid name."""
     classes, *without = name.split("-")
-    known = [part for part in classes.split("+") if part in FILES]
-    if known != classes.split("+"):
+    parts = tuple(classes.split("+"))
+    if not set(parts) <= set(FILES):
         raise ValueError(f"environment {name!r}: write class names joined by '+', of {', '.join(FILES)}")
-    return bfcl_environment(tuple(known), tuple(without))
+    return bfcl_environment(parts, tuple(without))
 
 
 def _make_tool(name: str) -> Callable[..., str]:

@@ -27,18 +27,12 @@ FILES = {
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 
-
 _HINTS: Mapping[str, Any] = {"string": str, "float": float, "integer": int, "boolean": bool, "dict": dict}
 
 
 @cache
 def class_docs(class_name: str) -> Mapping[str, Mapping[str, Any]]:
-    """The official docs of a class's functions, by function name, in official order.
-
-    Raises:
-        ValueError: unknown class; the message lists the classes.
-        ModuleNotFoundError: bfcl-eval is not installed.
-    """
+    """The official docs of a class's functions, by function name, in official order. Raises ValueError."""
     if class_name not in FILES:
         raise ValueError(f"no BFCL class {class_name!r}; there are {', '.join(FILES)}")
     file = resources.files("bfcl_eval") / "data" / "multi_turn_func_doc" / f"{FILES[class_name]}.json"
@@ -67,11 +61,7 @@ def official_schema(function: str) -> dict[str, Any]:
 
 
 def to_json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
-    """A documented parameter, or all parameters, in standard JSON schema.
-
-    Example:
-        The type "dict" becomes "object", "float" "number", "tuple" "array"; "any" puts no constraint.
-    """
+    """A documented parameter, or all parameters, in standard JSON schema; type "any" puts no constraint."""
     schema = dict(field)
     if schema.get("type") == "any":
         del schema["type"]

@@ -28,14 +28,9 @@ class CaseVerdict:
 
 
 def judge_turn(
-    state: BfclState,
-    expected_state: BfclState,
-    results: Sequence[str],
-    expected_results: Sequence[str],
-    called: bool,
-    turn: int,
-) -> CaseVerdict:
-    """Judge one user turn after its calls.
+    state: BfclState, expected_state: BfclState, results: Sequence[str], expected_results: Sequence[str], called: bool
+) -> str | None:
+    """Judge one user turn after its calls; returns the official `error_type`, None if the turn is right.
 
     Args:
         state: after the policy's calls.
@@ -43,20 +38,17 @@ def judge_turn(
         results: of all the policy's calls, earlier turns included.
         expected_results: of this turn's reference. If empty, nothing is checked, as officially.
         called: whether the policy made any call in this turn.
-        turn: number of the turn, for the verdict.
     """
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import response_checker, state_checker
 
     if not expected_results:
-        return CaseVerdict(True)
+        return None
     if not called:
-        return CaseVerdict(False, turn, "multi_turn:empty_turn_model_response")
+        return "multi_turn:empty_turn_model_response"
     verdict = state_checker(state.instances, expected_state.instances)
     if verdict["valid"]:
-        verdict = response_checker(list(results), list(expected_results), turn)
-    if not verdict["valid"]:
-        return CaseVerdict(False, turn, str(verdict["error_type"]))
-    return CaseVerdict(True)
+        verdict = response_checker(list(results), list(expected_results), 0)
+    return None if verdict["valid"] else str(verdict["error_type"])
 
 
 def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequence[Sequence[ToolCall]]) -> CaseVerdict:
@@ -68,18 +60,17 @@ def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequenc
         reference: the calls of the ground truth, by turn.
     """
     long_context = any(word in entry["id"].rsplit("_", 1)[0] for word in ("long_context", "composite"))
-    state, expected_state = (
-        new_state(entry["involved_classes"], entry["initial_config"], long_context) for _ in range(2)
-    )
+    classes, config = entry["involved_classes"], entry["initial_config"]
+    state, expected_state = (new_state(classes, config, long_context) for _ in range(2))
     results: list[str] = []
     for turn, expected in enumerate(reference):
         steps = transcript[turn]
         results += [state.call(call) for step in steps for call in step]
         expected_results = [expected_state.call(call) for call in expected]
         called = bool(steps) and not (len(steps) == 1 and not steps[0])
-        verdict = judge_turn(state, expected_state, results, expected_results, called, turn)
-        if not verdict.valid:
-            return verdict
+        error = judge_turn(state, expected_state, results, expected_results, called)
+        if error is not None:
+            return CaseVerdict(False, turn, error)
     return CaseVerdict(True)
 
 

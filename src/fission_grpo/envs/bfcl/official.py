@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -39,27 +39,16 @@ Doc = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class MultiTurnCase:
-    """One multi-turn case.
+    """One multi-turn case."""
 
-    Args:
-        id: official, such as "multi_turn_base_0".
-        category: the id without its number.
-        turns: messages that start each user turn; empty where held-out functions are shown instead.
-        functions: documented from the start.
-        added: functions held out until a turn, by number of the turn.
-        classes: to instantiate, in official order.
-        config: official initial configuration, by class.
-        reference: the calls of the ground truth, by turn.
-    """
-
-    id: str
-    category: str
-    turns: tuple[tuple[Message, ...], ...]
-    functions: tuple[Doc, ...]
-    added: Mapping[int, tuple[Doc, ...]] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    reference: tuple[tuple[ToolCall, ...], ...] = ()
+    id: str  # official, such as "multi_turn_base_0"
+    category: str  # the id without its number
+    turns: tuple[tuple[Message, ...], ...]  # what starts each user turn; empty where held-out functions are shown
+    functions: tuple[Doc, ...]  # documented from the start
+    added: Mapping[int, tuple[Doc, ...]]  # functions held out until a turn, by number of the turn
+    classes: tuple[str, ...]  # to instantiate, in official order
+    config: Mapping[str, Any]  # official initial configuration, by class
+    reference: tuple[tuple[ToolCall, ...], ...]  # the calls of the ground truth, by turn
 
     @property
     def long_context(self) -> bool:
@@ -69,22 +58,13 @@ class MultiTurnCase:
 
 @dataclass(frozen=True)
 class SingleTurnCase:
-    """One single-turn case.
+    """One single-turn case."""
 
-    Args:
-        id: official, such as "live_simple_0-0-0".
-        category: the id without its number.
-        messages: the question, sometimes with a system message or earlier turns.
-        functions: documented.
-        answer: official possible answers, one mapping per call; None where no call is expected (relevance,
-            irrelevance).
-    """
-
-    id: str
-    category: str
-    messages: tuple[Message, ...]
-    functions: tuple[Doc, ...]
-    answer: tuple[Mapping[str, Any], ...] | None = None
+    id: str  # official, such as "live_simple_0-0-0"
+    category: str  # the id without its number
+    messages: tuple[Message, ...]  # the question, sometimes with a system message or earlier turns
+    functions: tuple[Doc, ...]  # documented
+    answer: tuple[Mapping[str, Any], ...] | None  # possible answers by call; None for relevance and irrelevance
 
 
 def multi_turn_cases(category: str) -> list[MultiTurnCase]:
@@ -106,16 +86,11 @@ def single_turn_cases(category: str) -> list[SingleTurnCase]:
     answers = [None] * len(rows)
     if "relevance" not in category:  # answers belong to questions by position, as officially
         answers = [tuple(row["ground_truth"]) for row in _read_rows("possible_answer", category)]
-    return [
-        SingleTurnCase(
-            id=row["id"],
-            category=category,
-            messages=tuple(row["question"][0]),
-            functions=tuple(_add_hint(doc) for doc in row["function"]),
-            answer=answer,
-        )
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+    cases = []
+    for row, answer in zip(rows, answers, strict=True):
+        functions = tuple(_add_hint(doc) for doc in row["function"])
+        cases.append(SingleTurnCase(row["id"], category, tuple(row["question"][0]), functions, answer))
+    return cases
 
 
 def category_of(case_id: str) -> str:

@@ -72,22 +72,22 @@ class GeneratedCase:
 def rows_of_case(case: GeneratedCase) -> list[dict[str, Any]]:
     """One TRL row per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
 
-    Raises:
-        TaskError: a reference call fails.
+    Raises TaskError if a reference call fails.
     """
     calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
     rows = []
     for number, index, _, messages in _positions(case):
-        if index == 0:
-            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
-            rows.append(
-                {
-                    "id": f"{case.id}#{number}",
-                    "environment": environment_name(case.classes, case.turns[number].without),
-                    "prompt": messages,
-                    "scenario": json.dumps(scenario, ensure_ascii=False),
-                }
-            )
+        if index > 0:
+            continue
+        scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
+        rows.append(
+            {
+                "id": f"{case.id}#{number}",
+                "environment": environment_name(case.classes, case.turns[number].without),
+                "prompt": messages,
+                "scenario": json.dumps(scenario, ensure_ascii=False),
+            }
+        )
     return rows
 
 
@@ -98,17 +98,11 @@ def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Step:
-    """A step task and the state of its environment.
+    """A step task and the state of its environment."""
 
-    Args:
-        task: its reference is one call, or none where the user turn needs none; its root is the case.
-        state: before the call, not shared with other steps.
-        ahead: later calls of the user turn. Making one of them early is no clear failure.
-    """
-
-    task: Task
-    state: BfclState
-    ahead: tuple[ToolCall, ...] = ()
+    task: Task  # its reference is one call, or none where the user turn needs none; its root is the case
+    state: BfclState  # before the call, not shared with other steps
+    ahead: tuple[ToolCall, ...] = ()  # later calls of the user turn; making one of them early is no clear failure
 
     def answers(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
         """The results of calls made here, one after another. The step's state is not changed."""
@@ -116,20 +110,14 @@ class Step:
         return tuple(state.answer(call) for call in calls)
 
 
-def steps_of_case(case: GeneratedCase, long_context: bool = False) -> Iterator[Step]:
+def steps_of_case(case: GeneratedCase) -> Iterator[Step]:
     """One step per reference call of every user turn, and one per turn that needs no call.
 
     The prompt is that of `rows_of_case`, with the earlier calls of the turn and their results; the tools are all
-    documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>".
-
-    Args:
-        case: a generated one, or the `official_case` of one of BFCL's.
-        long_context: as in BFCL's category of that name.
-
-    Raises:
-        TaskError: a reference call fails.
+    documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>". Raises
+    TaskError if a reference call fails.
     """
-    for number, index, state, messages in _positions(case, long_context):
+    for number, index, state, messages in _positions(case):
         turn = case.turns[number]
         tools, reference = case_tools(case.classes, turn.without), turn.reference[index : index + 1]
         task = Task(f"{case.id}#{number}.{index}", tuple(messages), tools, reference, root=case.id)
@@ -154,23 +142,20 @@ def official_case(case: MultiTurnCase) -> GeneratedCase:
     return GeneratedCase(case.id, case.classes, case.config, tuple(turns))
 
 
-def _positions(
-    case: GeneratedCase, long_context: bool = False
-) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
+def _positions(case: GeneratedCase) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
     """Make the reference calls of a case one by one.
 
-    Yields:
-        Before each call, and once for a turn without calls: the number of the turn, the number of the call in it, the
-        state, and a copy of the chat messages so far. Raises TaskError if a call fails.
+    Yields, before each call and once for a turn without calls: the number of the turn, the number of the call in it,
+    the state, and a copy of the chat messages so far. Raises TaskError if a call fails.
     """
-    state = new_state(case.classes, case.config, long_context)
+    state = new_state(case.classes, case.config)
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     for number, turn in enumerate(case.turns):
         messages.append({"role": "user", "content": turn.request})
         if not turn.reference:
-            yield number, 0, state, [dict(message) for message in messages]
+            yield number, 0, state, list(messages)
         for index, call in enumerate(turn.reference):
-            yield number, index, state, [dict(message) for message in messages]
+            yield number, index, state, list(messages)
             result = state.call(call)
             if state.error is not None:
                 raise TaskError(f"case {case.id!r}, turns[{number}]: {call.name} fails: {result}")
@@ -182,11 +167,7 @@ def _positions(
 
 
 def load_cases(path: str | Path) -> list[GeneratedCase]:
-    """Read a case file (the format is at the top of this module).
-
-    Raises:
-        TaskFileError: the first mistake, with file, row (line, from 1), field and fix.
-    """
+    """Read a case file (the format is at the top of this module). TaskFileError names the first mistake."""
     path = Path(path)
     cases = read_task_rows(path, "case file", _read_case)
     if not cases:
@@ -197,11 +178,7 @@ def load_cases(path: str | Path) -> list[GeneratedCase]:
 def check_cases(path: str | Path) -> str:
     """Load a case file and run every reference through its environment and the official checker.
 
-    Returns:
-        A summary of the file.
-
-    Raises:
-        TaskFileError: the first case that cannot be read, fails, or is judged wrong.
+    Returns a summary of the file. TaskFileError names the first case that cannot be read, fails, or is judged wrong.
     """
     cases = load_cases(path)
     for case in cases:

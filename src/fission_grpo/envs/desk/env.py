@@ -44,11 +44,7 @@ class Desk:
         self._goal: dict[str, Any] = {"files": {}, "events": {}}
 
     def reset(self, **row: Any) -> None:
-        """Start the episode of a data set row, of whose columns only `scenario` is read.
-
-        Raises:
-            ValueError: `scenario` is missing or invalid.
-        """
+        """Start the episode of a data set row, of whose columns only `scenario` is read."""
         try:
             scenario = json.loads(row["scenario"])
             files, events, goal = scenario["files"], scenario["events"], scenario["goal"]
@@ -242,10 +238,7 @@ class Desk:
 
 
 def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> Counter[tuple[Any, ...]]:
-    """A state as facts: each file's folder, lock and contacts, each event's title, date and time, but not its id.
-
-    Raises ValueError, KeyError and the like for an invalid state.
-    """
+    """A state as facts: each file's folder, lock and contacts, each event's title, date and time, but not its id."""
     facts: Counter[tuple[Any, ...]] = Counter()
     for event_id, event in events.items():
         if not _EVENT_ID.fullmatch(event_id):

@@ -17,7 +17,6 @@ from typing import Any
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, SLOT, Desk, format_time
 
-KINDS = ("plain", "formats", "names", "ids", "locked", "conflicts")
 SPLITS = ("train", "held_out")
 
 MIX = ("plain", "names", "formats", "ids", "plain", "locked", "formats", "conflicts")
@@ -44,25 +43,19 @@ HELD_OUT_MODULUS = 5
 MOST_REQUESTS = 4
 """More requests per task would use up the words and titles. [ours]"""
 
-MOST_CALLS = 3
-"""Calls that a request needs at most: one that meets an error, and a solution of two."""
-
 
 def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict[str, Any]]:
     """Data set rows `{"id", "prompt", "scenario", "kind"}`.
 
     A row's `kind` joins the kinds of its requests by "+", as in "plain+names". The first kinds follow the order of
     MIX, the others are drawn from it. The splits share no combination of word and number (files) or of title and day
-    (events); see `combinations`.
+    (events); see `combinations`. Raises ValueError for an invalid argument.
 
     Args:
         count: number of rows.
         seed: the same seed gives the same rows, and the first rows do not depend on `count`.
         split: "train" or "held_out".
         requests: number of requests in each row's user message, 1 to MOST_REQUESTS.
-
-    Raises:
-        ValueError: unknown split, negative count, or `requests` out of range.
     """
     if not 1 <= requests <= MOST_REQUESTS:
         raise ValueError(f"requests must be from 1 to {MOST_REQUESTS}, got {requests}")
@@ -100,8 +93,7 @@ def combinations(row: Mapping[str, Any]) -> set[str]:
 def requests_of(tasks: str) -> int | None:
     """Number of requests per task for a name of tasks: 1 for "desk", 2 for "desk:2", None if it is not the desk's.
 
-    Raises:
-        ValueError: "desk:" is not followed by a number from 1 to MOST_REQUESTS.
+    Raises ValueError if "desk:" is not followed by a number from 1 to MOST_REQUESTS.
     """
     name, colon, number = tasks.partition(":")
     if name != "desk":
@@ -118,7 +110,7 @@ def requests_of(tasks: str) -> int | None:
 
 def turns_for(requests: int) -> int:
     """Assistant turns that suffice for this number of requests and the final answer: 4 for one, 7 for two."""
-    return MOST_CALLS * requests + 1
+    return 3 * requests + 1  # a request needs one call that meets an error, and a solution of two
 
 
 def spoken_time(time: str) -> str:
@@ -129,12 +121,12 @@ def spoken_time(time: str) -> str:
 
 @dataclass(frozen=True)
 class DeskRequest:
-    """One request: `first` is the call that its text suggests, `solution` the calls that fulfil it."""
+    """One request of the user."""
 
     kind: str
     text: str
-    first: ToolCall
-    solution: tuple[ToolCall, ...]
+    first: ToolCall  # the call that the text suggests
+    solution: tuple[ToolCall, ...]  # the calls that fulfil it
 
 
 class ScenarioSampler:
@@ -190,17 +182,13 @@ class ScenarioSampler:
 
 
 def _make_row(number: int, seed: int, split: str, requests: int) -> dict[str, Any]:
-    several = f"{requests} " if requests > 1 else ""
-    rng = random.Random(f"desk {several}{seed} {split} {number}")
+    rng = random.Random(f"desk {f'{requests} ' if requests > 1 else ''}{seed} {split} {number}")
     kinds = [MIX[number % len(MIX)], *rng.choices(MIX, k=requests - 1)]
-    while True:
+    sampler = ScenarioSampler(split, rng)
+    while (drawn := _draw_requests(kinds, sampler)) is None:
         sampler = ScenarioSampler(split, rng)
-        drawn = _draw_requests(kinds, sampler)
-        if drawn is not None:
-            break
-    several = f"{requests}x-" if requests > 1 else ""
     return {
-        "id": f"{split}-{several}{seed}-{number}",
+        "id": f"{split}-{f'{requests}x-' if requests > 1 else ''}{seed}-{number}",
         "prompt": [{"role": "user", "content": " ".join(request.text for request in drawn)}],
         "scenario": json.dumps(_make_scenario(drawn, sampler)),
         "kind": "+".join(request.kind for request in drawn),
@@ -252,10 +240,8 @@ def _make_scenario(drawn: Sequence[DeskRequest], sampler: ScenarioSampler) -> di
 
 def _reference(first: ToolCall, calls: Sequence[ToolCall]) -> dict[str, Any]:
     """Reference calls as fields of a scenario."""
-    return {
-        "first": [first.name, dict(first.arguments)],
-        "solution": [[call.name, dict(call.arguments)] for call in calls],
-    }
+    solution = [[call.name, dict(call.arguments)] for call in calls]
+    return {"first": [first.name, dict(first.arguments)], "solution": solution}
 
 
 def _draw_plain(sampler: ScenarioSampler) -> DeskRequest:
@@ -339,6 +325,7 @@ _DRAW_REQUEST = {
     "locked": _draw_locked,
     "conflicts": _draw_conflicts,
 }
+KINDS = tuple(_DRAW_REQUEST)
 
 
 def _draw_file_request(sampler: ScenarioSampler, name: str, phrase: str) -> tuple[str, ToolCall]:
