@@ -89,7 +89,7 @@ def played(entry, reference, transcript, tools):
     """The record of a transcript of one call a step: every turn judged as officially, up to the first that is not."""
     ours, truth = world_of(entry), world_of(entry)
     results, turns, verdict = [], [], None
-    for number, (calls, expected) in enumerate(zip(transcript, reference, strict=True)):
+    for calls, expected in zip(transcript, reference, strict=True):
         steps = []
         for call in calls:
             results.append(ours.call(call))

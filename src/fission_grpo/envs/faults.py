@@ -73,7 +73,7 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
     """A factory of environments whose tools meet faults, which are recorded in `environment.injected`.
 
     Tools keep names, signatures and docstrings; the class stays the user's own. A call meets at most one fault, the
-    first of `faults` that is drawn. Making an instance raises ValueError if a fault names a tool that it does not have.
+    first of `faults` that is drawn. Making an instance raises ValueError if a fault names a tool it does not have.
 
     Example:
         `inject_faults(Desk, [Fault("timeout", rate=0.1), Fault("permission", rate=0.02, tools=("delete_file",))])`

@@ -61,7 +61,7 @@ class EnvironmentProbe:
         self.make, self.rows, self.calls, self.timeout = make, rows, calls, timeout
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
-        self.row_numbers = range(min(len(rows), ROWS))
+        self.row_numbers = range(min(len(self.rows), ROWS))
         self.in_rows = f" in each of {len(self.row_numbers)} rows" if len(self.row_numbers) > 1 else ""
         self._expected: dict[int, list[str]] = {}
 
@@ -100,7 +100,7 @@ class EnvironmentProbe:
 
     def answers(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
         """Make calls one after another; kinds and texts of their outcomes, which can be compared."""
-        outcomes = [self.call(environment, call) for call in calls]
+        outcomes = (self.call(environment, call) for call in calls)
         return [f"{outcome.kind} {outcome.text}" for outcome in outcomes]
 
     @property

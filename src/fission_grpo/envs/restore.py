@@ -19,8 +19,7 @@ from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import EpisodeMonitor, ToolLimits, bind_method, can_snapshot, guard_tools, tool_methods
 
-RunAsync = Callable[[Any], Any]
-"""Runs an awaitable to its result."""
+RunAsync = Callable[[Any], Any]  # runs an awaitable to its result
 
 TASK_KEY = "_fission_recovery"
 """Column of a recovery cycle's rows that holds the recovery Task. Users' code never sees it."""
@@ -41,9 +40,9 @@ def make_restorable(
     Args:
         make: makes the user's environment.
         run_async: runs a coroutine to its result.
-        get_snapshot: from a recovery task's id to the snapshot to restore, or None to replay the task's history.
+        get_snapshot: from a recovery task's id to the snapshot to restore; None to replay the task's history.
         limits: of every tool call.
-        sanitize: removes special tokens from the text that `reset` returns.
+        sanitize: applied to the text that `reset` returns.
     """
 
     def make_one() -> Any:
@@ -106,12 +105,9 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync 
 def make_call(
     tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: RunAsync | None = None
 ) -> ToolResult:
-    """Make one call and read its result, as TRL does: an exception becomes `str({"error": message})`.
+    """Make one call of a tool by name and read its result, as TRL does: errors become `str({"error": message})`.
 
-    Args:
-        tools: by name, see `tool_methods`. A call of an unknown name gets an error.
-        call: its arguments are not copied; guarded tools do that.
-        run_async: runs the coroutine of an async tool; `asyncio.run` by default.
+    `run_async` runs the coroutine of an async tool; `asyncio.run` by default.
     """
     try:
         if call.name not in tools:
@@ -182,14 +178,12 @@ def judge_corrective_turn(
     Args:
         environment: in the state after the failed turn.
         completion: the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
-        run_async: see `make_call`.
+        run_async: as `make_call`.
     """
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
-    tools = tool_methods(environment)
+    calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
     before = get_progress(environment)
-    results = tuple(
-        make_call(tools, ToolCall(function["name"], function["arguments"]), run_async) for function in functions
-    )
+    results = tuple(make_call(tool_methods(environment), call, run_async) for call in calls)
     if not results or any(result.error is not None for result in results):
         return TurnVerdict(results, resolved=False)
     after = get_progress(environment)

@@ -15,7 +15,7 @@ from typing import Any
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.bfcl.functions import FILES, class_docs, class_of, docstring, signature
+from fission_grpo.envs.bfcl.functions import FILES, class_docs, docstring, signature
 from fission_grpo.envs.bfcl.judge import judge_turn
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
@@ -43,7 +43,7 @@ class TurnScenario:
 
 
 class BfclEnvironment:
-    """The base class of all sets of tools; see `bfcl_environment`."""
+    """The base class of all sets of tools; see `environment_of`."""
 
     _classes: tuple[str, ...] = ()
 
@@ -56,15 +56,12 @@ class BfclEnvironment:
         """Start the user turn of a row, of whose columns only `scenario` is read.
 
         It is the JSON text of an object with `config` (official initial configuration by class), `history` (calls by
-        earlier user turn), `reference` (calls of this turn), and optionally `long_context`.
-
-        Raises:
-            TaskError: the scenario cannot be read, or one of its calls fails.
+        earlier user turn), `reference` (calls of this turn), and optionally `long_context`. Raises TaskError.
         """
         scenario = row.get("scenario")
-        if not isinstance(scenario, str):
-            raise TaskError(f"row {row.get('id', '?')!r}: column 'scenario' must be JSON text, got {quoted(scenario)}")
         try:
+            if not isinstance(scenario, str):
+                raise TaskError(f"column 'scenario' must be JSON text, got {quoted(scenario)}")
             self._scenario = _load_scenario(self._classes, scenario)
         except TaskError as error:
             raise TaskError(f"row {row.get('id', '?')!r}: {error}") from None
@@ -73,8 +70,7 @@ class BfclEnvironment:
     def _reward(self) -> float:
         """1.0 if the official state and response checks accept this turn, else 0.0.
 
-        Officially, a turn without reference calls is only checked with a later turn; here it must not change the
-        state. [ours]
+        Officially, a turn without reference calls is checked with a later turn; here it must keep the state. [ours]
         """
         scenario = self._scenario
         if not scenario.expected_results:
@@ -100,11 +96,11 @@ class BfclEnvironment:
         return bool(state_checker(self._state.instances, self._scenario.expected_state.instances)["valid"])
 
     def _snapshot(self) -> tuple[TurnScenario, BfclState, tuple[str, ...]]:
-        """A copy of the state; later calls do not change it."""
+        """A copy of the state."""
         return self._scenario, self._state.copy(), tuple(self._results)
 
     def _restore(self, state: tuple[TurnScenario, BfclState, Sequence[str]]) -> None:
-        """Return to a state from `_snapshot` of this or another instance, any number of times."""
+        """Return to a state from `_snapshot` of this or another instance."""
         self._scenario, bfcl_state, results = state
         self._state, self._results = bfcl_state.copy(), list(results)
 
@@ -116,37 +112,27 @@ class BfclEnvironment:
         return result
 
 
-@cache
-def bfcl_environment(classes: tuple[str, ...], without: tuple[str, ...] = ()) -> type[BfclEnvironment]:
-    """An environment class whose tools are the official functions of `classes`, except those in `without`.
-
-    The same arguments give the same class. Raises ValueError for an unknown class or function.
-    """
-    missing = [name for name in without if class_of(name) not in classes]
-    if missing or not classes:
-        raise ValueError(f"{missing or 'no classes'}: give at least one class, and leave out functions of these only")
-    functions = [name for class_name in classes for name in class_docs(class_name) if name not in without]
-    members: dict[str, Any] = {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
-    members |= {name: _make_tool(name) for name in functions}
-    return type(environment_name(classes, without), (BfclEnvironment,), members)
-
-
 def environment_name(classes: Sequence[str], without: Sequence[str] = ()) -> str:
-    """The name of a set of tools, for the column `environment`.
-
-    Example:
-        `environment_name(("TicketAPI", "MessageAPI"), ("logout",))` is "TicketAPI+MessageAPI-logout"
-    """
+    """The name of a set of tools, for the column `environment`, such as "TicketAPI+MessageAPI-logout"."""
     return "+".join(classes) + "".join(f"-{name}" for name in sorted(without))
 
 
+@cache
 def environment_of(name: str) -> type[BfclEnvironment]:
-    """The environment class of an `environment_name`. Raises ValueError for an invalid name."""
-    classes, *without = name.split("-")
-    parts = tuple(classes.split("+"))
-    if not set(parts) <= set(FILES):
+    """The environment class of an `environment_name`: its tools are the official functions, except those left out.
+
+    The same name gives the same class. Raises ValueError for an unknown class or function.
+    """
+    names, *without = name.split("-")
+    classes = tuple(names.split("+"))
+    if not set(classes) <= set(FILES):
         raise ValueError(f"environment {name!r}: write class names joined by '+', of {', '.join(FILES)}")
-    return bfcl_environment(parts, tuple(without))
+    functions = [function for class_name in classes for function in class_docs(class_name)]
+    if missing := [function for function in without if function not in functions]:
+        raise ValueError(f"environment {name!r}: no functions {missing}; leave out functions of its classes only")
+    members: dict[str, Any] = {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
+    members |= {function: _make_tool(function) for function in functions if function not in without}
+    return type(name, (BfclEnvironment,), members)
 
 
 def _make_tool(name: str) -> Callable[..., str]:

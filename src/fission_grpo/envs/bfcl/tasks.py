@@ -69,31 +69,25 @@ class GeneratedCase:
         return json.dumps({**fields, "turns": turns}, ensure_ascii=False)
 
 
-def rows_of_case(case: GeneratedCase) -> list[dict[str, Any]]:
-    """One TRL row per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
+def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
+    """TRL rows, one per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
 
     Raises TaskError if a reference call fails.
     """
+    return [row for case in cases for row in _rows_of_case(case)]
+
+
+def _rows_of_case(case: GeneratedCase) -> Iterator[dict[str, Any]]:
     calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
-    rows = []
     for number, index, _, messages in _positions(case):
-        if index > 0:
-            continue
-        scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
-        rows.append(
-            {
+        if index == 0:
+            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
+            yield {
                 "id": f"{case.id}#{number}",
                 "environment": environment_name(case.classes, case.turns[number].without),
                 "prompt": messages,
                 "scenario": json.dumps(scenario, ensure_ascii=False),
             }
-        )
-    return rows
-
-
-def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
-    """The rows of all cases, in order."""
-    return [row for case in cases for row in rows_of_case(case)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ class Step:
 def steps_of_case(case: GeneratedCase) -> Iterator[Step]:
     """One step per reference call of every user turn, and one per turn that needs no call.
 
-    The prompt is that of `rows_of_case`, with the earlier calls of the turn and their results; the tools are all
+    The prompt is that of `all_rows`, with the earlier calls of the turn and their results; the tools are all
     documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>". Raises
     TaskError if a reference call fails.
     """
@@ -194,7 +188,7 @@ def check_cases(path: str | Path) -> str:
 
 def check_case(case: GeneratedCase) -> None:
     """Raise TaskError unless the reference passes, by turn in our environments and as a case officially."""
-    for row, turn in zip(rows_of_case(case), case.turns, strict=True):
+    for row, turn in zip(all_rows([case]), case.turns, strict=True):
         environment = environment_of(row["environment"])()
         environment.reset(**row)
         for call in turn.reference:
@@ -204,7 +198,7 @@ def check_case(case: GeneratedCase) -> None:
         if environment._reward() != 1.0 or environment._progress() != 1.0:
             raise TaskError(f"{row['id']}: the reference does not earn the reward")
     entry = {"id": "multi_turn_base_0", "initial_config": case.config, "involved_classes": list(case.classes)}
-    reference = [list(turn.reference) for turn in case.turns]
+    reference = [turn.reference for turn in case.turns]
     verdict = judge_case(entry, [[[call] for call in turn] for turn in reference], reference)
     if not verdict.valid:
         raise TaskError(f"turns[{verdict.turn}]: judged {verdict.error}")
@@ -212,37 +206,36 @@ def check_case(case: GeneratedCase) -> None:
 
 def _read_case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
     for field, kind in (("id", str), ("classes", list), ("config", dict), ("turns", list)):
-        if not isinstance(row.get(field), kind) or (not row[field] and field != "config"):
-            raise RowError(field, f"must be a non-empty {kind.__name__}, got {quoted(row.get(field))}")
+        is_valid = isinstance(row.get(field), kind) and (row[field] or field == "config")
+        _require(is_valid, field, f"a non-empty {kind.__name__}", row.get(field))
     for i, class_name in enumerate(row["classes"]):
-        if class_name not in FILES:
-            raise RowError(f"classes[{i}]", f"must be one of {', '.join(FILES)}, got {quoted(class_name)}")
+        _require(class_name in FILES, f"classes[{i}]", f"one of {', '.join(FILES)}", class_name)
     variant = row.get("variant", "base")
-    if variant not in VARIANTS:
-        raise RowError("variant", f"must be one of {', '.join(VARIANTS)}, got {quoted(variant)}")
+    _require(variant in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", variant)
     functions = {name for class_name in row["classes"] for name in class_docs(class_name)}
     turns = tuple(_read_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
     return row["id"], GeneratedCase(row["id"], tuple(row["classes"]), row["config"], turns, variant)
 
 
 def _read_turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
-    if not isinstance(turn, dict) or not isinstance(turn.get("request"), str) or not turn["request"].strip():
-        raise RowError(f"{at}.request", f"must be a non-empty string, got {quoted(turn)}")
-    if not isinstance(turn.get("reference"), list):
-        raise RowError(f"{at}.reference", f"must be a list of calls, got {quoted(turn.get('reference'))}")
-    calls = []
-    for i, call in enumerate(turn["reference"]):
-        if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
-            form = '{"name": "...", "arguments": {...}}'
-            raise RowError(f"{at}.reference[{i}]", f"must be {form}, got {quoted(call)}")
+    has_request = isinstance(turn, dict) and isinstance(turn.get("request"), str) and turn["request"].strip()
+    _require(has_request, f"{at}.request", "a non-empty string", turn)
+    reference, without = turn.get("reference"), turn.get("without", [])
+    _require(isinstance(reference, list), f"{at}.reference", "a list of calls", reference)
+    for i, call in enumerate(reference):
+        is_call = isinstance(call, dict) and isinstance(call.get("arguments"), dict)
+        _require(is_call, f"{at}.reference[{i}]", '{"name": "...", "arguments": {...}}', call)
         _check_function(call.get("name"), f"{at}.reference[{i}].name", functions)
-        calls.append(ToolCall(call["name"], call["arguments"]))
-    without = turn.get("without", [])
-    if not isinstance(without, list):
-        raise RowError(f"{at}.without", f"must be a list of function names, got {quoted(without)}")
+    _require(isinstance(without, list), f"{at}.without", "a list of function names", without)
     for i, name in enumerate(without):
         _check_function(name, f"{at}.without[{i}]", functions)
-    return UserTurn(turn["request"], tuple(calls), tuple(without))
+    calls = tuple(ToolCall(call["name"], call["arguments"]) for call in reference)
+    return UserTurn(turn["request"], calls, tuple(without))
+
+
+def _require(is_valid: Any, field: str, what: str, value: Any) -> None:
+    if not is_valid:
+        raise RowError(field, f"must be {what}, got {quoted(value)}")
 
 
 def _check_function(name: Any, at: str, functions: set[str]) -> None:

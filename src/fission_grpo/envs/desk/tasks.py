@@ -49,7 +49,7 @@ def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict
 
     A row's `kind` joins the kinds of its requests by "+", as in "plain+names". The first kinds follow the order of
     MIX, the others are drawn from it. The splits share no combination of word and number (files) or of title and day
-    (events); see `combinations`. Raises ValueError for an invalid argument.
+    (events), which a scenario lists as `combinations`. Raises ValueError for an invalid argument.
 
     Args:
         count: number of rows.
@@ -71,11 +71,6 @@ def solution(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     return tuple(call for _, calls in solutions_by_request(row) for call in calls)
 
 
-def first_call(row: Mapping[str, Any]) -> ToolCall:
-    """The call that the text of the (first) request suggests."""
-    return solutions_by_request(row)[0][0]
-
-
 def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[ToolCall, ...]]]:
     """For each request of the row, the call that its text suggests and the calls that fulfil it."""
     scenario = json.loads(row["scenario"])
@@ -83,11 +78,6 @@ def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[T
         (ToolCall(*request["first"]), tuple(ToolCall(*call) for call in request["solution"]))
         for request in scenario.get("requests", [scenario])
     ]
-
-
-def combinations(row: Mapping[str, Any]) -> set[str]:
-    """The (word, number) and (title, day) combinations of a row, as "budget 7" or "lunch 12"."""
-    return set(json.loads(row["scenario"])["combinations"])
 
 
 def requests_of(tasks: str) -> int | None:
