@@ -19,8 +19,8 @@ from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_call
 from fission_grpo.envs.restore import get_progress, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 
+# checks without which the later ones cannot be made, and the reason given for skipping these
 REQUIRED = {"tools": "there are no usable tools", "reset": "reset fails"}
-"""Checks without which the later ones cannot be made, and the reason given for skipping these."""
 
 
 class CheckFailed(Exception):

@@ -33,9 +33,7 @@ IMPLICIT = ("empty", "stale", "partial", "not_done")
 second half, or the call is undone afterwards."""
 
 KINDS = (*TRANSIENT, *PERMANENT, *IMPLICIT, "latency")
-
-SKIPS_CALL = frozenset({*TRANSIENT, *PERMANENT, "stale"})
-"""Kinds for which the call is not made: its result, also an error, is the fault's."""
+SKIPS_CALL = {*TRANSIENT, *PERMANENT, "stale"}  # the call is not made: its result or error is the fault's
 
 
 class FaultError(Exception):

@@ -25,14 +25,9 @@ HOSTILE: tuple[Any, ...] = (
 )
 """Values that a model may write in place of a valid argument."""
 
-ROWS = 3
-"""Largest number of rows to check with. [ours]"""
-
-ANSWERED_CALLS, REFUSED_CALLS = 16, 8
-"""Numbers of calls to find per row that succeed and that fail. [ours]"""
-
-DRAWS, DRAW_SECONDS = 2_000, 4.0
-"""Limits of the search for them: calls drawn, and time. [ours]"""
+ROWS = 3  # [ours] largest number of rows to check with
+ANSWERED_CALLS, REFUSED_CALLS = 16, 8  # [ours] calls to find per row
+DRAWS, DRAW_SECONDS = 2_000, 4.0  # [ours] limits of the search for them
 
 _WORD = re.compile(r"[\w.@#/-]{2,40}")
 

@@ -20,9 +20,7 @@ from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolRe
 from fission_grpo.envs.wrapper import EpisodeMonitor, ToolLimits, bind_method, can_snapshot, guard_tools, tool_methods
 
 RunAsync = Callable[[Any], Any]  # runs an awaitable to its result
-
-TASK_KEY = "_fission_recovery"
-"""Column of a recovery cycle's rows that holds the recovery Task. Users' code never sees it."""
+TASK_KEY = "_fission_recovery"  # column of a recovery cycle's rows that holds the recovery Task; hidden from users
 
 
 def make_restorable(

@@ -19,8 +19,7 @@ from fission_grpo.envs.bfcl.functions import FILES, class_docs, docstring, signa
 from fission_grpo.envs.bfcl.judge import judge_turn
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
-CACHED_SCENARIOS = 512
-"""Scenarios whose initial and expected states are cached: the rollouts of a group share one. [ours]"""
+CACHED_SCENARIOS = 512  # [ours] scenarios whose states are cached: the rollouts of a group share one
 
 
 class TaskError(ValueError):

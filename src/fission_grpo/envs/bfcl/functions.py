@@ -26,7 +26,6 @@ FILES = {
 """The eight classes, with the file name of their function docs and of their module."""
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
-
 _HINTS: Mapping[str, Any] = {"string": str, "float": float, "integer": int, "boolean": bool, "dict": dict}
 
 
@@ -78,10 +77,7 @@ def to_json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(function: str) -> inspect.Signature:
-    """The Python signature of the docs, with `self` first; optional parameters have their `default`.
-
-    Type hints cannot express the fields of `edit_ticket`'s `updates`; `docstring` lists them in the description.
-    """
+    """The Python signature of the docs, with `self` first. `docstring` lists what no type hint can express."""
     doc = function_doc(function)["parameters"]
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name, field in doc["properties"].items():

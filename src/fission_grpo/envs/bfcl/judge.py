@@ -14,8 +14,7 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.functions import function_doc
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
-Transcript = Sequence[Sequence[Sequence[ToolCall]]]
-"""Calls by user turn and step (assistant turn)."""
+Transcript = Sequence[Sequence[Sequence[ToolCall]]]  # calls by user turn and step (assistant turn)
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,9 @@ def judge_turn(
 
 
 def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequence[Sequence[ToolCall]]) -> CaseVerdict:
-    """Judge the transcript of an official case.
+    """Judge the transcript of an official case against the calls of the ground truth, by turn.
 
-    Args:
-        entry: the case as in BFCL's data (`id`, `initial_config`, `involved_classes`).
-        transcript: the policy's calls.
-        reference: the calls of the ground truth, by turn.
+    `entry` is the case as in BFCL's data (`id`, `initial_config`, `involved_classes`).
     """
     long_context = any(word in entry["id"].rsplit("_", 1)[0] for word in ("long_context", "composite"))
     classes, config = entry["involved_classes"], entry["initial_config"]
@@ -77,10 +73,8 @@ def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequenc
 def read_call(text: str) -> ToolCall:
     """Parse a call of the official ground truth, such as "cd(folder='document')", without running it.
 
-    Positional arguments get their names from the docs.
-
-    Raises:
-        ValueError: not a call of a documented function with literal arguments.
+    Positional arguments get their names from the docs. Raises ValueError unless it is a call of a documented function
+    with literal arguments.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
@@ -100,9 +94,5 @@ def read_call(text: str) -> ToolCall:
 
 
 def write_call(call: ToolCall) -> str:
-    """The call as the official checker reads it: Python source.
-
-    Example:
-        `write_call(ToolCall("cd", {"folder": "a"}))` is "cd(folder='a')"
-    """
+    """The call as the official checker reads it: Python source, such as "cd(folder='a')"."""
     return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.arguments.items())})"

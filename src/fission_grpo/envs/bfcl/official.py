@@ -1,8 +1,8 @@
 """BFCL's official test cases, read from the installed bfcl-eval: multi-turn with ground truth, and single-turn.
 
 Function docs have the order, the additions and the hold-outs of the official loader
-(`bfcl_eval.utils.load_dataset_entry`): " Note that the provided function is in Python 3 syntax." ends the description
-of every function shown from the start, but not of those that `miss_func` holds out.
+(`bfcl_eval.utils.load_dataset_entry`): HINT ends the description of every function shown from the start, but not of
+those that `miss_func` holds out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from fission_grpo.envs.bfcl.functions import class_docs, function_doc
 from fission_grpo.envs.bfcl.judge import read_call
 
 VERSION = "BFCL_v4"
-
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 
 SINGLE_TURN = (
@@ -27,14 +26,10 @@ SINGLE_TURN = (
     *("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple"),
     *("live_irrelevance", "live_relevance"),
 )
-"""The single-turn categories whose calls are Python. `simple_java` and `simple_javascript` need tree-sitter parsers of
-one old version, and are left out."""
+"""The single-turn categories whose calls are Python; those in Java and JavaScript need parsers of one old version."""
 
 HINT = " Note that the provided function is in Python 3 syntax."
-"""What the official loader adds to the descriptions."""
-
-Doc = Mapping[str, Any]
-"""A function as BFCL documents it: `name`, `description`, `parameters` (of type "dict"), `response`."""
+Doc = Mapping[str, Any]  # a function in BFCL: `name`, `description`, `parameters` (of type "dict"), `response`
 
 
 @dataclass(frozen=True)
@@ -68,19 +63,14 @@ class SingleTurnCase:
 
 
 def multi_turn_cases(category: str) -> list[MultiTurnCase]:
-    """The 200 cases of a multi-turn category, in official order.
-
-    Raises:
-        ValueError: unknown category; the message lists the categories.
-        ModuleNotFoundError: bfcl-eval is not installed.
-    """
+    """The 200 cases of a multi-turn category, in official order. Raises ValueError for an unknown one."""
     _check_category(category, MULTI_TURN)
     answers = {row["id"]: row["ground_truth"] for row in _read_rows("possible_answer", category)}
     return [_multi_turn_case(row, answers[row["id"]]) for row in _read_rows("", category)]
 
 
 def single_turn_cases(category: str) -> list[SingleTurnCase]:
-    """The cases of a single-turn category, in official order. Raises as `multi_turn_cases` does."""
+    """The cases of a single-turn category, in official order. Raises ValueError for an unknown one."""
     _check_category(category, SINGLE_TURN)
     rows = _read_rows("", category)
     answers = [None] * len(rows)

@@ -1,14 +1,7 @@
 """Cases with user turns and reference calls: as JSONL files, as TRL rows (one per user turn), and as step tasks.
 
-A line of a case file:
-
-    {"id": "train-00012", "classes": ["TicketAPI"], "config": {"TicketAPI": {...}}, "variant": "base",
-     "turns": [{"request": "Close ticket 7.", "reference": [{"name": "close_ticket", "arguments": {"ticket_id": 7}}],
-                "without": []}]}
-
-`config` is BFCL's `initial_config`, `without` names functions held back in that turn, and an empty reference means
-that no call is expected. The prompt of a row or step contains the earlier turns with the reference's calls and their
-real results; the environment makes these calls again.
+docs/tasks.md shows a line of a case file. The prompt of a row or step contains the earlier turns with the reference's
+calls and their real results; the environment makes these calls again.
 """
 
 from __future__ import annotations
@@ -33,20 +26,17 @@ from fission_grpo.envs.bfcl.official import MultiTurnCase
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 SYSTEM = "Do what the user asks with the tools."
-
-DONE, NEED_MORE, NO_TOOL = "Done.", "I need more details for that.", "I have no tool for that."
-"""Last assistant messages of earlier turns. [ours]"""
-
+DONE, NEED_MORE, NO_TOOL = "Done.", "I need more details for that.", "I have no tool for that."  # [ours] end a turn
 VARIANTS = ("base", "miss_func", "miss_param")
 
 
 @dataclass(frozen=True)
 class UserTurn:
-    """A user's request and the calls that fulfil it; `without` names functions held back."""
+    """A user's request and the calls that fulfil it."""
 
     request: str
-    reference: tuple[ToolCall, ...]
-    without: tuple[str, ...] = ()
+    reference: tuple[ToolCall, ...]  # empty if no call is expected
+    without: tuple[str, ...] = ()  # functions held back
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class GeneratedCase:
 
     id: str
     classes: tuple[str, ...]
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # BFCL's `initial_config`
     turns: tuple[UserTurn, ...]
     variant: str = "base"
 
@@ -107,9 +97,8 @@ class Step:
 def steps_of_case(case: GeneratedCase) -> Iterator[Step]:
     """One step per reference call of every user turn, and one per turn that needs no call.
 
-    The prompt is that of `all_rows`, with the earlier calls of the turn and their results; the tools are all
-    documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>". Raises
-    TaskError if a reference call fails.
+    The prompt is that of `all_rows`, with the earlier calls of the turn and their results. Ids are
+    "<case>#<turn>.<call>". Raises TaskError if a reference call fails.
     """
     for number, index, state, messages in _positions(case):
         turn = case.turns[number]
@@ -126,7 +115,7 @@ def case_tools(classes: tuple[str, ...], without: tuple[str, ...]) -> tuple[Mapp
 
 
 def official_case(case: MultiTurnCase) -> GeneratedCase:
-    """One of BFCL's own multi-turn cases as a GeneratedCase. Functions held out at first are held back."""
+    """One of BFCL's own multi-turn cases as a GeneratedCase."""
     held_out = {str(doc["name"]) for docs in case.added.values() for doc in docs}
     turns = []
     for number, (messages, reference) in enumerate(zip(case.turns, case.reference, strict=True)):
@@ -161,7 +150,7 @@ def _positions(case: GeneratedCase) -> Iterator[tuple[int, int, BfclState, list[
 
 
 def load_cases(path: str | Path) -> list[GeneratedCase]:
-    """Read a case file (the format is at the top of this module). TaskFileError names the first mistake."""
+    """Read a case file (see docs/tasks.md). TaskFileError names the first mistake."""
     path = Path(path)
     cases = read_task_rows(path, "case file", _read_case)
     if not cases:

@@ -1,7 +1,6 @@
-"""A desk with files and a calendar: a small environment whose error messages say how to correct a call.
+"""A desk with files and a calendar: a small environment in TRL's convention, deterministic and without side effects.
 
-It follows TRL's environment convention: public methods with Google-style docstrings are the tools, `reset(**row)`
-starts an episode, `get_reward()` judges its end state. It is deterministic and has no side effects.
+Its error messages say how to correct a call.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import Any
 FOLDERS = ("inbox", "archive", "drafts", "work", "home", "shared")
 CONTACTS = ("Ana", "Ben", "Eva", "Leo", "Mia", "Tom")
 
-OPENING, CLOSING, SLOT = 8 * 60, 20 * 60, 30
-"""Start and end of the calendar's day and distance of the free times that are suggested, in minutes. [ours]"""
+OPENING, CLOSING, SLOT = 8 * 60, 20 * 60, 30  # [ours] minutes: the calendar's day, distance of suggested free times
 
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")

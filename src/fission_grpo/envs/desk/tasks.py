@@ -18,6 +18,8 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, SLOT, Desk, format_time
 
 SPLITS = ("train", "held_out")
+HELD_OUT_MODULUS = 5  # [ours] one in five (word, number) or (title, day) combinations belongs to the held-out split
+MOST_REQUESTS = 4  # [ours] more requests per task would use up the words and titles
 
 MIX = ("plain", "names", "formats", "ids", "plain", "locked", "formats", "conflicts")
 """The kinds of consecutive rows: half of the tasks can be done without meeting an error. [ours]"""
@@ -36,12 +38,6 @@ MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-
-HELD_OUT_MODULUS = 5
-"""One in five (word, number) or (title, day) combinations belongs to the held-out split. [ours]"""
-
-MOST_REQUESTS = 4
-"""More requests per task would use up the words and titles. [ours]"""
 
 
 def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict[str, Any]]:
