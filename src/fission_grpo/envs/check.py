@@ -41,17 +41,9 @@ class Finding:
 
 
 class Report(EnvironmentProbe):
-    """An environment under test with all findings on it; `str` of it is a table.
-
-    Each check is a method that returns a remark, or raises CheckFailed or CheckSkipped with the reason.
-    """
+    """All findings on an environment; `str` of it is a table. Each check is a method that returns a remark."""
 
     findings: tuple[Finding, ...] = ()
-
-    @property
-    def environment(self) -> str:
-        """The name of the environment."""
-        return getattr(self.make, "__name__", type(self.make).__name__)
 
     @property
     def ok(self) -> bool:
@@ -208,7 +200,7 @@ class Report(EnvironmentProbe):
         low, high = min(rewards, default=0), max(rewards, default=0)
         return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
 
-    CHECKS: Mapping[str, Callable[[Report], str]] = {  # by name, in the order in which they are made
+    CHECKS: Mapping[str, Callable[[Any], str]] = {  # by name, in the order in which they are made
         "tools": _check_tools,
         "reset": _check_reset,
         "calls": _check_calls,

@@ -32,8 +32,9 @@ IMPLICIT = ("empty", "stale", "partial", "not_done")
 """The call seems to succeed, but its result is empty, is that of an earlier call (this one is not made), lacks its
 second half, or the call is undone afterwards."""
 
-KINDS = (*TRANSIENT, *PERMANENT, *IMPLICIT, "latency")
-SKIPS_CALL = {*TRANSIENT, *PERMANENT, "stale"}  # the call is not made: its result or error is the fault's
+ERRORS = TRANSIENT | PERMANENT
+KINDS = (*ERRORS, *IMPLICIT, "latency")
+SKIPS_CALL = {*ERRORS, "stale"}  # the call is not made: its result or error is the fault's
 
 
 class FaultError(Exception):
@@ -171,12 +172,10 @@ class _Injector:
         if fault is None:
             return None, None
         state.injected.append(InjectedFault(index, name, fault.kind))
-        if fault.kind in PERMANENT:
-            state.gone[name] = fault
-            raise FaultError(PERMANENT[fault.kind].format(tool=name))
-        if fault.kind in TRANSIENT:
-            state.spared[name] = fault
-            raise FaultError(TRANSIENT[fault.kind])
+        if fault.kind in ERRORS:
+            later = state.gone if fault.kind in PERMANENT else state.spared
+            later[name] = fault
+            raise FaultError(ERRORS[fault.kind].format(tool=name))
         if fault.kind == "latency":
             time.sleep(fault.seconds)
         return fault.kind, self.snapshot() if fault.kind == "not_done" else None

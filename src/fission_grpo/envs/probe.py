@@ -54,6 +54,7 @@ class EnvironmentProbe:
         self, make: Callable[[], Any], rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, timeout: float
     ):
         self.make, self.rows, self.calls, self.timeout = make, rows, calls, timeout
+        self.environment = getattr(make, "__name__", type(make).__name__)
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
         self.row_numbers = range(min(len(self.rows), ROWS))

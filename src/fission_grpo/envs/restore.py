@@ -60,7 +60,7 @@ def make_restorable(
                     observation = None
                     _restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
             monitor.snapshots = []  # without those of replayed calls
-            monitor.record_snapshot(environment)
+            monitor.record_snapshot()
             return sanitize(observation) if isinstance(observation, str) else observation
 
         bind_method(environment, "reset", reset)
@@ -103,10 +103,7 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync 
 def make_call(
     tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: RunAsync | None = None
 ) -> ToolResult:
-    """Make one call of a tool by name and read its result, as TRL does: errors become `str({"error": message})`.
-
-    `run_async` runs the coroutine of an async tool; `asyncio.run` by default.
-    """
+    """Make one call of a tool by name and read its result, as TRL does: errors become `str({"error": message})`."""
     try:
         if call.name not in tools:
             raise ValueError(f"Tool {call.name} not found.")
@@ -173,10 +170,7 @@ def judge_corrective_turn(
     increases. Without `_progress` the calls only have to succeed, which any harmless call does, so environments should
     define it. [ours]
 
-    Args:
-        environment: in the state after the failed turn.
-        completion: the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
-        run_async: as `make_call`.
+    `completion` is the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
     """
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
     calls = [ToolCall(function["name"], function["arguments"]) for function in functions]

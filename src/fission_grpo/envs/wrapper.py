@@ -39,24 +39,29 @@ class ToolLimits:
 
 @dataclass
 class EpisodeMonitor:
-    """What happened in an environment since its last reset; the counts are kept until the trainer clears them."""
+    """Guards an environment's tools and records what happens in it.
 
+    Snapshots and error are those since the last reset; the counts are kept until the trainer clears them.
+    """
+
+    environment: Any
+    limits: ToolLimits
     snapshots: list[Any] = field(default_factory=list)  # from the episode's start and after every call, if supported
     infrastructure_error: str | None = None  # why this episode cannot be judged
     counts: Counter[str] = field(default_factory=Counter)  # events, by the names in docs/fission-grpo.md ("env/...")
     takes_snapshots: bool = True  # whether `_snapshot` has worked so far
 
-    def record_snapshot(self, environment: Any) -> None:
+    def record_snapshot(self) -> None:
         """Take a snapshot, if the environment supports it. After a failure no more are taken."""
-        if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(environment):
+        if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(self.environment):
             return
         try:
-            self.snapshots.append(environment._snapshot())
+            self.snapshots.append(self.environment._snapshot())
         except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             self.takes_snapshots = False
             self.snapshots = []
             self.counts["snapshot_failed"] += 1
-            name = type(environment).__name__
+            name = type(self.environment).__name__
             _log.warning("%s._snapshot failed; its episodes are restored by replay", name, exc_info=True)
 
     def record_infrastructure_error(self, error: Exception, default: str) -> None:
@@ -71,40 +76,6 @@ class EpisodeMonitor:
             yield
         except InfrastructureError as error:
             self.record_infrastructure_error(error, default)
-
-
-def can_snapshot(environment: Any) -> bool:
-    """Whether the environment has `_snapshot` and `_restore`."""
-    return callable(getattr(environment, "_snapshot", None)) and callable(getattr(environment, "_restore", None))
-
-
-def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
-    """The environment's tools by name: public methods of its class, without `reset` and `get_reward` (as in TRL)."""
-    return {
-        name: getattr(environment, name)
-        for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)
-        if name not in ("reset", "get_reward") and not name.startswith("_")
-    }
-
-
-def guard_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
-    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`.
-
-    Raises TypeError if attributes of the environment cannot be set (`__slots__`).
-    """
-    guard = _ToolGuard(environment, limits)
-    set_attribute(environment, "_fission_monitor", guard.monitor)
-    for name, tool in tool_methods(environment).items():
-        bind_method(environment, name, guard.wrap(tool))
-    return guard.monitor
-
-
-class _ToolGuard:
-    """Guards the tools of one environment."""
-
-    def __init__(self, environment: Any, limits: ToolLimits):
-        self.environment, self.limits = environment, limits
-        self.monitor = EpisodeMonitor()
 
     def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
         """The guarded tool, with the same name, signature and docstring."""
@@ -134,8 +105,8 @@ class _ToolGuard:
         """A copy of a call's arguments. Refuses unparsable calls, and calls in an episode that cannot be judged."""
         if PARSE_ERROR in kwargs:
             raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
-        if self.monitor.infrastructure_error is not None:
-            raise InfrastructureError(self.monitor.infrastructure_error)
+        if self.infrastructure_error is not None:
+            raise InfrastructureError(self.infrastructure_error)
         return copy.deepcopy((args, kwargs))
 
     @contextmanager
@@ -145,11 +116,11 @@ class _ToolGuard:
         try:
             yield
         except ToolTimeout:
-            self.monitor.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
-            self.monitor.counts["timeouts"] += 1
-            raise InfrastructureError(self.monitor.infrastructure_error) from None
+            self.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
+            self.counts["timeouts"] += 1
+            raise InfrastructureError(self.infrastructure_error) from None
         except InfrastructureError as error:
-            self.monitor.record_infrastructure_error(error, f"{name} is out of order")
+            self.record_infrastructure_error(error, f"{name} is out of order")
             raise
         except Exception as error:
             message = self._cut(str(error))
@@ -157,7 +128,7 @@ class _ToolGuard:
                 raise
             raise ValueError(message) from error
         finally:
-            self.monitor.record_snapshot(self.environment)
+            self.record_snapshot()
 
     def _to_text(self, result: Any) -> Any:
         """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
@@ -168,14 +139,40 @@ class _ToolGuard:
             try:
                 json.dumps(result)
             except (TypeError, ValueError, RecursionError):
-                self.monitor.counts["not_json"] += 1
+                self.counts["not_json"] += 1
         return self._cut(str(result))
 
     def _cut(self, text: str) -> str:
         if not 0 < self.limits.max_result_chars < len(text):
             return text
-        self.monitor.counts["truncated_results"] += 1
+        self.counts["truncated_results"] += 1
         return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
+
+
+def can_snapshot(environment: Any) -> bool:
+    """Whether the environment has `_snapshot` and `_restore`."""
+    return callable(getattr(environment, "_snapshot", None)) and callable(getattr(environment, "_restore", None))
+
+
+def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
+    """The environment's tools by name: public methods of its class, without `reset` and `get_reward` (as in TRL)."""
+    return {
+        name: getattr(environment, name)
+        for name, _ in inspect.getmembers(type(environment), predicate=inspect.isfunction)
+        if name not in ("reset", "get_reward") and not name.startswith("_")
+    }
+
+
+def guard_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
+    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`.
+
+    Raises TypeError if attributes of the environment cannot be set (`__slots__`).
+    """
+    monitor = EpisodeMonitor(environment, limits)
+    set_attribute(environment, "_fission_monitor", monitor)
+    for name, tool in tool_methods(environment).items():
+        bind_method(environment, name, monitor.wrap(tool))
+    return monitor
 
 
 def set_attribute(environment: Any, name: str, value: Any) -> None:

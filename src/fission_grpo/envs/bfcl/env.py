@@ -52,10 +52,10 @@ class BfclEnvironment:
         self._results: list[str] = []
 
     def reset(self, **row: Any) -> None:
-        """Start the user turn of a row, of whose columns only `scenario` is read.
+        """Start the user turn of a row, of whose columns only `scenario` is read. Raises TaskError.
 
-        It is the JSON text of an object with `config` (official initial configuration by class), `history` (calls by
-        earlier user turn), `reference` (calls of this turn), and optionally `long_context`. Raises TaskError.
+        It is JSON text with `config` (official initial configuration by class), `history` (calls by earlier user
+        turn), `reference` (calls of this turn), and optionally `long_context`.
         """
         scenario = row.get("scenario")
         try:
@@ -118,10 +118,7 @@ def environment_name(classes: Sequence[str], without: Sequence[str] = ()) -> str
 
 @cache
 def environment_of(name: str) -> type[BfclEnvironment]:
-    """The environment class of an `environment_name`: its tools are the official functions, except those left out.
-
-    The same name gives the same class. Raises ValueError for an unknown class or function.
-    """
+    """The environment class of an `environment_name`. Raises ValueError for an unknown class or function."""
     names, *without = name.split("-")
     classes = tuple(names.split("+"))
     if not set(classes) <= set(FILES):

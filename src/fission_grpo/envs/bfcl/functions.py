@@ -34,9 +34,13 @@ def class_docs(class_name: str) -> Mapping[str, Mapping[str, Any]]:
     """The official docs of a class's functions, by function name, in official order. Raises ValueError."""
     if class_name not in FILES:
         raise ValueError(f"no BFCL class {class_name!r}; there are {', '.join(FILES)}")
-    file = resources.files("bfcl_eval") / "data" / "multi_turn_func_doc" / f"{FILES[class_name]}.json"
-    docs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {doc["name"]: doc for doc in docs}
+    return {doc["name"]: doc for doc in read_official(f"multi_turn_func_doc/{FILES[class_name]}.json")}
+
+
+def read_official(name: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file in bfcl-eval's folder `data`."""
+    text = (resources.files("bfcl_eval") / "data" / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 @cache

@@ -32,8 +32,7 @@ def judge_turn(
     """Judge one user turn after its calls; returns the official `error_type`, None if the turn is right.
 
     Args:
-        state: after the policy's calls.
-        expected_state: after the reference's calls.
+        state, expected_state: after the calls of the policy, and after those of the reference.
         results: of all the policy's calls, earlier turns included.
         expected_results: of this turn's reference. If empty, nothing is checked, as officially.
         called: whether the policy made any call in this turn.
@@ -80,7 +79,7 @@ def read_call(text: str) -> ToolCall:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"not a call: {text!r} ({error.msg})") from None
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError(f"not a call: {text!r}")
     names = list(function_doc(node.func.id)["parameters"]["properties"])
     if len(node.args) > len(names) or any(keyword.arg is None for keyword in node.keywords):

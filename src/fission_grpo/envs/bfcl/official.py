@@ -7,15 +7,13 @@ those that `miss_func` holds out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from fission_grpo.core.types import Message, ToolCall
-from fission_grpo.envs.bfcl.functions import class_docs, function_doc
+from fission_grpo.envs.bfcl.functions import class_docs, function_doc, read_official
 from fission_grpo.envs.bfcl.judge import read_call
 
 VERSION = "BFCL_v4"
@@ -65,17 +63,17 @@ class SingleTurnCase:
 def multi_turn_cases(category: str) -> list[MultiTurnCase]:
     """The 200 cases of a multi-turn category, in official order. Raises ValueError for an unknown one."""
     _check_category(category, MULTI_TURN)
-    answers = {row["id"]: row["ground_truth"] for row in _read_rows("possible_answer", category)}
-    return [_multi_turn_case(row, answers[row["id"]]) for row in _read_rows("", category)]
+    answers = {row["id"]: row["ground_truth"] for row in read_official(f"possible_answer/{VERSION}_{category}.json")}
+    return [_multi_turn_case(row, answers[row["id"]]) for row in read_official(f"{VERSION}_{category}.json")]
 
 
 def single_turn_cases(category: str) -> list[SingleTurnCase]:
     """The cases of a single-turn category, in official order. Raises ValueError for an unknown one."""
     _check_category(category, SINGLE_TURN)
-    rows = _read_rows("", category)
+    rows = read_official(f"{VERSION}_{category}.json")
     answers = [None] * len(rows)
     if "relevance" not in category:  # answers belong to questions by position, as officially
-        answers = [tuple(row["ground_truth"]) for row in _read_rows("possible_answer", category)]
+        answers = [tuple(row["ground_truth"]) for row in read_official(f"possible_answer/{VERSION}_{category}.json")]
     cases = []
     for row, answer in zip(rows, answers, strict=True):
         functions = tuple(_add_hint(doc) for doc in row["function"])
@@ -116,8 +114,3 @@ def _add_hint(doc: Doc) -> Doc:
 def _check_category(category: str, categories: Sequence[str]) -> None:
     if category not in categories:
         raise ValueError(f"no BFCL category {category!r} here; there are {', '.join(categories)}")
-
-
-def _read_rows(folder: str, category: str) -> list[dict[str, Any]]:
-    file = resources.files("bfcl_eval") / "data" / folder / f"{VERSION}_{category}.json"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

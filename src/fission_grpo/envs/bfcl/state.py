@@ -42,10 +42,7 @@ class BfclState:
         return read_result(call, content)
 
     def value(self, call: ToolCall) -> Any:
-        """Make a call and return its value. Raises ValueError for an undocumented name, else what the function raises.
-
-        Arguments are copied, and so are mutable default values, which the simulator would share between instances.
-        """
+        """Make a call and return its value. Raises ValueError for an undocumented name, or the function's own error."""
         instance = self.instances.get(class_of(call.name))
         if instance is None:
             raise ValueError(f"no function {call.name!r} here")
@@ -72,7 +69,7 @@ def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: b
 
 @cache
 def _mutable_defaults(owner: type, function: str) -> Mapping[str, Any]:
-    """Mutable default values of a function's parameters, such as those of `post_tweet(tags=[])`."""
+    """Mutable default values of a function's parameters, which the simulator would share between instances."""
     parameters = inspect.signature(getattr(owner, function)).parameters.values()
     return {p.name: p.default for p in parameters if isinstance(p.default, list | dict | set)}
 

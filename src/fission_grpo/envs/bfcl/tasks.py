@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,13 @@ class GeneratedCase:
 
     def to_json(self) -> str:
         """The line of a case file."""
-        turns = [
-            {"request": t.request, "reference": [call_fields(c) for c in t.reference], "without": list(t.without)}
-            for t in self.turns
-        ]
-        fields = {"id": self.id, "classes": list(self.classes), "config": self.config, "variant": self.variant}
-        return json.dumps({**fields, "turns": turns}, ensure_ascii=False)
+        fields = asdict(self)
+        fields["turns"] = fields.pop("turns")  # the last field of a line
+        return json.dumps(fields, ensure_ascii=False)
 
 
 def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
-    """TRL rows, one per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
-
-    Raises TaskError if a reference call fails.
-    """
+    """TRL rows, one per user turn: `id` ("train-00012#0"), `environment`, `prompt`, `scenario`. Raises TaskError."""
     return [row for case in cases for row in _rows_of_case(case)]
 
 
@@ -95,10 +89,9 @@ class Step:
 
 
 def steps_of_case(case: GeneratedCase) -> Iterator[Step]:
-    """One step per reference call of every user turn, and one per turn that needs no call.
+    """One step per reference call, and one per user turn that needs no call, with ids "<case>#<turn>.<call>".
 
-    The prompt is that of `all_rows`, with the earlier calls of the turn and their results. Ids are
-    "<case>#<turn>.<call>". Raises TaskError if a reference call fails.
+    The prompt is that of `all_rows`, with the earlier calls of the turn and their results. Raises TaskError.
     """
     for number, index, state, messages in _positions(case):
         turn = case.turns[number]
@@ -126,10 +119,9 @@ def official_case(case: MultiTurnCase) -> GeneratedCase:
 
 
 def _positions(case: GeneratedCase) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
-    """Make the reference calls of a case one by one.
+    """Make the reference calls of a case one by one; before each, and once for a turn without calls, yield:
 
-    Yields, before each call and once for a turn without calls: the number of the turn, the number of the call in it,
-    the state, and a copy of the chat messages so far. Raises TaskError if a call fails.
+    the number of the turn, the number of the call in it, the state, and a copy of the chat messages so far.
     """
     state = new_state(case.classes, case.config)
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
@@ -169,10 +161,9 @@ def check_cases(path: str | Path) -> str:
             check_case(case)
         except TaskError as error:
             raise TaskFileError(f"{path}, case {case.id!r}: {error}; correct its reference or config") from None
-    turns = [turn for case in cases for turn in case.turns]
-    calls = Counter(len(turn.reference) for turn in turns)
+    calls = Counter(len(turn.reference) for case in cases for turn in case.turns)
     spread = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
-    return f"{path}: ok, {len(cases)} cases, {len(turns)} user turns ({spread}); all pass the official checker"
+    return f"{path}: ok, {len(cases)} cases, {calls.total()} user turns ({spread}); all pass the official checker"
 
 
 def check_case(case: GeneratedCase) -> None:
@@ -209,12 +200,13 @@ def _read_case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
 def _read_turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
     has_request = isinstance(turn, dict) and isinstance(turn.get("request"), str) and turn["request"].strip()
     _require(has_request, f"{at}.request", "a non-empty string", turn)
-    reference, without = turn.get("reference"), turn.get("without", [])
+    reference: Any = turn.get("reference")
     _require(isinstance(reference, list), f"{at}.reference", "a list of calls", reference)
     for i, call in enumerate(reference):
         is_call = isinstance(call, dict) and isinstance(call.get("arguments"), dict)
         _require(is_call, f"{at}.reference[{i}]", '{"name": "...", "arguments": {...}}', call)
         _check_function(call.get("name"), f"{at}.reference[{i}].name", functions)
+    without = turn.get("without", [])
     _require(isinstance(without, list), f"{at}.without", "a list of function names", without)
     for i, name in enumerate(without):
         _check_function(name, f"{at}.without[{i}]", functions)

@@ -196,7 +196,7 @@ class Desk:
         return (current & goal).total() / max(1, (current | goal).total())
 
     def _snapshot(self) -> dict[str, Any]:
-        """A copy of the state; later calls do not change it."""
+        """A copy of the state."""
         return copy.deepcopy({"files": self._files, "events": self._events, "goal": self._goal})
 
     def _restore(self, state: dict[str, Any]) -> None:

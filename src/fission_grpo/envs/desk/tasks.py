@@ -77,20 +77,15 @@ def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[T
 
 
 def requests_of(tasks: str) -> int | None:
-    """Number of requests per task for a name of tasks: 1 for "desk", 2 for "desk:2", None if it is not the desk's.
-
-    Raises ValueError if "desk:" is not followed by a number from 1 to MOST_REQUESTS.
-    """
+    """Number of requests per task for a name of tasks: 1 for "desk", 2 for "desk:2", None if it is not the desk's."""
     name, colon, number = tasks.partition(":")
     if name != "desk":
         return None
     if not colon:
         return 1
     if number not in map(str, range(1, MOST_REQUESTS + 1)):
-        raise ValueError(
-            f"{tasks!r} is no desk; after 'desk:' write how many requests a task has, 1 to {MOST_REQUESTS}, such as "
-            "'desk:2'"
-        )
+        wanted = f"how many requests a task has, 1 to {MOST_REQUESTS}, such as 'desk:2'"
+        raise ValueError(f"{tasks!r} is no desk; after 'desk:' write {wanted}")
     return int(number)
 
 
@@ -153,6 +148,11 @@ class ScenarioSampler:
             is_new = all(event["title"] != title for event in self.events.values())
             if is_new and self._use(f"{title} {day}"):
                 return title, f"2026-{rng.randint(1, 12):02d}-{day:02d}"
+
+    def draw_add_event(self) -> ToolCall:
+        """A call that adds a meeting at a free time."""
+        title, date = self.draw_meeting()
+        return ToolCall("add_event", {"title": title, "date": date, "time": self.draw_time()})
 
     def draw_time(self) -> str:
         """A time of day on the half hour."""
@@ -236,20 +236,17 @@ def _draw_plain(sampler: ScenarioSampler) -> DeskRequest:
         sampler.add_file()
         text, call = _draw_file_request(sampler, name, name)
     else:
-        title, date = sampler.draw_meeting()
-        time = sampler.draw_time()
-        text = f"Add {title} on {date} at {time}."
-        call = ToolCall("add_event", {"title": title, "date": date, "time": time})
+        call = sampler.draw_add_event()
+        text = "Add {title} on {date} at {time}.".format(**call.arguments)
     return DeskRequest("plain", text, call, (call,))
 
 
 def _draw_formats(sampler: ScenarioSampler) -> DeskRequest:
-    title, date = sampler.draw_meeting()
-    time = sampler.draw_time()
-    date_in_words = f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
-    written = date_in_words if sampler.rng.random() < 0.5 else date
-    call = ToolCall("add_event", {"title": title, "date": date, "time": time})
-    return DeskRequest("formats", f"Add {title} on {written} at {spoken_time(time)}.", call, (call,))
+    call = sampler.draw_add_event()
+    title, date, time = call.arguments.values()
+    if sampler.rng.random() < 0.5:
+        date = f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
+    return DeskRequest("formats", f"Add {title} on {date} at {spoken_time(time)}.", call, (call,))
 
 
 def _draw_names(sampler: ScenarioSampler) -> DeskRequest:
