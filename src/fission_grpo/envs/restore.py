@@ -36,10 +36,8 @@ def make_restorable(
     infrastructure error the reward is None. The class stays the user's own.
 
     Args:
-        make: makes the user's environment.
         run_async: runs a coroutine to its result.
         get_snapshot: from a recovery task's id to the snapshot to restore; None to replay the task's history.
-        limits: of every tool call.
         sanitize: applied to the text that `reset` returns.
     """
 

@@ -39,16 +39,13 @@ class ToolLimits:
 
 @dataclass
 class EpisodeMonitor:
-    """Guards an environment's tools and records what happens in it.
-
-    Snapshots and error are those since the last reset; the counts are kept until the trainer clears them.
-    """
+    """Guards an environment's tools and records what happens in it."""
 
     environment: Any
     limits: ToolLimits
     snapshots: list[Any] = field(default_factory=list)  # from the episode's start and after every call, if supported
     infrastructure_error: str | None = None  # why this episode cannot be judged
-    counts: Counter[str] = field(default_factory=Counter)  # events, by the names in docs/fission-grpo.md ("env/...")
+    counts: Counter[str] = field(default_factory=Counter)  # of events ("env/..."), until the trainer clears them
     takes_snapshots: bool = True  # whether `_snapshot` has worked so far
 
     def record_snapshot(self) -> None:
@@ -164,10 +161,7 @@ def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
 
 
 def guard_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
-    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`.
-
-    Raises TypeError if attributes of the environment cannot be set (`__slots__`).
-    """
+    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`."""
     monitor = EpisodeMonitor(environment, limits)
     set_attribute(environment, "_fission_monitor", monitor)
     for name, tool in tool_methods(environment).items():

@@ -42,7 +42,7 @@ class BfclState:
         return read_result(call, content)
 
     def value(self, call: ToolCall) -> Any:
-        """Make a call and return its value. Raises ValueError for an undocumented name, or the function's own error."""
+        """Make a call and return its value. Raises ValueError for undocumented names, or the function's error."""
         instance = self.instances.get(class_of(call.name))
         if instance is None:
             raise ValueError(f"no function {call.name!r} here")

@@ -48,7 +48,6 @@ def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict
     (events), which a scenario lists as `combinations`. Raises ValueError for an invalid argument.
 
     Args:
-        count: number of rows.
         seed: the same seed gives the same rows, and the first rows do not depend on `count`.
         split: "train" or "held_out".
         requests: number of requests in each row's user message, 1 to MOST_REQUESTS.
@@ -150,7 +149,7 @@ class ScenarioSampler:
                 return title, f"2026-{rng.randint(1, 12):02d}-{day:02d}"
 
     def draw_add_event(self) -> ToolCall:
-        """A call that adds a meeting at a free time."""
+        """A call that adds a meeting."""
         title, date = self.draw_meeting()
         return ToolCall("add_event", {"title": title, "date": date, "time": self.draw_time()})
 
