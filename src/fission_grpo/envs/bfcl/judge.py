@@ -50,7 +50,7 @@ def judge_turn(
 
 
 def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequence[Sequence[ToolCall]]) -> CaseVerdict:
-    """Judge the transcript of an official case (`entry`, as in BFCL's data) against the ground truth's calls by turn."""
+    """Judge the transcript of a case (`entry`, as in BFCL's data) against the ground truth's calls by turn."""
     long_context = any(word in entry["id"].rsplit("_", 1)[0] for word in ("long_context", "composite"))
     classes, config = entry["involved_classes"], entry["initial_config"]
     state, expected_state = (new_state(classes, config, long_context) for _ in range(2))
