@@ -26,7 +26,7 @@ def test_what_one_process_wrote_another_reads_and_each_writes_a_file_of_its_own(
     second.put(B, "two")
     assert (first.get(A), first.get(B)) == ("error: «é»\n\ud83d", None)
     read = ResponseCache(tmp_path / "new" / "folder")
-    assert (read.get(A), read.get(B), len(read), read.skipped) == ("error: «é»\n\ud83d", "two", 2, 0)
+    assert (read.get(A), read.get(B), len(read.texts()), read.skipped) == ("error: «é»\n\ud83d", "two", 2, 0)
     assert len(list((tmp_path / "new" / "folder").iterdir())) == 2
 
 
@@ -45,7 +45,7 @@ def test_torn_and_alien_lines_are_skipped_counted_and_told_once(tmp_path, caplog
     (tmp_path / "old.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "folder.jsonl").mkdir()
     cache = ResponseCache(tmp_path)
-    assert (len(cache), cache.get(A), cache.skipped) == (1, "good", 7)
+    assert (len(cache.texts()), cache.get(A), cache.skipped) == (1, "good", 7)
     assert [record.message.count("old.jsonl, line 2") for record in caplog.records] == [1]
 
 

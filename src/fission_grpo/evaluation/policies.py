@@ -14,7 +14,7 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.inference.endpoint import EndpointOptions
-from fission_grpo.inference.pretrained import model_path
+from fission_grpo.inference.pretrained import load_model, model_path
 
 HASHED_BYTES = 1 << 20
 """Bytes read at either end of a weight file for its fingerprint. [ours]"""
@@ -41,30 +41,19 @@ class LoadedPolicy:
 
 
 def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedPolicy:
-    """Load a transformers model into this process: on a GPU in its saved dtype, on a CPU in float32 (faster there).
-
-    Raises:
-        ValueError: there is no such model.
-        ModuleNotFoundError: transformers or torch is missing.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+    """Load a transformers model into this process, as `load_model` does."""
     from fission_grpo.inference.local import LocalPolicy
 
-    path = model_path(name)
-    on_gpu = torch.cuda.is_available()
-    placement: Any = {"dtype": "auto", "device_map": "cuda"} if on_gpu else {"dtype": torch.float32}
-    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **placement)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    model, tokenizer = load_model(name)
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
-    step, tokens = read_training_progress(Path(path))
+    path = Path(model_path(name))
+    step, tokens = read_training_progress(path)
     description = {
         "kind": "local",
         "model": name,
-        "weights": fingerprint(Path(path)),
+        "weights": fingerprint(path),
         "dtype": str(model.dtype),
         "step": step,
         "tokens": tokens,

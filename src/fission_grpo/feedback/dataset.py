@@ -1,11 +1,7 @@
 """Labelled failures as files: the data that a feedback model is trained and checked on.
 
-A folder holds `train.jsonl`, `test.jsonl` and `tools.json` (tool schemas by a short key, because thousands of rows
-share them). A row:
-
-    {"id": "x4f...", "api": "TicketAPI", "origin": "corruption:wrong_value", "kind": "wrong_call", "detail": "",
-     "messages": [...], "tools": "6d1f...", "reference": [{"name": ..., "arguments": {...}}],
-     "failed": "<tool_call>...", "call_index": null, "diagnosis": "error: ...", "teacher": "rules"}
+A folder holds `train.jsonl` and `test.jsonl`, with the rows of `write_examples`, and `tools.json`: tool schemas by a
+short key, because thousands of rows share them.
 """
 
 from __future__ import annotations
@@ -30,13 +26,9 @@ _STRINGS = ("id", "api", "origin", "kind", "detail", "failed", "diagnosis", "tea
 
 @dataclass(frozen=True)
 class FeedbackExample:
-    """A failure with its label.
+    """A failure with its label."""
 
-    The failure has one turn, without tool results; the message of the environment is `failure.detail`. The earlier
-    turns of an episode are in its task's prompt.
-    """
-
-    failure: Failure
+    failure: Failure  # of one turn, without tool results; earlier turns of an episode are in its task's prompt
     api: str  # the unit of the split: the class of the reference's tool in BFCL, else the tool's name
     origin: str  # of the failure: "corruption:<type>", "sampled:<model>", "fission", "trace"
     diagnosis: str = ""  # the teacher's feedback; "" before labelling
@@ -59,26 +51,6 @@ def tools_key(tools: Sequence[Mapping[str, Any]]) -> str:
     """Return a short hash of a sequence of tool schemas."""
     text = json.dumps([dict(tool) for tool in tools], ensure_ascii=False)
     return hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-
-
-def _example_to_json(example: FeedbackExample) -> dict[str, Any]:
-    failure = example.failure
-    assert not isinstance(failure.task.prompt, str)
-    return {
-        "id": example.id,
-        "api": example.api,
-        "origin": example.origin,
-        "kind": str(failure.kind),
-        "detail": failure.detail,
-        "messages": [dict(message) for message in failure.task.prompt],
-        "tools": tools_key(failure.tools),
-        "reference": None if failure.reference is None else [call_fields(call) for call in failure.reference],
-        "failed": failure.turns[-1].text,
-        "truncated": failure.turns[-1].truncated,
-        "call_index": failure.call_index,
-        "diagnosis": example.diagnosis,
-        "teacher": example.teacher,
-    }
 
 
 def read_example(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, FeedbackExample]:
@@ -116,8 +88,24 @@ def write_examples(path: Path, examples: Iterable[FeedbackExample]) -> None:
     tools: dict[str, Any] = json.loads(tools_path.read_text(encoding="utf-8")) if tools_path.is_file() else {}
     lines = []
     for example in examples:
-        row = _example_to_json(example)
-        tools.setdefault(row["tools"], [dict(tool) for tool in example.failure.tools])
+        failure, turn = example.failure, example.failure.turns[-1]
+        assert not isinstance(failure.task.prompt, str)
+        row = {
+            "id": example.id,
+            "api": example.api,
+            "origin": example.origin,
+            "kind": str(failure.kind),
+            "detail": failure.detail,
+            "messages": [dict(message) for message in failure.task.prompt],
+            "tools": tools_key(failure.tools),
+            "reference": None if failure.reference is None else [call_fields(call) for call in failure.reference],
+            "failed": turn.text,
+            "truncated": turn.truncated,
+            "call_index": failure.call_index,
+            "diagnosis": example.diagnosis,
+            "teacher": example.teacher,
+        }
+        tools.setdefault(row["tools"], [dict(tool) for tool in failure.tools])
         lines.append(json.dumps(row, ensure_ascii=True) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     tools_path.write_text(json.dumps(tools, ensure_ascii=True) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+from math import inf
 from pathlib import Path
 
 from fission_grpo.core.files import parse_json_lines
@@ -15,24 +16,21 @@ from fission_grpo.feedback.rules import MAX_LENGTH
 
 BUDGET, CIRCUIT_OPEN = "budget", "circuit open"
 
-HUNG_SECONDS = 1.0
-"""A cancelled request counts as lost if it waited at least this long without an answer. [ours]"""
-
+HUNG_SECONDS = 1.0  # a cancelled request counts as lost if it waited this long without an answer [ours]
 _REQUEST_FAULTS = frozenset({"HTTP 400", "HTTP 413", "HTTP 422", "too long"})  # do not concern other requests
 _log = logging.getLogger(__name__)
 
 
 class ResponseCache:
-    """A mapping from keys to texts, in memory and, with a folder, on disk. Thread-safe.
+    """A thread-safe mapping from keys to texts, in memory and, with a folder, on disk.
 
-    All `*.jsonl` files of the folder are read at the start; this process writes one more. Faults of the disk stop
-    nothing: unreadable lines are skipped, and texts that cannot be written stay in memory. Both are counted, and
-    logged once.
+    All `*.jsonl` files of the folder are read at the start; this process writes one more. Faults of the disk do not
+    raise; they are counted, and the first is logged.
     """
 
     def __init__(self, folder: Path | None):
         self.path = folder / f"diagnoses-{os.getpid()}-{secrets.token_hex(4)}.jsonl" if folder else None
-        self.skipped = 0  # lines that were no entries (torn by a crash, or foreign), and unreadable files
+        self.skipped = 0  # lines that are no entries, and unreadable files
         self.failed = 0  # texts that could not be written
         self._texts: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -43,19 +41,15 @@ class ResponseCache:
         except OSError as error:
             self._skip(f"{folder}: {error}")
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def get(self, key: str) -> str | None:
         return self._texts.get(key)
 
     def texts(self) -> dict[str, str]:
-        """Return a copy of all texts by key."""
         with self._lock:
             return dict(self._texts)
 
     def put(self, key: str, text: str) -> None:
-        """Add a text; an existing one stays. Faults of the disk do not raise."""
+        """Add a text; an existing one stays."""
         with self._lock:
             if key in self._texts:
                 return
@@ -96,30 +90,29 @@ class ResponseCache:
 class RequestLimits:
     """The budget and the circuit breaker of an endpoint; a `RequestGate`, used in the policy's thread only.
 
-    The circuit opens when `circuit_after` requests in a row are lost. A cancelled request counts if no answer arrived
-    while it waited. After `circuit_seconds` one request is admitted: if it is answered the circuit closes, else it
-    stays open as long again. `max_requests` limits tries, `max_tokens` tokens read and written.
+    The circuit opens when `circuit_after` requests in a row are lost. After `circuit_seconds` one request is admitted:
+    if it is answered the circuit closes, else it stays open as long again. The other limits are the budget, in tries
+    and in tokens read and written.
     """
 
     def __init__(self, max_requests: int | None, max_tokens: int | None, circuit_after: int, circuit_seconds: float):
-        self._max_requests, self._max_tokens = max_requests, max_tokens
+        self._max_requests = inf if max_requests is None else max_requests
+        self._max_tokens = inf if max_tokens is None else max_tokens
         self._circuit_after, self._circuit_seconds = circuit_after, circuit_seconds
-        self.requests = self.tokens = self.opened = 0
-        self._lost_in_a_row = 0
+        self.tokens = self.opened = 0
+        self._requests = self._lost_in_a_row = 0
         self._open_until: float | None = None
         self._is_probing = False
         self._last_answer = 0.0
 
     def admit(self, is_retry: bool) -> str | None:
-        if self._max_requests is not None and self.requests >= self._max_requests:
-            return BUDGET
-        if self._max_tokens is not None and self.tokens >= self._max_tokens:
+        if self._requests >= self._max_requests or self.tokens >= self._max_tokens:
             return BUDGET
         if self._open_until is not None and not is_retry:
             if self._is_probing or time.monotonic() < self._open_until:
                 return CIRCUIT_OPEN
             self._is_probing = True
-        self.requests += 1
+        self._requests += 1
         return None
 
     def record(self, reason: str | None, tokens: int, seconds: float) -> None:

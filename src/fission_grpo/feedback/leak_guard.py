@@ -1,8 +1,7 @@
 """Find reference values and tool names that a feedback text gives away.
 
-Feedback may say what is wrong with a call, but not what the right call is: a policy that reads the right value learns
-to copy it. The guard assumes a source that is careless, not one that wants to deceive it. Encodings, ciphers and
-paraphrase are not found; `benchmarks/leaks/README.md` has the list.
+A policy that reads the right value learns to copy it. The guard assumes a source that is careless, not one that wants
+to deceive it: encodings, ciphers and paraphrase are not found (`benchmarks/leaks/README.md` has the list).
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Failure, ToolCall
 from fission_grpo.feedback.value_forms import number_of, states_boolean, states_date, states_number, states_time
 
-FRAGMENT = 24
-"""A piece of a value with this many letters and digits counts as the value. [ours]"""
-
-COMMON_WORDS = frozenset(
+FRAGMENT = 24  # a piece of a value with this many letters and digits counts as the value [ours]
+COMMON_WORDS = frozenset(  # values that count only in quotes, because most texts contain them [ours]
     "a an and as at be by for i if in is it must no not of on one or the to try value you".split()  # noqa: SIM905
 )
-"""Values that count only in quotes, because most texts contain them. [ours]"""
-
 _MASK = "\0"  # replaces public text; neither a letter nor a space, so that nothing is joined across it
 _MARKS = str.maketrans(dict.fromkeys('“”„«»´‘’"', "'") | dict.fromkeys("‐‑‒–—―−", "-") | {_MASK: " "})
 _INVISIBLE = re.compile(

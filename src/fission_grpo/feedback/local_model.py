@@ -18,26 +18,23 @@ from fission_grpo.feedback.prompt import LEFT_TO_RULES, PromptSettings, read_set
 from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.local import LocalPolicy, prompt_text
-from fission_grpo.inference.pretrained import model_path
+from fission_grpo.inference.pretrained import load_model
 
-REMEMBERED = 50_000
-"""Answers kept in memory; beyond it the oldest are dropped. [ours]"""
-
+REMEMBERED = 50_000  # answers kept in memory; beyond it the oldest are dropped [ours]
 _log = logging.getLogger(__name__)
 
 
 class LocalModelFeedback:
     """Feedback of a causal language model in this process, decoded greedily in batches; a `FeedbackSource`.
 
-    The model is loaded when it is first needed (by `check`, or the first failure). Equal failures are processed once.
-    Reasons for missing feedback: those of `usable_text`, "prompt too long" and "raised <error>". Failures of the kinds
-    in `LEFT_TO_RULES` are left to the next source.
+    The model is loaded by `check`, or for the first failure. Equal failures are processed once, those of the kinds in
+    `LEFT_TO_RULES` are left to the next source. Reasons for missing feedback: those of `usable_text`, "prompt too
+    long" and "raised <error>".
 
     Args:
         model_or_path: a model with `generate`; or a folder (weights, or a LoRA adapter) or hub id.
         tokenizer: of the model, if it is not beside its weights.
         max_new_tokens: most tokens of one answer.
-        batch_size: failures per batch.
         settings: of the prompt. None: as in the folder's `simulator.json`, which training wrote; else the defaults.
     """
 
@@ -59,7 +56,6 @@ class LocalModelFeedback:
         self._counts: Counter[str] = Counter()
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
-        """Generate feedback; the futures are done."""
         start = time.monotonic()
         ids = ["" if failure.kind in LEFT_TO_RULES else recovery_id(failure) for failure in failures]
         by_id = dict(zip(ids, failures, strict=True))
@@ -121,35 +117,15 @@ class LocalModelFeedback:
         ]
 
     def _load(self) -> LocalPolicy:
-        """The model as a policy. Raises ValueError if it cannot be loaded."""
         model, tokenizer = self._model, self._tokenizer
         if self._settings is None:
             folder = model if isinstance(model, str | Path) else getattr(model, "name_or_path", "")
             self._settings = read_settings(Path(folder).expanduser())
         if self._policy is None:
             if isinstance(model, str | Path):
-                model, tokenizer = _load_model(model_path(str(model)), tokenizer)
+                model, tokenizer = load_model(str(model), tokenizer)
             self._policy = LocalPolicy(model, tokenizer, 0.0, self._max_new_tokens, self._batch_size)
         return self._policy
 
     def _count(self, name: str, number: float) -> None:
         self._counts[f"feedback/model/{name}"] += number  # pyright: ignore[reportArgumentType] - seconds are fractions
-
-
-def _load_model(path: str, tokenizer: Any) -> tuple[Any, Any]:
-    """Model and tokenizer: on a GPU in the model's dtype, on a CPU in float32. The random state is kept."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    placement: dict[str, Any] = {"dtype": torch.float32}
-    if torch.cuda.is_available():
-        placement = {"dtype": "auto", "device_map": f"cuda:{torch.cuda.current_device()}"}
-    with torch.random.fork_rng():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, **placement
-            )
-            return model, tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            problem = " ".join(str(error).split())[:300]
-            raise ValueError(f"model: {path} cannot be loaded as a causal language model ({problem})") from error

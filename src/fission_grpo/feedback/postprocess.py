@@ -1,7 +1,4 @@
-"""Extract feedback from a model's reply, or say why it cannot be used. All patterns are [ours].
-
-The checks are deterministic and cheap. Whether a text gives the reference away is decided later (`leak_guard`).
-"""
+"""Extract feedback from a model's reply, or say why it cannot be used. All patterns are [ours]."""
 
 from __future__ import annotations
 
@@ -12,9 +9,7 @@ from collections import Counter
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import Diagnosis
 
-MAX_REPLY_LENGTH = 10 * MAX_LENGTH
-"""Longest reply, in characters and without thoughts, that is searched for feedback. [ours]"""
-
+MAX_REPLY_LENGTH = 10 * MAX_LENGTH  # longest reply that is read, in characters without thoughts [ours]
 _THOUGHT_START = re.compile(r"<think(?:ing)?>")
 _THOUGHT_END = re.compile(r"</think(?:ing)?>")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -38,9 +33,7 @@ _INJECTION = re.compile(
     r"|\bsystem prompt\b|\bdeveloper mode\b",
     re.IGNORECASE,
 )
-_REFUSAL = re.compile(
-    r"(?:i['’]m sorry|i am sorry|sorry,|i can['’]?t\b|i cannot|i['’]m unable|as an ai\b)", re.IGNORECASE
-)
+_REFUSAL = re.compile(r"i['’]m sorry|i am sorry|sorry,|i can['’]?t\b|i cannot|i['’]m unable|as an ai\b", re.IGNORECASE)
 _SENTENCES = re.compile(r".*[.!?](?=[\s'\"`)]|$)", re.DOTALL)
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 
@@ -55,8 +48,7 @@ def usable_text(text: str, truncated: bool = False, context: str = "") -> Diagno
     Args:
         text: the model's reply.
         truncated: whether it reached its length limit; an incomplete last sentence is then dropped.
-        context: the text that the model was shown. Feedback may use its scripts (Greek, Han, ...); otherwise most
-            letters must be Latin.
+        context: the text that the model was shown. Most letters must be Latin or of a script in it.
     """
     text = _THOUGHT_END.split(_UNPRINTABLE.sub("", text))[-1].strip()
     if len(text) > MAX_REPLY_LENGTH or (truncated and _THOUGHT_START.search(text)):

@@ -1,4 +1,4 @@
-"""Feedback on failures: a chain of sources is asked in turn, and every text must pass the leak guard."""
+"""Request feedback from a chain of sources; every text must pass the leak guard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Feedback:
 
 
 class FeedbackRequest:
-    """A request for feedback on failures. The first source of the chain starts at once."""
+    """A request for feedback on failures; the first source of the chain starts at once."""
 
     def __init__(self, failures: Sequence[Failure], chain: Sequence[FeedbackSource]):
         self.failures, self._chain = list(failures), chain
@@ -46,9 +46,7 @@ class FeedbackRequest:
     def feedback(self, timeout: float = inf) -> list[Feedback]:
         """Wait for the answers and return one feedback per failure. Faults of sources never raise.
 
-        Args:
-            timeout: the longest wait for all sources together, in seconds. Answers that are missing by then are given
-                up ("late"), and their failures passed to the sources that answer at once.
+        Answers that are missing after `timeout` seconds are given up ("late"), and the next sources get no more time.
         """
         end = time.monotonic() + timeout
         results: dict[int, Feedback] = {}
@@ -67,7 +65,6 @@ class FeedbackRequest:
 
 
 def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
-    """Get feedback on one failure from a chain of sources."""
     return FeedbackRequest([failure], chain).feedback()[0]
 
 
@@ -78,7 +75,7 @@ def _result(future: Future[Diagnosis]) -> Diagnosis:
 
 
 def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[str | None, str | None]:
-    """The text as the policy may see it, or the reason why it may not."""
+    """The text for the policy, or the reason why there is none."""
     if not answer.text:
         return answer.text, answer.reason
     text = encodable(answer.text).strip()[:MAX_LENGTH]

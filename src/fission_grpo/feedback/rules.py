@@ -11,20 +11,16 @@ from fission_grpo.core.tool_schema import check_call, parameter_schema, tool_nam
 from fission_grpo.core.types import ErrorKind, Failure, ToolCall
 from fission_grpo.feedback.leak_guard import find_leak
 
-MAX_LENGTH = 2_000
-"""Longest feedback, in characters; the rest is cut off. [ours]"""
-
-MAX_FAULTS = 3
-"""Most faults of a wrong call that `rules` names at once. [ours]"""
+MAX_LENGTH = 2_000  # longest feedback, in characters; the rest is cut off [ours]
+MAX_FAULTS = 3  # most faults of a wrong call that `rules` names at once [ours]
 
 
 def rules(failure: Failure) -> str | None:
     """Return the most specific feedback that does not give the answer away, None if there is none.
 
     For a wrong call the task's reference is privileged input: the text says which argument is wrong, missing or
-    superfluous, or that another tool, more calls or fewer are needed, never a value or a tool's name. Of several
-    wordings, from specific to vague, the first that passes the leak guard is returned. Where an episode reported no
-    error (`low_reward`), the successful calls are compared with the expected ones, if the environment knows them.
+    superfluous, or that another tool, more calls or fewer are needed, never a value or a tool's name. Where an episode
+    reported no error (`low_reward`), its successful calls are compared with the expected ones, if there are any.
 
     Example:
         "error: `date` must match YYYY-MM-DD, got 1706745600"
@@ -36,7 +32,7 @@ def rules(failure: Failure) -> str | None:
 
 
 def _wordings(failure: Failure) -> Iterator[str]:
-    """Wordings for a failure, from specific to vague."""
+    """Wordings from specific to vague."""
     match failure.kind:
         case ErrorKind.UNPARSED:
             is_in_dialogue = failure.turns[-1].results  # the environment answered with these words

@@ -19,18 +19,16 @@ from fission_grpo.core.serialization import generator_state, set_generator
 from fission_grpo.core.types import ErrorKind, Failure
 from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, completed, state_of
 
-REMEMBERED = 64
-"""Earlier failures of each kind whose feedback may be given to later ones. [ours]"""
-
+REMEMBERED = 64  # earlier failures of each kind whose feedback may be given to later ones [ours]
 NO_OTHER = "no other failure of the kind"
 
 
 @dataclass(frozen=True, eq=False)
 class _Donor:
-    """A failure whose feedback may be given to others: root task, hash of its prompt, the source's answer."""
+    """A failure whose feedback may be given to others."""
 
-    root: str
-    prompt: str
+    root: str  # id of its root task
+    prompt: str  # a hash of its prompt
     answer: Future[Diagnosis]
 
 
@@ -39,9 +37,8 @@ class ShuffledFeedback:
 
     The failures of a batch and at most `remembered` earlier ones of each kind are put in a random order. Each failure
     gets the text of the next one in this cycle, or of a later one if the next has none, so that every text is used
-    about once. A text may happen to equal the failure's own. If no other failure has a text, the reason is `NO_OTHER`,
-    or none if the source itself leaves the failure to the next source. The result does not depend on when the source's
-    answers arrive.
+    about once, whenever the source's answers arrive. If no other failure has a text, the reason is `NO_OTHER`, or none
+    if the source itself leaves the failure to the next source.
 
     Example:
         Of the failures A, B (wrong_call) and C (no_call), A gets the feedback on B, B that on A, and C none.
@@ -60,12 +57,12 @@ class ShuffledFeedback:
             batch = [donor for donor, failure in zip(donors, failures, strict=True) if failure.kind == kind]
             order = [*batch, *self._earlier[kind]]
             self._random.shuffle(order)
-            for at, donor in enumerate(order):
-                if donor in batch:
-                    cycle = [*order[at + 1 :], *order[:at]]
-                    # one dialogue may stand under several task ids
-                    others = [one for one in cycle if one.root != donor.root and one.prompt != donor.prompt]
-                    results[donor] = _first_text([other.answer for other in others], donor.answer)
+            for donor in batch:
+                at = order.index(donor)
+                cycle = [*order[at + 1 :], *order[:at]]
+                # one dialogue may stand under several task ids
+                others = [d.answer for d in cycle if d.root != donor.root and d.prompt != donor.prompt]
+                results[donor] = _first_text(others, donor.answer)
             self._earlier[kind].extend(batch)
 
         def cancel_unused(_: Future[Diagnosis]) -> None:
@@ -84,7 +81,6 @@ class ShuffledFeedback:
         return self.source.counts()
 
     def state(self) -> dict[str, Any]:
-        """The random generator, the earlier failures with their answers, and the source's state."""
         earlier: dict[str, list[Any]] = {}
         for kind, donors in self._earlier.items():
             earlier[str(kind)] = [[d.root, d.prompt, *astuple(_result(d.answer))] for d in donors]
@@ -118,6 +114,7 @@ def _first_text(others: Sequence[Future[Diagnosis]], own: Future[Diagnosis]) -> 
         answer = None
         for future in (*others, own):
             if not future.done():
+                future.add_done_callback(advance)
                 return
             answer = _result(future)
             if future is not own and answer.text is not None:
@@ -125,11 +122,8 @@ def _first_text(others: Sequence[Future[Diagnosis]], own: Future[Diagnosis]) -> 
         else:
             is_left = answer == Diagnosis(None)  # to the next source
             answer = Diagnosis(None, None if is_left else NO_OTHER)
-        with suppress(InvalidStateError):  # set or cancelled already
+        with suppress(InvalidStateError):  # it was cancelled
             outer.set_result(answer)
 
-    for future in {*others, own}:
-        if not future.done():
-            future.add_done_callback(advance)
     advance()
     return outer

@@ -1,8 +1,6 @@
 """Feedback sources: each gives a text about a failed rollout, or a reason why it has none.
 
-The simplest source is a function `Failure -> str | None`, where None means that it has no text. A `FeedbackSource`
-handles many failures at a time, synchronously or not. Several sources make a chain: each gets the failures that the
-ones before it had no usable text for.
+Several sources make a chain: each gets the failures that the ones before it had no usable text for.
 """
 
 from __future__ import annotations
@@ -16,11 +14,9 @@ from typing import Any, Protocol
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
+# [paper] Feedback where there is nothing better, and where the simulator fails.
 FIXED_TEXT = "error: you made a mistake. please try again."
-"""[paper] Feedback where there is nothing better, and where the simulator fails."""
-
-FeedbackFunction = Callable[[Failure], str | None]
-
+FeedbackFunction = Callable[[Failure], str | None]  # the simplest source; None: it has no text
 _log = logging.getLogger(__name__)
 
 
@@ -51,15 +47,12 @@ class FeedbackSource(Protocol):
         """Check before a run that the source can be used. Raises ValueError with the fix."""
 
     def counts(self) -> Mapping[str, float]:
-        """Metrics since the last call, such as numbers of requests and tokens; often empty."""
-        ...
+        """Metrics since the last call, such as numbers of requests and tokens."""
+        return {}
 
 
-class FunctionSource:
-    """A function `Failure -> str | None` as a source. An exception is logged and costs one answer.
-
-    A callable object may have `state()` and `load_state(state)`, as a `FeedbackSource` may.
-    """
+class FunctionSource(FeedbackSource):
+    """A function as a source; a callable object may have a state. An exception is logged and costs one answer."""
 
     asynchronous = False
 
@@ -68,11 +61,6 @@ class FunctionSource:
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         return [completed(self._answer(failure)) for failure in failures]
-
-    def check(self) -> None: ...
-
-    def counts(self) -> Mapping[str, float]:
-        return {}
 
     def state(self) -> Any:
         return state_of(self.function)
@@ -125,21 +113,16 @@ SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, "environment": enviro
 def make_chain(
     feedback: str | FeedbackFunction | FeedbackSource | Sequence[str | FeedbackFunction | FeedbackSource],
 ) -> tuple[FeedbackSource, ...]:
-    """Build a chain of sources, each given by name, as a function or as a `FeedbackSource`.
-
-    A function's source has the name of the function, or of its class. Raises ValueError for anything else.
-    """
+    """Build a chain of sources, each given by name, as a function or as a `FeedbackSource`; else raise ValueError."""
     if isinstance(feedback, list | tuple):
         return tuple(source for entry in feedback for source in make_chain(entry))
     if isinstance(feedback, str) and feedback in SOURCES:
         return (FunctionSource(feedback, SOURCES[feedback]),)
-    if hasattr(feedback, "start"):
-        if not hasattr(feedback, "asynchronous"):
-            raise ValueError(f"feedback source {feedback!r} has no attribute `asynchronous` (once called `later`)")
+    if hasattr(feedback, "start") and hasattr(feedback, "asynchronous"):
         return (feedback,)  # pyright: ignore[reportReturnType]
     if callable(feedback):
         return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
     raise ValueError(
-        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a FeedbackSource, or a list "
-        f"of these; got {feedback!r}"
+        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a FeedbackSource (with "
+        f"`start` and `asynchronous`), or a list of these; got {feedback!r}"
     )

@@ -19,8 +19,6 @@ local:PATH: a trained simulator, a folder or hub id
 endpoint:MODEL: a model behind an OpenAI-compatible endpoint
 shuffled:SPEC: the feedback of SPEC on another failure, as a control
 A,B,...: A, then B for the failures that A has no text for, and so on"""
-"""The forms of a specification, one a line."""
-
 OPTIONS_HELP = 'options of the endpoint: fields of FeedbackModelOptions as JSON, such as \'{"cache": "runs/cache"}\''
 TEACHER = "teacher"
 _EXAMPLE = '{"url": "http://localhost:8000/v1", "concurrency": 8}'
@@ -38,7 +36,6 @@ def sources_from(
         spec: see `SOURCE_FORMS`. "shuffled:" applies to all that follows it, so that no failure of the control gets
             its own feedback: "shuffled:rules,fixed" has the sources "shuffled:rules" and "shuffled:fixed".
         url: of the endpoint; None for OPENAI_BASE_URL, else OpenAI's own.
-        options: of the endpoint.
         teacher_texts: labels by task id, for the source "teacher".
     """
     if spec.strip().startswith("shuffled:"):
@@ -72,8 +69,7 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
             given = json.loads(given)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"feedback_model: not JSON ({error}); write it like {_EXAMPLE}") from error
-    if given is None:
-        return None, FeedbackModelOptions()
+    given = {} if given is None else given
     if not isinstance(given, Mapping):
         raise ValueError(f"feedback_model: must be a mapping, got {quoted(given)}; write it like {_EXAMPLE}")
     known = ["url", *(field.name for field in fields(FeedbackModelOptions) if field.name != "raw")]
@@ -84,7 +80,7 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
 
 def usage_reports(chain: Sequence[FeedbackSource]) -> list[str]:
     """Return the sources' reports on requests and costs, for the end of a run."""
-    return [source.report() for source in map(_inner_source, chain) if hasattr(source, "report")]
+    return [source.report() for source in _inner_sources(chain) if hasattr(source, "report")]
 
 
 @contextmanager
@@ -93,10 +89,10 @@ def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource
     try:
         yield chain
     finally:
-        for source in map(_inner_source, chain):
+        for source in _inner_sources(chain):
             if hasattr(source, "close"):
                 source.close()
 
 
-def _inner_source(source: Any) -> Any:
-    return getattr(source, "source", source)
+def _inner_sources(chain: Sequence[FeedbackSource]) -> list[Any]:
+    return [getattr(source, "source", source) for source in chain]

@@ -49,11 +49,7 @@ def states_boolean(text: str, value: bool) -> bool:
 
 
 def states_number(text: str, number: float) -> bool:
-    """Whether a text states a number, as "1,250.00", "1 250", "1.25e3" or "one thousand two hundred and fifty".
-
-    Words for 0 and 1 count only where a value is stated ("to one"), other single words unless they count what
-    diagnoses count ("two arguments").
-    """
+    """Whether a text states a number, as "1,250.00", "1 250", "1.25e3" or "one thousand two hundred and fifty"."""
     if any(number == number_of(digits) for digits in _NUMBER.findall(text)):
         return True
     if not abs(number) < 1e15:  # also NaN
