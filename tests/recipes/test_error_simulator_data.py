@@ -71,10 +71,11 @@ class Scripted:
 
 
 def test_of_a_policy_only_the_failures_are_kept_and_attempts_are_counted():
-    came = sample_failures([StepContext(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
-    assert (came.attempts, came.lost, len(came.failures)) == (3, 1, 2)  # the empty reply did not fit the context
-    assert {one.example.origin for one in came.failures} == {"sampled:mine"}
-    assert [str(one.example.failure.kind) for one in came.failures] == ["raised", "no_call"]
+    policy = Scripted(RIGHT, WRONG, "Done.", "")
+    failures, counts = sample_failures([StepContext(TASK, refuses)], policy, "mine", samples=4)
+    assert counts == {"replies": 3, "failures": 2, "lost": 1}  # the empty reply did not fit the context
+    assert {one.example.origin for one in failures} == {"sampled:mine"}
+    assert [str(one.example.failure.kind) for one in failures] == ["raised", "no_call"]
 
 
 # --- what runs left

@@ -140,8 +140,7 @@ def metrics_table(groups: Sequence[SourceMetrics]) -> str:
 def check_command(argv: list[str]) -> int:
     """Check a source, write check.json and the files of usefulness, print tables, and return 0.
 
-    Raises:
-        ValueError: the data, the source or the options are wrong; the message says how to correct them.
+    Raises ValueError or OSError; the message says how to correct the data, the source or the options.
     """
     arguments = _parser().parse_args(argv)
     train, test = (load_examples(arguments.data / name) for name in (TRAIN, TEST))

@@ -58,13 +58,9 @@ COMMON_EXTRAS: Sequence[tuple[str, Any]] = (  # arguments that models like to ad
 
 
 def corrupt(name: str, context: CallContext, rng: random.Random) -> str | None:
-    """Apply a corruption by its name in `CORRUPTIONS`. Deterministic given `rng`.
+    """The failed turn's text that a corruption makes, by its name in `CORRUPTIONS`; None if it does not apply.
 
-    Returns:
-        str | None: the failed turn's text; None if the corruption does not apply to the call.
-
-    Raises:
-        ValueError: there is no such corruption.
+    Deterministic given `rng`. Raises ValueError for an unknown name.
     """
     if name not in CORRUPTIONS:
         raise ValueError(f"no corruption {name!r}; there are {', '.join(CORRUPTIONS)}")

@@ -72,7 +72,7 @@ def data_command(argv: list[str]) -> int:
     failures, sampled = _collect(arguments, sources)
     print(f"{len(failures):,} failures to label", file=sys.stderr)
     with closing(chain):
-        labels = label(failures, chain, arguments.seconds)
+        labels = label(failures, chain)
         for line in usage_reports(chain):
             print(line, file=sys.stderr)
     mixed = random.Random(f"{arguments.seed} order").sample(labels.labelled, len(labels.labelled))
@@ -136,18 +136,18 @@ def _read_or_generate(arguments: argparse.Namespace) -> tuple[FailureSources, tu
 
 def _collect(arguments: argparse.Namespace, sources: FailureSources) -> tuple[list[LabelledFailure], dict[str, Any]]:
     """The failures of files, policy and corruptions, and the numbers of the policy's replies."""
-    failures, sampled = list(sources.failures), {}
+    failures, record = list(sources.failures), {}
     if arguments.policy:
         if not sources.contexts:
             raise ValueError("--policy needs tasks to reply to; give a case or step-task file with --tasks")
         name, in_flight = Path(arguments.policy).name, 4 * arguments.batch_size
         with open_policy(arguments) as loaded:
-            result = sample_failures(sources.contexts, loaded.policy, name, arguments.samples, in_flight)
-        failures += result.failures
-        sampled = {"policy": name, "replies": result.attempts, "failures": len(result.failures), "lost": result.lost}
+            sampled, counts = sample_failures(sources.contexts, loaded.policy, name, arguments.samples, in_flight)
+        failures += sampled
+        record = {"policy": name, **counts}
     if not arguments.no_corruptions:
         failures += corrupt_references(sources.contexts, arguments.each, arguments.seed, sources.unused)
-    return failures, sampled
+    return failures, record
 
 
 def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], command: str) -> str:
@@ -206,7 +206,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--url", help="base URL of the teacher's endpoint; the key is read from OPENAI_API_KEY")
     add("--options", metavar="JSON", help=OPTIONS_HELP)
-    add("--seconds", type=float, default=float("inf"), help="longest wait for 256 texts of a teacher (no limit)")
     add = parser.add_argument_group("a policy's own failures").add_argument
     add("--policy", metavar="MODEL", help="folder or hub id; or a model's name at --policy_url")
     add("--policy_url", metavar="URL", help="base URL of an OpenAI-compatible endpoint")

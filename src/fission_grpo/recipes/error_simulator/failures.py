@@ -93,11 +93,7 @@ def judge_reply(context: StepContext, text: str, truncated: bool = False) -> Fai
 
 
 def api_of(failure: Failure) -> str:
-    """The API by which data is split: the BFCL class of the reference's (else the called) tool, else its name.
-
-    Example:
-        A failed `close_ticket` belongs to "TicketAPI"; without calls, reference and tools the API is "none".
-    """
+    """The API by which data is split: the BFCL class of the reference's (else the called) tool, else its name."""
     from fission_grpo.envs.bfcl.functions import class_of
 
     names = tool_names(failure.task.tools)
@@ -119,13 +115,9 @@ def unlabelled(failure: Failure, origin: str, root: str) -> LabelledFailure:
 def corrupt_references(
     contexts: Sequence[StepContext], each: int, seed: int, unused: Counter[str]
 ) -> Iterator[LabelledFailure]:
-    """Corrupt the reference calls; the corruptions used least so far come first. Deterministic.
+    """Corrupt each reference call up to `each` times; the corruptions used least so far come first.
 
-    Args:
-        contexts: step tasks.
-        each: most corruptions of one reference.
-        seed: of all choices.
-        unused: counts, by reason, the tasks that cannot be used.
+    Tasks that cannot be used are counted in `unused`, by reason.
     """
     used: Counter[str] = Counter()
     for context in contexts:
@@ -143,26 +135,12 @@ def corrupt_references(
                 yield unlabelled(failure, f"corruption:{name}", task.root)
 
 
-@dataclass(frozen=True)
-class SampledFailures:
-    """A policy's failures; `attempts` counts its replies, `lost` those that an endpoint or the context limit cost."""
-
-    failures: tuple[LabelledFailure, ...]
-    attempts: int
-    lost: int
-
-
 def sample_failures(
     contexts: Sequence[StepContext], policy: Any, name: str, samples: int = 1, in_flight: int = 64
-) -> SampledFailures:
-    """Sample a policy's replies to step tasks and keep its failures.
+) -> tuple[list[LabelledFailure], dict[str, int]]:
+    """Sample a policy's replies to step tasks; returns its failures, of origin `sampled:name`, and counts.
 
-    Args:
-        contexts: step tasks.
-        policy: a `Policy` or `AsynchronousPolicy`.
-        name: of the policy, for the failures' origin.
-        samples: replies per task.
-        in_flight: requests open at a time.
+    Lost replies are those that an endpoint or the context limit cost; they are not counted as replies.
     """
     replies: list[tuple[StepContext, Reply]] = []
 
@@ -178,7 +156,7 @@ def sample_failures(
             lost += 1
         elif failure := judge_reply(context, reply.text, reply.truncated):
             failures.append(unlabelled(failure, f"sampled:{name}", context.task.root))
-    return SampledFailures(tuple(failures), len(replies) - lost, lost)
+    return failures, {"replies": len(replies) - lost, "failures": len(failures), "lost": lost}
 
 
 @contextmanager
@@ -200,9 +178,6 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Failure
         paths: of files; a folder stands for its `fission.jsonl` or `cases.jsonl`.
         skip: cases or tasks left out at the start of every task file.
         most: cases or tasks then taken of each; 0: all.
-
-    Raises:
-        TaskFileError, RunFileError: the first mistake, with file, row and the fix.
     """
     sources = FailureSources()
     files = [(path, _file_kind(path)) for path in map(_file_of, paths)]
@@ -281,13 +256,7 @@ def _read_cases(path: Path, skip: int, most: int, sources: FailureSources) -> No
 
 
 def read_run_failures(path: Path, unused: Counter[str], notes: list[str]) -> list[LabelledFailure]:
-    """The "failed" events of a run's `fission.jsonl`.
-
-    Args:
-        path: of the file.
-        unused: counts "pushed" events of old runs, which logged no tools and reference.
-        notes: receives a remark on a half-written line.
-    """
+    """The "failed" events of a run's `fission.jsonl`. Old runs logged "pushed" events only, which are unused."""
     tools: dict[str, list[Any]] = {}
     failures: dict[str, LabelledFailure] = {}
     pushed: set[str] = set()
@@ -314,10 +283,7 @@ def read_evaluation_failures(
 ) -> list[LabelledFailure]:
     """The failed steps of an evaluation's `cases.jsonl`, with the environment's own errors.
 
-    Args:
-        path: of the file.
-        turns: by id, the user turns of cases in task files; those of BFCL's own cases are looked up.
-        unused: counts, by reason, what could not be used.
+    `turns` holds the user turns of cases in task files by id; those of BFCL's own cases are looked up.
     """
     failures: list[LabelledFailure] = []
     for record in read_records(path):

@@ -70,11 +70,7 @@ def filter_failures(
 
 
 def template(text: str) -> str:
-    """A feedback text without quoted parts and numbers.
-
-    Example:
-        "error: `id` is not right, got 7" and "... got 'x'" both give "error: `id` is not right, got _".
-    """
+    """A feedback text without quoted parts and numbers: "error: `id` is not right, got _"."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "_", text)
     return re.sub(r"\b\w*\d[\w.]*\b", "_", text)
 
@@ -143,11 +139,7 @@ def split_by_api(
 
 
 def draw_evenly(found: Sequence[LabelledFailure], most: int, seed: int) -> list[LabelledFailure]:
-    """At most `most` failures, in their order, drawn as evenly as possible over APIs and origins.
-
-    Example:
-        Of 5 failures of one API and 1 of another, at most 4: 3 and 1.
-    """
+    """At most `most` failures, in their order, drawn as evenly as possible over APIs and origins."""
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(found):
         groups[item.example.api, item.example.origin].append(index)

@@ -44,9 +44,6 @@ def is_specific(text: str, failure: Failure) -> bool:
 
     Parameters are also those of the called tools' schemas, with "_" or a space between words. The form counts where no
     call is at fault: the turn cannot be parsed, has no call, is truncated, or none was needed.
-
-    Example:
-        "error: `priority` is not right" is specific for a call with `priority`; `FIXED_TEXT` never is.
     """
     if text.strip() == FIXED_TEXT:
         return False
@@ -93,9 +90,7 @@ def make_teachers(
 ) -> tuple[FeedbackSource, ...]:
     """The chain of sources that `--teacher` names, with `pointed_rules` for the rules, checked.
 
-    Raises:
-        ValueError: there is no such source, or it cannot be used; the message says what to correct.
-        ModuleNotFoundError: an endpoint needs the `openai` package.
+    Raises ValueError if there is no such source, or if it cannot be used.
     """
     pointed = FunctionSource("rules", pointed_rules)
     chain = tuple(pointed if source.name == "rules" else source for source in sources_from(spec, url, options))
@@ -130,14 +125,8 @@ def as_error(text: str) -> str:
     return f"error: {rest}"
 
 
-def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], seconds: float = float("inf")) -> Labels:
-    """Ask the teachers about failures, in order. Errors of a teacher are counted, not raised.
-
-    Args:
-        found: failures without a feedback text.
-        chain: the teachers (`make_teachers`).
-        seconds: longest wait for one batch of one teacher.
-    """
+def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource]) -> Labels:
+    """Ask the teachers about failures, in order. Errors of a teacher are counted, not raised."""
     labelled: dict[int, LabelledFailure] = {}
     rejected: Counter[str] = Counter()
     reasons: dict[int, str] = {}
@@ -146,7 +135,7 @@ def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], sec
         for start in range(0, len(pending), BATCH):
             batch = pending[start : start + BATCH]
             request = FeedbackRequest([found[index].example.failure for index in batch], (source,))
-            for index, feedback in zip(batch, request.feedback(seconds), strict=True):
+            for index, feedback in zip(batch, request.feedback(), strict=True):
                 example = found[index].example
                 reason = _reason_against(feedback, example.failure)
                 if reason is None:

@@ -90,10 +90,7 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelConfig]:
-    """Read the YAML file and the command line; the defaults of some options depend on the model.
-
-    Raises as `parse_options` does.
-    """
+    """Read the YAML file and the command line; the defaults of some options depend on the model."""
     names = {"--model": "--model_name_or_path", "--output": "--output_dir"}
     argv = ["=".join([names.get(name, name), *value]) for name, *value in (arg.split("=", 1) for arg in argv)]
     _, _, model = parse_options(make_parser(), argv)
@@ -106,12 +103,7 @@ def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelCon
 
 
 def train_command(argv: list[str]) -> int:
-    """Run the command.
-
-    Returns:
-        0; 2 after one line on stderr about a mistake in configuration, data or model; 128 + the signal that stopped
-        the run after a checkpoint was saved. Errors during training are raised.
-    """
+    """Run the command. Returns 0; 2 after a mistake in options, data or model; 128 + the signal that stopped it."""
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
         return 0
@@ -154,8 +146,7 @@ def make_trainer(
 ) -> tuple[SFTTrainer, TrainingRows, PromptSettings]:
     """The trainer with model and data, the rows, and the settings of the prompts.
 
-    Raises:
-        UsageError, ValueError, OSError: the data or the model cannot be used.
+    Raises UsageError, ValueError or OSError if the data or the model cannot be used.
     """
     name = model.model_name_or_path
     if not name:
@@ -187,11 +178,9 @@ def make_trainer(
 
 def prompt_settings(script: SimulatorTrainArguments, default: PromptSettings) -> PromptSettings:
     """The prompt's options as given, else the model's defaults. Raises UsageError for values out of range."""
-    settings = PromptSettings(
-        SYSTEMS[script.system] if script.system else default.system,
-        default.characters if script.characters is None else script.characters,
-        default.brief if script.brief is None else script.brief,
-    )
+    system = SYSTEMS[script.system] if script.system else None
+    given = {"system": system, "characters": script.characters, "brief": script.brief}
+    settings = replace(default, **{name: value for name, value in given.items() if value is not None})
     if settings.characters < 1 or script.max_rows < 0 or script.evaluate_rows < 0:
         raise UsageError("characters must be positive, and max_rows, evaluate_rows must not be negative")
     return settings
@@ -208,11 +197,7 @@ def make_tiny_model(examples: Sequence[FeedbackExample], settings: PromptSetting
 
 
 def load_pretrained(name: str, model: ModelConfig, args: SFTConfig) -> tuple[str, Any, int | None]:
-    """A model's path (TRL loads it, with `args.model_init_kwargs`), its tokenizer, and its context length in tokens.
-
-    Raises:
-        UsageError, ValueError, OSError: there is no such model, or it has no chat template.
-    """
+    """A model's path, its tokenizer and its context length in tokens; sets `args.model_init_kwargs` for TRL."""
     path = model_path(name)
     options = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
@@ -259,10 +244,6 @@ def read_rows(data: str | None, seed: int, max_rows: int = 0, evaluate_rows: int
         seed: of the shuffle.
         max_rows: most rows to train on; 0: all.
         evaluate_rows: most rows to evaluate on, of unseen APIs and of seen ones (there at most `HELD_OUT` of all).
-
-    Raises:
-        UsageError: no data is given, a row has no feedback, or nothing is left to train on.
-        TaskFileError: a file is missing or has a mistake.
     """
     if not data:
         raise UsageError("data is missing; give the folder that `fission-grpo simulator data` wrote")

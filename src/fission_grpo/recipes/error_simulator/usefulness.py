@@ -39,14 +39,8 @@ Key = tuple[str, str]  # the name of a source and the id of a failure
 class AttemptsFile:
     """Feedback, and success by number of the attempt, in a file to which every row is written at once.
 
-    A stopped measurement can be resumed with it. A half-written last line is removed.
-
-    Args:
-        path: created if needed.
-        settings: of the measurement, as JSON values.
-
-    Raises:
-        RunFileError: the file is damaged, or was written with other settings; the message says which.
+    A stopped measurement can be resumed with it. A half-written last line is removed. Raises RunFileError if the file
+    is damaged, or was written with other settings; the message says which.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
@@ -140,18 +134,10 @@ def run_attempts(
     samples: int = 4,
     in_flight: int = 64,
 ) -> None:
-    """Request the feedback and make the attempts that the file does not hold yet.
+    """Request the feedback and make the attempts that the file does not hold yet, `samples` per failure and arm.
 
-    Args:
-        file: where results are written. Attempts lost to an endpoint are not written, and made again the next time.
-        failures: of one turn, with a reference and messages as prompt.
-        arms: chains of sources by name.
-        policy: makes the attempts.
-        samples: attempts per failure and source, 1 or more.
-        in_flight: attempts at a time.
-
-    Raises:
-        ValueError: a failure has no reference, or a prompt of plain text.
+    Attempts lost to an endpoint are not written, and made again the next time. Raises ValueError for a failure without
+    a reference, or with a prompt of plain text.
     """
     for failure in failures:
         if failure.reference is None or isinstance(failure.task.prompt, str):
@@ -209,13 +195,8 @@ class Usefulness:
 def compute_usefulness(file: AttemptsFile, failures: Sequence[str] | None = None) -> list[Usefulness]:
     """Compute success with each source, and its gain over the fixed text and over the shuffled texts.
 
-    Args:
-        file: the results.
-        failures: ids of the failures that count; None: all.
-
-    Example:
-        Two failures with two attempts each. Fixed: 0 and 1 succeed, success 0.25; rules: 1 and 2, success 0.75; the
-        gain of rules over fixed is 0.5.
+    `failures` are the ids of those that count; None: all. With two attempts at each of two failures, of which with the
+    fixed text 0 and 1 succeed and with rules 1 and 2, the gain of rules over fixed is 0.75 - 0.25.
     """
     ids = list(failures if failures is not None else dict.fromkeys(failure for _, failure in file.feedback))
     pairs = {name: file.pairs(name, ids) for name, _ in file.feedback}

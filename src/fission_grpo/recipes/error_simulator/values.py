@@ -58,11 +58,7 @@ def call_context(task: Task) -> CallContext:
 
 
 def dialogue_values(task: Task) -> list[NamedValue]:
-    """The scalars of a dialogue's calls and results, and the numbers of the user's texts; newest message first.
-
-    Example:
-        A result '{"tickets": [{"id": 7}]}' gives ("id", 7); "Close 12." gives ("", 12).
-    """
+    """The scalars of calls and results ('{"id": 7}' gives ("id", 7)) and the numbers of user texts, newest first."""
     values: list[NamedValue] = []
     for message in reversed(task.prompt if not isinstance(task.prompt, str) else ()):
         content = message.get("content") or ""
@@ -101,11 +97,7 @@ def json_type(value: Any) -> str:
 
 
 def shape_of(value: Any) -> str:
-    """A string's character classes in order, or the type of another value. Ids of one kind have one shape.
-
-    Example:
-        "USR350" and "USR7" are both "A9", "tok2497" is "a9", "2024-05-01" is "9-9-9", 7 is "integer".
-    """
+    """A string's character classes in order ("USR350" and "USR7" are both "A9"), or the type of another value."""
     if not isinstance(value, str):
         return json_type(value)
     letters = re.sub(r"[^\W\d_]+", lambda run: "A" if run[0].isupper() else "a", value)
@@ -113,11 +105,7 @@ def shape_of(value: Any) -> str:
 
 
 def allowed_values(schema: Mapping[str, Any]) -> list[Any]:
-    """A parameter's enum, else what BFCL's descriptions list after "[Enum]:"; empty if neither is there.
-
-    Example:
-        {"type": "string", "description": "The mode. [Enum]: [\\"on\\", \\"off\\"]"} allows "on" and "off".
-    """
+    """A parameter's enum, else what BFCL's descriptions list after "[Enum]:"; empty if neither is there."""
     if isinstance(schema.get("enum"), list):
         return list(schema["enum"])
     listed = _LISTED_OPTIONS.search(str(schema.get("description", "")))
@@ -130,11 +118,7 @@ def allowed_values(schema: Mapping[str, Any]) -> list[Any]:
 
 
 def change_value(value: Any, schema: Mapping[str, Any], values: Sequence[NamedValue], rng: random.Random) -> Any:
-    """Another value of the same type: an allowed one, one of the dialogue with the same shape, or a near miss.
-
-    Example:
-        "on" of a parameter that allows "on" and "off" becomes "off", 40 may become 400.
-    """
+    """Another value of the same type: an allowed one, one of the dialogue with the same shape, or a near miss."""
     allowed = [other for other in allowed_values(schema) if not same_value(other, value)]
     if allowed and isinstance(value, str):
         return rng.choice(allowed)
@@ -197,11 +181,7 @@ def other_types(value: Any) -> list[Any]:
 
 
 def reformat(value: Any) -> list[Any]:
-    """The same value in formats that a tool should reject: other date and time formats, units, case, joined lists.
-
-    Example:
-        "2024-05-01" gives "05/01/2024", "May 1, 2024" and "2024/5/1"; 250 gives "250 units", "$250" and "about 250".
-    """
+    """The same value in formats that a tool should reject. Example: 250 gives "250 units", "$250", "about 250"."""
     if isinstance(value, str):
         return [text for text in _reformat_text(value) if text != value]
     if isinstance(value, list | tuple) and value:
@@ -238,11 +218,7 @@ def _read_date(text: str) -> datetime.date | None:
 
 
 def neighbours(value: Any) -> list[Any]:
-    """The values that are off by one: of a number, of the number at the end of an id, or of a date's day.
-
-    Example:
-        7 gives 6 and 8, "USR350" gives "USR349" and "USR351", "2024-03-01" gives "2024-02-29" and "2024-03-02".
-    """
+    """Values off by one: numbers, ids ("USR350" gives "USR349" and "USR351"), days of dates."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [value - 1, value + 1]
     if not isinstance(value, str):
