@@ -52,7 +52,7 @@ def test_what_is_no_diagnosis_falls_back_and_is_counted_by_its_reason(server, sa
         (feedback,) = FeedbackRequest([failure_of()], (source, *make_chain("rules"))).feedback(20)
         assert (feedback.source, feedback.rejected) == ("rules", (("endpoint", reason),))
         assert source.counts()[f"feedback/model/no/{reason.replace(' ', '_')}"] == 1
-        assert len(source._cache) == 0
+        assert source._cache.texts() == {}
 
 
 def test_the_reference_verbatim_is_caught_by_the_leak_guard_and_counted_as_a_leak(server):

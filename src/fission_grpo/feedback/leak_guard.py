@@ -82,7 +82,6 @@ def normalize(value: Any) -> str:
 
 
 def letters_and_digits(text: str) -> str:
-    """A text without punctuation and spaces."""
     return re.sub(r"[^\w\0]|_", "", text)
 
 
@@ -136,8 +135,8 @@ def _hide_written(text: str, forms: Iterable[str], secret: Any) -> str:
         part = letters_and_digits(form)
         if form not in text or (len(part) < FRAGMENT and part != whole and part in whole):
             continue
-        edges = ("", "") if len(form) > FRAGMENT else (r"(?<!\w)", r"(?!\w)")
-        text = re.sub(edges[0] + re.escape(form) + edges[1], _MASK, text)
+        pattern = re.escape(form) if len(form) > FRAGMENT else rf"(?<!\w){re.escape(form)}(?!\w)"
+        text = re.sub(pattern, _MASK, text)
     return text
 
 

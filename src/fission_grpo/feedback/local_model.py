@@ -60,11 +60,11 @@ class LocalModelFeedback:
         ids = ["" if failure.kind in LEFT_TO_RULES else recovery_id(failure) for failure in failures]
         by_id = dict(zip(ids, failures, strict=True))
         new = [name for name in by_id if name and name not in self._known]
-        self._known |= zip(new, self._generate([by_id[name] for name in new]), strict=True)
-        results = [completed(self._known[name] if name else Diagnosis(None)) for name in ids]
-        for name in new:
-            if (self._known[name].reason or "").startswith("raised"):  # another attempt may succeed (out of memory)
-                del self._known[name]
+        answers = dict(zip(new, self._generate([by_id[name] for name in new]), strict=True))
+        results = [completed(answers.get(name) or self._known.get(name) or Diagnosis(None)) for name in ids]
+        for name, answer in answers.items():
+            if not (answer.reason or "").startswith("raised"):  # another attempt may succeed (out of memory)
+                self._known[name] = answer
         for oldest in list(self._known)[: max(0, len(self._known) - REMEMBERED)]:
             del self._known[oldest]
         requested = sum(name != "" for name in ids)

@@ -14,7 +14,7 @@ from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource
 
-LEAK, LATE = "leak", "late"
+LEAK, LATE = "leak", "late"  # reasons
 
 
 @dataclass(frozen=True)
