@@ -87,7 +87,7 @@ def test_an_unknown_option_ends_the_command_with_status_2():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "error: unknown option '--num_recoverys' "
-        "(did you mean num_recovery_generations, recovery_scope, recovery_ratio?); see --help"
+        "(did you mean num_recovery_generations, recovery_scope?); see --help"
     )
     assert "Traceback" not in done.stderr
 

@@ -7,19 +7,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-MAX_STREAMED_BATCHES = 256
-"""[ours] Longest queue if the dataset has no length."""
+MAX_STREAMED_BATCHES = 256  # [ours] longest queue if the dataset has no length
 
 PackedRows = list[tuple[dict[str, Any], int]]
 """Rows, and how often each is repeated."""
 
 
 def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
-    """Replace equal neighbours by one row and a count (a group's G rows are equal).
-
-    >>> pack_rows([{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}])
-    [({'prompt': 'a'}, 2), ({'prompt': 'b'}, 1)]
-    """
+    """Replace equal neighbours by one row and a count: a, a, b becomes (a, 2), (b, 1). A group's G rows are equal."""
     return [(row, len(list(run))) for row, run in groupby(rows)]
 
 
@@ -29,13 +24,7 @@ def unpack_rows(packed: PackedRows) -> list[dict[str, Any]]:
 
 
 def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int, processes: int) -> list[PackedRows]:
-    """This rank's part of saved batches, which may come from another number of ranks.
-
-    Args:
-        displaced: per rank of the saving run, its batches in order.
-        process_index: this rank.
-        processes: number of ranks of this run.
-    """
+    """This rank's part of saved batches (per rank of the saving run, which may have had another number of ranks)."""
     batches = []
     for rows in _global_batches(displaced):
         size = len(rows) // processes
@@ -44,10 +33,10 @@ def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int,
 
 
 def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
-    """Check that saved batches fill generation batches of this run.
+    """Check that saved batches (per rank of the saving run) fill generation batches of this run.
 
     Args:
-        displaced: per rank of the saving run, its batches in order.
+        displaced: the saved batches.
         size: rows of a generation batch of all ranks together.
         group_size: number of consecutive rows with equal prompts (G).
 
@@ -83,7 +72,7 @@ class DeferredBatches:
 
     Args:
         rows: number of rows of the dataset; None if it is streamed.
-        batch: number of different rows in a generation batch of all ranks: generation_batch_size / num_generations.
+        batch: number of different rows in a generation batch of all ranks.
     """
 
     def __init__(self, rows: int | None, batch: int):
