@@ -164,9 +164,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _next_cycle(self, inputs: list[Row]) -> Cycle:
         """Choose this cycle's rows: those of the data set, or corrective instances while the former are deferred."""
-        if not self.args.fission:
-            return Cycle(inputs, self.num_generations, self.accelerator.process_index * len(inputs))
         offset = self.accelerator.process_index * len(inputs)
+        if not self.args.fission:
+            return Cycle(inputs, self.num_generations, offset)
         self.deferred.add(inputs)
         contexts = self.fission.next_contexts(self.state.global_step)
         if not contexts:
@@ -229,7 +229,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         zero_std = zero_std_groups(rewards, cycle.group_size)
         success = group_success(gather_object([not r.verdict.failed for r in rollouts]), cycle.group_size)
         environments = LocalEnvironments(
-            self.environments, self._standalone_tools, bool(self.args.guard_tools), self._tool_schemas
+            self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
         failed: list[FailedRollout] = []
         for i, rollout in enumerate(rollouts):
