@@ -86,8 +86,7 @@ def test_an_unknown_option_ends_the_command_with_status_2():
     done = run("train", "--num_recoverys", "3")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: unknown option '--num_recoverys' "
-        "(did you mean num_recovery_generations, recovery_scope?); see --help"
+        "error: unknown option '--num_recoverys' (did you mean num_recovery_generations, recovery_scope?); see --help"
     )
     assert "Traceback" not in done.stderr
 

@@ -77,10 +77,7 @@ def progress_line(progress: RunProgress, logs: Mapping[str, float]) -> str:
 
 
 class LiveProgress(TrainerCallback):
-    """Shows `progress_line` in a rich progress bar, or as one line per log where stderr is no terminal.
-
-    Remove transformers' own `ProgressCallback` and `PrinterCallback` from the trainer when using it.
-    """
+    """Shows `progress_line` in a rich progress bar, or as one line per log where stderr is no terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None

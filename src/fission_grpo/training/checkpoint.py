@@ -32,11 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def source_states(sources: Iterable[Any]) -> list[dict[str, Any]]:
-    """Names and states of feedback sources; the state is None for a source without `state()` (see `FeedbackSource`).
-
-    Raises:
-        ValueError: a source's state is not plain JSON; the message names the source.
-    """
+    """Names and states of feedback sources; None for a source without `state()`. Raises ValueError if not JSON."""
     states = []
     for source in sources:
         state = source.state() if callable(getattr(source, "state", None)) else None
@@ -251,7 +247,7 @@ class ExactCheckpointMixin(MixinBase):
         }
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
-        """Restore what `_run_state` returned. `_restore_loss` does the loss, which transformers resets after this."""
+        """Restore what `_run_state` returned, but for the loss, which transformers resets after this."""
         self._resumed_state = resumed = state["trainer"]
         self._step, self._buffered_inputs = resumed["step"], None
         self._metrics["train"].clear()
