@@ -82,13 +82,10 @@ class LiveProgress(TrainerCallback):
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
-        self._started = 0.0
-        self._first_step = 0
-        self._first_tokens: float | None = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started, self._first_step = time.monotonic(), state.global_step
-        self._first_tokens = 0.0 if state.global_step == 0 else None
+        self._first_tokens: float | None = 0.0 if state.global_step == 0 else None
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -142,8 +139,7 @@ class TokenBudget(TrainerCallback):
 class StopAndSave(TrainerCallback):
     """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
 
-    Use it as a context manager around `train()`, in the main thread. `signal` is the number of the signal that some
-    rank received, None if there was none.
+    Use it as a context manager around `train()`, in the main thread. `signal` is the number that some rank received.
     """
 
     def __init__(self) -> None:
@@ -151,7 +147,8 @@ class StopAndSave(TrainerCallback):
         self._original_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAndSave:
-        self._original_handlers = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._original_handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:

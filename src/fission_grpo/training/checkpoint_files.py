@@ -40,12 +40,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def commit(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
-    """Write a checkpoint's manifest, flush its files, and move it to its place in one step.
+    """Write a checkpoint's manifest, flush its files, and move it from `final.parent / STAGING` to its place at once.
 
-    Args:
-        staged: the written files, in `final.parent / STAGING`.
-        final: its place. A checkpoint that is there (of an earlier part of the run) is replaced.
-        versions: of the packages that wrote it, for the manifest.
+    A checkpoint that is there (of an earlier part of the run) is replaced. `versions` go into the manifest.
 
     Raises:
         OSError: the disk is full, or cannot be written. Nothing has changed at `final` then.
@@ -112,10 +109,7 @@ def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
 
 
 def clean_staging(run: Path) -> None:
-    """Empty `STAGING` after a kill, before a run starts; logs what it does.
-
-    A complete checkpoint that was not renamed yet is moved to its place; everything else is removed.
-    """
+    """Empty `STAGING` after a kill: a complete checkpoint is moved to its place, everything else is removed."""
     staging = run / STAGING
     if not staging.is_dir():
         return
@@ -203,8 +197,7 @@ def last_complete_checkpoint(run: Path, find_problem: Callable[[Path], str | Non
 
 def require_complete(checkpoint: Path, find_problem: Callable[[Path], str | None]) -> None:
     """Raise ValueError if a checkpoint has a problem; the message names the newest one before it without."""
-    problem = find_problem(checkpoint)
-    if problem is None:
+    if (problem := find_problem(checkpoint)) is None:
         return
     earlier = [path for path in numbered(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     usable = next((path for path in reversed(earlier) if find_problem(path) is None), None)
@@ -214,12 +207,12 @@ def require_complete(checkpoint: Path, find_problem: Callable[[Path], str | None
 
 def _digest(path: Path) -> str:
     state = path.stat()
-    return _digest_of(str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+    return _cached_digest(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)  # the command and the trainer both check a checkpoint
-def _digest_of(path: str, inode: int, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
+def _cached_digest(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -76,21 +76,16 @@ class FissionGRPOConfig(GRPOConfig):
         "judged by StepReward use its correctness_threshold instead [ours].",
     )
     buffer_capacity: int = _option(
-        256,
-        "Largest number of corrective instances held; a new one replaces the oldest [ours].",
+        256, "Largest number of corrective instances held; a new one replaces the oldest [ours]."
     )
-    max_age_steps: int = _option(
-        32,
-        "Optimizer steps after which a buffered instance expires; 0 for never [ours].",
-    )
+    max_age_steps: int = _option(32, "Optimizer steps after which a buffered instance expires; 0 for never [ours].")
     max_depth: int = _option(
         1,
         "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never recover "
         "[ours].",
     )
     failure_turn: str = _option(
-        "first",
-        "Failing turn of an episode to recover from: first, last, or every one of them [ours].",
+        "first", "Failing turn of an episode to recover from: first, last, or every one of them [ours]."
     )
     recovery_scope: str = _option(
         "episode",
@@ -104,13 +99,9 @@ class FissionGRPOConfig(GRPOConfig):
         "reward variance, estimated from the group's success and the running recovery rate of the kind of failure "
         "[ours]; fifo and random for ablations.",
     )
-    recovery_ratio: float = _option(
-        0.5,
-        "Largest ratio of recover cycles to all cycles, above 0 to 0.5 [ours].",
-    )
+    recovery_ratio: float = _option(0.5, "Largest ratio of recover cycles to all cycles, above 0 to 0.5 [ours].")
     adaptive_recovery_ratio: bool = _option(
-        False,
-        "Recover less often while fewer recovery groups than explore groups have differing rewards [ours].",
+        False, "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
     )
     min_buffered: int | None = _option(
         None,
@@ -151,8 +142,7 @@ class FissionGRPOConfig(GRPOConfig):
         " TRL's own computation is used [ours].",
     )
     log_instances: bool = _option(
-        True,
-        "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk].",
+        True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
     )
 
     def __post_init__(self):

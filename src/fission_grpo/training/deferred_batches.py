@@ -19,7 +19,6 @@ def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
 
 
 def unpack_rows(packed: PackedRows) -> list[dict[str, Any]]:
-    """The rows that `pack_rows` packed, each a new dict."""
     return [dict(row) for row, count in packed for _ in range(count)]
 
 
@@ -33,15 +32,11 @@ def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int,
 
 
 def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
-    """Check that saved batches (per rank of the saving run) fill generation batches of this run.
+    """Raise ValueError unless saved batches (per rank of the saving run) fill generation batches of this run.
 
     Args:
-        displaced: the saved batches.
         size: rows of a generation batch of all ranks together.
         group_size: number of consecutive rows with equal prompts (G).
-
-    Raises:
-        ValueError: they do not; the message names the setting to change.
     """
     for rows in _global_batches(displaced):
         if len(rows) != size:
@@ -80,11 +75,9 @@ class DeferredBatches:
         self.batches: deque[PackedRows] = deque()
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append the dataset's next batch."""
         self.batches.append(pack_rows(rows))
 
     def take(self) -> list[dict[str, Any]]:
-        """Remove and return the oldest batch."""
         return unpack_rows(self.batches.popleft())
 
     def skip_newest(self) -> bool:

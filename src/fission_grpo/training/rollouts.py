@@ -173,10 +173,9 @@ class RolloutReader:
     step_reward: StepReward | None = None  # has judged the step tasks; None without any
 
     def read(self, cycle: Cycle, masks: Sequence[Sequence[int] | None], has_tools: bool) -> list[Rollout]:
-        """Return this rank's rollouts in order.
+        """Return this rank's rollouts of a scored cycle, in order.
 
         Args:
-            cycle: the cycle, with its scores.
             masks: per rollout, 1 for token ids the policy sampled and 0 for others; None where all were sampled.
             has_tools: whether texts may hold tool calls.
         """

@@ -130,7 +130,7 @@ def _message_with(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any
 
 
 def _parse_turn(tokenizer: Any, response: Any) -> Turn | None:
-    """The turn (token ids) as our parser reads it, None if `response` is no list of token ids."""
+    """The turn as our parser reads it; None if `response` is no list of token ids."""
     if not isinstance(response, list) or not response or not isinstance(response[-1], int):
         return None
     ended = response[-1] == tokenizer.eos_token_id

@@ -39,7 +39,7 @@ def shared_prefix_attention(
     shared_prefix: Layout | Decoding | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, with the signature of transformers' `AttentionInterface`.
+    """Attention of one layer, with the signature of transformers' `AttentionInterface`; returns (1, N, H, d).
 
     Args:
         query: (1, H, N, d), rotary embeddings applied.
@@ -48,9 +48,6 @@ def shared_prefix_attention(
         sliding_window: number of keys a query sees, itself included; None: all before it.
         shared_prefix: the layout of the packed row; in generation, the state of the B rows of n new tokens; None: an
             ordinary batch, computed by "sdpa".
-
-    Returns:
-        ((1, N, H, d), None).
 
     Raises:
         ValueError: the layer needs soft-capped or biased scores or sinks, which fused kernels do not support.

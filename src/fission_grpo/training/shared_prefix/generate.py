@@ -67,16 +67,14 @@ class SharedGeneration:
         remember: keep caches until `on` ends or `forget` is called, so that later turns of a dialogue (tool loops)
             read only new tokens. The weights must not change meanwhile.
 
-    Attributes:
-        counts: "shared" and "unshared" calls of `generate`, their "prompt_tokens" and the "read_tokens" of these that
-            were computed, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
-        reasons: number of unshared calls by reason.
+    `counts` has "shared" and "unshared" calls of `generate`, the "prompt_tokens" of shared ones and the "read_tokens"
+    of these that were computed, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
     """
 
     def __init__(self, remember: bool = True):
         self.remember = remember
         self.counts: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()  # unshared calls
         self._agrees: bool | None = None
         self.forget()
 

@@ -20,10 +20,10 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 
 
 class Scores(NamedTuple):
-    """Log-probabilities (B, R) and entropies (B, R; None if the head has none), 0 where a token is not scored."""
+    """(B, R) each, 0 where a token is not scored."""
 
     logps: Tensor
-    entropies: Tensor | None
+    entropies: Tensor | None  # None if the head has none
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -115,18 +115,14 @@ def shared_logps(
     policy_tokens_only: bool = False,
     max_tokens: int | None = None,
 ) -> Scores:
-    """Log-probabilities and entropies of completions, each prompt (and its dropout) computed once per group.
+    """Log-probabilities and entropies as TRL computes them, each prompt (and its dropout) once per group.
 
     Args:
         model: a model after `enable`, wrapped or not. Its head's temperature applies.
         batch: B rows, in any order; rows with equal prompts share.
-        with_gradient: (B,) bool, rows in which the loss has a gradient (see `rows_with_gradient`); the others are
-            computed without a graph. None: all.
+        with_gradient: (B,) bool, see `rows_with_gradient`; other rows are computed without a graph. None: all.
         policy_tokens_only: do not score tool results (tokens outside `tool_mask`).
         max_tokens: limit of packed tokens in one forward pass; a larger group is computed alone. None: one pass.
-
-    Returns:
-        Log-probabilities (B, R) as TRL computes them, 0 where `completion_mask` is 0; entropies alike.
     """
     wanted = batch.completion_mask.bool()
     if policy_tokens_only and batch.tool_mask is not None:
