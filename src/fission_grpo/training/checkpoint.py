@@ -187,14 +187,11 @@ class ExactCheckpointMixin(MixinBase):
     """
 
     args: Any
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._is_staging = False  # transformers is writing a checkpoint
-        self._must_push = False
-        self._sampler: Any = None
-        self._resumed_state: dict[str, Any] | None = None
-        self._first_step = 0
-        super().__init__(*args, **kwargs)
+    _is_staging = False  # transformers is writing a checkpoint
+    _must_push = False
+    _sampler: Any = None
+    _resumed_state: dict[str, Any] | None = None
+    _first_step = 0
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """TRL's, from a complete checkpoint. `resume_from_checkpoint` is `wanted` of `find_checkpoint`.
@@ -235,16 +232,15 @@ class ExactCheckpointMixin(MixinBase):
 
     def _run_state(self) -> dict[str, Any]:
         """The state that a checkpoint adds to TRL's, as JSON. Called on all ranks; the first one's is saved."""
-        return {
-            "trainer": {
-                "step": self._step,
-                "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-                "loss": gather_object([self._tr_loss.item()]),
-                "total_loss": self._total_loss_scalar,
-                "last_logged": self._globalstep_last_logged,
-                "first_step": self._first_step,
-            }
+        state = {
+            "step": self._step,
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "loss": gather_object([self._tr_loss.item()]),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "first_step": self._first_step,
         }
+        return {"trainer": state}
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Restore what `_run_state` returned, but for the loss, which transformers resets after this."""
