@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from fission_grpo.cli.simulator import simulator_command
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Task, ToolCall, Trajectory, Turn, Verdict
+from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import FeedbackExample, write_examples
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.recipes.error_simulator.check import (
     SourceAnswer,
     ask_sources,
-    check_command,
     check_source,
     compute_metrics,
     draw_examples,
@@ -65,7 +66,7 @@ def test_the_numbers_of_four_texts_are_those_counted_by_hand():
     assert (seen.name, seen.answered.of, seen.leaked.hits, seen.specific.hits) == ("seen APIs", 2, 1, 2)
     assert (unseen.answered.hits, unseen.answered.of, unseen.specific.hits) == (1, 2, 0)
     assert every.leaked.interval == pytest.approx((0.0615, 0.7923), abs=1e-4)  # Wilson, 1 of 3
-    assert every.to_json()["leaked"]["rate"] == pytest.approx(1 / 3)
+    assert metrics_json(every)["leaked"]["rate"] == pytest.approx(1 / 3)
     assert len(answers) == 8
 
 
@@ -114,7 +115,7 @@ def write_data(folder):
 
 
 def test_the_command_prints_and_writes_seen_and_unseen_apis_and_shows_leaks(tmp_path, capsys):
-    assert check_command([*write_data(tmp_path), "--source", "teacher"]) == 0
+    assert simulator_command(["check", *write_data(tmp_path), "--source", "teacher"]) == 0
     shown = capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "check.json").read_text())
     seen, unseen = written["groups"]
@@ -136,7 +137,12 @@ def test_the_command_prints_and_writes_seen_and_unseen_apis_and_shows_leaks(tmp_
 )
 def test_mistakes_are_one_line_on_stderr(options, expected, tmp_path, capsys):
     argv = write_data(tmp_path)
-    assert check_command([*argv, *(str(tmp_path / word) if word == "test.jsonl" else word for word in options)]) == 1
+    assert (
+        simulator_command(
+            ["check", *argv, *(str(tmp_path / word) if word == "test.jsonl" else word for word in options)]
+        )
+        == 1
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert expected in error

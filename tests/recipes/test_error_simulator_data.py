@@ -8,6 +8,7 @@ import pytest
 from openai_server import OpenAIServer
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, accepts, refuses
 
+from fission_grpo.cli.simulator import simulator_command
 from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import (
     ErrorKind,
@@ -19,10 +20,16 @@ from fission_grpo.core.types import (
 from fission_grpo.feedback.dataset import load_examples
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.inference.base import Reply
-from fission_grpo.recipes.error_simulator.data import data_command
-from fission_grpo.recipes.error_simulator.failure_files import read_run_failures, read_transcript_failures
-from fission_grpo.recipes.error_simulator.failures import StepContext, api_of, judge_reply, sample_failures
-from fission_grpo.recipes.error_simulator.filters import is_specific
+from fission_grpo.recipes.error_simulator.failures import (
+    StepContext,
+    api_of,
+    judge_reply,
+    read_run_failures,
+    read_sources,
+    read_transcript_failures,
+    sample_failures,
+)
+from fission_grpo.recipes.error_simulator.labels import is_specific
 from fission_grpo.report.run import read_run
 
 # --- a failure in a situation
@@ -64,10 +71,11 @@ class Scripted:
 
 
 def test_of_a_policy_only_the_failures_are_kept_and_attempts_are_counted():
-    came = sample_failures([StepContext(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
-    assert (came.attempts, came.lost, len(came.failures)) == (3, 1, 2)  # the empty reply did not fit the context
-    assert {one.example.origin for one in came.failures} == {"sampled:mine"}
-    assert [str(one.example.failure.kind) for one in came.failures] == ["raised", "no_call"]
+    policy = Scripted(RIGHT, WRONG, "Done.", "")
+    failures, counts = sample_failures([StepContext(TASK, refuses)], policy, "mine", samples=4)
+    assert counts == {"replies": 3, "failures": 2, "lost": 1}  # the empty reply did not fit the context
+    assert {one.example.origin for one in failures} == {"sampled:mine"}
+    assert [str(one.example.failure.kind) for one in failures] == ["raised", "no_call"]
 
 
 # --- what runs left
@@ -135,7 +143,7 @@ def test_a_step_task_file_becomes_data_with_a_readme(tmp_path, capsys):
     tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     argv = ["--tasks", str(tasks), "--output", str(out), "--count", "60", "--each", "8", "--alike", "40"]
-    assert data_command(argv) == 0
+    assert simulator_command(["data", *argv]) == 0
     assert "training and" in capsys.readouterr().out
     train, test = load_examples(out / "train.jsonl"), load_examples(out / "test.jsonl")
     assert not {one.api for one in train} & {one.api for one in test}
@@ -146,7 +154,7 @@ def test_a_step_task_file_becomes_data_with_a_readme(tmp_path, capsys):
     assert sum(record["train.jsonl"]["kind"].values()) == len(train)
     assert "Apache-2.0" in (out / "README.md").read_text()
     first = (out / "train.jsonl").read_text()
-    assert data_command(argv) == 0
+    assert simulator_command(["data", *argv]) == 0
     assert (out / "train.jsonl").read_text() == first
 
 
@@ -155,7 +163,7 @@ def policy_failures(tmp_path, *policy):
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{i}", **row}) + "\n" for i in range(4)))
     own = ["--no_corruptions", "--test_share", "1", "--count", "0", "--samples", "3", "--max_new_tokens", "40"]
     argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path), *own, *policy]
-    assert data_command(argv) == 0
+    assert simulator_command(["data", *argv]) == 0
     return load_examples(tmp_path / "test.jsonl"), read_record(tmp_path)["sampled"]
 
 
@@ -190,7 +198,7 @@ def test_a_local_policys_failures_are_kept_with_what_it_wrote(tmp_path):
     ],
 )
 def test_bad_options_are_one_line_that_says_what_to_correct(argv, said, tmp_path, capsys):
-    assert data_command([*argv, "--output", str(tmp_path / "out")]) in (1, 2)
+    assert simulator_command(["data", *argv, "--output", str(tmp_path / "out")]) in (1, 2)
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert said in error
@@ -199,7 +207,7 @@ def test_bad_options_are_one_line_that_says_what_to_correct(argv, said, tmp_path
 
 def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
-    assert data_command(["--tasks", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "out")]) == 1
+    assert simulator_command(["data", "--tasks", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "out")]) == 1
     assert "row 1: fields a are of no known file; give one of: case file" in capsys.readouterr().err
 
 
@@ -208,7 +216,7 @@ def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, ca
 
 def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the_test_set(tmp_path):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-    assert data_command(["--output", str(tmp_path), "--cases", "32", "--count", "240"]) == 0
+    assert simulator_command(["data", "--output", str(tmp_path), "--cases", "32", "--count", "240"]) == 0
     train, test = load_examples(tmp_path / "train.jsonl"), load_examples(tmp_path / "test.jsonl")
     assert {one.api for one in train} == {"TravelAPI", "TradingBot", "TicketAPI", "MessageAPI"}
     assert {one.api for one in test} == {"GorillaFileSystem", "VehicleControlAPI", "TwitterAPI", "MathAPI"}
@@ -220,11 +228,11 @@ def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the
 
 def test_a_bfcl_step_has_the_real_results_before_it_and_its_own_environment(monkeypatch):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-    from fission_grpo.envs.bfcl.tasks import rows_of_case, steps_of_case
+    from fission_grpo.envs.bfcl.tasks import all_rows, steps_of_case
     from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
 
     for case in generate("train", 12, 3, Mix()):
-        steps, rows = list(steps_of_case(case)), rows_of_case(case)
+        steps, rows = list(steps_of_case(case)), all_rows([case])
         begun = [step.task for step in steps if step.task.id.endswith(".0")]
         assert [task.id for task in begun] == [f"{row['id']}.0" for row in rows]
         assert [list(task.prompt) for task in begun] == [row["prompt"] for row in rows]
@@ -245,7 +253,6 @@ def test_an_evaluations_errors_are_joined_with_their_case_file(tmp_path):
         to_line,
     )
     from fission_grpo.recipes.bfcl_tasks.generate import Mix, generate
-    from fission_grpo.recipes.error_simulator.failure_files import read_sources
 
     (case,) = generate("train", 1, 0, Mix(miss_func=0, miss_param=0, classes=("TicketAPI",)))
     (tmp_path / "cases.jsonl").write_text(case.to_json() + "\n")

@@ -13,13 +13,13 @@ from fission_grpo.recipes.error_simulator.filters import (
     draw_evenly,
     draw_test_apis,
     filter_failures,
-    is_specific,
     split_by_api,
     template,
 )
 from fission_grpo.recipes.error_simulator.labels import (
     DEFAULT_TEACHERS,
     as_error,
+    is_specific,
     label,
     make_teachers,
     pointed_rules,

@@ -13,6 +13,7 @@ pytest.importorskip("trl")
 import torch
 from transformers import TrainerCallback
 
+from fission_grpo.cli.simulator import simulator_command
 from fission_grpo.core.chat import parse, render_call
 from fission_grpo.core.types import (
     ErrorKind,
@@ -26,8 +27,6 @@ from fission_grpo.feedback.prompt import SHORT_SYSTEM, SYSTEM, PromptSettings, r
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import Diagnosis, make_chain
-from fission_grpo.recipes.error_simulator.check import check_command
-from fission_grpo.recipes.error_simulator.data import data_command
 from fission_grpo.recipes.error_simulator.train import make_trainer, read_rows, train_command
 from fission_grpo.recipes.error_simulator.train import parse as parse_options
 from fission_grpo.training.callbacks import StopAndSave
@@ -83,7 +82,10 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_tasks(folder / "tasks.jsonl")
     options = "--count 66 --test_share 0.091 --test_apis save --each 8"
-    assert data_command(["--tasks", str(folder / "tasks.jsonl"), "--output", str(folder), *options.split()]) == 0
+    assert (
+        simulator_command(["data", "--tasks", str(folder / "tasks.jsonl"), "--output", str(folder), *options.split()])
+        == 0
+    )
     return folder
 
 
@@ -101,7 +103,7 @@ def trained(data, tmp_path_factory):
 def test_the_trained_model_is_checked_on_the_data_and_with_a_policy(trained, data, tmp_path, capsys):
     argv = ["--data", str(data), "--source", f"local:{trained[0]},rules", "--output", str(tmp_path), "--count", "2"]
     useful = ["--usefulness", str(data / "test.jsonl"), "--policy", "starter", "--samples", "1", "--limit", "1"]
-    assert check_command([*argv, *useful, "--max_new_tokens", "2"]) == 0
+    assert simulator_command(["check", *argv, *useful, "--max_new_tokens", "2"]) == 0
     shown = capsys.readouterr().out
     assert "unseen APIs" in shown
     groups = json.loads((tmp_path / "check.json").read_text())["groups"]

@@ -25,7 +25,6 @@ from fission_grpo.recipes.error_simulator.usefulness import (
     AttemptsFile,
     compute_usefulness,
     make_arms,
-    read_attempts,
     run_attempts,
 )
 
@@ -48,16 +47,16 @@ def mends(messages) -> str:
     return render_call(ToolCall("book", {**call.arguments, **{name: RIGHT[name] for name in named}}))
 
 
-def table(tmp_path, arms, simulator, policy=None, failures=FAILURES, samples=2, **settings):
+def table(tmp_path, arms, policy=None, failures=FAILURES, samples=2, **settings):
     with AttemptsFile(tmp_path / "usefulness.jsonl", settings) as file:
-        held = run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
-    return {one.source: one for one in compute_usefulness(held, simulator)}
+        run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
+    return {one.source: one for one in compute_usefulness(file)}
 
 
 def test_the_table_of_a_policy_that_corrects_what_is_named_is_computed_by_hand(tmp_path):
     """Rules name every fault: 3 of 3 mended. Shuffled, of a and b one is told of the other's `seats`, the rest of a
     parameter that is right already: 1 of 3, whatever the order."""
-    rows = table(tmp_path, make_arms(make_chain("rules"), "rules"), "rules")
+    rows = table(tmp_path, make_arms(make_chain("rules"), "rules"))
     hits = {name: (row.success.hits, row.success.of) for name, row in rows.items()}
     assert hits == {
         "none": (0, 6),
@@ -66,7 +65,7 @@ def test_the_table_of_a_policy_that_corrects_what_is_named_is_computed_by_hand(t
         "environment": (0, 6),
         "shuffled": (2, 6),
     }
-    assert rows["rules"].gains["fixed"].change == 1.0
+    assert (rows["rules"].gains["fixed"].change, rows["rules"].gains["fixed"].pairs) == (1.0, 3)
     assert rows["rules"].gains["shuffled"].change == pytest.approx(2 / 3)
     assert rows["shuffled"].gains["fixed"].change == pytest.approx(1 / 3)
     assert rows["rules"].success.interval == wilson(3, 3)  # all agree: failures count, not attempts
@@ -74,23 +73,17 @@ def test_the_table_of_a_policy_that_corrects_what_is_named_is_computed_by_hand(t
     assert "fixed" not in rows["fixed"].gains
 
 
-def test_fallbacks_and_equal_texts_are_counted(tmp_path):
-    rows = table(tmp_path, make_arms(make_chain("rules"), "rules"), "rules")
-    environment = rows["environment"]
-    assert (environment.own_texts, environment.rejected) == (0, {"environment: no diagnosis": 3})
-    assert [rows[name].own_texts for name in ("none", "fixed", "rules", "shuffled")] == [3, 3, 3, 3]
-    assert [rows[name].same_texts for name in ("rules", "none", "shuffled")] == [None, 0, 0]
-
-
 def test_a_leaking_diagnosis_is_replaced_counted_and_helps_nobody(tmp_path):
     leaking = FunctionSource("mine", lambda one: "error: `to` must be Oslo, `seats` must be 4")
-    row = table(tmp_path, make_arms((leaking,), "mine"), "mine")["mine"]
-    assert (row.leaks, row.own_texts, row.rejected, row.success.hits) == (3, 0, {"mine: leak": 3}, 0)
+    row = table(tmp_path, make_arms((leaking,), "mine"))["mine"]
+    feedback = AttemptsFile(tmp_path / "usefulness.jsonl", {}).feedback
+    assert [feedback["mine", one.task.id].rejected for one in FAILURES] == [(("mine", "leak"),)] * 3
+    assert (row.failures, row.success.hits) == (3, 0)
 
 
-def test_a_chains_later_source_counts_as_own_text(tmp_path):
-    row = table(tmp_path, {"both": make_chain(["environment", "rules"])}, "both")["both"]
-    assert (row.own_texts, row.success.hits, row.gains) == (3, 6, {})
+def test_a_chains_later_source_gives_its_text(tmp_path):
+    row = table(tmp_path, {"both": make_chain(["environment", "rules"])})["both"]
+    assert (row.failures, row.success.hits, row.gains) == (3, 6, {})
 
 
 def test_gains_are_paired_and_their_interval_is_over_failures(tmp_path):
@@ -105,7 +98,7 @@ def test_gains_are_paired_and_their_interval_is_over_failures(tmp_path):
         return render_call(ToolCall("book", RIGHT if good else {}))
 
     arms = {"fixed": make_chain("fixed"), "yes": (FunctionSource("yes", lambda one: "told"),)}
-    rows = table(tmp_path, arms, "yes", ScriptedPolicy(write), failures, samples=3)
+    rows = table(tmp_path, arms, ScriptedPolicy(write), failures, samples=3)
     gain = rows["yes"].gains["fixed"]
     assert (rows["yes"].success.rate, rows["fixed"].success.rate, gain.change) == (0.8, 0.3, 0.5)
     assert gain.interval == pytest.approx((0.2, 0.8), abs=0.101)
@@ -133,38 +126,39 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
     with (tmp_path / "usefulness.jsonl").open("a") as file:
         file.write('{"event": "attempt", "fail')  # killed while writing
     assert (len(asked), len(tried)) == (3, 5)
-    rows = table(tmp_path, arms, "mine", ScriptedPolicy(lambda messages: tried.append(messages) or mends(messages)))
+    rows = table(tmp_path, arms, ScriptedPolicy(lambda messages: tried.append(messages) or mends(messages)))
     assert (len(asked), len(tried)) == (3, 12)
     assert (rows["mine"].success.hits, rows["mine"].success.of, rows["fixed"].success.of) == (4, 6, 6)
     lines = [json.loads(line) for line in (tmp_path / "usefulness.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines].count("attempt") == 12
     assert sum("text" in line for line in lines if line["event"] == "attempt") == 6  # of first attempts only
-    again = {one.source: one for one in compute_usefulness(read_attempts(tmp_path / "usefulness.jsonl"), "mine")}
+    again = {one.source: one for one in compute_usefulness(AttemptsFile(tmp_path / "usefulness.jsonl", {}))}
     assert again == rows
 
 
 def test_the_simulator_is_asked_once_for_its_own_arm_and_the_shuffled_one(tmp_path):
     asked = []
     source = FunctionSource("mine", lambda one: asked.append(one.task.id) or f"error: see {one.task.id}")
-    rows = table(tmp_path, make_arms((source,), "mine"), "mine")
+    table(tmp_path, make_arms((source,), "mine"))
     assert sorted(asked) == ["a", "b", "c"]
-    assert rows["shuffled"].same_texts == 0
+    feedback = AttemptsFile(tmp_path / "usefulness.jsonl", {}).feedback
+    assert all(feedback["shuffled", name].text != feedback["mine", name].text for name in asked)
 
 
 def test_attempts_of_other_settings_are_refused_and_broken_rows_named(tmp_path):
-    table(tmp_path, {"fixed": make_chain("fixed")}, "fixed", temperature=1.0)
+    table(tmp_path, {"fixed": make_chain("fixed")}, temperature=1.0)
     with pytest.raises(RunFileError, match=r"temperature was 1.0, now 0.5.*another --output"):
         AttemptsFile(tmp_path / "usefulness.jsonl", {"temperature": 0.5})
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"event": "attempt", "failure": "a", "source": "fixed", "attempt": 0, "success": "yes"}\n')
     with pytest.raises(RunFileError, match=r"bad.jsonl, line 1: field 'success' must be bool"):
-        read_attempts(bad)
+        AttemptsFile(bad, {})
 
 
 def test_a_failure_that_nobody_can_judge_is_refused(tmp_path):
     unknown = Failure(Task("u", ({"role": "user", "content": "x"},)), FAILURES[0].turns, ErrorKind.LOW_REWARD)
     with pytest.raises(ValueError, match="'u' cannot be tried"):
-        table(tmp_path, {"fixed": make_chain("fixed")}, "fixed", failures=[unknown])
+        table(tmp_path, {"fixed": make_chain("fixed")}, failures=[unknown])
 
 
 def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
@@ -173,15 +167,15 @@ def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
     with OpenAIServer(lambda body: mends(body["messages"])) as server:
         server.faults = ["500"]
         with policy_of(server, max_retries=0, concurrency=1) as policy:
-            first = table(tmp_path, arms, "rules", policy, samples=1)["rules"]
-            second = table(tmp_path, arms, "rules", policy, samples=1)["rules"]
+            first = table(tmp_path, arms, policy, samples=1)["rules"]
+            second = table(tmp_path, arms, policy, samples=1)["rules"]
     assert (first.success.of, first.failures) == (2, 2)
     assert (second.success.hits, second.success.of) == (3, 3)
     assert len(server.asked) == 4
 
 
 def test_the_row_as_json_has_rates_and_intervals(tmp_path):
-    row = table(tmp_path, make_arms(make_chain("rules"), "rules"), "rules")["shuffled"]
+    row = table(tmp_path, make_arms(make_chain("rules"), "rules"))["shuffled"]
     written = json.loads(json.dumps(row.to_json()))
     assert written["success"]["rate"] == pytest.approx(1 / 3)
     assert written["gains"]["fixed"]["change"] == pytest.approx(1 / 3)
@@ -202,6 +196,6 @@ def test_a_wrong_specification_is_answered_with_the_forms_there_are(spec):
 
 
 def test_the_fixed_text_is_used_where_a_source_has_none(tmp_path):
-    table(tmp_path, {"mine": (FunctionSource("mine", lambda one: None),)}, "mine")
-    held = read_attempts(tmp_path / "usefulness.jsonl")
+    table(tmp_path, {"mine": (FunctionSource("mine", lambda one: None),)})
+    held = AttemptsFile(tmp_path / "usefulness.jsonl", {})
     assert {told.text for told in held.feedback.values()} == {FIXED_TEXT}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from fission_grpo.envs.bfcl import INSTALL
+
 USAGE = """\
 usage: fission-grpo simulator COMMAND [options]
 
@@ -24,22 +26,35 @@ Train a simulator and use it (docs/simulator.md):
 
 
 def simulator_command(argv: list[str]) -> int:
-    """Run a command of the group. Returns its exit status."""
+    """Run a command of the group. Returns its exit status: 0; 1 or 2 after one line about a mistake in the input."""
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    if command == "data":
-        from fission_grpo.recipes.error_simulator.data import data_command
-
-        return data_command(rest)
     if command == "train":
         from fission_grpo.recipes.error_simulator.train import train_command
 
         return train_command(rest)
-    if command == "check":
-        from fission_grpo.recipes.error_simulator.check import check_command
+    if command not in ("data", "check"):
+        print(f"error: unknown command {command!r}; commands: data, train, check", file=sys.stderr)
+        return 2
+    try:
+        return _run(command, rest)
+    except ModuleNotFoundError as error:
+        extra = {"openai": "endpoint"}.get(str(error.name), "train")
+        fix = INSTALL if str(error.name).startswith("bfcl_eval") else f"pip install 'fission-grpo[{extra}]'"
+        print(f"error: this needs {error.name}; {fix}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
-        return check_command(rest)
-    print(f"error: unknown command {command!r}; commands: data, train, check", file=sys.stderr)
-    return 2
+
+def _run(command: str, rest: list[str]) -> int:
+    if command == "data":
+        from fission_grpo.recipes.error_simulator.data import data_command
+
+        return data_command(rest)
+    from fission_grpo.recipes.error_simulator.check import check_command
+
+    return check_command(rest)

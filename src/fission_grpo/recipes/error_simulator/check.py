@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.json_io import encodable
 from fission_grpo.evaluation.intervals import wilson
-from fission_grpo.evaluation.metrics import Proportion
+from fission_grpo.evaluation.metrics import Proportion, metrics_json
 from fission_grpo.evaluation.tables import aligned, proportion_row
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.leak_guard import find_leak
@@ -27,7 +27,7 @@ from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, sources_from
 from fission_grpo.recipes.error_simulator.failures import open_policy
-from fission_grpo.recipes.error_simulator.filters import is_specific
+from fission_grpo.recipes.error_simulator.labels import is_specific
 from fission_grpo.recipes.error_simulator.usefulness import (
     AttemptsFile,
     compute_usefulness,
@@ -41,17 +41,11 @@ SHOWN = 5  # leaked and unspecific texts in check.json [ours]
 
 @dataclass(frozen=True)
 class SourceAnswer:
-    """What a chain of sources wrote about one failure.
-
-    Args:
-        example: the failure.
-        text: at most `MAX_LENGTH` characters; "" if a source is silent on purpose, None if no source answered.
-        rejected: "source: reason" for each source without a text.
-    """
+    """What a chain of sources wrote about one failure."""
 
     example: FeedbackExample
-    text: str | None
-    rejected: tuple[str, ...] = ()
+    text: str | None  # at most MAX_LENGTH characters; "" is silence on purpose, None means that no source answered
+    rejected: tuple[str, ...] = ()  # "source: reason" for each source without a text
 
     @property
     def is_leak(self) -> bool:
@@ -66,29 +60,14 @@ class SourceAnswer:
 
 @dataclass(frozen=True)
 class SourceMetrics:
-    """Metrics of a source on one group of failures, with Wilson's 95% intervals.
+    """Metrics of a source on one group of failures, with Wilson's 95% intervals."""
 
-    Args:
-        name: of the group.
-        answered: failures with a text.
-        leaked: texts that reveal the reference, of those whose failure has one.
-        specific: texts that point at the error.
-        seconds: mean wall-clock time per failure.
-        rejected: answers without a text, by "source: reason".
-    """
-
-    name: str
-    answered: Proportion
-    leaked: Proportion
-    specific: Proportion
-    seconds: float
-    rejected: dict[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, proportions with their rates."""
-        rates = {name: {"rate": value.rate} for name, value in vars(self).items() if isinstance(value, Proportion)}
-        values = asdict(self)
-        return values | {name: values[name] | rate for name, rate in rates.items()}
+    name: str  # of the group
+    answered: Proportion  # failures with a text
+    leaked: Proportion  # texts that reveal the reference, of those whose failure has one
+    specific: Proportion  # texts that point at the error
+    seconds: float  # mean wall-clock time per failure
+    rejected: dict[str, int] = field(default_factory=dict)  # answers without a text, by "source: reason"
 
 
 def ask_sources(chain: Sequence[FeedbackSource], examples: Sequence[FeedbackExample]) -> list[SourceAnswer]:
@@ -100,7 +79,7 @@ def ask_sources(chain: Sequence[FeedbackSource], examples: Sequence[FeedbackExam
         started = source.start([examples[index].failure for index in pending])
         for index, future in zip(pending, started, strict=True):
             answer = future.result()
-            text = (answer.text or "").encode("utf-8", "replace").decode().strip()[:MAX_LENGTH]
+            text = encodable(answer.text or "").strip()[:MAX_LENGTH]
             if text or answer.text == "":
                 texts[index] = text
             elif reason := answer.reason or (answer.text and "no diagnosis"):
@@ -114,16 +93,16 @@ def compute_metrics(name: str, answers: Sequence[SourceAnswer], seconds: float =
     with_reference = [answer for answer in texts if answer.example.failure.reference]
     return SourceMetrics(
         name,
-        answered=_proportion(len(texts), len(answers)),
-        leaked=_proportion(sum(answer.is_leak for answer in with_reference), len(with_reference)),
-        specific=_proportion(sum(answer.is_specific for answer in texts), len(texts)),
+        answered=_proportion([bool(answer.text) for answer in answers]),
+        leaked=_proportion([answer.is_leak for answer in with_reference]),
+        specific=_proportion([answer.is_specific for answer in texts]),
         seconds=round(seconds / len(answers), 4) if answers else 0.0,
         rejected=dict(Counter(reason for answer in answers for reason in answer.rejected).most_common()),
     )
 
 
-def _proportion(hits: int, total: int) -> Proportion:
-    return Proportion(hits, total, wilson(hits, total) if total else None)
+def _proportion(hits: Sequence[bool]) -> Proportion:
+    return Proportion(sum(hits), len(hits), wilson(sum(hits), len(hits)) if hits else None)
 
 
 def check_source(
@@ -150,8 +129,7 @@ def metrics_table(groups: Sequence[SourceMetrics]) -> str:
     """The metrics as plain text, a block for each group."""
     rows: list[tuple[str, ...]] = []
     for group in groups:
-        rows.append((group.name,))
-        rows.append(proportion_row("answered", group.answered, "failures"))
+        rows += [(group.name,), proportion_row("answered", group.answered, "failures")]
         rows += [("  not answered", "", "", f"{count:,} {reason}") for reason, count in group.rejected.items()]
         rows.append(proportion_row("leaked", group.leaked, "texts"))
         rows.append(proportion_row("specific", group.specific, "texts"))
@@ -159,31 +137,12 @@ def metrics_table(groups: Sequence[SourceMetrics]) -> str:
     return "\n".join(aligned(rows)).strip("\n")
 
 
-def _shown(answers: Sequence[SourceAnswer]) -> list[dict[str, str]]:
-    return [{"failure": answer.example.id, "text": answer.text or ""} for answer in answers[:SHOWN]]
-
-
 def check_command(argv: list[str]) -> int:
-    """Run the command. Returns 0, or 1 after one line on stderr that says what to correct."""
-    arguments = _parser().parse_args(argv)
-    try:
-        print(run_check(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        print(f"error: this needs {error.name}; pip install 'fission-grpo[train,endpoint]'", file=sys.stderr)
-        return 1
-    return 0
+    """Check a source, write check.json and the files of usefulness, print tables, and return 0.
 
-
-def run_check(arguments: Namespace) -> str:
-    """Check a source, write check.json, and return what is shown on the terminal.
-
-    Raises:
-        ValueError: the data, the source or the options are wrong; the message says how to correct them.
-        OSError: the output cannot be written.
+    Raises ValueError or OSError; the message says how to correct the data, the source or the options.
     """
+    arguments = _parser().parse_args(argv)
     train, test = (load_examples(arguments.data / name) for name in (TRAIN, TEST))
     extra = load_examples(arguments.usefulness) if arguments.usefulness else []
     if extra and not arguments.policy:
@@ -196,26 +155,27 @@ def run_check(arguments: Namespace) -> str:
         "seen APIs": [example for example in drawn if example.api in apis],
         "unseen APIs": [example for example in drawn if example.api not in apis],
     }
-    output = arguments.output
     with closing(sources_from(arguments.source, arguments.url or url, options, known_texts)) as chain:
         for source in chain:
             source.check()
-        output.mkdir(parents=True, exist_ok=True)
+        arguments.output.mkdir(parents=True, exist_ok=True)
         metrics, answers = check_source(chain, groups)
-        leaked = [answer for answer in answers if answer.is_leak]
-        unspecific = [answer for answer in answers if answer.text and not answer.is_specific]
         record = {
             "source": arguments.source,
-            "groups": [group.to_json() for group in metrics],
-            "leaked": _shown(leaked),
-            "unspecific": _shown(unspecific),
+            "groups": [metrics_json(group) for group in metrics],
+            "leaked": _shown([answer for answer in answers if answer.is_leak]),
+            "unspecific": _shown([answer for answer in answers if answer.text and not answer.is_specific]),
         }
-        _write_json(output / "check.json", record)
-        table = metrics_table(metrics)
+        _write_json(arguments.output / "check.json", record)
+        print(f"source: {arguments.source}\n{metrics_table(metrics)}")
         if extra:
-            table += "\n\n" + _measure_usefulness(arguments, chain, extra)
-    names = "check.json" + (", usefulness.json, usefulness.jsonl" if extra else "")
-    return f"source: {arguments.source}\n{table}\nwritten in {output}: {names}"
+            print(f"\n{_measure_usefulness(arguments, chain, extra)}")
+    print(f"written in {arguments.output}: check.json" + (", usefulness.json, usefulness.jsonl" if extra else ""))
+    return 0
+
+
+def _shown(answers: Sequence[SourceAnswer]) -> list[dict[str, str]]:
+    return [{"failure": answer.example.id, "text": answer.text or ""} for answer in answers[:SHOWN]]
 
 
 def _measure_usefulness(
@@ -236,8 +196,8 @@ def _measure_usefulness(
         }
         with AttemptsFile(arguments.output / "usefulness.jsonl", settings) as file:
             arms = make_arms(chain, arguments.source)
-            attempts = run_attempts(file, failures, arms, loaded.policy, arguments.samples, arguments.batch_size)
-    rows = compute_usefulness(attempts, arguments.source, [failure.task.id for failure in failures])
+            run_attempts(file, failures, arms, loaded.policy, arguments.samples, arguments.batch_size)
+    rows = compute_usefulness(file, [failure.task.id for failure in failures])
     record = {"settings": settings, "sources": [row.to_json() for row in rows]}
     _write_json(arguments.output / "usefulness.json", record)
     return usefulness_table(rows)

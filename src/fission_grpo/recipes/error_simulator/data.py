@@ -8,20 +8,19 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.errors import RunFileError, TaskFileError
-from fission_grpo.envs.bfcl import INSTALL
-from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
+from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, example_to_json, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
-from fission_grpo.recipes.error_simulator.failure_files import FailureSources, generate_contexts, read_sources
 from fission_grpo.recipes.error_simulator.failures import (
+    FailureSources,
     LabelledFailure,
+    case_contexts,
     corrupt_references,
     open_policy,
+    read_sources,
     sample_failures,
 )
 from fission_grpo.recipes.error_simulator.filters import (
@@ -37,15 +36,6 @@ README = "README.md"
 CASES_PER_EXAMPLE = 0.3
 """Cases generated per example, where no files are given; with 3 corruptions a call, about 7 examples of a case are
 kept. [ours]"""
-
-EPILOG = """\
-examples:
-  fission-grpo simulator data --output data                        2,500 examples over BFCL's environments, offline
-  fission-grpo simulator data --tasks cases.jsonl runs/mine --output data        from your cases and a run's failures
-  fission-grpo simulator data --tasks cases.jsonl --policy runs/mine --count 0 --no_corruptions --test_share 1 \\
-      --output own                                                 only a policy's own failures
-  fission-grpo simulator data --teacher endpoint:MODEL,rules --url http://localhost:8000/v1 --output data
-"""
 
 README_TEXT = """\
 # Labelled failures for an Error Simulator
@@ -66,29 +56,12 @@ right call; the leak guard does not find paraphrases.
 
 
 def data_command(argv: list[str]) -> int:
-    """Run the command. Returns 0; 1 or 2 after one line on stderr that says what to correct."""
-    arguments = data_parser().parse_args(argv)
-    try:
-        print(make_data(arguments, argv))
-    except ModuleNotFoundError as error:
-        name = str(error.name)
-        extra = "endpoint" if name == "openai" else "train"
-        fix = INSTALL if name.startswith("bfcl_eval") else f"pip install 'fission-grpo[{extra}]'"
-        print(f"error: this needs {name}; {fix}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TaskFileError | RunFileError | OSError) else 2
-    return 0
-
-
-def make_data(arguments: argparse.Namespace, argv: list[str]) -> str:
-    """Make the data and write it; returns a summary.
+    """Make the data, write it, print a summary, and return 0.
 
     Raises:
-        ValueError: options contradict each other, or no example is left.
-        TaskFileError, RunFileError: a file has a mistake.
+        ValueError: options contradict each other, a file has a mistake, or no example is left.
     """
+    arguments = _parser().parse_args(argv)
     _check(arguments)
     url, options = endpoint_options(arguments.options)
     chain = make_teachers(arguments.teacher, arguments.url or url, options)
@@ -96,24 +69,14 @@ def make_data(arguments: argparse.Namespace, argv: list[str]) -> str:
     limits = FilterLimits(arguments.shortest, arguments.longest, alike)
     started = time.monotonic()
     sources, test_apis = _read_or_generate(arguments)
-    _log_stage("sources", len(sources.contexts), "step tasks")
-    failures, sampled = list(sources.failures), {}
-    if arguments.policy:
-        more, sampled = _sample(arguments, sources)
-        failures += more
-        _log_stage("policy", len(more), "failures")
-    if not arguments.no_corruptions:
-        before = len(failures)
-        failures += corrupt_references(sources.contexts, arguments.each, arguments.seed, sources.unused)
-        _log_stage("corruptions", len(failures) - before, "failures")
+    failures, sampled = _collect(arguments, sources)
+    print(f"{len(failures):,} failures to label", file=sys.stderr)
     with closing(chain):
-        labels = label(failures, chain, arguments.seconds)
+        labels = label(failures, chain)
         for line in usage_reports(chain):
             print(line, file=sys.stderr)
-    _log_stage("labels", len(labels.labelled), "failures with feedback")
     mixed = random.Random(f"{arguments.seed} order").sample(labels.labelled, len(labels.labelled))
     kept, filtered = filter_failures(mixed, limits)
-    _log_stage("filters", len(kept), "examples")
     share = arguments.test_share
     test_apis = () if share in (0, 1) else tuple(arguments.test_apis or test_apis)
     test_apis = test_apis or draw_test_apis(kept, share, arguments.seed)
@@ -138,11 +101,8 @@ def make_data(arguments: argparse.Namespace, argv: list[str]) -> str:
         "split": dict(split.dropped),
         "seconds": round(time.monotonic() - started, 1),
     }
-    return _write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv]))
-
-
-def _log_stage(stage: str, count: int, what: str) -> None:
-    print(f"{stage}: {count:,} {what}", file=sys.stderr)
+    print(_write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv])))
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -164,23 +124,30 @@ def _read_or_generate(arguments: argparse.Namespace) -> tuple[FailureSources, tu
     """What the given files hold, or generated cases and their test APIs where no file is given."""
     if arguments.tasks:
         return read_sources(arguments.tasks, arguments.skip_cases, arguments.cases), ()
+    from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
+
     cases = arguments.cases or max(8, round(CASES_PER_EXAMPLE * (arguments.count or 2500)))
     sources = FailureSources(kinds={f"{cases} generated cases": f"BFCL's environments, seed {arguments.seed}"})
-    sources.contexts, held_out = generate_contexts(cases, arguments.seed, sources.unused)
-    return sources, held_out
+    half = max(1, cases // 2)  # over the classes to train on, and over BFCL's held-out ones
+    new = [case for split in ("train", "heldout") for case in generate(split, half, arguments.seed, Mix())]
+    sources.contexts = case_contexts(new, sources.unused)
+    return sources, SPLITS["heldout"]
 
 
-def _sample(
-    arguments: argparse.Namespace, sources: FailureSources
-) -> tuple[Sequence[LabelledFailure], dict[str, Any]]:
-    """The policy's failures on every step task, and the numbers of its replies."""
-    if not sources.contexts:
-        raise ValueError("--policy needs tasks to reply to; give a case or step-task file with --tasks")
-    name = Path(arguments.policy).name
-    with open_policy(arguments) as loaded:
-        result = sample_failures(sources.contexts, loaded.policy, name, arguments.samples, 4 * arguments.batch_size)
-    counts = {"replies": result.attempts, "failures": len(result.failures), "lost": result.lost}
-    return result.failures, {"policy": name, **counts}
+def _collect(arguments: argparse.Namespace, sources: FailureSources) -> tuple[list[LabelledFailure], dict[str, Any]]:
+    """The failures of files, policy and corruptions, and the numbers of the policy's replies."""
+    failures, record = list(sources.failures), {}
+    if arguments.policy:
+        if not sources.contexts:
+            raise ValueError("--policy needs tasks to reply to; give a case or step-task file with --tasks")
+        name, in_flight = Path(arguments.policy).name, 4 * arguments.batch_size
+        with open_policy(arguments) as loaded:
+            sampled, counts = sample_failures(sources.contexts, loaded.policy, name, arguments.samples, in_flight)
+        failures += sampled
+        record = {"policy": name, **counts}
+    if not arguments.no_corruptions:
+        failures += corrupt_references(sources.contexts, arguments.each, arguments.seed, sources.unused)
+    return failures, record
 
 
 def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], command: str) -> str:
@@ -188,15 +155,11 @@ def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOOLS).unlink(missing_ok=True)
     for name, side in sides.items():
-        examples = [item.example for item in side]
-        write_examples(folder / name, examples)
-        record[name] = {
-            "examples": len(side),
-            "origin": dict(sorted(Counter(example.origin for example in examples).items())),
-            "kind": dict(sorted(Counter(str(example.failure.kind) for example in examples).items())),
-            "api": dict(sorted(Counter(example.api for example in examples).items())),
-            "teacher": dict(sorted(Counter(example.teacher for example in examples).items())),
-        }
+        write_examples(folder / name, [item.example for item in side])
+        rows = [example_to_json(item.example) for item in side]
+        record[name] = {"examples": len(side)}
+        for column in ("origin", "kind", "api", "teacher"):
+            record[name][column] = dict(sorted(Counter(row[column] for row in rows).items()))
     train, test = len(split.train), len(split.test)
     text = README_TEXT.format(train=train, test=test, command=command, record=json.dumps(record, indent=1))
     (folder / README).write_text(text, encoding="utf-8")
@@ -209,14 +172,12 @@ def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], 
     )
 
 
-def data_parser() -> argparse.ArgumentParser:
-    """The parser of `fission-grpo simulator data`."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fission-grpo simulator data",
         description="Collect failed tool calls, label them with feedback that does not reveal the answer, filter, "
         f"split by API, and write {TRAIN}, {TEST}, {TOOLS} and a {README}.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Examples: docs/simulator.md",
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -245,7 +206,6 @@ def data_parser() -> argparse.ArgumentParser:
     )
     add("--url", help="base URL of the teacher's endpoint; the key is read from OPENAI_API_KEY")
     add("--options", metavar="JSON", help=OPTIONS_HELP)
-    add("--seconds", type=float, default=float("inf"), help="longest wait for 256 texts of a teacher (no limit)")
     add = parser.add_argument_group("a policy's own failures").add_argument
     add("--policy", metavar="MODEL", help="folder or hub id; or a model's name at --policy_url")
     add("--policy_url", metavar="URL", help="base URL of an OpenAI-compatible endpoint")
@@ -253,12 +213,7 @@ def data_parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=1.0, help="sampling temperature (default 1)")
     add("--max_new_tokens", type=int, default=256, help="of one reply (default 256)")
     add("--batch_size", type=int, default=32, help="replies sampled at a time (default 32)")
-    _add_filter_options(parser.add_argument_group("filters and split"))
-    return parser
-
-
-def _add_filter_options(group: Any) -> None:
-    add = group.add_argument
+    add = parser.add_argument_group("filters and split").add_argument
     add("--shortest", type=int, default=15, help="least characters of a feedback text (default 15)")
     add("--longest", type=int, default=500, help="most characters of a feedback text (default 500)")
     add(
@@ -275,3 +230,4 @@ def _add_filter_options(group: Any) -> None:
         "drawn by --seed",
     )
     add("--test_share", type=float, default=0.2, help="share of --count to test on; 0 or 1: all in one file (0.2)")
+    return parser

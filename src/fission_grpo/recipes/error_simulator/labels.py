@@ -7,38 +7,82 @@ Where arguments break the schema, the text must name that parameter ("Ticket wit
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fission_grpo.core.tool_schema import check_call
+from fission_grpo.core.json_io import quoted, walk_json
+from fission_grpo.core.tool_schema import check_call, parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure
 from fission_grpo.feedback.endpoint import FeedbackModelOptions
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import FeedbackSource, FunctionSource
+from fission_grpo.feedback.sources import FIXED_TEXT, FeedbackSource, FunctionSource
 from fission_grpo.feedback.spec import sources_from
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
-from fission_grpo.recipes.error_simulator.filters import is_specific
 
 DEFAULT_TEACHERS = "environment,rules"
 BATCH = 256  # failures per request [ours]
 
+_COMMON = "a b by call data error format id input key message name number of text to tool type value x y"
+COMMON_NAMES = frozenset(_COMMON.split())
+"""Parameter names that any error message may contain by chance: they count only in quotes or backticks. [ours]"""
+
+_FORM_WORDS: Mapping[ErrorKind, str] = {
+    ErrorKind.UNPARSED: r"\b(json|call|tool_call|closed?|brace|bracket|quote|arguments?)\b|<",
+    ErrorKind.NO_CALL: r"\b(call|tool)\w*",
+    ErrorKind.TRUNCATED: r"\b(cut|truncated|length|limit|short\w*|long)\b",
+    ErrorKind.OUT_OF_TURNS: r"\b(turns?|steps?|finish\w*)\b",
+}
+"""Words that make a text specific where the turn's form is at fault and not a call. [ours]"""
+
+
+def is_specific(text: str, failure: Failure) -> bool:
+    """Whether a feedback text names a tool, parameter or value of the failed turn's calls, or the fault of its form.
+
+    Parameters are also those of the called tools' schemas, with "_" or a space between words. The form counts where no
+    call is at fault: the turn cannot be parsed, has no call, is truncated, or none was needed.
+    """
+    if text.strip() == FIXED_TEXT:
+        return False
+    plain = text.casefold()
+    if any(_contains(plain, name.casefold()) for name in _names(failure)):
+        return True
+    is_needless = bool(failure.calls) and failure.reference == ()
+    words = _FORM_WORDS[ErrorKind.NO_CALL] if is_needless else _FORM_WORDS.get(failure.kind)
+    form_counts = is_needless or not failure.calls or failure.kind is ErrorKind.TRUNCATED
+    return bool(words and form_counts and re.search(words, plain))
+
+
+def _names(failure: Failure) -> Iterator[str]:
+    """The called tools, their parameters, and the values in the calls: strings of three or more letters, numbers."""
+    schemas = dict(zip(tool_names(failure.task.tools), map(parameter_schema, failure.task.tools), strict=True))
+    for call in failure.calls:
+        yield from (call.name, *call.arguments, *schemas.get(call.name, {}).get("properties", {}))
+        for _, value in walk_json(call.arguments):
+            if isinstance(value, str) and len(value.strip()) > 2:
+                yield value.strip()
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield quoted(value)
+
+
+def _contains(plain: str, name: str) -> bool:
+    """Whether lower-case text contains a name between word boundaries; a common word counts only in quotes."""
+    if name in COMMON_NAMES:
+        return re.search(rf"[`'\"]{re.escape(name)}[`'\"]", plain) is not None
+    spelled = "[ _-]".join(map(re.escape, re.split(r"[ _-]", name)))
+    return bool(name) and re.search(rf"(?<!\w){spelled}(?!\w)", plain) is not None
+
 
 @dataclass(frozen=True)
 class Labels:
-    """The result of labelling.
+    """The result of labelling."""
 
-    Args:
-        labelled: failures with a feedback text and its teacher.
-        dropped: failures without a usable text, counted by the last teacher's reason.
-        rejected: texts that were not used, counted by "teacher: reason".
-    """
-
-    labelled: tuple[LabelledFailure, ...]
-    dropped: Counter[str]
-    rejected: Counter[str]
+    labelled: tuple[LabelledFailure, ...]  # with a feedback text and its teacher
+    dropped: Counter[str]  # failures without a usable text, by the last teacher's reason
+    rejected: Counter[str]  # texts that were not used, by "teacher: reason"
 
 
 def make_teachers(
@@ -46,14 +90,10 @@ def make_teachers(
 ) -> tuple[FeedbackSource, ...]:
     """The chain of sources that `--teacher` names, with `pointed_rules` for the rules, checked.
 
-    Raises:
-        ValueError: there is no such source, or it cannot be used; the message says what to correct.
-        ModuleNotFoundError: an endpoint needs the `openai` package.
+    Raises ValueError if there is no such source, or if it cannot be used.
     """
-    chain = tuple(
-        FunctionSource("rules", pointed_rules) if source.name == "rules" else source
-        for source in sources_from(spec, url, options)
-    )
+    pointed = FunctionSource("rules", pointed_rules)
+    chain = tuple(pointed if source.name == "rules" else source for source in sources_from(spec, url, options))
     for source in chain:
         source.check()
     return chain
@@ -85,14 +125,8 @@ def as_error(text: str) -> str:
     return f"error: {rest}"
 
 
-def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], seconds: float = float("inf")) -> Labels:
-    """Ask the teachers about every failure, in order. Errors of a teacher are counted, not raised.
-
-    Args:
-        found: failures without a feedback text.
-        chain: the teachers (`make_teachers`).
-        seconds: longest wait for one batch of one teacher.
-    """
+def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource]) -> Labels:
+    """Ask the teachers about failures, in order. Errors of a teacher are counted, not raised."""
     labelled: dict[int, LabelledFailure] = {}
     rejected: Counter[str] = Counter()
     reasons: dict[int, str] = {}
@@ -101,7 +135,7 @@ def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], sec
         for start in range(0, len(pending), BATCH):
             batch = pending[start : start + BATCH]
             request = FeedbackRequest([found[index].example.failure for index in batch], (source,))
-            for index, feedback in zip(batch, request.feedback(seconds), strict=True):
+            for index, feedback in zip(batch, request.feedback(), strict=True):
                 example = found[index].example
                 reason = _reason_against(feedback, example.failure)
                 if reason is None:
@@ -111,7 +145,7 @@ def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], sec
                 reasons[index] = reason
                 if (source.name, reason) != ("environment", "no diagnosis"):  # most environments return no message
                     rejected[f"{source.name}: {reason}"] += 1
-    dropped = Counter(reasons[index] for index in range(len(found)) if index not in labelled)
+    dropped = Counter(reason for index, reason in sorted(reasons.items()) if index not in labelled)
     return Labels(tuple(labelled[index] for index in sorted(labelled)), dropped, rejected)
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, disable_progress_bars
-from transformers import AutoConfig, AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import encodable
-from fission_grpo.core.timing import format_duration
+from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, SHORT_SYSTEM, SYSTEMS, PromptSettings, write_settings
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
-from fission_grpo.recipes.error_simulator.check import check_source
+from fission_grpo.recipes.error_simulator.check import check_source, metrics_table
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
 from fission_grpo.recipes.starter_policy.train import make_model
 from fission_grpo.training.arguments import parse_options
@@ -56,35 +56,22 @@ model of 1.2M parameters, for machines without a GPU. --use_peft true trains a L
 --output_dir (or --output) holds all that a feedback source needs. Ctrl-C saves a checkpoint and says how to resume."""
 
 
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": text, **metadata})
+
+
 @dataclass
 class SimulatorTrainArguments:
     """The options of `fission-grpo simulator train` beyond TRL's own."""
 
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Folder of `fission-grpo simulator data`, with {TRAIN} and {TEST} (unseen APIs). Required."
-        },
+    data: str | None = _option(None, f"Folder of `simulator data`, with {TRAIN} and {TEST} (unseen APIs). Required.")
+    characters: int | None = _option(None, f"Longest prompt. Default: 24000; {TINY_SETTINGS.characters} for {TINY}.")
+    system: str | None = _option(
+        None, f"System prompt: full or short. Default: full; short for {TINY}.", choices=list(SYSTEMS)
     )
-    characters: int | None = field(
-        default=None,
-        metadata={"help": f"Longest prompt. Default: 24000; {TINY_SETTINGS.characters} for {TINY}."},
-    )
-    system: str | None = field(
-        default=None,
-        metadata={
-            "help": f"System prompt: full or short. Default: full; short for {TINY}.",
-            "choices": list(SYSTEMS),
-        },
-    )
-    brief: bool | None = field(
-        default=None, metadata={"help": f"Show tools as signatures only. Default: false; true for {TINY}."}
-    )
-    max_rows: int = field(default=0, metadata={"help": "Train on this many rows at most, drawn by `seed`; 0: all."})
-    evaluate_rows: int = field(
-        default=200,
-        metadata={"help": "Rows of seen and of unseen APIs on which the model is evaluated at the end; 0: none."},
-    )
+    brief: bool | None = _option(None, f"Show tools as signatures only. Default: false; true for {TINY}.")
+    max_rows: int = _option(0, "Train on this many rows at most, drawn by `seed`; 0: all.")
+    evaluate_rows: int = _option(200, "Rows of seen and of unseen APIs for the evaluation at the end; 0: none.")
 
 
 def make_parser() -> TrlParser:
@@ -103,10 +90,7 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelConfig]:
-    """Read the YAML file and the command line; the defaults of some options depend on the model.
-
-    Raises as `parse_options` does.
-    """
+    """Read the YAML file and the command line; the defaults of some options depend on the model."""
     names = {"--model": "--model_name_or_path", "--output": "--output_dir"}
     argv = ["=".join([names.get(name, name), *value]) for name, *value in (arg.split("=", 1) for arg in argv)]
     _, _, model = parse_options(make_parser(), argv)
@@ -119,17 +103,10 @@ def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelCon
 
 
 def train_command(argv: list[str]) -> int:
-    """Run the command.
-
-    Returns:
-        0; 2 after one line on stderr about a mistake in configuration, data or model; 128 + the signal that stopped
-        the run after a checkpoint was saved. Errors during training are raised.
-    """
+    """Run the command. Returns 0; 2 after a mistake in options, data or model; 128 + the signal that stopped it."""
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
         return 0
-    if not sys.stderr.isatty():
-        disable_progress_bars()  # of tokenization
     try:
         script, args, model = parse(argv)
         checkpoint = resume_point(args)
@@ -150,18 +127,16 @@ def train_command(argv: list[str]) -> int:
     trainer.save_model()
     trainer.save_state()
     minutes = round((time.monotonic() - started) / 60, 1)
-    record = {
-        "model": model.model_name_or_path,
-        "data": script.data,
-        "prompt": asdict(settings),
-        **evaluate_training(trainer, rows, settings),
-        "minutes": minutes,
-    }
+    record = {"model": model.model_name_or_path, "data": script.data, "prompt": asdict(settings)}
+    record |= {**evaluate_training(trainer, rows, settings), "minutes": minutes}
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
         write_settings(folder, settings)
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(summary(record))
+        print(
+            f"{record['trained']:,} of {record['parameters']:,} parameters trained in {minutes} minutes; rows left "
+            f"out: {record['left_out']}"
+        )
         print(f"model saved in {folder}, with {RECORD}")
     return 0
 
@@ -171,8 +146,7 @@ def make_trainer(
 ) -> tuple[SFTTrainer, TrainingRows, PromptSettings]:
     """The trainer with model and data, the rows, and the settings of the prompts.
 
-    Raises:
-        UsageError, ValueError, OSError: the data or the model cannot be used.
+    Raises UsageError, ValueError or OSError if the data or the model cannot be used.
     """
     name = model.model_name_or_path
     if not name:
@@ -186,9 +160,8 @@ def make_trainer(
         context = TINY_POSITIONS
     else:
         loaded, tokenizer, context = load_pretrained(name, model, args)
-    rows = drop_long_rows(
-        rows, settings, tokenizer, min(limit for limit in (args.max_length, context, 10**9) if limit)
-    )
+    limits = [limit for limit in (args.max_length, context) if limit]
+    rows = drop_long_rows(rows, settings, tokenizer, min(limits)) if limits else rows
     evaluated = {name: some for name, some in (("seen", rows.seen), ("unseen", rows.unseen)) if some}
     trainer = SFTTrainer(
         model=loaded,
@@ -198,20 +171,16 @@ def make_trainer(
         processing_class=tokenizer,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
-        callbacks=[SimulatorCallback(settings)],
+        callbacks=[SaveSettings(settings)],
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
     return trainer, rows, settings
 
 
 def prompt_settings(script: SimulatorTrainArguments, default: PromptSettings) -> PromptSettings:
     """The prompt's options as given, else the model's defaults. Raises UsageError for values out of range."""
-    settings = PromptSettings(
-        SYSTEMS[script.system] if script.system else default.system,
-        default.characters if script.characters is None else script.characters,
-        default.brief if script.brief is None else script.brief,
-    )
+    system = SYSTEMS[script.system] if script.system else None
+    given = {"system": system, "characters": script.characters, "brief": script.brief}
+    settings = replace(default, **{name: value for name, value in given.items() if value is not None})
     if settings.characters < 1 or script.max_rows < 0 or script.evaluate_rows < 0:
         raise UsageError("characters must be positive, and max_rows, evaluate_rows must not be negative")
     return settings
@@ -228,11 +197,7 @@ def make_tiny_model(examples: Sequence[FeedbackExample], settings: PromptSetting
 
 
 def load_pretrained(name: str, model: ModelConfig, args: SFTConfig) -> tuple[str, Any, int | None]:
-    """A model's path (TRL loads it, with `args.model_init_kwargs`), its tokenizer, and its context length in tokens.
-
-    Raises:
-        UsageError, ValueError, OSError: there is no such model, or it has no chat template.
-    """
+    """A model's path, its tokenizer and its context length in tokens; sets `args.model_init_kwargs` for TRL."""
     path = model_path(name)
     options = {"revision": model.model_revision, "trust_remote_code": args.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(path, **options)
@@ -249,22 +214,11 @@ def load_pretrained(name: str, model: ModelConfig, args: SFTConfig) -> tuple[str
     return path, tokenizer, getattr(config, "max_position_embeddings", None)
 
 
-class SimulatorCallback(TrainerCallback):
-    """Saves the prompt's settings with every checkpoint, and prints step, loss and time left on stderr."""
+class SaveSettings(TrainerCallback):
+    """Saves the prompt's settings with every checkpoint, which makes it a feedback source."""
 
     def __init__(self, settings: PromptSettings):
         self._settings = settings
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._started, self._first = time.monotonic(), state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        done = state.global_step - self._first
-        if not state.is_world_process_zero or not logs or "loss" not in logs or done < 1:
-            return
-        left = (state.max_steps - state.global_step) * (time.monotonic() - self._started) / done
-        line = f"step {state.global_step}/{state.max_steps} · loss {logs['loss']:.4f} · {format_duration(left)} left"
-        print(line, file=sys.stderr, flush=True)
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -290,44 +244,34 @@ def read_rows(data: str | None, seed: int, max_rows: int = 0, evaluate_rows: int
         seed: of the shuffle.
         max_rows: most rows to train on; 0: all.
         evaluate_rows: most rows to evaluate on, of unseen APIs and of seen ones (there at most `HELD_OUT` of all).
-
-    Raises:
-        UsageError: no data is given, a row has no feedback, or nothing is left to train on.
-        TaskFileError: a file is missing or has a mistake.
     """
     if not data:
         raise UsageError("data is missing; give the folder that `fission-grpo simulator data` wrote")
     folder = Path(data).expanduser()
-    sides: dict[str, list[FeedbackExample]] = {TRAIN: load_examples(folder / TRAIN), TEST: []}
-    if (folder / TEST).is_file() and (folder / TEST).stat().st_size:
-        sides[TEST] = load_examples(folder / TEST)
-    total = len(sides[TRAIN])
-    draw = random.Random(seed)
-    for name, examples in sides.items():
-        for example in examples:
-            if not example.diagnosis:
-                raise UsageError(f"{folder / name}, id {example.id!r}, field 'diagnosis': is empty; label it first")
-        sides[name] = [example for example in examples if example.failure.kind not in LEFT_TO_RULES]
-    train, unseen = sides[TRAIN], sides[TEST]
+    has_test = (folder / TEST).is_file() and (folder / TEST).stat().st_size
+    read = {TRAIN: load_examples(folder / TRAIN), TEST: load_examples(folder / TEST) if has_test else []}
+    for name, examples in read.items():
+        if unlabelled := [example.id for example in examples if not example.diagnosis]:
+            raise UsageError(f"{folder / name}, id {unlabelled[0]!r}, field 'diagnosis': is empty; label it first")
+    train, unseen = (
+        [example for example in examples if example.failure.kind not in LEFT_TO_RULES] for examples in read.values()
+    )
     if not train:
         kinds = ", ".join(sorted(LEFT_TO_RULES))
         raise UsageError(f"{folder / TRAIN}: every row is of a kind that is left to the rules ({kinds})")
+    draw = random.Random(seed)
     draw.shuffle(train)
     draw.shuffle(unseen)
     held_out = min(evaluate_rows, int(HELD_OUT * len(train)))
     kept = train[held_out:][: max_rows or None]
-    return TrainingRows(kept, train[:held_out], unseen[:evaluate_rows], total - len(train))
+    return TrainingRows(kept, train[:held_out], unseen[:evaluate_rows], len(read[TRAIN]) - len(train))
 
 
 def drop_long_rows(rows: TrainingRows, settings: PromptSettings, tokenizer: Any, tokens: int) -> TrainingRows:
-    """Drop training rows of more than `tokens` tokens, whose feedback would be cut off.
-
-    Raises:
-        UsageError: no row is left.
-    """
+    """Drop training rows of more than `tokens` tokens, whose feedback would be cut off; UsageError if none is left."""
     dialogues = [_dialogue(example, settings) for example in rows.train]
     encoded = [tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True) for messages in dialogues]
-    lengths = [len(one["input_ids"]) for one in encoded]
+    lengths = [len(entry["input_ids"]) for entry in encoded]
     kept = [example for example, length in zip(rows.train, lengths, strict=True) if length <= tokens]
     if not kept:
         raise UsageError(
@@ -368,24 +312,9 @@ def evaluate_training(trainer: SFTTrainer, rows: TrainingRows, settings: PromptS
     for name, examples in (("seen", rows.seen), ("unseen", rows.unseen)):
         if examples:
             record["evaluation_loss"][name] = round(logs[f"eval_{name}_loss"], 4)
-            (metrics,), answers = check_source([source], {name: examples})
+            metrics, answers = check_source([source], {name: examples})
             exact = sum(answer.text == answer.example.diagnosis for answer in answers) / len(answers)
-            record["trial"][name] = {"rows": len(answers), "exact": round(exact, 4), **metrics.to_json()}
+            record["trial"][name] = {"rows": len(answers), "exact": round(exact, 4), **metrics_json(metrics[0])}
+            if trainer.is_world_process_zero():
+                print(f"{metrics_table(metrics)}\nequal to the teacher   {exact:.3f}")
     return record
-
-
-def summary(record: dict[str, Any]) -> str:
-    """A few lines for the terminal."""
-    lines = [
-        f"{record['model']}: {record['trained']:,} of {record['parameters']:,} parameters trained on "
-        f"{record['rows']['train']:,} rows, {record['steps']} steps, {record['minutes']} minutes"
-    ]
-    lines += [f"{count:,} rows left out: {why}" for why, count in record["left_out"].items() if count]
-    if losses := record["losses"]:
-        lines.append(f"training loss {losses[0]['loss']} -> {losses[-1]['loss']}")
-    for name, trial in record.get("trial", {}).items():
-        rates = [f"{key} {trial[key]['rate'] or 0.0:.1%}" for key in ("answered", "specific", "leaked")]
-        shown = ", ".join([f"equal to the teacher {trial['exact']:.1%}", *rates])
-        lines.append(f"{name} APIs, {trial['rows']} rows: loss {record['evaluation_loss'][name]}, {shown}")
-        lines += [f"  not answered: {count:,} {reason}" for reason, count in trial["rejected"].items()]
-    return "\n".join(lines)

@@ -7,8 +7,6 @@ training. Controls: no text, the fixed text, rules, the environment's message, a
 from __future__ import annotations
 
 import json
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
@@ -26,49 +24,31 @@ from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Progress, cut_half_line
 from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.evaluation.tables import aligned
-from fission_grpo.feedback.request import LEAK, Feedback, FeedbackRequest
+from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.shuffled import ShuffledFeedback
 from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, make_chain
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
-CONTROLS = ("none", "fixed", "rules", "environment")
 FIXED, SHUFFLED = "fixed", "shuffled"
+CONTROLS = ("none", FIXED, "rules", "environment")
 
-Key = tuple[str, str]
-"""The name of a source and the id of a failure."""
-
-
-@dataclass
-class Attempts:
-    """The contents of an attempts file: the feedback, and success by number of the attempt."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    feedback: dict[Key, Feedback] = field(default_factory=dict)
-    outcomes: dict[Key, dict[int, bool]] = field(default_factory=dict)
-
-    def pair(self, source: str, failure: str) -> Pair:
-        """Successes and attempts of a failure with a source."""
-        outcomes = self.outcomes.get((source, failure), {})
-        return sum(outcomes.values()), len(outcomes)
+Key = tuple[str, str]  # the name of a source and the id of a failure
 
 
 class AttemptsFile:
-    """Appends feedback and attempts to a file, each flushed at once, so that a stopped measurement can be resumed.
+    """Feedback, and success by number of the attempt, in a file to which every row is written at once.
 
-    Args:
-        path: created if needed. A half-written last line is removed.
-        settings: of the measurement, as JSON values.
-
-    Raises:
-        RunFileError: the file is damaged, or was written with other settings; the message says which.
+    A stopped measurement can be resumed with it. A half-written last line is removed. Raises RunFileError if the file
+    is damaged, or was written with other settings; the message says which.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.feedback: dict[Key, Feedback] = {}
+        self.outcomes: dict[Key, dict[int, bool]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_half_line(path)
-        self.attempts = read_attempts(path) if path.is_file() else Attempts()
-        known, wanted = self.attempts.settings, json.loads(json.dumps(dict(settings)))
+        known, wanted = self._read(path), json.loads(json.dumps(dict(settings)))
         if known and known != wanted:
             changed = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
             what = "; ".join(f"{name} was {known.get(name)!r}, now {wanted.get(name)!r}" for name in changed)
@@ -78,7 +58,6 @@ class AttemptsFile:
         self._file = path.open("a", encoding="utf-8")
         if not known:
             self._write({"event": "settings", "settings": wanted})
-            self.attempts.settings = wanted
 
     def __enter__(self) -> AttemptsFile:
         return self
@@ -90,42 +69,40 @@ class AttemptsFile:
         """Append the feedback of a source on a failure."""
         row = {"text": feedback.text, "by": feedback.source, "rejected": [list(pair) for pair in feedback.rejected]}
         self._write({"event": "feedback", "failure": key[1], "source": key[0], **row})
-        self.attempts.feedback[key] = feedback
+        self.feedback[key] = feedback
 
     def add_attempt(self, key: Key, number: int, success: bool, reply: str) -> None:
         """Append an attempt; the reply is kept for the first one only."""
         row = {"event": "attempt", "failure": key[1], "source": key[0], "attempt": number, "success": success}
         self._write(row | ({"text": reply} if number == 0 else {}))
-        self.attempts.outcomes.setdefault(key, {})[number] = success
+        self.outcomes.setdefault(key, {})[number] = success
+
+    def pairs(self, source: str, failures: Sequence[str]) -> list[Pair]:
+        """Successes and attempts with a source, for each of the failures."""
+        outcomes = [self.outcomes.get((source, failure), {}) for failure in failures]
+        return [(sum(successes.values()), len(successes)) for successes in outcomes]
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Read the file; returns the settings it was written with."""
+        settings: dict[str, Any] = {}
+        for line in read_lines(path, []):
+            event = line.take("event", str)
+            if event == "settings":
+                settings = dict(line.take("settings", dict))
+                continue
+            key = line.take("source", str), line.take("failure", str)
+            if event == "feedback":
+                rejected = tuple((str(source), str(reason)) for source, reason in line.take_all("rejected", list))
+                self.feedback[key] = Feedback(line.take("text", str), line.take("by", str), rejected)
+            elif event == "attempt":
+                self.outcomes.setdefault(key, {})[line.take("attempt", int)] = line.take("success", bool)
+            else:
+                raise line.wrong(f"field 'event' must be settings, feedback or attempt, but is {event!r}")
+        return settings
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-
-def read_attempts(path: Path) -> Attempts:
-    """Read an attempts file.
-
-    Raises:
-        RunFileError: it does not exist or is damaged; the message names file, line and field.
-    """
-    if not path.is_file():
-        raise RunFileError(f"{path}: no such file; make it with `fission-grpo simulator check --usefulness`")
-    attempts = Attempts()
-    for line in read_lines(path, []):
-        event = line.take("event", str)
-        if event == "settings":
-            attempts.settings = dict(line.take("settings", dict))
-            continue
-        key = line.take("source", str), line.take("failure", str)
-        if event == "feedback":
-            rejected = tuple((str(source), str(reason)) for source, reason in line.take_all("rejected", list))
-            attempts.feedback[key] = Feedback(line.take("text", str), line.take("by", str), rejected)
-        elif event == "attempt":
-            attempts.outcomes.setdefault(key, {})[line.take("attempt", int)] = line.take("success", bool)
-        else:
-            raise line.wrong(f"field 'event' must be settings, feedback or attempt, but is {event!r}")
-    return attempts
 
 
 def make_arms(chain: Sequence[FeedbackSource], name: str) -> dict[str, tuple[FeedbackSource, ...]]:
@@ -140,18 +117,13 @@ class _CachedSource:
 
     def __init__(self, source: FeedbackSource):
         self.source, self.name, self.asynchronous = source, source.name, source.asynchronous
+        self.check, self.counts = source.check, source.counts
         self._answers: dict[str, Future[Diagnosis]] = {}
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         new = {name: failure for failure in failures if (name := recovery_id(failure)) not in self._answers}
         self._answers |= zip(new, self.source.start(list(new.values())), strict=True)
         return [self._answers[recovery_id(failure)] for failure in failures]
-
-    def check(self) -> None:
-        self.source.check()
-
-    def counts(self) -> Mapping[str, float]:
-        return self.source.counts()
 
 
 def run_attempts(
@@ -161,29 +133,17 @@ def run_attempts(
     policy: Policy | AsynchronousPolicy,
     samples: int = 4,
     in_flight: int = 64,
-) -> Attempts:
-    """Request the feedback and make the attempts that the file does not hold yet.
+) -> None:
+    """Request the feedback and make the attempts that the file does not hold yet, `samples` per failure and arm.
 
-    Args:
-        file: where results are written. Attempts lost to an endpoint are not written, and made again the next time.
-        failures: of one turn, with a reference and messages as prompt.
-        arms: chains of sources by name.
-        policy: makes the attempts.
-        samples: attempts per failure and source, 1 or more.
-        in_flight: attempts at a time.
-
-    Returns:
-        Attempts: everything the file holds now.
-
-    Raises:
-        ValueError: a failure has no reference, or a prompt of plain text.
+    Attempts lost to an endpoint are not written, and made again the next time. Raises ValueError for a failure without
+    a reference, or with a prompt of plain text.
     """
     for failure in failures:
         if failure.reference is None or isinstance(failure.task.prompt, str):
             raise ValueError(f"failure {failure.task.id!r} cannot be tried: it needs messages and reference calls")
-    attempts = file.attempts
     for name, chain in arms.items():
-        new = [failure for failure in failures if (name, failure.task.id) not in attempts.feedback]
+        new = [failure for failure in failures if (name, failure.task.id) not in file.feedback]
         for failure, feedback in zip(new, FeedbackRequest(new, chain).feedback() if new else (), strict=True):
             file.add_feedback((name, failure.task.id), feedback)
     wanted = [
@@ -191,103 +151,66 @@ def run_attempts(
         for failure in failures
         for name in arms
         for number in range(samples)
-        if number not in attempts.outcomes.get((name, failure.task.id), {})
+        if number not in file.outcomes.get((name, failure.task.id), {})
     ]
-    total = len(failures) * len(arms) * samples
-    if len(wanted) < total:
-        print(f"{total - len(wanted):,} of {total:,} attempts were made before", file=sys.stderr)
-    progress = Progress(total, total - len(wanted))
 
     def make_attempt(failure: Failure, name: str, number: int) -> RunningCase:
         key = name, failure.task.id
-        task = recovery_task(failure, attempts.feedback[key].text)
+        task = recovery_task(failure, file.feedback[key].text)
         record: CaseRecord = yield from run_step(replace(task, reference=failure.reference))
         if record.missing is None:
             file.add_attempt(key, number, bool(record.success), record.turns[0].steps[0].text)
         return record
 
+    total = len(failures) * len(arms) * samples
+    progress = Progress(total, total - len(wanted))
     cases: Iterator[Callable[[], RunningCase]] = (lambda item=item: make_attempt(*item) for item in wanted)
     run_cases(policy, cases, in_flight, progress.show)
     progress.end()
-    return attempts
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Success with one source minus success with another, over failures attempted with both; a 95% interval."""
+    """Success with one source minus success with another, over failures attempted with both."""
 
     change: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None  # 95%, by a paired bootstrap over failures
+    pairs: int  # failures
 
 
 @dataclass(frozen=True)
 class Usefulness:
-    """The result of one source.
-
-    Args:
-        source: its name in the measurement.
-        failures: attempted with it.
-        success: successful of all attempts; the interval is from a bootstrap over failures.
-        gains: over other sources, by name.
-        own_texts: failures whose text is from the source or its chain; the others got the fixed text.
-        rejected: texts that were not used, by "source: reason".
-        leaks: failures with a text that was not used because it leaked.
-        same_texts: failures with the same text as in the tested source's arm; None for that arm itself.
-    """
+    """The result of one source."""
 
     source: str
-    failures: int
-    success: Proportion
-    gains: dict[str, Gain] = field(default_factory=dict)
-    own_texts: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    leaks: int = 0
-    same_texts: int | None = None
+    failures: int  # attempted with it
+    success: Proportion  # of all attempts; the interval is from a bootstrap over failures
+    gains: dict[str, Gain] = field(default_factory=dict)  # over other sources, by name
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, with the rate of success."""
         return asdict(self) | {"success": asdict(self.success) | {"rate": self.success.rate}}
 
 
-def compute_usefulness(attempts: Attempts, tested: str, failures: Sequence[str] | None = None) -> list[Usefulness]:
-    """The result of every source.
+def compute_usefulness(file: AttemptsFile, failures: Sequence[str] | None = None) -> list[Usefulness]:
+    """Compute success with each source, and its gain over the fixed text and over the shuffled texts.
 
-    Args:
-        attempts: raw results.
-        tested: name of the source under test.
-        failures: ids of the failures that count; None: all.
-
-    Example:
-        Two failures with two attempts each. Fixed: 0 and 1 succeed, success 0.25; rules: 1 and 2, success 0.75; the
-        gain of rules over fixed is 0.5.
+    `failures` are the ids of those that count; None: all. With two attempts at each of two failures, of which with the
+    fixed text 0 and 1 succeed and with rules 1 and 2, the gain of rules over fixed is 0.75 - 0.25.
     """
-    names = dict.fromkeys(source for source, _ in attempts.feedback)
-    ids = list(failures if failures is not None else dict.fromkeys(failure for _, failure in attempts.feedback))
-    pairs = {name: [attempts.pair(name, failure) for failure in ids] for name in names}
-    feedback = {
-        name: {failure: attempts.feedback[name, failure] for failure in ids if (name, failure) in attempts.feedback}
-        for name in names
-    }
-    texts = {failure: given.text for failure, given in feedback.get(tested, {}).items()}
+    ids = list(failures if failures is not None else dict.fromkeys(failure for _, failure in file.feedback))
+    pairs = {name: file.pairs(name, ids) for name, _ in file.feedback}
     results = []
-    for name in names:
-        own, given = pairs[name], feedback[name]
-        gains = {other: _gain(own, pairs[other]) for other in (FIXED, SHUFFLED) if other in pairs and other != name}
-        hits, total = sum(hits for hits, _ in own), sum(tries for _, tries in own)
-        reasons = Counter(": ".join(pair) for text in given.values() for pair in text.rejected)
-        results.append(
-            Usefulness(
-                name,
-                failures=sum(tries > 0 for _, tries in own),
-                success=Proportion(hits, total, ratio_interval(own), "bootstrap"),
-                gains={other: gain for other, gain in gains.items() if gain is not None},
-                own_texts=sum(name == FIXED or text.source != FIXED for text in given.values()),
-                rejected=dict(reasons.most_common()),
-                leaks=sum(any(reason == LEAK for _, reason in text.rejected) for text in given.values()),
-                same_texts=None if name == tested else sum(texts.get(key) == text.text for key, text in given.items()),
-            )
-        )
+    for name, own in pairs.items():
+        success = Proportion(*_total(own), ratio_interval(own), "bootstrap")
+        others = [other for other in (FIXED, SHUFFLED) if other in pairs and other != name]
+        gains = {other: gain for other in others if (gain := _gain(own, pairs[other]))}
+        results.append(Usefulness(name, sum(tries > 0 for _, tries in own), success, gains))
     return results
+
+
+def _total(pairs: Sequence[Pair]) -> Pair:
+    return sum(hits for hits, _ in pairs), sum(tries for _, tries in pairs)
 
 
 def _gain(own: Sequence[Pair], other: Sequence[Pair]) -> Gain | None:
@@ -295,22 +218,22 @@ def _gain(own: Sequence[Pair], other: Sequence[Pair]) -> Gain | None:
     if not both:
         return None
     ours, theirs = ([pairs[side] for pairs in both] for side in (0, 1))
-    rates = [sum(hits for hits, _ in side) / sum(tries for _, tries in side) for side in (ours, theirs)]
-    return Gain(rates[0] - rates[1], difference_interval(theirs, ours))
+    rates = [hits / tries for hits, tries in (_total(ours), _total(theirs))]
+    return Gain(rates[0] - rates[1], difference_interval(theirs, ours), len(both))
 
 
 def usefulness_table(rows: Sequence[Usefulness]) -> str:
     """The results as plain text, in percentage points."""
     interval = "95% interval"
     lines: list[tuple[str, ...]] = [
-        ("", "success, %", interval, "over fixed", interval, "over shuffled", interval, "own text")
+        ("", "success, %", interval, "over fixed", interval, "over shuffled", interval, "failures")
     ]
     for row in rows:
         cells = _cells(row.success.rate, row.success.interval, "")
         for other in (FIXED, SHUFFLED):
             gain = row.gains.get(other)
             cells += _cells(gain and gain.change, gain and gain.interval, "+")
-        lines.append((row.source, *cells, f"{row.own_texts:,} of {row.failures:,}"))
+        lines.append((row.source, *cells, f"{row.failures:,}"))
     return "\n".join(aligned(lines))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import parse
+from fission_grpo.core.json_io import walk_json
 from fission_grpo.core.rewards import same_value
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Task, ToolCall
@@ -27,67 +28,37 @@ _DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # used where the dialogue holds no
     "boolean": (True, False),
 }
 
-NamedValue = tuple[str, Any]
-"""A scalar and the name of the field that held it, "" for numbers of the user's texts."""
+NamedValue = tuple[str, Any]  # a scalar and the name of the field that held it, "" for numbers of the user's texts
 
 
 @dataclass(frozen=True)
 class CallContext:
-    """What a corruption may use.
-
-    Args:
-        task: a step task.
-        call: its reference call; None where no call is needed.
-        values: the values of the dialogue (`dialogue_values`).
-    """
+    """What a corruption may use."""
 
     task: Task
-    call: ToolCall | None
-    values: Sequence[NamedValue]
+    call: ToolCall  # the reference call; without a name where no call is needed
+    tools: Mapping[str, Mapping[str, Any]]  # schemas of the tools' parameters
+    values: Sequence[NamedValue]  # see `dialogue_values`
 
     def schemas(self, tool: str) -> Mapping[str, Any]:
         """The schemas of a tool's parameters by name."""
-        return self._parameters(tool).get("properties", {})
+        return self.tools.get(tool, {}).get("properties", {})
 
     def required(self, tool: str) -> Sequence[str]:
         """The names of a tool's required parameters."""
-        return list(self._parameters(tool).get("required", ()))
-
-    def _parameters(self, tool: str) -> Mapping[str, Any]:
-        schema = dict(zip(tool_names(self.task.tools), self.task.tools, strict=True)).get(tool)
-        return {} if schema is None else parameter_schema(schema)
+        return self.tools.get(tool, {}).get("required", ())
 
 
 def call_context(task: Task) -> CallContext:
     """The context of a step task. Raises ValueError if it has no reference, or one of several calls."""
     if task.reference is None or len(task.reference) > 1:
         raise ValueError(f"task {task.id!r}: corruptions need a reference of one call or none")
-    return CallContext(task, task.reference[0] if task.reference else None, dialogue_values(task))
-
-
-def allowed_values(schema: Mapping[str, Any]) -> list[Any]:
-    """A parameter's enum, else what BFCL's descriptions list after "[Enum]:"; empty if neither is there.
-
-    Example:
-        {"type": "string", "description": "The mode. [Enum]: [\\"on\\", \\"off\\"]"} allows "on" and "off".
-    """
-    if isinstance(schema.get("enum"), list):
-        return list(schema["enum"])
-    listed = _LISTED_OPTIONS.search(str(schema.get("description", "")))
-    if not listed:
-        return []
-    values = _read_json(listed[1])
-    if not isinstance(values, list):
-        values = [part.strip().strip(".'\"") for part in listed[1].strip("[] ").split(",")]
-    return [value for value in values if isinstance(value, str | int | float) and value != ""]
+    tools = dict(zip(tool_names(task.tools), map(parameter_schema, task.tools), strict=True))
+    return CallContext(task, task.reference[0] if task.reference else ToolCall(""), tools, dialogue_values(task))
 
 
 def dialogue_values(task: Task) -> list[NamedValue]:
-    """The scalars of a dialogue's calls and results, and the numbers of the user's texts; newest message first.
-
-    Example:
-        A result '{"tickets": [{"id": 7}]}' gives ("id", 7); "Close 12." gives ("", 12).
-    """
+    """The scalars of calls and results ('{"id": 7}' gives ("id", 7)) and the numbers of user texts, newest first."""
     values: list[NamedValue] = []
     for message in reversed(task.prompt if not isinstance(task.prompt, str) else ()):
         content = message.get("content") or ""
@@ -111,15 +82,9 @@ def _read_json(text: str) -> Any:
 
 def _scalars(value: Any) -> Iterator[NamedValue]:
     """The numbers and short strings in a JSON value, with the innermost key that holds each."""
-    pending = [("", value)]
-    while pending:
-        name, item = pending.pop()
-        if isinstance(item, Mapping):
-            pending += [(str(key), inner) for key, inner in item.items()]
-        elif isinstance(item, list | tuple):
-            pending += [(name, inner) for inner in item]
-        elif isinstance(item, int | float) or (isinstance(item, str) and 0 < len(item) <= _LONGEST_TEXT):
-            yield name, item
+    for path, item in walk_json(value):
+        if isinstance(item, int | float) or (isinstance(item, str) and 0 < len(item) <= _LONGEST_TEXT):
+            yield next((key for key in reversed(path) if isinstance(key, str)), ""), item
 
 
 def json_type(value: Any) -> str:
@@ -132,56 +97,58 @@ def json_type(value: Any) -> str:
 
 
 def shape_of(value: Any) -> str:
-    """A string's character classes in order, or the type of another value. Ids of one kind have one shape.
-
-    Example:
-        "USR350" and "USR7" are both "A9", "tok2497" is "a9", "2024-05-01" is "9-9-9", 7 is "integer".
-    """
+    """A string's character classes in order ("USR350" and "USR7" are both "A9"), or the type of another value."""
     if not isinstance(value, str):
         return json_type(value)
     letters = re.sub(r"[^\W\d_]+", lambda run: "A" if run[0].isupper() else "a", value)
     return re.sub(r"\d+", "9", letters)
 
 
-def change_value(value: Any, schema: Mapping[str, Any], values: Sequence[NamedValue], rng: random.Random) -> Any:
-    """Another value of the same type: an allowed one, one of the dialogue with the same shape, or a near miss.
+def allowed_values(schema: Mapping[str, Any]) -> list[Any]:
+    """A parameter's enum, else what BFCL's descriptions list after "[Enum]:"; empty if neither is there."""
+    if isinstance(schema.get("enum"), list):
+        return list(schema["enum"])
+    listed = _LISTED_OPTIONS.search(str(schema.get("description", "")))
+    if not listed:
+        return []
+    values = _read_json(listed[1])
+    if not isinstance(values, list):
+        values = [part.strip().strip(".'\"") for part in listed[1].strip("[] ").split(",")]
+    return [value for value in values if isinstance(value, str | int | float) and value != ""]
 
-    Example:
-        "on" of a parameter that allows "on" and "off" becomes "off", 40 may become 400.
-    """
+
+def change_value(value: Any, schema: Mapping[str, Any], values: Sequence[NamedValue], rng: random.Random) -> Any:
+    """Another value of the same type: an allowed one, one of the dialogue with the same shape, or a near miss."""
     allowed = [other for other in allowed_values(schema) if not same_value(other, value)]
     if allowed and isinstance(value, str):
         return rng.choice(allowed)
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
-        near = [other for _, other in values if json_type(other) == json_type(value) and not same_value(other, value)]
-        return rng.choice([*near[:4], value * 10, value + 2, value // 2 if isinstance(value, int) else value / 2])
-    if isinstance(value, str):
-        near = [other for _, other in values if isinstance(other, str) and shape_of(other) == shape_of(value)]
-        return rng.choice([*[other for other in near if other != value][:4], *_misspellings(value)])
-    if isinstance(value, Mapping):
-        changed = dict(value)
-        if changed:
-            key = rng.choice(sorted(changed))
-            changed[key] = change_value(changed[key], schema.get("properties", {}).get(key, {}), values, rng)
-        return changed
+    if isinstance(value, str | int | float):
+        similar = [other for _, other in values if shape_of(other) == shape_of(value) and not same_value(other, value)]
+        return rng.choice([*similar[:4], *_near_misses(value)])
+    if isinstance(value, Mapping) and value:
+        key = rng.choice(sorted(value))
+        inner = schema.get("properties", {}).get(key, {})
+        return {**value, key: change_value(value[key], inner, values, rng)}
     if isinstance(value, list | tuple) and value:
         at = rng.randrange(len(value))
-        changed_item = change_value(value[at], schema.get("items", {}), values, rng)
+        changed = change_value(value[at], schema.get("items", {}), values, rng)
         before, after = value[:at], value[at + 1 :]
-        return rng.choice([[*before, *after], [*before, changed_item, *after]])
+        return rng.choice([[*before, *after], [*before, changed, *after]])
     return value
 
 
-def _misspellings(text: str) -> list[str]:
-    """Texts without the first or last word, with two letters exchanged, or without the last letter."""
-    words = text.split()
+def _near_misses(value: str | int | float) -> list[Any]:
+    """Numbers nearby, or texts without the first or last word or letter, or with two letters exchanged."""
+    if isinstance(value, int | float):
+        return [value * 10, value + 2, value // 2 if isinstance(value, int) else value / 2]
+    words = value.split()
     texts = [" ".join(words[:-1]), " ".join(words[1:])] if len(words) > 1 else []
-    if len(text) > 3:
-        middle = len(text) // 2
-        texts += [text[: middle - 1] + text[middle] + text[middle - 1] + text[middle + 1 :], text[:-1]]
-    return [other for other in texts if other and other != text] or [text + "1"]
+    if len(value) > 3:
+        middle = len(value) // 2
+        texts += [value[: middle - 1] + value[middle] + value[middle - 1] + value[middle + 1 :], value[:-1]]
+    return [text for text in texts if text and text != value] or [value + "1"]
 
 
 def invent_value(name: str, schema: Mapping[str, Any], values: Sequence[NamedValue], rng: random.Random) -> Any:
@@ -200,20 +167,27 @@ def invent_value(name: str, schema: Mapping[str, Any], values: Sequence[NamedVal
     return rng.choice(pool or list(_DEFAULTS.get(str(kind), ("unknown",))))
 
 
-def reformat(value: Any) -> list[Any]:
-    """The same value in formats that a tool should reject: other date and time formats, units, case, joined lists.
-
-    Example:
-        "2024-05-01" gives "05/01/2024", "May 1, 2024" and "2024/5/1"; 250 gives "250 units", "$250" and "about 250".
-    """
-    if isinstance(value, bool) or value is None:
-        return []
+def other_types(value: Any) -> list[Any]:
+    """The same value in JSON types that its schema rejects. Example: 7 gives "7" and [7]."""
+    if isinstance(value, bool):
+        return [str(value).lower(), int(value)]
     if isinstance(value, int | float):
-        return [f"{value:,}" if abs(value) >= 1000 else f"{value} units", f"${value}", f"about {value}"]
+        return [str(value), [value]]
+    if isinstance(value, str):
+        return [int(value)] if re.fullmatch(r"[1-9]\d{0,14}", value) else [[value]]
+    if isinstance(value, list | tuple):
+        return [value[0] if value else "", json.dumps(value)]
+    return ["null"] if value is None else [json.dumps(value, ensure_ascii=False)]
+
+
+def reformat(value: Any) -> list[Any]:
+    """The same value in formats that a tool should reject. Example: 250 gives "250 units", "$250", "about 250"."""
     if isinstance(value, str):
         return [text for text in _reformat_text(value) if text != value]
     if isinstance(value, list | tuple) and value:
         return [", ".join(map(str, value))]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [f"{value:,}" if abs(value) >= 1000 else f"{value} units", f"${value}", f"about {value}"]
     return []
 
 
@@ -244,14 +218,8 @@ def _read_date(text: str) -> datetime.date | None:
 
 
 def neighbours(value: Any) -> list[Any]:
-    """The values that are off by one: of a number, of the number at the end of an id, or of a date's day.
-
-    Example:
-        7 gives 6 and 8, "USR350" gives "USR349" and "USR351", "2024-03-01" gives "2024-02-29" and "2024-03-02".
-    """
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, int | float):
+    """Values off by one: numbers, ids ("USR350" gives "USR349" and "USR351"), days of dates."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return [value - 1, value + 1]
     if not isinstance(value, str):
         return []
