@@ -31,9 +31,7 @@ def evaluate(
         make_environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by
             name, of which a row's column `environment` selects one, as in TRL.
         rows: with `prompt` (chat messages) and optionally `id` (default: the row's number).
-        max_turns: assistant turns per episode, at least 1.
-        success_at: lowest reward of a successful episode.
-        limits: of every tool call; by default those of training.
+        max_turns, success_at, limits: see `EpisodeConfig`.
 
     Raises:
         ValueError: a row without a prompt of chat messages; `max_turns` below 1.

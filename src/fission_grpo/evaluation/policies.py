@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +16,7 @@ from fission_grpo.core.errors import RunFileError
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import model_path
 
-HASHED_BYTES = 1 << 20
-"""Bytes read at either end of a weight file for its fingerprint. [ours]"""
+HASHED_BYTES = 1 << 20  # read at either end of a weight file for its fingerprint [ours]
 
 PACKAGES = ("fission-grpo", "bfcl-eval", "transformers", "torch", "trl", "openai")
 
@@ -43,9 +42,7 @@ class LoadedPolicy:
 def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedPolicy:
     """Load a transformers model into this process: on a GPU in its saved dtype, on a CPU in float32 (faster there).
 
-    Raises:
-        ValueError: there is no such model.
-        ModuleNotFoundError: transformers or torch is missing.
+    Raises ValueError if there is no such model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,7 +83,6 @@ def connect_endpoint(
 
     Raises:
         EndpointError: the endpoint does not answer, or refuses; the message names the fix.
-        ModuleNotFoundError: the `openai` package is missing.
     """
     from fission_grpo.inference.endpoint import EndpointPolicy
 
@@ -104,21 +100,15 @@ def connect_endpoint(
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages in `PACKAGES` that are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def read_training_progress(folder: Path) -> tuple[int, int]:
-    """Training steps and sampled tokens behind a run directory's model; zeros if it has no training log.
-
-    Raises:
-        RunFileError: the training log is damaged.
-    """
+    """Training steps and sampled tokens behind a run directory's model; zeros if it has no training log."""
     path = folder / "trainer_state.json"
     if not path.is_file():
         return 0, 0

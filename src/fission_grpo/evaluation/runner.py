@@ -8,9 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
 
+# A case under way yields requests, is sent the policy's replies, and returns its record.
 RunningCase = Generator[Request, Reply, CaseRecord]
-"""A case under way: it yields requests, is sent the policy's replies, and returns its record."""
-
 StartCase = Callable[[], RunningCase]
 
 
