@@ -19,12 +19,8 @@ from typing import Any
 
 from fission_grpo.core.json_io import MAX_DEPTH
 
-_MAX_SIZE = 10_000
-"""Most digits or characters that arithmetic in arguments may give. [ours]"""
-
-_MAX_BITS = 14_000
-"""Longest integer, in bits: 4,215 digits, below Python's limit of 4,300 for writing an integer as text. [ours]"""
-
+_MAX_SIZE = 10_000  # most digits or characters that arithmetic in arguments may give [ours]
+_MAX_BITS = 14_000  # of an integer: 4,215 digits, below Python's limit of 4,300 for writing one as text [ours]
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -44,17 +40,11 @@ class Undecodable(ValueError):
 
 @dataclass(frozen=True)
 class OfficialCall:
-    """A call as the official executor receives it.
+    """A call as the official executor receives it."""
 
-    Args:
-        name: as the policy wrote it.
-        arguments: by name, converted to JSON values.
-        source: Python source, which officially is given to `eval`.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
-    source: str
+    name: str  # as the policy wrote it
+    arguments: Mapping[str, Any]  # converted to JSON values
+    source: str  # Python source, which officially is given to `eval`
 
 
 @dataclass(frozen=True)
@@ -66,11 +56,7 @@ class Decoded:
 
 
 def answer_text(text: str) -> str:
-    """A reply without its thoughts, as the official Qwen handlers keep it in result files.
-
-    Example:
-        `answer_text("<think>\\nwell\\n</think>\\n\\n[ls()]")` is "[ls()]"
-    """
+    """A reply without its thoughts, as the official Qwen handlers keep it in result files."""
     return text.split("</think>")[-1].lstrip("\n") if "</think>" in text else text
 
 
@@ -129,10 +115,7 @@ def hermes_calls(text: str) -> list[OfficialCall]:
 
 
 def calls_of_mapping(item: Mapping[str, Any]) -> list[OfficialCall]:
-    """Calls of `{name: arguments}`, as results of API models are written; arguments may be JSON text.
-
-    Raises Undecodable.
-    """
+    """Calls of `{name: arguments}` of an API model; arguments may be JSON text. Raises Undecodable."""
     return [_hermes_call(name, arguments) for name, arguments in item.items()]
 
 
@@ -143,7 +126,7 @@ def python_ast(text: str) -> list[dict[str, Any]]:
     text = text if text.endswith("]") else text + "]"
     try:
         body = parse_expression(text.strip().strip("'"))
-        if isinstance(body, ast.Call):
+        if isinstance(body, ast.Call):  # "[f](x=1) # ]"
             return [_resolved_call(body)]
         if not isinstance(body, ast.List | ast.Tuple | ast.Set):
             raise Undecodable("the reply is no list of function calls")
@@ -162,7 +145,7 @@ def python_calls(text: str) -> list[OfficialCall]:
     for item in python_ast(text):
         for name, arguments in item.items():
             try:
-                source = f"{name}({', '.join(f'{key}={_source(value)}' for key, value in arguments.items())})"
+                source = _call_source(name, arguments)
             except RecursionError:
                 raise Undecodable("the arguments are nested too deeply") from None
             calls.append(OfficialCall(name, clean(arguments), source))
@@ -252,8 +235,7 @@ def _resolved(node: ast.expr | None) -> Any:
         case ast.Tuple():
             return tuple(_resolved(item) for item in node.elts)
         case ast.Dict():
-            pairs = zip(node.keys, node.values, strict=True)
-            return {_resolved(key): _resolved(value) for key, value in pairs}
+            return {_resolved(key): _resolved(value) for key, value in zip(node.keys, node.values, strict=True)}
         case ast.BinOp():
             return _check_size(_arithmetic(node))
         case ast.Name():
@@ -280,10 +262,9 @@ def _arithmetic(node: ast.expr) -> Any:
             if _size(node.op, left, right) > _MAX_SIZE:
                 raise ValueError("arithmetic in an argument is too large")
             return _OPERATORS[type(node.op)](left, right)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_arithmetic(node.operand)
-        case ast.UnaryOp(op=ast.UAdd()):
-            return +_arithmetic(node.operand)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign):
+            value = _arithmetic(node.operand)
+            return -value if isinstance(sign, ast.USub) else +value
         case ast.Constant(value=int() | float() | str() as value):
             return value
     raise ValueError("an argument is no plain value")
@@ -299,6 +280,10 @@ def _size(op: ast.operator, left: Any, right: Any) -> float:
     return len(str(left)) + len(str(right))
 
 
+def _call_source(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={_source(value)}' for key, value in arguments.items())})"
+
+
 def _source(value: Any) -> str:
     """A resolved value as source: a dictionary of dictionaries is a nested call, as officially."""
     if not isinstance(value, dict):
@@ -306,6 +291,5 @@ def _source(value: Any) -> str:
     if all(isinstance(inner, dict) for inner in value.values()):
         if not value:
             raise Undecodable("an argument is an empty dictionary, which BFCL's decoder cannot read")
-        name, arguments = next(iter(value.items()))
-        return f"{name}({', '.join(f'{key}={_source(inner)}' for key, inner in arguments.items())})"
+        return _call_source(*next(iter(value.items())))
     return "{" + ", ".join(f"'{key}': {_source(inner)}" for key, inner in value.items()) + "}"

@@ -36,10 +36,9 @@ class Unrenderable(ValueError):
 
 
 class Conversation:
-    """A case's dialogue in one format.
+    """A case's dialogue in one format, with the functions that are documented from the start.
 
-    Args:
-        functions: documented from the start.
+    This class adds and renders messages as both official handlers of Qwen3 do.
     """
 
     def __init__(self, functions: Sequence[Doc]):
@@ -48,11 +47,12 @@ class Conversation:
 
     def add_user_turn(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
         """Start a user turn with its messages, or with functions held out until now."""
-        raise NotImplementedError
+        self._messages += [_added_functions(added)] if added else messages
 
     def request(self) -> Request:
         """What the policy has to continue. Raises Unrenderable where the official handler fails."""
-        raise NotImplementedError
+        prompt = _system_block(self._messages, self._documented()) + _render(self._messages)
+        return Request(tuple(self._messages), prompt=prompt)
 
     def add_reply(self, reply: Reply) -> Decoded:
         """Add a reply and decode its calls."""
@@ -71,16 +71,16 @@ class Conversation:
         """The calls of a single-turn reply as `[{name: arguments}]`. Raises Undecodable."""
         raise NotImplementedError
 
+    def _documented(self) -> Sequence[Doc]:
+        """The functions that the system block documents."""
+        return ()
+
 
 class QwenFC(Conversation):
     """As the official `QwenFCHandler` (models of Qwen3, "FC")."""
 
-    def add_user_turn(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
-        self._messages += [_added_functions(added)] if added else messages
-
-    def request(self) -> Request:
-        prompt = _system_block(self._messages, self._functions) + _render(self._messages)
-        return Request(tuple(self._messages), prompt=prompt)
+    def _documented(self) -> Sequence[Doc]:
+        return self._functions
 
     def add_reply(self, reply: Reply) -> Decoded:
         calls = decoding.hermes_objects(reply.text)[0]  # kept as JSON values, and then without the reply's text
@@ -109,11 +109,7 @@ class QwenPrompting(Conversation):
         if not self._messages:
             messages = _with_system_prompt(messages, self._functions)
         self._names |= {str(doc["name"]) for doc in added}
-        self._messages += [_added_functions(added)] if added else messages
-
-    def request(self) -> Request:
-        prompt = _system_block(self._messages) + _render(self._messages)
-        return Request(tuple(self._messages), prompt=prompt)
+        super().add_user_turn(messages, added)
 
     def add_reply(self, reply: Reply) -> Decoded:
         self._messages.append(_assistant_message(reply.text))
