@@ -111,12 +111,7 @@ def hermes_ast(text: str) -> list[dict[str, Any]]:
 
 def hermes_calls(text: str) -> list[OfficialCall]:
     """`QwenFCHandler.decode_execute`. Raises Undecodable."""
-    return [_hermes_call(item["name"], item["arguments"]) for item in _hermes_mappings(text)]
-
-
-def calls_of_mapping(item: Mapping[str, Any]) -> list[OfficialCall]:
-    """Calls of `{name: arguments}` of an API model; arguments may be JSON text. Raises Undecodable."""
-    return [_hermes_call(name, arguments) for name, arguments in item.items()]
+    return [hermes_call(item["name"], item["arguments"]) for item in _hermes_mappings(text)]
 
 
 def python_ast(text: str) -> list[dict[str, Any]]:
@@ -196,7 +191,8 @@ def _hermes_mappings(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _hermes_call(name: Any, arguments: Any) -> OfficialCall:
+def hermes_call(name: Any, arguments: Any) -> OfficialCall:
+    """A call whose arguments may be JSON text. Raises Undecodable."""
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         if not isinstance(arguments, dict):
