@@ -1,39 +1,34 @@
 """Fission-GRPO for TRL (arXiv 2601.15625): failed tool calls become recovery training data inside the RL loop.
 
-Importing this package loads neither torch nor trl; the trainer is loaded when first asked for.
+Importing this package loads neither torch nor trl. A name below is loaded when it is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fission_grpo.core.types import (
-    ErrorKind,
-    Failure,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-    Verdict,
-)
+from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
 
 if TYPE_CHECKING:
     from fission_grpo.core.errors import InfrastructureError
+    from fission_grpo.data.load import load_training_data
     from fission_grpo.envs.check import check_environment
     from fission_grpo.envs.faults import Fault, inject_faults
     from fission_grpo.evaluation.evaluate import evaluate
+    from fission_grpo.feedback.leak_guard import find_leak
+    from fission_grpo.feedback.sources import FeedbackSource
+    from fission_grpo.fission.buffer import FissionBuffer
+    from fission_grpo.fission.recovery import recovery_task
     from fission_grpo.training.callbacks import StopAndSave
     from fission_grpo.training.config import FissionGRPOConfig
     from fission_grpo.training.trainer import FissionGRPOTrainer
 
-
 __version__ = "0.1.0"
-
-
 __all__ = [
     "ErrorKind",
     "Failure",
     "Fault",
+    "FeedbackSource",
+    "FissionBuffer",
     "FissionGRPOConfig",
     "FissionGRPOTrainer",
     "InfrastructureError",
@@ -46,26 +41,32 @@ __all__ = [
     "Verdict",
     "check_environment",
     "evaluate",
+    "find_leak",
     "inject_faults",
+    "load_training_data",
+    "recovery_task",
 ]
 
-
-_LATER = {
-    "Fault": "fission_grpo.envs.faults",
-    "FissionGRPOConfig": "fission_grpo.training.config",
-    "FissionGRPOTrainer": "fission_grpo.training.trainer",
-    "InfrastructureError": "fission_grpo.core.errors",
-    "StopAndSave": "fission_grpo.training.callbacks",
-    "check_environment": "fission_grpo.envs.check",
-    "evaluate": "fission_grpo.evaluation.evaluate",
-    "inject_faults": "fission_grpo.envs.faults",
+_MODULES = {  # of the names that are loaded on first use, as importing trl takes seconds
+    "Fault": "envs.faults",
+    "FeedbackSource": "feedback.sources",
+    "FissionBuffer": "fission.buffer",
+    "FissionGRPOConfig": "training.config",
+    "FissionGRPOTrainer": "training.trainer",
+    "InfrastructureError": "core.errors",
+    "StopAndSave": "training.callbacks",
+    "check_environment": "envs.check",
+    "evaluate": "evaluation.evaluate",
+    "find_leak": "feedback.leak_guard",
+    "inject_faults": "envs.faults",
+    "load_training_data": "data.load",
+    "recovery_task": "fission.recovery",
 }
-"""Names that are loaded on first use, as importing trl takes seconds, by module."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fission_grpo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LATER[name]), name)
+    value = getattr(importlib.import_module(f"fission_grpo.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

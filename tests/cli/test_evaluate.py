@@ -80,7 +80,7 @@ def test_an_endpoint_that_falters_loses_cases_and_gets_them_back_when_resumed(tm
     records = read_records(tmp_path / "eval-small" / "cases.jsonl")
     assert [record.success for record in records] == [True] * 6
     said = capsys.readouterr()
-    assert '"HTTP 500": 1' in said.err
+    assert '"retries/HTTP 500": 1' in said.err
     kept = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
     assert "very-secret" not in kept + said.err + said.out
 

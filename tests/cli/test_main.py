@@ -83,11 +83,11 @@ def test_a_bad_config_file_is_one_error_and_no_traceback(text, expected, tmp_pat
 
 @training
 def test_an_unknown_option_ends_the_command_with_status_2():
-    done = run("train", "--num_recoverys", "3")
+    done = run("train", "--num_recovery_generation", "3")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: unknown option '--num_recoverys' "
-        "(did you mean num_recovery_generations, recovery_scope, recovery_ratio?); see --help"
+        "error: unknown option '--num_recovery_generation' "
+        "(did you mean num_recovery_generations, recovery_ratio, num_generations?); see --help"
     )
     assert "Traceback" not in done.stderr
 

@@ -5,9 +5,9 @@ from concurrent.futures import Future
 import pytest
 from endpoint_support import ASK, TOOL, policy_of
 from openai_server import OpenAIServer
+from scripted_policy import ScriptedPolicy
 
 from fission_grpo.core.chat import parse
-from fission_grpo.evaluation.evaluate import ScriptedPolicy
 from fission_grpo.inference.base import AsynchronousPolicy, Reply, Request
 from fission_grpo.inference.local import LocalPolicy
 from fission_grpo.inference.messages import assistant_message

@@ -185,7 +185,7 @@ def test_a_checkpoint_whose_waiting_rows_do_not_fit_is_refused(one, tmp_path, ch
     ("name", "used", "instead", "counted"),
     [
         ("endpoint", "endpoint", "rules", "feedback/fallback/endpoint/connection"),
-        ("raising", "feedback", "fixed", "feedback/fallback/diagnose/raised_runtimeerror"),
+        ("raising", "broken_source", "fixed", "feedback/fallback/broken_source/raised_runtimeerror"),
         ("slow", "slow", "fixed", "feedback/fallback/slow/late"),
     ],
 )

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.types import ErrorKind, Task, ToolCall
-from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupted, failure_of
+from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupt, find_step_failure
 from fission_grpo.recipes.error_simulator.values import (
+    allowed_values,
     call_context,
+    dialogue_values,
     neighbours,
-    options,
-    other_formats,
-    seen_values,
-    shape,
+    reformat,
+    shape_of,
 )
 
 BOOK = {
@@ -55,7 +55,7 @@ def task(call=CALL):
 
 
 def made(name, call=CALL, seed=0):
-    return corrupted(name, call_context(task(call)), random.Random(seed))
+    return corrupt(name, call_context(task(call)), random.Random(seed))
 
 
 @pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name != "needless_call"])
@@ -78,7 +78,7 @@ def test_a_corruption_is_never_right_and_of_a_kind_it_claims(name, seats, places
     text = made(name, call, seed)
     if text is None:
         return
-    failure = failure_of(task(call), text)
+    failure = find_step_failure(task(call), text)
     assert failure is not None
     assert failure.kind in CORRUPTIONS[name][1]
     assert failure.calls != failure.reference
@@ -116,7 +116,7 @@ def test_what_does_not_apply_gives_nothing():
     for name in ("wrong_value", "wrong_type", "missing_argument", "stale_id", "swapped_arguments", "needless_call"):
         assert made(name, bare) is None
     assert made("wrong_value", None) is None
-    assert failure_of(task(None), made("needless_call", None)).kind is ErrorKind.WRONG_CALL
+    assert find_step_failure(task(None), made("needless_call", None)).kind is ErrorKind.WRONG_CALL
 
 
 def test_an_unknown_corruption_and_a_reference_of_two_calls_are_refused():
@@ -127,9 +127,9 @@ def test_an_unknown_corruption_and_a_reference_of_two_calls_are_refused():
 
 
 def test_values_are_seen_in_calls_results_and_texts():
-    assert ("origin", "LAX") in seen_values(task())
-    assert ("id", "B17") in seen_values(task())
-    assert ("", 2) in seen_values(task())
+    assert ("origin", "LAX") in dialogue_values(task())
+    assert ("id", "B17") in dialogue_values(task())
+    assert ("", 2) in dialogue_values(task())
 
 
 def test_neighbours_shapes_formats_and_options_by_hand():
@@ -138,10 +138,15 @@ def test_neighbours_shapes_formats_and_options_by_hand():
     assert neighbours("2024-03-01") == ["2024-02-29", "2024-03-02"]
     assert neighbours(True) == []
     assert neighbours("B09") == ["B08", "B10"]
-    assert (shape("USR350"), shape("tok2497"), shape("2024-05-01"), shape(7)) == ("A9", "a9", "9-9-9", "integer")
-    assert other_formats("2024-05-01") == ["05/01/2024", "May 1, 2024", "2024/5/1"]
-    assert other_formats("14:05") == ["2:05 PM", "14h05"]
-    assert other_formats(["a", "b"]) == ["a, b"]
-    assert options({"description": 'The mode. [Enum]: ["on", "off"]'}) == ["on", "off"]
-    assert options({"description": "The base. [Enum]: USD, RMB"}) == ["USD", "RMB"]
-    assert options({"enum": [1, 2]}) == [1, 2]
+    assert (shape_of("USR350"), shape_of("tok2497"), shape_of("2024-05-01"), shape_of(7)) == (
+        "A9",
+        "a9",
+        "9-9-9",
+        "integer",
+    )
+    assert reformat("2024-05-01") == ["05/01/2024", "May 1, 2024", "2024/5/1"]
+    assert reformat("14:05") == ["2:05 PM", "14h05"]
+    assert reformat(["a", "b"]) == ["a, b"]
+    assert allowed_values({"description": 'The mode. [Enum]: ["on", "off"]'}) == ["on", "off"]
+    assert allowed_values({"description": "The base. [Enum]: USD, RMB"}) == ["USD", "RMB"]
+    assert allowed_values({"enum": [1, 2]}) == [1, 2]

@@ -20,14 +20,8 @@ from fission_grpo.feedback.dataset import load_examples
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.inference.base import Reply
 from fission_grpo.recipes.error_simulator.data import data_command
-from fission_grpo.recipes.error_simulator.failures import (
-    StepContext,
-    api_of,
-    failure_in,
-    journal_failures,
-    sampled_failures,
-    transcript_failures,
-)
+from fission_grpo.recipes.error_simulator.failure_files import read_run_failures, read_transcript_failures
+from fission_grpo.recipes.error_simulator.failures import StepContext, api_of, judge_reply, sample_failures
 from fission_grpo.recipes.error_simulator.filters import is_specific
 from fission_grpo.report.run import read_run
 
@@ -35,28 +29,28 @@ from fission_grpo.report.run import read_run
 
 
 def test_a_right_call_is_no_failure_and_a_wrong_one_is_judged_by_the_reference():
-    assert failure_in(StepContext(TASK), RIGHT) is None
-    assert failure_in(StepContext(TASK), WRONG).kind is ErrorKind.WRONG_CALL
+    assert judge_reply(StepContext(TASK), RIGHT) is None
+    assert judge_reply(StepContext(TASK), WRONG).kind is ErrorKind.WRONG_CALL
 
 
 def test_what_the_environment_says_of_a_wrong_call_is_its_detail():
-    failure = failure_in(StepContext(TASK, refuses), WRONG)
+    failure = judge_reply(StepContext(TASK, refuses), WRONG)
     assert (failure.kind, failure.detail, failure.call_index) == (ErrorKind.RAISED, "no such ticket", 0)
 
 
 def test_where_the_environment_accepts_a_call_the_schema_and_the_reference_decide():
-    assert failure_in(StepContext(TASK, accepts), WRONG).kind is ErrorKind.WRONG_CALL
-    typed = failure_in(StepContext(TASK, accepts), RIGHT.replace("7", '"7"'))
+    assert judge_reply(StepContext(TASK, accepts), WRONG).kind is ErrorKind.WRONG_CALL
+    typed = judge_reply(StepContext(TASK, accepts), RIGHT.replace("7", '"7"'))
     assert (typed.kind, typed.detail) == (ErrorKind.BAD_ARGUMENTS, "`ticket_id` must be an integer, got '7'")
 
 
-def test_an_unknown_tool_is_never_put_to_the_environment():
-    failure = failure_in(StepContext(TASK, refuses), RIGHT.replace("close", "shut"))
+def test_an_unknown_tool_is_never_executed():
+    failure = judge_reply(StepContext(TASK, refuses), RIGHT.replace("close", "shut"))
     assert (failure.kind, failure.detail) == (ErrorKind.UNKNOWN_TOOL, "unknown tool 'shut'; available: close")
 
 
 def test_a_call_that_the_same_user_turn_needs_later_is_no_failure():
-    assert failure_in(StepContext(TASK, refuses, (ToolCall("close", {"ticket_id": 8}),)), WRONG) is None
+    assert judge_reply(StepContext(TASK, refuses, (ToolCall("close", {"ticket_id": 8}),)), WRONG) is None
 
 
 class Scripted:
@@ -70,27 +64,27 @@ class Scripted:
 
 
 def test_of_a_policy_only_the_failures_are_kept_and_attempts_are_counted():
-    came = sampled_failures([StepContext(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
-    assert (came.attempts, came.lost, len(came.found)) == (3, 1, 2)  # the empty reply did not fit the context
-    assert {one.instance.origin for one in came.found} == {"sampled:mine"}
-    assert [str(one.instance.failure.kind) for one in came.found] == ["raised", "no_call"]
+    came = sample_failures([StepContext(TASK, refuses)], Scripted(RIGHT, WRONG, "Done.", ""), "mine", samples=4)
+    assert (came.attempts, came.lost, len(came.failures)) == (3, 1, 2)  # the empty reply did not fit the context
+    assert {one.example.origin for one in came.failures} == {"sampled:mine"}
+    assert [str(one.example.failure.kind) for one in came.failures] == ["raised", "no_call"]
 
 
 # --- what runs left
 
 
-def test_a_failure_written_to_the_journal_is_read_back_whole_and_the_report_still_reads_the_file(tmp_path):
-    failure = failure_in(StepContext(TASK, refuses), WRONG)
+def test_a_failure_in_the_event_log_is_read_back_and_the_report_still_reads_the_file(tmp_path):
+    failure = judge_reply(StepContext(TASK, refuses), WRONG)
     log = EventLog(tmp_path / "fission.jsonl")
     log.failed(failure, recovery_id(failure), 3)
     log.failed(failure, "other", 9)
     log.resumed(5)
     unused = Counter()
-    (one,) = journal_failures(tmp_path / "fission.jsonl", unused, [])
-    read = one.instance.failure
+    (one,) = read_run_failures(tmp_path / "fission.jsonl", unused, [])
+    read = one.example.failure
     assert (read.kind, read.detail, read.call_index) == (ErrorKind.RAISED, "no such ticket", 0)
     assert (read.reference, read.task.tools, read.turns[-1].text) == (TASK.reference, (CLOSE,), WRONG)
-    assert (one.instance.id, one.instance.origin, one.root) == (recovery_id(failure), "fission", "t1")
+    assert (one.example.id, one.example.origin, one.root) == (recovery_id(failure), "fission", "t1")
     assert sum('"tools", "key"' in line for line in (tmp_path / "fission.jsonl").read_text().splitlines()) == 1
     assert read_run(tmp_path).instances == ()
 
@@ -99,8 +93,8 @@ def test_an_environments_tools_are_written_where_the_task_has_none(tmp_path):
     turn = Turn(WRONG, calls=(ToolCall("close", {"ticket_id": 8}),))
     bare = Failure(Task("e", (ASK,)), (turn,), ErrorKind.RAISED, tools=(CLOSE,))
     EventLog(tmp_path / "fission.jsonl").failed(bare, "x", 1)
-    (one,) = journal_failures(tmp_path / "fission.jsonl", Counter(), [])
-    assert (one.instance.failure.task.tools, one.instance.failure.reference) == ((CLOSE,), None)
+    (one,) = read_run_failures(tmp_path / "fission.jsonl", Counter(), [])
+    assert (one.example.failure.task.tools, one.example.failure.reference) == ((CLOSE,), None)
 
 
 def test_a_foreign_transcript_gives_its_erring_calls_without_reference(tmp_path):
@@ -113,8 +107,8 @@ def test_a_foreign_transcript_gives_its_erring_calls_without_reference(tmp_path)
     ]
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"id": "a", "messages": messages, "tools": [CLOSE]}) + "\n")
-    (one,) = transcript_failures(path, Counter(), [])
-    failure = one.instance.failure
+    (one,) = read_transcript_failures(path, Counter(), [])
+    failure = one.example.failure
     assert (failure.detail, failure.reference, failure.task.prompt) == ("no ticket 8", None, (ASK,))
     assert failure.calls == (ToolCall("close", {"ticket_id": 8}),)
 
@@ -122,7 +116,12 @@ def test_a_foreign_transcript_gives_its_erring_calls_without_reference(tmp_path)
 # --- the command
 
 
-def test_a_step_task_file_becomes_data_with_a_card(tmp_path, capsys):
+def read_record(folder):
+    """The JSON block of the README that the command writes."""
+    return json.loads((folder / "README.md").read_text().split("```json\n")[1].split("```")[0])
+
+
+def test_a_step_task_file_becomes_data_with_a_readme(tmp_path, capsys):
     rows = [
         {
             "id": f"t{i}",
@@ -142,10 +141,10 @@ def test_a_step_task_file_becomes_data_with_a_card(tmp_path, capsys):
     assert not {one.api for one in train} & {one.api for one in test}
     assert not {one.failure.turns[-1].text for one in train} & {one.failure.turns[-1].text for one in test}
     assert all(is_specific(one.diagnosis, one.failure) for one in (*train, *test))
-    card = json.loads((out / "card.json").read_text())
-    assert (card["train"]["instances"], card["test"]["instances"]) == (len(train), len(test))
-    assert sum(card["train"]["kind"].values()) == len(train)
-    assert "Apache-2.0" in (out / "card.md").read_text()
+    record = read_record(out)
+    assert (record["train.jsonl"]["examples"], record["test.jsonl"]["examples"]) == (len(train), len(test))
+    assert sum(record["train.jsonl"]["kind"].values()) == len(train)
+    assert "Apache-2.0" in (out / "README.md").read_text()
     first = (out / "train.jsonl").read_text()
     assert data_command(argv) == 0
     assert (out / "train.jsonl").read_text() == first
@@ -157,8 +156,7 @@ def policy_failures(tmp_path, *policy):
     own = ["--no_corruptions", "--test_share", "1", "--count", "0", "--samples", "3", "--max_new_tokens", "40"]
     argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path), *own, *policy]
     assert data_command(argv) == 0
-    card = json.loads((tmp_path / "card.json").read_text())
-    return load_examples(tmp_path / "test.jsonl"), card["sampled"]
+    return load_examples(tmp_path / "test.jsonl"), read_record(tmp_path)["sampled"]
 
 
 def test_a_policy_behind_an_endpoint_fails_in_its_own_words(tmp_path):
@@ -191,7 +189,7 @@ def test_a_local_policys_failures_are_kept_with_what_it_wrote(tmp_path):
         (["--tasks", "missing.jsonl"], "missing.jsonl: cannot be read"),
     ],
 )
-def test_bad_options_are_one_line_that_says_what_to_mend(argv, said, tmp_path, capsys):
+def test_bad_options_are_one_line_that_says_what_to_correct(argv, said, tmp_path, capsys):
     assert data_command([*argv, "--output", str(tmp_path / "out")]) in (1, 2)
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -202,7 +200,7 @@ def test_bad_options_are_one_line_that_says_what_to_mend(argv, said, tmp_path, c
 def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n')
     assert data_command(["--tasks", str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "out")]) == 1
-    assert "row 1: fields a are of no file known here; give one of: case file" in capsys.readouterr().err
+    assert "row 1: fields a are of no known file; give one of: case file" in capsys.readouterr().err
 
 
 # --- over BFCL's environments
@@ -210,7 +208,7 @@ def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path, ca
 
 def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the_test_set(tmp_path):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-    assert data_command(["--output", str(tmp_path), "--cases", "60", "--count", "400"]) == 0
+    assert data_command(["--output", str(tmp_path), "--cases", "32", "--count", "240"]) == 0
     train, test = load_examples(tmp_path / "train.jsonl"), load_examples(tmp_path / "test.jsonl")
     assert {one.api for one in train} == {"TravelAPI", "TradingBot", "TicketAPI", "MessageAPI"}
     assert {one.api for one in test} == {"GorillaFileSystem", "VehicleControlAPI", "TwitterAPI", "MathAPI"}
@@ -220,7 +218,7 @@ def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the
     assert any("not found" in one.failure.detail for one in raised)
 
 
-def test_a_bfcl_step_has_the_real_results_before_it_and_asks_its_own_world(monkeypatch):
+def test_a_bfcl_step_has_the_real_results_before_it_and_its_own_environment(monkeypatch):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
     from fission_grpo.envs.bfcl.tasks import rows_of_case, steps_of_case
     from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
@@ -247,7 +245,7 @@ def test_an_evaluations_errors_are_joined_with_their_case_file(tmp_path):
         to_line,
     )
     from fission_grpo.recipes.bfcl_tasks.generate import Mix, generate
-    from fission_grpo.recipes.error_simulator.failures import read_sources
+    from fission_grpo.recipes.error_simulator.failure_files import read_sources
 
     (case,) = generate("train", 1, 0, Mix(miss_func=0, miss_param=0, classes=("TicketAPI",)))
     (tmp_path / "cases.jsonl").write_text(case.to_json() + "\n")
@@ -259,10 +257,10 @@ def test_an_evaluations_errors_are_joined_with_their_case_file(tmp_path):
     folder.mkdir()
     records = [CaseRecord(name, "cases", (TurnRecord(steps, False),), False) for name in (f"{case.id}#0", "other")]
     (folder / "cases.jsonl").write_text("".join(to_line(record) + "\n" for record in records))
-    material = read_sources([folder, tmp_path / "cases.jsonl"])
-    (one,) = material.found
-    assert one.instance.failure.detail == "Ticket not found."
-    assert one.instance.failure.task.prompt[-1]["content"] == case.turns[0].request
-    assert one.instance.failure.reference == case.turns[0].reference
-    assert (one.instance.origin, one.root) == ("trace", case.id)
-    assert material.unused == {"evaluation: case without its task file (a record holds no request and no tools)": 1}
+    sources = read_sources([folder, tmp_path / "cases.jsonl"])
+    (one,) = sources.failures
+    assert one.example.failure.detail == "Ticket not found."
+    assert one.example.failure.task.prompt[-1]["content"] == case.turns[0].request
+    assert one.example.failure.reference == case.turns[0].reference
+    assert (one.example.origin, one.root) == ("trace", case.id)
+    assert sources.unused == {"evaluation: case without its task file (a record holds no request and no tools)": 1}

@@ -7,36 +7,35 @@ from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, found, refuses
 
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.feedback.dataset import FeedbackExample, make_example
-from fission_grpo.recipes.error_simulator.failures import LabelledFailure, StepContext, failure_in
+from fission_grpo.recipes.error_simulator.failures import LabelledFailure, StepContext, judge_reply
 from fission_grpo.recipes.error_simulator.filters import (
     FilterLimits,
-    chosen_apis,
-    filtered,
+    draw_evenly,
+    draw_test_apis,
+    filter_failures,
     is_specific,
-    named_by,
     split_by_api,
     template,
-    thinned,
 )
 from fission_grpo.recipes.error_simulator.labels import (
-    DEFAULT,
+    DEFAULT_TEACHERS,
     as_error,
     label,
+    make_teachers,
     pointed_rules,
-    teachers,
 )
 
 # --- labels
 
 
 def test_the_environments_words_come_first_and_the_rules_point_where_they_are_unspecific():
-    plain = failure_in(StepContext(TASK, refuses), WRONG)
+    plain = judge_reply(StepContext(TASK, refuses), WRONG)
     one = LabelledFailure(FeedbackExample(plain, "A", "fission"), "r")
-    labelled = label([one], teachers(DEFAULT))
-    (made,) = labelled.found
-    assert made.instance.diagnosis == "error: no such ticket; `ticket_id` is not right, got 8"
-    assert (made.instance.teacher, labelled.refused) == ("rules", Counter({"environment: unspecific": 1}))
-    assert pointed_rules(plain) == made.instance.diagnosis
+    labels = label([one], make_teachers(DEFAULT_TEACHERS))
+    (made,) = labels.labelled
+    assert made.example.diagnosis == "error: no such ticket; `ticket_id` is not right, got 8"
+    assert (made.example.teacher, labels.rejected) == ("rules", Counter({"environment: unspecific": 1}))
+    assert pointed_rules(plain) == made.example.diagnosis
 
 
 def test_a_message_beside_the_schemas_fault_is_left_for_the_rules():
@@ -45,20 +44,20 @@ def test_a_message_beside_the_schemas_fault_is_left_for_the_rules():
 
     task = Task("t1", (ASK,), (CLOSE,), (ToolCall("close", {"ticket_id": 700}),))
     one = LabelledFailure(
-        FeedbackExample(failure_in(StepContext(task, says), RIGHT.replace("7", '"700"')), "A", "fission"), "r"
+        FeedbackExample(judge_reply(StepContext(task, says), RIGHT.replace("7", '"700"')), "A", "fission"), "r"
     )
-    labelled = label([one], teachers(DEFAULT))
-    assert labelled.found[0].instance.diagnosis == "error: `ticket_id` must be an integer, got '700'"
-    assert labelled.refused == Counter({"environment: beside the fault": 1})
+    labels = label([one], make_teachers(DEFAULT_TEACHERS))
+    assert labels.labelled[0].example.diagnosis == "error: `ticket_id` must be an integer, got '700'"
+    assert labels.rejected == Counter({"environment: beside the fault": 1})
 
 
 def test_a_leaking_message_and_one_nobody_can_label_are_dropped_and_counted():
     def tells(calls):
         return tuple(ToolResult(call, "{'error': 'close 7'}", "close 7: use 7 for ticket_id") for call in calls)
 
-    one = LabelledFailure(make_example(failure_in(StepContext(TASK, tells), WRONG), "A", "fission"), "r")
-    labelled = label([one], teachers("environment"))
-    assert (labelled.found, labelled.dropped) == ((), Counter({"leak": 1}))
+    one = LabelledFailure(make_example(judge_reply(StepContext(TASK, tells), WRONG), "A", "fission"), "r")
+    labels = label([one], make_teachers("environment"))
+    assert (labels.labelled, labels.dropped) == ((), Counter({"leak": 1}))
 
 
 def test_a_label_begins_with_error_once():
@@ -69,9 +68,9 @@ def test_a_label_begins_with_error_once():
 
 def test_an_unknown_teacher_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match="no feedback source is called 'oracle'; give one of fixed, "):
-        teachers("oracle")
+        make_teachers("oracle")
     with pytest.raises(ValueError, match="no feedback source is called ''"):
-        teachers(" ,")
+        make_teachers(" ,")
 
 
 # --- specificity
@@ -90,20 +89,19 @@ def test_an_unknown_teacher_is_refused_with_the_names_there_are():
     ],
 )
 def test_a_diagnosis_names_tool_parameter_value_or_nothing(text, named):
-    failure = failure_in(StepContext(TASK), WRONG)
-    assert named_by(text, failure) == named
+    failure = judge_reply(StepContext(TASK), WRONG)
     assert is_specific(text, failure) == (named is not None)
 
 
 def test_of_a_turn_without_calls_the_form_is_what_is_named():
-    unread = failure_in(StepContext(TASK), WRONG[:-20])
-    assert named_by("error: tool call is not valid JSON", unread) == "form"
-    silent = failure_in(StepContext(TASK), "Done.")
-    assert named_by("error: a tool call is needed here, but none was made", silent) == "form"
-    assert named_by("error: that is wrong", silent) is None
-    needless = failure_in(StepContext(Task("t", (ASK,), (CLOSE,), ())), WRONG)
-    assert named_by("error: no tool call is needed here", needless) == "form"
-    assert named_by("error: that is wrong", needless) is None
+    unread = judge_reply(StepContext(TASK), WRONG[:-20])
+    assert is_specific("error: tool call is not valid JSON", unread)
+    silent = judge_reply(StepContext(TASK), "Done.")
+    assert is_specific("error: a tool call is needed here, but none was made", silent)
+    assert not is_specific("error: that is wrong", silent)
+    needless = judge_reply(StepContext(Task("t", (ASK,), (CLOSE,), ())), WRONG)
+    assert is_specific("error: no tool call is needed here", needless)
+    assert not is_specific("error: that is wrong", needless)
 
 
 # --- filters and split
@@ -121,8 +119,8 @@ def test_each_filter_drops_what_it_is_for():
         found("f"),
         found("g"),
     ]
-    kept, dropped = filtered(many, FilterLimits(alike=2))
-    assert [one.instance.id for one in kept] == ["a", "f"]
+    kept, dropped = filter_failures(many, FilterLimits(alike=2))
+    assert [one.example.id for one in kept] == ["a", "f"]
     assert dropped == Counter(
         {
             "duplicate": 1,
@@ -144,19 +142,19 @@ def test_apis_roots_and_texts_are_in_one_side_only():
     many = [found("a", "A", root="1"), found("b", "B", root="1"), found("c", "A", root="2"), found("d", "B", root="3")]
     many.append(found("d", "A", root="4"))  # the same text as in B
     split = split_by_api(many, ("B",), 0, 0.5, 0)
-    assert [one.instance.id for one in split.train] == ["c"]
-    assert [one.instance.id for one in split.test] == ["b", "d"]
+    assert [one.example.id for one in split.train] == ["c"]
+    assert [one.example.id for one in split.test] == ["b", "d"]
     assert split.dropped == Counter({"its case is tested on": 1, "its failed turn is tested on": 1})
 
 
 def test_thinning_is_even_over_apis():
     many = [found(str(i), "A") for i in range(5)] + [found("x", "B")]
-    assert Counter(one.instance.api for one in thinned(many, 4, 0)) == {"A": 3, "B": 1}
+    assert Counter(one.example.api for one in draw_evenly(many, 4, 0)) == {"A": 3, "B": 1}
 
 
 def test_apis_are_drawn_by_the_seed_never_all_of_them():
     many = [found(f"{api}{i}", api) for api in "ABCD" for i in range(5)]
-    assert len(chosen_apis(many, 0.2, 0)) == 1
-    assert len({chosen_apis(many, 0.2, seed) for seed in range(20)}) > 1
-    assert len(chosen_apis(many, 0.99, 0)) == 3
-    assert (chosen_apis(many, 0, 0), chosen_apis(many, 1, 0)) == ((), ("A", "B", "C", "D"))
+    assert len(draw_test_apis(many, 0.2, 0)) == 1
+    assert len({draw_test_apis(many, 0.2, seed) for seed in range(20)}) > 1
+    assert len(draw_test_apis(many, 0.99, 0)) == 3
+    assert (draw_test_apis(many, 0, 0), draw_test_apis(many, 1, 0)) == ((), ("A", "B", "C", "D"))

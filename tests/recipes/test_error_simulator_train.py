@@ -1,4 +1,4 @@
-"""`fission-grpo simulator train` for real, on a small model, and what it saves as a source of diagnoses."""
+"""`fission-grpo simulator data`, `train` and `check` on a tiny model, and the trained model as a feedback source."""
 
 import json
 import os
@@ -26,10 +26,24 @@ from fission_grpo.feedback.prompt import SHORT_SYSTEM, SYSTEM, PromptSettings, r
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import Diagnosis, make_chain
+from fission_grpo.recipes.error_simulator.check import check_command
+from fission_grpo.recipes.error_simulator.data import data_command
 from fission_grpo.recipes.error_simulator.train import make_trainer, read_rows, train_command
 from fission_grpo.recipes.error_simulator.train import parse as parse_options
 from fission_grpo.training.callbacks import StopAndSave
 
+SMALL = [
+    "--characters",
+    "300",
+    "--brief",
+    "true",
+    "--system",
+    "short",
+    "--per_device_train_batch_size",
+    "2",
+    "--evaluate_rows",
+    "0",
+]
 MACHINE = ["--use_cpu", "true", "--seed", "3"]
 NAMES = {"travel": ("book", "to", "seats"), "notes": ("save", "title", "page")}
 
@@ -53,22 +67,50 @@ def labelled(count, api, seed=0):
     return made
 
 
+def write_tasks(path):
+    """Step tasks of two tools: 12 about `book` to train on, 4 about `save` to test on."""
+    rows = []
+    for one in (*labelled(12, "travel"), *labelled(4, "notes")):
+        task = one.failure.task
+        reference = [{"name": call.name, "arguments": call.arguments} for call in task.reference]
+        rows.append({"id": one.id, "messages": task.prompt, "tools": task.tools, "reference": reference})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
+    """What `simulator data` writes: 60 failures of `book`, 6 of `save`."""
     folder = tmp_path_factory.mktemp("data")
-    write_examples(folder / "train.jsonl", labelled(60, "travel"))
-    write_examples(folder / "test.jsonl", labelled(6, "notes"))
+    write_tasks(folder / "tasks.jsonl")
+    options = "--count 66 --test_share 0.091 --test_apis save --each 8"
+    assert data_command(["--tasks", str(folder / "tasks.jsonl"), "--output", str(folder), *options.split()]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """A run of 12 steps with a checkpoint in the middle."""
+    """A run of 12 steps, 8 an epoch, with a checkpoint after 10."""
     folder = tmp_path_factory.mktemp("run") / "simulator"
-    options = "--max_steps 12 --save_steps 6 --logging_steps 1 --per_device_train_batch_size 8 --evaluate_rows 6"
-    given = ["--data", str(data), "--model", "starter-size", "--output", str(folder), *MACHINE, *options.split()]
+    options = "--max_steps 12 --save_steps 10 --logging_steps 1 --per_device_train_batch_size 4 --evaluate_rows 3"
+    options += " --max_rows 30"
+    given = ["--data", str(data), "--model", "tiny", "--output", str(folder), *MACHINE, *options.split()]
     assert train_command(given) == 0
     return folder, given
+
+
+def test_the_trained_model_is_checked_on_the_data_and_with_a_policy(trained, data, tmp_path, capsys):
+    argv = ["--data", str(data), "--source", f"local:{trained[0]},rules", "--output", str(tmp_path), "--count", "2"]
+    useful = ["--usefulness", str(data / "test.jsonl"), "--policy", "starter", "--samples", "1", "--limit", "1"]
+    assert check_command([*argv, *useful, "--max_new_tokens", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "unseen APIs" in shown
+    groups = json.loads((tmp_path / "check.json").read_text())["groups"]
+    assert [(group["name"], group["answered"]["hits"]) for group in groups] == [("seen APIs", 2), ("unseen APIs", 2)]
+    sources = json.loads((tmp_path / "usefulness.json").read_text())["sources"]
+    assert [(row["source"], row["success"]["of"]) for row in sources] == [
+        (name, 1) for name in ("none", "fixed", "rules", "environment", f"local:{trained[0]},rules", "shuffled")
+    ]
+    assert "over shuffled" in shown
 
 
 def failures(count=3):
@@ -80,15 +122,15 @@ def test_the_loss_falls_and_the_record_says_what_was_done(trained):
     losses = [one["loss"] for one in record["losses"]]
     assert len(losses) == record["steps"] == 12
     assert losses[-1] < 0.7 * losses[0]
-    assert record["rows"] == {"train": 54, "seen": 6, "unseen": 6}
+    assert record["rows"] == {"train": 30, "seen": 3, "unseen": 3}
     assert record["evaluation_loss"].keys() == record["trial"].keys() == {"seen", "unseen"}
-    assert record["trial"]["unseen"]["rows"] == 6
+    assert record["trial"]["unseen"]["rows"] == 3
 
 
 def test_a_resumed_run_ends_with_the_same_weights(trained, tmp_path):
     folder, given = trained
     others = [str(tmp_path) if word == str(folder) else word for word in given]
-    assert train_command([*others, "--resume_from_checkpoint", str(folder / "checkpoint-6")]) == 0
+    assert train_command([*others, "--resume_from_checkpoint", str(folder / "checkpoint-10")]) == 0
     again, once = (LocalModelFeedback(str(path)) for path in (tmp_path, folder))
     for source in (again, once):
         source.check()
@@ -102,8 +144,8 @@ def test_ctrl_c_ends_training_with_a_checkpoint(trained, data, tmp_path):
             if state.global_step == 1:
                 os.kill(os.getpid(), signal.SIGINT)
 
-    given = ["--data", str(data), "--model", str(trained[0]), "--output", str(tmp_path), *MACHINE]
-    trainer, _ = make_trainer(*parse_options([*given, "--max_steps", "5", "--save_strategy", "no"]))
+    given = ["--data", str(data), "--model", str(trained[0]), "--output", str(tmp_path), *MACHINE, *SMALL]
+    trainer, *_ = make_trainer(*parse_options([*given, "--max_steps", "5", "--save_strategy", "no"]))
     trainer.add_callback(Press())
     with StopAndSave() as stop:
         trainer.add_callback(stop)
@@ -113,11 +155,10 @@ def test_ctrl_c_ends_training_with_a_checkpoint(trained, data, tmp_path):
 
 
 def test_only_the_diagnosis_carries_loss(trained, data, tmp_path):
-    # a model from a folder has TRL's completion-only loss
     script, args, model = parse_options(
         ["--data", str(data), "--model", str(trained[0]), "--output", str(tmp_path), *MACHINE]
     )
-    trainer, rows = make_trainer(script, args, model)
+    trainer, rows, _ = make_trainer(script, args, model)
     row = trainer.train_dataset[0]
     tokenizer = trainer.processing_class
     own = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
@@ -130,17 +171,12 @@ def test_only_the_diagnosis_carries_loss(trained, data, tmp_path):
         said = [(i, label) for i, label in enumerate(row["labels"][1:]) if label != -100]
         by_hand = -sum(logits[i, label].item() for i, label in said) / len(said)
         assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(by_hand, rel=1e-4)
-        # weight w on the prompt: (completion + w * prompt) / (n + w * m), here with w = 0.5
-        trainer._prompt_weight = 0.5
-        every = [logits[i, token].item() for i, token in enumerate(row["input_ids"][1:])]
-        rest, others = -sum(every) - by_hand * len(said), len(every) - len(said)
-        weighted = (by_hand * len(said) + 0.5 * rest) / (len(said) + 0.5 * others)
-        assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(weighted, rel=1e-4)
 
 
 def test_an_adapter_is_trained_and_its_folder_is_a_source(trained, data, tmp_path):
     pytest.importorskip("peft")
     options = "--use_peft true --lora_target_modules q_proj v_proj --max_steps 1 --evaluate_rows 0 --characters 300"
+    options += " --per_device_train_batch_size 2"
     given = ["--data", str(data), "--model", str(trained[0]), "--output", str(tmp_path), *MACHINE, *options.split()]
     assert train_command(given) == 0
     assert (tmp_path / "adapter_config.json").is_file()
@@ -234,16 +270,17 @@ def test_rows_of_kinds_left_to_rules_are_not_trained_on(tmp_path):
     ("options", "expected"),
     [
         ([], "model is missing"),
-        (["--model", "starter-size"], "data is missing"),
-        (["--model", "starter-size", "--data", "nowhere"], "train.jsonl: cannot be read"),
-        (["--model", "starter-size", "--data", "EMPTY"], "train.jsonl: no examples in it"),
-        (["--model", "starter-size", "--data", "BAD"], "train.jsonl, row 2, field 'kind': must be one of"),
-        (["--model", "starter-size", "--data", "BARE"], "field 'diagnosis': is empty; label it first"),
+        (["--model", "starter-size", "--data", "DATA"], "model 'starter-size' is now called 'tiny'"),
+        (["--model", "tiny"], "data is missing"),
+        (["--model", "tiny", "--data", "nowhere"], "train.jsonl: cannot be read"),
+        (["--model", "tiny", "--data", "EMPTY"], "train.jsonl: no examples in it"),
+        (["--model", "tiny", "--data", "BAD"], "train.jsonl, row 2, field 'kind': must be one of"),
+        (["--model", "tiny", "--data", "BARE"], "field 'diagnosis': is empty; label it first"),
         (["--model", "./nowhere", "--data", "DATA"], "the folder ./nowhere does not exist"),
-        (["--model", "starter-size", "--data", "DATA", "--max_length", "20"], "every row is longer than 20 tokens"),
-        (["--model", "starter-size", "--data", "DATA", "--max_rows", "-1"], "max_rows, evaluate_rows"),
-        (["--model", "starter-size", "--datta", "DATA"], "unknown option '--datta' (did you mean data"),
-        (["--model=starter-size", "--data", "DATA", "--resume_from_checkpoint", "true"], "no checkpoint-* in"),
+        (["--model", "tiny", "--data", "DATA", "--max_length", "20"], "every row is longer than 20 tokens"),
+        (["--model", "tiny", "--data", "DATA", "--max_rows", "-1"], "max_rows, evaluate_rows"),
+        (["--model", "tiny", "--datta", "DATA"], "unknown option '--datta' (did you mean data"),
+        (["--model=tiny", "--data", "DATA", "--resume_from_checkpoint", "true"], "no checkpoint-* in"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -23,11 +23,10 @@ from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
 from fission_grpo.feedback.spec import sources_from
 from fission_grpo.recipes.error_simulator.usefulness import (
     AttemptsFile,
-    arms_of,
-    measure,
+    compute_usefulness,
+    make_arms,
     read_attempts,
-    usefulness,
-    usefulness_json,
+    run_attempts,
 )
 
 RIGHT = {"to": "Oslo", "seats": 4}
@@ -51,14 +50,14 @@ def mends(messages) -> str:
 
 def table(tmp_path, arms, simulator, policy=None, failures=FAILURES, samples=2, **settings):
     with AttemptsFile(tmp_path / "usefulness.jsonl", settings) as file:
-        held = measure(file, failures, arms, policy or ScriptedPolicy(mends), samples)
-    return {one.source: one for one in usefulness(held, simulator)}
+        held = run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
+    return {one.source: one for one in compute_usefulness(held, simulator)}
 
 
-def test_the_table_of_a_policy_that_mends_what_it_is_told_is_the_one_worked_by_hand(tmp_path):
+def test_the_table_of_a_policy_that_corrects_what_is_named_is_computed_by_hand(tmp_path):
     """Rules name every fault: 3 of 3 mended. Shuffled, of a and b one is told of the other's `seats`, the rest of a
     parameter that is right already: 1 of 3, whatever the order."""
-    rows = table(tmp_path, arms_of(make_chain("rules"), "rules"), "rules")
+    rows = table(tmp_path, make_arms(make_chain("rules"), "rules"), "rules")
     hits = {name: (row.success.hits, row.success.of) for name, row in rows.items()}
     assert hits == {
         "none": (0, 6),
@@ -76,22 +75,22 @@ def test_the_table_of_a_policy_that_mends_what_it_is_told_is_the_one_worked_by_h
 
 
 def test_fallbacks_and_equal_texts_are_counted(tmp_path):
-    rows = table(tmp_path, arms_of(make_chain("rules"), "rules"), "rules")
+    rows = table(tmp_path, make_arms(make_chain("rules"), "rules"), "rules")
     environment = rows["environment"]
-    assert (environment.told, environment.rejected) == (0, {"environment: no diagnosis": 3})
-    assert [rows[name].told for name in ("none", "fixed", "rules", "shuffled")] == [3, 3, 3, 3]
-    assert [rows[name].same for name in ("rules", "none", "shuffled")] == [None, 0, 0]
+    assert (environment.own_texts, environment.rejected) == (0, {"environment: no diagnosis": 3})
+    assert [rows[name].own_texts for name in ("none", "fixed", "rules", "shuffled")] == [3, 3, 3, 3]
+    assert [rows[name].same_texts for name in ("rules", "none", "shuffled")] == [None, 0, 0]
 
 
 def test_a_leaking_diagnosis_is_replaced_counted_and_helps_nobody(tmp_path):
     leaking = FunctionSource("mine", lambda one: "error: `to` must be Oslo, `seats` must be 4")
-    row = table(tmp_path, arms_of((leaking,), "mine"), "mine")["mine"]
-    assert (row.leaks, row.told, row.rejected, row.success.hits) == (3, 0, {"mine: leak": 3}, 0)
+    row = table(tmp_path, make_arms((leaking,), "mine"), "mine")["mine"]
+    assert (row.leaks, row.own_texts, row.rejected, row.success.hits) == (3, 0, {"mine: leak": 3}, 0)
 
 
-def test_a_chains_later_source_counts_as_told(tmp_path):
+def test_a_chains_later_source_counts_as_own_text(tmp_path):
     row = table(tmp_path, {"both": make_chain(["environment", "rules"])}, "both")["both"]
-    assert (row.told, row.success.hits, row.gains) == (3, 6, {})
+    assert (row.own_texts, row.success.hits, row.gains) == (3, 6, {})
 
 
 def test_gains_are_paired_and_their_interval_is_over_failures(tmp_path):
@@ -130,7 +129,7 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
 
     arms = {"mine": (FunctionSource("mine", say),), "fixed": make_chain("fixed")}
     with pytest.raises(KeyboardInterrupt), AttemptsFile(tmp_path / "usefulness.jsonl", {}) as file:
-        measure(file, FAILURES, arms, ScriptedPolicy(stopping), samples=2, in_flight=1)
+        run_attempts(file, FAILURES, arms, ScriptedPolicy(stopping), samples=2, in_flight=1)
     with (tmp_path / "usefulness.jsonl").open("a") as file:
         file.write('{"event": "attempt", "fail')  # killed while writing
     assert (len(asked), len(tried)) == (3, 5)
@@ -140,16 +139,16 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "usefulness.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines].count("attempt") == 12
     assert sum("text" in line for line in lines if line["event"] == "attempt") == 6  # of first attempts only
-    again = {one.source: one for one in usefulness(read_attempts(tmp_path / "usefulness.jsonl"), "mine")}
+    again = {one.source: one for one in compute_usefulness(read_attempts(tmp_path / "usefulness.jsonl"), "mine")}
     assert again == rows
 
 
 def test_the_simulator_is_asked_once_for_its_own_arm_and_the_shuffled_one(tmp_path):
     asked = []
     source = FunctionSource("mine", lambda one: asked.append(one.task.id) or f"error: see {one.task.id}")
-    rows = table(tmp_path, arms_of((source,), "mine"), "mine")
+    rows = table(tmp_path, make_arms((source,), "mine"), "mine")
     assert sorted(asked) == ["a", "b", "c"]
-    assert rows["shuffled"].same == 0
+    assert rows["shuffled"].same_texts == 0
 
 
 def test_attempts_of_other_settings_are_refused_and_broken_rows_named(tmp_path):
@@ -182,8 +181,8 @@ def test_attempts_lost_to_an_endpoint_are_made_again_the_next_time(tmp_path):
 
 
 def test_the_row_as_json_has_rates_and_intervals(tmp_path):
-    row = table(tmp_path, arms_of(make_chain("rules"), "rules"), "rules")["shuffled"]
-    written = json.loads(json.dumps(usefulness_json(row)))
+    row = table(tmp_path, make_arms(make_chain("rules"), "rules"), "rules")["shuffled"]
+    written = json.loads(json.dumps(row.to_json()))
     assert written["success"]["rate"] == pytest.approx(1 / 3)
     assert written["gains"]["fixed"]["change"] == pytest.approx(1 / 3)
 
@@ -192,17 +191,17 @@ def test_specifications_name_chains_and_shuffle_all_that_follows():
     names = [source.name for source in sources_from("environment, shuffled:rules,fixed")]
     assert names == ["environment", "shuffled:rules", "shuffled:fixed"]
     assert isinstance(sources_from("shuffled:none")[0], ShuffledFeedback)
-    (teacher,) = sources_from("teacher", diagnoses={"a": "error: a"})
+    (teacher,) = sources_from("teacher", teacher_texts={"a": "error: a"})
     assert [future.result().text for future in teacher.start(FAILURES)] == ["error: a", None, None]
 
 
 @pytest.mark.parametrize("spec", ["rule", "", "rules,", "local:", "shuffled:", "endpoint:", "teacher"])
 def test_a_wrong_specification_is_answered_with_the_forms_there_are(spec):
-    with pytest.raises(ValueError, match=r"(?s)no source of diagnoses .*fixed, environment.*endpoint:MODEL"):
+    with pytest.raises(ValueError, match=r"(?s)no feedback source .*fixed, environment.*endpoint:MODEL"):
         sources_from(spec)
 
 
-def test_the_fixed_text_is_what_is_told_where_a_source_knows_nothing(tmp_path):
+def test_the_fixed_text_is_used_where_a_source_has_none(tmp_path):
     table(tmp_path, {"mine": (FunctionSource("mine", lambda one: None),)}, "mine")
     held = read_attempts(tmp_path / "usefulness.jsonl")
     assert {told.text for told in held.feedback.values()} == {FIXED_TEXT}

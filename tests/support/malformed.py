@@ -54,7 +54,7 @@ ROWS = [
     rows("binary", "row 1.*not JSON", b"\x00\xff\xfe\x80"),
     rows("utf-16", "row 1.*not JSON", row().encode("utf-16")),
     rows("cut off", "row 2.*not JSON", row() + "\n" + row()[:40]),
-    rows("two objects in a line", "row 1.*nothing after it", row() + row()),
+    rows("two objects in a line", "row 1.*more text follows it", row() + row()),
     rows("an array", "row 1.*not one JSON object", "[" + row() + "]"),
     rows("pretty-printed", "row 1.*not JSON", json.dumps(ROW, indent=1)),
     rows("single quotes", "row 1.*not JSON", str(ROW)),

@@ -35,12 +35,12 @@ def endpoint(folder):
 
 
 def raising(folder):
-    def diagnose(failure):
+    def broken_source(failure):
         if RANK == PROCESSES - 1:
-            raise RuntimeError("this rank's diagnoser is broken")
+            raise RuntimeError("this rank's source is broken")
         return SAID
 
-    return sampled(folder, PROCESSES, feedback=diagnose, max_steps=2)
+    return sampled(folder, PROCESSES, feedback=broken_source, max_steps=2)
 
 
 class Slow:

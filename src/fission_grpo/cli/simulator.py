@@ -7,17 +7,17 @@ import sys
 USAGE = """\
 usage: fission-grpo simulator COMMAND [options]
 
-The Error Simulator: a model that tells a policy what is wrong with its call, without giving the answer away.
+The Error Simulator: a model that writes feedback on a policy's failed call without revealing the answer.
 
 commands:
-  data     failures with diagnoses, from BFCL's environments, task files, runs, evaluations or a policy's samples
-  train    a simulator from such data, with TRL's SFTTrainer
-  check    leaks, specificity, kinds of error, length; and what the diagnoses are worth to a policy
+  data     collect failures with feedback from BFCL's environments, task files, runs, evaluations or a policy
+  train    train a simulator on such data, with TRL's SFTTrainer
+  check    measure how often a source answers, leaks and is specific, its latency, and how much it helps a policy
 
-From nothing to a training run with a simulator of your own (docs/simulator.md):
+Train a simulator and use it (docs/simulator.md):
 
   fission-grpo simulator data --output runs/simulator_data
-  fission-grpo simulator train --data runs/simulator_data --model starter-size --output runs/simulator
+  fission-grpo simulator train --data runs/simulator_data --model tiny --output runs/simulator
   fission-grpo simulator check --data runs/simulator_data --source local:runs/simulator,rules --output runs/check
   fission-grpo train --config configs/bfcl_fission.yaml --feedback local:runs/simulator,rules
 """

@@ -208,8 +208,8 @@ def _recovered(instance: RecoveryRecord, line: Line) -> RecoveryRecord:
 def _evaluation(line: Line) -> Evaluation:
     counts = ("step", "generated_tokens", "tasks", "error_cases", "recovered", "errors")
     return Evaluation(
-        **{name: line.take(name, int) for name in counts},
         name=line.take("name", str),
+        **{name: line.take(name, int) for name in counts},
         success=line.take("success", NUMBER),
         success_ci=_interval(line, "success_ci"),
         recovery_rate=line.take("recovery_rate", NUMBER, optional=True),

@@ -1,4 +1,4 @@
-"""`fission-grpo simulator data`: labelled failures to train and test a simulator on."""
+"""`fission-grpo simulator data`: collect failures, label, filter and split them, and write training and test data."""
 
 from __future__ import annotations
 
@@ -8,214 +8,141 @@ import random
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError, TaskFileError
 from fission_grpo.envs.bfcl import INSTALL
-from fission_grpo.feedback.dataset import (
-    TEST,
-    TOOLS,
-    TRAIN,
-    write_examples,
-)
+from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
-from fission_grpo.recipes.error_simulator.card import numbers, page
+from fission_grpo.recipes.error_simulator.failure_files import FailureSources, generate_contexts, read_sources
 from fission_grpo.recipes.error_simulator.failures import (
-    FailureSources,
     LabelledFailure,
-    corrupted_failures,
-    generated,
-    read_sources,
-    sampled_failures,
+    corrupt_references,
+    open_policy,
+    sample_failures,
 )
-from fission_grpo.recipes.error_simulator.filters import FilterLimits, Split, chosen_apis, filtered, split_by_api
-from fission_grpo.recipes.error_simulator.labels import DEFAULT, label, teachers
+from fission_grpo.recipes.error_simulator.filters import (
+    FilterLimits,
+    Split,
+    draw_test_apis,
+    filter_failures,
+    split_by_api,
+)
+from fission_grpo.recipes.error_simulator.labels import DEFAULT_TEACHERS, label, make_teachers
+
+README = "README.md"
+CASES_PER_EXAMPLE = 0.3
+"""Cases generated per example, where no files are given; with 3 corruptions a call, about 7 examples of a case are
+kept. [ours]"""
 
 EPILOG = """\
 examples:
-  fission-grpo simulator data --output data                        2,500 instances over BFCL's environments, offline
-  fission-grpo simulator data --tasks cases.jsonl runs/mine --output data        of your cases, and of a run's failures
+  fission-grpo simulator data --output data                        2,500 examples over BFCL's environments, offline
+  fission-grpo simulator data --tasks cases.jsonl runs/mine --output data        from your cases and a run's failures
   fission-grpo simulator data --tasks cases.jsonl --policy runs/mine --count 0 --no_corruptions --test_share 1 \\
-      --output own                                                 a policy's own failures only
+      --output own                                                 only a policy's own failures
   fission-grpo simulator data --teacher endpoint:MODEL,rules --url http://localhost:8000/v1 --output data
 """
 
+README_TEXT = """\
+# Labelled failures for an Error Simulator
 
-def data_parser() -> argparse.ArgumentParser:
-    """The parser."""
-    parser = argparse.ArgumentParser(
-        "fission-grpo simulator data",
-        description="Collect failed tool calls, label them with diagnoses that give nothing away, filter, split by "
-        "API, and write train.jsonl, test.jsonl, tools.json and a data card.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    add(
-        "--tasks",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="case files, step-task files, fission.jsonl of runs, cases.jsonl of evaluations (give their case file "
-        "too), transcripts with 'messages'; without any, new cases over BFCL's environments are made",
-    )
-    add("--skip_cases", type=int, default=0, metavar="N", help="cases or tasks left out at the start of task files")
-    add("--cases", type=int, default=0, metavar="N", help="cases taken of each task file, or made; 0: all, or enough")
-    add("--count", type=int, default=2500, help="instances wanted in all; 0: all there are (default 2500)")
-    add("--each", type=int, default=3, help="most corruptions of one reference call (default 3)")
-    add("--no_corruptions", action="store_true", help="only failures of --policy and of the files")
-    add("--seed", type=int, default=0, help="the same seed and files give the same data (default 0)")
-    _teacher_options(parser)
-    _policy_options(parser)
-    filters = parser.add_argument_group("filters and split")
-    filters.add_argument("--shortest", type=int, default=15, help="characters of a diagnosis, at least (default 15)")
-    filters.add_argument("--longest", type=int, default=500, help="characters of a diagnosis, at most (default 500)")
-    filters.add_argument(
-        "--alike",
-        type=int,
-        default=0,
-        help="most diagnoses of one template; 0: 3%% of --count, at least 20, and no limit with --count 0",
-    )
-    filters.add_argument(
-        "--test_apis",
-        nargs="+",
-        metavar="API",
-        help="APIs (BFCL classes, else tools) to test on; by default BFCL's held-out classes for cases made here, "
-        "else drawn by --seed",
-    )
-    filters.add_argument(
-        "--test_share", type=float, default=0.2, help="share of --count to test on; 0 or 1: all in one file (0.2)"
-    )
-    return parser
+{train:,} training and {test:,} test examples, made by `{command}`.
+A row of `train.jsonl` or `test.jsonl` holds the dialogue, a failed turn, the reference calls (secret) and the feedback
+to learn; `tools.json` holds the tools. Training and test data share no API, no case and no failed turn.
 
+```json
+{record}
+```
 
-def _teacher_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("labels")
-    group.add_argument(
-        "--teacher",
-        default=DEFAULT,
-        metavar="NAMES",
-        help="who writes the diagnoses, the next one where one has nothing usable: environment (its real message), "
-        f"rules, endpoint:MODEL, local:PATH (default {DEFAULT})",
-    )
-    group.add_argument("--url", help="base URL of the teacher's endpoint; the key is read from OPENAI_API_KEY")
-    group.add_argument("--options", metavar="JSON", help=OPTIONS_HELP)
-    group.add_argument(
-        "--seconds", type=float, default=float("inf"), help="longest wait for 256 failures' diagnoses (no limit)"
-    )
-
-
-def _policy_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("a policy's own failures")
-    group.add_argument("--policy", metavar="MODEL", help="folder or hub id; or a model's name at --policy_url")
-    group.add_argument("--policy_url", metavar="URL", help="base URL of an OpenAI-compatible endpoint")
-    group.add_argument("--samples", type=int, default=1, help="replies per step task (default 1)")
-    group.add_argument("--temperature", type=float, default=1.0, help="of the sampling (default 1)")
-    group.add_argument("--max_new_tokens", type=int, default=256, help="of one reply (default 256)")
-    group.add_argument("--batch_size", type=int, default=32, help="replies sampled at a time (default 32)")
-
-
-CASES_PER_INSTANCE = 0.3
-"""Cases made per instance wanted, where no files are given. [ours] With 3 corruptions a call about 7 are kept of each
-case."""
-
-
-@dataclass
-class _Log:
-    """How the data came about, for its card."""
-
-    began: float = field(default_factory=time.monotonic)
-    seconds: dict[str, float] = field(default_factory=dict)
-    stages: dict[str, int] = field(default_factory=dict)
-
-    def done(self, stage: str, what: str, count: int) -> None:
-        """A stage has ended; says so on stderr."""
-        self.seconds[stage] = time.monotonic() - self.began - sum(self.seconds.values())
-        self.stages[what] = count
-        print(f"{stage}: {count:,} {what} ({self.seconds[stage]:.1f} s)", file=sys.stderr)
+Licences: dialogues, schemas and messages of BFCL's environments derive from bfcl-eval (Apache-2.0); corruptions and
+rules are fission-grpo's (Apache-2.0). Files given on the command line and texts that a model wrote have their own.
+Limits: corruptions are not distributed like a policy's own errors; rules write few templates; a step task accepts one
+right call; the leak guard does not find paraphrases.
+"""
 
 
 def data_command(argv: list[str]) -> int:
-    """Write train.jsonl, test.jsonl, tools.json, card.md and card.json. Returns 0; 1 or 2 if something is to mend."""
+    """Run the command. Returns 0; 1 or 2 after one line on stderr that says what to correct."""
     arguments = data_parser().parse_args(argv)
     try:
-        print(run(arguments, argv))
+        print(make_data(arguments, argv))
     except ModuleNotFoundError as error:
-        how = {"openai": "pip install 'fission-grpo[endpoint]'"}.get(
-            str(error.name), "pip install 'fission-grpo[train]'"
-        )
-        how = INSTALL if str(error.name).startswith("bfcl_eval") else how
-        print(f"error: this needs {error.name}; {how}", file=sys.stderr)
+        name = str(error.name)
+        extra = "endpoint" if name == "openai" else "train"
+        fix = INSTALL if name.startswith("bfcl_eval") else f"pip install 'fission-grpo[{extra}]'"
+        print(f"error: this needs {name}; {fix}", file=sys.stderr)
         return 1
-    except (TaskFileError, RunFileError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TaskFileError | RunFileError | OSError) else 2
     return 0
 
 
-def run(arguments: argparse.Namespace, argv: list[str]) -> str:
-    """Make the data and write it; returns what there is to say.
+def make_data(arguments: argparse.Namespace, argv: list[str]) -> str:
+    """Make the data and write it; returns a summary.
 
     Raises:
-        ValueError: options that contradict each other, or no instance is left.
+        ValueError: options contradict each other, or no example is left.
         TaskFileError, RunFileError: a file has a mistake.
     """
     _check(arguments)
     url, options = endpoint_options(arguments.options)
-    chain = teachers(arguments.teacher, arguments.url or url, options)
+    chain = make_teachers(arguments.teacher, arguments.url or url, options)
     alike = arguments.alike or (max(20, round(0.03 * arguments.count)) if arguments.count else sys.maxsize)
     limits = FilterLimits(arguments.shortest, arguments.longest, alike)
-    log = _Log()
-    material, held_out = _material(arguments)
-    log.done("sources", "step tasks", len(material.situations))
-    found, sampled = list(material.found), {}
+    started = time.monotonic()
+    sources, test_apis = _read_or_generate(arguments)
+    _log_stage("sources", len(sources.contexts), "step tasks")
+    failures, sampled = list(sources.failures), {}
     if arguments.policy:
-        sampled = _sample(arguments, material, found)
-        log.done("policy", "failures of the policy", sampled["failures"])
+        more, sampled = _sample(arguments, sources)
+        failures += more
+        _log_stage("policy", len(more), "failures")
     if not arguments.no_corruptions:
-        before = len(found)
-        found += corrupted_failures(material.situations, arguments.each, arguments.seed, material.unused)
-        log.done("corruptions", "failures by corruption", len(found) - before)
+        before = len(failures)
+        failures += corrupt_references(sources.contexts, arguments.each, arguments.seed, sources.unused)
+        _log_stage("corruptions", len(failures) - before, "failures")
     with closing(chain):
-        labelled = label(found, chain, arguments.seconds)
+        labels = label(failures, chain, arguments.seconds)
         for line in usage_reports(chain):
             print(line, file=sys.stderr)
-    log.done("teachers", "failures with a diagnosis", len(labelled.found))
-    mixed = random.Random(f"{arguments.seed} order").sample(labelled.found, len(labelled.found))
-    kept, dropped = filtered(mixed, limits)
-    log.done("filters", "instances fit for use", len(kept))
-    apis = tuple(arguments.test_apis or held_out or chosen_apis(kept, arguments.test_share, arguments.seed))
-    if arguments.test_share in (0, 1):
-        apis = chosen_apis(kept, arguments.test_share, arguments.seed)
-    split = split_by_api(kept, apis, arguments.count, arguments.test_share, arguments.seed)
+    _log_stage("labels", len(labels.labelled), "failures with feedback")
+    mixed = random.Random(f"{arguments.seed} order").sample(labels.labelled, len(labels.labelled))
+    kept, filtered = filter_failures(mixed, limits)
+    _log_stage("filters", len(kept), "examples")
+    share = arguments.test_share
+    test_apis = () if share in (0, 1) else tuple(arguments.test_apis or test_apis)
+    test_apis = test_apis or draw_test_apis(kept, share, arguments.seed)
+    split = split_by_api(kept, test_apis, arguments.count, share, arguments.seed)
     if not split.train and not split.test:
-        raise ValueError(_nothing(found, labelled.dropped, dropped, material))
-    made = {
-        "command": shown_command(["fission-grpo", "simulator", "data", *argv]),
+        reasons = {**sources.unused, **labels.dropped, **filtered}
+        why = ", ".join(f"{name}: {count}" for name, count in reasons.items()) or "no task or failure in the files"
+        raise ValueError(
+            f"no example is left of {len(failures)} failures ({why}); give more or other --tasks, or relax the filters"
+        )
+    record = {
         "seed": arguments.seed,
         "teacher": arguments.teacher,
-        "test_apis": list(apis),
-        "sources": material.kinds,
-        "stages": {**log.stages, "failures found in files": len(material.found)},
+        "test_apis": list(test_apis),
+        "sources": sources.kinds,
+        "notes": sources.notes,
         "sampled": sampled,
-        "unused": dict(material.unused),
-        "notes": material.notes,
-        "refused": dict(labelled.refused),
-        "unlabelled": dict(labelled.dropped),
-        "filtered": dict(dropped),
+        "unused": dict(sources.unused),
+        "rejected_texts": dict(labels.rejected),
+        "unlabelled": dict(labels.dropped),
+        "filtered": dict(filtered),
         "split": dict(split.dropped),
-        "versions": _versions(),
+        "seconds": round(time.monotonic() - started, 1),
     }
-    return _write(arguments, split, made, log)
+    return _write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv]))
+
+
+def _log_stage(stage: str, count: int, what: str) -> None:
+    print(f"{stage}: {count:,} {what}", file=sys.stderr)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -228,69 +155,123 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.no_corruptions and not (arguments.policy or arguments.tasks):
         raise ValueError("--no_corruptions leaves nothing to label; give --policy, or files of runs with --tasks")
     if arguments.skip_cases and not arguments.tasks:
-        raise ValueError("--skip_cases needs --tasks: there is nothing to skip in cases that are made here")
+        raise ValueError("--skip_cases needs --tasks: generated cases cannot be skipped")
     if arguments.output.is_file():
         raise ValueError(f"--output {arguments.output} is a file; give a folder")
 
 
-def _material(arguments: argparse.Namespace) -> tuple[FailureSources, tuple[str, ...]]:
-    """What is given, or new cases where nothing is; also the APIs to test on that go with them."""
+def _read_or_generate(arguments: argparse.Namespace) -> tuple[FailureSources, tuple[str, ...]]:
+    """What the given files hold, or generated cases and their test APIs where no file is given."""
     if arguments.tasks:
         return read_sources(arguments.tasks, arguments.skip_cases, arguments.cases), ()
-    cases = arguments.cases or max(8, round(CASES_PER_INSTANCE * (arguments.count or 2500)))
-    material = FailureSources(kinds={f"{cases} cases made here": "BFCL's environments, seed " + str(arguments.seed)})
-    material.situations, held_out = generated(cases, arguments.seed, material.unused)
-    return material, held_out
+    cases = arguments.cases or max(8, round(CASES_PER_EXAMPLE * (arguments.count or 2500)))
+    sources = FailureSources(kinds={f"{cases} generated cases": f"BFCL's environments, seed {arguments.seed}"})
+    sources.contexts, held_out = generate_contexts(cases, arguments.seed, sources.unused)
+    return sources, held_out
 
 
-def _sample(arguments: argparse.Namespace, material: FailureSources, found: list[LabelledFailure]) -> dict[str, Any]:
-    """Let the policy reply in every situation; adds its failures to `found` and returns how it fared."""
-    from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy
-    from fission_grpo.inference.endpoint import EndpointOptions
-
-    if not material.situations:
+def _sample(
+    arguments: argparse.Namespace, sources: FailureSources
+) -> tuple[Sequence[LabelledFailure], dict[str, Any]]:
+    """The policy's failures on every step task, and the numbers of its replies."""
+    if not sources.contexts:
         raise ValueError("--policy needs tasks to reply to; give a case or step-task file with --tasks")
-    if arguments.policy_url:
-        options = EndpointOptions(temperature=arguments.temperature, max_tokens=arguments.max_new_tokens)
-        playing: Any = connect_endpoint(arguments.policy, arguments.policy_url, options)
-    else:
-        sampling = Sampling(arguments.temperature, arguments.max_new_tokens, arguments.seed)
-        playing = nullcontext(load_local_policy(arguments.policy, sampling, arguments.batch_size))
     name = Path(arguments.policy).name
-    with playing as player:
-        came = sampled_failures(material.situations, player.policy, name, arguments.samples, 4 * arguments.batch_size)
-    found += came.found
-    return {"policy": name, "replies": came.attempts, "failures": len(came.found), "lost": came.lost}
+    with open_policy(arguments) as loaded:
+        result = sample_failures(sources.contexts, loaded.policy, name, arguments.samples, 4 * arguments.batch_size)
+    counts = {"replies": result.attempts, "failures": len(result.failures), "lost": result.lost}
+    return result.failures, {"policy": name, **counts}
 
 
-def _write(arguments: argparse.Namespace, split: Split, made: dict[str, Any], log: _Log) -> str:
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / TOOLS).unlink(missing_ok=True)
-    for name, side in ((TRAIN, split.train), (TEST, split.test)):
-        write_examples(arguments.output / name, [one.instance for one in side])
-    log.done("split", "instances written", len(split.train) + len(split.test))
-    made |= {"seconds": {**log.seconds, "all": time.monotonic() - log.began}}
-    card = numbers(split.train, split.test, made)
-    text = json.dumps(card, indent=1, ensure_ascii=True) + "\n"
-    (arguments.output / "card.json").write_text(text, encoding="utf-8")
-    (arguments.output / "card.md").write_text(page(card), encoding="utf-8")
-    short = arguments.count - len(split.train) - len(split.test)
-    note = f"; {short:,} fewer than --count, see card.md for what was dropped" if arguments.count and short > 0 else ""
+def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], command: str) -> str:
+    folder, sides = arguments.output, {TRAIN: split.train, TEST: split.test}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TOOLS).unlink(missing_ok=True)
+    for name, side in sides.items():
+        examples = [item.example for item in side]
+        write_examples(folder / name, examples)
+        record[name] = {
+            "examples": len(side),
+            "origin": dict(sorted(Counter(example.origin for example in examples).items())),
+            "kind": dict(sorted(Counter(str(example.failure.kind) for example in examples).items())),
+            "api": dict(sorted(Counter(example.api for example in examples).items())),
+            "teacher": dict(sorted(Counter(example.teacher for example in examples).items())),
+        }
+    train, test = len(split.train), len(split.test)
+    text = README_TEXT.format(train=train, test=test, command=command, record=json.dumps(record, indent=1))
+    (folder / README).write_text(text, encoding="utf-8")
+    missing = arguments.count - train - test
+    note = f"; {missing:,} fewer than --count, see {README} for what was dropped" if missing > 0 else ""
+    apis = ", ".join(record["test_apis"]) or "none"
     return (
-        f"{arguments.output}: {len(split.train):,} training and {len(split.test):,} test instances "
-        f"(APIs {', '.join(made['test_apis']) or 'none'}) in {card['seconds']['all']:.0f} s{note}; see card.md"
+        f"{folder}: {train:,} training and {test:,} test examples (test APIs {apis}) in {record['seconds']:.0f} s"
+        f"{note}; see {README}"
     )
 
 
-def _nothing(
-    found: list[LabelledFailure], unlabelled: Counter[str], dropped: Counter[str], material: FailureSources
-) -> str:
-    reasons = {**material.unused, **unlabelled, **dropped}
-    why = ", ".join(f"{name}: {count}" for name, count in reasons.items()) or "no task or failure in the files given"
-    return f"no instance is left of {len(found)} failures ({why}); give more or other --tasks, or loosen the filters"
+def data_parser() -> argparse.ArgumentParser:
+    """The parser of `fission-grpo simulator data`."""
+    parser = argparse.ArgumentParser(
+        "fission-grpo simulator data",
+        description="Collect failed tool calls, label them with feedback that does not reveal the answer, filter, "
+        f"split by API, and write {TRAIN}, {TEST}, {TOOLS} and a {README}.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    add(
+        "--tasks",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="case files, step-task files, fission.jsonl of runs, cases.jsonl of evaluations (with their case files), "
+        "transcripts with 'messages'; without any, cases over BFCL's environments are generated",
+    )
+    add("--skip_cases", type=int, default=0, metavar="N", help="cases or tasks left out at the start of task files")
+    add("--cases", type=int, default=0, metavar="N", help="cases taken of each task file, or generated; 0: all")
+    add("--count", type=int, default=2500, help="examples in total; 0: all there are (default 2500)")
+    add("--each", type=int, default=3, help="most corruptions of one reference call (default 3)")
+    add("--no_corruptions", action="store_true", help="only failures of --policy and of the files")
+    add("--seed", type=int, default=0, help="the same seed and files give the same data (default 0)")
+    add = parser.add_argument_group("labels").add_argument
+    add(
+        "--teacher",
+        default=DEFAULT_TEACHERS,
+        metavar="NAMES",
+        help="sources of the feedback, in order: environment (its real message), rules, endpoint:MODEL, local:PATH "
+        f"(default {DEFAULT_TEACHERS})",
+    )
+    add("--url", help="base URL of the teacher's endpoint; the key is read from OPENAI_API_KEY")
+    add("--options", metavar="JSON", help=OPTIONS_HELP)
+    add("--seconds", type=float, default=float("inf"), help="longest wait for 256 texts of a teacher (no limit)")
+    add = parser.add_argument_group("a policy's own failures").add_argument
+    add("--policy", metavar="MODEL", help="folder or hub id; or a model's name at --policy_url")
+    add("--policy_url", metavar="URL", help="base URL of an OpenAI-compatible endpoint")
+    add("--samples", type=int, default=1, help="replies per step task (default 1)")
+    add("--temperature", type=float, default=1.0, help="sampling temperature (default 1)")
+    add("--max_new_tokens", type=int, default=256, help="of one reply (default 256)")
+    add("--batch_size", type=int, default=32, help="replies sampled at a time (default 32)")
+    _add_filter_options(parser.add_argument_group("filters and split"))
+    return parser
 
 
-def _versions() -> dict[str, str]:
-    from fission_grpo.evaluation.policies import versions
-
-    return versions()
+def _add_filter_options(group: Any) -> None:
+    add = group.add_argument
+    add("--shortest", type=int, default=15, help="least characters of a feedback text (default 15)")
+    add("--longest", type=int, default=500, help="most characters of a feedback text (default 500)")
+    add(
+        "--alike",
+        type=int,
+        default=0,
+        help="most texts of one template; 0: 3%% of --count, at least 20, and no limit with --count 0",
+    )
+    add(
+        "--test_apis",
+        nargs="+",
+        metavar="API",
+        help="APIs (BFCL classes, else tools) to test on; default: BFCL's held-out classes for generated cases, else "
+        "drawn by --seed",
+    )
+    add("--test_share", type=float, default=0.2, help="share of --count to test on; 0 or 1: all in one file (0.2)")

@@ -1,5 +1,4 @@
-"""Which labelled failures are fit for training: no leaks, specific, of a fair length, no duplicates, no template twice
-too often."""
+"""Which labelled failures are used, and for what: specificity, filters, and the split into training and test APIs."""
 
 from __future__ import annotations
 
@@ -21,53 +20,38 @@ from fission_grpo.feedback.sources import FIXED_TEXT
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
 _COMMON = "a b by call data error format id input key message name number of text to tool type value x y"
+COMMON_NAMES = frozenset(_COMMON.split())
+"""Parameter names that any error message may contain by chance: they count only in quotes or backticks. [ours]"""
 
-
-COMMON = frozenset(_COMMON.split())
-"""Parameter names that any error message may hold by chance: they count in quotes or backticks only. [ours]"""
-
-
-_FORM: Mapping[ErrorKind, str] = {
+_FORM_WORDS: Mapping[ErrorKind, str] = {
     ErrorKind.UNPARSED: r"\b(json|call|tool_call|closed?|brace|bracket|quote|arguments?)\b|<",
     ErrorKind.NO_CALL: r"\b(call|tool)\w*",
     ErrorKind.TRUNCATED: r"\b(cut|truncated|length|limit|short\w*|long)\b",
     ErrorKind.OUT_OF_TURNS: r"\b(turns?|steps?|finish\w*)\b",
 }
-"""Where no call is at fault but the turn's form, what a text must speak of. [ours]"""
+"""Words that make a text specific where the turn's form is at fault and not a call. [ours]"""
 
 
 def is_specific(text: str, failure: Failure) -> bool:
-    """Whether a diagnosis says where the fault is. See `named_by`.
+    """Whether a feedback text names a tool, parameter or value of the failed turn's calls, or the fault of its form.
+
+    Parameters are also those of the called tools' schemas, with "_" or a space between words. The form counts where no
+    call is at fault: the turn cannot be parsed, has no call, is truncated, or none was needed.
 
     Example:
-        "error: `priority` is not right" is specific of a call with `priority`, `FIXED_TEXT` of nothing.
-    """
-    return named_by(text, failure) is not None
-
-
-def named_by(text: str, failure: Failure) -> str | None:
-    """How a diagnosis points at the fault: "tool", "parameter", "value" or "form"; None if it does not.
-
-    Args:
-        text: the diagnosis.
-        failure: what it is about. The parameters in question are those of the tools that the failed turn called, as
-            their schemas and the calls themselves name them, with "_" or a space between words; the values are what
-            the calls wrote (texts of three or more characters and numbers). If the turn has no calls (unreadable,
-            none made, cut off), or none is needed, speaking of the form is specific.
+        "error: `priority` is not right" is specific for a call with `priority`; `FIXED_TEXT` never is.
     """
     if text.strip() == FIXED_TEXT:
-        return None
+        return False
     plain = text.casefold()
-    if any(_holds(plain, call.name) for call in failure.calls):
-        return "tool"
-    if any(_holds(plain, name) for name in _parameters(failure)):
-        return "parameter"
-    if any(_holds(plain, value) for call in failure.calls for value in _values(call.arguments)):
-        return "value"
-    needless = bool(failure.calls) and failure.reference == ()
-    form = _FORM[ErrorKind.NO_CALL] if needless else _FORM.get(failure.kind)
-    whole = needless or not failure.calls or failure.kind is ErrorKind.TRUNCATED
-    return "form" if form and whole and re.search(form, plain) else None
+    names = {call.name for call in failure.calls} | _parameters(failure)
+    names.update(value for call in failure.calls for value in _values(call.arguments))
+    if any(_contains(plain, name) for name in names):
+        return True
+    is_needless = bool(failure.calls) and failure.reference == ()
+    words = _FORM_WORDS[ErrorKind.NO_CALL] if is_needless else _FORM_WORDS.get(failure.kind)
+    form_counts = is_needless or not failure.calls or failure.kind is ErrorKind.TRUNCATED
+    return bool(words and form_counts and re.search(words, plain))
 
 
 def _parameters(failure: Failure) -> set[str]:
@@ -79,134 +63,35 @@ def _parameters(failure: Failure) -> set[str]:
     return names
 
 
-def _values(arguments: Any) -> Iterator[str]:
-    """The texts of three or more characters and the numbers in a call's arguments."""
-    waiting = [arguments]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Mapping):
-            waiting += item.values()
-        elif isinstance(item, list | tuple):
-            waiting += item
-        elif isinstance(item, str) and len(item.strip()) > 2:
-            yield item.strip()
-        elif isinstance(item, int | float) and not isinstance(item, bool):
-            yield quoted(item)
+def _values(value: Any) -> Iterator[str]:
+    """The strings of three or more characters and the numbers in a call's arguments."""
+    if isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _values(inner)
+    elif isinstance(value, str) and len(value.strip()) > 2:
+        yield value.strip()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield quoted(value)
 
 
-def _holds(plain: str, name: str) -> bool:
-    """Whether a text in lower case holds a name as a whole word; a very common word only in quotes."""
+def _contains(plain: str, name: str) -> bool:
+    """Whether lower-case text contains a name between word boundaries; a common word counts only in quotes."""
     name = name.casefold()
     if not name:
         return False
-    if name in COMMON:
+    if name in COMMON_NAMES:
         return re.search(rf"[`'\"]{re.escape(name)}[`'\"]", plain) is not None
     spelled = "[ _-]".join(map(re.escape, re.split(r"[ _-]", name)))
     return re.search(rf"(?<!\w){spelled}(?!\w)", plain) is not None
 
 
 @dataclass(frozen=True)
-class Split:
-    """Instances to train on and to test on. `dropped` counts, by reason, what went into neither."""
-
-    train: tuple[LabelledFailure, ...]
-    test: tuple[LabelledFailure, ...]
-    dropped: Counter[str]
-
-
-def chosen_apis(found: Sequence[LabelledFailure], share: float, seed: int) -> tuple[str, ...]:
-    """Whole APIs, drawn until they hold about `share` of the instances; at least one, and never all, if 0 < share < 1.
-
-    Example:
-        Of APIs with 50, 30 and 20 instances, share 0.2 takes whichever is drawn first.
-    """
-    counts = Counter(one.instance.api for one in found)
-    if share <= 0 or not counts:
-        return ()
-    if share >= 1:
-        return tuple(sorted(counts))
-    names = sorted(counts)
-    random.Random(f"{seed} apis").shuffle(names)
-    taken, held = [], 0
-    for name in names[:-1]:
-        if taken and held >= share * len(found):
-            break
-        taken.append(name)
-        held += counts[name]
-    return tuple(sorted(taken))
-
-
-def split_by_api(
-    found: Sequence[LabelledFailure], test_apis: Sequence[str], count: int, share: float, seed: int
-) -> Split:
-    """Split whole APIs off for testing, then take `count` instances, `share` of them for testing.
-
-    Nothing is in both: a training instance whose root (case, task or transcript) or failed turn's text is in the test
-    set too is dropped. What is too many is thinned evenly over APIs and origins. If one side has fewer than its share,
-    the other is not made larger.
-
-    Args:
-        found: filtered instances.
-        test_apis: APIs of the test set.
-        count: of instances wanted in all; 0: all.
-        share: of `count` that is wanted for testing, 0 to 1.
-        seed: of the thinning.
-    """
-    held_out = set(test_apis)
-    test = [one for one in found if one.instance.api in held_out]
-    roots = {one.root for one in test}
-    texts = {_text(one) for one in test}
-    dropped: Counter[str] = Counter()
-    train = []
-    for one in found:
-        if one.instance.api in held_out:
-            continue
-        if one.root in roots:
-            dropped["its case is tested on"] += 1
-        elif _text(one) in texts:
-            dropped["its failed turn is tested on"] += 1
-        else:
-            train.append(one)
-    sides = []
-    for side, most in ((train, count - round(count * share)), (test, round(count * share))):
-        kept = thinned(side, most, seed) if count else side
-        dropped["more than asked for"] += len(side) - len(kept)
-        sides.append(tuple(kept))
-    return Split(sides[0], sides[1], +dropped)
-
-
-def thinned(found: Sequence[LabelledFailure], most: int, seed: int) -> list[LabelledFailure]:
-    """At most so many, in the order given, as evenly as possible over APIs and origins.
-
-    Example:
-        5 of one API and 1 of another, at most 4: 3 and 1.
-    """
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for at, one in enumerate(found):
-        groups[one.instance.api, one.instance.origin].append(at)
-    rng = random.Random(f"{seed} thinned")
-    queues = [rng.sample(groups[key], len(groups[key])) for key in sorted(groups)]
-    taken: list[int] = []
-    while queues and len(taken) < most:
-        for queue in queues:
-            taken.append(queue.pop())
-            if len(taken) == most:
-                break
-        queues = [queue for queue in queues if queue]
-    return [found[at] for at in sorted(taken)]
-
-
-def _text(one: LabelledFailure) -> str:
-    return one.instance.failure.turns[-1].text
-
-
-@dataclass(frozen=True)
 class FilterLimits:
-    """What is let through. [ours]
+    """Limits of `filter_failures`. [ours]
 
     Args:
-        shortest, longest: of a diagnosis, in characters.
-        alike: most diagnoses of one template (`template`).
+        shortest, longest: length of a feedback text, in characters.
+        alike: most texts of one template (`template`).
     """
 
     shortest: int = 15
@@ -221,59 +106,151 @@ class FilterLimits:
             )
 
 
-def filtered(found: Sequence[LabelledFailure], limits: FilterLimits) -> tuple[list[LabelledFailure], Counter[str]]:
-    """What passes all filters, in order, and how many each one dropped.
+def filter_failures(
+    found: Sequence[LabelledFailure], limits: FilterLimits
+) -> tuple[list[LabelledFailure], Counter[str]]:
+    """The failures that pass every filter, in order, and how many each filter dropped.
 
-    The first filter that refuses counts: leak, unspecific, too short, too long, duplicate (the same failed turn in the
-    same dialogue, or the same failed turn and diagnosis anywhere), near duplicate (the same but for case, spacing and
-    the order of arguments), template (of one template there are `alike` already).
+    The filters: leak, unspecific, too short, too long, duplicate (the same failed turn in the same dialogue, or the
+    same failed turn and text anywhere), near duplicate (equal but for case, spacing and the order of arguments),
+    template (`alike` texts of its template passed before). The first filter that fails counts.
     """
     kept: list[LabelledFailure] = []
     dropped: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
-    near: set[tuple[str, str]] = set()
+    exact_keys: set[tuple[str, str]] = set()
+    near_keys: set[tuple[str, str]] = set()
     templates: Counter[str] = Counter()
-    for one in found:
-        item = one.instance
-        text, failure = item.diagnosis, item.failure
-        exact = [("turn", item.id), (failure.turns[-1].text, text)]
-        alike = (failed_call(item), letters_and_digits(text.casefold()))
-        if find_leak(text, failure) is not None:
-            dropped["leak"] += 1
-        elif not is_specific(text, failure):
-            dropped["unspecific"] += 1
-        elif len(text) < limits.shortest:
-            dropped["too short"] += 1
-        elif len(text) > limits.longest:
-            dropped["too long"] += 1
-        elif any(key in seen for key in exact):
-            dropped["duplicate"] += 1
-        elif alike in near:
-            dropped["near duplicate"] += 1
-        elif templates[template(text)] >= limits.alike:
-            dropped["template"] += 1
-        else:
-            kept.append(one)
-            seen.update(exact)
-            near.add(alike)
-            templates[template(text)] += 1
+    for item in found:
+        text, failure = item.example.diagnosis, item.example.failure
+        exact = {("turn", item.example.id), (failure.turns[-1].text, text)}
+        near = (_normalized_turn(item.example), letters_and_digits(text.casefold()))
+        reason = _fault(text, failure, limits)
+        if reason is None and exact & exact_keys:
+            reason = "duplicate"
+        elif reason is None and near in near_keys:
+            reason = "near duplicate"
+        elif reason is None and templates[template(text)] >= limits.alike:
+            reason = "template"
+        if reason is not None:
+            dropped[reason] += 1
+            continue
+        kept.append(item)
+        exact_keys |= exact
+        near_keys.add(near)
+        templates[template(text)] += 1
     return kept, dropped
 
 
+def _fault(text: str, failure: Failure, limits: FilterLimits) -> str | None:
+    if find_leak(text, failure) is not None:
+        return "leak"
+    if not is_specific(text, failure):
+        return "unspecific"
+    if len(text) < limits.shortest:
+        return "too short"
+    return "too long" if len(text) > limits.longest else None
+
+
 def template(text: str) -> str:
-    """A diagnosis without what it quotes and without numbers.
+    """A feedback text without quoted parts and numbers.
 
     Example:
-        "error: `id` is not right, got 7" and "error: `id` is not right, got 'x'" are both "error: `id` is not right,
-        got _".
+        "error: `id` is not right, got 7" and "... got 'x'" both give "error: `id` is not right, got _".
     """
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "_", text)
     return re.sub(r"\b\w*\d[\w.]*\b", "_", text)
 
 
-def failed_call(item: FeedbackExample) -> str:
-    """The failed turn's calls as JSON with sorted keys; of a turn without calls, its text in lower case."""
-    turn = item.failure.turns[-1]
-    if not turn.calls:
-        return letters_and_digits(turn.text.casefold())
-    return letters_and_digits(json.dumps([call_fields(call) for call in turn.calls], sort_keys=True).casefold())
+def _normalized_turn(example: FeedbackExample) -> str:
+    """The failed turn's calls with sorted keys, or its text if it has none, reduced to letters and digits."""
+    turn = example.failure.turns[-1]
+    calls = json.dumps([call_fields(call) for call in turn.calls], sort_keys=True)
+    return letters_and_digits((calls if turn.calls else turn.text).casefold())
+
+
+@dataclass(frozen=True)
+class Split:
+    """Failures for training and for testing; `dropped` counts, by reason, those in neither."""
+
+    train: tuple[LabelledFailure, ...]
+    test: tuple[LabelledFailure, ...]
+    dropped: Counter[str]
+
+
+def draw_test_apis(found: Sequence[LabelledFailure], share: float, seed: int) -> tuple[str, ...]:
+    """Draw APIs until they hold about `share` of the failures; at least one and never all, if 0 < share < 1.
+
+    Example:
+        Of APIs with 50, 30 and 20 failures, share 0.2 takes whichever is drawn first.
+    """
+    counts = Counter(item.example.api for item in found)
+    names = sorted(counts)
+    if share <= 0:
+        return ()
+    if share >= 1:
+        return tuple(names)
+    random.Random(f"{seed} apis").shuffle(names)
+    drawn: list[str] = []
+    for name in names[:-1]:
+        if drawn and sum(counts[api] for api in drawn) >= share * len(found):
+            break
+        drawn.append(name)
+    return tuple(sorted(drawn))
+
+
+def split_by_api(
+    found: Sequence[LabelledFailure], test_apis: Sequence[str], count: int, share: float, seed: int
+) -> Split:
+    """Hold out the test APIs, then take `count` failures, `share` of them for testing.
+
+    A training failure whose root (case, task or transcript) or failed turn's text is in the test set too is dropped.
+    If one side has fewer failures than its share, the other does not grow.
+
+    Args:
+        found: the filtered failures.
+        test_apis: APIs of the test set.
+        count: failures to take in total; 0: all.
+        share: fraction of `count` for testing, 0 to 1.
+        seed: of the draw where there are more than `count`.
+    """
+    test = [item for item in found if item.example.api in test_apis]
+    roots = {item.root for item in test}
+    texts = {_failed_text(item) for item in test}
+    dropped: Counter[str] = Counter()
+    train = []
+    for item in found:
+        if item.example.api in test_apis:
+            continue
+        if item.root in roots:
+            dropped["its case is tested on"] += 1
+        elif _failed_text(item) in texts:
+            dropped["its failed turn is tested on"] += 1
+        else:
+            train.append(item)
+    most = round(count * share)
+    sides = [draw_evenly(train, count - most, seed), draw_evenly(test, most, seed)] if count else [train, test]
+    dropped["more than asked for"] = len(train) + len(test) - sum(map(len, sides))
+    return Split(tuple(sides[0]), tuple(sides[1]), +dropped)
+
+
+def draw_evenly(found: Sequence[LabelledFailure], most: int, seed: int) -> list[LabelledFailure]:
+    """At most `most` failures, in their order, drawn as evenly as possible over APIs and origins.
+
+    Example:
+        Of 5 failures of one API and 1 of another, at most 4: 3 and 1.
+    """
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, item in enumerate(found):
+        groups[item.example.api, item.example.origin].append(index)
+    rng = random.Random(f"{seed} thinned")
+    queues = [rng.sample(groups[key], len(groups[key])) for key in sorted(groups)]
+    taken: list[int] = []
+    while queues and len(taken) < most:
+        for queue in queues[: most - len(taken)]:
+            taken.append(queue.pop())
+        queues = [queue for queue in queues if queue]
+    return [found[index] for index in sorted(taken)]
+
+
+def _failed_text(item: LabelledFailure) -> str:
+    return item.example.failure.turns[-1].text

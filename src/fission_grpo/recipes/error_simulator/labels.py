@@ -1,10 +1,8 @@
-"""Who labels failures: the environment's own words, the rules, a model behind an endpoint; one asked after another.
+"""Label failures: ask teachers one after another for the feedback that a simulator should write.
 
-What each says passes the leak guard (`feedback.FeedbackRequest`) and must be specific, else the next one is asked. An
-environment often says that something is wrong but not where ("invalid literal for int()"); the rules then add which
-argument differs from the reference, without its value. Where arguments break the schema, a text that does not name the
-parameter concerned is beside the fault ("Ticket with ID 7 not found." of the text "7"). A label begins with "error:",
-as the simulator is to write.
+Every text must pass the leak guard and be specific, else the next teacher is asked. An environment's message often
+does not say where the error is ("invalid literal for int()"); `pointed_rules` then adds the wrong argument's name.
+Where arguments break the schema, the text must name that parameter ("Ticket with ID 7 not found." does not).
 """
 
 from __future__ import annotations
@@ -17,117 +15,116 @@ from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import ErrorKind, Failure
 from fission_grpo.feedback.endpoint import FeedbackModelOptions
 from fission_grpo.feedback.leak_guard import find_leak
-from fission_grpo.feedback.request import FeedbackRequest
+from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import FeedbackSource, FunctionSource
 from fission_grpo.feedback.spec import sources_from
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 from fission_grpo.recipes.error_simulator.filters import is_specific
 
-DEFAULT = "environment,rules"
-
-
-BATCH = 256
-"""Failures asked about at a time. [ours]"""
+DEFAULT_TEACHERS = "environment,rules"
+BATCH = 256  # failures per request [ours]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What labelling came to.
+class Labels:
+    """The result of labelling.
 
     Args:
-        found: with a diagnosis and its teacher.
-        dropped: how many failures no teacher had a usable word for, by the last one's reason.
-        refused: how often a teacher's answer was not used, by "teacher: reason".
+        labelled: failures with a feedback text and its teacher.
+        dropped: failures without a usable text, counted by the last teacher's reason.
+        rejected: texts that were not used, counted by "teacher: reason".
     """
 
-    found: tuple[LabelledFailure, ...]
+    labelled: tuple[LabelledFailure, ...]
     dropped: Counter[str]
-    refused: Counter[str]
+    rejected: Counter[str]
 
 
-def teachers(
-    names: str, url: str | None = None, options: FeedbackModelOptions | None = None
+def make_teachers(
+    spec: str, url: str | None = None, options: FeedbackModelOptions | None = None
 ) -> tuple[FeedbackSource, ...]:
-    """The chain that `--teacher` gives: `chosen.sources_from`, with `pointed_rules` as the rules.
+    """The chain of sources that `--teacher` names, with `pointed_rules` for the rules, checked.
 
     Raises:
-        ValueError: no such teacher, or it cannot be asked; the message says what to mend.
+        ValueError: there is no such source, or it cannot be used; the message says what to correct.
         ModuleNotFoundError: an endpoint needs the `openai` package.
     """
-    given = sources_from(names, url, options)
-    chain = tuple(FunctionSource("rules", pointed_rules) if source.name == "rules" else source for source in given)
+    chain = tuple(
+        FunctionSource("rules", pointed_rules) if source.name == "rules" else source
+        for source in sources_from(spec, url, options)
+    )
     for source in chain:
         source.check()
     return chain
 
 
 def pointed_rules(failure: Failure) -> str | None:
-    """As `rules`; where that only repeats an environment's unspecific words, with the argument that is off.
+    """The text of `rules`, with the wrong argument's name where it only repeats an unspecific message.
 
     Example:
-        "bad value" said of a call with `n` 7 instead of 8: "error: bad value; `n` is not right, got 7".
+        For "bad value" raised by a call with `n` 7 instead of 8: "error: bad value; `n` is not right, got 7".
     """
-    said = rules(failure)
-    if said is None or is_specific(said, failure) or failure.kind not in (ErrorKind.RAISED, ErrorKind.BAD_ARGUMENTS):
-        return said
+    text = rules(failure)
+    if text is None or is_specific(text, failure) or failure.kind not in (ErrorKind.RAISED, ErrorKind.BAD_ARGUMENTS):
+        return text
     if failure.reference is None or len(failure.reference) != 1 or len(failure.calls) != 1:
-        return said
+        return text
     compared = rules(replace(failure, kind=ErrorKind.WRONG_CALL, call_index=None))
     if compared is None or not is_specific(compared, failure):
-        return said
-    both = f"error: {as_error(said).removeprefix('error: ').rstrip('. ')}; {compared.removeprefix('error: ')}"
+        return text
+    both = f"{as_error(text).rstrip('. ')}; {compared.removeprefix('error: ')}"
     return both if find_leak(both, failure) is None else compared
 
 
 def as_error(text: str) -> str:
-    """A message beginning with "error: ". Example: "Error: no such file" is "error: no such file"."""
+    """The text with "error: " in front, once. Example: "Error: no such file" gives "error: no such file"."""
     rest = text.strip()
-    if rest[:5].lower() == "error":
-        rest = rest[5:].lstrip(": ") if rest[5:6] in (":", "") else rest
+    if rest[:5].lower() == "error" and rest[5:6] in (":", ""):
+        rest = rest[5:].lstrip(": ")
     return f"error: {rest}"
 
 
-def label(
-    found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], seconds: float = float("inf")
-) -> Labelled:
-    """Ask the teachers about every failure, in order. Never raises for what a teacher does.
+def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource], seconds: float = float("inf")) -> Labels:
+    """Ask the teachers about every failure, in order. Errors of a teacher are counted, not raised.
 
     Args:
-        found: failures without a diagnosis.
-        chain: of `teachers`.
-        seconds: the longest wait for one batch of one teacher.
+        found: failures without a feedback text.
+        chain: the teachers (`make_teachers`).
+        seconds: longest wait for one batch of one teacher.
     """
     labelled: dict[int, LabelledFailure] = {}
-    refused: Counter[str] = Counter()
-    last: dict[int, str] = {}
+    rejected: Counter[str] = Counter()
+    reasons: dict[int, str] = {}
     for source in chain:
-        waiting = [at for at in range(len(found)) if at not in labelled]
-        for start in range(0, len(waiting), BATCH):
-            batch = waiting[start : start + BATCH]
-            enquiry = FeedbackRequest([found[at].instance.failure for at in batch], (source,))
-            for at, said in zip(batch, enquiry.feedback(seconds), strict=True):
-                one = found[at].instance
-                if said.source == "fixed":
-                    last[at] = said.rejected[-1][1] if said.rejected else "no diagnosis"
-                elif not is_specific(said.text, one.failure):
-                    last[at] = "unspecific"
-                elif _beside(said.text, one.failure):
-                    last[at] = "beside the fault"
-                else:
-                    made = replace(one, diagnosis=as_error(said.text), teacher=source.name)
-                    labelled[at] = replace(found[at], instance=made)
+        pending = [index for index in range(len(found)) if index not in labelled]
+        for start in range(0, len(pending), BATCH):
+            batch = pending[start : start + BATCH]
+            request = FeedbackRequest([found[index].example.failure for index in batch], (source,))
+            for index, feedback in zip(batch, request.feedback(seconds), strict=True):
+                example = found[index].example
+                reason = _reason_against(feedback, example.failure)
+                if reason is None:
+                    example = replace(example, diagnosis=as_error(feedback.text), teacher=source.name)
+                    labelled[index] = replace(found[index], example=example)
                     continue
-                if not (source.name == "environment" and last[at] == "no diagnosis"):
-                    refused[f"{source.name}: {last[at]}"] += 1
-    dropped = Counter(last[at] for at in range(len(found)) if at not in labelled)
-    return Labelled(tuple(labelled[at] for at in sorted(labelled)), dropped, refused)
+                reasons[index] = reason
+                if (source.name, reason) != ("environment", "no diagnosis"):  # most environments return no message
+                    rejected[f"{source.name}: {reason}"] += 1
+    dropped = Counter(reasons[index] for index in range(len(found)) if index not in labelled)
+    return Labels(tuple(labelled[index] for index in sorted(labelled)), dropped, rejected)
 
 
-def _beside(text: str, failure: Failure) -> bool:
-    """Whether a text does not name the parameter that breaks the schema."""
-    at = failure.call_index
-    if failure.kind is not ErrorKind.BAD_ARGUMENTS or at is None or at >= len(failure.calls):
-        return False
-    problem = check_call(failure.calls[at], failure.task.tools) if failure.task.tools else None
-    return problem is not None and problem.parameter is not None and problem.parameter not in text
+def _reason_against(feedback: Feedback, failure: Failure) -> str | None:
+    """Why a text cannot be a label, None if it can."""
+    if feedback.source == "fixed":
+        return feedback.rejected[-1][1] if feedback.rejected else "no diagnosis"
+    if not is_specific(feedback.text, failure):
+        return "unspecific"
+    index = failure.call_index
+    if failure.kind is not ErrorKind.BAD_ARGUMENTS or index is None or index >= len(failure.calls):
+        return None
+    problem = check_call(failure.calls[index], failure.task.tools) if failure.task.tools else None
+    if problem is not None and problem.parameter is not None and problem.parameter not in feedback.text:
+        return "beside the fault"
+    return None

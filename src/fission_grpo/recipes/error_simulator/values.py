@@ -1,4 +1,4 @@
-"""Values a policy might write by mistake: options, values seen in the dialogue, neighbours, other spellings."""
+"""Values a policy might write by mistake: other allowed values, values of the dialogue, near misses, other formats."""
 
 from __future__ import annotations
 
@@ -15,183 +15,212 @@ from fission_grpo.core.rewards import same_value
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Task, ToolCall
 
-_OPTIONS = re.compile(r"\[Enum\]:\s*(\[[^\]]*\]|[^\[\]]+)")
-
-
+_LISTED_OPTIONS = re.compile(r"\[Enum\]:\s*(\[[^\]]*\]|[^\[\]]+)")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-
-
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
-
-
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
-
-
-_MADE_UP: Mapping[str, tuple[Any, ...]] = {
+_LONGEST_TEXT = 60  # characters of a dialogue's value that is reused [ours]
+_DEFAULTS: Mapping[str, tuple[Any, ...]] = {  # used where the dialogue holds no value of the type [ours]
     "string": ("unknown", "default", "none", "test", "user", "main"),
     "integer": (0, 1, 5, 10, 100),
     "number": (0.0, 1.0, 2.5, 10.0, 100.0),
     "boolean": (True, False),
 }
-"""What stands in where nothing of a type was seen. [ours]"""
+
+NamedValue = tuple[str, Any]
+"""A scalar and the name of the field that held it, "" for numbers of the user's texts."""
 
 
-def options(schema: Mapping[str, Any]) -> list[Any]:
-    """The values a parameter may have: its enum, else what BFCL's descriptions list after "[Enum]:"; else none.
+@dataclass(frozen=True)
+class CallContext:
+    """What a corruption may use.
+
+    Args:
+        task: a step task.
+        call: its reference call; None where no call is needed.
+        values: the values of the dialogue (`dialogue_values`).
+    """
+
+    task: Task
+    call: ToolCall | None
+    values: Sequence[NamedValue]
+
+    def schemas(self, tool: str) -> Mapping[str, Any]:
+        """The schemas of a tool's parameters by name."""
+        return self._parameters(tool).get("properties", {})
+
+    def required(self, tool: str) -> Sequence[str]:
+        """The names of a tool's required parameters."""
+        return list(self._parameters(tool).get("required", ()))
+
+    def _parameters(self, tool: str) -> Mapping[str, Any]:
+        schema = dict(zip(tool_names(self.task.tools), self.task.tools, strict=True)).get(tool)
+        return {} if schema is None else parameter_schema(schema)
+
+
+def call_context(task: Task) -> CallContext:
+    """The context of a step task. Raises ValueError if it has no reference, or one of several calls."""
+    if task.reference is None or len(task.reference) > 1:
+        raise ValueError(f"task {task.id!r}: corruptions need a reference of one call or none")
+    return CallContext(task, task.reference[0] if task.reference else None, dialogue_values(task))
+
+
+def allowed_values(schema: Mapping[str, Any]) -> list[Any]:
+    """A parameter's enum, else what BFCL's descriptions list after "[Enum]:"; empty if neither is there.
 
     Example:
-        {"type": "string", "description": "The mode. [Enum]: [\\"on\\", \\"off\\"]"} has "on" and "off".
+        {"type": "string", "description": "The mode. [Enum]: [\\"on\\", \\"off\\"]"} allows "on" and "off".
     """
     if isinstance(schema.get("enum"), list):
         return list(schema["enum"])
-    found = _OPTIONS.search(str(schema.get("description", "")))
-    if not found:
+    listed = _LISTED_OPTIONS.search(str(schema.get("description", "")))
+    if not listed:
         return []
-    try:
-        listed = json.loads(found[1])
-    except ValueError:
-        listed = [part.strip().strip(".'\"") for part in found[1].strip("[] ").split(",")]
-    return [value for value in listed if isinstance(value, str | int | float) and value != ""]
+    values = _read_json(listed[1])
+    if not isinstance(values, list):
+        values = [part.strip().strip(".'\"") for part in listed[1].strip("[] ").split(",")]
+    return [value for value in values if isinstance(value, str | int | float) and value != ""]
 
 
-def seen_values(task: Task) -> list[tuple[str, Any]]:
-    """(name, value) of every scalar in a dialogue's calls and results, and numbers of the user's texts; newest first.
+def dialogue_values(task: Task) -> list[NamedValue]:
+    """The scalars of a dialogue's calls and results, and the numbers of the user's texts; newest message first.
 
     Example:
         A result '{"tickets": [{"id": 7}]}' gives ("id", 7); "Close 12." gives ("", 12).
     """
-    found: list[tuple[str, Any]] = []
+    values: list[NamedValue] = []
     for message in reversed(task.prompt if not isinstance(task.prompt, str) else ()):
         content = message.get("content") or ""
         for call in message.get("tool_calls") or ():
-            found += _leaves("", call.get("function", call).get("arguments"))
+            values += _scalars(call.get("function", call).get("arguments"))
         if message["role"] == "assistant":
-            found += [pair for call in parse(content).calls for pair in _leaves("", call.arguments)]
+            values += [pair for call in parse(content).calls for pair in _scalars(call.arguments)]
         elif message["role"] == "tool":
-            found += _leaves("", _read(content))
+            values += _scalars(_read_json(content))
         elif message["role"] == "user":
-            found += [("", json.loads(number)) for number in _NUMBER.findall(content) if number[0] != "0"]
-    return found
+            values += [("", json.loads(number)) for number in _NUMBER.findall(content) if number[0] != "0"]
+    return values
 
 
-def _read(content: str) -> Any:
+def _read_json(text: str) -> Any:
     try:
-        return json.loads(content)
+        return json.loads(text)
     except ValueError:
         return None
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    waiting = [(name, value)]
-    while waiting:
-        at, item = waiting.pop()
+def _scalars(value: Any) -> Iterator[NamedValue]:
+    """The numbers and short strings in a JSON value, with the innermost key that holds each."""
+    pending = [("", value)]
+    while pending:
+        name, item = pending.pop()
         if isinstance(item, Mapping):
-            waiting += [(str(key), inner) for key, inner in item.items()]
+            pending += [(str(key), inner) for key, inner in item.items()]
         elif isinstance(item, list | tuple):
-            waiting += [(at, inner) for inner in item]
-        elif isinstance(item, int | float) or (isinstance(item, str) and 0 < len(item) <= 60):
-            yield at, item
+            pending += [(name, inner) for inner in item]
+        elif isinstance(item, int | float) or (isinstance(item, str) and 0 < len(item) <= _LONGEST_TEXT):
+            yield name, item
 
 
-def shape(value: Any) -> str:
-    """What values of one sort have in common: type, and for strings the classes of characters in order.
+def json_type(value: Any) -> str:
+    """The JSON schema type of a value. Example: True is "boolean", 1.0 is "number"."""
+    types = (("boolean", bool), ("integer", int), ("number", float), ("string", str), ("object", Mapping))
+    for name, kind in types:
+        if isinstance(value, kind):
+            return name
+    return "null" if value is None else "array"
+
+
+def shape_of(value: Any) -> str:
+    """A string's character classes in order, or the type of another value. Ids of one kind have one shape.
 
     Example:
         "USR350" and "USR7" are both "A9", "tok2497" is "a9", "2024-05-01" is "9-9-9", 7 is "integer".
     """
-    if isinstance(value, str):
-        text = re.sub(r"[^\W\d_]+", lambda m: "A" if m[0].isupper() else "a", value)
-        return re.sub(r"\d+", "9", text)
-    return kind_of(value)
+    if not isinstance(value, str):
+        return json_type(value)
+    letters = re.sub(r"[^\W\d_]+", lambda run: "A" if run[0].isupper() else "a", value)
+    return re.sub(r"\d+", "9", letters)
 
 
-def kind_of(value: Any) -> str:
-    """The JSON schema type of a value. Example: True is "boolean", 1.0 is "number"."""
-    for kind, types in (("boolean", bool), ("integer", int), ("number", float), ("string", str), ("object", Mapping)):
-        if isinstance(value, types):
-            return kind
-    return "null" if value is None else "array"
-
-
-def other_value(value: Any, schema: Mapping[str, Any], seen: Sequence[tuple[str, Any]], rng: random.Random) -> Any:
-    """Another value of the same type: an option, one seen of the same shape, a neighbour or a variation.
+def change_value(value: Any, schema: Mapping[str, Any], values: Sequence[NamedValue], rng: random.Random) -> Any:
+    """Another value of the same type: an allowed one, one of the dialogue with the same shape, or a near miss.
 
     Example:
-        "on" of a parameter with the options "on" and "off" becomes "off", 40 may become 400.
+        "on" of a parameter that allows "on" and "off" becomes "off", 40 may become 400.
     """
-    listed = [one for one in options(schema) if not same_value(one, value)]
-    if listed and isinstance(value, str):
-        return rng.choice(listed)
+    allowed = [other for other in allowed_values(schema) if not same_value(other, value)]
+    if allowed and isinstance(value, str):
+        return rng.choice(allowed)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        near = [one for _, one in seen if kind_of(one) == kind_of(value) and not same_value(one, value)]
+        near = [other for _, other in values if json_type(other) == json_type(value) and not same_value(other, value)]
         return rng.choice([*near[:4], value * 10, value + 2, value // 2 if isinstance(value, int) else value / 2])
     if isinstance(value, str):
-        near = [one for _, one in seen if isinstance(one, str) and shape(one) == shape(value) and one != value]
-        return rng.choice([*near[:4], *variations(value)])
+        near = [other for _, other in values if isinstance(other, str) and shape_of(other) == shape_of(value)]
+        return rng.choice([*[other for other in near if other != value][:4], *_misspellings(value)])
     if isinstance(value, Mapping):
         changed = dict(value)
         if changed:
             key = rng.choice(sorted(changed))
-            changed[key] = other_value(changed[key], schema.get("properties", {}).get(key, {}), seen, rng)
+            changed[key] = change_value(changed[key], schema.get("properties", {}).get(key, {}), values, rng)
         return changed
     if isinstance(value, list | tuple) and value:
         at = rng.randrange(len(value))
-        less = [*value[:at], *value[at + 1 :]]
-        inner = other_value(value[at], schema.get("items", {}), seen, rng)
-        return rng.choice([less, [*value[:at], inner, *value[at + 1 :]]])
+        changed_item = change_value(value[at], schema.get("items", {}), values, rng)
+        before, after = value[:at], value[at + 1 :]
+        return rng.choice([[*before, *after], [*before, changed_item, *after]])
     return value
 
 
-def variations(text: str) -> list[str]:
-    """Texts like another: a word fewer, two letters changed about, the last letter missing."""
+def _misspellings(text: str) -> list[str]:
+    """Texts without the first or last word, with two letters exchanged, or without the last letter."""
     words = text.split()
-    found = [" ".join(words[:-1]), " ".join(words[1:])] if len(words) > 1 else []
+    texts = [" ".join(words[:-1]), " ".join(words[1:])] if len(words) > 1 else []
     if len(text) > 3:
         middle = len(text) // 2
-        found += [text[: middle - 1] + text[middle] + text[middle - 1] + text[middle + 1 :], text[:-1]]
-    return [one for one in found if one and one != text] or [text + "1"]
+        texts += [text[: middle - 1] + text[middle] + text[middle - 1] + text[middle + 1 :], text[:-1]]
+    return [other for other in texts if other and other != text] or [text + "1"]
 
 
-def invented(name: str, schema: Mapping[str, Any], seen: Sequence[tuple[str, Any]], rng: random.Random) -> Any:
-    """A value for a parameter that has none yet: seen under its name, an option, seen of its type, or made up."""
+def invent_value(name: str, schema: Mapping[str, Any], values: Sequence[NamedValue], rng: random.Random) -> Any:
+    """A value for a parameter that has none: from the dialogue under its name, allowed, of its type, or a default."""
     kind = schema.get("type", "string")
     if kind == "array":
-        return [invented(name, schema.get("items", {}), seen, rng)]
+        return [invent_value(name, schema.get("items", {}), values, rng)]
     if kind == "object":
         return {}
-    fitting = [
-        (at, one) for at, one in seen if kind_of(one) == kind or (kind == "number" and kind_of(one) == "integer")
-    ]
-    named = [one for at, one in fitting if at and (at == name or at in name.split("_") or name.endswith(at))]
-    listed = [one for one in options(schema) if kind_of(one) == kind]
-    pool = named[:3] or listed or [one for _, one in fitting[:6]] or list(_MADE_UP.get(str(kind), ("unknown",)))
-    return rng.choice(pool)
+    types = (kind, "integer") if kind == "number" else (kind,)
+    fitting = [(field, value) for field, value in values if json_type(value) in types]
+    words = name.split("_")
+    same_name = [value for field, value in fitting if field and (field in words or name.endswith(field))]
+    allowed = [value for value in allowed_values(schema) if json_type(value) == kind]
+    pool = same_name[:3] or allowed or [value for _, value in fitting[:6]]
+    return rng.choice(pool or list(_DEFAULTS.get(str(kind), ("unknown",))))
 
 
-def other_formats(value: Any) -> list[Any]:
-    """The same value as it should not be written: dates in words, 12-hour times, units, case, marks, joined lists.
+def reformat(value: Any) -> list[Any]:
+    """The same value in formats that a tool should reject: other date and time formats, units, case, joined lists.
 
     Example:
-        "2024-05-01" gives "05/01/2024", "May 1, 2024" and "2024/5/1"; 250 gives "250.00 units" and such.
+        "2024-05-01" gives "05/01/2024", "May 1, 2024" and "2024/5/1"; 250 gives "250 units", "$250" and "about 250".
     """
     if isinstance(value, bool) or value is None:
         return []
     if isinstance(value, int | float):
         return [f"{value:,}" if abs(value) >= 1000 else f"{value} units", f"${value}", f"about {value}"]
     if isinstance(value, str):
-        return [one for one in _other_spellings(value) if one != value]
+        return [text for text in _reformat_text(value) if text != value]
     if isinstance(value, list | tuple) and value:
         return [", ".join(map(str, value))]
     return []
 
 
-def _other_spellings(text: str) -> list[str]:
+def _reformat_text(text: str) -> list[str]:
     if _DATE.fullmatch(text):
-        try:
-            day = datetime.date.fromisoformat(text)
-        except ValueError:
+        day = _read_date(text)
+        if day is None:
             return [text.replace("-", "/")]
         month = day.strftime("%B")
         return [day.strftime("%m/%d/%Y"), f"{month} {day.day}, {day.year}", f"{day.year}/{day.month}/{day.day}"]
@@ -207,8 +236,15 @@ def _other_spellings(text: str) -> list[str]:
     return [text.replace(" ", "_"), text.upper(), f'"{text}"']
 
 
+def _read_date(text: str) -> datetime.date | None:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
 def neighbours(value: Any) -> list[Any]:
-    """Values one off: a number, the number at the end of an id, or the day of a date.
+    """The values that are off by one: of a number, of the number at the end of an id, or of a date's day.
 
     Example:
         7 gives 6 and 8, "USR350" gives "USR349" and "USR351", "2024-03-01" gives "2024-02-29" and "2024-03-02".
@@ -220,44 +256,9 @@ def neighbours(value: Any) -> list[Any]:
     if not isinstance(value, str):
         return []
     if _DATE.fullmatch(value):
-        try:
-            day = datetime.date.fromisoformat(value)
-        except ValueError:
-            return []
-        return [(day + datetime.timedelta(days=step)).isoformat() for step in (-1, 1)]
-    if found := re.fullmatch(r"(.*?)(\d{1,15})", value, re.DOTALL):
-        number, width = int(found[2]), len(found[2])
-        return [found[1] + str(one).zfill(width) for one in (number - 1, number + 1) if one >= 0]
+        day = _read_date(value)
+        return [] if day is None else [(day + datetime.timedelta(days=step)).isoformat() for step in (-1, 1)]
+    if numbered := re.fullmatch(r"(.*?)(\d{1,15})", value, re.DOTALL):
+        number, width = int(numbered[2]), len(numbered[2])
+        return [numbered[1] + str(near).zfill(width) for near in (number - 1, number + 1) if near >= 0]
     return []
-
-
-@dataclass(frozen=True)
-class CallContext:
-    """What a corruption works on.
-
-    Args:
-        task: a step task.
-        call: its reference call; None where no call is needed.
-        seen: values of the dialogue (`plausible.seen_values`).
-    """
-
-    task: Task
-    call: ToolCall | None
-    seen: Sequence[tuple[str, Any]]
-
-    def schemas(self, name: str) -> Mapping[str, Any]:
-        """The schemas of a tool's parameters by name."""
-        found = dict(zip(tool_names(self.task.tools), self.task.tools, strict=True)).get(name)
-        return {} if found is None else parameter_schema(found).get("properties", {})
-
-    def required(self, name: str) -> Sequence[str]:
-        """The parameters a tool needs."""
-        found = dict(zip(tool_names(self.task.tools), self.task.tools, strict=True)).get(name)
-        return [] if found is None else list(parameter_schema(found).get("required", ()))
-
-
-def call_context(task: Task) -> CallContext:
-    """The ground of a step task. Raises ValueError if it has no reference, or one of several calls."""
-    if task.reference is None or len(task.reference) > 1:
-        raise ValueError(f"task {task.id!r}: corruptions need a reference of one call or none")
-    return CallContext(task, task.reference[0] if task.reference else None, seen_values(task))
