@@ -65,11 +65,7 @@ class Comparison:
 
 
 def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
-    """Read the output directory of `fission-grpo eval`; what is left out of it is added to `notes`.
-
-    Raises:
-        RunFileError: naming what is missing or broken in it.
-    """
+    """Read an output directory of `fission-grpo eval`; what is left out is added to `notes`. Raises RunFileError."""
     directory = Path(directory)
     if not directory.is_dir():
         raise RunFileError(f"{directory}: no such directory; give the output directory of a `fission-grpo eval`")

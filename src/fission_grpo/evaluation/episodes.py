@@ -110,15 +110,8 @@ def run_episode(
     `str({"error": message})`, a turn that cannot be parsed is answered the same way, and a turn without calls ends
     the episode. The record has one user turn with one step per reply, and holds executed calls only.
 
-    Args:
-        environment: as `make_environment` of `evaluate`.
-        row: with `prompt` (chat messages) and optionally `id` (default: `number`).
-        number: of the row.
-        config: of the episode.
-        category: of the record; by default the name of the row's environment, if it has one.
-
-    Raises:
-        ValueError: a row without a prompt of chat messages.
+    `environment` and `row` are as for `evaluate`; `number` is the default id, and the name of the row's environment,
+    if it has one, the default `category`. Raises ValueError for a row without a prompt of chat messages.
     """
     started, config = time.perf_counter(), config or EpisodeConfig()
     case_id = str(row.get("id", number))

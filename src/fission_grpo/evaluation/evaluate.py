@@ -23,8 +23,7 @@ def evaluate(
 ) -> list[CaseRecord]:
     """Run one episode per row, all at the same time, and return one record per row, in order.
 
-    Episodes are run by `evaluation.episodes.run_episode`. All rows are held in memory: use `run_cases` for more rows
-    than fit, and `evaluation.run.evaluate_run` to keep the records on disk.
+    All rows are held in memory: use `run_cases` for more rows than fit, and `evaluate_run` for records on disk.
 
     Args:
         policy: writes the turns, such as an `inference.local.LocalPolicy`, or any object with `reply(requests)`.
@@ -32,9 +31,6 @@ def evaluate(
             name, of which a row's column `environment` selects one, as in TRL.
         rows: with `prompt` (chat messages) and optionally `id` (default: the row's number).
         max_turns, success_at, limits: see `EpisodeConfig`.
-
-    Raises:
-        ValueError: a row without a prompt of chat messages; `max_turns` below 1.
 
     Example:
         >>> records = evaluate(policy, Desk, rows)

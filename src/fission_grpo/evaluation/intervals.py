@@ -45,11 +45,7 @@ def ratio_interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
     Resamples with denominator 0 are left out. Where all cases agree (the ratio is 0 or 1) resampling shows no spread,
     which would look like certainty: Wilson's interval over the cases is given instead, each case as one trial. [ours]
 
-    Args:
-        pairs: one per case, with 0 <= numerator <= denominator; (0, 0) is allowed.
-
-    Returns:
-        (low, high); None if the denominator is 0, or if a single case gives a ratio between 0 and 1.
+    None if the denominator is 0, or if a single case gives a ratio between 0 and 1.
     """
     numerator, denominator = total(pairs)
     cases = sum(pair[1] > 0 for pair in pairs)

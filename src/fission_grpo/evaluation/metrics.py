@@ -73,10 +73,8 @@ class CaseSummary:
 def summarize(record: CaseRecord) -> CaseSummary:
     """The attempts of a case. Of a step, its calls come first, in order, then its parse error.
 
-    An error without a kind counts as raised.
-
-    Example:
-        A step with two calls, the second failing, and a step that could not be parsed: 3 attempts, 2 own errors.
+    An error without a kind counts as raised. Example: a step with two calls, the second failing, and a step that could
+    not be parsed are 3 attempts, 2 own errors.
     """
     attempts: list[Attempt] = []
     steps = [(number, step) for number, turn in enumerate(record.turns) for step in turn.steps]
@@ -93,8 +91,7 @@ def summarize(record: CaseRecord) -> CaseSummary:
 def retry_loops(case: CaseSummary) -> Pair:
     """Own errors whose next attempt in the case is the same and fails again, and all own errors.
 
-    Example:
-        f(1) fails, f(1) fails, f(1) fails, f(2) succeeds: (2, 3).
+    Example: f(1) fails, f(1) fails, f(1) fails, f(2) succeeds: (2, 3).
     """
     pairs = zip(case.attempts, case.attempts[1:], strict=False)
     repeated = sum(a.kind is not None and b.kind is not None and b.repeats(a) for a, b in pairs)
@@ -102,12 +99,9 @@ def retry_loops(case: CaseSummary) -> Pair:
 
 
 def turn_recovery(case: CaseSummary) -> Pair:
-    """Valid turns among, and number of, the judged turns with an own error after a valid prefix.
+    """Valid turns among, and number of, the judged turns with an own error whose previous turn, if any, is valid.
 
-    A turn counts if its `valid` is not None, and the turn before it is valid or it is the first.
-
-    Example:
-        Turn 1 has an error and is valid, turn 2 has one and is not, turn 3 has one after that: (1, 2).
+    Example: turn 1 has an error and is valid, turn 2 has one and is not, turn 3 has one after that: (1, 2).
     """
     turns = case.record.turns
     with_error = sorted({attempt.turn for attempt in case.own})
@@ -118,10 +112,8 @@ def turn_recovery(case: CaseSummary) -> Pair:
 def steps_to_recovery(case: CaseSummary) -> list[int]:
     """For every own error that is resolved: steps until the next step that has a call and no error.
 
-    Only steps of the same user turn count, as later steps answer another request.
-
-    Example:
-        In one turn, a call fails, a reply makes no call, a call succeeds: [2].
+    Only steps of the same user turn count, as later steps answer another request. Example: in one turn, a call fails,
+    a reply makes no call, a call succeeds: [2].
     """
     steps = [(number, step) for number, turn in enumerate(case.record.turns) for step in turn.steps]
     resolving = [i for i, (_, step) in enumerate(steps) if step.calls and not step.errors]
@@ -214,10 +206,7 @@ class Metrics:
 
 
 def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
-    """Compute the metrics of records. Missing cases are only counted.
-
-    Raises:
-        ValueError: two records have the same id.
+    """Compute the metrics of records. Missing cases are only counted. Raises ValueError if two ids are the same.
 
     Example:
         Ten judged cases; four have own errors, of which three succeed; five of the others succeed: success 8 of 10,

@@ -57,15 +57,8 @@ def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedP
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
-    step, tokens = read_training_progress(Path(path))
-    description = {
-        "kind": "local",
-        "model": name,
-        "weights": fingerprint(Path(path)),
-        "dtype": str(model.dtype),
-        "step": step,
-        "tokens": tokens,
-    }
+    description = {"kind": "local", "model": name, "weights": fingerprint(Path(path)), "dtype": str(model.dtype)}
+    description["step"], description["tokens"] = read_training_progress(Path(path))
     return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer)})
 
 
@@ -80,9 +73,6 @@ def connect_endpoint(
         url: base URL; None: OPENAI_BASE_URL, else OpenAI's own.
         options: of the requests.
         tokenizer_name: folder or hub id; renders dialogues for raw completions.
-
-    Raises:
-        EndpointError: the endpoint does not answer, or refuses; the message names the fix.
     """
     from fission_grpo.inference.endpoint import EndpointPolicy
 
@@ -126,7 +116,7 @@ def fingerprint(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(path for ending in ("safetensors", "bin") for path in folder.glob(f"*model*.{ending}")):
+    for path in sorted([*folder.glob("*model*.safetensors"), *folder.glob("*model*.bin")]):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

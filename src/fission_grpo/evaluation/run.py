@@ -131,9 +131,8 @@ def evaluate_run(
     Args:
         directory: of the evaluation; made if it does not exist.
         manifest: of this evaluation.
-        policy: writes the replies.
+        policy, in_flight: as for `run_cases`.
         cases: functions that start each case, by case id.
-        in_flight: number of cases run at the same time.
 
     Raises:
         RunFileError: the directory holds another evaluation, or a file of it is broken.
@@ -224,14 +223,8 @@ class Progress:
 def eval_line(metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:
     """A line of `eval.jsonl`, which reports read. Rates over nothing are null.
 
-    Args:
-        metrics: of the evaluation.
-        name: of what was evaluated.
-        step: number of training steps before it.
-        trained_on_tokens: tokens sampled in training before it (`generated_tokens` of the line).
-
-    Raises:
-        ValueError: no case could be judged.
+    `step` and `trained_on_tokens`: training steps before the evaluation, and tokens sampled in them. Raises ValueError
+    if no case could be judged.
     """
     if not metrics.judged:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in metrics.missing_reasons.items())

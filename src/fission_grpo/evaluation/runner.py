@@ -26,9 +26,6 @@ def run_cases(
         cases: functions that start a case. Taken lazily, so that memory does not grow with their number.
         in_flight: number of cases run at the same time, at least 1.
         done: called with every record as soon as its case has ended.
-
-    Raises:
-        ValueError: `in_flight` is below 1.
     """
     if in_flight < 1:
         raise ValueError(f"in_flight must be at least 1, got {in_flight}")

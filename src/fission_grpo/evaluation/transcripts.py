@@ -1,14 +1,7 @@
-r"""Read transcripts from elsewhere as records, without running a model: OpenAI's message format or BFCL result files.
+"""Read transcripts from elsewhere as records, without running a model: OpenAI's message format or BFCL result files.
 
-A file of transcripts has one transcript per line (JSONL):
-
-    {"id": "t1",                                                         # optional, unique; else "line-1"
-     "messages": [{"role": "user", "content": "..."},
-                  {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]},
-                  {"role": "tool", "tool_call_id": "c1", "content": "..."}],
-     "tools": [{"type": "function", "function": {...}}],                 # optional: to classify errors
-     "success": true,                                                    # optional: your judge's verdict
-     "category": "airline"}                                              # optional: reported separately
+Each line of a file of transcripts is {"messages": [...]} and optionally "id" (unique), "tools" (to classify errors),
+"success" (a judge's verdict) and "category"; docs/evaluation.md has an example.
 """
 
 from __future__ import annotations
@@ -64,12 +57,8 @@ class _PendingStep:
 def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
     """Read a file of transcripts, or a BFCL result file if its first row has "id" and "result".
 
-    Args:
-        path: of the file.
-        notes: a sentence about a last line that was cut off by a kill is added to it; if None, that is an error.
-
-    Raises:
-        RunFileError: naming file, line and field of what cannot be read, or what has to be installed.
+    A sentence about a last line that was cut off by a kill is added to `notes`; if None, that is an error.
+    RunFileError names file, line and field of what cannot be read, or what has to be installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,9 +166,8 @@ def record_call(call: ToolCall, text: str, tools: Tools | None) -> CallRecord:
     A result reports an error if `chat.read_result` finds one or if it has the prefix of BFCL's executor. If `tools` is
     None, every error is `raised`.
 
-    Example:
-        With a tool `cd` alone, ls() answered "Error during execution: no ls" has the error "no ls" of kind
-        unknown_tool.
+    Example: with a tool `cd` alone, ls() answered "Error during execution: no ls" has the error "no ls" of kind
+    unknown_tool.
     """
     error = read_result(call, text).error
     if error is None and text.startswith(EXECUTOR_ERROR):

@@ -1,9 +1,8 @@
 """BFCL's official decode rules: which calls a handler reads in a reply, as Python source, without executing anything.
 
-There are two rules: of `QwenFCHandler` (`<tool_call>` blocks) and of the prompting handlers (a list of Python calls).
-Both are followed exactly: blocks that are not JSON are dropped silently, and so are positional arguments of Python
-calls; bare names are strings; any sign before a number is a minus. One difference: arithmetic in arguments, which
-officially goes through `eval`, is computed here for numbers and texts of moderate size, and is otherwise undecodable.
+The rules of `QwenFCHandler` (`<tool_call>` blocks) and of the prompting handlers (Python calls) are followed exactly:
+blocks that are not JSON and positional arguments are dropped, bare names are strings, any sign of a number is a minus.
+One difference: arithmetic in arguments (officially by `eval`) is computed for numbers and texts of moderate size only.
 """
 
 from __future__ import annotations
@@ -76,11 +75,8 @@ def decode_hermes(text: str, truncated: bool = False) -> Decoded:
 def decode_python(text: str, functions: Collection[str], truncated: bool = False) -> Decoded:
     """Decode a reply by the rule of the prompting handlers.
 
-    Args:
-        text: the reply.
-        functions: names of documented functions. A reply that cannot be decoded is `unread` only if it calls one of
-            them; otherwise it is an answer in words.
-        truncated: the reply reached its length limit; then it is never `unread`.
+    One that cannot be decoded is `unread` if it calls one of the documented `functions` and was not cut off; otherwise
+    it is an answer in words.
     """
     answer = answer_text(text)
     try:

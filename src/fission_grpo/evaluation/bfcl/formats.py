@@ -1,17 +1,14 @@
 """How a BFCL case is rendered for a policy, and how its replies are decoded: three formats.
 
-- "qwen-fc" and "qwen-prompting": prompts and decode rules of the official `QwenFCHandler` and `QwenHandler`, byte for
-  byte; `Request.prompt` is the text to continue.
-- "chat": messages and tool schemas, for any model with a chat template or behind a chat endpoint, decoded by
-  `core.chat.parse`. There is no official counterpart: schemas are proper JSON schema, dots in function names are
-  underscores (endpoints refuse dots), and held-out functions are added to the tools at their turn, with the message
-  that official function-calling models get.
+"qwen-fc" and "qwen-prompting" are the official `QwenFCHandler` and `QwenHandler`, byte for byte: `Request.prompt` is
+the text to continue. "chat" has messages and tools for any chat model, decoded by `core.chat.parse`: dots in names are
+underscores (endpoints refuse dots), and held-out functions are added to the tools at their turn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.chat import parse
@@ -36,10 +33,9 @@ class Unrenderable(ValueError):
 
 
 class Conversation:
-    """A case's dialogue in one format, with the functions that are documented from the start.
+    """A case's dialogue in one format. The base class renders messages as both official handlers of Qwen3 do."""
 
-    This class adds and renders messages as both official handlers of Qwen3 do.
-    """
+    decode_ast: Callable[[str], list[dict[str, Any]]]  # the official rule for a single-turn reply
 
     def __init__(self, functions: Sequence[Doc]):
         self._functions = functions
@@ -69,7 +65,7 @@ class Conversation:
 
     def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
         """The calls of a single-turn reply as `[{name: arguments}]`. Raises Undecodable."""
-        raise NotImplementedError
+        return self.decode_ast(answer_text(reply.text))
 
     def _documented(self) -> Sequence[Doc]:
         """The functions that the system block documents."""
@@ -78,6 +74,8 @@ class Conversation:
 
 class QwenFC(Conversation):
     """As the official `QwenFCHandler` (models of Qwen3, "FC")."""
+
+    decode_ast = staticmethod(decoding.hermes_ast)
 
     def _documented(self) -> Sequence[Doc]:
         return self._functions
@@ -94,12 +92,11 @@ class QwenFC(Conversation):
             self._messages[-1] = {"role": "assistant", "content": self._answer}
         super().add_error(error)
 
-    def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        return decoding.hermes_ast(answer_text(reply.text))
-
 
 class QwenPrompting(Conversation):
     """As the official `QwenHandler` (models of Qwen3, "Prompt")."""
+
+    decode_ast = staticmethod(decoding.python_ast)
 
     def __init__(self, functions: Sequence[Doc]):
         super().__init__(functions)
@@ -114,9 +111,6 @@ class QwenPrompting(Conversation):
     def add_reply(self, reply: Reply) -> Decoded:
         self._messages.append(_assistant_message(reply.text))
         return decoding.decode_python(reply.text, self._names, reply.truncated)
-
-    def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        return decoding.python_ast(answer_text(reply.text))
 
 
 class Chat(Conversation):

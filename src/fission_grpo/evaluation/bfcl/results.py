@@ -38,7 +38,7 @@ def write_result_files(
     needs `--partial-eval`.
 
     Args:
-        records: of `run_case`, `run_single_turn` or `read_result_file`; of equal ids the last counts.
+        records: of equal ids the last counts.
         cases: of the records, in the order to be written in.
         folder: BFCL_PROJECT_ROOT of the CLI.
         model: sets the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python.
@@ -69,7 +69,8 @@ def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-F
     """
     if model in ("", ".", "..") or "\0" in model or "\\" in model:
         raise ValueError(f"{model!r} cannot be the name of a model's results; give a hub id such as Qwen/Qwen3-8B-FC")
-    group = "multi_turn" if category in MULTI_TURN else "live" if category.startswith("live") else "non_live"
+    single_turn = "live" if category.startswith("live") else "non_live"
+    group = "multi_turn" if category in MULTI_TURN else single_turn
     return Path(folder, "result", model.replace("/", "_"), group, f"{VERSION}_{category}_result.json")
 
 
@@ -101,21 +102,20 @@ def _official_calls(text: str, case: ResultCase, is_hermes: bool) -> list[ToolCa
     return [ToolCall(call.name, call.arguments) for call in calls]
 
 
-def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
+def read_result_file(path: str | Path) -> list[CaseRecord]:
     """Replay a result file through our executor and judge it.
 
     One decode rule is chosen for all steps of the file. "hermes" (as `QwenFCHandler`) if any text holds `<tool_call>`;
     else "mappings" if any step is a mapping or list of mappings `{name: arguments}` (API models), and only these are
     calls; else "python" (as the prompting handlers), unless the file is in a folder of a Qwen "-FC" model.
 
-    Fields other than `id` and `result` are ignored. A sentence about a last line that was cut off by a kill, and is
-    left out, is added to `notes`. RunFileError names file, line and field of a mistake.
+    Fields other than `id` and `result`, and a last line that was cut off by a kill, are ignored. RunFileError names
+    file, line and field of a mistake.
     """
     path = Path(path)
     if not path.is_file():
         raise RunFileError(f"{path} does not exist; a BFCL result file is named {VERSION}_CATEGORY_result.json")
-    lines = read_lines(path, [] if notes is None else notes)
-    rows = [(line, _case(line), _checked_result(line)) for line in lines]
+    rows = [(line, _case(line), _checked_result(line)) for line in read_lines(path, notes=[])]
     ids: set[str] = set()
     for line, case, _ in rows:
         if case.id in ids:

@@ -1,13 +1,8 @@
 """Run BFCL's multi-turn cases with the loop of the official runner (`bfcl_eval.model_handler.base_handler`).
 
-A user turn ends with the first reply in which no call is decoded; the 21st reply with calls in one turn ends the case
-(`MAXIMUM_STEP_LIMIT` is 20, and officially the limit is noticed one step late). Modes:
-
-- "strict": as officially. A call that cannot be decoded counts as no call.
-- "feedback": a call that cannot be decoded is answered with `{"error": ...}`, and the turn goes on. Not official:
-  report it separately.
-
-Verdicts are official in both modes, also for the files that `results.write_result_files` makes of the records.
+A user turn ends with the first reply in which no call is decoded; the 21st reply with calls in one turn ends the case,
+as officially. A call that cannot be decoded counts as no call (mode "strict", as officially), or is answered with
+`{"error": ...}` and the turn goes on (mode "feedback", to be reported separately). Verdicts are official in both.
 """
 
 from __future__ import annotations
