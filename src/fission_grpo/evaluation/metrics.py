@@ -33,11 +33,12 @@ class Attempt:
     kind: ErrorKind | None = None  # of the policy's own error
     injected: bool = False  # a fault wrapper made the call fail
 
-    def repeats(self, other: Attempt) -> bool:
-        """Whether it is the same call (tool, and arguments as JSON), or for unparsed replies the same text."""
-        if self.call is None or other.call is None:
-            return self.call is other.call and self.text == other.text
-        return self.call.name == other.call.name and _arguments(self.call) == _arguments(other.call)
+    @property
+    def content(self) -> str | tuple[str, str]:
+        """What makes two attempts the same: tool and arguments as JSON, or the text of an unparsed reply."""
+        if self.call is None:
+            return self.text
+        return self.call.name, json.dumps(dict(self.call.arguments), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def retry_loops(case: CaseSummary) -> Pair:
     Example: f(1) fails, f(1) fails, f(1) fails, f(2) succeeds: (2, 3).
     """
     pairs = zip(case.attempts, case.attempts[1:], strict=False)
-    repeated = sum(a.kind is not None and b.kind is not None and b.repeats(a) for a, b in pairs)
+    repeated = sum(a.kind is not None and b.kind is not None and a.content == b.content for a, b in pairs)
     return repeated, len(case.own)
 
 
@@ -122,10 +123,6 @@ def steps_to_recovery(case: CaseSummary) -> list[int]:
         later = [i - error.step for i in resolving if i > error.step and steps[i][0] == error.turn]
         waits += later[:1]
     return waits
-
-
-def _arguments(call: CallRecord) -> str:
-    return json.dumps(dict(call.arguments), sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -29,33 +29,21 @@ def run_cases(
     """
     if in_flight < 1:
         raise ValueError(f"in_flight must be at least 1, got {in_flight}")
-    if isinstance(policy, AsynchronousPolicy):
-        _run_asynchronously(policy, cases, in_flight, done)
-    else:
-        _run_in_batches(policy, cases, in_flight, done)
-
-
-def _run_in_batches(
-    policy: Policy, cases: Iterator[StartCase], in_flight: int, done: Callable[[CaseRecord], None]
-) -> None:
-    running: list[tuple[RunningCase, Request]] = []
-    while True:
-        while len(running) < in_flight and (start := next(cases, None)) is not None:
-            running += _advance(start(), None, done)
-        if not running:
-            return
-        replies = policy.reply([request for _, request in running])
-        answered = zip(running, replies, strict=True)
-        running = [entry for (case, _), reply in answered for entry in _advance(case, reply, done)]
-
-
-def _run_asynchronously(
-    policy: AsynchronousPolicy, cases: Iterator[StartCase], in_flight: int, done: Callable[[CaseRecord], None]
-) -> None:
     running: dict[Future[Reply], RunningCase] = {}
+    batch: list[tuple[Request, Future[Reply]]] = []  # requests to a policy that answers many at once
 
     def advance(case: RunningCase, reply: Reply | None) -> None:
-        running.update({policy.submit(request): case for case, request in _advance(case, reply, done)})
+        try:
+            request = case.send(reply)  # pyright: ignore[reportArgumentType] - None starts a generator
+        except StopIteration as end:
+            done(end.value)
+            return
+        if isinstance(policy, AsynchronousPolicy):
+            future = policy.submit(request)
+        else:
+            future = Future()
+            batch.append((request, future))
+        running[future] = case
 
     try:
         while True:
@@ -63,19 +51,14 @@ def _run_asynchronously(
                 advance(start(), None)
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            if not isinstance(policy, AsynchronousPolicy):
+                replies = policy.reply([request for request, _ in batch])
+                for (_, future), reply in zip(batch, replies, strict=True):
+                    future.set_result(reply)
+                batch.clear()
+            wait(running, return_when=FIRST_COMPLETED)
+            for future in [future for future in running if future.done()]:  # in the order of their requests
                 advance(running.pop(future), future.result())
     finally:
         for future in running:
             future.cancel()
-
-
-def _advance(
-    case: RunningCase, reply: Reply | None, done: Callable[[CaseRecord], None]
-) -> list[tuple[RunningCase, Request]]:
-    """Continue a case with a reply: the case and its next request, or nothing once it has ended."""
-    try:
-        return [(case, case.send(reply))]  # pyright: ignore[reportArgumentType] - None starts a generator
-    except StopIteration as end:
-        done(end.value)
-        return []
