@@ -22,7 +22,7 @@ from fission_grpo.envs.bfcl.tasks import (
     load_cases,
     rows_of_case,
 )
-from fission_grpo.evaluation.evaluate import evaluate
+from fission_grpo.evaluation.episodes import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
 from fission_grpo.recipes.bfcl_tasks.generate import (

@@ -81,10 +81,8 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
 
     Success is tested by McNemar's exact test (1947; a binomial test of the pairs that differ). All intervals come from
     a paired bootstrap over cases (see `intervals`). The denominator of error recovery is each run's own error cases,
-    so recovery is paired only by the cases that are resampled.
-
-    Raises:
-        NotComparable: task sets (including case ids), prompts or decoding differ, or no case is judged in both.
+    so recovery is paired only by the cases that are resampled. Raises NotComparable if task sets (including case ids),
+    prompts or decoding differ, or no case is judged in both.
 
     Example:
         Of 10 cases A alone solves 1, B alone 5: p = 2 * (1 + 6) / 2**6 = 0.21875, the difference is +40 points.

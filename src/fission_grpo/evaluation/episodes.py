@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,8 @@ from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import make_call, make_restorable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
-from fission_grpo.evaluation.runner import RunningCase
-from fission_grpo.inference.base import Reply, Request
+from fission_grpo.evaluation.runner import RunningCase, run_cases
+from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
 
 Factory = Callable[[], Any]  # makes an environment
@@ -130,11 +130,47 @@ def run_episode(
     return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
 
 
+def evaluate(
+    policy: Policy | AsynchronousPolicy,
+    make_environment: Callable[[], Any] | Mapping[str, Callable[[], Any]],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    max_turns: int = 4,
+    success_at: float = 1.0,
+    limits: ToolLimits | None = None,
+) -> list[CaseRecord]:
+    """Run one episode per row, all at the same time, and return one record per row, in order.
+
+    All rows are held in memory: use `run_cases` for more rows than fit, and `evaluate_run` for records on disk.
+
+    Args:
+        policy: writes the turns, such as an `inference.local.LocalPolicy`, or any object with `reply(requests)`.
+        make_environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by
+            name, of which a row's column `environment` selects one, as in TRL.
+        rows: with `prompt` (chat messages) and optionally `id` (default: the row's number).
+        max_turns, success_at, limits: see `EpisodeConfig`.
+
+    Example:
+        >>> records = evaluate(policy, Desk, rows)
+        >>> compute_metrics(records).recovery.rate
+    """
+    config, rows = EpisodeConfig(max_turns, success_at, limits), list(rows)
+    records: dict[int, CaseRecord] = {}
+
+    def run_row(number: int) -> RunningCase:
+        records[number] = record = yield from run_episode(make_environment, rows[number], number, config)
+        return record
+
+    cases = (lambda number=number: run_row(number) for number in range(len(rows)))
+    run_cases(policy, cases, in_flight=max(len(rows), 1))
+    return [records[number] for number in range(len(rows))]
+
+
 def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
     prompt = row.get("prompt")
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {case_id!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
-    messages: list[Message] = [dict(message) for message in prompt]
+    messages: list[Any] = [dict(message) for message in prompt]
     columns = dict(row)
     if isinstance(row.get("environment"), str):  # it selected the environment
         del columns["environment"]

@@ -36,6 +36,7 @@ class Conversation:
     """A case's dialogue in one format. The base class renders messages as both official handlers of Qwen3 do."""
 
     decode_ast: Callable[[str], list[dict[str, Any]]]  # the official rule for a single-turn reply
+    has_tools_in_system_block = False
 
     def __init__(self, functions: Sequence[Doc]):
         self._functions = functions
@@ -47,7 +48,8 @@ class Conversation:
 
     def request(self) -> Request:
         """What the policy has to continue. Raises Unrenderable where the official handler fails."""
-        prompt = _system_block(self._messages, self._documented()) + _render(self._messages)
+        functions = self._functions if self.has_tools_in_system_block else ()
+        prompt = _system_block(self._messages, functions) + _render(self._messages)
         return Request(tuple(self._messages), prompt=prompt)
 
     def add_reply(self, reply: Reply) -> Decoded:
@@ -67,18 +69,12 @@ class Conversation:
         """The calls of a single-turn reply as `[{name: arguments}]`. Raises Undecodable."""
         return self.decode_ast(answer_text(reply.text))
 
-    def _documented(self) -> Sequence[Doc]:
-        """The functions that the system block documents."""
-        return ()
-
 
 class QwenFC(Conversation):
     """As the official `QwenFCHandler` (models of Qwen3, "FC")."""
 
     decode_ast = staticmethod(decoding.hermes_ast)
-
-    def _documented(self) -> Sequence[Doc]:
-        return self._functions
+    has_tools_in_system_block = True
 
     def add_reply(self, reply: Reply) -> Decoded:
         calls = decoding.hermes_objects(reply.text)[0]  # kept as JSON values, and then without the reply's text
@@ -98,19 +94,15 @@ class QwenPrompting(Conversation):
 
     decode_ast = staticmethod(decoding.python_ast)
 
-    def __init__(self, functions: Sequence[Doc]):
-        super().__init__(functions)
-        self._names = {str(doc["name"]) for doc in functions}
-
     def add_user_turn(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
         if not self._messages:
             messages = _with_system_prompt(messages, self._functions)
-        self._names |= {str(doc["name"]) for doc in added}
+        self._functions = [*self._functions, *added]
         super().add_user_turn(messages, added)
 
     def add_reply(self, reply: Reply) -> Decoded:
         self._messages.append(_assistant_message(reply.text))
-        return decoding.decode_python(reply.text, self._names, reply.truncated)
+        return decoding.decode_python(reply.text, [str(doc["name"]) for doc in self._functions], reply.truncated)
 
 
 class Chat(Conversation):
@@ -186,23 +178,15 @@ def _added_functions(functions: Sequence[Doc]) -> Message:
 
 def _with_system_prompt(messages: Sequence[Message], functions: Sequence[Doc]) -> list[Message]:
     """The first messages with `QwenHandler`'s system prompt before them, or joined to their system message."""
-    from bfcl_eval.constants.default_prompts import (
-        OUTPUT_FORMAT_MAPPING,
-        PARAM_TYPE_MAPPING,
-        PROMPT_STYLE_TEMPLATES,
-        PROMPT_TEMPLATE_MAPPING,
-    )
+    from bfcl_eval.constants import default_prompts as official
 
-    style = PROMPT_STYLE_TEMPLATES["classic"]
-    system = PROMPT_TEMPLATE_MAPPING["plaintext"].format(
-        persona=style["persona"],
-        task=style["task"],
-        tool_call_format=style["tool_call_no_tag"].format(
-            output_format=OUTPUT_FORMAT_MAPPING["python"], param_types=PARAM_TYPE_MAPPING["python"]
-        ),
-        multiturn_behavior=style["multiturn_behavior"],
-        available_tools=style["available_tools"].format(format="json", functions=json.dumps(functions, indent=4)),
-    )
+    style = official.PROMPT_STYLE_TEMPLATES["classic"]
+    output, types = official.OUTPUT_FORMAT_MAPPING["python"], official.PARAM_TYPE_MAPPING["python"]
+    filled = {
+        "tool_call_format": style["tool_call_no_tag"].format(output_format=output, param_types=types),
+        "available_tools": style["available_tools"].format(format="json", functions=json.dumps(functions, indent=4)),
+    }
+    system = official.PROMPT_TEMPLATE_MAPPING["plaintext"].format(**(style | filled))
     if messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{system}\n\n{messages[0]['content']}"}, *messages[1:]]
     return [{"role": "system", "content": system}, *messages]

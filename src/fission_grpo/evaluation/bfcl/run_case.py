@@ -77,13 +77,11 @@ def execute(state: BfclState, source: str, variables: Mapping[str, str]) -> str:
 def _evaluate_call(state: BfclState, node: ast.Call, variables: Mapping[str, str]) -> ToolCall:
     """The call with its arguments evaluated. Raises NameError for anything but a documented function, as `eval`."""
     function = node.func
-    match function:
-        case ast.Attribute(value=ast.Name(id=variable), attr=name) if variables.get(name) == variable:
-            pass
-        case _:
-            while isinstance(function, ast.Attribute | ast.Call):
-                function = function.value if isinstance(function, ast.Attribute) else function.func
-            raise NameError(f"name '{ast.unparse(function)}' is not defined")
+    name = function.attr if isinstance(function, ast.Attribute) else ""
+    if name not in variables or ast.unparse(function) != f"{variables[name]}.{name}":
+        while isinstance(function, ast.Attribute | ast.Call):
+            function = function.value if isinstance(function, ast.Attribute) else function.func
+        raise NameError(f"name '{ast.unparse(function)}' is not defined")
     if node.args:
         raise TypeError(f"{name}() takes keyword arguments here")
     arguments = {str(keyword.arg): _evaluate(state, keyword.value, variables) for keyword in node.keywords}
