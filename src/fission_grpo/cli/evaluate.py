@@ -125,11 +125,7 @@ def _fault(text: str) -> tuple[str, float]:
 
 
 def evaluate_command(argv: list[str]) -> int:
-    """Run the command.
-
-    Returns:
-        0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted.
-    """
+    """Returns 0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted."""
     arguments = eval_parser().parse_args(argv)
     try:
         print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
@@ -156,7 +152,7 @@ def evaluate_model(arguments: Namespace) -> str:
     tasks = task_set(spec)
     name = arguments.name or Path(arguments.model).name
     folder = arguments.output / f"eval-{_file_name(name)}"
-    in_flight = arguments.in_flight or (64 if spec.desk_requests else 16)
+    in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
     if arguments.endpoint is not None:
         options = EndpointOptions(
             raw=arguments.raw,
@@ -233,7 +229,7 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
 def _sampling(arguments: Namespace, spec: TaskSpec) -> Sampling:
     default = 0.0 if spec.official else 1.0
     temperature = default if arguments.temperature is None else arguments.temperature
-    tokens = arguments.max_new_tokens or (64 if spec.desk_requests else 512)
+    tokens = arguments.max_new_tokens or (64 if requests_of(spec.tasks) else 512)
     return Sampling(temperature, tokens, arguments.seed)
 
 

@@ -72,7 +72,6 @@ class TrainArguments:
 
 
 def make_parser() -> TrlParser:
-    """The parser of `fission-grpo train`: dataclasses only, no abbreviated options."""
     return TrlParser(
         (TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig),  # pyright: ignore[reportArgumentType]
         prog="fission-grpo train",
@@ -83,16 +82,14 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
-    """Read the YAML file and the command line. Raises as `parse_options` does."""
     return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
 
 
 def train_command(argv: list[str]) -> int:
     """Run `fission-grpo train`.
 
-    Returns:
-        0; 1 if the run's folder cannot be written; 2 for a mistake in configuration, data or model, named in one line
-        on stderr; 128 + the signal that stopped the run after a checkpoint was saved.
+    Returns 0; 1 if the run's folder cannot be written; 2 for a mistake in configuration, data or model, named in one
+    line on stderr; 128 + the signal that stopped the run after a checkpoint was saved.
     """
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()

@@ -12,7 +12,7 @@ from typing import Any
 from fission_grpo.core.chat import parse
 from fission_grpo.core.rewards import RewardConfig, step_verdict
 from fission_grpo.core.tool_schema import classify_call
-from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall, ToolResult, Turn
+from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import make_call, make_restorable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
@@ -83,18 +83,15 @@ def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
         return CaseRecord(task.id, "step", missing=reply.lost, seconds=time.perf_counter() - started)
     turn = parse(reply.text, truncated=reply.truncated)
     verdict = step_verdict(task, turn, reply.tokens, config=config)
-    calls = tuple(_unexecuted_call(call, task) for call in turn.calls)
-    step = StepRecord(reply.text, calls, turn.error, reply.tokens, reply.truncated)
+    calls = []
+    for call in turn.calls:
+        problem = classify_call(call, None, task.tools)
+        error, kind = (problem.message, problem.kind) if problem else (None, None)
+        calls.append(CallRecord(call.name, call.arguments, error=error, kind=kind))
+    step = StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated)
     why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
     turns = (TurnRecord((step,), why is None),)
     return CaseRecord(task.id, "step", turns, why is None, why, seconds=time.perf_counter() - started)
-
-
-def _unexecuted_call(call: ToolCall, task: Task) -> CallRecord:
-    problem = classify_call(call, None, task.tools)
-    if problem is None:
-        return CallRecord(call.name, call.arguments)
-    return CallRecord(call.name, call.arguments, error=problem.message, kind=problem.kind)
 
 
 def run_episode(
@@ -132,7 +129,7 @@ def run_episode(
 
 def evaluate(
     policy: Policy | AsynchronousPolicy,
-    make_environment: Callable[[], Any] | Mapping[str, Callable[[], Any]],
+    make_environment: Factory | Mapping[str, Factory],
     rows: Iterable[Mapping[str, Any]],
     *,
     max_turns: int = 4,
@@ -144,7 +141,7 @@ def evaluate(
     All rows are held in memory: use `run_cases` for more rows than fit, and `evaluate_run` for records on disk.
 
     Args:
-        policy: writes the turns, such as an `inference.local.LocalPolicy`, or any object with `reply(requests)`.
+        policy: such as an `inference.local.LocalPolicy`, or any object with `reply(requests)`.
         make_environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by
             name, of which a row's column `environment` selects one, as in TRL.
         rows: with `prompt` (chat messages) and optionally `id` (default: the row's number).
@@ -210,15 +207,13 @@ def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:
     injected = iter(injected_calls(executed, episode.environment, episode.tools))
     records = []
     for reply, turn, results in episode.steps:
-        calls = tuple(_call_record(episode, result, next(injected)) for result in results)
-        records.append(StepRecord(reply.text, calls, turn.error, reply.tokens, reply.truncated))
+        calls = []
+        for result in results:
+            call, error = result.call, result.error
+            kind = None if error is None else _error_kind(result, episode.tools, episode.schemas)
+            calls.append(CallRecord(call.name, call.arguments, result.content, error, kind, next(injected)))
+        records.append(StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated))
     return tuple(records)
-
-
-def _call_record(episode: _Episode, result: ToolResult, injected: bool) -> CallRecord:
-    call = result.call
-    kind = None if result.error is None else _error_kind(result, episode.tools, episode.schemas)
-    return CallRecord(call.name, call.arguments, result.content, result.error, kind, injected)
 
 
 def _error_kind(result: ToolResult, tools: Mapping[str, Callable[..., Any]], schemas: ToolSchemas) -> ErrorKind:

@@ -1,8 +1,7 @@
 """Metrics of case records: success, error recovery by case and by turn, retry loops, errors per call.
 
-Pure functions. Every rate keeps its counts; a rate over nothing is None. Rates over cases have Wilson's 95% interval;
-rates over turns or calls, which are clustered in cases, have a bootstrap interval over cases (see `intervals`).
-The policy's own errors and injected errors are separated in `summarize` and never mixed.
+Every rate keeps its counts; a rate over nothing is None. Rates over cases have Wilson's 95% interval; rates over turns
+or calls, which are clustered in cases, have a bootstrap interval over cases. Own and injected errors are never mixed.
 """
 
 from __future__ import annotations
@@ -120,8 +119,7 @@ def steps_to_recovery(case: CaseSummary) -> list[int]:
     resolving = [i for i, (_, step) in enumerate(steps) if step.calls and not step.errors]
     waits: list[int] = []
     for error in case.own:
-        later = [i - error.step for i in resolving if i > error.step and steps[i][0] == error.turn]
-        waits += later[:1]
+        waits += [i - error.step for i in resolving if i > error.step and steps[i][0] == error.turn][:1]
     return waits
 
 

@@ -17,7 +17,6 @@ from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import model_path
 
 HASHED_BYTES = 1 << 20  # read at either end of a weight file for its fingerprint [ours]
-
 PACKAGES = ("fission-grpo", "bfcl-eval", "transformers", "torch", "trl", "openai")
 
 
@@ -40,10 +39,7 @@ class LoadedPolicy:
 
 
 def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedPolicy:
-    """Load a transformers model into this process: on a GPU in its saved dtype, on a CPU in float32 (faster there).
-
-    Raises ValueError if there is no such model.
-    """
+    """Load a transformers model into this process: on a GPU in its saved dtype, on a CPU in float32 (faster there)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,11 +64,8 @@ def connect_endpoint(
 ) -> Iterator[LoadedPolicy]:
     """Connect to a model behind an OpenAI-compatible endpoint, and request a short reply to check it.
 
-    Args:
-        name: of the model at the endpoint.
-        url: base URL; None: OPENAI_BASE_URL, else OpenAI's own.
-        options: of the requests.
-        tokenizer_name: folder or hub id; renders dialogues for raw completions.
+    `url` None: OPENAI_BASE_URL, else OpenAI's own. The tokenizer (folder or hub id) renders dialogues for raw
+    completions.
     """
     from fission_grpo.inference.endpoint import EndpointPolicy
 

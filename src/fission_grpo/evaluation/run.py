@@ -62,9 +62,8 @@ def read_manifest(directory: str | Path) -> Manifest:
     try:
         values = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise RunFileError(
-            f"{path}: cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
-        ) from error
+        what = f"cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
+        raise RunFileError(f"{path}: {what}") from error
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{path}: not JSON ({error}); evaluate again, or restore the file") from error
     if not isinstance(values, dict):
@@ -128,14 +127,8 @@ def evaluate_run(
 ) -> list[CaseRecord]:
     """Run the cases that `directory` does not hold yet, and return the records of all cases, in order.
 
-    Args:
-        directory: of the evaluation; made if it does not exist.
-        manifest: of this evaluation.
-        policy, in_flight: as for `run_cases`.
-        cases: functions that start each case, by case id.
-
-    Raises:
-        RunFileError: the directory holds another evaluation, or a file of it is broken.
+    `cases` are functions that start each case, by case id; `policy` and `in_flight` are as for `run_cases`. Raises
+    RunFileError if the directory holds another evaluation, or a file of it is broken.
     """
     _check_same_run(directory, manifest)
     write_manifest(directory, manifest)
@@ -201,8 +194,8 @@ class Progress:
         is_terminal, now = sys.stderr.isatty(), self.clock()
         if is_terminal or now - self.shown >= SHOWN_EVERY:
             self.shown = now
-            print(f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n", end="", file=sys.stderr)
-            sys.stderr.flush()
+            line = f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n"
+            print(line, end="", file=sys.stderr, flush=True)
 
     def line(self, now: float) -> str:
         """Example: "12/200 cases · success 0.58 · 1 missing · 1:30 left" """

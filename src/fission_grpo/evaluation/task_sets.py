@@ -52,11 +52,6 @@ class TaskSpec:
         return {"format": "chat", "max_turns": self.max_turns, **({"faults": faults} if faults else {})}
 
     @property
-    def desk_requests(self) -> int | None:
-        """Requests per Desk task, None for other tasks. Raises ValueError for "desk:x"."""
-        return requests_of(self.tasks)
-
-    @property
     def official(self) -> tuple[str, ...]:
         """BFCL's categories among the tasks; empty if the tasks are something else."""
         names = [name for part in self.tasks.split(",") for name in GROUPS.get(part, (part,))]
@@ -64,14 +59,11 @@ class TaskSpec:
 
 
 def task_set(spec: TaskSpec) -> TaskSet:
-    """Load the cases of a specification.
-
-    Raises ValueError if there are no such tasks (TaskFileError if a file is broken), or none are left.
-    """
+    """Load the cases of a specification. Raises ValueError if there are none, TaskFileError for a broken file."""
     if spec.official:
         tasks = _bfcl(spec)
-    elif spec.desk_requests:
-        tasks = _desk(spec, spec.desk_requests)
+    elif requests := requests_of(spec.tasks):
+        tasks = _desk(spec, requests)
     elif not Path(spec.tasks).is_file():
         raise ValueError(
             f"--tasks {spec.tasks!r} is no file; give 'desk', 'desk:2', a case or step-task file (.jsonl), or "

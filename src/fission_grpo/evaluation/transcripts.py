@@ -21,6 +21,7 @@ from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.tools import tools_of
+from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
 EXECUTOR_ERROR = "Error during execution:"  # prefix of a failed call's result in BFCL's executor
@@ -36,15 +37,13 @@ Tools = Sequence[Mapping[str, Any]]
 class _PendingCall:
     """A call that waits for its result."""
 
-    id: str | None
+    id: Any
     record: CallRecord | None  # None if the call could not be parsed; then its result is not kept
     is_answered: bool = False
 
 
 @dataclass
 class _PendingStep:
-    """A step whose calls wait for their results."""
-
     text: str
     calls: list[_PendingCall] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -72,7 +71,12 @@ def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRe
     if not lines:
         raise RunFileError(f"{path}: no traces in it; write one JSON object a line, with 'messages'")
     if {"id", "result"} <= lines[0].record.keys() and "messages" not in lines[0].record:
-        return _read_bfcl_results(path)
+        try:
+            from fission_grpo.evaluation.bfcl.results import read_result_file
+
+            return read_result_file(path)
+        except ModuleNotFoundError as error:
+            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
     records: dict[str, tuple[int, CaseRecord]] = {}
     for line in lines:
         record = _case_record(line)
@@ -81,17 +85,6 @@ def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRe
             raise line.wrong(f"field 'id' {quoted(record.id)} is line {earlier}'s already; leave it out")
         records[record.id] = line.number, record
     return [record for _, record in records.values()]
-
-
-def _read_bfcl_results(path: Path) -> list[CaseRecord]:
-    try:
-        from fission_grpo.evaluation.bfcl.results import read_result_file
-
-        return read_result_file(path)
-    except ModuleNotFoundError as error:
-        from fission_grpo.envs.bfcl import INSTALL
-
-        raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
 
 
 def _case_record(line: Line) -> CaseRecord:
@@ -147,7 +140,7 @@ def read_turns(messages: Sequence[Any], tools: Tools | None) -> tuple[TurnRecord
             turns[-1].append(_read_step(message, place))
         elif role in _RESULT_ROLES:
             content = _read_content(message.get("content"), f"{place}.content")
-            _add_result(turns, _id(message.get("tool_call_id")), content, tools, place)
+            _add_result(turns, message.get("tool_call_id"), content, tools, place)
         elif role == "user" and (responses := _tool_responses(message.get("content"))):
             for response in responses:
                 _add_result(turns, None, response, tools, place)
@@ -221,7 +214,7 @@ def _read_step(message: Mapping[str, Any], place: str) -> _PendingStep:
         call = _parse_arguments(name, arguments)
         if isinstance(call, str):
             step.unread.append(call)
-        step.calls.append(_PendingCall(_id(entry.get("id")), None if isinstance(call, str) else call))
+        step.calls.append(_PendingCall(entry.get("id"), None if isinstance(call, str) else call))
     step.text = "\n".join(written)
     return step
 
@@ -251,16 +244,12 @@ def _parse_arguments(name: str, arguments: str) -> CallRecord | str:
     return CallRecord(name, value)
 
 
-def _id(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
 def _add_result(
-    turns: Sequence[Sequence[_PendingStep]], call_id: str | None, result: str, tools: Tools | None, place: str
+    turns: Sequence[Sequence[_PendingStep]], call_id: Any, result: str, tools: Tools | None, place: str
 ) -> None:
     """Add a result to its call; a result of a reply that could not be parsed is left out."""
     steps = [step for turn in reversed(turns) for step in reversed(turn)]
-    named = [call for step in steps for call in step.calls if call_id is not None and call.id == call_id]
+    named = [call for step in steps for call in step.calls if call.id is not None and str(call.id) == str(call_id)]
     of_last_reply = next((step.calls for step in steps if step.calls), [])
     call = next((call for call in (*named, *of_last_reply) if not call.is_answered), None)
     if call is not None:

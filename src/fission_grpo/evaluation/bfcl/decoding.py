@@ -88,21 +88,21 @@ def decode_python(text: str, functions: Collection[str], truncated: bool = False
 
 def hermes_objects(text: str) -> tuple[list[Any], str | None]:
     """The JSON values in `<tool_call>` blocks, and what is wrong with the first block that is not JSON."""
-    found, problem = [], None
+    values, problem = [], None
     for block in _blocks(text)[0]:
         try:
-            found.append(json.loads(block))
+            values.append(json.loads(block))
         except (ValueError, RecursionError) as error:
             problem = problem or f"tool call is not valid JSON: {error}"
-    return found, problem
+    return values, problem
 
 
 def hermes_ast(text: str) -> list[dict[str, Any]]:
     """`QwenFCHandler.decode_ast`: `[{name: arguments}]`. Raises Undecodable."""
-    found = _hermes_mappings(text)
-    if any(not isinstance(item["arguments"], dict) for item in found):
+    items = _hermes_mappings(text)
+    if any(not isinstance(item["arguments"], dict) for item in items):
         raise Undecodable('a tool call\'s "arguments" is not a JSON object')
-    return [{item["name"]: dict(item["arguments"])} for item in found]
+    return [{item["name"]: item["arguments"]} for item in items]
 
 
 def hermes_calls(text: str) -> list[OfficialCall]:
@@ -175,8 +175,8 @@ def _blocks(text: str) -> tuple[list[str], str]:
 
 
 def _hermes_mappings(text: str) -> list[dict[str, Any]]:
-    found = hermes_objects(text)[0]
-    for item in found:
+    items = hermes_objects(text)[0]
+    for item in items:
         if not isinstance(item, dict):
             raise Undecodable("a tool call is not a JSON object")
         for key in ("name", "arguments"):
@@ -184,7 +184,7 @@ def _hermes_mappings(text: str) -> list[dict[str, Any]]:
                 raise Undecodable(f'a tool call has no "{key}"')
         if isinstance(item["name"], dict | list):
             raise Undecodable('a tool call\'s "name" is not a string')
-    return found
+    return items
 
 
 def hermes_call(name: Any, arguments: Any) -> OfficialCall:

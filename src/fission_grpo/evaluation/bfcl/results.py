@@ -41,10 +41,8 @@ def write_result_files(
         records: of equal ids the last counts.
         cases: of the records, in the order to be written in.
         folder: BFCL_PROJECT_ROOT of the CLI.
-        model: sets the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python.
-
-    Raises:
-        ValueError: a record belongs to no case, or its calls cannot be written for this model.
+        model: sets the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python. Raises
+            ValueError if calls cannot be written for it.
     """
     by_id = {record.id: record for record in records}
     unknown = sorted(set(by_id) - {case.id for case in cases})
@@ -63,10 +61,7 @@ def write_result_files(
 
 
 def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-FC") -> Path:
-    """Where the official CLI looks for a category's results. Raises ValueError for a model that names no folder.
-
-    Example: "live_simple" is in `result/Qwen_Qwen3-8B-FC/live/BFCL_v4_live_simple_result.json`.
-    """
+    """Where the official CLI looks for a category's results. Raises ValueError for a model that names no folder."""
     if model in ("", ".", "..") or "\0" in model or "\\" in model:
         raise ValueError(f"{model!r} cannot be the name of a model's results; give a hub id such as Qwen/Qwen3-8B-FC")
     single_turn = "live" if category.startswith("live") else "non_live"
