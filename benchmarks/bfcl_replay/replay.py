@@ -26,7 +26,7 @@ from pathlib import Path
 os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval makes folders beside itself
 
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.bfcl.env import bfcl_environment
+from fission_grpo.envs.bfcl.env import environment_of
 from fission_grpo.envs.bfcl.functions import class_docs
 from fission_grpo.envs.bfcl.judge import judge_case, read_call, write_call
 
@@ -183,7 +183,7 @@ def overhead(everything):
             asked = [{"name": call.name, "arguments": dict(call.arguments)} for call in turn]
             scenario = json.dumps({"config": entry["initial_config"], "history": history, "reference": asked})
             history = [*history, asked]
-            world = bfcl_environment(tuple(entry["involved_classes"]))()
+            world = environment_of("+".join(entry["involved_classes"]))()
             bare = new_state(entry["involved_classes"], entry["initial_config"])
             for earlier in history[:-1]:
                 for call in earlier:

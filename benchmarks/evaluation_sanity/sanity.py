@@ -89,13 +89,13 @@ def played(entry, reference, transcript, tools):
     """The record of a transcript of one call a step: every turn judged as officially, up to the first that is not."""
     ours, truth = world_of(entry), world_of(entry)
     results, turns, verdict = [], [], None
-    for number, (calls, expected) in enumerate(zip(transcript, reference, strict=True)):
+    for calls, expected in zip(transcript, reference, strict=True):
         steps = []
         for call in calls:
             results.append(ours.call(call))
             steps.append(StepRecord(calls=(record_call(call, results[-1], tools),)))
-        now = judge_turn(ours, truth, results, [truth.call(call) for call in expected], bool(calls), number)
-        verdict = verdict or now.error
+        now = judge_turn(ours, truth, results, [truth.call(call) for call in expected], bool(calls))
+        verdict = verdict or now
         turns.append(TurnRecord(tuple(steps), verdict is None))
     official = judge_case(entry, [[[call] for call in turn] for turn in transcript], reference)
     assert (official.valid, official.error) == (verdict is None, verdict), (entry["id"], official, verdict)

@@ -4,8 +4,8 @@
 
 Every task gives its first turn, and one later turn of the dialogue in which its solution is called without an error:
 the next call of the solution, or the end, where nothing is called any more. The first turn's reference is the call
-that the request alone suggests (`desk_tasks.first_call`); in half of the tasks it meets an error in the live world,
-which step-level training never sees.
+that the request alone suggests (see `desk.tasks.solutions_by_request`); in half of the tasks it meets an error in the
+live world, which step-level training never sees.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Message, Task, ToolCall
 from fission_grpo.data.step_tasks import row_of_step_task
 from fission_grpo.envs.desk.env import Desk
-from fission_grpo.envs.desk.tasks import first_call, make_rows, solution
+from fission_grpo.envs.desk.tasks import make_rows, solution, solutions_by_request
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
 
@@ -29,7 +29,7 @@ def step_tasks(count: int, seed: int) -> list[Task]:
     tasks = []
     for row in make_rows(count, seed, "train"):
         later = _later_turn(row, random.Random(f"step {row['id']}"))
-        tasks.append(Task(f"{row['id']}-first", tuple(row["prompt"]), tools, (first_call(row),)))
+        tasks.append(Task(f"{row['id']}-first", tuple(row["prompt"]), tools, (solutions_by_request(row)[0][0],)))
         tasks.append(Task(f"{row['id']}-later", later[0], tools, later[1]))
     return tasks
 

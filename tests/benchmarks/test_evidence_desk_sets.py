@@ -11,7 +11,7 @@ from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk
-from fission_grpo.envs.desk.tasks import first_call, make_rows, solution
+from fission_grpo.envs.desk.tasks import make_rows, solution, solutions_by_request
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.metrics import compute_metrics
@@ -55,8 +55,8 @@ def replies(dialogue):
 
 def wrong_first(row, dialogue):
     """What the request alone suggests; if that is not all of it, then the solution."""
-    then = [] if solution(row) == (first_call(row),) else list(solution(row))
-    return ([first_call(row)], then, [])[min(replies(dialogue), 2)]
+    then = [] if solution(row) == (solutions_by_request(row)[0][0],) else list(solution(row))
+    return ([solutions_by_request(row)[0][0]], then, [])[min(replies(dialogue), 2)]
 
 
 def results(dialogue):
@@ -225,18 +225,18 @@ def test_reference_errors_name_the_argument_that_is_off_and_never_its_value():
     def write(row, dialogue):
         if results(dialogue):
             shown[row["id"]] = results(dialogue)[0]
-        return [] if results(dialogue) else [first_call(row)]
+        return [] if results(dialogue) else [solutions_by_request(row)[0][0]]
 
     played("reference_errors", write)
     texts = {row["id"]: shown[row["id"]].partition("\n")[2] for row in ROWS}
     for row in ROWS:
         if row["kind"] == "names":
-            given = first_call(row).arguments["name"]
+            given = solutions_by_request(row)[0][0].arguments["name"]
             assert f"`name` is not right, got '{given}'" in texts[row["id"]].replace('"', "'")
         if row["kind"] == "locked":
             assert texts[row["id"]] == "error: at least one more tool call is needed"
         if row["kind"] in ("names", "ids", "conflicts"):
-            new = set(solution(row)[0].arguments.values()) - set(first_call(row).arguments.values())
+            new = set(solution(row)[0].arguments.values()) - set(solutions_by_request(row)[0][0].arguments.values())
             assert not any(str(value) in texts[row["id"]] for value in new)
         if row["kind"] in ("plain", "formats"):
             assert texts[row["id"]] == ""

@@ -17,7 +17,6 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.env import (
     FunctionError,
     TaskError,
-    bfcl_environment,
     environment_name,
     environment_of,
 )
@@ -43,7 +42,7 @@ def scenario(reference=(CLOSE,), history=(), config=None):
 
 
 def tickets(**options):
-    environment = bfcl_environment(("TicketAPI",))()
+    environment = environment_of("TicketAPI")()
     environment.reset(id="a", scenario=scenario(**options))
     return environment
 
@@ -54,7 +53,7 @@ def test_there_are_128_functions_in_eight_classes():
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_tool_has_the_official_schema(name):
-    environment = bfcl_environment((class_of(name),))()
+    environment = environment_of(class_of(name))()
     ours, official = get_json_schema(getattr(environment, name))["function"], official_schema(name)
     check_tool_schema(official)
     assert ours["description"] == " ".join(official["description"].split())
@@ -131,7 +130,7 @@ def test_two_environments_share_nothing_not_even_default_arguments():
     config = {
         "TwitterAPI": {"username": "ann", "password": "x", "authenticated": True, "tweets": {}, "tweet_counter": 1}
     }
-    one, other = bfcl_environment(("TwitterAPI",))(), bfcl_environment(("TwitterAPI",))()
+    one, other = environment_of("TwitterAPI")(), environment_of("TwitterAPI")()
     for environment in (one, other):
         environment.reset(scenario=scenario(reference=[], config=config))
     one.post_tweet(content="a")
@@ -142,7 +141,7 @@ def test_two_environments_share_nothing_not_even_default_arguments():
 
 
 def test_a_snapshot_can_be_restored_anywhere_and_any_number_of_times():
-    environment, fresh = tickets(), bfcl_environment(("TicketAPI",))()
+    environment, fresh = tickets(), environment_of("TicketAPI")()
     environment.create_ticket(title="b")
     state = environment._snapshot()
     environment.close_ticket(ticket_id=7)
@@ -156,7 +155,7 @@ def test_a_snapshot_can_be_restored_anywhere_and_any_number_of_times():
 
 def test_random_numbers_go_on_from_a_snapshot():
     config = {"MessageAPI": {"current_user": "USR001", "random_seed": 5}}
-    environment = bfcl_environment(("MessageAPI",))()
+    environment = environment_of("MessageAPI")()
     environment.reset(scenario=scenario(reference=[], config=config))
     state = environment._snapshot()
     sent = [environment.send_message(receiver_id="USR002", message="hi") for _ in range(2)]
@@ -176,7 +175,7 @@ def test_random_numbers_go_on_from_a_snapshot():
 )
 def test_a_task_that_cannot_be_done_is_one_clear_error(text, words):
     with pytest.raises(TaskError, match=words):
-        bfcl_environment(("TicketAPI",))().reset(id="a", scenario=text)
+        environment_of("TicketAPI")().reset(id="a", scenario=text)
 
 
 def test_tool_sets_have_names_and_the_same_name_is_the_same_class():

@@ -61,8 +61,8 @@ def test_the_built_in_environment_passes_with_rows():
     [
         (SharedList, "isolation", "keep state in self"),
         (ForgetsToReset, "nothing left behind", "reset leaves something behind"),
-        (Dice, "determinism", "answer differently"),
-        (Clock, "determinism", "total"),
+        (Dice, "determinism, replay", "answer differently"),
+        (Clock, "determinism, replay", "total"),
         (ByReference, "snapshot", "change a snapshot"),
         (ForgetsAField, "snapshot", "coin number"),
         (Exits, "errors are results", "exits the process"),
@@ -92,7 +92,7 @@ def test_rows_are_given_to_reset_and_the_rest_is_checked():
 def test_calls_of_ones_own_are_tried():
     calls = [ToolCall("put", {"amount": 7}), ToolCall("total")]
     report = check_environment(Till, calls=calls)
-    assert {one.check: one.detail for one in report.findings}["determinism"] == "2 calls, twice the same"
+    assert {one.check: one.detail for one in report.findings}["determinism, replay"] == "2 calls, twice the same"
 
 
 def command(tmp_path, *arguments):

@@ -10,10 +10,9 @@ import pytest
 from fission_grpo.envs.desk.env import Desk, ToolError
 from fission_grpo.envs.desk.tasks import (
     KINDS,
-    combinations,
-    first_call,
     make_rows,
     solution,
+    solutions_by_request,
 )
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED, demonstrations
@@ -57,7 +56,7 @@ def test_the_first_call_of_the_kinds_that_need_it_meets_an_error_and_then_the_so
     for row in make_rows(120, 2, "train"):
         desk = Desk()
         desk.reset(**row)
-        call = first_call(row)
+        call = solutions_by_request(row)[0][0]
         if row["kind"] in ("plain", "formats"):
             assert solution(row) == (call,)
             continue
@@ -74,8 +73,10 @@ def test_rows_depend_on_seed_split_and_number_only():
 
 
 def test_the_splits_share_no_combination_of_word_and_number():
-    train = set().union(*map(combinations, make_rows(1200, 0, "train")))
-    held_out = set().union(*map(combinations, make_rows(400, 0, "held_out")))
+    train, held_out = (
+        {each for row in make_rows(count, 0, split) for each in json.loads(row["scenario"])["combinations"]}
+        for split, count in (("train", 1200), ("held_out", 400))
+    )
     assert len(train) > 500
     assert len(held_out) > 100
     assert not train & held_out
@@ -119,7 +120,7 @@ def test_a_locked_file_can_be_neither_moved_renamed_shared_nor_deleted_until_it_
     row = next(row for row in make_rows(8, 0, "train") if row["kind"] == "locked")
     desk = Desk()
     desk.reset(**row)
-    name = first_call(row).arguments["name"]
+    name = solutions_by_request(row)[0][0].arguments["name"]
     for call in (lambda: desk.delete_file(name), lambda: desk.share_file(name, "Ana")):
         with pytest.raises(ToolError, match="is locked; call unlock_file first"):
             call()

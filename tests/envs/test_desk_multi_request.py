@@ -7,8 +7,6 @@ import pytest
 from fission_grpo.envs.desk.env import Desk, ToolError
 from fission_grpo.envs.desk.tasks import (
     KINDS,
-    combinations,
-    first_call,
     make_rows,
     requests_of,
     solution,
@@ -98,7 +96,7 @@ def test_one_message_holds_the_requests_and_the_row_tells_their_kinds_and_calls(
         assert message["content"].count(". ") == 1
         assert message["content"].endswith(".")
         (first, one), (_, two) = solutions_by_request(row)
-        assert (first_call(row), solution(row)) == (first, one + two)
+        assert (solutions_by_request(row)[0][0], solution(row)) == (first, one + two)
     assert {kind for row in rows for kind in row["kind"].split("+")} == set(KINDS)
     assert {row["kind"].split("+")[1] for row in rows if row["kind"].startswith("ids+")} == set(KINDS)
 
@@ -122,7 +120,7 @@ def test_rows_of_one_request_are_those_there_always_were():
 def test_the_splits_share_no_combination_neither_among_chains_nor_with_single_requests():
     def used(split, count):
         rows = [*make_rows(count, 0, split, 2), *make_rows(count, 0, split)]
-        return set().union(*map(combinations, rows))
+        return {each for row in rows for each in json.loads(row["scenario"])["combinations"]}
 
     train, held_out = used("train", 600), used("held_out", 300)
     assert len(train) > 500

@@ -20,7 +20,6 @@ from fission_grpo.envs.bfcl.tasks import (
     all_rows,
     check_case,
     load_cases,
-    rows_of_case,
 )
 from fission_grpo.evaluation.episodes import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
@@ -101,7 +100,7 @@ def test_rows_contain_the_turns_before_with_their_real_results():
     close, show = (ToolCall(name, {"ticket_id": 7}) for name in ("close_ticket", "get_ticket"))
     turns = (UserTurn("Close it.", (), ("close_ticket",)), UserTurn("Now.", (close,)), UserTurn("Show it.", (show,)))
     case = GeneratedCase("c", ("TicketAPI",), {"TicketAPI": {"ticket_queue": tickets, "current_user": "ann"}}, turns)
-    rows = rows_of_case(case)
+    rows = all_rows([case])
     assert [row["id"] for row in rows] == ["c#0", "c#1", "c#2"]
     assert [row["environment"] for row in rows] == ["TicketAPI-close_ticket", "TicketAPI", "TicketAPI"]
     messages = [(message["role"], message["content"]) for message in rows[2]["prompt"][1:]]

@@ -220,11 +220,11 @@ def test_all_eight_classes_fail_with_real_messages_and_the_held_out_ones_are_the
 
 def test_a_bfcl_step_has_the_real_results_before_it_and_its_own_environment(monkeypatch):
     pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-    from fission_grpo.envs.bfcl.tasks import rows_of_case, steps_of_case
+    from fission_grpo.envs.bfcl.tasks import all_rows, steps_of_case
     from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
 
     for case in generate("train", 12, 3, Mix()):
-        steps, rows = list(steps_of_case(case)), rows_of_case(case)
+        steps, rows = list(steps_of_case(case)), all_rows([case])
         begun = [step.task for step in steps if step.task.id.endswith(".0")]
         assert [task.id for task in begun] == [f"{row['id']}.0" for row in rows]
         assert [list(task.prompt) for task in begun] == [row["prompt"] for row in rows]

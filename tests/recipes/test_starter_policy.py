@@ -20,7 +20,7 @@ from fission_grpo.inference.base import Request
 from fission_grpo.inference.local import LocalPolicy, continued_text
 from fission_grpo.inference.pretrained import load_starter, starter_path
 from fission_grpo.recipes.starter_policy.desk_demos import MIXED, demonstrations
-from fission_grpo.recipes.starter_policy.train import TrainConfig, make_starter, train_starter
+from fission_grpo.recipes.starter_policy.train import TrainConfig, desk_demonstrations, make_starter, train_starter
 from fission_grpo.training.trl_compat import parser_knows_tools
 
 TOOLS = list(tool_methods(Desk()).values())
@@ -156,7 +156,7 @@ def test_training_is_repeatable_to_the_bit(tmp_path):
 
 
 def test_an_untrained_starter_has_the_shipped_tokenizer(starter):
-    model, tokenizer = make_starter(TrainConfig(seed=0))
+    model, tokenizer = make_starter(TrainConfig(seed=0), desk_demonstrations)
     assert tokenizer.get_vocab() == starter[1].get_vocab()
     assert model.config.hidden_size == starter[0].config.hidden_size
 

@@ -64,24 +64,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON file (one object, or a list of them) or a JSONL file."""
     try:
         text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.split("\n") if line.strip()]
-        rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not JSON ({error})") from error
-    rows = rows if isinstance(rows, list) else [rows]
+        texts = [line for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else [text]
+        values = [json.loads(each) for each in texts]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read as JSON ({error})") from error
+    rows = values[0] if len(values) == 1 and isinstance(values[0], list) else values
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path}: must hold one row (an object) or several")
     return rows
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "fission-grpo check-environment",
-        description="Check that an environment in TRL's convention (public methods are tools, reset(**row)) can be "
-        "trained and recovered in: determinism, isolation, errors as results, snapshots, replay, nothing left behind.",
-    )
+    description = "Check that an environment in TRL's convention can be trained and recovered in."
+    parser = argparse.ArgumentParser("fission-grpo check-environment", description=description)
     add = parser.add_argument
     add("environment", metavar="MODULE:CLASS", help="or path/to/file.py:Class; made without arguments")
     add("--row", type=Path, metavar="FILE", help="data set rows for reset: .json (one or a list) or .jsonl")

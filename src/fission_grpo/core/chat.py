@@ -16,8 +16,7 @@ from typing import Any
 from fission_grpo.core.json_io import NotJson, read_json
 from fission_grpo.core.types import Failure, Message, ToolCall, ToolResult, Turn
 
-MAX_LITERAL = 100_000
-"""Longest tool result read as a Python literal, in characters. [ours] Longer ones are read as JSON only."""
+MAX_LITERAL = 100_000  # longest tool result read as a Python literal, not only as JSON, in characters [ours]
 
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
 _SPACE = re.compile(r"\s*")
@@ -36,10 +35,9 @@ def parse(text: str, truncated: bool = False) -> Turn:
     """Parse one assistant message. Never raises, whatever the text.
 
     A block is `<tool_call>`, one or more JSON objects, `</tool_call>`. An object has `name` and `arguments` (or
-    `parameters`, as in ToolRL); arguments may be a JSON string that holds an object. JSON is read strictly, by
-    `json_io.read_json`. Text inside `<think>` holds no calls. A `</think>` without `<think>` ends the thought
-    that the template opened in the prompt (Qwen3). If the text is `truncated`, i.e. reached the length limit, a block
-    or thought that is open at its end is not an error.
+    `parameters`, as in ToolRL), an object or a JSON string of one. JSON is read strictly, by `json_io.read_json`.
+    Text inside `<think>` holds no calls. A `</think>` without `<think>` ends the thought that the template opened in
+    the prompt (Qwen3). In a `truncated` text (at the length limit) a block or thought may be open at its end.
     """
     calls: list[ToolCall] = []
     outside: list[str] = []
@@ -110,9 +108,8 @@ def render(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]], 
 def template_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
     """As `render`, but with the beginning-of-sequence token if the template writes one."""
     if _takes_tools(tokenizer):
-        given = [dict(message) for message in messages]
-        return _apply(tokenizer, given, [_openai_tool(tool) for tool in tools] or None)
-    return _apply(tokenizer, _plain_messages(messages, tools), None)
+        return _apply(tokenizer, [dict(message) for message in messages], [_openai_tool(tool) for tool in tools])
+    return _apply(tokenizer, _plain_messages(messages, tools), [])
 
 
 def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
@@ -188,15 +185,15 @@ def _call(value: Any) -> ToolCall:
     keys = [key for key in ("arguments", "parameters") if key in value]
     if len(keys) != 1:
         raise _BadCall('tool call has both "arguments" and "parameters"' if keys else 'tool call has no "arguments"')
-    arguments = value[keys[0]]
-    if isinstance(arguments, str):
-        arguments = _decoded(arguments, keys[0])
+    arguments = _decoded(value[keys[0]], keys[0])
     if not isinstance(arguments, dict):
         raise _BadCall(f'tool call\'s "{keys[0]}" is not a JSON object')
     return ToolCall(name, arguments)
 
 
-def _decoded(text: str, key: str) -> Any:
+def _decoded(text: Any, key: str) -> Any:
+    if not isinstance(text, str):
+        return text
     start = _after_space(text, 0)
     try:
         value, end = read_json(text, start, start)
@@ -235,13 +232,13 @@ def _openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     return dict(tool) if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": dict(tool)}
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-    return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True)
 
 
 def _takes_tools(tokenizer: Any) -> bool:
     question = [{"role": "user", "content": "x"}]
-    return _apply(tokenizer, question, [_openai_tool(_PROBE_TOOL)]) != _apply(tokenizer, question, None)
+    return _apply(tokenizer, question, [_openai_tool(_PROBE_TOOL)]) != _apply(tokenizer, question, [])
 
 
 def _plain_messages(prompt: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

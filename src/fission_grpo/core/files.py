@@ -19,9 +19,9 @@ Parsed = TypeVar("Parsed")
 def parse_json_lines(
     content: bytes, decode: Callable[[str], Any] = json.loads
 ) -> Iterator[tuple[int, Any | ValueError]]:
-    """Yield the number (from 1) and the value of every line that is not blank. All readers of JSON lines use it.
+    """Yield the number (from 1) and the value of every line that is not blank.
 
-    The value of a line that `decode` cannot read is the ValueError that says why: callers decide what that means.
+    The value of a line that `decode` cannot read is the ValueError that says why.
     """
     for number, line in enumerate(content.split(b"\n"), start=1):  # not splitlines: strings may contain U+2028
         if not line.strip():
@@ -41,10 +41,8 @@ def read_task_rows(
 ) -> list[Parsed]:
     """Read a JSONL file that people write: TaskFileError names file, row (from 1), field and correction of a mistake.
 
-    Args:
-        path: the file.
-        what: kind of file, for messages ("step-task file").
-        read: from a row and a name for it ("weather.jsonl:3") to its unique id and its value; raises RowError.
+    `what` is the kind of file, for messages ("step-task file"). `read` makes the unique id and the value of a row,
+    given a name for it ("weather.jsonl:3"), and may raise RowError.
     """
     try:
         content = path.read_bytes()
@@ -91,8 +89,7 @@ class Line:
     def take(self, name: str, kind: type | tuple[type, ...], *, optional: bool = False) -> Any:
         """The value of a field; None if it is `optional` and missing or null. A bool is not an int here.
 
-        Raises:
-            RunFileError: naming file, line and field, if the value is not of the type.
+        Raises RunFileError, naming file, line and field, if the value is not of the type.
         """
         value = self.record.get(name)
         if value is None and optional:
@@ -108,7 +105,8 @@ class Line:
         """The items of a list field, each of type `kind` (or None if `gaps`). Raises RunFileError."""
         values = self.take(name, list)
         for i, value in enumerate(values):
-            if not (isinstance(value, kind) and not isinstance(value, bool)) and not (gaps and value is None):
+            is_kind = isinstance(value, kind) and not isinstance(value, bool)
+            if not is_kind and not (gaps and value is None):
                 raise self.wrong(f"field '{name}[{i}]' has the wrong type: {json.dumps(value)[:60]}")
         return tuple(values)
 
@@ -152,9 +150,8 @@ def check_writable(folder: Path) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise RunDirectoryError(
-            f"output_dir {folder} cannot be written ({error.strerror}); correct that or give another"
-        ) from error
+        what = f"output_dir {folder} cannot be written ({error.strerror}); correct that or give another"
+        raise RunDirectoryError(what) from error
 
 
 @contextmanager

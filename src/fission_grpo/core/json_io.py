@@ -8,12 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MAX_DEPTH = 64
-"""Deepest valid nesting, in levels. [ours] Far below Python's recursion limit: code may recurse over a value."""
-
-QUOTE_LENGTH = 60
-"""Longest quotation of a value in a message, in characters. [ours]"""
-
+MAX_DEPTH = 64  # levels of nesting [ours]; far below Python's recursion limit, as code may recurse over a value
+QUOTE_LENGTH = 60  # longest quotation of a value in a message, in characters [ours]
 JsonPath = tuple[str | int, ...]  # keys and array indices that lead from a JSON value to one inside it
 
 _TOO_LARGE = "a number is too large"

@@ -6,8 +6,7 @@
     R_corr   0 to 2    `correctness_reward`   w_corr  1 -> 1.5   `reward_weights`              [paper; w_corr inferred]
     R_len    0 to 1    `length_reward`                                                         [paper]
 
-A rollout has failed if R_fmt = 0 or R_corr < delta_corr (`step_verdict`) [paper, Stage 2]. Details that the paper
-leaves open are marked [ours].
+A rollout has failed if R_fmt = 0 or R_corr < delta_corr (`step_verdict`) [paper, Stage 2].
 """
 
 from __future__ import annotations
@@ -45,10 +44,9 @@ class RewardConfig:
                 raise ValueError(f"RewardConfig.{name} must be a finite number >= 0, got {value!r}")
         if self.alpha > 1:
             raise ValueError(f"RewardConfig.alpha must lie in 0 to 1, got {self.alpha!r}")
-        if not 0 < self.correctness_threshold <= 2:
-            raise ValueError(
-                f"RewardConfig.correctness_threshold must lie above 0 and up to 2, got {self.correctness_threshold!r}"
-            )
+        threshold = self.correctness_threshold
+        if not 0 < threshold <= 2:
+            raise ValueError(f"RewardConfig.correctness_threshold must lie above 0 and up to 2, got {threshold!r}")
         for name in ("length_width_short", "length_width_long"):
             if getattr(self, name) == 0:
                 raise ValueError(f"RewardConfig.{name} must be more than 0")
@@ -61,8 +59,7 @@ def step_verdict(
 
     Args:
         task: with a `reference`; an empty one means that no call is expected.
-        turn: the parsed completion.
-        length: of the completion, in tokens.
+        turn, length: the parsed completion, and its length in tokens.
         progress: share of training done, 0 to 1.
         config: the constants, by default `RewardConfig()`.
 
@@ -87,10 +84,8 @@ def format_reward(turn: Turn, expects_call: bool) -> float:
     The expected sort is a turn with calls if the reference has calls, otherwise a turn with text and without
     calls; whether its calls are right is not considered. [ours, after ToolRL's format reward]
     """
-    if turn.error is not None or turn.truncated:
-        return 0.0
     is_expected = bool(turn.calls) if expects_call else (not turn.calls and bool(turn.content))
-    return 1.0 if is_expected else 0.0
+    return float(is_expected and turn.error is None and not turn.truncated)
 
 
 def correctness_reward(
@@ -161,9 +156,8 @@ def argument_f1(given: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
     leaves_given, leaves_expected = _leaves(given), _leaves(expected)
     if not leaves_given and not leaves_expected:
         return 1.0
-    equal = sum(
-        path in leaves_given and same_value(leaves_given[path], value) for path, value in leaves_expected.items()
-    )
+    shared = leaves_given.keys() & leaves_expected.keys()
+    equal = sum(same_value(leaves_given[path], leaves_expected[path]) for path in shared)
     return 2 * equal / (len(leaves_given) + len(leaves_expected))
 
 
@@ -205,12 +199,11 @@ def reward_weights(progress: float, config: RewardConfig | None = None) -> tuple
 
     Example: (1.5, 1.25) at progress 0.5.
     """
-    config = config or RewardConfig()
+    c = config or RewardConfig()
     done = min(max(progress, 0.0), 1.0)
-    return (
-        config.format_weight_start + done * (config.format_weight_end - config.format_weight_start),
-        config.correctness_weight_start + done * (config.correctness_weight_end - config.correctness_weight_start),
-    )
+    w_fmt = c.format_weight_start + done * (c.format_weight_end - c.format_weight_start)
+    w_corr = c.correctness_weight_start + done * (c.correctness_weight_end - c.correctness_weight_start)
+    return w_fmt, w_corr
 
 
 class StepReward:
@@ -234,7 +227,9 @@ class StepReward:
         log_metric: Any = None,
         **_: Any,
     ) -> list[float | None]:
-        progress = _progress(trainer_state)
+        progress = 0.0  # before training starts
+        if trainer_state is not None and trainer_state.max_steps:
+            progress = min(1.0, trainer_state.global_step / trainer_state.max_steps)
         verdicts: list[Verdict] = []
         self._verdicts.clear()
         for text, ids, row in zip(completions, completion_ids, fission_task, strict=True):
@@ -247,15 +242,8 @@ class StepReward:
         return [verdict.reward for verdict in verdicts]
 
     def verdict_of(self, task_id: str, completion_ids: Sequence[int]) -> Verdict:
-        """The verdict of a completion (token ids) in the last call; KeyError if there was no such one.
+        """The verdict of a completion (token ids) in the last call, KeyError without one.
 
         TRL does not tell which completions were truncated; the caller has to add that (`failed or turn.truncated`).
         """
         return self._verdicts[task_id, tuple(completion_ids)]
-
-
-def _progress(trainer_state: Any) -> float:
-    """Share of training done, 0 to 1; 0 before it starts."""
-    if trainer_state is None or not trainer_state.max_steps:
-        return 0.0
-    return min(1.0, trainer_state.global_step / trainer_state.max_steps)

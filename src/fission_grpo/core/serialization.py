@@ -12,9 +12,7 @@ from typing import Any
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import Failure, Task, ToolCall, ToolResult
 
-STEP_KEY = "fission_task"
-"""Column of a TRL row that holds its step task as JSON (see `data.step_tasks.to_rows`)."""
-
+STEP_KEY = "fission_task"  # column of a TRL row that holds its step task as JSON (`data.step_tasks.to_rows`)
 _TASK_FIELDS = ("id", "prompt", "tools", "reference", "columns", "history", "root", "parent", "depth")
 
 
@@ -43,10 +41,7 @@ def task_to_json(task: Task) -> str:
         "parent": task.parent,
         "depth": task.depth,
     }
-    text = faithful(fields)
-    if text is None:
-        raise ValueError(unfaithful(task.id, fields))
-    return text
+    return faithful_json(task.id, fields)
 
 
 def task_from_json(text: str) -> Task:
@@ -55,10 +50,11 @@ def task_from_json(text: str) -> Task:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not a task: {error}; it must be what task_to_json wrote") from error
-    missing = [name for name in _TASK_FIELDS if name not in fields] if isinstance(fields, dict) else ["all fields"]
-    if missing or len(fields) != len(_TASK_FIELDS):
+    names = set(fields) if isinstance(fields, dict) else set()
+    if names != set(_TASK_FIELDS):
+        missing = [name for name in _TASK_FIELDS if name not in names]
         raise ValueError(
-            f"not a task: fields missing: {missing}, unknown: {sorted(set(fields) - set(_TASK_FIELDS))}; "
+            f"not a task: fields missing: {missing}, unknown: {sorted(names - set(_TASK_FIELDS))}; "
             "it must be what this version's task_to_json wrote"
         )
     prompt, reference = fields["prompt"], fields["reference"]
@@ -98,15 +94,18 @@ def _is_same(decoded: Any, value: Any) -> bool:
     return bool(decoded == value) or (decoded != decoded and value != value)
 
 
-def unfaithful(name: str, fields: Mapping[str, Any], allow_nan: bool = True) -> str:
-    """The message that names the innermost field, of a task called `name`, for which `faithful` gives None."""
+def faithful_json(name: str, fields: Mapping[str, Any], allow_nan: bool = True) -> str:
+    """The fields of a task as `faithful` gives them. Raises ValueError, naming the innermost field it refuses."""
+    text = faithful(fields, allow_nan)
+    if text is not None:
+        return text
     top = next(key for key, value in fields.items() if faithful(value, allow_nan) is None)
     value, path = fields[top], [str(top)]
     while isinstance(value, dict) and all(isinstance(key, str) for key in value):
         key = next(key for key, item in value.items() if faithful(item, allow_nan) is None)
         value, path = value[key], [*path, key]
     where = f"column {'.'.join(path[1:])!r}" if top == "columns" and path[1:] else f"field {'.'.join(path)!r}"
-    return (
+    raise ValueError(
         f"task {name!r}: {where} holds a {type(value).__name__} that JSON cannot give back: {quoted(value)}. "
         "Use strings, finite numbers, booleans, null, lists, and objects with string keys, or remove it"
     )

@@ -48,14 +48,13 @@ def format_duration(seconds: float) -> str:
 
 def _can_interrupt() -> bool:
     if not hasattr(signal, "SIGALRM"):
-        _warn_once("this platform has no SIGALRM")
-    elif threading.current_thread() is not threading.main_thread():
-        _warn_once("tools are called outside the main thread")
-    else:
-        return True
-    return False
+        return _warn_once("this platform has no SIGALRM")
+    if threading.current_thread() is not threading.main_thread():
+        return _warn_once("tools are called outside the main thread")
+    return True
 
 
 @functools.cache
-def _warn_once(reason: str) -> None:
+def _warn_once(reason: str) -> bool:
     _log.warning("tool calls have no time limit: %s", reason)
+    return False

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,15 +12,9 @@ from fission_grpo.core.json_io import quoted, walk_json
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
-MAX_LISTED = 30
-"""Most options that a message lists. [ours] Longer lists are left out, as a part of one would hint at the answer."""
-
-PATTERN_SECONDS = 2.0
-"""Time limit for the regular expressions of a schema, in seconds. [ours] Some take exponential time on some texts."""
-
-FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
-"""The values of `format` that are checked: those that jsonschema checks without optional packages."""
-
+MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
+PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time
+FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")  # those that jsonschema checks without optional packages
 _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}": "YYYY-MM-DD",
@@ -42,8 +35,8 @@ _READABLE_BOUNDS = {
     "minItems": "must have at least {} items",
     "maxItems": "must have at most {} items",
 }
-_EXTRA_ALLOWED = ("unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
-"""Keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone."""
+# keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone
+_EXTRA_ALLOWED = {"unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,8 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> Problem | 
     forbid them explicitly. Of several problems, one is reported: an unexpected argument, else a missing one, else
     the first by path. `nullable: true` (as transformers' `get_json_schema` writes) allows null.
 
-    Args:
-        call: the call.
-        tools: `{"name", "description", "parameters"}`, or OpenAI's `{"type": "function", "function": {...}}`. If the
-            called tool's schema is invalid, ValueError is raised (see `check_tool_schema`).
+    Tools are `{"name", "description", "parameters"}`, or OpenAI's `{"type": "function", "function": {...}}`. If the
+    called tool's schema is invalid, ValueError is raised (see `check_tool_schema`).
     """
     functions = [_function(tool) for tool in tools]
     called = next((function for function in functions if function.get("name") == call.name), None)
@@ -108,27 +99,18 @@ def classify_call(
     """What is wrong with a call: what its result reports, or, if it was never executed, what its schema forbids.
 
     A call that was executed without an error is right even where its schema forbids it, as the environment accepted
-    it. Of a call that failed, the schema decides the kind of error and the environment gives the message.
-
-    Args:
-        call: of the policy.
-        result: of the call, None if it was never executed.
-        tools: schemas to check the call against; None: it is not checked.
-
-    Raises:
-        ValueError: as `check_call`.
+    it. Of a call that failed, the schema decides the kind of error and the environment gives the message. With
+    `tools=None` the call is not checked against a schema. Raises ValueError as `check_call` does.
 
     Example:
         A call of a tool that does not exist, answered "{'error': 'no such tool'}": kind unknown_tool, "no such tool".
     """
-    error = None if result is None else result.error
-    if result is not None and error is None:
+    if result is not None and result.error is None:
         return None
     problem = check_call(call, tools) if tools is not None else None
-    if error is None:
+    if result is None or result.error is None:
         return problem
-    kind = problem.kind if problem else ErrorKind.RAISED
-    return Problem(kind, error, problem.parameter if problem else None)
+    return replace(problem, message=result.error) if problem else Problem(ErrorKind.RAISED, result.error)
 
 
 def check_tool_schema(tool: Mapping[str, Any]) -> None:
@@ -139,10 +121,9 @@ def check_tool_schema(tool: Mapping[str, Any]) -> None:
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise ValueError(f"a tool's `name` must be a non-empty string, got {quoted(name)}")
-    parameters = function.get("parameters")
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise ValueError(f"tool {name!r}: `parameters` must be a JSON schema (a mapping), got {quoted(parameters)}")
-    schema = parameter_schema(function)
+    schema = {} if function.get("parameters") is None else function["parameters"]
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"tool {name!r}: `parameters` must be a JSON schema (a mapping), got {quoted(schema)}")
     if schema.get("type", "object") != "object":
         raise ValueError(f"tool {name!r}: `parameters` must have type 'object', got {quoted(schema['type'])}")
     try:
@@ -201,9 +182,8 @@ def _validator(schema_text: str) -> Any:
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
     """The first argument that the schema does not mention, if it has to mention all."""
-    if "properties" not in schema or schema.get("additionalProperties", False) is not False:
-        return None
-    if any(keyword in schema for keyword in _EXTRA_ALLOWED):
+    allows_extra = schema.get("additionalProperties", False) is not False or schema.keys() & _EXTRA_ALLOWED
+    if "properties" not in schema or allows_extra:
         return None
     return next((name for name in arguments if name not in schema["properties"]), None)
 
@@ -249,14 +229,13 @@ def _shape(schema: Mapping[str, Any]) -> str | None:
     pattern = schema.get("pattern")
     if pattern is not None:
         return _READABLE_PATTERNS.get(pattern.removeprefix("^").removesuffix("$"), f"the pattern {_cut(pattern)}")
-    if schema.get("format") in FORMATS:
-        return _READABLE_FORMATS.get(schema["format"], schema["format"])
-    return None
+    name = schema.get("format")
+    return _READABLE_FORMATS.get(name, name) if name in FORMATS else None
 
 
 def _dotted(path: Sequence[str | int]) -> str:
     """A path as text. Example: ["a", "b", 0] is "a.b[0]"."""
-    return re.sub(r"^\.", "", "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path))
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def _listing(before: str, names: Sequence[str]) -> str:

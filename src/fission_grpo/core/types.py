@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-Message = Mapping[str, Any]
-"""A chat message as Hugging Face templates take it: `role`, `content`; tool messages have a `name` too."""
-
-PARSE_ERROR = "_fission_unreadable"
-"""Argument name of a placeholder call that stands for an unparsable one. Its value is the parser's message."""
+Message = Mapping[str, Any]  # as Hugging Face templates take it: `role`, `content`; tool messages have a `name` too
+PARSE_ERROR = "_fission_unreadable"  # argument of a placeholder for an unparsable call: the parser's message
 
 
 class ToolCallParseError(ValueError):

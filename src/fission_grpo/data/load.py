@@ -18,8 +18,7 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.wrapper import tool_methods
 
-DESK_TASKS = 512
-"""Rows drawn for the built-in environment if `num_tasks` is 0. [ours]"""
+DESK_TASKS = 512  # rows drawn for the built-in environment if `num_tasks` is 0 [ours]
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,9 @@ def load_training_data(
     if skip_tasks < 0 or num_tasks < 0 or max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
     if not tasks:
-        forms = "'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
-        raise UsageError(f"tasks is missing; give {forms}")
+        raise UsageError(
+            "tasks is missing; give 'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
+        )
     try:
         requests = requests_of(tasks)
     except ValueError as error:
@@ -73,9 +73,9 @@ def load_training_data(
         total, environments, tools = len(every), None, {}
         rows = to_rows(every[skip_tasks:][: num_tasks or None], tokenizer)
         judge = StepReward(reward)
-    short = [
-        row for row in rows if not max_prompt_tokens or _prompt_length(row, tokenizer, tools) <= max_prompt_tokens
-    ]
+    short = rows
+    if max_prompt_tokens:
+        short = [row for row in rows if _prompt_length(row, tokenizer, tools) <= max_prompt_tokens]
     counts = f"{total} tasks, {len(rows)} rows after skip_tasks and num_tasks, {len(short)} within max_prompt_tokens"
     print(f"{tasks}: {counts}", file=sys.stderr)
     if not short:
@@ -87,9 +87,8 @@ def _prompt_length(row: Mapping[str, Any], tokenizer: Any, tools: Mapping[str, S
     """Tokens of a row's prompt, which is rendered with its environment's tools unless it is text already."""
     if isinstance(row["prompt"], str):
         return len(tokenizer(row["prompt"])["input_ids"])
-    text = tokenizer.apply_chat_template(
-        row["prompt"], tools=tools[row["environment"]], add_generation_prompt=True, tokenize=False
-    )
+    own = tools[row["environment"]]
+    text = tokenizer.apply_chat_template(row["prompt"], tools=own, add_generation_prompt=True, tokenize=False)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -20,7 +20,7 @@ from fission_grpo.core.chat import render
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.serialization import STEP_KEY, call_fields, faithful, task_to_json, unfaithful
+from fission_grpo.core.serialization import STEP_KEY, call_fields, faithful_json, task_to_json
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
@@ -52,10 +52,7 @@ def row_of_step_task(task: Task) -> str:
         "tools": [dict(tool) for tool in task.tools],
         "reference": [call_fields(call) for call in task.reference],
     }
-    text = faithful(fields, allow_nan=False)
-    if text is None:
-        raise ValueError(unfaithful(task.id, fields, allow_nan=False))
-    return text
+    return faithful_json(task.id, fields, allow_nan=False)
 
 
 def to_rows(tasks: Iterable[Task], tokenizer: Any) -> list[dict[str, str]]:
@@ -129,8 +126,8 @@ def _read_reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) ->
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
             raise RowError(f"{at}.name", f"{problem.message}; correct the name or add the tool to 'tools'")
         if problem is not None:
-            what = f"{problem.message}; correct the value, or the schema of {quoted(call.name)}"
-            raise RowError(f"{at}.arguments", what)
+            fix = f"correct the value, or the schema of {quoted(call.name)}"
+            raise RowError(f"{at}.arguments", f"{problem.message}; {fix}")
         reference.append(call)
     return tuple(reference)
 

@@ -1,7 +1,4 @@
-"""`check_environment`: whether an environment can be trained in and restored; one function per check.
-
-Each check returns a remark for the report, or raises CheckFailed or CheckSkipped with the reason.
-"""
+"""`check_environment`: whether an environment can be trained in and restored."""
 
 from __future__ import annotations
 
@@ -22,6 +19,9 @@ from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_call
 from fission_grpo.envs.restore import get_progress, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 
+# checks without which the later ones cannot be made, and the reason given for skipping these
+REQUIRED = {"tools": "there are no usable tools", "reset": "reset fails"}
+
 
 class CheckFailed(Exception):
     """Why a check failed, and the fix."""
@@ -31,64 +31,215 @@ class CheckSkipped(Exception):
     """Why a check was not made."""
 
 
-def _check_tools(probe: EnvironmentProbe) -> str:
-    environment = probe.make()
-    if not callable(getattr(environment, "reset", None)):
-        raise CheckFailed("there is no `reset` method; add `def reset(self, **row)`")
-    tools = tool_methods(environment)
-    if not tools:
-        raise CheckFailed("there are no tools; public methods (without a leading underscore) are the tools")
-    if not hasattr(environment, "__dict__"):
-        raise CheckFailed("instances take no new attributes, so that it cannot be watched; remove __slots__")
-    try:
-        from transformers.utils import get_json_schema
-    except ModuleNotFoundError:
-        raise CheckSkipped("transformers is not installed: pip install 'fission-grpo[train]'") from None
-    for name, tool in tools.items():
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    check: str
+    status: str  # "ok", "failed" or "skipped"
+    detail: str  # the reason and the fix
+
+
+class Report(EnvironmentProbe):
+    """All findings on an environment; `str` of it is a table. Each check is a method that returns a remark."""
+
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed."""
+        return all(finding.status != "failed" for finding in self.findings)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.CHECKS))
+        lines = [f"{each.check:{width}}  {each.status:7}  {each.detail}".rstrip() for each in self.findings]
+        failed = sum(finding.status == "failed" for finding in self.findings)
+        verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
+        return "\n".join([*lines, f"{self.environment}: {verdict}"])
+
+    def run_checks(self) -> None:
+        """Make all checks; nothing that the environment does is raised, unless it kills the process."""
+        blocked = ""
+        for name, check in self.CHECKS.items():
+            try:
+                if blocked:
+                    raise CheckSkipped(blocked)
+                status, detail = "ok", check(self)
+            except CheckSkipped as reason:
+                status, detail = "skipped", str(reason)
+            except CheckFailed as reason:
+                status, detail = "failed", str(reason)
+            except (Exception, SystemExit, ToolTimeout) as error:  # noqa: BLE001 - the environment's; it is the verdict
+                status, detail = "failed", f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if status == "failed" and name in REQUIRED:
+                blocked = REQUIRED[name]
+            self.findings = (*self.findings, Finding(name, status, detail))
+
+    def _check_tools(self) -> str:
+        environment = self.make()
+        tools = tool_methods(environment)
+        if not callable(getattr(environment, "reset", None)):
+            raise CheckFailed("there is no `reset` method; add `def reset(self, **row)`")
+        if not tools:
+            raise CheckFailed("there are no tools; public methods (without a leading underscore) are the tools")
+        if not hasattr(environment, "__dict__"):
+            raise CheckFailed("instances take no new attributes, so that it cannot be watched; remove __slots__")
         try:
-            probe.schemas.append(get_json_schema(tool)["function"])
-        except Exception as error:
-            reason = _one_line(error)[:160]
-            raise CheckFailed(f"{name}: {reason}; give each argument a type hint and a docstring line") from error
-    return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
+            from transformers.utils import get_json_schema
+        except ModuleNotFoundError:
+            raise CheckSkipped("transformers is not installed: pip install 'fission-grpo[train]'") from None
+        for name, tool in tools.items():
+            try:
+                self.schemas.append(get_json_schema(tool)["function"])
+            except Exception as error:
+                reason = " ".join(str(error).split())[:160]
+                raise CheckFailed(f"{name}: {reason}; give each argument a type hint and a docstring line") from error
+        return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
+
+    def _check_reset(self) -> str:
+        for row in range(len(self.rows)):
+            try:
+                self.start(row)
+            except ToolTimeout:
+                raise CheckFailed(f"reset hangs for more than {self.timeout:g} s") from None
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; it is the verdict
+                hint = "" if self.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
+                raise CheckFailed(f"reset raised {type(error).__name__}: {quoted(str(error))}{hint}") from None
+        return f"with {len(self.rows)} row{'s' * (len(self.rows) != 1)}"
+
+    def _check_calls(self) -> str:
+        if self.calls:
+            return f"{len(self.calls)} given"
+        self.find_calls()
+        if any(self.call(self.start(), call).kind == "result" for call in self.calls):
+            return f"{len(self.calls)} found to try it with"
+        reason = "no call that was tried is answered, so the checks below say little"
+        raise CheckSkipped(f"{reason}; give fitting rows or calls")
+
+    def _check_errors(self) -> str:
+        counts: Counter[bool] = Counter()
+        for call in [*self.calls, *hostile_calls(self.schemas)]:
+            outcome = self.call(self.start(), call)
+            if problem := _problem_of(outcome, self.timeout):
+                arguments = ", ".join(f"{key}={quoted(value)}" for key, value in call.arguments.items())
+                raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
+            counts[outcome.is_answered] += 1
+        return f"{counts[True]} calls answered, {counts[False]} refused"
+
+    def _check_determinism(self) -> str:
+        """Replay restores an environment exactly if the same calls always lead to the same answers."""
+        for row in self.row_numbers:
+            first = self.start(row)
+            expected = self.answers(first, self.calls)
+            random.random()  # advances the global generator, so that a tool that draws from it is detected
+            second = self.start(row)
+            _compare("two fresh instances answer differently", self.calls, expected, self.answers(second, self.calls))
+            if repr(_reward_of(first)) != repr(_reward_of(second)):
+                raise CheckFailed("the same calls earn different rewards; judge by state alone")
+        return f"{len(self.calls)} calls, twice the same{self.in_rows}"
+
+    def _check_isolation(self) -> str:
+        problem = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
+        for row in self.row_numbers:
+            environment, other = self.start(row), self.start(row + 1)
+            actual = []
+            for call in self.calls:
+                self.call(other, call)
+                actual += self.answers(environment, [call])
+                self.call(other, call)
+            _compare(problem, self.calls, self.expected_answers(row), actual)
+        return "another instance's calls change nothing"
+
+    def _check_nothing_left_behind(self) -> str:
+        for row in self.row_numbers:
+            used = self.start(row)
+            self.answers(used, self.calls)
+            self.reset(used, row)
+            actual = self.answers(used, self.calls)
+            _compare("reset leaves something behind", self.calls, self.expected_answers(row), actual)
+        return "reset after use is like a fresh instance"
+
+    def _check_snapshot(self) -> str:
+        if not can_snapshot(self.start()):
+            raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
+        before, after = self.halves
+        for row in self.row_numbers:
+            environment = self.start(row)
+            self.answers(environment, before)
+            state = environment._snapshot()
+            kept = copy.deepcopy(state)
+            is_comparable = _is_equal(kept, state)
+            expected = self.answers(environment, after)
+            fresh = self.start(row)
+            targets = {"": environment, " a second time": environment, " into a fresh instance": fresh}
+            for how, target in targets.items():
+                if is_comparable and not _is_equal(kept, state):
+                    raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
+                target._restore(state)
+                _compare(f"restored{how}, it answers differently", after, expected, self.answers(target, after))
+        return f"restored three times, {len(after)} calls the same{self.in_rows}"
+
+    def _check_reward(self) -> str:
+        environment = self.start()
+        if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
+            raise CheckSkipped("no get_reward: rewards come from reward functions")
+        before, after = self.halves
+        rewards = []
+        for call in before:
+            self.call(environment, call)
+            reward, progress = _reward_of(environment), get_progress(environment)
+            if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+                raise CheckFailed(f"get_reward gives {quoted(reward)}; it must be a finite number")
+            if reward != _reward_of(environment):
+                raise CheckFailed("get_reward gives another number when asked again; it must not change anything")
+            if progress is not None and not 0 <= progress <= 1:
+                raise CheckFailed(f"_progress gives {quoted(progress)}; it must lie between 0 and 1")
+            rewards.append(reward)
+        expected = self.expected_answers(0)[len(before) :]
+        _compare("reading the reward changes the state", after, expected, self.answers(environment, after))
+        low, high = min(rewards, default=0), max(rewards, default=0)
+        return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
+
+    CHECKS: Mapping[str, Callable[[Any], str]] = {  # by name, in the order in which they are made
+        "tools": _check_tools,
+        "reset": _check_reset,
+        "calls": _check_calls,
+        "errors are results": _check_errors,
+        "determinism, replay": _check_determinism,
+        "isolation": _check_isolation,
+        "nothing left behind": _check_nothing_left_behind,
+        "snapshot": _check_snapshot,
+        "reward": _check_reward,
+    }
 
 
-def _check_reset(probe: EnvironmentProbe) -> str:
-    for row in range(len(probe.rows)):
-        try:
-            probe.start(row)
-        except ToolTimeout:
-            raise CheckFailed(f"reset hangs for more than {probe.timeout:g} s") from None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; it is the verdict
-            hint = "" if probe.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
-            raise CheckFailed(f"reset raised {type(error).__name__}: {quoted(str(error))}{hint}") from None
-    return f"with {len(probe.rows)} row{'s' * (len(probe.rows) != 1)}"
+def check_environment(
+    make: Callable[[], Any],
+    rows: Sequence[Mapping[str, Any]] = (),
+    calls: Sequence[ToolCall] = (),
+    seed: int = 0,
+    seconds: float = 5.0,
+) -> Report:
+    """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, reward.
 
+    Args:
+        make: makes an instance without arguments, such as the class itself.
+        rows: data set rows whose columns `reset` takes; by default, `reset()` is called without arguments.
+        calls: to make; by default drawn from the tools' schemas.
+        seed: of the drawing.
+        seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
 
-def _check_calls(probe: EnvironmentProbe) -> str:
-    if probe.calls:
-        return f"{len(probe.calls)} given"
-    probe.find_calls()
-    if any(probe.call(probe.start(), call).kind == "result" for call in probe.calls):
-        return f"{len(probe.calls)} found to try it with"
-    raise CheckSkipped(
-        "no call that was tried is answered, so the checks below say little; give fitting rows or calls"
-    )
-
-
-def _check_errors(probe: EnvironmentProbe) -> str:
-    counts: Counter[bool] = Counter()
-    for call in [*probe.calls, *hostile_calls(probe.schemas)]:
-        outcome = probe.call(probe.start(), call)
-        if problem := _problem_of(outcome, probe.timeout):
-            arguments = ", ".join(f"{key}={quoted(value)}" for key, value in call.arguments.items())
-            raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
-        counts[outcome.is_answered] += 1
-    return f"{counts[True]} calls answered, {counts[False]} refused"
+    Example:
+        `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
+    """
+    report = Report(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
+    report.run_checks()
+    return report
 
 
 def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
     """What is wrong with the outcome of a call, which should be a result or an ordinary exception."""
+    value, limit = outcome.value, ToolLimits().max_result_chars
     if outcome.kind == "hang":
         return f"hangs for more than {timeout:g} s; give it a time limit of its own"
     if outcome.kind == "exit":
@@ -96,17 +247,13 @@ def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
     if outcome.kind == "mutated":
         return "changes its arguments; copy them first"
     if outcome.kind == "error":
-        is_ordinary = isinstance(outcome.value, Exception)
-        return None if is_ordinary else f"raises {type(outcome.value).__name__}, which is no Exception"
-    limit = ToolLimits().max_result_chars
+        return None if isinstance(value, Exception) else f"raises {type(value).__name__}, which is no Exception"
     if len(outcome.text) > limit:
         return f"answers {len(outcome.text)} characters; a policy sees {limit} at most"
     try:
-        if not isinstance(outcome.value, str):
-            json.dumps(outcome.value)
+        json.dumps("" if isinstance(value, str) else value)
     except (TypeError, ValueError, RecursionError):
-        kind = type(outcome.value).__name__
-        return f"answers a {kind}, which is no JSON; return text, numbers, lists or dicts"
+        return f"answers a {type(value).__name__}, which is no JSON; return text, numbers, lists or dicts"
     return None
 
 
@@ -114,99 +261,8 @@ def _compare(problem: str, calls: Sequence[ToolCall], expected: Sequence[str], a
     """Raise CheckFailed with the first call whose answers differ."""
     for number, (call, left, right) in enumerate(zip(calls, expected, actual, strict=True), start=1):
         if left != right:
-            arguments = quoted(dict(call.arguments))
-            raise CheckFailed(
-                f"{problem}: call {number}, {call.name} with {arguments}: {quoted(left)} against {quoted(right)}"
-            )
-
-
-def _check_determinism(probe: EnvironmentProbe) -> str:
-    for row in probe.row_numbers:
-        first = probe.start(row)
-        expected = probe.answers(first, probe.calls)
-        random.random()  # advances the global generator, so that a tool which draws from it is detected
-        second = probe.start(row)
-        _compare("two fresh instances answer differently", probe.calls, expected, probe.answers(second, probe.calls))
-        if repr(_reward_of(first)) != repr(_reward_of(second)):
-            raise CheckFailed("the same calls earn different rewards; judge by state alone")
-    return f"{len(probe.calls)} calls, twice the same{probe.in_rows}"
-
-
-def _check_isolation(probe: EnvironmentProbe) -> str:
-    problem = "another instance's calls change the answers; keep state in self, made in __init__ or reset"
-    for row in probe.row_numbers:
-        environment, other = probe.start(row), probe.start(row + 1)
-        actual = []
-        for call in probe.calls:
-            probe.call(other, call)
-            actual += probe.answers(environment, [call])
-            probe.call(other, call)
-        _compare(problem, probe.calls, probe.expected_answers(row), actual)
-    return "another instance's calls change nothing"
-
-
-def _check_nothing_left_behind(probe: EnvironmentProbe) -> str:
-    for row in probe.row_numbers:
-        used = probe.start(row)
-        probe.answers(used, probe.calls)
-        probe.reset(used, row)
-        actual = probe.answers(used, probe.calls)
-        _compare("reset leaves something behind", probe.calls, probe.expected_answers(row), actual)
-    return "reset after use is like a fresh instance"
-
-
-def _check_snapshot(probe: EnvironmentProbe) -> str:
-    if not can_snapshot(probe.start()):
-        raise CheckSkipped("no _snapshot and _restore: failed turns are reached by replay")
-    before, after = probe.halves()
-    for row in probe.row_numbers:
-        environment = probe.start(row)
-        probe.answers(environment, before)
-        state = environment._snapshot()
-        kept = copy.deepcopy(state)
-        is_comparable = _is_equal(kept, state)
-        expected = probe.answers(environment, after)
-        fresh = probe.start(row)
-        targets = {"": environment, " a second time": environment, " into a fresh instance": fresh}
-        for how, target in targets.items():
-            if is_comparable and not _is_equal(kept, state):
-                raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
-            target._restore(state)
-            _compare(f"restored{how}, it answers differently", after, expected, probe.answers(target, after))
-    return f"restored three times, {len(after)} calls the same{probe.in_rows}"
-
-
-def _check_replay(probe: EnvironmentProbe) -> str:
-    before, after = probe.halves()
-    for row in probe.row_numbers:
-        expected = probe.expected_answers(row)[len(before) :]
-        environment = probe.start(row)
-        probe.answers(environment, before)
-        _compare("after replay it answers differently", after, expected, probe.answers(environment, after))
-    return f"{len(before)} calls made again lead to the same state{probe.in_rows}"
-
-
-def _check_reward(probe: EnvironmentProbe) -> str:
-    environment = probe.start()
-    if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
-        raise CheckSkipped("no get_reward: rewards come from reward functions")
-    before, after = probe.halves()
-    rewards = []
-    for call in before:
-        probe.call(environment, call)
-        reward = _reward_of(environment)
-        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-            raise CheckFailed(f"get_reward gives {quoted(reward)}; it must be a finite number")
-        if reward != _reward_of(environment):
-            raise CheckFailed("get_reward gives another number when asked again; it must not change anything")
-        rewards.append(reward)
-        progress = get_progress(environment)
-        if progress is not None and not 0 <= progress <= 1:
-            raise CheckFailed(f"_progress gives {quoted(progress)}; it must lie between 0 and 1")
-    expected = probe.expected_answers(0)[len(before) :]
-    _compare("reading the reward changes the state", after, expected, probe.answers(environment, after))
-    low, high = min(rewards, default=0), max(rewards, default=0)
-    return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
+            place = f"call {number}, {call.name} with {quoted(dict(call.arguments))}"
+            raise CheckFailed(f"{problem}: {place}: {quoted(left)} against {quoted(right)}")
 
 
 def _reward_of(environment: Any) -> Any:
@@ -221,96 +277,3 @@ def _is_equal(left: Any, right: Any) -> bool:
         return bool(left == right)
     except (TypeError, ValueError):
         return False
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-CHECKS: Mapping[str, Callable[[EnvironmentProbe], str]] = {
-    "tools": _check_tools,
-    "reset": _check_reset,
-    "calls": _check_calls,
-    "errors are results": _check_errors,
-    "determinism": _check_determinism,
-    "isolation": _check_isolation,
-    "nothing left behind": _check_nothing_left_behind,
-    "snapshot": _check_snapshot,
-    "replay": _check_replay,
-    "reward": _check_reward,
-}
-"""The checks by name, in the order in which they are made."""
-
-REQUIRED = {"tools": "there are no usable tools", "reset": "reset fails"}
-"""Checks without which the later ones cannot be made, and the reason given for skipping these."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check: `status` is "ok", "failed" or "skipped"; `detail` gives the reason and the fix."""
-
-    check: str
-    status: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All findings on one environment; `str` of it is a table."""
-
-    environment: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether no check failed."""
-        return all(finding.status != "failed" for finding in self.findings)
-
-    def __str__(self) -> str:
-        width = max(len(finding.check) for finding in self.findings)
-        lines = [f"{each.check:{width}}  {each.status:7}  {each.detail}".rstrip() for each in self.findings]
-        failed = sum(finding.status == "failed" for finding in self.findings)
-        verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
-        return "\n".join([*lines, f"{self.environment}: {verdict}"])
-
-
-def check_environment(
-    make: Callable[[], Any],
-    rows: Sequence[Mapping[str, Any]] = (),
-    calls: Sequence[ToolCall] = (),
-    seed: int = 0,
-    seconds: float = 5.0,
-) -> Report:
-    """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, replay, reward.
-
-    Args:
-        make: makes an instance without arguments, such as the class itself.
-        rows: data set rows whose columns `reset` takes; by default, `reset()` is called without arguments.
-        calls: to make; by default drawn from the tools' schemas.
-        seed: of the drawing.
-        seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
-
-    Returns:
-        Report: the findings. Nothing that the environment does is raised, unless it kills the process.
-
-    Example:
-        `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
-    """
-    probe = EnvironmentProbe(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
-    findings: list[Finding] = []
-    blocked = ""
-    for name, check in CHECKS.items():
-        try:
-            if blocked:
-                raise CheckSkipped(blocked)
-            finding = Finding(name, "ok", check(probe))
-        except CheckSkipped as reason:
-            finding = Finding(name, "skipped", str(reason))
-        except CheckFailed as reason:
-            finding = Finding(name, "failed", str(reason))
-        except (Exception, SystemExit, ToolTimeout) as error:  # noqa: BLE001 - the environment's; it is the verdict
-            finding = Finding(name, "failed", f"raised {type(error).__name__}: {_one_line(error)[:200]}")
-        if finding.status == "failed" and name in REQUIRED:
-            blocked = REQUIRED[name]
-        findings.append(finding)
-    return Report(getattr(make, "__name__", type(make).__name__), tuple(findings))

@@ -1,7 +1,5 @@
 """Seeded fault injection into any environment, with the ground truth recorded. [ours]
 
-    make = inject_faults(Desk, [Fault("timeout", rate=0.1), Fault("permission", rate=0.02, tools=("delete_file",))])
-
 Which call has which fault depends only on the seed, the row's `id` and the call's index in the episode. A replay
 therefore meets the same faults again, and snapshots include their state.
 """
@@ -34,10 +32,9 @@ IMPLICIT = ("empty", "stale", "partial", "not_done")
 """The call seems to succeed, but its result is empty, is that of an earlier call (this one is not made), lacks its
 second half, or the call is undone afterwards."""
 
-KINDS = (*TRANSIENT, *PERMANENT, *IMPLICIT, "latency")
-
-SKIPS_CALL = frozenset({*TRANSIENT, *PERMANENT, "stale"})
-"""Kinds for which the call is not made: its result, also an error, is the fault's."""
+ERRORS = TRANSIENT | PERMANENT
+KINDS = (*ERRORS, *IMPLICIT, "latency")
+SKIPS_CALL = {*ERRORS, "stale"}  # the call is not made: its result or error is the fault's
 
 
 class FaultError(Exception):
@@ -46,19 +43,12 @@ class FaultError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """A kind of fault and how often it occurs.
+    """A kind of fault and how often it occurs."""
 
-    Args:
-        kind: one of `KINDS`.
-        rate: probability that a call meets it, 0 to 1.
-        tools: names of the tools that can meet it; empty for all.
-        seconds: how long "latency" waits before the call.
-    """
-
-    kind: str
-    rate: float
-    tools: tuple[str, ...] = ()
-    seconds: float = 0.05
+    kind: str  # one of `KINDS`
+    rate: float  # probability that a call meets it, 0 to 1
+    tools: tuple[str, ...] = ()  # names of the tools that can meet it; empty for all
+    seconds: float = 0.05  # how long "latency" waits before the call
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -82,15 +72,10 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
     """A factory of environments whose tools meet faults, which are recorded in `environment.injected`.
 
     Tools keep names, signatures and docstrings; the class stays the user's own. A call meets at most one fault, the
-    first of `faults` that is drawn.
+    first of `faults` that is drawn. Making an instance raises ValueError if a fault names a tool it does not have.
 
-    Args:
-        make: makes the environment.
-        faults: what may go wrong.
-        seed: of the drawing.
-
-    Raises:
-        ValueError: a fault names a tool that the environment does not have (when an instance is made).
+    Example:
+        `inject_faults(Desk, [Fault("timeout", rate=0.1), Fault("permission", rate=0.02, tools=("delete_file",))])`
     """
 
     def make_faulty() -> Any:
@@ -112,11 +97,7 @@ def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Colle
     """For every call of an episode, whether it failed because of an injected fault.
 
     Where a fault lets the call be made (slow, its result lost or undone), an error of the call is the policy's own.
-
-    Args:
-        results: of all its calls, in order.
-        environment: where they were made; without `injected` all values are False.
-        tools: names of its tools; calls of other names never reached it.
+    `tools` names the environment's tools: calls of other names did not reach it.
     """
     faulty = {fault.index for fault in getattr(environment, "injected", ()) if fault.kind in SKIPS_CALL}
     flags = []
@@ -130,10 +111,10 @@ def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Colle
 
 @dataclass
 class _FaultState:
-    """Where an episode is: the row's id, the number of calls, and what has gone wrong so far."""
+    """The state of the faults in an episode."""
 
-    row: str = ""
-    calls: int = 0
+    row: str = ""  # the row's id
+    calls: int = 0  # so far
     gone: dict[str, Fault] = field(default_factory=dict)  # tool: its permanent fault
     spared: dict[str, Fault] = field(default_factory=dict)  # tool: the transient fault its next call does not meet
     last: dict[str, Any] = field(default_factory=dict)  # tool: its last result
@@ -156,7 +137,7 @@ class _Injector:
 
     def _set_state(self, state: _FaultState) -> None:
         self.state = state
-        set_attribute(self.environment, "injected", state.injected)
+        self.environment.injected = state.injected
 
     def _reset(self, **row: Any) -> Any:
         self._set_state(_FaultState(str(row.get("id", ""))))
@@ -191,12 +172,10 @@ class _Injector:
         if fault is None:
             return None, None
         state.injected.append(InjectedFault(index, name, fault.kind))
-        if fault.kind in PERMANENT:
-            state.gone[name] = fault
-            raise FaultError(PERMANENT[fault.kind].format(tool=name))
-        if fault.kind in TRANSIENT:
-            state.spared[name] = fault
-            raise FaultError(TRANSIENT[fault.kind])
+        if fault.kind in ERRORS:
+            later = state.gone if fault.kind in PERMANENT else state.spared
+            later[name] = fault
+            raise FaultError(ERRORS[fault.kind].format(tool=name))
         if fault.kind == "latency":
             time.sleep(fault.seconds)
         return fault.kind, self.snapshot() if fault.kind == "not_done" else None

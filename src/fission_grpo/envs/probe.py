@@ -25,33 +25,21 @@ HOSTILE: tuple[Any, ...] = (
 )
 """Values that a model may write in place of a valid argument."""
 
-ROWS = 3
-"""Largest number of rows to check with. [ours]"""
-
-ANSWERED_CALLS, REFUSED_CALLS = 16, 8
-"""Numbers of calls to find per row that succeed and that fail. [ours]"""
-
-DRAWS, DRAW_SECONDS = 2_000, 4.0
-"""Limits of the search for them: calls drawn, and time. [ours]"""
+ROWS = 3  # [ours] largest number of rows to check with
+ANSWERED_CALLS, REFUSED_CALLS = 16, 8  # [ours] calls to find per row
+DRAWS, DRAW_SECONDS = 2_000, 4.0  # [ours] limits of the search for them
 
 _WORD = re.compile(r"[\w.@#/-]{2,40}")
 
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """The outcome of a call.
-
-    Args:
-        call: the call.
-        kind: "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed).
-        text: the answer as the policy sees it.
-        value: what the tool returned or raised.
-    """
+    """The outcome of a call."""
 
     call: ToolCall
-    kind: str
-    text: str = ""
-    value: Any = None
+    kind: str  # "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed)
+    text: str = ""  # the answer as the policy sees it
+    value: Any = None  # what the tool returned or raised
 
     @property
     def is_answered(self) -> bool:
@@ -60,23 +48,16 @@ class ProbeOutcome:
 
 
 class EnvironmentProbe:
-    """An environment under test, with the rows and calls to test it with.
-
-    Args:
-        make: makes an instance.
-        rows: columns for `reset`, at least one row.
-        calls: to make; empty to draw some with `find_calls`.
-        seed: of the drawing.
-        timeout: seconds for each single call.
-    """
+    """An environment under test, with the rows (at least one) and calls to test it with; see `check_environment`."""
 
     def __init__(
         self, make: Callable[[], Any], rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, timeout: float
     ):
         self.make, self.rows, self.calls, self.timeout = make, rows, calls, timeout
+        self.environment = getattr(make, "__name__", type(make).__name__)
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
-        self.row_numbers = range(min(len(rows), ROWS))
+        self.row_numbers = range(min(len(self.rows), ROWS))
         self.in_rows = f" in each of {len(self.row_numbers)} rows" if len(self.row_numbers) > 1 else ""
         self._expected: dict[int, list[str]] = {}
 
@@ -102,7 +83,7 @@ class EnvironmentProbe:
             with time_limit(self.timeout):
                 value = tool_methods(environment)[call.name](**arguments)
                 value = run_awaitable(value) if inspect.isawaitable(value) else value
-            text = value if isinstance(value, str) else str(value)
+            text = str(value)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except ToolTimeout:
@@ -118,6 +99,7 @@ class EnvironmentProbe:
         outcomes = (self.call(environment, call) for call in calls)
         return [f"{outcome.kind} {outcome.text}" for outcome in outcomes]
 
+    @property
     def halves(self) -> tuple[list[ToolCall], list[ToolCall]]:
         """The first and the second half of the calls."""
         half = len(self.calls) // 2

@@ -1,11 +1,8 @@
-"""Restores environments to a failed turn, so that a policy can recover from it.
+"""Restores environments in TRL's convention to a failed turn, so that a policy can recover from it.
 
-An environment in TRL's convention (public methods are the tools, `reset(**row)` starts an episode) is reset, restored
-to the failed turn by snapshot or by replaying the calls, and its guarded tools take a snapshot after every call.
-
-It may also have `_snapshot() -> state` and `_restore(state)` (else its calls are replayed), `_progress() -> float` in
-[0, 1], the completed share of the task (judges single corrective turns), and `_reward()`: `get_reward()` under a name
-that TRL does not turn into a reward function.
+An environment may also have `_snapshot() -> state` and `_restore(state)` (else its calls are replayed), `_progress()`,
+the completed share of the task in [0, 1] (judges single corrective turns), and `_reward()`: `get_reward()` under a
+name that TRL does not turn into a reward function.
 """
 
 from __future__ import annotations
@@ -20,20 +17,10 @@ from typing import Any
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
-from fission_grpo.envs.wrapper import (
-    EpisodeMonitor,
-    ToolLimits,
-    bind_method,
-    can_snapshot,
-    guard_tools,
-    tool_methods,
-)
+from fission_grpo.envs.wrapper import EpisodeMonitor, ToolLimits, bind_method, can_snapshot, guard_tools, tool_methods
 
-RunAsync = Callable[[Any], Any]
-"""Runs an awaitable to its result."""
-
-TASK_KEY = "_fission_recovery"
-"""Column of a recovery cycle's rows that holds the recovery Task. Users' code never sees it."""
+RunAsync = Callable[[Any], Any]  # runs an awaitable to its result
+TASK_KEY = "_fission_recovery"  # column of a recovery cycle's rows that holds the recovery Task; hidden from users
 
 
 def make_restorable(
@@ -49,11 +36,9 @@ def make_restorable(
     infrastructure error the reward is None. The class stays the user's own.
 
     Args:
-        make: makes the user's environment.
         run_async: runs a coroutine to its result.
-        get_snapshot: from a recovery task's id to the snapshot to restore, or None to replay the task's history.
-        limits: of every tool call.
-        sanitize: removes special tokens from the text that `reset` returns.
+        get_snapshot: from a recovery task's id to the snapshot to restore; None to replay the task's history.
+        sanitize: applied to the text that `reset` returns.
     """
 
     def make_one() -> Any:
@@ -63,7 +48,7 @@ def make_restorable(
 
         @functools.wraps(original)
         def reset(**row: Any) -> Any:
-            monitor.clear()
+            monitor.infrastructure_error = None
             task = row.pop(TASK_KEY, None)
             columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
             observation = None
@@ -71,8 +56,9 @@ def make_restorable(
                 observation = original(**columns)
                 if task is not None:
                     observation = None
-                    restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
-            monitor.start(environment)
+                    _restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
+            monitor.snapshots = []  # without those of replayed calls
+            monitor.record_snapshot()
             return sanitize(observation) if isinstance(observation, str) else observation
 
         bind_method(environment, "reset", reset)
@@ -84,13 +70,8 @@ def make_restorable(
     return make_one
 
 
-def restore_to(
-    task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync | None = None
-) -> None:
-    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor.
-
-    Without a snapshot `task.history` is replayed; also if restoring fails, then after another reset.
-    """
+def _restore_to(task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync) -> None:
+    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor."""
     counts = environment._fission_monitor.counts
     if snapshot is not None and can_snapshot(environment):
         try:
@@ -113,23 +94,14 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync 
     does not have (unknown names, standalone tools) are left out.
     """
     tools = tool_methods(environment)
-    mismatches = 0
-    for past in history:
-        if past.call.name in tools:
-            mismatches += make_call(tools, past.call, run_async).content != past.content
-    return mismatches
+    known = [past for past in history if past.call.name in tools]
+    return sum(make_call(tools, past.call, run_async).content != past.content for past in known)
 
 
 def make_call(
     tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: RunAsync | None = None
 ) -> ToolResult:
-    """Make one call and read its result, as TRL does: an exception becomes `str({"error": message})`.
-
-    Args:
-        tools: by name, see `tool_methods`. A call of an unknown name gets an error.
-        call: the call. Its arguments are passed as they are; guarded tools copy them.
-        run_async: runs the coroutine of an async tool; `asyncio.run` by default.
-    """
+    """Make one call of a tool by name and read its result, as TRL does: errors become `str({"error": message})`."""
     try:
         if call.name not in tools:
             raise ValueError(f"Tool {call.name} not found.")
@@ -196,17 +168,12 @@ def judge_corrective_turn(
     increases. Without `_progress` the calls only have to succeed, which any harmless call does, so environments should
     define it. [ours]
 
-    Args:
-        environment: in the state after the failed turn.
-        completion: the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
-        run_async: runs a coroutine to its result, for async tools.
+    `completion` is the turn as TRL parsed it: one assistant message, perhaps with `tool_calls`.
     """
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
-    tools = tool_methods(environment)
+    calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
     before = get_progress(environment)
-    results = tuple(
-        make_call(tools, ToolCall(function["name"], function["arguments"]), run_async) for function in functions
-    )
+    results = tuple(make_call(tool_methods(environment), call, run_async) for call in calls)
     if not results or any(result.error is not None for result in results):
         return TurnVerdict(results, resolved=False)
     after = get_progress(environment)

@@ -1,8 +1,7 @@
 """Guards around one environment's tools: limits on every call, a snapshot after it, and counts of what went wrong.
 
-The tools stay the user's own methods. The guards copy the arguments, so that a tool cannot change what the policy
-wrote. A call that exceeds its time limit or raises InfrastructureError ends the episode without a reward, because the
-policy is not to blame. Results that are too long are cut, and calls that could not be parsed get the parse error.
+The arguments are copied, so that a tool cannot change what the policy wrote. A call that exceeds its time limit or
+raises InfrastructureError ends the episode without a reward, because the policy is not to blame.
 """
 
 from __future__ import annotations
@@ -29,56 +28,37 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ToolLimits:
-    """Limits of one tool call. [ours]
+    """Limits of one tool call, 0 for no limit. [ours]
 
-    Args:
-        timeout: seconds a call may take; 0 for no limit. Sync tools need SIGALRM and the main thread (where TRL calls
-            tools); elsewhere they have no limit, and a warning is logged once.
-        max_result_chars: characters of a result or error shown to the policy; the rest is cut; 0 for no limit.
+    The timeout of sync tools needs SIGALRM and the main thread (where TRL calls tools), see `time_limit`.
     """
 
-    timeout: float = 60.0
-    max_result_chars: int = 20_000
+    timeout: float = 60.0  # in seconds
+    max_result_chars: int = 20_000  # of a result or error shown to the policy; the rest is cut
 
 
 @dataclass
 class EpisodeMonitor:
-    """What happened in an environment since its last reset.
+    """Guards an environment's tools and records what happens in it."""
 
-    Args:
-        snapshots: one from the start of the episode and one after every call; empty if the environment has none.
-        infrastructure_error: why this episode cannot be judged, or None.
-        counts: events since the counts were last cleared: `timeouts`, `broken`, `truncated_results`, `not_json`,
-            `snapshot_failed`, and from restoring `restored`, `restore_failed`, `replayed` and `replay_mismatches`.
-        takes_snapshots: whether `_snapshot` has worked so far.
-    """
+    environment: Any
+    limits: ToolLimits
+    snapshots: list[Any] = field(default_factory=list)  # from the episode's start and after every call, if supported
+    infrastructure_error: str | None = None  # why this episode cannot be judged
+    counts: Counter[str] = field(default_factory=Counter)  # of events ("env/..."), until the trainer clears them
+    takes_snapshots: bool = True  # whether `_snapshot` has worked so far
 
-    snapshots: list[Any] = field(default_factory=list)
-    infrastructure_error: str | None = None
-    counts: Counter[str] = field(default_factory=Counter)
-    takes_snapshots: bool = True
-
-    def clear(self) -> None:
-        """Forget the previous episode, before the environment is reset. The counts stay."""
-        self.snapshots = []
-        self.infrastructure_error = None
-
-    def start(self, environment: Any) -> None:
-        """Take the first snapshot, after the environment was reset and perhaps restored."""
-        self.snapshots = []
-        self.record_snapshot(environment)
-
-    def record_snapshot(self, environment: Any) -> None:
+    def record_snapshot(self) -> None:
         """Take a snapshot, if the environment supports it. After a failure no more are taken."""
-        if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(environment):
+        if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(self.environment):
             return
         try:
-            self.snapshots.append(environment._snapshot())
+            self.snapshots.append(self.environment._snapshot())
         except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             self.takes_snapshots = False
             self.snapshots = []
             self.counts["snapshot_failed"] += 1
-            name = type(environment).__name__
+            name = type(self.environment).__name__
             _log.warning("%s._snapshot failed; its episodes are restored by replay", name, exc_info=True)
 
     def record_infrastructure_error(self, error: Exception, default: str) -> None:
@@ -93,6 +73,77 @@ class EpisodeMonitor:
             yield
         except InfrastructureError as error:
             self.record_infrastructure_error(error, default)
+
+    def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
+        """The guarded tool, with the same name, signature and docstring."""
+
+        @functools.wraps(tool)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = self._checked(args, kwargs)
+            with self._recorded(tool), time_limit(self.limits.timeout):
+                return self._to_text(tool(*args, **kwargs))
+
+        @functools.wraps(tool)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = self._checked(args, kwargs)
+            with self._recorded(tool):
+                limit = asyncio.timeout(self.limits.timeout or None)
+                try:
+                    async with limit:
+                        return self._to_text(await tool(*args, **kwargs))
+                except TimeoutError:
+                    if not limit.expired():  # the tool's own error
+                        raise
+                    raise ToolTimeout from None
+
+        return call_async if inspect.iscoroutinefunction(tool) else call
+
+    def _checked(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A copy of a call's arguments. Refuses unparsable calls, and calls in an episode that cannot be judged."""
+        if PARSE_ERROR in kwargs:
+            raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
+        if self.infrastructure_error is not None:
+            raise InfrastructureError(self.infrastructure_error)
+        return copy.deepcopy((args, kwargs))
+
+    @contextmanager
+    def _recorded(self, tool: Callable[..., Any]) -> Iterator[None]:
+        """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
+        name = getattr(tool, "__name__", "a tool")
+        try:
+            yield
+        except ToolTimeout:
+            self.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
+            self.counts["timeouts"] += 1
+            raise InfrastructureError(self.infrastructure_error) from None
+        except InfrastructureError as error:
+            self.record_infrastructure_error(error, f"{name} is out of order")
+            raise
+        except Exception as error:
+            message = self._cut(str(error))
+            if message == str(error):
+                raise
+            raise ValueError(message) from error
+        finally:
+            self.record_snapshot()
+
+    def _to_text(self, result: Any) -> Any:
+        """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
+        blocks = result if isinstance(result, list) else ()
+        if blocks and all(isinstance(block, dict) and "type" in block for block in blocks):
+            return result
+        if not isinstance(result, str):
+            try:
+                json.dumps(result)
+            except (TypeError, ValueError, RecursionError):
+                self.counts["not_json"] += 1
+        return self._cut(str(result))
+
+    def _cut(self, text: str) -> str:
+        if not 0 < self.limits.max_result_chars < len(text):
+            return text
+        self.counts["truncated_results"] += 1
+        return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
 
 
 def can_snapshot(environment: Any) -> bool:
@@ -110,108 +161,12 @@ def tool_methods(environment: Any) -> dict[str, Callable[..., Any]]:
 
 
 def guard_tools(environment: Any, limits: ToolLimits) -> EpisodeMonitor:
-    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`.
-
-    Raises:
-        TypeError: attributes of the environment cannot be set (`__slots__`).
-    """
-    guard = _ToolGuard(environment, limits)
-    set_attribute(environment, "_fission_monitor", guard.monitor)
+    """Guard all tools of an instance. The monitor is also stored as `environment._fission_monitor`."""
+    monitor = EpisodeMonitor(environment, limits)
+    set_attribute(environment, "_fission_monitor", monitor)
     for name, tool in tool_methods(environment).items():
-        bind_method(environment, name, guard.wrap(tool))
-    return guard.monitor
-
-
-class _ToolGuard:
-    """Guards the tools of one environment."""
-
-    def __init__(self, environment: Any, limits: ToolLimits):
-        self.environment, self.limits = environment, limits
-        self.monitor = EpisodeMonitor()
-
-    def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
-        """The guarded tool, with the same name, signature and docstring."""
-
-        @functools.wraps(tool)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._check_callable(kwargs)
-            args, kwargs = copy.deepcopy((args, kwargs))
-            with self._recorded(tool), time_limit(self.limits.timeout):
-                return self._to_text(tool(*args, **kwargs))
-
-        @functools.wraps(tool)
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            self._check_callable(kwargs)
-            args, kwargs = copy.deepcopy((args, kwargs))
-            with self._recorded(tool):
-                try:
-                    result, error = await asyncio.wait_for(_outcome(tool, args, kwargs), self.limits.timeout or None)
-                except TimeoutError:
-                    raise ToolTimeout from None
-                if error is not None:
-                    raise error
-                return self._to_text(result)
-
-        return call_async if inspect.iscoroutinefunction(tool) else call
-
-    def _check_callable(self, kwargs: dict[str, Any]) -> None:
-        """Refuse calls that could not be parsed, and calls in an episode that cannot be judged any more."""
-        if PARSE_ERROR in kwargs:
-            raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
-        if self.monitor.infrastructure_error is not None:
-            raise InfrastructureError(self.monitor.infrastructure_error)
-
-    @contextmanager
-    def _recorded(self, tool: Callable[..., Any]) -> Iterator[None]:
-        """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
-        name = getattr(tool, "__name__", "a tool")
-        try:
-            yield
-        except ToolTimeout:
-            self.monitor.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
-            self.monitor.counts["timeouts"] += 1
-            raise InfrastructureError(self.monitor.infrastructure_error) from None
-        except InfrastructureError as error:
-            self.monitor.record_infrastructure_error(error, f"{name} is out of order")
-            raise
-        except Exception as error:
-            message = str(error)
-            if not self._is_too_long(message):
-                raise
-            raise ValueError(self._cut(message)) from error
-        finally:
-            self.monitor.record_snapshot(self.environment)
-
-    def _to_text(self, result: Any) -> Any:
-        """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
-        if (
-            isinstance(result, list)
-            and result
-            and all(isinstance(block, dict) and "type" in block for block in result)
-        ):
-            return result
-        if not isinstance(result, str):
-            try:
-                json.dumps(result)
-            except (TypeError, ValueError, RecursionError):
-                self.monitor.counts["not_json"] += 1
-        text = str(result)
-        return self._cut(text) if self._is_too_long(text) else text
-
-    def _is_too_long(self, text: str) -> bool:
-        return 0 < self.limits.max_result_chars < len(text)
-
-    def _cut(self, text: str) -> str:
-        self.monitor.counts["truncated_results"] += 1
-        return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
-
-
-async def _outcome(tool: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Exception | None]:
-    """The result and the error of an async tool: its own TimeoutError must not be mistaken for that of `wait_for`."""
-    try:
-        return await tool(*args, **kwargs), None
-    except Exception as error:  # noqa: BLE001 - raised again by the caller
-        return None, error
+        bind_method(environment, name, monitor.wrap(tool))
+    return monitor
 
 
 def set_attribute(environment: Any, name: str, value: Any) -> None:
@@ -232,13 +187,11 @@ def bind_method(environment: Any, name: str, call: Callable[..., Any]) -> None:
         set_attribute(environment, name, call)
         return
 
-    @functools.wraps(original)
     def method(_: Any, *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
-    @functools.wraps(original)
     async def method_async(_: Any, *args: Any, **kwargs: Any) -> Any:
         return await call(*args, **kwargs)
 
-    bound = method_async if inspect.iscoroutinefunction(call) else method
-    set_attribute(environment, name, types.MethodType(bound, environment))
+    function = functools.wraps(original)(method_async if inspect.iscoroutinefunction(call) else method)
+    set_attribute(environment, name, types.MethodType(function, environment))

@@ -33,57 +33,34 @@ from fission_grpo.fission.schedule import RecoveryRateEstimator, RecoverySchedul
 
 @dataclass(frozen=True)
 class FailedRollout:
-    """One failed rollout of this rank.
+    """One failed rollout of this rank."""
 
-    Args:
-        failures: its failing turns to recover from, see `failures.find_failures`.
-        zero_std: whether all rewards of its group are equal.
-        group_success: fraction of its group's rollouts that succeeded.
-        get_snapshot: from a failure to the snapshot of its environment there, None without one.
-    """
-
-    failures: Sequence[Failure]
-    zero_std: bool
-    group_success: float
-    get_snapshot: Callable[[Failure], Any] = lambda _: None
+    failures: Sequence[Failure]  # its failing turns to recover from, see `failures.find_failures`
+    zero_std: bool  # whether all rewards of its group are equal
+    group_success: float  # fraction of its group's rollouts that succeeded
+    get_snapshot: Callable[[Failure], Any] = lambda _: None  # of its environment at a failure, None without one
 
 
 @dataclass(frozen=True)
 class PendingFeedback:
-    """A feedback request under way, with what its corrective instances need.
+    """A feedback request under way, with what its corrective instances need."""
 
-    Args:
-        request: the request on the chosen failures.
-        rollouts: the failed rollout of each failure.
-        snapshots: the environment's snapshot at each failure, None without one.
-        step: optimizer step in which the rollouts failed.
-        duplicates: number of failures left out because the buffer holds them already.
-        seconds: time that submitting took (a source in this process answers at once).
-    """
-
-    request: FeedbackRequest
-    rollouts: Sequence[FailedRollout]
-    snapshots: Sequence[Any]
-    step: int
-    duplicates: int
-    seconds: float
+    request: FeedbackRequest  # on the chosen failures
+    rollouts: Sequence[FailedRollout]  # the failed rollout of each failure
+    snapshots: Sequence[Any]  # the environment's snapshot at each failure, None without one
+    step: int  # optimizer step in which the rollouts failed
+    duplicates: int  # number of failures left out because the buffer holds them already
+    seconds: float  # time that submitting took (a source in this process answers at once)
 
 
 @dataclass
 class CollectedFeedback:
-    """The corrective instances of one rank's failures, and what there is to count.
-
-    Args:
-        instances: each with its failure.
-        counts: `duplicates`, `leaks`, `fallbacks` and `fallback/<source>/<reason>`.
-        source_counts: metrics that the sources keep themselves, by their full names.
-        seconds: time spent on feedback alone: submitting it and waiting for it.
-    """
+    """The corrective instances of one rank's failures, and what there is to count."""
 
     instances: list[tuple[CorrectiveInstance, Failure]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    source_counts: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)  # duplicates, leaks, fallbacks, fallback/<source>/<reason>
+    source_counts: Counter[str] = field(default_factory=Counter)  # metrics that the sources keep, by full name
+    seconds: float = 0.0  # spent on feedback alone: submitting it and waiting for it
 
 
 class Fission:
@@ -157,7 +134,9 @@ class Fission:
             pending.request.failures, feedbacks, pending.rollouts, pending.snapshots, strict=True
         ):
             collected.counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
-            collected.counts.update(f"fallback/{source}/{_slug(reason)}" for source, reason in feedback.rejected)
+            for source, reason in feedback.rejected:
+                slug = re.sub(r"\W+", "_", reason.lower())
+                collected.counts[f"fallback/{source}/{slug}"] += 1
             instance = corrective_instance(
                 failure, feedback, pending.step, rollout.zero_std, rollout.group_success, self.special_tokens
             )
@@ -172,20 +151,17 @@ class Fission:
     def push(self, ranks: Sequence[CollectedFeedback], step: int) -> dict[str, float]:
         """Add the instances of all ranks to the buffer, in rank order, so that every rank holds the same buffer.
 
-        Each root task gives the instances of one rollout per cycle, even if its group lies across ranks.
-
-        Args:
-            ranks: what every rank collected.
-            step: optimizer step of the failures.
-
-        Returns:
-            dict: metrics.
+        Each root task gives the instances of one rollout per cycle, even if its group lies across ranks. Returns
+        metrics; `step` is the optimizer step of the failures.
         """
         pushed: Counter[int] = Counter()
         roots: set[str] = set()
         for rank in ranks:
-            fresh = [pair for pair in rank.instances if pair[0].task.root not in roots]
-            fresh = [pair for pair in fresh if pair[0].task.id not in self.buffer]
+            fresh = [
+                (instance, failure)
+                for instance, failure in rank.instances
+                if instance.task.root not in roots and instance.task.id not in self.buffer
+            ]
             for instance, failure in fresh:
                 pushed[instance.task.depth] += 1
                 self.event_log.failed(failure, instance.task.id, step)
@@ -225,8 +201,7 @@ class Fission:
             judged = [outcome for outcome in group if outcome.reward is not None]
             succeeded = sum(not outcome.failed for outcome in judged)
             self.success_rates.record_recovery(str(item.kind), succeeded, len(judged))
-            rewards, texts = [outcome.reward for outcome in group], [outcome.text for outcome in group]
-            self.event_log.recovered(item, step, rewards, texts)
+            self.event_log.recovered(item, step, [o.reward for o in group], [o.text for o in group])
         return recovery_metrics(contexts, outcomes, zero_std, step)
 
     def buffered_snapshots(self) -> dict[str, Any]:
@@ -258,7 +233,7 @@ def select_failures(
         is_buffered: whether the buffer holds the instance of this `recovery_id`.
 
     Returns:
-        tuple: the chosen failures, and the number of those left out because the buffer holds them.
+        The chosen failures, and the number of those left out because the buffer holds them.
     """
     chosen: dict[str, list[Failure]] = {}
     duplicates = 0
@@ -270,7 +245,3 @@ def select_failures(
         if new:
             chosen[rollout[0].task.root] = new
     return [failure for rollout in chosen.values() for failure in rollout], duplicates
-
-
-def _slug(reason: str) -> str:
-    return re.sub(r"\W+", "_", reason.lower())

@@ -22,14 +22,10 @@ class FissionBuffer:
         capacity: largest number of instances. The oldest leaves when a new one does not fit.
         max_age: optimizer steps after which an instance expires; 0 for never.
         order: what `sample` takes first: the newest ("lifo", as in the paper), the highest score
-            ("variance"; the newest of equal scores), the oldest ("fifo"), or any ("random").
-        seed: seed of the "random" order.
+            ("variance"; the newest of equal scores), the oldest ("fifo"), or any ("random", with `seed`).
 
     Raises:
         ValueError: capacity below 1, or an unknown order.
-
-    >>> len(FissionBuffer(capacity=2))
-    0
     """
 
     def __init__(self, capacity: int, max_age: int = 0, order: str = "lifo", seed: int = 0):
@@ -52,11 +48,7 @@ class FissionBuffer:
         return iter(self._items.values())
 
     def push(self, instance: CorrectiveInstance) -> CorrectiveInstance | None:
-        """Add an instance; return the one that left to make room, if any.
-
-        Raises:
-            ValueError: the buffer holds the instance already.
-        """
+        """Add an instance; return the one that left to make room, if any. Raises ValueError for a duplicate."""
         if instance.task.id in self._items:
             raise ValueError(f"instance {instance.task.id} is in the buffer already; check `in` before pushing")
         self._items[instance.task.id] = instance
@@ -72,11 +64,7 @@ class FissionBuffer:
         return [self._items.pop(item.task.id) for item in expired]
 
     def sample(self, count: int, score: Score = lambda _: 0.0) -> list[CorrectiveInstance]:
-        """Remove and return `count` instances in the buffer's order.
-
-        Args:
-            count: number of instances.
-            score: used by the order "variance"; the highest score comes first.
+        """Remove and return `count` instances in the buffer's order; `score` is used by the order "variance".
 
         Raises:
             ValueError: the buffer holds fewer than `count`.

@@ -61,12 +61,7 @@ class EventLog:
     def failed(self, failure: Failure, item_id: str, step: int) -> None:
         """Log all that feedback on a failure may use: dialogue, tools, reference (for `fission-grpo simulator data`).
 
-        Each distinct set of tools is logged once, as an event "tools".
-
-        Args:
-            failure: the failure from which the instance was built.
-            item_id: id of the corrective instance (`recovery_id`).
-            step: optimizer step of the failure.
+        Each distinct set of tools is logged once, as an event "tools". `item_id` is the corrective instance's.
         """
         if self.path is None:
             return
@@ -178,19 +173,14 @@ def _tail(text: bytes) -> str:
 def read_events(path: Path, notes: list[str] | None = None) -> list[Line]:
     """Read the events of a run in file order, without those that a resumed run made void.
 
-    Args:
-        path: the fission.jsonl.
-        notes: receives a note about a last line that a kill cut off.
-
-    Raises:
-        RunFileError: naming file, line and field of what is wrong.
+    `notes` receives a note about a last line that a kill cut off. Raises RunFileError, naming file, line and field.
     """
     events: list[Line] = []
     for line in read_lines(path, [] if notes is None else notes):
         event = line.take("event", str)
         if event == "resumed":
             step = line.take("step", int)
-            events = [one for one in events if one.record["event"] == "tools" or one.take("step", int) < step]
+            events = [past for past in events if past.record["event"] == "tools" or past.take("step", int) < step]
         elif event in EVENTS:
             events.append(line)
         else:

@@ -6,14 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fission_grpo.core.tool_schema import check_call
-from fission_grpo.core.types import (
-    ErrorKind,
-    Failure,
-    Trajectory,
-    Turn,
-    Verdict,
-)
+from fission_grpo.core.tool_schema import classify_call
+from fission_grpo.core.types import ErrorKind, Failure, Trajectory, Turn, Verdict
 
 FAILURE_TURNS = ("first", "last", "every")
 
@@ -28,12 +22,11 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
     never executed is judged by the schema. `detail` never derives from the reference.
 
     Args:
-        trajectory: the rollout.
-        verdict: its verdict.
+        trajectory, verdict: the rollout and its verdict.
         tools: the schemas of the tools it had; by default the task's. With none at all, calls are not checked.
 
     Returns:
-        Failure: cut after the turn to recover from; None if the rollout did not fail, could not be judged
+        The failure, cut after the turn to recover from; None if the rollout did not fail, could not be judged
         (infrastructure: reward None or NaN), or has no turns.
 
     Example:
@@ -47,17 +40,10 @@ def find_failure(trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mappi
 def find_failures(
     trajectory: Trajectory, verdict: Verdict, tools: Sequence[Mapping[str, Any]] = (), failure_turn: str = "first"
 ) -> list[Failure]:
-    """The turns to recover from in a failed rollout: the first failing turn, the last, or every one.
+    """Find the turns to recover from in a failed rollout, as `find_failure` does, in their order.
 
-    Args:
-        trajectory, verdict, tools: as for `find_failure`.
-        failure_turn: "first", "last" or "every". Where no turn fails by itself there is one failure in any case.
-
-    Returns:
-        list: of failures in the order of their turns; empty where `find_failure` gives None.
-
-    Raises:
-        ValueError: no such option.
+    `failure_turn` is "first" for the first failing turn, "last", or "every", else ValueError is raised. Where no turn
+    fails by itself there is one failure in any case. The list is empty where `find_failure` gives None.
     """
     if failure_turn not in FAILURE_TURNS:
         raise ValueError(f"failure_turn must be one of {', '.join(FAILURE_TURNS)}, got {failure_turn!r}")
@@ -69,14 +55,14 @@ def find_failures(
     def failure(end: int, kind: ErrorKind, detail: str = "", call_index: int | None = None) -> Failure:
         return Failure(task, turns[: end + 1], kind, detail, call_index, verdict.reward, tools=tuple(tools))
 
-    failing = [failure(end, *what) for end, turn in enumerate(turns) if (what := _failing(turn, tools))]
+    failing = [failure(end, *what) for end, turn in enumerate(turns) if (what := _turn_failure(turn, tools))]
     if failing:
         return {"first": failing[:1], "last": failing[-1:], "every": failing}[failure_turn]
-    return [failure(*_silent(trajectory))]
+    return [failure(*_episode_failure(trajectory))]
 
 
-def _silent(trajectory: Trajectory) -> tuple[int, ErrorKind, str]:
-    """Turn, kind and detail of a failure that no single turn shows."""
+def _episode_failure(trajectory: Trajectory) -> tuple[int, ErrorKind, str]:
+    """Return turn, kind and detail of a failure that no single turn shows."""
     task, turns = trajectory.task, trajectory.turns
     for index, turn in enumerate(turns):
         if turn.truncated:
@@ -89,17 +75,12 @@ def _silent(trajectory: Trajectory) -> tuple[int, ErrorKind, str]:
     return last, ErrorKind.WRONG_CALL if called or not task.reference else ErrorKind.NO_CALL, ""
 
 
-def _failing(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[ErrorKind, str, int | None] | None:
-    """Kind, detail and call index of what fails in a turn by itself."""
+def _turn_failure(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[ErrorKind, str, int | None] | None:
+    """Return kind, detail and call index of what fails in a turn by itself."""
     if turn.error is not None:
         return ErrorKind.UNPARSED, turn.error, None
     for index, call in enumerate(turn.calls):
         result = turn.results[index] if index < len(turn.results) else None
-        if result is not None and result.error is None:
-            continue
-        problem = check_call(call, tools) if tools else None
-        if result is not None and result.error is not None:
-            return problem.kind if problem else ErrorKind.RAISED, result.error, index
-        if problem:
+        if problem := classify_call(call, result, tools or None):
             return problem.kind, problem.message, index
     return None

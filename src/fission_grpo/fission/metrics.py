@@ -13,19 +13,12 @@ from fission_grpo.fission.recovery import CorrectiveInstance
 
 @dataclass(frozen=True)
 class RecoveryOutcome:
-    """One recovery rollout.
+    """One recovery rollout."""
 
-    Args:
-        context: id of the corrective instance it was sampled from.
-        reward: its weighted reward, None if it could not be judged.
-        failed: whether it failed again.
-        text: what the policy wrote and the tools returned.
-    """
-
-    context: str
-    reward: float | None
-    failed: bool
-    text: str
+    context: str  # id of the corrective instance it was sampled from
+    reward: float | None  # weighted, None if it could not be judged
+    failed: bool  # whether it failed again
+    text: str  # what the policy wrote and the tools returned
 
     @staticmethod
     def of(rollout: Rollout) -> RecoveryOutcome:
@@ -108,13 +101,10 @@ def recovery_metrics(
     zero_std: Sequence[bool],
     step: int,
 ) -> dict[str, float]:
-    """Return the metrics of a recover cycle.
+    """Return the metrics of a recover cycle (optimizer step `step`) from the rollouts of all ranks.
 
-    Args:
-        contexts: the corrective instances used, one per recovery group.
-        outcomes: all recovery rollouts of all ranks.
-        zero_std: per recovery group, whether its rewards are all equal.
-        step: optimizer step of this cycle.
+    `contexts` are the corrective instances used, one per recovery group; `zero_std` tells of each group whether its
+    rewards are all equal.
     """
     judged = [outcome for outcome in outcomes if outcome.reward is not None]
     rewards = [outcome.reward for outcome in judged if outcome.reward is not None]

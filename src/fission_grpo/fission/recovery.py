@@ -20,34 +20,19 @@ AS_TOOL_RESULT = frozenset(
 
 @dataclass(frozen=True)
 class CorrectiveInstance:
-    """A recovery task with its provenance, as the buffer keeps it.
+    """A recovery task with its provenance, as the buffer keeps it."""
 
-    Args:
-        task: the recovery task. Its id is a hash of the failed task and the rollout's text, so equal
-            ids mean the same failure.
-        step: optimizer step of the failure.
-        kind: kind of the failure.
-        source: name of the source that gave the feedback.
-        feedback: the feedback's text.
-        failed: text of the failing turn.
-        reward: reward of the failed rollout.
-        leaked: whether a source gave the reference away; that text was not used.
-        fallback: why the first source's text was not used, None if it was.
-        zero_std: whether all rewards of the failed rollout's group were equal (no gradient there).
-        group_success: fraction of that group's rollouts that succeeded.
-    """
-
-    task: Task
-    step: int
-    kind: ErrorKind
-    source: str
-    feedback: str
-    failed: str
-    reward: float
-    leaked: bool = False
-    fallback: str | None = None
-    zero_std: bool = False
-    group_success: float = 0.0
+    task: Task  # its id is a hash of the failed task and the rollout's text: equal ids mean the same failure
+    step: int  # optimizer step of the failure
+    kind: ErrorKind  # of the failure
+    source: str  # name of the source that gave the feedback
+    feedback: str  # its text
+    failed: str  # text of the failing turn
+    reward: float  # of the failed rollout
+    leaked: bool = False  # whether a source gave the reference away; that text was not used
+    fallback: str | None = None  # why the first source's text was not used, None if it was
+    zero_std: bool = False  # whether all rewards of the failed rollout's group were equal (no gradient there)
+    group_success: float = 0.0  # fraction of that group's rollouts that succeeded
 
     def to_json(self) -> dict[str, Any]:
         """Return the instance as JSON values; the inverse of `from_json`."""
@@ -68,15 +53,7 @@ def corrective_instance(
     group_success: float = 0.0,
     special_tokens: SpecialTokenFilter | None = None,
 ) -> CorrectiveInstance:
-    """Build the corrective instance of a failure.
-
-    Args:
-        failure: the failed rollout, cut after the turn to recover from.
-        feedback: what the sources said about it.
-        step: optimizer step of the failure.
-        zero_std, group_success: of the failed rollout's group, see `CorrectiveInstance`.
-        special_tokens: see `recovery_task`.
-    """
+    """Build the corrective instance of a failure; for the arguments see `CorrectiveInstance` and `recovery_task`."""
     return CorrectiveInstance(
         task=recovery_task(failure, feedback.text, special_tokens, source=feedback.source),
         step=step,

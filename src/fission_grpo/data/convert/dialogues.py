@@ -6,6 +6,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,8 @@ class Converted:
 def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_only: bool = False) -> Converted:
     """Convert all rows of a file. Raises TaskFileError if it cannot be read, or nothing in it can become a task.
 
-    Args:
-        path: .json (a list), .jsonl or .parquet.
-        read: the layout.
-        abstentions: also make tasks, with an empty reference, of assistant turns without calls.
-        last_only: make a task, "FILE:ROW", of each row's last turn only; else "FILE:ROW#TURN" of each (from 1).
+    With `abstentions`, assistant turns without calls also make tasks, with an empty reference. With `last_only`, only
+    the last turn of a row makes a task, "FILE:ROW"; else each one does, "FILE:ROW#TURN" (from 1).
     """
     tasks: list[Task] = []
     dropped: Counter[str] = Counter()
@@ -67,11 +65,8 @@ def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_on
             continue
         except RowError as mistake:
             raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
-        places = [
-            at
-            for at, message in enumerate(dialogue.messages)
-            if message["role"] == "assistant" and (message.get("tool_calls") or abstentions)
-        ]
+        replies = [at for at, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+        places = [at for at in replies if abstentions or dialogue.messages[at].get("tool_calls")]
         for turn, at in enumerate(places[-1:] if last_only else places, start=1):
             try:
                 task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}")
@@ -96,11 +91,10 @@ def _task(dialogue: Dialogue, at: int, name: str) -> tuple[Task, bool]:
     calls = [ToolCall(**entry["function"]) for entry in dialogue.messages[at].get("tool_calls") or ()]
     reference = tuple(_restored(call, dialogue.tools) for call in calls)
     for call in reference:
-        problem = check_call(call, dialogue.tools)
-        if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:
-            raise RowDropped("the reference calls a tool that is not listed")
-        if problem is not None:
-            raise RowDropped("the reference violates its tool's schema")
+        if problem := check_call(call, dialogue.tools):
+            is_unknown = problem.kind is ErrorKind.UNKNOWN_TOOL
+            what = "calls a tool that is not listed" if is_unknown else "violates its tool's schema"
+            raise RowDropped(f"the reference {what}")
     return Task(name, history, dialogue.tools, reference), list(reference) != calls
 
 
@@ -168,10 +162,8 @@ def decoded(value: Any, what: str, read: Callable[[str], Any] = json.loads) -> A
 def read_literal(text: str) -> Any:
     """The JSON value that `text` spells as JSON or as a Python literal. Raises ValueError."""
     for read in (json.loads, ast.literal_eval):
-        try:
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return json.loads(json.dumps(read(text), allow_nan=False))
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
     raise ValueError("neither JSON nor a Python literal")
 
 

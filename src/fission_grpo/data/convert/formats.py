@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,9 @@ def read_toolace(row: Mapping[str, Any]) -> Dialogue:
         if calls:
             messages.append(assistant_message(calls))
         elif role == "tool":
-            try:
-                results = json.loads(text)
-            except (ValueError, RecursionError):
-                results = text
-            messages += tool_messages(results, messages)
+            with suppress(ValueError, RecursionError):
+                text = json.loads(text)
+            messages += tool_messages(text, messages)
         else:
             messages.append({"role": role, "content": text})
     return Dialogue(tools, tuple(messages))
@@ -172,11 +171,9 @@ def read_toolace(row: Mapping[str, Any]) -> Dialogue:
 
 def _first_json_list(text: str) -> Any:
     """The first JSON list of objects in a text."""
-    for at in (match.start() for match in re.finditer(r"\[\s*\{", text)):
-        try:
-            return json.JSONDecoder().raw_decode(text[at:])[0]
-        except (ValueError, RecursionError):
-            continue
+    for start in re.finditer(r"\[\s*\{", text):
+        with suppress(ValueError, RecursionError):
+            return json.JSONDecoder().raw_decode(text[start.start() :])[0]
     raise RowDropped("the tools cannot be read")
 
 
@@ -237,8 +234,8 @@ def guess_layout(path: Path) -> str:
     """The layout by the fields of the first row. Raises TaskFileError if there is none."""
     row = next(iter(read_rows(path)), {})
     entries = row.get("conversations")
-    dicts = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    speakers = {str(entry.get("from")) for entry in dicts}
+    entries = entries if isinstance(entries, list) else []
+    speakers = {str(entry.get("from")) for entry in entries if isinstance(entry, dict)}
     if "reward_model" in row or {"instruction", "input", "output"} <= row.keys():
         return "toolrl"
     if "messages" in row:

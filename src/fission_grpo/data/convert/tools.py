@@ -8,16 +8,10 @@ from typing import Any
 from fission_grpo.core.tool_schema import check_tool_schema
 from fission_grpo.data.convert.dialogues import RowDropped, decoded
 
-_NAMES_OF_TYPES = {
-    "string": ("str", "string"),
-    "integer": ("int", "integer"),
-    "number": ("float", "number"),
-    "boolean": ("bool", "boolean"),
-    "array": ("list", "array", "tuple", "set"),
-    "object": ("dict", "object"),
-    "null": ("none", "null"),
-}
-_TYPES = {name: json_type for json_type, names in _NAMES_OF_TYPES.items() for name in names}
+_JSON_TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
+_TYPES = {name: name for name in _JSON_TYPES}
+_TYPES |= {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "none": "null"}
+_TYPES |= {"list": "array", "tuple": "array", "set": "array"}
 
 
 def tools_of(listed: Any) -> tuple[Mapping[str, Any], ...]:

@@ -1,7 +1,7 @@
-"""BFCL's classes as a TRL environment, one user turn at a time.
+"""BFCL's classes as TRL environments, whose tools are the official functions with their official docs.
 
-The tools are the official functions with their official docs. An episode is one user turn: `reset` loads the scenario
-and makes the calls of the earlier turns; the reward is the official check of state and responses after this turn.
+An episode is one user turn: `reset` loads the scenario and makes the calls of the earlier turns; the reward is the
+official check of state and responses after this turn.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import ToolCall
-from fission_grpo.envs.bfcl.functions import FILES, class_docs, class_of, docstring, signature
+from fission_grpo.envs.bfcl.functions import FILES, class_docs, docstring, signature
 from fission_grpo.envs.bfcl.judge import judge_turn
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
-CACHED_SCENARIOS = 512
-"""Scenarios whose initial and expected states are cached: the rollouts of a group share one. [ours]"""
+CACHED_SCENARIOS = 512  # [ours] scenarios whose states are cached: the rollouts of a group share one
 
 
 class TaskError(ValueError):
@@ -43,7 +42,7 @@ class TurnScenario:
 
 
 class BfclEnvironment:
-    """The base class of all sets of tools; see `bfcl_environment`."""
+    """The base class of all sets of tools; see `environment_of`."""
 
     _classes: tuple[str, ...] = ()
 
@@ -53,18 +52,15 @@ class BfclEnvironment:
         self._results: list[str] = []
 
     def reset(self, **row: Any) -> None:
-        """Start the user turn of a row, of whose columns only `scenario` is read.
+        """Start the user turn of a row, of whose columns only `scenario` is read. Raises TaskError.
 
-        It is the JSON text of an object with `config` (official initial configuration by class), `history` (calls by
-        earlier user turn), `reference` (calls of this turn), and optionally `long_context`.
-
-        Raises:
-            TaskError: the scenario cannot be read, or one of its calls fails.
+        It is JSON text with `config` (official initial configuration by class), `history` (calls by earlier user
+        turn), `reference` (calls of this turn), and optionally `long_context`.
         """
         scenario = row.get("scenario")
-        if not isinstance(scenario, str):
-            raise TaskError(f"row {row.get('id', '?')!r}: column 'scenario' must be JSON text, got {quoted(scenario)}")
         try:
+            if not isinstance(scenario, str):
+                raise TaskError(f"column 'scenario' must be JSON text, got {quoted(scenario)}")
             self._scenario = _load_scenario(self._classes, scenario)
         except TaskError as error:
             raise TaskError(f"row {row.get('id', '?')!r}: {error}") from None
@@ -73,16 +69,14 @@ class BfclEnvironment:
     def _reward(self) -> float:
         """1.0 if the official state and response checks accept this turn, else 0.0.
 
-        Officially, a turn without reference calls is only checked with a later turn; here it must not change the
-        state. [ours]
+        Officially, a turn without reference calls is checked with a later turn; here it must keep the state. [ours]
         """
         scenario = self._scenario
         if not scenario.expected_results:
             return float(self._is_expected_state())
-        results = [*scenario.results, *self._results]
-        called = bool(self._results)
-        verdict = judge_turn(self._state, scenario.expected_state, results, scenario.expected_results, called, turn=0)
-        return float(verdict.valid)
+        results, expected = [*scenario.results, *self._results], scenario.expected_results
+        error = judge_turn(self._state, scenario.expected_state, results, expected, called=bool(self._results))
+        return float(error is None)
 
     def _progress(self) -> float:
         """The share of the reference's results that this turn's calls gave; see `_reward` if there are none."""
@@ -101,11 +95,11 @@ class BfclEnvironment:
         return bool(state_checker(self._state.instances, self._scenario.expected_state.instances)["valid"])
 
     def _snapshot(self) -> tuple[TurnScenario, BfclState, tuple[str, ...]]:
-        """A copy of the state; later calls do not change it."""
+        """A copy of the state."""
         return self._scenario, self._state.copy(), tuple(self._results)
 
     def _restore(self, state: tuple[TurnScenario, BfclState, Sequence[str]]) -> None:
-        """Return to a state from `_snapshot` of this or another instance, any number of times."""
+        """Return to a state from `_snapshot` of this or another instance."""
         self._scenario, bfcl_state, results = state
         self._state, self._results = bfcl_state.copy(), list(results)
 
@@ -117,41 +111,24 @@ class BfclEnvironment:
         return result
 
 
-@cache
-def bfcl_environment(classes: tuple[str, ...], without: tuple[str, ...] = ()) -> type[BfclEnvironment]:
-    """An environment class whose tools are the official functions of `classes`, except those in `without`.
-
-    The same arguments give the same class. `environment_of` takes a name instead.
-
-    Raises:
-        ValueError: unknown class or function.
-        ModuleNotFoundError: bfcl-eval is not installed.
-    """
-    missing = [name for name in without if class_of(name) not in classes]
-    if missing or not classes:
-        raise ValueError(f"{missing or 'no classes'}: give at least one class, and leave out functions of these only")
-    functions = [name for class_name in classes for name in class_docs(class_name) if name not in without]
-    members = {name: _make_tool(name) for name in functions}
-    members |= {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
-    return type(environment_name(classes, without), (BfclEnvironment,), members)
-
-
 def environment_name(classes: Sequence[str], without: Sequence[str] = ()) -> str:
-    """The name of a set of tools, for the column `environment`.
-
-    Example:
-        `environment_name(("TicketAPI", "MessageAPI"), ("logout",))` is "TicketAPI+MessageAPI-logout"
-    """
+    """The name of a set of tools, for the column `environment`, such as "TicketAPI+MessageAPI-logout"."""
     return "+".join(classes) + "".join(f"-{name}" for name in sorted(without))
 
 
+@cache
 def environment_of(name: str) -> type[BfclEnvironment]:
-    """The environment class of an `environment_name`. Raises ValueError for an invalid name."""
-    classes, *without = name.split("-")
-    known = [part for part in classes.split("+") if part in FILES]
-    if known != classes.split("+"):
+    """The environment class of an `environment_name`. Raises ValueError for an unknown class or function."""
+    names, *without = name.split("-")
+    classes = tuple(names.split("+"))
+    if not set(classes) <= set(FILES):
         raise ValueError(f"environment {name!r}: write class names joined by '+', of {', '.join(FILES)}")
-    return bfcl_environment(tuple(known), tuple(without))
+    functions = [function for class_name in classes for function in class_docs(class_name)]
+    if missing := [function for function in without if function not in functions]:
+        raise ValueError(f"environment {name!r}: no functions {missing}; leave out functions of its classes only")
+    members: dict[str, Any] = {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
+    members |= {function: _make_tool(function) for function in functions if function not in without}
+    return type(name, (BfclEnvironment,), members)
 
 
 def _make_tool(name: str) -> Callable[..., str]:

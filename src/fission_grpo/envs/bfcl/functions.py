@@ -26,24 +26,21 @@ FILES = {
 """The eight classes, with the file name of their function docs and of their module."""
 
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array"}
-
-
 _HINTS: Mapping[str, Any] = {"string": str, "float": float, "integer": int, "boolean": bool, "dict": dict}
 
 
 @cache
 def class_docs(class_name: str) -> Mapping[str, Mapping[str, Any]]:
-    """The official docs of a class's functions, by function name, in official order.
-
-    Raises:
-        ValueError: unknown class; the message lists the classes.
-        ModuleNotFoundError: bfcl-eval is not installed.
-    """
+    """The official docs of a class's functions, by function name, in official order. Raises ValueError."""
     if class_name not in FILES:
         raise ValueError(f"no BFCL class {class_name!r}; there are {', '.join(FILES)}")
-    file = resources.files("bfcl_eval") / "data" / "multi_turn_func_doc" / f"{FILES[class_name]}.json"
-    docs = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {doc["name"]: doc for doc in docs}
+    return {doc["name"]: doc for doc in read_official(f"multi_turn_func_doc/{FILES[class_name]}.json")}
+
+
+def read_official(name: str) -> list[dict[str, Any]]:
+    """The rows of a JSONL file in bfcl-eval's folder `data`."""
+    text = (resources.files("bfcl_eval") / "data" / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 @cache
@@ -67,11 +64,7 @@ def official_schema(function: str) -> dict[str, Any]:
 
 
 def to_json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
-    """A documented parameter, or all parameters, in standard JSON schema.
-
-    Example:
-        The type "dict" becomes "object", "float" "number", "tuple" "array"; "any" puts no constraint.
-    """
+    """A documented parameter, or all parameters, in standard JSON schema; type "any" puts no constraint."""
     schema = dict(field)
     if schema.get("type") == "any":
         del schema["type"]
@@ -88,10 +81,7 @@ def to_json_schema(field: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(function: str) -> inspect.Signature:
-    """The Python signature of the docs, with `self` first; optional parameters have their `default`.
-
-    Type hints cannot express the fields of `edit_ticket`'s `updates`; `docstring` lists them in the description.
-    """
+    """The Python signature of the docs, with `self` first. `docstring` lists what no type hint can express."""
     doc = function_doc(function)["parameters"]
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name, field in doc["properties"].items():

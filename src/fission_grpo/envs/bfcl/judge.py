@@ -14,8 +14,7 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.functions import function_doc
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
-Transcript = Sequence[Sequence[Sequence[ToolCall]]]
-"""Calls by user turn and step (assistant turn)."""
+Transcript = Sequence[Sequence[Sequence[ToolCall]]]  # calls by user turn and step (assistant turn)
 
 
 @dataclass(frozen=True)
@@ -28,74 +27,56 @@ class CaseVerdict:
 
 
 def judge_turn(
-    state: BfclState,
-    expected_state: BfclState,
-    results: Sequence[str],
-    expected_results: Sequence[str],
-    called: bool,
-    turn: int,
-) -> CaseVerdict:
-    """Judge one user turn after its calls.
+    state: BfclState, expected_state: BfclState, results: Sequence[str], expected_results: Sequence[str], called: bool
+) -> str | None:
+    """Judge one user turn after its calls; returns the official `error_type`, None if the turn is right.
 
     Args:
-        state: after the policy's calls.
-        expected_state: after the reference's calls.
+        state, expected_state: after the calls of the policy, and after those of the reference.
         results: of all the policy's calls, earlier turns included.
         expected_results: of this turn's reference. If empty, nothing is checked, as officially.
         called: whether the policy made any call in this turn.
-        turn: number of the turn, for the verdict.
     """
     from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import response_checker, state_checker
 
     if not expected_results:
-        return CaseVerdict(True)
+        return None
     if not called:
-        return CaseVerdict(False, turn, "multi_turn:empty_turn_model_response")
+        return "multi_turn:empty_turn_model_response"
     verdict = state_checker(state.instances, expected_state.instances)
     if verdict["valid"]:
-        verdict = response_checker(list(results), list(expected_results), turn)
-    if not verdict["valid"]:
-        return CaseVerdict(False, turn, str(verdict["error_type"]))
-    return CaseVerdict(True)
+        verdict = response_checker(list(results), list(expected_results), 0)
+    return None if verdict["valid"] else str(verdict["error_type"])
 
 
 def judge_case(entry: dict[str, Any], transcript: Transcript, reference: Sequence[Sequence[ToolCall]]) -> CaseVerdict:
-    """Judge the transcript of an official case.
-
-    Args:
-        entry: the case as in BFCL's data (`id`, `initial_config`, `involved_classes`).
-        transcript: the policy's calls.
-        reference: the calls of the ground truth, by turn.
-    """
+    """Judge the transcript of a case (`entry`, as in BFCL's data) against the ground truth's calls by turn."""
     long_context = any(word in entry["id"].rsplit("_", 1)[0] for word in ("long_context", "composite"))
-    state, expected_state = (
-        new_state(entry["involved_classes"], entry["initial_config"], long_context) for _ in range(2)
-    )
+    classes, config = entry["involved_classes"], entry["initial_config"]
+    state, expected_state = (new_state(classes, config, long_context) for _ in range(2))
     results: list[str] = []
     for turn, expected in enumerate(reference):
         steps = transcript[turn]
         results += [state.call(call) for step in steps for call in step]
         expected_results = [expected_state.call(call) for call in expected]
         called = bool(steps) and not (len(steps) == 1 and not steps[0])
-        verdict = judge_turn(state, expected_state, results, expected_results, called, turn)
-        if not verdict.valid:
-            return verdict
+        error = judge_turn(state, expected_state, results, expected_results, called)
+        if error is not None:
+            return CaseVerdict(False, turn, error)
     return CaseVerdict(True)
 
 
 def read_call(text: str) -> ToolCall:
     """Parse a call of the official ground truth, such as "cd(folder='document')", without running it.
 
-    Positional arguments get their names from the docs.
-
-    Raises:
-        ValueError: not a call of a documented function with literal arguments.
+    Positional arguments get their names from the docs. Raises ValueError unless it is a call of a documented function
+    with literal arguments.
     """
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"not a call: {text!r} ({error.msg})") from None
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError(f"not a call: {text!r}")
     names = list(function_doc(node.func.id)["parameters"]["properties"])
     if len(node.args) > len(names) or any(keyword.arg is None for keyword in node.keywords):
@@ -109,9 +90,5 @@ def read_call(text: str) -> ToolCall:
 
 
 def write_call(call: ToolCall) -> str:
-    """The call as the official checker reads it: Python source.
-
-    Example:
-        `write_call(ToolCall("cd", {"folder": "a"}))` is "cd(folder='a')"
-    """
+    """The call as the official checker reads it: Python source, such as "cd(folder='a')"."""
     return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in call.arguments.items())})"

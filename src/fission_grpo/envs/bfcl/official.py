@@ -1,25 +1,22 @@
 """BFCL's official test cases, read from the installed bfcl-eval: multi-turn with ground truth, and single-turn.
 
 Function docs have the order, the additions and the hold-outs of the official loader
-(`bfcl_eval.utils.load_dataset_entry`): " Note that the provided function is in Python 3 syntax." ends the description
-of every function shown from the start, but not of those that `miss_func` holds out.
+(`bfcl_eval.utils.load_dataset_entry`): HINT ends the description of every function shown from the start, but not of
+those that `miss_func` holds out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from fission_grpo.core.types import Message, ToolCall
-from fission_grpo.envs.bfcl.functions import class_docs, function_doc
+from fission_grpo.envs.bfcl.functions import class_docs, function_doc, read_official
 from fission_grpo.envs.bfcl.judge import read_call
 
 VERSION = "BFCL_v4"
-
 MULTI_TURN = ("multi_turn_base", "multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
 
 SINGLE_TURN = (
@@ -27,39 +24,24 @@ SINGLE_TURN = (
     *("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple"),
     *("live_irrelevance", "live_relevance"),
 )
-"""The single-turn categories whose calls are Python. `simple_java` and `simple_javascript` need tree-sitter parsers of
-one old version, and are left out."""
+"""The single-turn categories whose calls are Python; those in Java and JavaScript need parsers of one old version."""
 
 HINT = " Note that the provided function is in Python 3 syntax."
-"""What the official loader adds to the descriptions."""
-
-Doc = Mapping[str, Any]
-"""A function as BFCL documents it: `name`, `description`, `parameters` (of type "dict"), `response`."""
+Doc = Mapping[str, Any]  # a function in BFCL: `name`, `description`, `parameters` (of type "dict"), `response`
 
 
 @dataclass(frozen=True)
 class MultiTurnCase:
-    """One multi-turn case.
+    """One multi-turn case."""
 
-    Args:
-        id: official, such as "multi_turn_base_0".
-        category: the id without its number.
-        turns: messages that start each user turn; empty where held-out functions are shown instead.
-        functions: documented from the start.
-        added: functions held out until a turn, by number of the turn.
-        classes: to instantiate, in official order.
-        config: official initial configuration, by class.
-        reference: the calls of the ground truth, by turn.
-    """
-
-    id: str
-    category: str
-    turns: tuple[tuple[Message, ...], ...]
-    functions: tuple[Doc, ...]
-    added: Mapping[int, tuple[Doc, ...]] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    reference: tuple[tuple[ToolCall, ...], ...] = ()
+    id: str  # official, such as "multi_turn_base_0"
+    category: str  # the id without its number
+    turns: tuple[tuple[Message, ...], ...]  # what starts each user turn; empty where held-out functions are shown
+    functions: tuple[Doc, ...]  # documented from the start
+    added: Mapping[int, tuple[Doc, ...]]  # functions held out until a turn, by number of the turn
+    classes: tuple[str, ...]  # to instantiate, in official order
+    config: Mapping[str, Any]  # official initial configuration, by class
+    reference: tuple[tuple[ToolCall, ...], ...]  # the calls of the ground truth, by turn
 
     @property
     def long_context(self) -> bool:
@@ -69,53 +51,34 @@ class MultiTurnCase:
 
 @dataclass(frozen=True)
 class SingleTurnCase:
-    """One single-turn case.
+    """One single-turn case."""
 
-    Args:
-        id: official, such as "live_simple_0-0-0".
-        category: the id without its number.
-        messages: the question, sometimes with a system message or earlier turns.
-        functions: documented.
-        answer: official possible answers, one mapping per call; None where no call is expected (relevance,
-            irrelevance).
-    """
-
-    id: str
-    category: str
-    messages: tuple[Message, ...]
-    functions: tuple[Doc, ...]
-    answer: tuple[Mapping[str, Any], ...] | None = None
+    id: str  # official, such as "live_simple_0-0-0"
+    category: str  # the id without its number
+    messages: tuple[Message, ...]  # the question, sometimes with a system message or earlier turns
+    functions: tuple[Doc, ...]  # documented
+    answer: tuple[Mapping[str, Any], ...] | None  # possible answers by call; None for relevance and irrelevance
 
 
 def multi_turn_cases(category: str) -> list[MultiTurnCase]:
-    """The 200 cases of a multi-turn category, in official order.
-
-    Raises:
-        ValueError: unknown category; the message lists the categories.
-        ModuleNotFoundError: bfcl-eval is not installed.
-    """
+    """The 200 cases of a multi-turn category, in official order. Raises ValueError for an unknown one."""
     _check_category(category, MULTI_TURN)
-    answers = {row["id"]: row["ground_truth"] for row in _read_rows("possible_answer", category)}
-    return [_multi_turn_case(row, answers[row["id"]]) for row in _read_rows("", category)]
+    answers = {row["id"]: row["ground_truth"] for row in read_official(f"possible_answer/{VERSION}_{category}.json")}
+    return [_multi_turn_case(row, answers[row["id"]]) for row in read_official(f"{VERSION}_{category}.json")]
 
 
 def single_turn_cases(category: str) -> list[SingleTurnCase]:
-    """The cases of a single-turn category, in official order. Raises as `multi_turn_cases` does."""
+    """The cases of a single-turn category, in official order. Raises ValueError for an unknown one."""
     _check_category(category, SINGLE_TURN)
-    rows = _read_rows("", category)
+    rows = read_official(f"{VERSION}_{category}.json")
     answers = [None] * len(rows)
     if "relevance" not in category:  # answers belong to questions by position, as officially
-        answers = [tuple(row["ground_truth"]) for row in _read_rows("possible_answer", category)]
-    return [
-        SingleTurnCase(
-            id=row["id"],
-            category=category,
-            messages=tuple(row["question"][0]),
-            functions=tuple(_add_hint(doc) for doc in row["function"]),
-            answer=answer,
-        )
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+        answers = [tuple(row["ground_truth"]) for row in read_official(f"possible_answer/{VERSION}_{category}.json")]
+    cases = []
+    for row, answer in zip(rows, answers, strict=True):
+        functions = tuple(_add_hint(doc) for doc in row["function"])
+        cases.append(SingleTurnCase(row["id"], category, tuple(row["question"][0]), functions, answer))
+    return cases
 
 
 def category_of(case_id: str) -> str:
@@ -151,8 +114,3 @@ def _add_hint(doc: Doc) -> Doc:
 def _check_category(category: str, categories: Sequence[str]) -> None:
     if category not in categories:
         raise ValueError(f"no BFCL category {category!r} here; there are {', '.join(categories)}")
-
-
-def _read_rows(folder: str, category: str) -> list[dict[str, Any]]:
-    file = resources.files("bfcl_eval") / "data" / folder / f"{VERSION}_{category}.json"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -20,22 +20,13 @@ STATELESS = ("MathAPI",)
 
 @dataclass
 class BfclState:
-    """One instance of each class of a case.
+    """One instance of each class of a case."""
 
-    Args:
-        instances: by class name, not shared with other states.
-        error: what the last call raised, None if it returned.
-    """
-
-    instances: dict[str, Any] = field(default_factory=dict)
-    error: Exception | None = None
+    instances: dict[str, Any] = field(default_factory=dict)  # by class name, not shared with other states
+    error: Exception | None = None  # what the last call raised
 
     def call(self, call: ToolCall) -> str:
-        """Make a call and record its exception in `error`.
-
-        Returns:
-            The text of the official executor, for an exception "Error during execution: ...".
-        """
+        """Make a call and record its exception in `error`; returns the official executor's text of either."""
         self.error = None
         try:
             return _to_text(self.value(call))
@@ -44,26 +35,18 @@ class BfclState:
             return f"Error during execution: {error}"
 
     def answer(self, call: ToolCall) -> ToolResult:
-        """Make a call as an environment does: an exception becomes TRL's `{'error': '...'}`.
-
-        Example:
-            `close_ticket(ticket_id=99)` without such a ticket has the error "Ticket with ID 99 not found."
-        """
+        """Make a call as an environment does: an exception becomes TRL's `{'error': '...'}`."""
         content = self.call(call)
         if self.error is not None:
             return ToolResult(call, str({"error": str(self.error)}), str(self.error))
         return read_result(call, content)
 
     def value(self, call: ToolCall) -> Any:
-        """Make a call and return its value. Raises ValueError for an undocumented name, else what the function raises.
-
-        Arguments are copied, and so are mutable default values, which the simulator would share between instances.
-        """
-        class_name = class_of(call.name)
-        if class_name not in self.instances:
+        """Make a call and return its value. Raises ValueError for undocumented names, or the function's error."""
+        instance = self.instances.get(class_of(call.name))
+        if instance is None:
             raise ValueError(f"no function {call.name!r} here")
-        method = getattr(self.instances[class_name], call.name)
-        defaults = _mutable_defaults(type(method.__self__), call.name)
+        method, defaults = getattr(instance, call.name), _mutable_defaults(type(instance), call.name)
         return method(**copy.deepcopy({**defaults, **call.arguments}))
 
     def copy(self) -> BfclState:
@@ -72,16 +55,7 @@ class BfclState:
 
 
 def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: bool = False) -> BfclState:
-    """The state at the start of a case.
-
-    Args:
-        classes: names out of the eight classes.
-        config: official `initial_config`, by class; copied.
-        long_context: as in BFCL's category of that name.
-
-    Raises:
-        ValueError: unknown class.
-    """
+    """The state at the start of a case, from its official `initial_config`. Raises ValueError for an unknown class."""
     instances = {}
     for name in classes:
         if name not in FILES:
@@ -95,15 +69,13 @@ def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: b
 
 @cache
 def _mutable_defaults(owner: type, function: str) -> Mapping[str, Any]:
-    """Mutable default values of a function's parameters, such as those of `post_tweet(tags=[])`."""
+    """Mutable default values of a function's parameters, which the simulator would share between instances."""
     parameters = inspect.signature(getattr(owner, function)).parameters.values()
     return {p.name: p.default for p in parameters if isinstance(p.default, list | dict | set)}
 
 
 def _to_text(result: Any) -> str:
-    if isinstance(result, dict):
-        try:
-            return json.dumps(result)
-        except (TypeError, ValueError):
-            pass  # the official executor then uses `str`, too
-    return str(result)
+    try:
+        return json.dumps(result) if isinstance(result, dict) else str(result)
+    except (TypeError, ValueError):
+        return str(result)  # as the official executor does

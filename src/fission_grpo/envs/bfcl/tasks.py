@@ -1,14 +1,7 @@
 """Cases with user turns and reference calls: as JSONL files, as TRL rows (one per user turn), and as step tasks.
 
-A line of a case file:
-
-    {"id": "train-00012", "classes": ["TicketAPI"], "config": {"TicketAPI": {...}}, "variant": "base",
-     "turns": [{"request": "Close ticket 7.", "reference": [{"name": "close_ticket", "arguments": {"ticket_id": 7}}],
-                "without": []}]}
-
-`config` is BFCL's `initial_config`, `without` names functions held back in that turn, and an empty reference means
-that no call is expected. The prompt of a row or step contains the earlier turns with the reference's calls and their
-real results; the environment makes these calls again.
+docs/tasks.md shows a line of a case file. The prompt of a row or step contains the earlier turns with the reference's
+calls and their real results; the environment makes these calls again.
 """
 
 from __future__ import annotations
@@ -16,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,20 +26,17 @@ from fission_grpo.envs.bfcl.official import MultiTurnCase
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 SYSTEM = "Do what the user asks with the tools."
-
-DONE, NEED_MORE, NO_TOOL = "Done.", "I need more details for that.", "I have no tool for that."
-"""Last assistant messages of earlier turns. [ours]"""
-
+DONE, NEED_MORE, NO_TOOL = "Done.", "I need more details for that.", "I have no tool for that."  # [ours] end a turn
 VARIANTS = ("base", "miss_func", "miss_param")
 
 
 @dataclass(frozen=True)
 class UserTurn:
-    """A user's request and the calls that fulfil it; `without` names functions held back."""
+    """A user's request and the calls that fulfil it."""
 
     request: str
-    reference: tuple[ToolCall, ...]
-    without: tuple[str, ...] = ()
+    reference: tuple[ToolCall, ...]  # empty if no call is expected
+    without: tuple[str, ...] = ()  # functions held back
 
 
 @dataclass(frozen=True)
@@ -55,60 +45,42 @@ class GeneratedCase:
 
     id: str
     classes: tuple[str, ...]
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # BFCL's `initial_config`
     turns: tuple[UserTurn, ...]
     variant: str = "base"
 
     def to_json(self) -> str:
         """The line of a case file."""
-        turns = [
-            {"request": t.request, "reference": [call_fields(c) for c in t.reference], "without": list(t.without)}
-            for t in self.turns
-        ]
-        fields = {"id": self.id, "classes": list(self.classes), "config": self.config, "variant": self.variant}
-        return json.dumps({**fields, "turns": turns}, ensure_ascii=False)
-
-
-def rows_of_case(case: GeneratedCase) -> list[dict[str, Any]]:
-    """One TRL row per user turn: `id` ("train-00012#0"), `environment`, `prompt` (chat messages) and `scenario`.
-
-    Raises:
-        TaskError: a reference call fails.
-    """
-    calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
-    rows = []
-    for number, index, _, messages in _positions(case):
-        if index == 0:
-            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
-            rows.append(
-                {
-                    "id": f"{case.id}#{number}",
-                    "environment": environment_name(case.classes, case.turns[number].without),
-                    "prompt": messages,
-                    "scenario": json.dumps(scenario, ensure_ascii=False),
-                }
-            )
-    return rows
+        fields = asdict(self)
+        fields["turns"] = fields.pop("turns")  # the last field of a line
+        return json.dumps(fields, ensure_ascii=False)
 
 
 def all_rows(cases: Sequence[GeneratedCase]) -> list[dict[str, Any]]:
-    """The rows of all cases, in order."""
-    return [row for case in cases for row in rows_of_case(case)]
+    """TRL rows, one per user turn: `id` ("train-00012#0"), `environment`, `prompt`, `scenario`. Raises TaskError."""
+    return [row for case in cases for row in _rows_of_case(case)]
+
+
+def _rows_of_case(case: GeneratedCase) -> Iterator[dict[str, Any]]:
+    calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
+    for number, index, _, messages in _positions(case):
+        if index == 0:
+            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
+            yield {
+                "id": f"{case.id}#{number}",
+                "environment": environment_name(case.classes, case.turns[number].without),
+                "prompt": messages,
+                "scenario": json.dumps(scenario, ensure_ascii=False),
+            }
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step task and the state of its environment.
+    """A step task and the state of its environment."""
 
-    Args:
-        task: its reference is one call, or none where the user turn needs none; its root is the case.
-        state: before the call, not shared with other steps.
-        ahead: later calls of the user turn. Making one of them early is no clear failure.
-    """
-
-    task: Task
-    state: BfclState
-    ahead: tuple[ToolCall, ...] = ()
+    task: Task  # its reference is one call, or none where the user turn needs none; its root is the case
+    state: BfclState  # before the call, not shared with other steps
+    ahead: tuple[ToolCall, ...] = ()  # later calls of the user turn; making one of them early is no clear failure
 
     def answers(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
         """The results of calls made here, one after another. The step's state is not changed."""
@@ -116,20 +88,12 @@ class Step:
         return tuple(state.answer(call) for call in calls)
 
 
-def steps_of_case(case: GeneratedCase, long_context: bool = False) -> Iterator[Step]:
-    """One step per reference call of every user turn, and one per turn that needs no call.
+def steps_of_case(case: GeneratedCase) -> Iterator[Step]:
+    """One step per reference call, and one per user turn that needs no call, with ids "<case>#<turn>.<call>".
 
-    The prompt is that of `rows_of_case`, with the earlier calls of the turn and their results; the tools are all
-    documented functions of the case's classes that are not held back. Ids are "<case>#<turn>.<call>".
-
-    Args:
-        case: a generated one, or the `official_case` of one of BFCL's.
-        long_context: as in BFCL's category of that name.
-
-    Raises:
-        TaskError: a reference call fails.
+    The prompt is that of `all_rows`, with the earlier calls of the turn and their results. Raises TaskError.
     """
-    for number, index, state, messages in _positions(case, long_context):
+    for number, index, state, messages in _positions(case):
         turn = case.turns[number]
         tools, reference = case_tools(case.classes, turn.without), turn.reference[index : index + 1]
         task = Task(f"{case.id}#{number}.{index}", tuple(messages), tools, reference, root=case.id)
@@ -144,7 +108,7 @@ def case_tools(classes: tuple[str, ...], without: tuple[str, ...]) -> tuple[Mapp
 
 
 def official_case(case: MultiTurnCase) -> GeneratedCase:
-    """One of BFCL's own multi-turn cases as a GeneratedCase. Functions held out at first are held back."""
+    """One of BFCL's own multi-turn cases as a GeneratedCase."""
     held_out = {str(doc["name"]) for docs in case.added.values() for doc in docs}
     turns = []
     for number, (messages, reference) in enumerate(zip(case.turns, case.reference, strict=True)):
@@ -154,23 +118,19 @@ def official_case(case: MultiTurnCase) -> GeneratedCase:
     return GeneratedCase(case.id, case.classes, case.config, tuple(turns))
 
 
-def _positions(
-    case: GeneratedCase, long_context: bool = False
-) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
-    """Make the reference calls of a case one by one.
+def _positions(case: GeneratedCase) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
+    """Make the reference calls of a case one by one; before each, and once for a turn without calls, yield:
 
-    Yields:
-        Before each call, and once for a turn without calls: the number of the turn, the number of the call in it, the
-        state, and a copy of the chat messages so far. Raises TaskError if a call fails.
+    the number of the turn, the number of the call in it, the state, and a copy of the chat messages so far.
     """
-    state = new_state(case.classes, case.config, long_context)
+    state = new_state(case.classes, case.config)
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     for number, turn in enumerate(case.turns):
         messages.append({"role": "user", "content": turn.request})
         if not turn.reference:
-            yield number, 0, state, [dict(message) for message in messages]
+            yield number, 0, state, list(messages)
         for index, call in enumerate(turn.reference):
-            yield number, index, state, [dict(message) for message in messages]
+            yield number, index, state, list(messages)
             result = state.call(call)
             if state.error is not None:
                 raise TaskError(f"case {case.id!r}, turns[{number}]: {call.name} fails: {result}")
@@ -182,11 +142,7 @@ def _positions(
 
 
 def load_cases(path: str | Path) -> list[GeneratedCase]:
-    """Read a case file (the format is at the top of this module).
-
-    Raises:
-        TaskFileError: the first mistake, with file, row (line, from 1), field and fix.
-    """
+    """Read a case file (see docs/tasks.md). TaskFileError names the first mistake."""
     path = Path(path)
     cases = read_task_rows(path, "case file", _read_case)
     if not cases:
@@ -197,11 +153,7 @@ def load_cases(path: str | Path) -> list[GeneratedCase]:
 def check_cases(path: str | Path) -> str:
     """Load a case file and run every reference through its environment and the official checker.
 
-    Returns:
-        A summary of the file.
-
-    Raises:
-        TaskFileError: the first case that cannot be read, fails, or is judged wrong.
+    Returns a summary of the file. TaskFileError names the first case that cannot be read, fails, or is judged wrong.
     """
     cases = load_cases(path)
     for case in cases:
@@ -209,15 +161,14 @@ def check_cases(path: str | Path) -> str:
             check_case(case)
         except TaskError as error:
             raise TaskFileError(f"{path}, case {case.id!r}: {error}; correct its reference or config") from None
-    turns = [turn for case in cases for turn in case.turns]
-    calls = Counter(len(turn.reference) for turn in turns)
+    calls = Counter(len(turn.reference) for case in cases for turn in case.turns)
     spread = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
-    return f"{path}: ok, {len(cases)} cases, {len(turns)} user turns ({spread}); all pass the official checker"
+    return f"{path}: ok, {len(cases)} cases, {calls.total()} user turns ({spread}); all pass the official checker"
 
 
 def check_case(case: GeneratedCase) -> None:
     """Raise TaskError unless the reference passes, by turn in our environments and as a case officially."""
-    for row, turn in zip(rows_of_case(case), case.turns, strict=True):
+    for row, turn in zip(all_rows([case]), case.turns, strict=True):
         environment = environment_of(row["environment"])()
         environment.reset(**row)
         for call in turn.reference:
@@ -227,7 +178,7 @@ def check_case(case: GeneratedCase) -> None:
         if environment._reward() != 1.0 or environment._progress() != 1.0:
             raise TaskError(f"{row['id']}: the reference does not earn the reward")
     entry = {"id": "multi_turn_base_0", "initial_config": case.config, "involved_classes": list(case.classes)}
-    reference = [list(turn.reference) for turn in case.turns]
+    reference = [turn.reference for turn in case.turns]
     verdict = judge_case(entry, [[[call] for call in turn] for turn in reference], reference)
     if not verdict.valid:
         raise TaskError(f"turns[{verdict.turn}]: judged {verdict.error}")
@@ -235,37 +186,37 @@ def check_case(case: GeneratedCase) -> None:
 
 def _read_case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
     for field, kind in (("id", str), ("classes", list), ("config", dict), ("turns", list)):
-        if not isinstance(row.get(field), kind) or (not row[field] and field != "config"):
-            raise RowError(field, f"must be a non-empty {kind.__name__}, got {quoted(row.get(field))}")
+        is_valid = isinstance(row.get(field), kind) and (row[field] or field == "config")
+        _require(is_valid, field, f"a non-empty {kind.__name__}", row.get(field))
     for i, class_name in enumerate(row["classes"]):
-        if class_name not in FILES:
-            raise RowError(f"classes[{i}]", f"must be one of {', '.join(FILES)}, got {quoted(class_name)}")
+        _require(class_name in FILES, f"classes[{i}]", f"one of {', '.join(FILES)}", class_name)
     variant = row.get("variant", "base")
-    if variant not in VARIANTS:
-        raise RowError("variant", f"must be one of {', '.join(VARIANTS)}, got {quoted(variant)}")
+    _require(variant in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", variant)
     functions = {name for class_name in row["classes"] for name in class_docs(class_name)}
     turns = tuple(_read_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
     return row["id"], GeneratedCase(row["id"], tuple(row["classes"]), row["config"], turns, variant)
 
 
 def _read_turn(turn: Any, at: str, functions: set[str]) -> UserTurn:
-    if not isinstance(turn, dict) or not isinstance(turn.get("request"), str) or not turn["request"].strip():
-        raise RowError(f"{at}.request", f"must be a non-empty string, got {quoted(turn)}")
-    if not isinstance(turn.get("reference"), list):
-        raise RowError(f"{at}.reference", f"must be a list of calls, got {quoted(turn.get('reference'))}")
-    calls = []
-    for i, call in enumerate(turn["reference"]):
-        if not isinstance(call, dict) or not isinstance(call.get("arguments"), dict):
-            form = '{"name": "...", "arguments": {...}}'
-            raise RowError(f"{at}.reference[{i}]", f"must be {form}, got {quoted(call)}")
+    has_request = isinstance(turn, dict) and isinstance(turn.get("request"), str) and turn["request"].strip()
+    _require(has_request, f"{at}.request", "a non-empty string", turn)
+    reference: Any = turn.get("reference")
+    _require(isinstance(reference, list), f"{at}.reference", "a list of calls", reference)
+    for i, call in enumerate(reference):
+        is_call = isinstance(call, dict) and isinstance(call.get("arguments"), dict)
+        _require(is_call, f"{at}.reference[{i}]", '{"name": "...", "arguments": {...}}', call)
         _check_function(call.get("name"), f"{at}.reference[{i}].name", functions)
-        calls.append(ToolCall(call["name"], call["arguments"]))
     without = turn.get("without", [])
-    if not isinstance(without, list):
-        raise RowError(f"{at}.without", f"must be a list of function names, got {quoted(without)}")
+    _require(isinstance(without, list), f"{at}.without", "a list of function names", without)
     for i, name in enumerate(without):
         _check_function(name, f"{at}.without[{i}]", functions)
-    return UserTurn(turn["request"], tuple(calls), tuple(without))
+    calls = tuple(ToolCall(call["name"], call["arguments"]) for call in reference)
+    return UserTurn(turn["request"], calls, tuple(without))
+
+
+def _require(is_valid: Any, field: str, what: str, value: Any) -> None:
+    if not is_valid:
+        raise RowError(field, f"must be {what}, got {quoted(value)}")
 
 
 def _check_function(name: Any, at: str, functions: set[str]) -> None:

@@ -1,7 +1,6 @@
-"""A desk with files and a calendar: a small environment whose error messages say how to correct a call.
+"""A desk with files and a calendar: a small environment in TRL's convention, deterministic and without side effects.
 
-It follows TRL's environment convention: public methods with Google-style docstrings are the tools, `reset(**row)`
-starts an episode, `get_reward()` judges its end state. It is deterministic and has no side effects.
+Its error messages say how to correct a call.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import Any
 FOLDERS = ("inbox", "archive", "drafts", "work", "home", "shared")
 CONTACTS = ("Ana", "Ben", "Eva", "Leo", "Mia", "Tom")
 
-OPENING, CLOSING, SLOT = 8 * 60, 20 * 60, 30
-"""Start and end of the calendar's day and distance of the free times that are suggested, in minutes. [ours]"""
+OPENING, CLOSING, SLOT = 8 * 60, 20 * 60, 30  # [ours] minutes: the calendar's day, distance of suggested free times
 
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -44,11 +42,7 @@ class Desk:
         self._goal: dict[str, Any] = {"files": {}, "events": {}}
 
     def reset(self, **row: Any) -> None:
-        """Start the episode of a data set row, of whose columns only `scenario` is read.
-
-        Raises:
-            ValueError: `scenario` is missing or invalid.
-        """
+        """Start the episode of a data set row, of whose columns only `scenario` is read."""
         try:
             scenario = json.loads(row["scenario"])
             files, events, goal = scenario["files"], scenario["events"], scenario["goal"]
@@ -202,7 +196,7 @@ class Desk:
         return (current & goal).total() / max(1, (current | goal).total())
 
     def _snapshot(self) -> dict[str, Any]:
-        """A copy of the state; later calls do not change it."""
+        """A copy of the state."""
         return copy.deepcopy({"files": self._files, "events": self._events, "goal": self._goal})
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -242,10 +236,7 @@ class Desk:
 
 
 def _facts(files: dict[str, dict[str, Any]], events: dict[str, dict[str, str]]) -> Counter[tuple[Any, ...]]:
-    """A state as facts: each file's folder, lock and contacts, each event's title, date and time, but not its id.
-
-    Raises ValueError, KeyError and the like for an invalid state.
-    """
+    """A state as facts: each file's folder, lock and contacts, each event's title, date and time, but not its id."""
     facts: Counter[tuple[Any, ...]] = Counter()
     for event_id, event in events.items():
         if not _EVENT_ID.fullmatch(event_id):

@@ -17,8 +17,9 @@ from typing import Any
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, SLOT, Desk, format_time
 
-KINDS = ("plain", "formats", "names", "ids", "locked", "conflicts")
 SPLITS = ("train", "held_out")
+HELD_OUT_MODULUS = 5  # [ours] one in five (word, number) or (title, day) combinations belongs to the held-out split
+MOST_REQUESTS = 4  # [ours] more requests per task would use up the words and titles
 
 MIX = ("plain", "names", "formats", "ids", "plain", "locked", "formats", "conflicts")
 """The kinds of consecutive rows: half of the tasks can be done without meeting an error. [ours]"""
@@ -38,31 +39,18 @@ MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 
-HELD_OUT_MODULUS = 5
-"""One in five (word, number) or (title, day) combinations belongs to the held-out split. [ours]"""
-
-MOST_REQUESTS = 4
-"""More requests per task would use up the words and titles. [ours]"""
-
-MOST_CALLS = 3
-"""Calls that a request needs at most: one that meets an error, and a solution of two."""
-
 
 def make_rows(count: int, seed: int, split: str, requests: int = 1) -> list[dict[str, Any]]:
     """Data set rows `{"id", "prompt", "scenario", "kind"}`.
 
     A row's `kind` joins the kinds of its requests by "+", as in "plain+names". The first kinds follow the order of
     MIX, the others are drawn from it. The splits share no combination of word and number (files) or of title and day
-    (events); see `combinations`.
+    (events), which a scenario lists as `combinations`. Raises ValueError for an invalid argument.
 
     Args:
-        count: number of rows.
         seed: the same seed gives the same rows, and the first rows do not depend on `count`.
         split: "train" or "held_out".
         requests: number of requests in each row's user message, 1 to MOST_REQUESTS.
-
-    Raises:
-        ValueError: unknown split, negative count, or `requests` out of range.
     """
     if not 1 <= requests <= MOST_REQUESTS:
         raise ValueError(f"requests must be from 1 to {MOST_REQUESTS}, got {requests}")
@@ -78,11 +66,6 @@ def solution(row: Mapping[str, Any]) -> tuple[ToolCall, ...]:
     return tuple(call for _, calls in solutions_by_request(row) for call in calls)
 
 
-def first_call(row: Mapping[str, Any]) -> ToolCall:
-    """The call that the text of the (first) request suggests."""
-    return solutions_by_request(row)[0][0]
-
-
 def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[ToolCall, ...]]]:
     """For each request of the row, the call that its text suggests and the calls that fulfil it."""
     scenario = json.loads(row["scenario"])
@@ -92,33 +75,22 @@ def solutions_by_request(row: Mapping[str, Any]) -> list[tuple[ToolCall, tuple[T
     ]
 
 
-def combinations(row: Mapping[str, Any]) -> set[str]:
-    """The (word, number) and (title, day) combinations of a row, as "budget 7" or "lunch 12"."""
-    return set(json.loads(row["scenario"])["combinations"])
-
-
 def requests_of(tasks: str) -> int | None:
-    """Number of requests per task for a name of tasks: 1 for "desk", 2 for "desk:2", None if it is not the desk's.
-
-    Raises:
-        ValueError: "desk:" is not followed by a number from 1 to MOST_REQUESTS.
-    """
+    """Number of requests per task for a name of tasks: 1 for "desk", 2 for "desk:2", None if it is not the desk's."""
     name, colon, number = tasks.partition(":")
     if name != "desk":
         return None
     if not colon:
         return 1
     if number not in map(str, range(1, MOST_REQUESTS + 1)):
-        raise ValueError(
-            f"{tasks!r} is no desk; after 'desk:' write how many requests a task has, 1 to {MOST_REQUESTS}, such as "
-            "'desk:2'"
-        )
+        wanted = f"how many requests a task has, 1 to {MOST_REQUESTS}, such as 'desk:2'"
+        raise ValueError(f"{tasks!r} is no desk; after 'desk:' write {wanted}")
     return int(number)
 
 
 def turns_for(requests: int) -> int:
     """Assistant turns that suffice for this number of requests and the final answer: 4 for one, 7 for two."""
-    return MOST_CALLS * requests + 1
+    return 3 * requests + 1  # a request needs one call that meets an error, and a solution of two
 
 
 def spoken_time(time: str) -> str:
@@ -129,12 +101,12 @@ def spoken_time(time: str) -> str:
 
 @dataclass(frozen=True)
 class DeskRequest:
-    """One request: `first` is the call that its text suggests, `solution` the calls that fulfil it."""
+    """One request of the user."""
 
     kind: str
     text: str
-    first: ToolCall
-    solution: tuple[ToolCall, ...]
+    first: ToolCall  # the call that the text suggests
+    solution: tuple[ToolCall, ...]  # the calls that fulfil it
 
 
 class ScenarioSampler:
@@ -176,6 +148,11 @@ class ScenarioSampler:
             if is_new and self._use(f"{title} {day}"):
                 return title, f"2026-{rng.randint(1, 12):02d}-{day:02d}"
 
+    def draw_add_event(self) -> ToolCall:
+        """A call that adds a meeting."""
+        title, date = self.draw_meeting()
+        return ToolCall("add_event", {"title": title, "date": date, "time": self.draw_time()})
+
     def draw_time(self) -> str:
         """A time of day on the half hour."""
         return f"{self.rng.randint(8, 18):02d}:{self.rng.choice(('00', '30'))}"
@@ -190,17 +167,13 @@ class ScenarioSampler:
 
 
 def _make_row(number: int, seed: int, split: str, requests: int) -> dict[str, Any]:
-    several = f"{requests} " if requests > 1 else ""
-    rng = random.Random(f"desk {several}{seed} {split} {number}")
+    rng = random.Random(f"desk {f'{requests} ' if requests > 1 else ''}{seed} {split} {number}")
     kinds = [MIX[number % len(MIX)], *rng.choices(MIX, k=requests - 1)]
-    while True:
+    sampler = ScenarioSampler(split, rng)
+    while (drawn := _draw_requests(kinds, sampler)) is None:
         sampler = ScenarioSampler(split, rng)
-        drawn = _draw_requests(kinds, sampler)
-        if drawn is not None:
-            break
-    several = f"{requests}x-" if requests > 1 else ""
     return {
-        "id": f"{split}-{several}{seed}-{number}",
+        "id": f"{split}-{f'{requests}x-' if requests > 1 else ''}{seed}-{number}",
         "prompt": [{"role": "user", "content": " ".join(request.text for request in drawn)}],
         "scenario": json.dumps(_make_scenario(drawn, sampler)),
         "kind": "+".join(request.kind for request in drawn),
@@ -252,10 +225,8 @@ def _make_scenario(drawn: Sequence[DeskRequest], sampler: ScenarioSampler) -> di
 
 def _reference(first: ToolCall, calls: Sequence[ToolCall]) -> dict[str, Any]:
     """Reference calls as fields of a scenario."""
-    return {
-        "first": [first.name, dict(first.arguments)],
-        "solution": [[call.name, dict(call.arguments)] for call in calls],
-    }
+    solution = [[call.name, dict(call.arguments)] for call in calls]
+    return {"first": [first.name, dict(first.arguments)], "solution": solution}
 
 
 def _draw_plain(sampler: ScenarioSampler) -> DeskRequest:
@@ -264,20 +235,17 @@ def _draw_plain(sampler: ScenarioSampler) -> DeskRequest:
         sampler.add_file()
         text, call = _draw_file_request(sampler, name, name)
     else:
-        title, date = sampler.draw_meeting()
-        time = sampler.draw_time()
-        text = f"Add {title} on {date} at {time}."
-        call = ToolCall("add_event", {"title": title, "date": date, "time": time})
+        call = sampler.draw_add_event()
+        text = "Add {title} on {date} at {time}.".format(**call.arguments)
     return DeskRequest("plain", text, call, (call,))
 
 
 def _draw_formats(sampler: ScenarioSampler) -> DeskRequest:
-    title, date = sampler.draw_meeting()
-    time = sampler.draw_time()
-    date_in_words = f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
-    written = date_in_words if sampler.rng.random() < 0.5 else date
-    call = ToolCall("add_event", {"title": title, "date": date, "time": time})
-    return DeskRequest("formats", f"Add {title} on {written} at {spoken_time(time)}.", call, (call,))
+    call = sampler.draw_add_event()
+    title, date, time = call.arguments.values()
+    if sampler.rng.random() < 0.5:
+        date = f"{int(date[8:])} {MONTHS[int(date[5:7]) - 1]} {date[:4]}"
+    return DeskRequest("formats", f"Add {title} on {date} at {spoken_time(time)}.", call, (call,))
 
 
 def _draw_names(sampler: ScenarioSampler) -> DeskRequest:
@@ -339,6 +307,7 @@ _DRAW_REQUEST = {
     "locked": _draw_locked,
     "conflicts": _draw_conflicts,
 }
+KINDS = tuple(_DRAW_REQUEST)
 
 
 def _draw_file_request(sampler: ScenarioSampler, name: str, phrase: str) -> tuple[str, ToolCall]:

@@ -129,8 +129,7 @@ class CaseState:
             self.verdict = self.verdict or FORCED
         if self.verdict is None:
             expected = [self._truth.call(call) for call in self._case.reference[self._turn]]
-            verdict = judge_turn(self._state, self._truth, self._results, expected, self._has_called, self._turn)
-            self.verdict = verdict.error
+            self.verdict = judge_turn(self._state, self._truth, self._results, expected, self._has_called)
         self._turn, self._has_called = self._turn + 1, False
         return self.verdict is None
 

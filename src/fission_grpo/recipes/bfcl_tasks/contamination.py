@@ -19,17 +19,11 @@ CATEGORIES = ("base", "miss_func", "miss_param", "long_context", "composite")
 
 @dataclass(frozen=True)
 class TestSet:
-    """BFCL's test cases in canonical form.
+    """BFCL's test cases in canonical form."""
 
-    Args:
-        scenarios: configurations of one class, as JSON.
-        calls: reference calls of one user turn, as JSON; turns whose calls all lack arguments are left out.
-        messages: user messages, see `words`.
-    """
-
-    scenarios: frozenset[str]
-    calls: frozenset[str]
-    messages: frozenset[str]
+    scenarios: set[str]  # configurations of one class, as JSON
+    calls: set[str]  # reference calls of one user turn, as JSON; without turns whose calls all lack arguments
+    messages: set[str]  # user messages, see `words`
 
     def overlap_of(self, case: GeneratedCase) -> list[str]:
         """Return in what a case overlaps: "scenario", "calls", "message" or nothing."""
@@ -44,11 +38,7 @@ class TestSet:
 
 
 def find_overlaps(cases: Iterable[GeneratedCase]) -> dict[str, list[str]]:
-    """Return the cases that overlap with BFCL's test set: id -> in what.
-
-    Raises:
-        ModuleNotFoundError: bfcl-eval, which contains the test set, is not installed.
-    """
+    """Return the cases that overlap with BFCL's test set: id -> in what. Needs bfcl-eval, which contains the set."""
     tests = official_tests()
     return {case.id: overlap for case in cases if (overlap := tests.overlap_of(case))}
 
@@ -56,33 +46,26 @@ def find_overlaps(cases: Iterable[GeneratedCase]) -> dict[str, list[str]]:
 @cache
 def official_tests() -> TestSet:
     """Read the installed test cases of the multi-turn categories and of the unused `multi_turn_composite`."""
-    scenarios, calls, messages = set(), set(), set()
+    tests = TestSet(set(), set(), set())
+    data = resources.files("bfcl_eval") / "data"
     for category in CATEGORIES:
-        for entry, reference in _entries(category):
-            scenarios |= {_scenario(config) for config in entry["initial_config"].values() if config}
-            messages |= {words(message["content"]) for turn in entry["question"] for message in turn}
-            calls |= {_official_calls(turn) for turn in reference}
-    return TestSet(frozenset(scenarios), frozenset(calls - {""}), frozenset(messages - {""}))
+        name = f"BFCL_v4_multi_turn_{category}.json"
+        is_unused = category == "composite"
+        questions = data / "unused_datasets" / "question" if is_unused else data
+        for entry in map(json.loads, (questions / name).read_text(encoding="utf-8").splitlines()):
+            tests.scenarios.update(_scenario(config) for config in entry["initial_config"].values() if config)
+            tests.messages.update(words(message["content"]) for turn in entry["question"] for message in turn)
+        answers = (data / "unused_datasets" if is_unused else data) / "possible_answer"
+        for answer in map(json.loads, (answers / name).read_text(encoding="utf-8").splitlines()):
+            tests.calls.update(map(_official_calls, answer["ground_truth"]))
+    tests.calls.discard("")
+    tests.messages.discard("")
+    return tests
 
 
 def words(text: str) -> str:
     """Return a text without case and punctuation. Example: "Close ticket 7!" becomes "close ticket 7"."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def _entries(category: str) -> list[tuple[Mapping[str, Any], list[list[str]]]]:
-    """Return the entries of a category, each with its reference calls by turn (empty if there are none)."""
-    data = resources.files("bfcl_eval") / "data"
-    unused = data / "unused_datasets"
-    questions = unused / "question" if category == "composite" else data
-    answers = (unused if category == "composite" else data) / "possible_answer"
-    name = f"BFCL_v4_multi_turn_{category}.json"
-    entries = [json.loads(line) for line in (questions / name).read_text(encoding="utf-8").splitlines()]
-    references = {}
-    if (answers / name).is_file():
-        lines = (answers / name).read_text(encoding="utf-8").splitlines()
-        references = {answer["id"]: answer["ground_truth"] for answer in map(json.loads, lines)}
-    return [(entry, references.get(entry["id"], [])) for entry in entries]
 
 
 def _scenario(config: Mapping[str, Any]) -> str:

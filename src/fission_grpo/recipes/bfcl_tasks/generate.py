@@ -1,6 +1,6 @@
 """Generate cases over BFCL's environments: a user turn is a sequence of templates that succeed one after another.
 
-All randomness comes from `random.Random(f"{seed} {split} {index}")`, so that a seed gives the same files everywhere.
+Case number `index` depends on `random.Random(f"{seed} {split} {index}")` only: a seed gives the same files everywhere.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -44,64 +44,51 @@ MAX_ATTEMPTS = 60  # templates tried for one turn before the case is given up [o
 
 @dataclass(frozen=True)
 class Mix:
-    """What the cases are like. [ours]
+    """What the cases are like. [ours]"""
 
-    Args:
-        max_turns: largest number of user turns; a variant adds one.
-        max_calls: largest number of reference calls in a turn.
-        pairs: probability that a case has two classes.
-        miss_func: probability that a function is not available in one turn.
-        miss_param: probability that a request lacks a value, which the user gives in the next turn.
-        classes: use these only; empty for those of the split.
-    """
-
-    max_turns: int = 3
-    max_calls: int = 4
-    pairs: float = 0.3
-    miss_func: float = 0.1
-    miss_param: float = 0.1
-    classes: tuple[str, ...] = ()
+    max_turns: int = 3  # largest number of user turns; a variant adds one
+    max_calls: int = 4  # largest number of reference calls in a turn
+    pairs: float = 0.3  # probability that a case has two classes
+    miss_func: float = 0.1  # probability that a function is not available in one turn
+    miss_param: float = 0.1  # probability that a request lacks a value, which the user gives in the next turn
+    classes: tuple[str, ...] = ()  # use these only; empty for those of the split
 
 
 def generate_command(argv: list[str]) -> int:
     """Run `fission-grpo tasks generate`. Returns 0, 1 if a check fails, or 2 for invalid options."""
     arguments = _parser().parse_args(argv)
+    mix = Mix(**{field.name: getattr(arguments, field.name) for field in fields(Mix)})
     try:
-        return run(arguments)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        overlaps = [
+            _write(arguments.output, split, count, arguments.seed, mix)
+            for split, count in (("train", arguments.train), ("heldout", arguments.heldout))
+            if count
+        ]
     except ModuleNotFoundError as error:
         print(f"error: generating tasks needs {error.name}; {INSTALL}", file=sys.stderr)
         return 1
-    except TaskFileError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TaskFileError) else 2
+    return 1 if any(overlaps) else 0
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Write both splits, check the files and print a summary. Returns 1 if a case overlaps with BFCL's, else 0."""
-    mix = Mix(**{field.name: getattr(arguments, field.name) for field in fields(Mix)})
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for split, count in (("train", arguments.train), ("heldout", arguments.heldout)):
-        if not count:
-            continue
-        started = time.monotonic()
-        path = arguments.output / f"{split}.jsonl"
-        cases = generate(split, count, arguments.seed, mix)
-        path.write_text("".join(case.to_json() + "\n" for case in cases), encoding="utf-8")
-        print(check_cases(path))
-        cases = load_cases(path)
-        overlaps = find_overlaps(cases)
-        failed += len(overlaps)
-        examples = f", {dict(list(overlaps.items())[:3])}" if overlaps else ""
-        print(f"  overlap with BFCL's test cases: {len(overlaps) or 'none'}{examples}")
-        _print_counts("classes", Counter("+".join(sorted(case.classes)) for case in cases))
-        _print_counts("variants", Counter(case.variant for case in cases))
-        functions = {call.name for case in cases for turn in case.turns for call in turn.reference}
-        print(f"  {len(functions)} functions used; {time.monotonic() - started:.0f} s")
-    return 1 if failed else 0
+def _write(folder: Path, split: str, count: int, seed: int, mix: Mix) -> bool:
+    """Write a split, check the file and print a summary. Returns whether a case overlaps with BFCL's."""
+    started = time.monotonic()
+    path = folder / f"{split}.jsonl"
+    path.write_text("".join(case.to_json() + "\n" for case in generate(split, count, seed, mix)), encoding="utf-8")
+    print(check_cases(path))
+    cases = load_cases(path)
+    overlaps = find_overlaps(cases)
+    examples = f", {dict(list(overlaps.items())[:3])}" if overlaps else ""
+    print(f"  overlap with BFCL's test cases: {len(overlaps) or 'none'}{examples}")
+    _print_counts("classes", Counter("+".join(sorted(case.classes)) for case in cases))
+    _print_counts("variants", Counter(case.variant for case in cases))
+    functions = {call.name for case in cases for turn in case.turns for call in turn.reference}
+    print(f"  {len(functions)} functions used; {time.monotonic() - started:.0f} s")
+    return bool(overlaps)
 
 
 def _print_counts(name: str, counts: Counter[str]) -> None:
@@ -133,45 +120,27 @@ def _parser() -> argparse.ArgumentParser:
 def generate(split: str, count: int, seed: int, mix: Mix) -> list[GeneratedCase]:
     """Return cases that pass the official checker, differ, and do not overlap with BFCL's test cases.
 
-    Args:
-        split: "train" or "heldout".
-        count: number of cases.
-        seed: of all random choices.
-        mix: what the cases are like.
-
     Raises:
-        ValueError: a class is not in the split, or the settings allow too few cases.
+        ValueError: a class is not in the split ("train" or "heldout"), or the settings allow too few cases.
     """
     wrong = [name for name in mix.classes if name not in SPLITS[split]]
     if wrong or mix.max_turns < 1 or mix.max_calls < 1:
         raise ValueError(f"{split} cases: classes must be of {', '.join(SPLITS[split])}; turns and calls at least 1")
     cases: dict[tuple[str, ...], GeneratedCase] = {}  # by requests
-    for index, case in enumerate(_candidates(split, seed, mix)):
-        if index > 20 * count + 1000:
-            raise ValueError(f"only {len(cases)} of {count} {split} cases could be made; allow more classes or calls")
-        if case is None or official_tests().overlap_of(case):
-            continue
-        requests = tuple(turn.request for turn in case.turns)
-        if requests not in cases:
-            id_ = f"{split}-{len(cases):05d}"
-            cases[requests] = GeneratedCase(id_, case.classes, case.config, case.turns, case.variant)
-        if len(cases) == count:
-            break
-    return list(cases.values())
-
-
-def _candidates(split: str, seed: int, mix: Mix) -> Iterator[GeneratedCase | None]:
-    """Yield cases without end; None where an attempt failed."""
-    index = 0
-    while True:
+    for index in range(20 * count + 1001):
         rng = random.Random(f"{seed} {split} {index}")
-        index += 1
         try:
-            case = _case(rng, tuple(mix.classes) or SPLITS[split], mix)
+            case = _case(rng, mix.classes or SPLITS[split], mix)
             check_case(case)
         except (Rejected, TaskError):
-            case = None
-        yield case
+            continue
+        requests = tuple(turn.request for turn in case.turns)
+        if requests in cases or official_tests().overlap_of(case):
+            continue
+        cases[requests] = replace(case, id=f"{split}-{len(cases):05d}")
+        if len(cases) == count:
+            return list(cases.values())
+    raise ValueError(f"only {len(cases)} of {count} {split} cases could be made; allow more classes or calls")
 
 
 def _case(rng: random.Random, classes: tuple[str, ...], mix: Mix) -> GeneratedCase:

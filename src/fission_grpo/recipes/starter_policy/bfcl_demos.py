@@ -7,47 +7,43 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fission_grpo.core.chat import render_call
-from fission_grpo.core.types import Message, ToolCall, ToolResult
+from fission_grpo.core.types import Message, ToolCall
 from fission_grpo.envs.bfcl.env import environment_of
 from fission_grpo.envs.bfcl.tasks import DONE, NEED_MORE, NO_TOOL, GeneratedCase, all_rows
-from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.recipes.starter_policy.desk_demos import SORRY, DemoBehavior
+from fission_grpo.recipes.starter_policy.desk_demos import SORRY, DemoBehavior, Demonstration, demonstrate_call
 
 MAX_ERRORS = 3  # in one demonstration, which then gives up [ours]
 
 
-def case_demonstrations(
-    cases: Sequence[GeneratedCase],
-) -> Callable[[int, int, DemoBehavior], list[tuple[list[Message], list[Any]]]]:
+def case_demonstrations(cases: Sequence[GeneratedCase]) -> Callable[[int, int, DemoBehavior], list[Demonstration]]:
     """Return a function (count, seed, behavior) that samples dialogues on the cases' user turns, with their tools."""
     rows = all_rows(cases)
     names = {row["environment"] for row in rows}
     tools = {name: list(tool_methods(environment_of(name)()).values()) for name in names}
 
-    def sample(count: int, seed: int, behavior: DemoBehavior) -> list[tuple[list[Message], list[Any]]]:
+    def sample(count: int, seed: int, behavior: DemoBehavior) -> list[Demonstration]:
         sampled = []
         for index in range(count):
             rng = random.Random(f"case demo {seed} {index}")
             row = rng.choice(rows)
-            sampled.append((demonstrate(row, rng, behavior), tools[row["environment"]]))
+            sampled.append((_demonstrate(row, rng, behavior), tools[row["environment"]]))
         return sampled
 
     return sample
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
+def _demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
     """Return the dialogue up to a row's user turn, continued by a demonstration. All tool results are real."""
     environment = environment_of(row["environment"])()
     environment.reset(**row)
     tools = tool_methods(environment)
     messages: list[Message] = list(row["prompt"])
-    reference = [ToolCall(call["name"], call["arguments"]) for call in json.loads(row["scenario"])["reference"]]
+    reference = [ToolCall(**call) for call in json.loads(row["scenario"])["reference"]]
     errors = 0
     for right in reference:
         call = _mistaken(right, rng) if rng.random() < behavior.slip else right
-        result = _make_call(messages, tools, call)
+        result = demonstrate_call(messages, tools, call)
         while result.error is not None:
             errors += 1
             draw = rng.random()
@@ -57,17 +53,9 @@ def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavi
                 call = right
             elif rng.random() >= behavior.repeat:
                 call = _mistaken(right, rng)
-            result = _make_call(messages, tools, call)
+            result = demonstrate_call(messages, tools, call)
     last = DONE if reference else NO_TOOL if "-" in row["environment"] else NEED_MORE
     return [*messages, {"role": "assistant", "content": last}]
-
-
-def _make_call(messages: list[Message], tools: Mapping[str, Any], call: ToolCall) -> ToolResult:
-    """Make a call, and append the call and its result to the messages."""
-    result = make_call(tools, call)
-    messages.append({"role": "assistant", "content": render_call(call)})
-    messages.append({"role": "tool", "name": call.name, "content": result.content})
-    return result
 
 
 def _mistaken(call: ToolCall, rng: random.Random) -> ToolCall:

@@ -12,31 +12,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import render_call
-from fission_grpo.core.types import Message, ToolCall
-from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk, ToolError
+from fission_grpo.core.types import Message, ToolCall, ToolResult
+from fission_grpo.envs.desk.env import CONTACTS, FOLDERS, Desk
 from fission_grpo.envs.desk.tasks import make_rows, solutions_by_request, spoken_time
+from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
 
 MAX_CALLS = 3  # for one request [ours]
 SINGLE_SHARE = 0.25  # of demonstrations that have one request where the others have several [ours]
 SORRY = "Sorry, I could not do that."
+Demonstration = tuple[list[Message], list[Any]]  # a dialogue and its tools
 
 
 @dataclass(frozen=True)
 class DemoBehavior:
-    """Probabilities of what a demonstration does. [ours]
+    """Probabilities of what a demonstration does. [ours]"""
 
-    Args:
-        slip: the first call of a task has a typical mistake.
-        recover: after an error, the next call is the right one.
-        repeat: if it is not, it is the same call again;
-        give_up: or there is no further call. Otherwise it is another wrong call.
-    """
-
-    slip: float
-    recover: float
-    repeat: float = 0.45
-    give_up: float = 0.2
+    slip: float  # the first call of a task has a typical mistake
+    recover: float  # after an error, the next call is the right one
+    repeat: float = 0.45  # if it is not, it is the same call again,
+    give_up: float = 0.2  # or there is no further call. Otherwise it is another wrong call
 
 
 SKILLED = DemoBehavior(slip=0.3, recover=0.8)
@@ -50,84 +45,68 @@ MIXED_MULTI_REQUEST = DemoBehavior(slip=0.4, recover=0.3)
 def demonstrations(count: int, seed: int, behavior: DemoBehavior, requests: int = 1) -> list[list[Message]]:
     """Return dialogues on tasks of the training split, from the request to the assistant's last message.
 
-    Args:
-        count: number of dialogues.
-        seed: of tasks and mistakes.
-        behavior: how often they go wrong.
-        requests: per task; above 1, the first SINGLE_SHARE of the tasks still have one.
+    With several `requests` per task, the first SINGLE_SHARE of the tasks still have one.
     """
     rows = make_rows(count, seed, "train", requests)
     if requests > 1:
         single = int(SINGLE_SHARE * count)
         rows[:single] = make_rows(single, seed, "train")
-    return [demonstrate(row, random.Random(f"demo {seed} {index}"), behavior) for index, row in enumerate(rows)]
+    return [_demonstrate(row, random.Random(f"demo {seed} {index}"), behavior) for index, row in enumerate(rows)]
 
 
-def demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
-    """Return one dialogue on a task as chat messages.
-
-    The requests are handled one after another. The last message is "Done." if no request ended with an error.
-    """
+def _demonstrate(row: Mapping[str, Any], rng: random.Random, behavior: DemoBehavior) -> list[Message]:
+    """Handle the requests of a task one after another. The last message is "Done." if none ended with an error."""
     desk = Desk()
     desk.reset(**row)
     messages: list[Message] = list(row["prompt"])
     failed = False
     for first, calls in solutions_by_request(row):
-        attempts = _handle_request(tool_methods(desk), first, calls, rng, behavior)
-        failed = failed or attempts[-1].failed
-        for attempt in attempts:
-            messages.append({"role": "assistant", "content": render_call(attempt.call)})
-            messages.append({"role": "tool", "name": attempt.call.name, "content": attempt.result})
+        failed |= _handle_request(messages, tool_methods(desk), first, calls, rng, behavior)
     return [*messages, {"role": "assistant", "content": SORRY if failed else "Done."}]
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """A call, the text of its result, and whether it failed."""
-
-    call: ToolCall
-    result: str
-    failed: bool
+def demonstrate_call(messages: list[Message], tools: Mapping[str, Any], call: ToolCall) -> ToolResult:
+    """Make a call, and append the call and its result to the messages."""
+    result = make_call(tools, call)
+    messages.append({"role": "assistant", "content": render_call(call)})
+    messages.append({"role": "tool", "name": call.name, "content": result.content})
+    return result
 
 
 def _handle_request(
-    tools: Mapping[str, Any], first: ToolCall, calls: tuple[ToolCall, ...], rng: random.Random, behavior: DemoBehavior
-) -> list[_Attempt]:
-    """Make at most MAX_CALLS calls for one request."""
+    messages: list[Message],
+    tools: Mapping[str, Any],
+    first: ToolCall,
+    calls: tuple[ToolCall, ...],
+    rng: random.Random,
+    behavior: DemoBehavior,
+) -> bool:
+    """Make at most MAX_CALLS calls for one request. Returns whether the last one failed."""
     pending = list(calls)
-    call = first
-    if rng.random() < (behavior.slip if call == pending[0] else behavior.slip / 2):
-        call = _mistaken(call, rng)
-    attempts: list[_Attempt] = []
+    next_call: ToolCall | None = first
+    if rng.random() < (behavior.slip if first == pending[0] else behavior.slip / 2):
+        next_call = _mistaken(first, rng)
+    failed = False
     for _ in range(MAX_CALLS):
-        attempt = _attempt(tools, call)
-        attempts.append(attempt)
-        if attempt.failed:
-            next_call = _after_error(first, call, pending, rng, behavior)
+        call = next_call
+        if call is None:
+            break
+        failed = demonstrate_call(messages, tools, call).error is not None
+        if failed:
+            next_call = _after_error(first, call, pending[0], rng, behavior)
         else:
             if call == pending[0]:
                 pending.pop(0)
             next_call = pending[0] if pending and call in calls else None
-        if next_call is None:
-            break
-        call = next_call
-    return attempts
-
-
-def _attempt(tools: Mapping[str, Any], call: ToolCall) -> _Attempt:
-    """Make a call. Its result is written as TRL writes it."""
-    try:
-        return _Attempt(call, str(tools[call.name](**call.arguments)), False)
-    except (ToolError, TypeError) as error:
-        return _Attempt(call, str({"error": str(error)}), True)
+    return failed
 
 
 def _after_error(
-    first: ToolCall, call: ToolCall, pending: list[ToolCall], rng: random.Random, behavior: DemoBehavior
+    first: ToolCall, call: ToolCall, right: ToolCall, rng: random.Random, behavior: DemoBehavior
 ) -> ToolCall | None:
     """Choose the call after `call` failed; None to give up."""
     if rng.random() < behavior.recover:
-        return pending[0]
+        return right
     draw = rng.random()
     if draw < behavior.repeat:
         return call

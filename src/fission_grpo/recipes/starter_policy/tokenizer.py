@@ -25,11 +25,7 @@ copy a word by copying tokens; numbers are pairs of digits; fixed phrases are on
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 960, positions: int = 1024, pieces: str = PIECES) -> Any:
     """Train a `PreTrainedTokenizerFast` for TRL's tool calling, with TRL's response template of Qwen3.
 
-    Args:
-        texts: to train on.
-        vocabulary: number of tokens, 256 of which are the bytes.
-        positions: longest input of the model, in tokens.
-        pieces: pattern of the pieces within which tokens are formed.
+    `vocabulary` is the number of tokens, 256 of which are the bytes; `positions` the longest input in tokens.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

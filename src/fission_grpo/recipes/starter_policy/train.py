@@ -15,8 +15,9 @@ import argparse
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,68 +26,47 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import MOST_REQUESTS
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.recipes.starter_policy.desk_demos import (
-    MIXED,
-    MIXED_MULTI_REQUEST,
-    SKILLED,
-    DemoBehavior,
-    demonstrations,
-)
-from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
+from fission_grpo.recipes.starter_policy import desk_demos
+from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED, DemoBehavior, Demonstration
+from fission_grpo.recipes.starter_policy.tokenizer import SHIPPED, train_tokenizer
 
 BATCH = 32  # dialogues per step
 MIXED_SHARE = 0.25  # of the training, at its end, on mixed demonstrations [ours]
 WARM_UP = 0.03  # of the training
 OTHER_WEIGHT = 0.1  # loss weight of tokens that the assistant did not write; predicting them teaches copying [ours]
 
-Demonstrations = Callable[[int, int, DemoBehavior], list[tuple[list[Any], list[Any]]]]
-"""A function (count, seed, behavior) that samples dialogues, each with its tools."""
+Demonstrations = Callable[[int, int, DemoBehavior], list[Demonstration]]  # samples (count, seed, behavior)
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train.
+    """How to train."""
 
-    Args:
-        seed: of weights and demonstrations.
-        steps: optimizer steps of BATCH dialogues each.
-        minutes: time limit, which the schedules then follow; None for no limit.
-        learning_rate: peak, after the warm-up; decays to a twentieth as a cosine.
-        start: folder of a policy trained on skilled demonstrations, to continue with mixed ones; None for random
-            weights.
-        vocabulary: number of tokens of a new tokenizer.
-        positions: longest dialogue of a new model, in tokens; longer demonstrations are truncated.
-        requests: per task in Desk, in three of four demonstrations; the others have one.
-    """
-
-    seed: int = 0
-    steps: int = 640
-    minutes: float | None = None
-    learning_rate: float = 3e-3
-    start: Path | None = None
-    vocabulary: int = 960
-    positions: int = 1024
-    requests: int = 1
+    seed: int = _option(0, "seed of weights and demonstrations")
+    steps: int = _option(640, f"optimizer steps of {BATCH} dialogues each")
+    minutes: float | None = _option(None, "end after this time, if the steps take longer; the schedules follow it")
+    learning_rate: float = _option(3e-3, "peak, after the warm-up; decays to a twentieth as a cosine")
+    start: Path | None = _option(None, "a `skilled` folder: train it on mixed demonstrations only")  # noqa: RUF009
+    vocabulary: int = _option(960, "number of tokens of a new tokenizer")
+    positions: int = _option(1024, "longest dialogue of a new model, in tokens; longer ones are truncated")
+    requests: int = _option(1, "requests per task in Desk, in three of four demonstrations; the others have one")
 
 
-def desk_demonstrations(
-    count: int, seed: int, behavior: DemoBehavior, requests: int = 1
-) -> list[tuple[list[Any], list[Any]]]:
+def desk_demonstrations(count: int, seed: int, behavior: DemoBehavior, requests: int = 1) -> list[Demonstration]:
     """Return demonstrations in Desk, each with Desk's tools."""
     tools = list(tool_methods(Desk()).values())
-    return [(dialogue, tools) for dialogue in demonstrations(count, seed, behavior, requests)]
+    return [(dialogue, tools) for dialogue in desk_demos.demonstrations(count, seed, behavior, requests)]
 
 
 def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | None = None) -> dict[str, Any]:
-    """Train a policy and save it with its tokenizer.
+    """Train a policy on demonstrations, in Desk by default, and save it with its tokenizer.
 
-    Args:
-        output: folder to write; the policy before the mixed demonstrations is saved in its subfolder `skilled`.
-        config: how to train.
-        sample: source of demonstrations, Desk by default.
-
-    Returns:
-        A record of the training, which is also saved as `training.json`.
+    The policy before the mixed demonstrations is saved in the subfolder `skilled` of `output`. Returns a record of
+    the training, which is also saved as `training.json`.
     """
     import torch
 
@@ -94,7 +74,7 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
     sample = sample or partial(desk_demonstrations, requests=config.requests)
     model, tokenizer = load_starter(config.start) if config.start else make_starter(config, sample)
     update = _make_optimizers(model)
-    mixed = MIXED if config.requests == 1 else MIXED_MULTI_REQUEST
+    mixed = MIXED if config.requests == 1 else desk_demos.MIXED_MULTI_REQUEST
     started = time.monotonic()
     first_progress = progress = 1 - MIXED_SHARE if config.start else 0.0
     step, tokens, loss, behavior = 0, 0, math.nan, SKILLED
@@ -118,7 +98,7 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
         if step % 25 == 0 or progress >= 1:
             print(f"step {step:5d}  loss {loss:.4f}  rate {rate:.1e}  {elapsed:5.1f} min  {progress:4.0%}", flush=True)
     record = {
-        **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
+        **asdict(config),
         "steps_done": step,
         "minutes_taken": round((time.monotonic() - started) / 60, 1),
         "tokens": tokens,
@@ -126,13 +106,12 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
         "parameters": sum(weight.numel() for weight in model.parameters()),
     }
     _save(model, tokenizer, output)
-    (output / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (output / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
     return record
 
 
-def make_starter(config: TrainConfig, sample: Demonstrations | None = None) -> tuple[Any, Any]:
-    """Return an untrained model and a tokenizer trained on demonstrations, those in Desk by default."""
-    sample = sample or partial(desk_demonstrations, requests=config.requests)
+def make_starter(config: TrainConfig, sample: Demonstrations) -> tuple[Any, Any]:
+    """Return an untrained model and a tokenizer trained on demonstrations."""
     dialogues = sample(1500, config.seed, MIXED)
     # the first tokenizer only renders the dialogues on which the second is trained
     first = train_tokenizer([message["content"] for dialogue, _ in dialogues for message in dialogue])
@@ -142,24 +121,11 @@ def make_starter(config: TrainConfig, sample: Demonstrations | None = None) -> t
 
 
 def make_model(tokenizer: Any, positions: int = 1024) -> Any:
-    """Return a Qwen3 of about a million random weights (float32) for the tokenizer's vocabulary."""
+    """Return a Qwen3 of about a million random weights (float32): the shipped policy's sizes, but for these two."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=positions,
-        tie_word_embeddings=True,
-        use_cache=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = Qwen3Config.from_pretrained(SHIPPED)
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), positions
     return Qwen3ForCausalLM(config)
 
 
@@ -167,37 +133,33 @@ def _make_optimizers(model: Any) -> Callable[[float], None]:
     """Return a function that updates at a learning rate: matrices by Muon (Jordan 2024), the rest by AdamW."""
     import torch
 
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    matrices, rest = defaultdict(list), []
+    for name, weight in model.named_parameters():
+        is_matrix = weight.ndim == 2 and "embed" not in name
+        (matrices[weight.shape] if is_matrix else rest).append(weight)
     adamw = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.01)
-    momenta = [torch.zeros_like(weight) for weight in matrices]
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for i, weight in enumerate(matrices):
-        by_shape.setdefault(tuple(weight.shape), []).append(i)
+    groups = [(weights, torch.zeros(len(weights), *shape)) for shape, weights in matrices.items()]
 
     @torch.no_grad()
     def update(rate: float) -> None:
         adamw.param_groups[0]["lr"] = rate
         adamw.step()
-        for same_shape in by_shape.values():
-            for i in same_shape:
-                momenta[i].lerp_(matrices[i].grad, 0.05)
-            directions = muon_update([matrices[i].grad.lerp(momenta[i], 0.95) for i in same_shape])
-            for i, direction in zip(same_shape, directions, strict=True):
-                matrices[i].mul_(1 - 0.01 * rate).sub_(rate * direction)
+        for weights, momentum in groups:
+            gradients = torch.stack([weight.grad for weight in weights])
+            momentum.lerp_(gradients, 0.05)
+            directions = _orthogonalized(gradients.lerp(momentum, 0.95))
+            for weight, direction in zip(weights, directions, strict=True):
+                weight.mul_(1 - 0.01 * rate).sub_(rate * direction)
 
     return update
 
 
-def muon_update(momenta: list[Any]) -> list[Any]:
-    """Orthogonalize matrices of one shape in float32 (torch's Muon uses bfloat16, which is slow on CPUs).
+def _orthogonalized(x: Any) -> Any:
+    """Orthogonalize matrices (N, R, C) in float32 (torch's Muon uses bfloat16, which is slow on CPUs).
 
     Five quintic Newton-Schulz steps with Keller Jordan's coefficients bring all singular values near 1. The factor
     gives the update the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982).
     """
-    import torch
-
-    x = torch.stack(momenta)
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -205,7 +167,7 @@ def muon_update(momenta: list[Any]) -> list[Any]:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     x = x.mT if is_tall else x
-    return list(0.2 * max(x.shape[1:]) ** 0.5 * x)
+    return 0.2 * max(x.shape[1:]) ** 0.5 * x
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -214,7 +176,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _batches(tokenizer: Any, dialogues: Sequence[tuple[list[Any], list[Any]]]) -> Iterator[tuple[Any, Any, float]]:
+def _batches(tokenizer: Any, dialogues: Sequence[Demonstration]) -> Iterator[tuple[Any, Any, float]]:
     """Yield the shorter and the longer half of the dialogues: ids (B, L), loss weights (B, L), share of the step."""
     import torch
 
@@ -251,32 +213,24 @@ def _schedule(progress: float) -> float:
 
 
 def main() -> None:
-    default = TrainConfig()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, help="folder for weights, tokenizer and training.json")
-    add("--seed", type=int, default=default.seed, help="of weights and demonstrations (default %(default)s)")
-    add("--steps", type=int, default=default.steps, help="steps of 32 dialogues (default %(default)s)")
-    add("--minutes", type=float, help="end after this time, if the steps take longer")
-    add("--learning-rate", type=float, default=default.learning_rate, help="peak (default %(default)s)")
-    add("--start", type=Path, help="a folder's `skilled`: train it on the mixed demonstrations only")
-    add("--cases", type=Path, help="train on this case file (`tasks generate`) instead of Desk")
-    add("--requests", type=int, default=default.requests, help="of a task in Desk (default %(default)s)")
-    add("--vocabulary", type=int, default=default.vocabulary, help="number of tokens (default %(default)s)")
-    add("--positions", type=int, default=default.positions, help="longest dialogue, in tokens (default %(default)s)")
-    args = parser.parse_args()
-    if args.steps < 1 or (args.minutes is not None and args.minutes <= 0):
+    from transformers import HfArgumentParser
+
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = HfArgumentParser(TrainConfig, description=__doc__, formatter_class=formatter)  # pyright: ignore
+    parser.add_argument("--output", type=Path, required=True, help="folder for weights, tokenizer and training.json")
+    parser.add_argument("--cases", type=Path, help="train on this case file (`tasks generate`) instead of Desk")
+    config, args = parser.parse_args_into_dataclasses()
+    if config.steps < 1 or (config.minutes is not None and config.minutes <= 0):
         parser.error("--steps and --minutes must be positive")
-    if not 1 <= args.requests <= MOST_REQUESTS or (args.cases and args.requests > 1):
+    if not 1 <= config.requests <= MOST_REQUESTS or (args.cases and config.requests > 1):
         parser.error(f"--requests must be from 1 to {MOST_REQUESTS}, and is for Desk, not for --cases")
-    config = TrainConfig(**{field.name: getattr(args, field.name) for field in fields(TrainConfig)})
     sample = None
     if args.cases:
         from fission_grpo.envs.bfcl.tasks import load_cases
         from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 
         sample = case_demonstrations(load_cases(args.cases))
-    print(json.dumps(train_starter(args.output, config, sample)))
+    print(json.dumps(train_starter(args.output, config, sample), default=str))
 
 
 if __name__ == "__main__":

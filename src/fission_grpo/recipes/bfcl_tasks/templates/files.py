@@ -1,21 +1,19 @@
 """Templates for GorillaFileSystem."""
 
-from __future__ import annotations
+from random import Random
 
-import random
-from typing import Any
+from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, UserRequest, any_call, one_call
+from fission_grpo.recipes.bfcl_tasks.templates.words import ADJECTIVES, NOUNS
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import ADJECTIVES, NOUNS, Sandbox, Template, UserRequest, one_call
-
-# phrases are wrapped by hand
 # fmt: off
 LINES = ("north wind", "red door", "blue lamp", "old bridge", "green field", "last train", "first snow")
+UNITS = {"l": "lines", "w": "words", "c": "characters"}
 
 
-def config(rng: random.Random) -> dict[str, Any]:
+def config(rng: Random) -> dict[str, object]:
     """A folder with files and two folders."""
     words = rng.sample(NOUNS, 6)
-    contents: dict[str, Any] = {
+    contents: dict[str, object] = {
         f"{word}.txt": {"type": "file", "content": "\n".join(rng.sample(LINES, rng.randint(2, 4)))}
         for word in words[:4]
     }
@@ -42,43 +40,38 @@ def a_folder(t: Sandbox) -> str:
 def enter(t: Sandbox) -> UserRequest:
     t.do("cd", folder=a_folder(t))
     if t.rng.random() < 0.4:
-        return t.ask("Go into {folder}.", "Change to the folder {folder}.")
+        return t.request("Go into {folder}.", "Change to the folder {folder}.")
     t.do("cat", file_name=a_file(t))
-    return t.ask("Go into {folder} and show {file_name}.", "In {folder}, read {file_name}.")
+    return t.request("Go into {folder} and show {file_name}.", "In {folder}, read {file_name}.")
 
 
 def write(t: Sandbox) -> UserRequest:
     name, text = f"{t.pick(ADJECTIVES)}.txt", t.pick(LINES)
     t.do("touch", file_name=name)
     t.do("echo", content=text, file_name=name)
-    return t.ask(
-        "Create {file_name} and write '{content}' into it.", "Make a new file {file_name} that says '{content}'.",
-        vague="Create a file and write '{content}' into it.", detail="Name it {file_name}.",
-    )
-
-
-def move(t: Sandbox) -> UserRequest:
-    name, folder, function = a_file(t), a_folder(t), t.pick(("mv", "cp"))
-    t.do(function, source=name, destination=folder)
-    if function == "cp":
-        return t.ask("Copy {source} into {destination}.", "Put a copy of {source} in {destination}.")
-    return t.ask("Move {source} into {destination}.", "Put {source} in the folder {destination}.")
+    return t.request("Create {file_name} and write '{content}' into it.",
+                     "Make a new file {file_name} that says '{content}'.",
+                     vague="Create a file and write '{content}' into it.", detail="Name it {file_name}.")
 
 
 def count(t: Sandbox) -> UserRequest:
-    name, (mode, unit) = a_file(t), t.pick((("l", "lines"), ("w", "words"), ("c", "characters")))
+    name, mode = a_file(t), t.pick(tuple(UNITS))
     t.do("wc", file_name=name, mode=mode)
-    return t.ask("Count the {unit} of {file_name}.", "How many {unit} has {file_name}?", unit=unit)
+    return t.request("Count the {unit} of {file_name}.", "How many {unit} has {file_name}?", unit=UNITS[mode])
 
 
 def compare(t: Sandbox) -> UserRequest:
     names = _files(t)
     first = t.pick(names)
     t.do("diff", file_name1=first, file_name2=t.pick([name for name in names if name != first]))
-    return t.ask("Compare {file_name1} with {file_name2}.", "How do {file_name1} and {file_name2} differ?")
+    return t.request("Compare {file_name1} with {file_name2}.", "How do {file_name1} and {file_name2} differ?")
 
 
-TEMPLATES: tuple[Template, ...] = (
+MOVE_OR_COPY = {
+    "mv": ("Move {source} into {destination}.", "Put {source} in the folder {destination}."),
+    "cp": ("Copy {source} into {destination}.", "Put a copy of {source} in {destination}."),
+}
+TEMPLATES = (
     one_call("cat", "Show me {file_name}.", "What is in {file_name}?",
              vague="Show me the file.", detail="I mean {file_name}.", file_name=a_file),
     one_call("ls", "List the files here.", "What is in this folder?"),
@@ -87,7 +80,7 @@ TEMPLATES: tuple[Template, ...] = (
              vague="Make a folder.", detail="Call it {dir_name}.",
              dir_name=lambda t: f"{t.pick(ADJECTIVES)}_{t.pick(NOUNS)}"),
     write,
-    move,
+    any_call(MOVE_OR_COPY, source=a_file, destination=a_folder),
     one_call("mv", "Rename {source} to {destination}.", "{source} should be called {destination}.",
              source=a_file, destination=lambda t: f"{t.pick(ADJECTIVES)}_{t.rng.randint(2, 99)}.txt"),
     one_call("rm", "Delete {file_name}.", "Remove the file {file_name}.",

@@ -1,13 +1,10 @@
 """Templates for TicketAPI."""
 
-from __future__ import annotations
+from random import Random
 
-import random
-from typing import Any
+from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, UserRequest, choice, one_call
+from fission_grpo.recipes.bfcl_tasks.templates.words import NAMES, a_password, a_user
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import NAMES, Sandbox, Template, UserRequest, choice, one_call
-
-# phrases are wrapped by hand
 # fmt: off
 PROBLEMS = (
     "printer jam", "slow laptop", "lost badge", "broken screen", "mail delay", "no sound", "wifi drops", "door stuck",
@@ -15,7 +12,7 @@ PROBLEMS = (
 FIXES = ("cable replaced", "restarted the service", "new part fitted", "settings reset", "software updated")
 
 
-def config(rng: random.Random) -> dict[str, Any]:
+def config(rng: Random) -> dict[str, object]:
     """A queue of two to four tickets, and possibly a user who is logged in."""
     user = rng.choice(NAMES).lower()
     first = rng.randint(100, 899)
@@ -29,69 +26,53 @@ def config(rng: random.Random) -> dict[str, Any]:
     return {"ticket_queue": tickets, "ticket_counter": first + len(tickets), "current_user": current}
 
 
-def _ticket(t: Sandbox, *statuses: str) -> dict[str, Any]:
+def _ticket(t: Sandbox, *statuses: str) -> dict[str, object]:
     queue = t.instance("TicketAPI").ticket_queue
     return t.pick([ticket for ticket in queue if not statuses or ticket["status"] in statuses])
-
-
-def login(t: Sandbox) -> UserRequest:
-    user, password = t.pick(NAMES).lower(), f"{t.pick(NAMES).lower()}{t.rng.randint(10, 99)}"
-    t.require(t.instance("TicketAPI").current_user is None)
-    t.do("ticket_login", username=user, password=password)
-    return t.ask(
-        "Log me in to the ticket system as {username} with password {password}.",
-        "Sign in to ticketing: user {username}, password {password}.",
-        vague="Log me in to the ticket system as {username}.", detail="The password is {password}.",
-    )
 
 
 def create(t: Sandbox) -> UserRequest:
     title, priority = t.pick(PROBLEMS), t.rng.randint(1, 5)
     if t.rng.random() < 0.5:
         t.do("create_ticket", title=title, priority=priority)
-        return t.ask(
-            "Open a ticket titled '{title}' with priority {priority}.",
-            "Please file a ticket '{title}', priority {priority}.",
-            vague="Open a ticket with priority {priority}.", detail="Its title is '{title}'.",
-        )
+        return t.request("Open a ticket titled '{title}' with priority {priority}.",
+                         "Please file a ticket '{title}', priority {priority}.",
+                         vague="Open a ticket with priority {priority}.", detail="Its title is '{title}'.")
     text = f"{title} since {t.pick(('Monday', 'Tuesday', 'Friday'))}"
     t.do("create_ticket", title=title, description=text, priority=priority)
-    return t.ask(
-        "Open a ticket titled '{title}', description '{description}', priority {priority}.",
-        "File '{title}' as a priority {priority} ticket and describe it as '{description}'.",
-    )
+    return t.request("Open a ticket titled '{title}', description '{description}', priority {priority}.",
+                     "File '{title}' as a priority {priority} ticket and describe it as '{description}'.")
 
 
 def change_priority(t: Sandbox) -> UserRequest:
     ticket = _ticket(t, "Open")
     priority = t.pick([n for n in range(1, 6) if n != ticket["priority"]])
     t.do("edit_ticket", ticket_id=ticket["id"], updates={"priority": priority})
-    return t.ask(
-        "Change the priority of ticket {ticket_id} to {priority}.", "Set ticket {ticket_id} to priority {priority}.",
-        vague="Change the priority of ticket {ticket_id}.", detail="To {priority}.", priority=priority,
-    )
+    return t.request("Change the priority of ticket {ticket_id} to {updates[priority]}.",
+                     "Set ticket {ticket_id} to priority {updates[priority]}.",
+                     vague="Change the priority of ticket {ticket_id}.", detail="To {updates[priority]}.")
 
 
 def list_own(t: Sandbox) -> UserRequest:
     if t.rng.random() < 0.5:
         t.do("get_user_tickets")
-        return t.ask("List all my tickets.", "Which tickets have I created?")
+        return t.request("List all my tickets.", "Which tickets have I created?")
     t.do("get_user_tickets", status=t.pick(("Open", "Resolved")))
-    return t.ask("List my tickets with status {status}.", "Which of my tickets are {status}?")
+    return t.request("List my tickets with status {status}.", "Which of my tickets are {status}?")
 
 
 def create_and_close(t: Sandbox) -> UserRequest:
-    title, priority = t.pick(PROBLEMS), t.rng.randint(1, 5)
-    ticket = t.do("create_ticket", title=title, priority=priority)
+    ticket = t.do("create_ticket", title=t.pick(PROBLEMS), priority=t.rng.randint(1, 5))
     t.do("close_ticket", ticket_id=ticket["id"])
-    return t.ask(
-        "Open a ticket titled '{title}' with priority {priority} and close it right away.",
-        "File '{title}' at priority {priority}, then close that ticket.",
-    )
+    return t.request("Open a ticket titled '{title}' with priority {priority} and close it right away.",
+                     "File '{title}' at priority {priority}, then close that ticket.")
 
 
-TEMPLATES: tuple[Template, ...] = (
-    login,
+TEMPLATES = (
+    one_call("ticket_login", "Log me in to the ticket system as {username} with password {password}.",
+             "Sign in to ticketing: user {username}, password {password}.",
+             vague="Log me in to the ticket system as {username}.", detail="The password is {password}.",
+             when=lambda t: t.instance("TicketAPI").current_user is None, username=a_user, password=a_password),
     create,
     create,
     one_call("get_ticket", "Show me ticket {ticket_id}.", "What does ticket {ticket_id} say?",

@@ -1,20 +1,16 @@
 """Templates for VehicleControlAPI."""
 
-from __future__ import annotations
+from random import Random
 
-import random
-from typing import Any
+from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, UserRequest, choice, number, one_call
 
-from fission_grpo.recipes.bfcl_tasks.templates.base import Sandbox, Template, UserRequest, choice, number, one_call
-
-# phrases are wrapped by hand
 # fmt: off
 DOORS = ("driver", "passenger", "rear_left", "rear_right")
 CITIES = ("Rivermist", "Stonebrook", "Maplecrest", "Silverpine", "Oakendale", "Willowbend", "Autumnville")
 NEIGHBORS = (("Rivermist", "Stonebrook"), ("Maplecrest", "Silverpine"), ("Oakendale", "Willowbend"))
 
 
-def config(rng: random.Random) -> dict[str, Any]:
+def config(rng: Random) -> dict[str, object]:
     """A parked car with some fuel and some unlocked doors."""
     doors = {door: rng.choice(("locked", "unlocked")) for door in DOORS}
     return {
@@ -45,16 +41,15 @@ def _unlocked_doors(t: Sandbox) -> list[str]:
 def fill_liters(t: Sandbox) -> UserRequest:
     gallons = t.do("liter_to_gallon", liter=float(t.rng.randint(5, 40)))["gallon"]
     t.do("fillFuelTank", fuelAmount=gallons)
-    return t.ask(
-        "Convert {liter} liters to gallons and fill that in.", "Fuel up {liter} liters; convert to gallons first.",
-    )
+    return t.request("Convert {liter} liters to gallons and fill that in.",
+                     "Fuel up {liter} liters; convert to gallons first.")
 
 
 def lock(t: Sandbox) -> UserRequest:
     doors = _unlocked_doors(t)
     t.pick(doors)  # at least one; this draw keeps the tasks of a seed as they are
     t.do("lockDoors", unlock=False, door=doors)
-    return t.ask("Lock these doors: {doors}.", "Please lock {doors}.", doors=", ".join(doors))
+    return t.request("Lock these doors: {door}.", "Please lock {door}.")
 
 
 def start(t: Sandbox) -> UserRequest:
@@ -64,23 +59,19 @@ def start(t: Sandbox) -> UserRequest:
     t.do("pressBrakePedal", pedalPosition=1.0)
     t.do("startEngine", ignitionMode="START")
     locking = f"Lock {', '.join(doors)}, press" if doors else "Press"
-    return t.ask(
-        "{locking} the brake fully and START the engine.", "{locking} the brake pedal to 1.0, then START.",
-        locking=locking,
-    )
+    return t.request(f"{locking} the brake fully and START the engine.",
+                     f"{locking} the brake pedal to 1.0, then START.")
 
 
 def distance(t: Sandbox) -> UserRequest:
     start, end = t.pick(NEIGHBORS)
     codes = [t.do("get_zipcode_based_on_city", city=city)["zipcode"] for city in (start, end)]
     t.do("estimate_distance", cityA=codes[0], cityB=codes[1])
-    return t.ask(
-        "How far is {start} from {end}? Look up both zip codes.", "Distance from {start} to {end}, by zip code?",
-        start=start, end=end,
-    )
+    return t.request(f"How far is {start} from {end}? Look up both zip codes.",
+                     f"Distance from {start} to {end}, by zip code?")
 
 
-TEMPLATES: tuple[Template, ...] = (
+TEMPLATES = (
     one_call("fillFuelTank", "Fill in {fuelAmount} gallons of fuel.", "Add {fuelAmount} gallons to the tank.",
              vague="Fill up some fuel.", detail="{fuelAmount} gallons.", fuelAmount=number(1, 15, 1.0)),
     fill_liters,
