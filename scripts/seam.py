@@ -1,7 +1,7 @@
 """Run the seam tests against versions of TRL and transformers, each in a fresh virtual environment.
 
     python scripts/seam.py                                  # every supported TRL with the newest transformers
-    python scripts/seam.py --trl 1.12.0 --lowest            # the lowest bounds of pyproject.toml, all together
+    python scripts/seam.py --trl 1.14.2 --lowest            # the lowest bounds of pyproject.toml, all together
     python scripts/seam.py --trl 1.16.0 --transformers 5.15.0
     FISSION_GRPO_ANY_TRL=1 python scripts/seam.py --trl main   # TRL's main branch; needs a network with GitHub
 
@@ -30,38 +30,26 @@ sys.path.insert(0, str(ROOT / "src"))
 from fission_grpo.training.trl_compat import SUPPORTED  # noqa: E402 - works without TRL
 
 SEAM = (
-    "trl_versions",
-    "trainer",
-    "trainer_arguments",
-    "trainer_diagnosis",
-    "trainer_sharing",
-    "hostile_training",
-    "special_tokens",
-    "resume",
-    "shared_prefix_trainer",
-    "shared_prefix_check",
-    "shared_prefix_update",
-    "shared_prefix_generation",
-    "processes",
-    "sharded",
-    "run_state",
-    "watch",
-    "faults",
-    "environment",
-    "rollouts",
-    "templates",
-    "tool_schemas",
-    "starter",
-    "local_policy",
-    "interrupt",
-    "one_file",
-    "cli",
-    "simulator_train",
+    "training",
+    "cli/test_interrupt.py",
+    "cli/test_main.py",
+    "core/test_special_tokens.py",
+    "envs/test_faults.py",
+    "envs/test_restore.py",
+    "envs/test_wrapper.py",
+    "inference/test_local.py",
+    "inference/test_pretrained.py",
+    "integration/test_hostile_training.py",
+    "integration/test_processes.py",
+    "integration/test_resume.py",
+    "integration/test_sharded.py",
+    "project/test_one_file.py",
+    "recipes/test_error_simulator_train.py",
+    "recipes/test_starter_policy.py",
 )
-"""The tests (tests/test_*.py) that touch TRL or transformers where they may change."""
+"""The files and folders in `tests` that touch TRL or transformers where they may change."""
 PACKAGES = (
     "accelerate",
-    "requests",
     "datasets",
     "peft",
     "rich",
@@ -101,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--torch-from", metavar="PYTHON", help="link that Python's torch instead of installing one")
     parser.add_argument("--folder", help="where environments are made; default: a temporary folder")
     parser.add_argument("--output", type=Path, help="JSON file to which results are added")
-    parser.add_argument("--tests", nargs="*", default=SEAM, help="names of tests/test_NAME.py; default: the seam")
+    parser.add_argument("--tests", nargs="*", default=SEAM, help="files and folders in tests; default: SEAM")
     parser.add_argument("--keep", action="store_true", help="do not remove the environments")
     return parser.parse_args()
 
@@ -173,7 +161,7 @@ def link_torch(other: str, python: str) -> str:
 
 def tested(python: str, report: Path, names: list[str]) -> dict[str, Any]:
     """Run the tests; counts, and the names of those that failed."""
-    files = [str(ROOT / "tests" / f"test_{name}.py") for name in names]
+    files = [str(ROOT / "tests" / name) for name in names]
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     surroundings |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     pytest = [python, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", *files]

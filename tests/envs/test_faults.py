@@ -16,7 +16,7 @@ from fission_grpo.envs.faults import (
 )
 from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.evaluation.evaluate import evaluate
+from fission_grpo.evaluation.episodes import evaluate
 
 PUT, TOTAL = ToolCall("put", {"amount": 2}), ToolCall("total")
 

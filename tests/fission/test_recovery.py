@@ -42,6 +42,10 @@ def test_environments_own_message_is_not_said_twice():
     assert task.prompt[-1]["content"] == ERROR
 
 
+def test_empty_feedback_adds_nothing_to_the_tool_result():
+    assert recovery_task(failure(), "", source="none").prompt[-1]["content"] == ERROR
+
+
 def test_other_feedback_is_added_even_if_the_environments_message_contains_it():
     assert recovery_task(failure(), "no file").prompt[-1]["content"] == f"{ERROR}\nno file"
     assert recovery_task(failure(), "no file", source="environment").prompt[-1]["content"] == ERROR

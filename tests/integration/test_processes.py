@@ -12,7 +12,6 @@ from processes_support import copied, launched, left_by, straddling, uneven
 from safetensors.torch import load_file
 
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.trl_compat import trl_release
 
 APART = 2e-5
 """Largest distance of all parameters together, as a part of their norm, that rounding may make in 4 to 8 updates."""
@@ -33,8 +32,7 @@ snapshot and replayed elsewhere; failures of one task that several ranks asked a
 MEANS_OF_RANKS = ("entropy", "clip_ratio/")
 """TRL takes the mean of the ranks' (and micro-batches') means, which weighs tokens by how many others there are."""
 
-SERVER = ("server",) if trl_release() >= (1, 14) else ()  # older ones mix up rows with a vLLM server: refused
-TWO = ("straddling", "uneven", "straddling<1", "sampled", "sampled<2", "endpoint", "raising", "slow", *SERVER)
+TWO = ("straddling", "uneven", "straddling<1", "sampled", "sampled<2", "endpoint", "raising", "slow", "server")
 FOUR = ("straddling", "uneven", "straddling<2")
 
 
@@ -206,7 +204,6 @@ def test_a_rank_that_is_waited_for_shows_in_the_log_of_the_first(two):
     assert 0.5 <= max(waits) < 5  # feedback_timeout is 0.5
 
 
-@pytest.mark.skipif(not SERVER, reason="this TRL mixes up rows with a vLLM server; refused")
 def test_server_mode_of_vllm_asks_for_the_groups_of_each_cycle_and_every_rank_gets_its_own(two):
     first, second = ranks(two, 2, "server")
     assert first["fission"] == second["fission"]

@@ -21,7 +21,7 @@ from fission_grpo.envs.bfcl.tasks import (
     check_case,
     load_cases,
 )
-from fission_grpo.evaluation.evaluate import evaluate
+from fission_grpo.evaluation.episodes import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
 from fission_grpo.recipes.bfcl_tasks.generate import (

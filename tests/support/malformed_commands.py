@@ -35,6 +35,7 @@ CONFIGS = [
     config("open bracket", r"c\.yaml: not YAML", "tasks: [desk"),
     config("python object", r"c\.yaml: not YAML", "tasks: !!python/object/apply:os.system ['true']"),
     config("unknown key", r"c\.yaml: unknown key 'num_recovery'.*num_recovery_generations", "num_recovery: 8"),
+    config("renamed key", r"c\.yaml: recover_share is now called recovery_ratio$", "recover_share: 0.5"),
     config("key twice", r"c\.yaml.*'max_steps'.*twice", "max_steps: 8\nmax_steps: 9"),
     config(
         "aliases of aliases",
@@ -68,6 +69,8 @@ def checkpoint(name, says, files):
 
 
 OPTIONS = [
+    option("renamed", "--num_recoveries is now called --num_recovery_generations$", "--num_recoveries 8"),
+    option("renamed, with =", "--tool-seconds is now called --tool_timeout$", "--tool-seconds=8"),
     checkpoint(
         "a file cut off", "w is damaged: it has 1 bytes instead of 10", {"fission_manifest.json": MANIFEST, "w": "x"}
     ),

@@ -14,9 +14,7 @@ from fission_grpo.training.trl_compat import (
     NEEDED_ATTRIBUTES,
     SUPPORTED,
     check_names,
-    check_server_tools,
     check_versions,
-    eos_token_ids,
     missing_names,
     parse_version,
     tools_of_every_row,
@@ -39,7 +37,7 @@ def variable_unset(monkeypatch):
     monkeypatch.delenv("FISSION_GRPO_ANY_TRL", raising=False)
 
 
-@pytest.mark.parametrize("version", ["1.12.0", "1.14.2", "1.16.0", "1.16.9", "1.12.0rc1"])
+@pytest.mark.parametrize("version", ["1.14.0", "1.14.2", "1.16.0", "1.16.9", "1.14.0rc1"])
 def test_supported_versions_pass_without_a_warning(version, caplog):
     check_versions(installed(trl=version, transformers="5.15.0"))
     assert caplog.text == ""
@@ -49,8 +47,8 @@ def test_supported_versions_pass_without_a_warning(version, caplog):
     ("versions", "parts"),
     [
         (
-            {"trl": "1.11.0"},
-            ["trl 1.11.0 is installed", "trl>=1.12,!=1.15.*,<1.17", "pip install 'trl>=1.12,!=1.15.*,<1.17'"],
+            {"trl": "1.13.0"},
+            ["trl 1.13.0 is installed", "trl>=1.14,!=1.15.*,<1.17", "pip install 'trl>=1.14,!=1.15.*,<1.17'"],
         ),
         ({"trl": "1.15.0"}, ["trl 1.15.0 is installed", "fails without Triton"]),
         ({"trl": "0.29.1"}, ["trl 0.29.1 is installed"]),
@@ -75,8 +73,8 @@ def test_a_newer_one_is_tried_with_a_warning_if_the_variable_says_so_and_an_olde
     check_versions(installed(trl="1.17.0"))
     (record,) = caplog.records
     assert "trl 1.17.0 is installed" in record.getMessage()
-    with pytest.raises(UnsupportedVersionError, match=r"trl 1\.11\.0"):
-        check_versions(installed(trl="1.11.0"))
+    with pytest.raises(UnsupportedVersionError, match=r"trl 1\.13\.0"):
+        check_versions(installed(trl="1.13.0"))
     monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "0")
     with pytest.raises(UnsupportedVersionError, match="ANY_TRL=1"):
         check_versions(installed(trl="1.17.0"))
@@ -99,14 +97,14 @@ def test_the_ranges_are_those_of_pyproject_and_the_tested_versions_are_within():
         assert all(known.first <= parse_version(version) for version in known.tested)
         assert all(parse_version(version)[: len(known.last)] <= known.last for version in known.tested)
     minors = [parse_version(version)[:2] for version in SUPPORTED["trl"].tested]
-    assert minors == [(1, minor) for minor in (12, 13, 14, 16)]
+    assert minors == [(1, minor) for minor in (14, 16)]
 
 
 def test_an_unsupported_version_stops_the_import_of_the_trainer_and_the_command_says_so():
     code = """
 import sys, importlib.metadata as m
 real = m.version
-m.version = lambda name: "1.11.0" if name == "trl" else real(name)
+m.version = lambda name: "1.13.0" if name == "trl" else real(name)
 if sys.argv[1:]:
     from fission_grpo.cli.main import main
     sys.exit(main(sys.argv[1:]))
@@ -118,11 +116,11 @@ assert "trl" not in sys.modules
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
-    assert "trl 1.11.0 is installed" in said.stdout
+    assert "trl 1.13.0 is installed" in said.stdout
     for command in (["train"], ["simulator", "train"]):
         said = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
         assert said.returncode == 1
-        assert said.stderr.startswith("error: trl 1.11.0 is installed")
+        assert said.stderr.startswith("error: trl 1.13.0 is installed")
         assert len(said.stderr.splitlines()) == 1
 
 
@@ -153,11 +151,7 @@ def test_a_patched_trl_is_refused_with_what_is_missing(monkeypatch, caplog):
     assert len(caplog.records) == 1
 
 
-def test_differences_between_versions_are_bridged():
-    old = SimpleNamespace(_tokenizer=SimpleNamespace(eos_token_id=7))
-    assert eos_token_ids(old) == (7,)
-    assert eos_token_ids(SimpleNamespace(eos_token_ids=[7, 9])) == (7, 9)
-
+def test_tools_of_every_row_are_those_that_all_environments_share():
     def move(): ...
 
     def copy(): ...
@@ -172,12 +166,6 @@ def test_differences_between_versions_are_bridged():
     assert tools_of_every_row(several) == [copy]
     apart = SimpleNamespace(environment_factories={"a": 1, "b": 2}, _env_tools={"a": [move], "b": [paint]})
     assert tools_of_every_row(apart) == []
-
-
-def test_tools_with_a_vllm_server_are_refused_where_trl_mixes_up_rows():
-    check_server_tools((1, 14))
-    with pytest.raises(UnsupportedVersionError, match=r"before TRL 1\.14 rows get other rows' completions"):
-        check_server_tools((1, 13))
 
 
 def test_without_a_rows_tools_parse_errors_are_reported_as_a_tool_that_all_rows_have():

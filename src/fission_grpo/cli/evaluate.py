@@ -8,19 +8,23 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fission_grpo.envs.bfcl import INSTALL
-from fission_grpo.evaluation.records import CaseRecord
+from fission_grpo.envs.desk.tasks import requests_of, turns_for
+from fission_grpo.envs.faults import Fault
+from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
+from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy, versions
+from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
+from fission_grpo.evaluation.run import Manifest, eval_line, evaluate_run, write_manifest
+from fission_grpo.evaluation.tables import metrics_table
+from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
+from fission_grpo.evaluation.transcripts import read_traces
+from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.report.run import EVAL
-
-if TYPE_CHECKING:
-    from fission_grpo.evaluation.policies import Sampling
-    from fission_grpo.evaluation.task_sets import TaskSpec
-    from fission_grpo.inference.endpoint import EndpointOptions
 
 EXAMPLES = """\
 examples:
@@ -34,12 +38,10 @@ A killed evaluation continues when the same command is given again. docs/evaluat
 """
 
 RATES = "rates.json"
+MAX_NAME_BYTES = 150  # longest name of an evaluation in a folder's name [ours]
 
-MAX_NAME_BYTES = 150
-"""Longest name of an evaluation in a folder's name, in bytes. [ours]"""
-
+# How to install what may be missing; for everything else it is the training extra.
 PACKAGES = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
-"""How to install what may be missing; for everything else it is the training extra."""
 
 
 def eval_parser() -> argparse.ArgumentParser:
@@ -70,40 +72,21 @@ def _add_policy_options(group: Any) -> None:
 
 def _add_task_options(group: Any) -> None:
     add = group.add_argument
-    add(
-        "--tasks",
-        default="desk",
-        help="desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; or BFCL's "
-        "categories, joined by commas: multi_turn, ast, single_turn, or single ones such as multi_turn_base (default "
-        "desk)",
+    tasks = (
+        "desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; or BFCL's categories, "
+        "joined by commas: multi_turn, ast, single_turn, or single ones such as multi_turn_base (default desk)"
     )
+    add("--tasks", default="desk", help=tasks)
     add("--num_tasks", type=_count, default=0, help="number of cases, of each category; 0: all (256 of the desk)")
     add("--skip_tasks", type=_count, default=0, help="number of cases to leave out first, such as training tasks")
-    add(
-        "--max_turns",
-        type=int,
-        help="assistant turns per episode, not for BFCL (default 4, at desk:2 7, at desk:3 10)",
-    )
-    add(
-        "--format",
-        choices=("chat", "qwen-fc", "qwen-prompting"),
-        default="chat",
-        help="BFCL: how cases are rendered; the last two are the official prompts, byte for byte (default chat)",
-    )
-    add(
-        "--mode",
-        choices=("strict", "feedback"),
-        default="strict",
-        help="BFCL: strict is official; feedback answers calls that cannot be read with an error (default strict)",
-    )
-    add(
-        "--fault",
-        action="append",
-        type=_fault,
-        default=[],
-        metavar="KIND:RATE",
-        help="inject faults into environments, such as timeout:0.1; may be given several times",
-    )
+    turns = "assistant turns per episode, not for BFCL (default 4, at desk:2 7, at desk:3 10)"
+    add("--max_turns", type=int, help=turns)
+    formats = "BFCL: how cases are rendered; the last two are the official prompts, byte for byte (default chat)"
+    add("--format", choices=("chat", "qwen-fc", "qwen-prompting"), default="chat", help=formats)
+    modes = "BFCL: strict is official; feedback answers calls that cannot be read with an error (default strict)"
+    add("--mode", choices=("strict", "feedback"), default="strict", help=modes)
+    faults = "inject faults into environments, such as timeout:0.1; may be given several times"
+    add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
 
 def _add_sampling_options(group: Any) -> None:
@@ -142,11 +125,7 @@ def _fault(text: str) -> tuple[str, float]:
 
 
 def evaluate_command(argv: list[str]) -> int:
-    """Run the command.
-
-    Returns:
-        0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted.
-    """
+    """Returns 0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted."""
     arguments = eval_parser().parse_args(argv)
     try:
         print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
@@ -166,10 +145,6 @@ def evaluate_command(argv: list[str]) -> int:
 
 def evaluate_model(arguments: Namespace) -> str:
     """Run the cases, keep everything under OUTPUT/eval-NAME, and return the text to print."""
-    from fission_grpo.evaluation.policies import connect_endpoint, load_local_policy, versions
-    from fission_grpo.evaluation.run import Manifest, evaluate_run
-    from fission_grpo.evaluation.task_sets import task_set
-
     if not arguments.model or not arguments.output:
         raise ValueError("--model and --output are needed (or --traces FILE, which needs neither)")
     spec = make_task_spec(arguments)
@@ -177,14 +152,22 @@ def evaluate_model(arguments: Namespace) -> str:
     tasks = task_set(spec)
     name = arguments.name or Path(arguments.model).name
     folder = arguments.output / f"eval-{_file_name(name)}"
-    in_flight = arguments.in_flight or (64 if spec.desk_requests else 16)
-    with ExitStack() as stack:
-        if arguments.endpoint is not None:
-            options = _endpoint_options(arguments, sampling, in_flight)
-            connection = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
-            loaded = stack.enter_context(connection)
-        else:
-            loaded = load_local_policy(arguments.model, sampling, in_flight)
+    in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
+    if arguments.endpoint is not None:
+        options = EndpointOptions(
+            raw=arguments.raw,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_new_tokens,
+            seed=sampling.seed,
+            extra_body=arguments.extra_body,
+            concurrency=in_flight,
+            timeout=arguments.timeout,
+            key_variable=arguments.key_variable,
+        )
+        loading = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
+    else:
+        loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight))
+    with loading as loaded:
         manifest = Manifest(
             name=name,
             tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases)},
@@ -206,12 +189,6 @@ def evaluate_model(arguments: Namespace) -> str:
 
 def evaluate_traces(arguments: Namespace) -> str:
     """Compute the metrics of transcripts; with --output they are kept, so that they can be compared."""
-    from fission_grpo.evaluation.policies import versions
-    from fission_grpo.evaluation.records import CASES, to_line
-    from fission_grpo.evaluation.run import Manifest, write_manifest
-    from fission_grpo.evaluation.task_sets import sha256_of
-    from fission_grpo.evaluation.transcripts import read_traces
-
     notes: list[str] = []
     records = read_traces(arguments.traces, notes)
     for note in notes:
@@ -229,17 +206,13 @@ def evaluate_traces(arguments: Namespace) -> str:
 
 def make_task_spec(arguments: Namespace) -> TaskSpec:
     """Which tasks. Raises ValueError for options that exclude each other."""
-    from fission_grpo.envs.desk.tasks import requests_of, turns_for
-    from fission_grpo.envs.faults import Fault
-    from fission_grpo.evaluation.task_sets import TaskSpec
-
-    default_turns = turns_for(requests_of(arguments.tasks) or 1)
+    max_turns = arguments.max_turns
     spec = TaskSpec(
         tasks=arguments.tasks,
         count=arguments.num_tasks,
         skip=arguments.skip_tasks,
         seed=arguments.seed,
-        max_turns=arguments.max_turns if arguments.max_turns is not None else default_turns,
+        max_turns=turns_for(requests_of(arguments.tasks) or 1) if max_turns is None else max_turns,
         format=arguments.format,
         mode=arguments.mode,
         faults=tuple(Fault(kind, rate) for kind, rate in arguments.fault),
@@ -247,37 +220,17 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):
         raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other --tasks")
     if arguments.endpoint is not None and spec.format != "chat" and not arguments.raw:
-        raise ValueError(
-            f"--format {spec.format} brings its own prompt text, which only raw completions take: add --raw"
-        )
+        raise ValueError(f"--format {spec.format} brings its own prompt, which only raw completions take: add --raw")
     if arguments.raw and spec.format == "chat" and arguments.tokenizer is None:
         raise ValueError("--raw needs --tokenizer MODEL, to render the dialogues with")
     return spec
 
 
 def _sampling(arguments: Namespace, spec: TaskSpec) -> Sampling:
-    """How replies are sampled, with defaults that depend on the tasks."""
-    from fission_grpo.evaluation.policies import Sampling
-
     default = 0.0 if spec.official else 1.0
     temperature = default if arguments.temperature is None else arguments.temperature
-    tokens = arguments.max_new_tokens or (64 if spec.desk_requests else 512)
+    tokens = arguments.max_new_tokens or (64 if requests_of(spec.tasks) else 512)
     return Sampling(temperature, tokens, arguments.seed)
-
-
-def _endpoint_options(arguments: Namespace, sampling: Sampling, in_flight: int) -> EndpointOptions:
-    from fission_grpo.inference.endpoint import EndpointOptions
-
-    return EndpointOptions(
-        raw=arguments.raw,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_new_tokens,
-        seed=sampling.seed,
-        extra_body=arguments.extra_body,
-        concurrency=in_flight,
-        timeout=arguments.timeout,
-        key_variable=arguments.key_variable,
-    )
 
 
 def _summarize(
@@ -287,19 +240,10 @@ def _summarize(
     eval_lines: Path | None = None,
     trained: tuple[int, int] = (0, 0),
 ) -> str:
-    """Write `rates.json` and a line of `eval.jsonl`, if their places are given, and return the table to print.
+    """Write `FOLDER/rates.json` and a line of `eval_lines`, if these are given, and return the table to print.
 
-    Args:
-        records: of the evaluation.
-        folder: of `rates.json`; None: it is not written.
-        name: of the evaluation.
-        eval_lines: the `eval.jsonl` to add to; an existing line is not added again.
-        trained: training steps and sampled tokens behind the model.
+    `trained`: training steps and sampled tokens behind the model. A line that is there already is not added again.
     """
-    from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
-    from fission_grpo.evaluation.run import eval_line
-    from fission_grpo.evaluation.tables import metrics_table
-
     metrics = compute_metrics(records)
     parts = [*([name] if name else []), metrics_table(metrics)]
     if folder is not None:

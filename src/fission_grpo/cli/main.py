@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 from fission_grpo.core.errors import UnsupportedVersionError
 
@@ -27,6 +28,16 @@ commands:
   fission-grpo tasks check my_tasks.jsonl
 """
 
+COMMANDS = {  # module and function of each command
+    "train": ("cli.train", "train_command"),
+    "eval": ("cli.evaluate", "evaluate_command"),
+    "compare": ("cli.compare", "compare_command"),
+    "report": ("report.page", "report_command"),
+    "simulator": ("cli.simulator", "simulator_command"),
+    "tasks": ("cli.tasks", "tasks_command"),
+    "check-environment": ("cli.check_environment", "check_environment_command"),
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 or 2 for a mistake in the input, 128 + signal if interrupted."""
@@ -39,53 +50,17 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    if command not in COMMANDS:
+        print(f"error: unknown command {command!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[command]
     try:
-        return _run(command, rest)
+        try:
+            run = getattr(import_module(f"fission_grpo.{module}"), function)
+        except ModuleNotFoundError as error:
+            print(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
+            return 1
+        return run(rest)
     except UnsupportedVersionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def _run(command: str, rest: list[str]) -> int:
-    if command == "train":
-        return _train(rest)
-    if command == "eval":
-        from fission_grpo.cli.evaluate import evaluate_command
-
-        return evaluate_command(rest)
-    if command == "compare":
-        from fission_grpo.cli.compare import compare_command
-
-        return compare_command(rest)
-    if command == "report":
-        from fission_grpo.report.page import report_command
-
-        return report_command(rest)
-    if command == "tasks":
-        from fission_grpo.cli.tasks import tasks_command
-
-        return tasks_command(rest)
-    if command == "simulator":
-        from fission_grpo.cli.simulator import simulator_command
-
-        return simulator_command(rest)
-    if command == "check-environment":
-        from fission_grpo.cli.check_environment import check_environment_command
-
-        return check_environment_command(rest)
-    names = "train, eval, compare, report, simulator, tasks, check-environment"
-    print(f"error: unknown command {command!r}; commands: {names}", file=sys.stderr)
-    return 2
-
-
-def _train(rest: list[str]) -> int:
-    try:
-        from fission_grpo.cli.train import train_command
-    except ModuleNotFoundError as error:
-        print(f"error: training needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
-        return 1
-    return train_command(rest)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,13 +16,7 @@ from fission_grpo.core.errors import RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
-from fission_grpo.feedback.spec import (
-    SOURCE_FORMS,
-    closing,
-    endpoint_options,
-    sources_from,
-    usage_reports,
-)
+from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, sources_from, usage_reports
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.training.arguments import parse_options
@@ -35,7 +29,7 @@ DESCRIPTION = """\
 Train with Fission-GRPO. Every option below can stand in the YAML file of --config FILE (without the dashes) and be
 overridden on the command line. Beyond our own options these are TRL's GRPOConfig and ModelConfig, untouched; the
 constants of the step-task reward (alpha, correctness_threshold, format_weight_*, correctness_weight_*, length_*) are
-documented in fission_grpo/verify.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
+documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
 
 
 @dataclass
@@ -64,8 +58,8 @@ class TrainArguments:
     feedback: str = field(
         default="rules",
         metadata={
-            "help": "What a failed rollout is told, by one source or several, each asked what the one before "
-            f"could not say. {'; '.join(SOURCE_FORMS.splitlines())}."
+            "help": "Feedback on a failed rollout, from one source or several; each is requested where the one before "
+            f"has none. {'; '.join(SOURCE_FORMS.splitlines())}."
         },
     )
     feedback_model: dict[str, Any] | str | None = field(
@@ -78,7 +72,6 @@ class TrainArguments:
 
 
 def make_parser() -> TrlParser:
-    """The parser of `fission-grpo train`: dataclasses only, no abbreviated options."""
     return TrlParser(
         (TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig),  # pyright: ignore[reportArgumentType]
         prog="fission-grpo train",
@@ -89,16 +82,14 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
-    """Read the YAML file and the command line. Raises as `parse_options` does."""
     return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
 
 
 def train_command(argv: list[str]) -> int:
     """Run `fission-grpo train`.
 
-    Returns:
-        0; 2 after one line on stderr about a mistake in configuration, data or model; 128 + the signal that stopped
-        the run after a checkpoint was saved. What goes wrong during training is raised.
+    Returns 0; 1 if the run's folder cannot be written; 2 for a mistake in configuration, data or model, named in one
+    line on stderr; 128 + the signal that stopped the run after a checkpoint was saved.
     """
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
@@ -142,11 +133,7 @@ def make_trainer(
     sources: Sequence[FeedbackSource],
     trainer_class: type[FissionGRPOTrainer] = FissionGRPOTrainer,
 ) -> FissionGRPOTrainer:
-    """The trainer, or one of a class derived from it, with model, data, reward, diagnoses and progress in place.
-
-    Raises:
-        UsageError, ValueError, OSError: the data or the model cannot be used.
-    """
+    """The trainer with model, data, reward, feedback and progress. Raises ValueError and OSError for wrong input."""
     if not model.model_name_or_path:
         raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
     name = model_path(model.model_name_or_path)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.evaluation.intervals import Pair, difference_interval
-from fission_grpo.evaluation.metrics import CaseSummary, summarize, total
+from fission_grpo.evaluation.intervals import Pair, difference_interval, total
+from fission_grpo.evaluation.metrics import CaseSummary, summarize
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
 from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 from fission_grpo.evaluation.tables import aligned
 
-MAX_NAMED = 5
-"""Most case ids that a message names. [ours]"""
+MAX_NAMED = 5  # most case ids that a message names [ours]
 
 
 class NotComparable(ValueError):
@@ -32,61 +31,41 @@ class EvaluationRun:
 
 @dataclass(frozen=True)
 class Difference:
-    """One rate of both runs over the pairs of cases.
-
-    Args:
-        name: of the rate.
-        what: the denominator counts.
-        a, b: numerator and denominator, per run.
-        interval: 95%, of B's rate minus A's; None where resampling shows no spread.
-        lower_is_better: as for errors.
-    """
+    """One rate of both runs over the pairs of cases."""
 
     name: str
-    what: str
-    a: Pair
+    what: str  # the denominator counts
+    a: Pair  # numerator and denominator
     b: Pair
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None  # 95%, of B's rate minus A's; None where resampling shows no spread
     lower_is_better: bool = False
 
     @property
     def change(self) -> float | None:
         """B's rate minus A's; None if either is over nothing."""
-        return self.b[0] / self.b[1] - self.a[0] / self.a[1] if self.a[1] and self.b[1] else None
+        a, b = _rate(self.a), _rate(self.b)
+        return None if a is None or b is None else b - a
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs over the cases that are judged in both.
-
-    Args:
-        name_a, name_b: of the runs.
-        pairs: number of cases judged in both.
-        both, only_a, only_b, neither: of the pairs, by which run succeeded: the 2x2 table.
-        p: two-sided exact McNemar test of equal success; 1 where no pair differs.
-        differences: of success, error recovery, errors per call.
-        left_out_a, left_out_b: ids of cases that are missing or have no verdict in a run.
-    """
+    """Two runs over the cases that are judged in both."""
 
     name_a: str
     name_b: str
-    pairs: int
-    both: int
+    pairs: int  # cases judged in both
+    both: int  # of the pairs, those where both runs succeed
     only_a: int
     only_b: int
     neither: int
-    p: float
-    differences: tuple[Difference, ...]
-    left_out_a: tuple[str, ...] = ()
+    p: float  # two-sided exact McNemar test of equal success; 1 where no pair differs
+    differences: tuple[Difference, ...]  # of success, error recovery, errors per call
+    left_out_a: tuple[str, ...] = ()  # ids of cases that are missing or have no verdict in A
     left_out_b: tuple[str, ...] = ()
 
 
 def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
-    """Read the output directory of `fission-grpo eval`; what is left out of it is added to `notes`.
-
-    Raises:
-        RunFileError: naming what is missing or broken in it.
-    """
+    """Read an output directory of `fission-grpo eval`; what is left out is added to `notes`. Raises RunFileError."""
     directory = Path(directory)
     if not directory.is_dir():
         raise RunFileError(f"{directory}: no such directory; give the output directory of a `fission-grpo eval`")
@@ -102,24 +81,21 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
 
     Success is tested by McNemar's exact test (1947; a binomial test of the pairs that differ). All intervals come from
     a paired bootstrap over cases (see `intervals`). The denominator of error recovery is each run's own error cases,
-    so recovery is paired only by the cases that are resampled.
-
-    Raises:
-        NotComparable: task sets (including case ids), prompts or decoding differ, or no case is judged in both.
+    so recovery is paired only by the cases that are resampled. Raises NotComparable if task sets (including case ids),
+    prompts or decoding differ, or no case is judged in both.
 
     Example:
         Of 10 cases A alone solves 1, B alone 5: p = 2 * (1 + 6) / 2**6 = 0.21875, the difference is +40 points.
     """
-    found = [*differences(a.manifest, b.manifest), *_id_differences(a, b)]
-    if found:
-        listed = "".join(f"\n  {difference}" for difference in found)
+    if different := [*differences(a.manifest, b.manifest), *_id_differences(a, b)]:
+        listed = "".join(f"\n  {difference}" for difference in different)
         raise NotComparable(f"these runs cannot be compared:{listed}\nevaluate both alike")
-    of_b = {record.id: summarize(record) for record in b.records}
-    pairs = [(in_a, of_b[in_a.record.id]) for in_a in map(summarize, a.records)]
-    pairs = [(in_a, in_b) for in_a, in_b in pairs if in_a.judged and in_b.judged]
+    cases_a = [summarize(record) for record in a.records]
+    cases_b = {record.id: summarize(record) for record in b.records}
+    pairs = [(case, cases_b[case.record.id]) for case in cases_a if case.judged and cases_b[case.record.id].judged]
     if not pairs:
         raise NotComparable("no case is judged in both runs, so there is nothing to compare")
-    outcomes = [(in_a.record.success, in_b.record.success) for in_a, in_b in pairs]
+    outcomes = [(case_a.record.success, case_b.record.success) for case_a, case_b in pairs]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
     return Comparison(
         name_a=a.manifest.name,
@@ -135,8 +111,8 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
             _difference("error recovery", "cases with an error", pairs, lambda case: case.recovered),
             _difference("errors per call", "calls", pairs, lambda case: case.errors_and_calls, lower_is_better=True),
         ),
-        left_out_a=_left_out(a),
-        left_out_b=_left_out(b),
+        left_out_a=tuple(case.record.id for case in cases_a if not case.judged),
+        left_out_b=tuple(name for name, case in cases_b.items() if not case.judged),
     )
 
 
@@ -151,8 +127,8 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     """The comparison as JSON values, with rates and changes beside the counts."""
     values = asdict(comparison)
     for written, difference in zip(values["differences"], comparison.differences, strict=True):
-        rates = {"share_a": _rate(difference.a), "share_b": _rate(difference.b)}
-        written |= {**rates, "change": difference.change}
+        written["share_a"], written["share_b"] = _rate(difference.a), _rate(difference.b)
+        written["change"] = difference.change
     return values
 
 
@@ -185,22 +161,17 @@ def _difference(
     count: Callable[[CaseSummary], Pair],
     lower_is_better: bool = False,
 ) -> Difference:
-    of_a, of_b = [count(in_a) for in_a, _ in pairs], [count(in_b) for _, in_b in pairs]
+    of_a, of_b = [count(case) for case, _ in pairs], [count(case) for _, case in pairs]
     return Difference(name, what, total(of_a), total(of_b), difference_interval(of_a, of_b), lower_is_better)
 
 
 def _id_differences(a: EvaluationRun, b: EvaluationRun) -> list[str]:
-    ids_a, ids_b = [record.id for record in a.records], [record.id for record in b.records]
-    known_a, known_b = set(ids_a), set(ids_b)
-    only_a, only_b = [i for i in ids_a if i not in known_b], [i for i in ids_b if i not in known_a]
-    if not only_a and not only_b:
-        return []
-    parts = [f"{len(only)} only in {name} ({_named(only)})" for name, only in (("A", only_a), ("B", only_b)) if only]
-    return [f"case ids: {', '.join(parts)}; an evaluation that was killed goes on if run again"]
-
-
-def _left_out(run: EvaluationRun) -> tuple[str, ...]:
-    return tuple(record.id for record in run.records if record.missing is not None or record.success is None)
+    parts = []
+    for name, run, other in (("A", a, b), ("B", b, a)):
+        known = {record.id for record in other.records}
+        if only := [record.id for record in run.records if record.id not in known]:
+            parts.append(f"{len(only)} only in {name} ({_named(only)})")
+    return [f"case ids: {', '.join(parts)}; an evaluation that was killed goes on if run again"] if parts else []
 
 
 def _named(ids: Sequence[str]) -> str:

@@ -5,40 +5,34 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.rewards import RewardConfig, step_verdict
 from fission_grpo.core.tool_schema import classify_call
-from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall, ToolResult, Turn
+from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import make_call, make_restorable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
-from fission_grpo.evaluation.runner import RunningCase
-from fission_grpo.inference.base import Reply, Request
+from fission_grpo.evaluation.runner import RunningCase, run_cases
+from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
 
-Factory = Callable[[], Any]
-"""Makes an environment."""
+Factory = Callable[[], Any]  # makes an environment
 
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """Options of an episode.
+    """Options of an episode."""
 
-    Args:
-        max_turns: assistant turns per episode, at least 1. Calls in the last one are not executed, as with TRL's
-            `max_tool_calling_iterations = max_turns - 1`.
-        success_at: lowest reward of a successful episode.
-        limits: of every tool call; None: those of training.
-    """
-
+    # Assistant turns, at least 1. Calls in the last one are not executed, as with TRL's `max_tool_calling_iterations =
+    # max_turns - 1`.
     max_turns: int = 4
-    success_at: float = 1.0
-    limits: ToolLimits | None = None
+    success_at: float = 1.0  # lowest reward of a successful episode
+    limits: ToolLimits | None = None  # of every tool call; None: those of training
 
     def __post_init__(self):
         if self.max_turns < 1:
@@ -49,9 +43,6 @@ class ToolSchemas(Sequence[Mapping[str, Any]]):
     """JSON schemas of an environment's tools, made from the methods on first use, as chat templates make them.
 
     Made lazily, so that a policy that needs no schemas can run in an environment with undocumented methods.
-
-    Args:
-        tools: methods by name, with type hints and Google docstrings.
     """
 
     def __init__(self, tools: Mapping[str, Callable[..., Any]]):
@@ -69,28 +60,20 @@ class ToolSchemas(Sequence[Mapping[str, Any]]):
 
 @dataclass
 class _Episode:
-    """An episode under way; `results` holds the executed calls of every step."""
+    """An episode under way."""
 
     environment: Any
     tools: Mapping[str, Callable[..., Any]]
-    transcript: list[Message]
     schemas: ToolSchemas
-    steps: list[tuple[Reply, Turn]] = field(default_factory=list)
-    results: list[list[ToolResult]] = field(default_factory=list)
+    transcript: list[Message]
+    steps: list[tuple[Reply, Turn, list[ToolResult]]] = field(default_factory=list)  # with executed calls
 
 
 def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
     """Run a step task. It succeeds under the same rule as in training: R_fmt = 1, R_corr >= `correctness_threshold`.
 
     A call of an unknown tool, or with arguments that violate its schema, is an error. As the task ends with one reply,
-    step tasks have no error recovery.
-
-    Args:
-        task: with messages as prompt, tools and a reference.
-        config: of the reward.
-
-    Raises:
-        ValueError: the task has no reference, or a plain text as prompt.
+    step tasks have no error recovery. Raises ValueError if the task has no reference, or a plain text as prompt.
     """
     if task.reference is None or isinstance(task.prompt, str):
         raise ValueError(f"task {task.id!r} is no step task: it needs messages as prompt and a reference")
@@ -100,18 +83,15 @@ def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
         return CaseRecord(task.id, "step", missing=reply.lost, seconds=time.perf_counter() - started)
     turn = parse(reply.text, truncated=reply.truncated)
     verdict = step_verdict(task, turn, reply.tokens, config=config)
-    calls = tuple(_unexecuted_call(call, task) for call in turn.calls)
-    step = StepRecord(reply.text, calls, turn.error, reply.tokens, reply.truncated)
+    calls = []
+    for call in turn.calls:
+        problem = classify_call(call, None, task.tools)
+        error, kind = (problem.message, problem.kind) if problem else (None, None)
+        calls.append(CallRecord(call.name, call.arguments, error=error, kind=kind))
+    step = StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated)
     why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
     turns = (TurnRecord((step,), why is None),)
     return CaseRecord(task.id, "step", turns, why is None, why, seconds=time.perf_counter() - started)
-
-
-def _unexecuted_call(call: ToolCall, task: Task) -> CallRecord:
-    problem = classify_call(call, None, task.tools)
-    if problem is None:
-        return CallRecord(call.name, call.arguments)
-    return CallRecord(call.name, call.arguments, error=problem.message, kind=problem.kind)
 
 
 def run_episode(
@@ -127,61 +107,87 @@ def run_episode(
     `str({"error": message})`, a turn that cannot be parsed is answered the same way, and a turn without calls ends
     the episode. The record has one user turn with one step per reply, and holds executed calls only.
 
-    Args:
-        environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by name,
-            of which the row's column `environment` selects one, as in TRL.
-        row: with `prompt` (chat messages) and optionally `id` (default: `number`).
-        number: of the row.
-        config: of the episode.
-        category: of the record; by default the name of the row's environment, if it has one.
-
-    Raises:
-        ValueError: a row without a prompt of chat messages.
+    `environment` and `row` are as for `evaluate`; `number` is the default id, and the name of the row's environment,
+    if it has one, the default `category`. Raises ValueError for a row without a prompt of chat messages.
     """
     started, config = time.perf_counter(), config or EpisodeConfig()
     case_id = str(row.get("id", number))
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
     factory = environment[row["environment"]] if isinstance(environment, Mapping) else environment
     episode = _start_episode(make_restorable(factory, asyncio.run, limits=config.limits)(), row, case_id)
-    lost = None
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
         if reply.lost is not None:
-            lost = reply.lost
+            success, missing, why = None, reply.lost, None
             break
         if not _take_step(episode, reply, is_last=len(episode.steps) == config.max_turns - 1):
+            success, missing, why = _judge(episode.environment, config.success_at)
             break
-    success, missing, why = (None, lost, None) if lost is not None else _judge(episode.environment, config.success_at)
     turns = (TurnRecord(_step_records(episode), success),)
     return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
+
+
+def evaluate(
+    policy: Policy | AsynchronousPolicy,
+    make_environment: Factory | Mapping[str, Factory],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    max_turns: int = 4,
+    success_at: float = 1.0,
+    limits: ToolLimits | None = None,
+) -> list[CaseRecord]:
+    """Run one episode per row, all at the same time, and return one record per row, in order.
+
+    All rows are held in memory: use `run_cases` for more rows than fit, and `evaluate_run` for records on disk.
+
+    Args:
+        policy: such as an `inference.local.LocalPolicy`, or any object with `reply(requests)`.
+        make_environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by
+            name, of which a row's column `environment` selects one, as in TRL.
+        rows: with `prompt` (chat messages) and optionally `id` (default: the row's number).
+        max_turns, success_at, limits: see `EpisodeConfig`.
+
+    Example:
+        >>> records = evaluate(policy, Desk, rows)
+        >>> compute_metrics(records).recovery.rate
+    """
+    config, rows = EpisodeConfig(max_turns, success_at, limits), list(rows)
+    records: dict[int, CaseRecord] = {}
+
+    def run_row(number: int) -> RunningCase:
+        records[number] = record = yield from run_episode(make_environment, rows[number], number, config)
+        return record
+
+    cases = (lambda number=number: run_row(number) for number in range(len(rows)))
+    run_cases(policy, cases, in_flight=max(len(rows), 1))
+    return [records[number] for number in range(len(rows))]
 
 
 def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
     prompt = row.get("prompt")
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {case_id!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
-    messages = [dict(message) for message in prompt]
-    selects_environment = isinstance(row.get("environment"), str)
-    columns = {key: value for key, value in row.items() if key != "environment"} if selects_environment else row
-    observation = environment.reset(**columns)
-    if observation:
+    messages: list[Any] = [dict(message) for message in prompt]
+    columns = dict(row)
+    if isinstance(row.get("environment"), str):  # it selected the environment
+        del columns["environment"]
+    if observation := environment.reset(**columns):
         messages[-1]["content"] += observation
     tools = tool_methods(environment)
-    return _Episode(environment, tools, list(messages), ToolSchemas(tools))
+    return _Episode(environment, tools, ToolSchemas(tools), messages)
 
 
 def _take_step(episode: _Episode, reply: Reply, is_last: bool) -> bool:
     """Add a reply to its episode and execute its calls; returns whether the episode continues."""
-    turn = parse(reply.text, truncated=reply.truncated)
-    episode.steps.append((reply, turn))
-    episode.results.append([])
+    turn, results = parse(reply.text, truncated=reply.truncated), []
+    episode.steps.append((reply, turn, results))
     episode.transcript.append(assistant_message(reply))
     if is_last or reply.truncated or not (turn.calls or turn.error):
         return False
     if turn.error is not None:
         episode.transcript += unread_messages(reply, next(iter(episode.tools), "error"), turn.error)
-    episode.results[-1] += [make_call(episode.tools, call, asyncio.run) for call in turn.calls]
-    episode.transcript += result_messages(reply, episode.results[-1]) if turn.calls else []
+    results += [make_call(episode.tools, call, asyncio.run) for call in turn.calls]
+    episode.transcript += result_messages(reply, results) if turn.calls else []
     return True
 
 
@@ -197,25 +203,17 @@ def _judge(environment: Any, success_at: float) -> tuple[bool | None, str | None
 
 
 def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:
-    executed = [result for results in episode.results for result in results]
+    executed = [result for _, _, results in episode.steps for result in results]
     injected = iter(injected_calls(executed, episode.environment, episode.tools))
-    return tuple(
-        StepRecord(
-            text=reply.text,
-            calls=tuple(_call_record(episode, result, next(injected)) for result in results),
-            unread=turn.error,
-            tokens=reply.tokens,
-            truncated=reply.truncated,
-        )
-        for (reply, turn), results in zip(episode.steps, episode.results, strict=True)
-    )
-
-
-def _call_record(episode: _Episode, result: ToolResult, injected: bool) -> CallRecord:
-    call, kind = result.call, None
-    if result.error is not None:
-        kind = _error_kind(result, episode.tools, episode.schemas)
-    return CallRecord(call.name, call.arguments, result.content, result.error, kind, injected)
+    records = []
+    for reply, turn, results in episode.steps:
+        calls = []
+        for result in results:
+            call, error = result.call, result.error
+            kind = None if error is None else _error_kind(result, episode.tools, episode.schemas)
+            calls.append(CallRecord(call.name, call.arguments, result.content, error, kind, next(injected)))
+        records.append(StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated))
+    return tuple(records)
 
 
 def _error_kind(result: ToolResult, tools: Mapping[str, Callable[..., Any]], schemas: ToolSchemas) -> ErrorKind:

@@ -10,30 +10,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-Z95 = 1.959963984540054
-"""97.5% quantile of the normal distribution."""
+import numpy
 
-RESAMPLES = 2000
-"""Bootstrap resamples per interval. [ours]"""
+Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
+RESAMPLES = 2000  # per interval [ours]
+SEED = 0  # the same records give the same interval [ours]
+MAX_DRAWS = 1_000_000  # cases drawn at once (8 MB); more are drawn in parts [ours]
 
-SEED = 0
-"""Seed of the bootstrap, so that the same records give the same interval. [ours]"""
-
-MAX_DRAWS = 1_000_000
-"""Drawn cases held in memory at once (8 MB); more are drawn in parts. [ours]"""
-
-Pair = tuple[int, int]
-"""What one case adds to the numerator and to the denominator of a ratio."""
+Pair = tuple[int, int]  # what one case adds to the numerator and to the denominator of a ratio
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion (Wilson 1927).
+    """Wilson's 95% interval of a proportion (Wilson 1927). Raises ValueError unless 0 <= successes <= trials > 0.
 
-    Raises:
-        ValueError: unless 0 <= successes <= trials and trials > 0.
-
-    Example:
-        `wilson(5, 10)` is about (0.237, 0.763)
+    Example: `wilson(5, 10)` is about (0.237, 0.763).
     """
     if trials <= 0 or not 0 <= successes <= trials:
         raise ValueError(f"an interval needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
@@ -44,19 +34,20 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(low, 0.0) if successes else 0.0, min(high, 1.0) if successes < trials else 1.0
 
 
+def total(pairs: Sequence[Pair]) -> Pair:
+    """The sums of both numbers. Example: [(1, 2), (0, 3)] gives (1, 5)."""
+    return sum(first for first, _ in pairs), sum(second for _, second in pairs)
+
+
 def ratio_interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
     """95% bootstrap interval of sum(numerators) / sum(denominators) over cases.
 
     Resamples with denominator 0 are left out. Where all cases agree (the ratio is 0 or 1) resampling shows no spread,
     which would look like certainty: Wilson's interval over the cases is given instead, each case as one trial. [ours]
 
-    Args:
-        pairs: one per case, with 0 <= numerator <= denominator; (0, 0) is allowed.
-
-    Returns:
-        (low, high); None if the denominator is 0, or if a single case gives a ratio between 0 and 1.
+    None if the denominator is 0, or if a single case gives a ratio between 0 and 1.
     """
-    numerator, denominator = (sum(pair[side] for pair in pairs) for side in (0, 1))
+    numerator, denominator = total(pairs)
     cases = sum(pair[1] > 0 for pair in pairs)
     if not denominator:
         return None
@@ -72,12 +63,7 @@ def ratio_interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
 def difference_interval(first: Sequence[Pair], second: Sequence[Pair]) -> tuple[float, float] | None:
     """95% bootstrap interval of the second ratio minus the first, both over the same resampled cases.
 
-    Args:
-        first, second: what each case adds to either ratio, in the same order of cases.
-
-    Returns:
-        (low, high), in [-1, 1] for proportions; None if a ratio has denominator 0 or all resamples give the same
-        difference, so that nothing is known about the spread.
+    None if a ratio has denominator 0, or if all resamples give the same difference and show no spread.
     """
     if not first:
         return None
@@ -91,8 +77,6 @@ def difference_interval(first: Sequence[Pair], second: Sequence[Pair]) -> tuple[
 
 def _resampled_sums(rows: Sequence[Sequence[int]]) -> Any:
     """Column sums of `rows` [cases, columns] over cases drawn with replacement: an array [RESAMPLES, columns]."""
-    import numpy
-
     table = numpy.array(rows, dtype=float)
     random = numpy.random.default_rng(SEED)
     at_once = max(1, MAX_DRAWS // len(table))
@@ -102,7 +86,5 @@ def _resampled_sums(rows: Sequence[Sequence[int]]) -> Any:
 
 
 def _percentiles(values: Any) -> tuple[float, float]:
-    import numpy
-
     low, high = numpy.percentile(values, [2.5, 97.5])
     return float(low), float(high)

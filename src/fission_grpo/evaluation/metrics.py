@@ -1,8 +1,7 @@
 """Metrics of case records: success, error recovery by case and by turn, retry loops, errors per call.
 
-Pure functions. Every rate keeps its counts; a rate over nothing is None. Rates over cases have Wilson's 95% interval;
-rates over turns or calls, which are clustered in cases, have a bootstrap interval over cases (see `intervals`).
-The policy's own errors and injected errors are separated in `summarize` and never mixed.
+Every rate keeps its counts; a rate over nothing is None. Rates over cases have Wilson's 95% interval; rates over turns
+or calls, which are clustered in cases, have a bootstrap interval over cases. Own and injected errors are never mixed.
 """
 
 from __future__ import annotations
@@ -15,41 +14,30 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from fission_grpo.core.types import ErrorKind
-from fission_grpo.evaluation.intervals import Pair, ratio_interval, wilson
+from fission_grpo.evaluation.intervals import Pair, ratio_interval, total, wilson
 from fission_grpo.evaluation.records import CallRecord, CaseRecord
 
-KINDS = (ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED)
-"""The kinds of error that a call can have, in the order they are reported in."""
-
-MANY_ERRORS = 4
-"""Cases with at least this many own errors form one group. [ours]"""
+KINDS = (ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED)  # in reported order
+MANY_ERRORS = 4  # cases with at least this many own errors form one group [ours]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A call, or a reply that could not be parsed into calls.
+    """A call, or a reply that could not be parsed into calls."""
 
-    Args:
-        turn: index of the user turn in its case, from 0.
-        step: index of the step in its case, from 0, counted over all turns.
-        call: the call; None for a reply that could not be parsed.
-        text: the complete reply.
-        kind: of the policy's own error; None if there is none.
-        injected: a fault wrapper made the call fail.
-    """
+    turn: int  # index of the user turn in its case
+    step: int  # index of the step in its case, counted over all turns
+    call: CallRecord | None  # None for a reply that could not be parsed
+    text: str  # the complete reply
+    kind: ErrorKind | None = None  # of the policy's own error
+    injected: bool = False  # a fault wrapper made the call fail
 
-    turn: int
-    step: int
-    call: CallRecord | None
-    text: str
-    kind: ErrorKind | None = None
-    injected: bool = False
-
-    def repeats(self, other: Attempt) -> bool:
-        """Whether it is the same call (tool, and arguments as JSON), or for unparsed replies the same text."""
-        if self.call is None or other.call is None:
-            return self.call is other.call and self.text == other.text
-        return self.call.name == other.call.name and _arguments(self.call) == _arguments(other.call)
+    @property
+    def content(self) -> str | tuple[str, str]:
+        """What makes two attempts the same: tool and arguments as JSON, or the text of an unparsed reply."""
+        if self.call is None:
+            return self.text
+        return self.call.name, json.dumps(dict(self.call.arguments), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -85,43 +73,35 @@ class CaseSummary:
 def summarize(record: CaseRecord) -> CaseSummary:
     """The attempts of a case. Of a step, its calls come first, in order, then its parse error.
 
-    An error without a kind counts as raised.
-
-    Example:
-        A step with two calls, the second failing, and a step that could not be parsed: 3 attempts, 2 own errors.
+    An error without a kind counts as raised. Example: a step with two calls, the second failing, and a step that could
+    not be parsed are 3 attempts, 2 own errors.
     """
     attempts: list[Attempt] = []
-    number = 0
-    for turn_number, turn in enumerate(record.turns):
-        for step in turn.steps:
-            for call in step.calls:
-                failed = call.error is not None
-                kind = (call.kind or ErrorKind.RAISED) if failed and not call.injected else None
-                attempts.append(Attempt(turn_number, number, call, step.text, kind, failed and call.injected))
-            if step.unread is not None:
-                attempts.append(Attempt(turn_number, number, None, step.text, ErrorKind.UNPARSED))
-            number += 1
+    steps = [(number, step) for number, turn in enumerate(record.turns) for step in turn.steps]
+    for index, (turn, step) in enumerate(steps):
+        for call in step.calls:
+            failed = call.error is not None
+            kind = (call.kind or ErrorKind.RAISED) if failed and not call.injected else None
+            attempts.append(Attempt(turn, index, call, step.text, kind, failed and call.injected))
+        if step.unread is not None:
+            attempts.append(Attempt(turn, index, None, step.text, ErrorKind.UNPARSED))
     return CaseSummary(record, tuple(attempts), tuple(attempt for attempt in attempts if attempt.kind is not None))
 
 
 def retry_loops(case: CaseSummary) -> Pair:
     """Own errors whose next attempt in the case is the same and fails again, and all own errors.
 
-    Example:
-        f(1) fails, f(1) fails, f(1) fails, f(2) succeeds: (2, 3).
+    Example: f(1) fails, f(1) fails, f(1) fails, f(2) succeeds: (2, 3).
     """
     pairs = zip(case.attempts, case.attempts[1:], strict=False)
-    repeated = sum(a.kind is not None and b.kind is not None and b.repeats(a) for a, b in pairs)
+    repeated = sum(a.kind is not None and b.kind is not None and a.content == b.content for a, b in pairs)
     return repeated, len(case.own)
 
 
 def turn_recovery(case: CaseSummary) -> Pair:
-    """Valid turns among, and number of, the judged turns with an own error after a valid prefix.
+    """Valid turns among, and number of, the judged turns with an own error whose previous turn, if any, is valid.
 
-    A turn counts if its `valid` is not None, and the turn before it is valid or it is the first.
-
-    Example:
-        Turn 1 has an error and is valid, turn 2 has one and is not, turn 3 has one after that: (1, 2).
+    Example: turn 1 has an error and is valid, turn 2 has one and is not, turn 3 has one after that: (1, 2).
     """
     turns = case.record.turns
     with_error = sorted({attempt.turn for attempt in case.own})
@@ -132,27 +112,15 @@ def turn_recovery(case: CaseSummary) -> Pair:
 def steps_to_recovery(case: CaseSummary) -> list[int]:
     """For every own error that is resolved: steps until the next step that has a call and no error.
 
-    Only steps of the same user turn count, as later steps answer another request.
-
-    Example:
-        In one turn, a call fails, a reply makes no call, a call succeeds: [2].
+    Only steps of the same user turn count, as later steps answer another request. Example: in one turn, a call fails,
+    a reply makes no call, a call succeeds: [2].
     """
     steps = [(number, step) for number, turn in enumerate(case.record.turns) for step in turn.steps]
     resolving = [i for i, (_, step) in enumerate(steps) if step.calls and not step.errors]
     waits: list[int] = []
     for error in case.own:
-        later = [i - error.step for i in resolving if i > error.step and steps[i][0] == error.turn]
-        waits += later[:1]
+        waits += [i - error.step for i in resolving if i > error.step and steps[i][0] == error.turn][:1]
     return waits
-
-
-def total(pairs: Sequence[Pair]) -> Pair:
-    """The sums of both numbers. Example: [(1, 2), (0, 3)] gives (1, 5)."""
-    return sum(first for first, _ in pairs), sum(second for _, second in pairs)
-
-
-def _arguments(call: CallRecord) -> str:
-    return json.dumps(dict(call.arguments), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -206,64 +174,42 @@ class Waits:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The metrics of an evaluation.
+    """The metrics of an evaluation. "Judged" cases have a verdict, "finished" ones could be run."""
 
-    Args:
-        cases: number of records; of these `missing` could not be run, `unjudged` have no verdict, `judged` have one.
-        missing_reasons: count of each reason.
-        success: judged cases that succeeded.
-        flawless: judged cases that succeeded without any error, own or injected.
-        recovery: of the judged cases with at least one own error, those that succeeded. The denominator is
-            self-selected: a policy that fails calls only in hard cases recovers less often.
-        turn_recovery: of the user turns with an own error after a valid prefix, the valid ones. Bootstrap.
-        own_errors: errors of the policy in all cases that were run.
-        injected_errors: errors made by a fault wrapper in all cases that were run.
-        injected_only: of the judged cases with injected errors and no own error, those that succeeded.
-        by_category: in order of the first case.
-        by_kind: judged cases with at least one own error of the kind; a case can be in several.
-        by_errors: judged cases by number of own errors, from 0.
-        by_depth: judged cases by the user turn, from 1, of their first own error.
-        retry_loops: of the own errors, those whose next attempt is the same and fails again. Bootstrap.
-        errors_per_call: own errors / (calls and unparsed replies), without injected errors. Bootstrap.
-        steps_to_recovery: steps that it takes to resolve own errors.
-        mean_tokens: generated per case that was run; None if no step records any.
-    """
-
-    cases: int
+    cases: int  # records
     judged: int
-    unjudged: int
-    missing: int
-    missing_reasons: Mapping[str, int]
-    success: Proportion
-    flawless: Proportion
+    unjudged: int  # finished without a verdict
+    missing: int  # could not be run
+    missing_reasons: Mapping[str, int]  # count of each reason
+    success: Proportion  # of judged cases
+    flawless: Proportion  # judged cases that succeeded without any error, own or injected
+    # Of the judged cases with an own error, those that succeeded. The denominator is self-selected: a policy that
+    # fails calls only in hard cases recovers less often.
     recovery: Proportion
-    turn_recovery: Proportion
-    own_errors: int
-    injected_errors: int
-    injected_only: Proportion
-    by_category: tuple[Category, ...]
-    by_kind: tuple[CaseGroup, ...]
-    by_errors: tuple[CaseGroup, ...]
-    by_depth: tuple[CaseGroup, ...]
-    retry_loops: Proportion
-    errors_per_call: Proportion
+    turn_recovery: Proportion  # of the user turns with an own error after a valid prefix, the valid ones; bootstrap
+    own_errors: int  # in finished cases
+    injected_errors: int  # in finished cases
+    injected_only: Proportion  # of the judged cases with injected errors and no own error, those that succeeded
+    by_category: tuple[Category, ...]  # in order of the first case
+    by_kind: tuple[CaseGroup, ...]  # judged cases with an own error of the kind; a case can be in several
+    by_errors: tuple[CaseGroup, ...]  # judged cases by number of own errors, from 0
+    by_depth: tuple[CaseGroup, ...]  # judged cases by the user turn, from 1, of their first own error
+    retry_loops: Proportion  # of own errors, those whose next attempt is the same and fails again; bootstrap
+    errors_per_call: Proportion  # own errors / (calls and unparsed replies), without injected errors; bootstrap
     steps_to_recovery: Waits
-    mean_tokens: float | None
+    mean_tokens: float | None  # generated per finished case; None if no step records any
 
 
 def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
-    """Compute the metrics of records. Missing cases are only counted.
-
-    Raises:
-        ValueError: two records have the same id.
+    """Compute the metrics of records. Missing cases are only counted. Raises ValueError if two ids are the same.
 
     Example:
         Ten judged cases; four have own errors, of which three succeed; five of the others succeed: success 8 of 10,
         flawless 5 of 10, recovery 3 of 4 = 0.75 with the interval [0.301, 0.954].
     """
-    repeated = [name for name, count in Counter(record.id for record in records).items() if count > 1]
-    if repeated:
-        raise ValueError(f"case {repeated[0]!r} is there {sum(r.id == repeated[0] for r in records)} times")
+    for name, count in Counter(record.id for record in records).items():
+        if count > 1:
+            raise ValueError(f"case {name!r} is there {count} times")
     finished = [summarize(record) for record in records if record.missing is None]
     judged = [case for case in finished if case.judged]
     reasons = Counter(record.missing for record in records if record.missing is not None)
@@ -297,8 +243,6 @@ def metrics_json(metrics: Any) -> Any:
     """The metrics as JSON values; every proportion as {"rate", "hits", "of", "interval", "method"}."""
     if isinstance(metrics, tuple):
         return [metrics_json(part) for part in metrics]
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
     if not is_dataclass(metrics):
         return metrics
     values = {field.name: metrics_json(getattr(metrics, field.name)) for field in fields(metrics)}
@@ -306,19 +250,16 @@ def metrics_json(metrics: Any) -> Any:
 
 
 def _by_category(records: Sequence[CaseRecord], finished: Sequence[CaseSummary]) -> tuple[Category, ...]:
-    def category(name: str) -> Category:
+    missing = Counter(record.category for record in records if record.missing is not None)
+    categories = []
+    for name in dict.fromkeys(record.category for record in records):
         cases = [case for case in finished if case.record.category == name]
         judged = [case for case in cases if case.judged]
-        return Category(
-            name=name,
-            success=_success(judged),
-            recovery=_success([case for case in judged if case.own]),
-            turn_recovery=_bootstrap([turn_recovery(case) for case in cases]),
-            errors=sum(len(case.own) for case in cases),
-            missing=sum(record.category == name and record.missing is not None for record in records),
-        )
-
-    return tuple(category(name) for name in dict.fromkeys(record.category for record in records))
+        recovery = _success([case for case in judged if case.own])
+        turns = _bootstrap([turn_recovery(case) for case in cases])
+        errors = sum(len(case.own) for case in cases)
+        categories.append(Category(name, _success(judged), recovery, turns, errors, missing[name]))
+    return tuple(categories)
 
 
 def _by_kind(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
@@ -331,18 +272,19 @@ def _by_kind(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
 
 
 def _by_errors(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
-    groups = []
-    for number in range(MANY_ERRORS + 1):
-        cases = [case for case in judged if min(len(case.own), MANY_ERRORS) == number]
-        groups.append(_group(f"{number}+" if number == MANY_ERRORS else str(number), cases))
-    return tuple(groups)
+    groups: list[list[CaseSummary]] = [[] for _ in range(MANY_ERRORS + 1)]
+    for case in judged:
+        groups[min(len(case.own), MANY_ERRORS)].append(case)
+    names = [*map(str, range(MANY_ERRORS)), f"{MANY_ERRORS}+"]
+    return tuple(_group(name, cases) for name, cases in zip(names, groups, strict=True))
 
 
 def _by_depth(judged: Sequence[CaseSummary]) -> tuple[CaseGroup, ...]:
-    depths = sorted({case.own[0].turn for case in judged if case.own})
-    return tuple(
-        _group(str(depth + 1), [case for case in judged if case.own and case.own[0].turn == depth]) for depth in depths
-    )
+    groups: dict[int, list[CaseSummary]] = {}
+    for case in judged:
+        if case.own:
+            groups.setdefault(case.own[0].turn, []).append(case)
+    return tuple(_group(str(depth + 1), groups[depth]) for depth in sorted(groups))
 
 
 def _group(name: str, cases: Sequence[CaseSummary]) -> CaseGroup:
@@ -351,12 +293,8 @@ def _group(name: str, cases: Sequence[CaseSummary]) -> CaseGroup:
 
 def _waits(cases: Sequence[CaseSummary]) -> Waits:
     waits = [wait for case in cases for wait in steps_to_recovery(case)]
-    return Waits(
-        recovered=len(waits),
-        of=sum(len(case.own) for case in cases),
-        mean=statistics.fmean(waits) if waits else None,
-        median=statistics.median(waits) if waits else None,
-    )
+    mean, median = (statistics.fmean(waits), statistics.median(waits)) if waits else (None, None)
+    return Waits(len(waits), sum(len(case.own) for case in cases), mean, median)
 
 
 def _success(cases: Sequence[CaseSummary]) -> Proportion:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,9 +16,7 @@ from fission_grpo.core.errors import RunFileError
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import load_model, model_path
 
-HASHED_BYTES = 1 << 20
-"""Bytes read at either end of a weight file for its fingerprint. [ours]"""
-
+HASHED_BYTES = 1 << 20  # read at either end of a weight file for its fingerprint [ours]
 PACKAGES = ("fission-grpo", "bfcl-eval", "transformers", "torch", "trl", "openai")
 
 
@@ -49,15 +47,8 @@ def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedP
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
     )
     path = Path(model_path(name))
-    step, tokens = read_training_progress(path)
-    description = {
-        "kind": "local",
-        "model": name,
-        "weights": fingerprint(path),
-        "dtype": str(model.dtype),
-        "step": step,
-        "tokens": tokens,
-    }
+    description = {"kind": "local", "model": name, "weights": fingerprint(path), "dtype": str(model.dtype)}
+    description["step"], description["tokens"] = read_training_progress(path)
     return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer)})
 
 
@@ -67,15 +58,8 @@ def connect_endpoint(
 ) -> Iterator[LoadedPolicy]:
     """Connect to a model behind an OpenAI-compatible endpoint, and request a short reply to check it.
 
-    Args:
-        name: of the model at the endpoint.
-        url: base URL; None: OPENAI_BASE_URL, else OpenAI's own.
-        options: of the requests.
-        tokenizer_name: folder or hub id; renders dialogues for raw completions.
-
-    Raises:
-        EndpointError: the endpoint does not answer, or refuses; the message names the fix.
-        ModuleNotFoundError: the `openai` package is missing.
+    `url` None: OPENAI_BASE_URL, else OpenAI's own. The tokenizer (folder or hub id) renders dialogues for raw
+    completions.
     """
     from fission_grpo.inference.endpoint import EndpointPolicy
 
@@ -93,21 +77,15 @@ def connect_endpoint(
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages in `PACKAGES` that are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def read_training_progress(folder: Path) -> tuple[int, int]:
-    """Training steps and sampled tokens behind a run directory's model; zeros if it has no training log.
-
-    Raises:
-        RunFileError: the training log is damaged.
-    """
+    """Training steps and sampled tokens behind a run directory's model; zeros if it has no training log."""
     path = folder / "trainer_state.json"
     if not path.is_file():
         return 0, 0
@@ -125,7 +103,7 @@ def fingerprint(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(path for ending in ("safetensors", "bin") for path in folder.glob(f"*model*.{ending}")):
+    for path in sorted([*folder.glob("*model*.safetensors"), *folder.glob("*model*.bin")]):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

@@ -15,48 +15,30 @@ from typing import Any
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.types import ErrorKind
 
-CASES = "cases.jsonl"
-"""Name of the file of records in an evaluation's directory."""
+CASES = "cases.jsonl"  # the file of records in an evaluation's directory
 
 
 @dataclass(frozen=True)
 class CallRecord:
-    """One tool call and its outcome.
+    """One tool call and its outcome."""
 
-    Args:
-        name: of the tool, as the policy wrote it.
-        arguments: as the policy wrote them.
-        result: text that the policy was shown.
-        error: the environment's message if the call failed, else None.
-        kind: of the error: unknown_tool, bad_arguments (they violate the tool's schema) or raised.
-        injected: a fault wrapper made the call fail, not the policy.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    result: str = ""
-    error: str | None = None
-    kind: ErrorKind | None = None
-    injected: bool = False
+    name: str  # of the tool, as the policy wrote it
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # as the policy wrote them
+    result: str = ""  # text that the policy was shown
+    error: str | None = None  # the environment's message if the call failed
+    kind: ErrorKind | None = None  # of the error: unknown_tool, bad_arguments (they violate the schema) or raised
+    injected: bool = False  # a fault wrapper made the call fail, not the policy
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One reply of the policy.
+    """One reply of the policy."""
 
-    Args:
-        text: exactly what the policy wrote.
-        calls: in order.
-        unread: why a call in the text could not be parsed, else None. Counts as an error of kind unparsed.
-        tokens: generated.
-        truncated: the reply reached its length limit.
-    """
-
-    text: str = ""
+    text: str = ""  # exactly what the policy wrote
     calls: tuple[CallRecord, ...] = ()
-    unread: str | None = None
-    tokens: int = 0
-    truncated: bool = False
+    unread: str | None = None  # why a call in the text could not be parsed; counts as an error of kind unparsed
+    tokens: int = 0  # generated
+    truncated: bool = False  # the reply reached its length limit
 
     @property
     def errors(self) -> int:
@@ -74,26 +56,17 @@ class TurnRecord:
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """One evaluated case.
+    """One evaluated case."""
 
-    Args:
-        id: unique in its evaluation.
-        category: under which it is reported, such as "multi_turn_base".
-        turns: in order; turns after a forced end are missing.
-        success: the case's verdict; None where nothing judges it (a transcript without a verdict).
-        verdict: the judge's reason for a failure (BFCL's `error_type`), else None.
-        missing: why the case could not be run or judged (endpoint down, environment broken). Missing cases enter no
-            metric except their count, and are run again when the evaluation is resumed.
-        seconds: wall-clock time, 0 if unknown.
-    """
-
-    id: str
-    category: str = ""
-    turns: tuple[TurnRecord, ...] = ()
-    success: bool | None = None
-    verdict: str | None = None
+    id: str  # unique in its evaluation
+    category: str = ""  # under which it is reported, such as "multi_turn_base"
+    turns: tuple[TurnRecord, ...] = ()  # turns after a forced end are missing
+    success: bool | None = None  # None where nothing judges it (a transcript without a verdict)
+    verdict: str | None = None  # the judge's reason for a failure (BFCL's `error_type`)
+    # Why the case could not be run or judged (endpoint down, environment broken). Missing cases enter no metric except
+    # their count, and are run again when the evaluation is resumed.
     missing: str | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # of wall-clock time, 0 if unknown
 
     @property
     def steps(self) -> tuple[StepRecord, ...]:
@@ -118,10 +91,8 @@ def to_line(record: CaseRecord) -> str:
 def read_records(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
     """Read a file of records; of several records with the same id the last one counts.
 
-    A last line that was cut off by a kill is left out, and a sentence about it is added to `notes`.
-
-    Raises:
-        RunFileError: naming file, line and field of any other mistake.
+    A last line that was cut off by a kill is left out, and a sentence about it is added to `notes`. RunFileError names
+    file, line and field of any other mistake.
     """
     records = [_record(line) for line in read_lines(Path(path), [] if notes is None else notes)]
     return list({record.id: record for record in records}.values())

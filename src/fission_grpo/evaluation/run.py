@@ -24,38 +24,25 @@ from fission_grpo.evaluation.runner import StartCase, run_cases
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
 MANIFEST = "manifest.json"
-
-VERSION = 1
-"""Version of the manifest's format."""
-
-SHOWN_EVERY = 10.0
-"""Seconds between two lines of progress where stderr is not a terminal. [ours]"""
+VERSION = 1  # of the manifest's format
+SHOWN_EVERY = 10.0  # seconds between two lines of progress where stderr is not a terminal [ours]
 
 _COMPARED = ("tasks", "prompt", "decoding")
 _PARTS = (*_COMPARED, "policy", "versions")
-_OLD_MODES = {"told": "feedback"}
+_OLD_MODES = {"told": "feedback"}  # of runs of earlier versions
 _ABSENT: Any = object()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was evaluated, on which cases, and how. All values are JSON.
+    """What was evaluated, on which cases, and how. All values are JSON."""
 
-    Args:
-        name: of the evaluation in tables.
-        tasks: the cases: their `kind`, a `sha256` over them, their `count`.
-        prompt: how they are rendered for the policy.
-        decoding: how replies are sampled; its `seed` may differ between runs that are compared.
-        policy: what replied; meant to differ between runs that are compared.
-        versions: of the packages used.
-    """
-
-    name: str
-    tasks: Mapping[str, Any]
-    prompt: Mapping[str, Any]
-    decoding: Mapping[str, Any]
-    policy: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # of the evaluation in tables
+    tasks: Mapping[str, Any]  # the cases: their `kind`, a `sha256` over them, their `count`
+    prompt: Mapping[str, Any]  # how they are rendered for the policy
+    decoding: Mapping[str, Any]  # how replies are sampled; `seed` may differ between runs that are compared
+    policy: Mapping[str, Any] = field(default_factory=dict)  # what replied; meant to differ between compared runs
+    versions: Mapping[str, Any] = field(default_factory=dict)  # of the packages used
 
 
 def write_manifest(directory: str | Path, manifest: Manifest) -> Path:
@@ -70,33 +57,28 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Path:
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """Read the manifest of a run directory. `policy` and `versions` may be missing.
-
-    Raises:
-        RunFileError: naming the file, the field and the fix.
-    """
+    """Read the manifest of a run directory. RunFileError names the file, the field and the fix of a mistake."""
     path = Path(directory) / MANIFEST
     try:
         values = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise RunFileError(
-            f"{path}: cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
-        ) from error
+        what = f"cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
+        raise RunFileError(f"{path}: {what}") from error
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{path}: not JSON ({error}); evaluate again, or restore the file") from error
     if not isinstance(values, dict):
         raise RunFileError(f"{path}: must be a JSON object, got {quoted(values)}; evaluate again, or restore the file")
     if values.get("version") != VERSION:
-        found = quoted(values["version"]) if "version" in values else "missing"
-        raise RunFileError(f"{path}: field 'version' must be {VERSION}, but is {found}; evaluate with this version")
+        actual = quoted(values["version"]) if "version" in values else "missing"
+        raise RunFileError(f"{path}: field 'version' must be {VERSION}, but is {actual}; evaluate with this version")
     if not isinstance(values.get("name"), str):
         raise RunFileError(f"{path}: field 'name' must be a string, got {quoted(values.get('name'))}")
     for part in _PARTS:
         value = values.get(part, None if part in _COMPARED else {})
         if not isinstance(value, dict):
-            found = f"got {quoted(value)}" if part in values else "but is missing"
-            raise RunFileError(f"{path}: field '{part}' must be an object, {found}; restore it, or evaluate again")
-    if values["prompt"].get("mode") in _OLD_MODES:  # runs of earlier versions
+            actual = f"got {quoted(value)}" if part in values else "but is missing"
+            raise RunFileError(f"{path}: field '{part}' must be an object, {actual}; restore it, or evaluate again")
+    if values["prompt"].get("mode") in _OLD_MODES:
         values["prompt"]["mode"] = _OLD_MODES[values["prompt"]["mode"]]
     return Manifest(values["name"], *(values.get(part, {}) for part in _PARTS))
 
@@ -104,10 +86,9 @@ def read_manifest(directory: str | Path) -> Manifest:
 def differences(a: Manifest, b: Manifest) -> list[str]:
     """Every field of tasks, prompt and decoding that differs, with both values. The seed of decoding may differ.
 
-    Example:
-        ["decoding.temperature: 0.0 in A, 1.0 in B"]
+    Example: ["decoding.temperature: 0.0 in A, 1.0 in B"]
     """
-    found = []
+    different = []
     for part in _COMPARED:
         values_a, values_b = _leaves(part, getattr(a, part)), _leaves(part, getattr(b, part))
         for name in dict.fromkeys((*values_a, *values_b)):
@@ -115,8 +96,8 @@ def differences(a: Manifest, b: Manifest) -> list[str]:
                 continue
             in_a, in_b = values_a.get(name, _ABSENT), values_b.get(name, _ABSENT)
             if in_a != in_b or isinstance(in_a, bool) != isinstance(in_b, bool):
-                found.append(f"{name}: {_quote(in_a, in_b)} in A, {_quote(in_b, in_a)} in B")
-    return found
+                different.append(f"{name}: {_quote(in_a, in_b)} in A, {_quote(in_b, in_a)} in B")
+    return different
 
 
 def _leaves(name: str, value: Any) -> dict[str, Any]:
@@ -146,22 +127,18 @@ def evaluate_run(
 ) -> list[CaseRecord]:
     """Run the cases that `directory` does not hold yet, and return the records of all cases, in order.
 
-    Args:
-        directory: of the evaluation; made if it does not exist.
-        manifest: of this evaluation.
-        policy: writes the replies.
-        cases: functions that start each case, by case id.
-        in_flight: number of cases run at the same time.
-
-    Raises:
-        RunFileError: the directory holds another evaluation, or a file of it is broken.
+    `cases` are functions that start each case, by case id; `policy` and `in_flight` are as for `run_cases`. Raises
+    RunFileError if the directory holds another evaluation, or a file of it is broken.
     """
-    records = open_run(directory, manifest, cases)
+    _check_same_run(directory, manifest)
+    write_manifest(directory, manifest)
+    cut_half_line(directory / CASES)
+    records = {record.id: record for record in read_records(directory / CASES) if record.id in cases}
     open_ids = [name for name in cases if name not in records or records[name].missing is not None]
+    finished = len(cases) - len(open_ids)
     if records:
-        finished = len(cases) - len(open_ids)
         print(f"{directory}: {finished} of {len(cases)} cases are there already", file=sys.stderr)
-    progress = Progress(len(cases), len(cases) - len(open_ids))
+    progress = Progress(len(cases), finished)
     with (directory / CASES).open("a", encoding="utf-8") as file:
 
         def save(record: CaseRecord) -> None:
@@ -176,25 +153,19 @@ def evaluate_run(
     return [records[name] for name in cases]
 
 
-def open_run(directory: Path, manifest: Manifest, cases: Mapping[str, StartCase]) -> dict[str, CaseRecord]:
-    """Start or resume the evaluation in a directory; returns the records it holds, by id.
-
-    Raises:
-        RunFileError: the directory holds another evaluation, or a file of it is broken.
-    """
-    if (directory / MANIFEST).is_file():
-        existing = read_manifest(directory)
-        found = differences(existing, manifest)
-        if existing.policy != manifest.policy:
-            found.append(f"policy: {existing.policy} in A, {manifest.policy} in B")
-        if existing.decoding != manifest.decoding and not found:
-            found.append("decoding.seed")
-        if found:
-            what = "; ".join(found).replace(" in A", " there").replace(" in B", " now")
-            raise RunFileError(f"{directory} holds another evaluation ({what}); give another --output, or delete it")
-    write_manifest(directory, manifest)
-    cut_half_line(directory / CASES)
-    return {record.id: record for record in read_records(directory / CASES) if record.id in cases}
+def _check_same_run(directory: Path, manifest: Manifest) -> None:
+    """Raise RunFileError if the directory holds another evaluation than the manifest's."""
+    if not (directory / MANIFEST).is_file():
+        return
+    existing = read_manifest(directory)
+    different = differences(existing, manifest)
+    if existing.policy != manifest.policy:
+        different.append(f"policy: {existing.policy} in A, {manifest.policy} in B")
+    if existing.decoding != manifest.decoding and not different:
+        different.append("decoding.seed")
+    if different:
+        what = "; ".join(different).replace(" in A", " there").replace(" in B", " now")
+        raise RunFileError(f"{directory} holds another evaluation ({what}); give another --output, or delete it")
 
 
 def cut_half_line(path: Path) -> None:
@@ -223,8 +194,8 @@ class Progress:
         is_terminal, now = sys.stderr.isatty(), self.clock()
         if is_terminal or now - self.shown >= SHOWN_EVERY:
             self.shown = now
-            print(f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n", end="", file=sys.stderr)
-            sys.stderr.flush()
+            line = f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n"
+            print(line, end="", file=sys.stderr, flush=True)
 
     def line(self, now: float) -> str:
         """Example: "12/200 cases · success 0.58 · 1 missing · 1:30 left" """
@@ -245,32 +216,25 @@ class Progress:
 def eval_line(metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:
     """A line of `eval.jsonl`, which reports read. Rates over nothing are null.
 
-    Args:
-        metrics: of the evaluation.
-        name: of what was evaluated.
-        step: number of training steps before it.
-        trained_on_tokens: tokens sampled in training before it (`generated_tokens` of the line).
-
-    Raises:
-        ValueError: no case could be judged.
+    `step` and `trained_on_tokens`: training steps before the evaluation, and tokens sampled in them. Raises ValueError
+    if no case could be judged.
     """
     if not metrics.judged:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in metrics.missing_reasons.items())
         raise ValueError(f"none of {metrics.cases} cases could be judged: {reasons or 'nothing judges them'}")
-    return json.dumps(
-        {
-            "name": name,
-            "step": step,
-            "generated_tokens": trained_on_tokens,
-            "tasks": metrics.judged,
-            "success": metrics.success.rate,
-            "success_ci": metrics.success.interval,
-            "error_cases": metrics.recovery.of,
-            "recovered": metrics.recovery.hits,
-            "recovery_rate": metrics.recovery.rate,
-            "recovery_ci": metrics.recovery.interval,
-            "errors": metrics.own_errors,
-            "retry_loop_rate": metrics.retry_loops.rate,
-            "broken": metrics.missing,
-        }
-    )
+    values = {
+        "name": name,
+        "step": step,
+        "generated_tokens": trained_on_tokens,
+        "tasks": metrics.judged,
+        "success": metrics.success.rate,
+        "success_ci": metrics.success.interval,
+        "error_cases": metrics.recovery.of,
+        "recovered": metrics.recovery.hits,
+        "recovery_rate": metrics.recovery.rate,
+        "recovery_ci": metrics.recovery.interval,
+        "errors": metrics.own_errors,
+        "retry_loop_rate": metrics.retry_loops.rate,
+        "broken": metrics.missing,
+    }
+    return json.dumps(values)

@@ -8,9 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
 
+# A case under way yields requests, is sent the policy's replies, and returns its record.
 RunningCase = Generator[Request, Reply, CaseRecord]
-"""A case under way: it yields requests, is sent the policy's replies, and returns its record."""
-
 StartCase = Callable[[], RunningCase]
 
 
@@ -27,39 +26,24 @@ def run_cases(
         cases: functions that start a case. Taken lazily, so that memory does not grow with their number.
         in_flight: number of cases run at the same time, at least 1.
         done: called with every record as soon as its case has ended.
-
-    Raises:
-        ValueError: `in_flight` is below 1.
     """
     if in_flight < 1:
         raise ValueError(f"in_flight must be at least 1, got {in_flight}")
-    if isinstance(policy, AsynchronousPolicy):
-        _run_asynchronously(policy, cases, in_flight, done)
-    else:
-        _run_in_batches(policy, cases, in_flight, done)
-
-
-def _run_in_batches(
-    policy: Policy, cases: Iterator[StartCase], in_flight: int, done: Callable[[CaseRecord], None]
-) -> None:
-    running: list[tuple[RunningCase, Request]] = []
-    while True:
-        while len(running) < in_flight and (start := next(cases, None)) is not None:
-            running += _advance(start(), None, done)
-        if not running:
-            return
-        replies = policy.reply([request for _, request in running])
-        answered = zip(running, replies, strict=True)
-        running = [entry for (case, _), reply in answered for entry in _advance(case, reply, done)]
-
-
-def _run_asynchronously(
-    policy: AsynchronousPolicy, cases: Iterator[StartCase], in_flight: int, done: Callable[[CaseRecord], None]
-) -> None:
     running: dict[Future[Reply], RunningCase] = {}
+    batch: list[tuple[Request, Future[Reply]]] = []  # requests to a policy that answers many at once
 
     def advance(case: RunningCase, reply: Reply | None) -> None:
-        running.update({policy.submit(request): case for case, request in _advance(case, reply, done)})
+        try:
+            request = case.send(reply)  # pyright: ignore[reportArgumentType] - None starts a generator
+        except StopIteration as end:
+            done(end.value)
+            return
+        if isinstance(policy, AsynchronousPolicy):
+            future = policy.submit(request)
+        else:
+            future = Future()
+            batch.append((request, future))
+        running[future] = case
 
     try:
         while True:
@@ -67,19 +51,14 @@ def _run_asynchronously(
                 advance(start(), None)
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            if not isinstance(policy, AsynchronousPolicy):
+                replies = policy.reply([request for request, _ in batch])
+                for (_, future), reply in zip(batch, replies, strict=True):
+                    future.set_result(reply)
+                batch.clear()
+            wait(running, return_when=FIRST_COMPLETED)
+            for future in [future for future in running if future.done()]:  # in the order of their requests
                 advance(running.pop(future), future.result())
     finally:
         for future in running:
             future.cancel()
-
-
-def _advance(
-    case: RunningCase, reply: Reply | None, done: Callable[[CaseRecord], None]
-) -> list[tuple[RunningCase, Request]]:
-    """Continue a case with a reply: the case and its next request, or nothing once it has ended."""
-    try:
-        return [(case, case.send(reply))]  # pyright: ignore[reportArgumentType] - None starts a generator
-    except StopIteration as end:
-        done(end.value)
-        return []

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 from fission_grpo.evaluation.metrics import Metrics, Proportion
 
-TableRow = tuple[str, ...]
-"""Label, rate, interval, counts; a row with a label alone is a heading."""
+TableRow = tuple[str, ...]  # label, rate, interval, counts; a row with a label alone is a heading
 
 
 def metrics_table(metrics: Metrics) -> str:
@@ -67,10 +66,8 @@ def _overall_rows(metrics: Metrics) -> list[TableRow]:
 
 
 def _category_rows(metrics: Metrics) -> list[TableRow]:
-    if len(metrics.by_category) < 2:
-        return []
     rows: list[TableRow] = []
-    for category in metrics.by_category:
+    for category in metrics.by_category if len(metrics.by_category) > 1 else ():
         missing = f", {category.missing} missing" if category.missing else ""
         rows += [
             (category.name or "(no category)",),
@@ -82,33 +79,33 @@ def _category_rows(metrics: Metrics) -> list[TableRow]:
 
 
 def _group_rows(metrics: Metrics) -> list[TableRow]:
-    if not metrics.recovery.of:
-        return []
+    groups = {
+        "error recovery by kind of own error (a case can have several)": metrics.by_kind,
+        "success by number of own errors": metrics.by_errors,
+        "error recovery by user turn of the first own error": metrics.by_depth,
+    }
     rows: list[TableRow] = []
-    for title, groups in (
-        ("error recovery by kind of own error (a case can have several)", metrics.by_kind),
-        ("success by number of own errors", metrics.by_errors),
-        ("error recovery by user turn of the first own error", metrics.by_depth),
-    ):
+    for title, group in groups.items() if metrics.recovery.of else ():
         rows.append((title,))
-        rows += [
-            proportion_row(f"  {group.name}", group.success, f"cases, {group.errors:,} errors") for group in groups
-        ]
+        rows += [proportion_row(f"  {part.name}", part.success, f"cases, {part.errors:,} errors") for part in group]
     return rows
 
 
 def _effort_rows(metrics: Metrics) -> list[TableRow]:
     waits = metrics.steps_to_recovery
+    mean = "-" if waits.mean is None else f"{waits.mean:.2f}"
+    median = "-" if waits.median is None else f"median {waits.median:g}"
     rows: list[TableRow] = [
         ("effort",),
         proportion_row("  errors per call", metrics.errors_per_call, "calls and unreadable replies"),
         proportion_row("  retry loops", metrics.retry_loops, "own errors: the same failing call again"),
+        (
+            "  steps to recovery",
+            mean,
+            median,
+            f"{waits.recovered:,} of {waits.of:,} own errors resolved within the turn",
+        ),
     ]
-    resolved = f"{waits.recovered:,} of {waits.of:,} own errors resolved within the turn"
-    if waits.mean is None or waits.median is None:
-        rows.append(("  steps to recovery", "-", "-", resolved))
-    else:
-        rows.append(("  steps to recovery", f"{waits.mean:.2f}", f"median {waits.median:g}", resolved))
     if metrics.mean_tokens is not None:
         finished = metrics.cases - metrics.missing
         rows.append(("  tokens per case", f"{metrics.mean_tokens:,.1f}", "", f"{finished:,} cases"))

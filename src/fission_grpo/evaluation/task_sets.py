@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +16,32 @@ from fission_grpo.envs.faults import Fault, inject_faults
 from fission_grpo.evaluation.episodes import EpisodeConfig, Factory, run_episode, run_step
 from fission_grpo.evaluation.runner import StartCase
 
-DESK_TASKS = 256
-"""Held-out Desk tasks drawn where no number is given. [ours]"""
-
-GROUPS = {"multi_turn": MULTI_TURN, "ast": SINGLE_TURN[:4], "single_turn": SINGLE_TURN}
-"""Category groups accepted by `--tasks`."""
+DESK_TASKS = 256  # held-out Desk tasks where no number is given [ours]
+GROUPS = {"multi_turn": MULTI_TURN, "ast": SINGLE_TURN[:4], "single_turn": SINGLE_TURN}  # of BFCL's categories
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Cases to evaluate on.
+    """Cases to evaluate on."""
 
-    Args:
-        cases: functions that start each case, by case id.
-        kind: "desk" or "desk:2", "cases", "steps", or BFCL's categories joined by commas.
-        sha256: digest of the contents of all cases.
-        official: BFCL's own cases, for its result files; empty for other kinds.
-    """
-
-    cases: Mapping[str, StartCase]
-    kind: str
-    sha256: str
-    official: Sequence[Any] = ()
+    cases: Mapping[str, StartCase]  # functions that start each case, by case id
+    kind: str  # "desk" or "desk:2", "cases", "steps", or BFCL's categories joined by commas
+    sha256: str  # of the contents of all cases
+    official: Sequence[Any] = ()  # BFCL's own cases, for its result files
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Which tasks to evaluate on, and how they are run.
+    """Which tasks to evaluate on, and how they are run."""
 
-    Args:
-        tasks: "desk", or "desk:2" for two requests per task; a case or step-task file; or categories of BFCL or
-            `GROUPS` of them, joined by commas.
-        count: cases taken (of each BFCL category); 0: all (256 of the desk).
-        skip: cases left out before them (of each category).
-        seed: of the desk's tasks, and of faults.
-        max_turns: assistant turns per episode (BFCL's own cases have their official limit).
-        format: how BFCL's own cases are rendered: see `bfcl.formats`.
-        mode: "strict" as officially, or "feedback": see `bfcl.run_case`.
-        faults: injected into environments (not into BFCL's own cases).
-    """
-
-    tasks: str = "desk"
-    count: int = 0
-    skip: int = 0
-    seed: int = 0
-    max_turns: int = 4
-    format: str = "chat"
-    mode: str = "strict"
-    faults: tuple[Fault, ...] = ()
+    tasks: str = "desk"  # or "desk:2", a case or step-task file, or BFCL's categories or `GROUPS`, joined by commas
+    count: int = 0  # cases taken (of each BFCL category); 0: all (256 of the desk)
+    skip: int = 0  # cases left out before them (of each category)
+    seed: int = 0  # of the desk's tasks, and of faults
+    max_turns: int = 4  # assistant turns per episode (BFCL's own cases have their official limit)
+    format: str = "chat"  # how BFCL's own cases are rendered: see `bfcl.formats`
+    mode: str = "strict"  # as officially, or "feedback": see `bfcl.run_case`
+    faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -73,11 +52,6 @@ class TaskSpec:
         return {"format": "chat", "max_turns": self.max_turns, **({"faults": faults} if faults else {})}
 
     @property
-    def desk_requests(self) -> int | None:
-        """Requests per Desk task, None for other tasks. Raises ValueError for "desk:x"."""
-        return requests_of(self.tasks)
-
-    @property
     def official(self) -> tuple[str, ...]:
         """BFCL's categories among the tasks; empty if the tasks are something else."""
         names = [name for part in self.tasks.split(",") for name in GROUPS.get(part, (part,))]
@@ -85,16 +59,11 @@ class TaskSpec:
 
 
 def task_set(spec: TaskSpec) -> TaskSet:
-    """Load the cases of a specification.
-
-    Raises:
-        ValueError: there are no such tasks (TaskFileError if a file is broken), or none are left.
-        ModuleNotFoundError: they need bfcl-eval.
-    """
+    """Load the cases of a specification. Raises ValueError if there are none, TaskFileError for a broken file."""
     if spec.official:
         tasks = _bfcl(spec)
-    elif spec.desk_requests:
-        tasks = _desk(spec, spec.desk_requests)
+    elif requests := requests_of(spec.tasks):
+        tasks = _desk(spec, requests)
     elif not Path(spec.tasks).is_file():
         raise ValueError(
             f"--tasks {spec.tasks!r} is no file; give 'desk', 'desk:2', a case or step-task file (.jsonl), or "
@@ -121,7 +90,7 @@ def _file(spec: TaskSpec) -> TaskSet:
         rows, environments = case_rows(spec.tasks, spec.skip, spec.count)
         return TaskSet(_episodes(rows, environments, spec), "cases", sha256_of(rows))
     tasks = load_tasks(spec.tasks)[spec.skip :][: spec.count or None]
-    return TaskSet({task.id: lambda task=task: run_step(task) for task in tasks}, "steps", sha256_of(tasks))
+    return TaskSet({task.id: partial(run_step, task) for task in tasks}, "steps", sha256_of(tasks))
 
 
 def _episodes(
@@ -134,7 +103,7 @@ def _episodes(
             environments = inject_faults(environments, spec.faults, spec.seed)
     config = EpisodeConfig(spec.max_turns)
     return {
-        str(row.get("id", number)): lambda row=row, number=number: run_episode(environments, row, number, config)
+        str(row.get("id", number)): partial(run_episode, environments, row, number, config)
         for number, row in enumerate(rows)
     }
 
@@ -151,10 +120,10 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
     for category in spec.official:
         if category in MULTI_TURN:
             selected = multi_turn_cases(category)[chosen]
-            starts |= {case.id: lambda case=case: run_case(case, spec.format, spec.mode) for case in selected}
+            starts |= {case.id: partial(run_case, case, spec.format, spec.mode) for case in selected}
         else:
             selected = single_turn_cases(category)[chosen]
-            starts |= {case.id: lambda case=case: run_single_turn(case, spec.format) for case in selected}
+            starts |= {case.id: partial(run_single_turn, case, spec.format) for case in selected}
         cases += selected
     return TaskSet(starts, ",".join(spec.official), sha256_of(cases), cases)
 

@@ -1,37 +1,30 @@
-r"""Read transcripts from elsewhere as records, without running a model: OpenAI's message format or BFCL result files.
+"""Read transcripts from elsewhere as records, without running a model: OpenAI's message format or BFCL result files.
 
-A file of transcripts has one transcript per line (JSONL):
-
-    {"id": "t1",                                                         # optional, unique; else "line-1"
-     "messages": [{"role": "user", "content": "..."},
-                  {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]},
-                  {"role": "tool", "tool_call_id": "c1", "content": "..."}],
-     "tools": [{"type": "function", "function": {...}}],                 # optional: to classify errors
-     "success": true,                                                    # optional: your judge's verdict
-     "category": "airline"}                                              # optional: reported separately
+Each line of a file of transcripts is {"messages": [...]} and optionally "id" (unique), "tools" (to classify errors),
+"success" (a judge's verdict) and "category"; docs/evaluation.md has an example.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.chat import parse, read_result
-from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import NotJson, quoted, read_json
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.tools import tools_of
+from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
-EXECUTOR_ERROR = "Error during execution:"
-"""Prefix of a failed call's result in BFCL's executor."""
+EXECUTOR_ERROR = "Error during execution:"  # prefix of a failed call's result in BFCL's executor
 
 _SYSTEM_ROLES, _RESULT_ROLES = ("system", "developer"), ("tool", "function")
 _ROLES = (*_SYSTEM_ROLES, "user", "assistant", *_RESULT_ROLES)
@@ -40,26 +33,17 @@ _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 Tools = Sequence[Mapping[str, Any]]
 
 
-class InvalidField(ValueError):
-    """A field of a transcript that cannot be read; the message names it and says what it must be."""
-
-    def __init__(self, name: str, what: str):
-        super().__init__(f"field '{name}' {what}")
-
-
 @dataclass
 class _PendingCall:
-    """A call that waits for its result. `record` is None if the call could not be parsed; its result is not kept."""
+    """A call that waits for its result."""
 
-    id: str | None
-    record: CallRecord | None
+    id: Any
+    record: CallRecord | None  # None if the call could not be parsed; then its result is not kept
     is_answered: bool = False
 
 
 @dataclass
 class _PendingStep:
-    """A step whose calls wait for their results."""
-
     text: str
     calls: list[_PendingCall] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
@@ -72,23 +56,14 @@ class _PendingStep:
 def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
     """Read a file of transcripts, or a BFCL result file if its first row has "id" and "result".
 
-    Args:
-        path: of the file.
-        notes: a sentence about a last line that was cut off by a kill is added to it; if None, that is an error.
-
-    Raises:
-        RunFileError: naming file, line and field of what cannot be read, or what has to be installed.
+    A sentence about a last line that was cut off by a kill is added to `notes`; if None, that is an error.
+    RunFileError names file, line and field of what cannot be read, or what has to be installed.
     """
     path = Path(path)
     if not path.is_file():
         raise RunFileError(f"{path}: no such file; give a JSONL file of transcripts or a BFCL result file")
     cut: list[str] = []
-    try:
-        lines = read_lines(path, cut)
-    except RecursionError as error:
-        raise RunFileError(f"{path}: a line is nested too deeply to be read; delete it") from error
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = read_lines(path, cut)
     if cut and notes is None:
         raise RunFileError(f"{path}: {cut[0]}: fix or delete this line")
     if notes is not None:
@@ -96,33 +71,20 @@ def read_traces(path: str | Path, notes: list[str] | None = None) -> list[CaseRe
     if not lines:
         raise RunFileError(f"{path}: no traces in it; write one JSON object a line, with 'messages'")
     if {"id", "result"} <= lines[0].record.keys() and "messages" not in lines[0].record:
-        return _read_bfcl_results(path)
-    return _read_transcripts(lines)
+        try:
+            from fission_grpo.evaluation.bfcl.results import read_result_file
 
-
-def _read_bfcl_results(path: Path) -> list[CaseRecord]:
-    try:
-        from fission_grpo.evaluation.bfcl.results import read_result_file
-
-        return read_result_file(path)
-    except ModuleNotFoundError as error:
-        from fission_grpo.envs.bfcl import INSTALL
-
-        raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
-
-
-def _read_transcripts(lines: list[Line]) -> list[CaseRecord]:
-    records: list[CaseRecord] = []
-    first_lines: dict[str, int] = {}
+            return read_result_file(path)
+        except ModuleNotFoundError as error:
+            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
+    records: dict[str, tuple[int, CaseRecord]] = {}
     for line in lines:
         record = _case_record(line)
-        if record.id in first_lines:
-            raise line.wrong(
-                f"field 'id' {quoted(record.id)} is line {first_lines[record.id]}'s already; leave it out"
-            )
-        first_lines[record.id] = line.number
-        records.append(record)
-    return records
+        if record.id in records:
+            earlier, _ = records[record.id]
+            raise line.wrong(f"field 'id' {quoted(record.id)} is line {earlier}'s already; leave it out")
+        records[record.id] = line.number, record
+    return [record for _, record in records.values()]
 
 
 def _case_record(line: Line) -> CaseRecord:
@@ -133,8 +95,8 @@ def _case_record(line: Line) -> CaseRecord:
     tools = line.take("tools", list, optional=True)
     try:
         turns = read_turns(messages, None if tools is None else [_read_tool(tool, i) for i, tool in enumerate(tools)])
-    except InvalidField as error:
-        raise line.wrong(str(error)) from None
+    except RowError as error:
+        raise line.wrong(f"field '{error.field}' {error.what}") from None
     except RecursionError as error:
         raise line.wrong("it is nested too deeply to be read") from error
     return CaseRecord(
@@ -153,23 +115,17 @@ def _read_tool(tool: Any, number: int) -> Mapping[str, Any]:
         try:
             return tools_of([tool])[0]
         except RowDropped:
-            raise InvalidField(f"tools[{number}]", f"cannot be read: {problem}; fix it or leave 'tools' out") from None
+            raise RowError(f"tools[{number}]", f"cannot be read: {problem}; fix it or leave 'tools' out") from None
     return tool
 
 
 def read_turns(messages: Sequence[Any], tools: Tools | None) -> tuple[TurnRecord, ...]:
-    """The turns of a transcript, without verdicts.
+    """The turns of a transcript, without verdicts. RowError names the message and field of a mistake.
 
     Consecutive user messages start one turn; assistant messages before the first user message belong to the first
     turn. A result belongs to the latest unanswered call with its `tool_call_id`; without such a call, to the first
-    unanswered call of the last reply that has calls. A call that is never answered has no error.
-
-    Args:
-        messages: of the transcript.
-        tools: their schemas, to classify errors; if None, every error is `raised`.
-
-    Raises:
-        InvalidField: naming the message and its field.
+    unanswered call of the last reply that has calls. A call that is never answered has no error. If `tools` is None,
+    every error is `raised`.
     """
     turns: list[list[_PendingStep]] = [[]]
     previous: str | None = None  # role of the message before, system messages left out
@@ -179,12 +135,12 @@ def read_turns(messages: Sequence[Any], tools: Tools | None) -> tuple[TurnRecord
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in _ROLES:
             what = "must be an object with a `role`" if not isinstance(message, Mapping) else "has an unknown role"
-            raise InvalidField(place, f"{what} (one of {', '.join(_ROLES)}), got {quoted(message)}")
+            raise RowError(place, f"{what} (one of {', '.join(_ROLES)}), got {quoted(message)}")
         if role == "assistant":
             turns[-1].append(_read_step(message, place))
         elif role in _RESULT_ROLES:
             content = _read_content(message.get("content"), f"{place}.content")
-            _add_result(turns, _id(message.get("tool_call_id")), content, tools, place)
+            _add_result(turns, message.get("tool_call_id"), content, tools, place)
         elif role == "user" and (responses := _tool_responses(message.get("content"))):
             for response in responses:
                 _add_result(turns, None, response, tools, place)
@@ -198,18 +154,13 @@ def read_turns(messages: Sequence[Any], tools: Tools | None) -> tuple[TurnRecord
 
 
 def record_call(call: ToolCall, text: str, tools: Tools | None) -> CallRecord:
-    """The record of a call and its result, with the error that the result reports.
+    """The record of a call and its result `text`, with the error that the result reports.
 
-    A result reports an error if `chat.read_result` finds one or if it has the prefix of BFCL's executor.
+    A result reports an error if `chat.read_result` finds one or if it has the prefix of BFCL's executor. If `tools` is
+    None, every error is `raised`.
 
-    Args:
-        call: the call.
-        text: its result.
-        tools: schemas, to classify the error; if None, every error is `raised`.
-
-    Example:
-        With a tool `cd` alone, ls() answered "Error during execution: no ls" has the error "no ls" of kind
-        unknown_tool.
+    Example: with a tool `cd` alone, ls() answered "Error during execution: no ls" has the error "no ls" of kind
+    unknown_tool.
     """
     error = read_result(call, text).error
     if error is None and text.startswith(EXECUTOR_ERROR):
@@ -219,11 +170,7 @@ def record_call(call: ToolCall, text: str, tools: Tools | None) -> CallRecord:
 
 
 def _read_content(content: Any, place: str) -> str:
-    """A message's content as text: a string, text parts, null as ""; objects and lists of a tool as JSON.
-
-    Raises:
-        InvalidField: it is something else.
-    """
+    """A message's content as text: a string, text parts, null as ""; objects and lists of a tool as JSON."""
     if content is None:
         return ""
     if isinstance(content, list) and content and all(isinstance(part, dict) and "type" in part for part in content):
@@ -231,7 +178,7 @@ def _read_content(content: Any, place: str) -> str:
     if isinstance(content, dict | list):
         return _printable(json.dumps(content, ensure_ascii=False))
     if not isinstance(content, str):
-        raise InvalidField(place, f"must be a string, a list of parts or null, got {quoted(content)}")
+        raise RowError(place, f"must be a string, a list of parts or null, got {quoted(content)}")
     return _printable(content)
 
 
@@ -254,12 +201,12 @@ def _read_step(message: Mapping[str, Any], place: str) -> _PendingStep:
     if entries is None and message.get("function_call") is not None:
         entries = [{"function": message["function_call"]}]
     if entries is not None and not isinstance(entries, list):
-        raise InvalidField(f"{place}.tool_calls", f"must be a list, got {quoted(entries)}")
+        raise RowError(f"{place}.tool_calls", f"must be a list, got {quoted(entries)}")
     step = _PendingStep(text)
     if "<tool_call>" in text:
         turn = parse(text)
         step.unread += [turn.error] if turn.error else []
-        step.calls += [] if entries else [_PendingCall(None, _unanswered(call)) for call in turn.calls]
+        step.calls += [] if entries else [_PendingCall(None, CallRecord(c.name, c.arguments)) for c in turn.calls]
     written = [text] if text else []
     for number, entry in enumerate(entries or []):
         name, arguments = _read_function(entry, f"{place}.tool_calls[{number}]")
@@ -267,7 +214,7 @@ def _read_step(message: Mapping[str, Any], place: str) -> _PendingStep:
         call = _parse_arguments(name, arguments)
         if isinstance(call, str):
             step.unread.append(call)
-        step.calls.append(_PendingCall(_id(entry.get("id")), None if isinstance(call, str) else _unanswered(call)))
+        step.calls.append(_PendingCall(entry.get("id"), None if isinstance(call, str) else call))
     step.text = "\n".join(written)
     return step
 
@@ -276,17 +223,17 @@ def _read_function(entry: Any, place: str) -> tuple[str, str]:
     """Name and arguments of a structured call, the arguments as the policy wrote them."""
     function = entry.get("function", entry) if isinstance(entry, Mapping) else None
     if not isinstance(function, Mapping):
-        raise InvalidField(place, f'must be like {{"id", "function": {{"name", "arguments"}}}}, got {quoted(entry)}')
+        raise RowError(place, f'must be like {{"id", "function": {{"name", "arguments"}}}}, got {quoted(entry)}')
     name, arguments = function.get("name"), function.get("arguments")
     if not isinstance(name, str):
-        raise InvalidField(f"{place}.function.name", f"must be a string, got {quoted(name)}")
+        raise RowError(f"{place}.function.name", f"must be a string, got {quoted(name)}")
     if arguments is None or arguments == "":
         arguments = "{}"  # some servers write a call without arguments like this
     return _printable(name), _printable(arguments if isinstance(arguments, str) else json.dumps(arguments))
 
 
-def _parse_arguments(name: str, arguments: str) -> ToolCall | str:
-    """The call, or why its arguments cannot be parsed."""
+def _parse_arguments(name: str, arguments: str) -> CallRecord | str:
+    """The unanswered call, or why its arguments cannot be parsed."""
     text = arguments.strip()
     try:
         value, end = read_json(text)
@@ -294,38 +241,20 @@ def _parse_arguments(name: str, arguments: str) -> ToolCall | str:
         return f"the arguments of {quoted(name)} are not valid JSON: {error}"
     if not isinstance(value, dict) or end < len(text):
         return f"the arguments of {quoted(name)} are not one JSON object"
-    return ToolCall(name, value)
-
-
-def _id(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _unanswered(call: ToolCall) -> CallRecord:
-    return CallRecord(call.name, call.arguments)
+    return CallRecord(name, value)
 
 
 def _add_result(
-    turns: Sequence[Sequence[_PendingStep]], call_id: str | None, result: str, tools: Tools | None, place: str
+    turns: Sequence[Sequence[_PendingStep]], call_id: Any, result: str, tools: Tools | None, place: str
 ) -> None:
     """Add a result to its call; a result of a reply that could not be parsed is left out."""
     steps = [step for turn in reversed(turns) for step in reversed(turn)]
-    call = next(_candidates(steps, call_id), None)
-    if call is None:
-        if steps and steps[0].unread:
-            return
-        raise InvalidField(
-            place, f"is a tool result without a call before it that waits for one, got {quoted(result)}"
-        )
-    call.is_answered = True
-    if call.record is not None:
-        call.record = record_call(ToolCall(call.record.name, call.record.arguments), result, tools)
-
-
-def _candidates(steps: Sequence[_PendingStep], call_id: str | None) -> Iterator[_PendingCall]:
-    """Unanswered calls that a result may belong to, best first. `steps` are in order from the last."""
-    if call_id is not None:
-        yield from (call for step in steps for call in step.calls if call.id == call_id and not call.is_answered)
-    last = next((step for step in steps if step.calls), None)
-    if last is not None:
-        yield from (call for call in last.calls if not call.is_answered)
+    named = [call for step in steps for call in step.calls if call.id is not None and str(call.id) == str(call_id)]
+    of_last_reply = next((step.calls for step in steps if step.calls), [])
+    call = next((call for call in (*named, *of_last_reply) if not call.is_answered), None)
+    if call is not None:
+        call.is_answered = True
+        if call.record is not None:
+            call.record = record_call(ToolCall(call.record.name, call.record.arguments), result, tools)
+    elif not (steps and steps[0].unread):
+        raise RowError(place, f"is a tool result without a call before it that waits for one, got {quoted(result)}")

@@ -120,7 +120,7 @@ def _failing_turn_messages(failure: Failure, feedback: str, source: str) -> list
         index = index or 0
         result = turn.results[index]
         # `rules` quotes the environment's message where it has nothing clearer to say
-        if source != "environment" and feedback != result.error:
+        if feedback and source != "environment" and feedback != result.error:
             content = f"{result.content}\n{feedback}"
             messages[1 + index] = {**messages[1 + index], "content": content}
     elif failure.kind in AS_TOOL_RESULT:

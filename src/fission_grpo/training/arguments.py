@@ -12,14 +12,11 @@ import yaml
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
+from fission_grpo.training.config import RENAMED
 
 
 def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
-    """Read the command line and the YAML file that `--config FILE` names.
-
-    Args:
-        parser: a `trl.TrlParser`.
-        argv: the command's arguments.
+    """Read the command line and the YAML file that `--config FILE` names, with a `trl.TrlParser`.
 
     Returns:
         The parser's dataclasses.
@@ -42,13 +39,18 @@ def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
             if key == "env":  # TrlParser's own: environment variables
                 continue
             if key not in names:
+                if RENAMED.get(key) in names:
+                    raise UsageError(f"{path}: {key} is now called {RENAMED[key]}")
                 raise UsageError(f"{path}: unknown key '{key}'{_similar(key, names)}; remove or correct it")
             if value is not None and not (key in mappings and isinstance(value, dict)):
                 _check_value(f"{path}: {key}", value, actions[key])
     for word in parser.parse_known_args(rest)[1]:
         if word.startswith("--"):
             key = word.removeprefix("--").split("=")[0]
-            raise UsageError(f"unknown option '--{key}'{_similar(key.replace('-', '_'), names)}; see --help")
+            name = key.replace("-", "_")
+            if RENAMED.get(name) in names:
+                raise UsageError(f"--{key} is now called --{RENAMED[name]}")
+            raise UsageError(f"unknown option '--{key}'{_similar(name, names)}; see --help")
         raise UsageError(f"unexpected argument '{word}'; options are --name value, see --help")
     return parser.parse_args_and_config(argv)
 

@@ -15,8 +15,6 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.timing import format_duration
 
-PHASES = {0.0: "explore", 1.0: "recover"}
-
 PROGRESS_METRICS = (
     ("reward", "reward", ".3f"),
     ("success", "fission/success", ".2f"),
@@ -29,25 +27,15 @@ PROGRESS_METRICS = (
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Progress of a training run.
+    """Progress of a training run."""
 
-    Args:
-        step: optimizer steps so far.
-        max_steps: optimizer steps in all.
-        seconds: time since training started or was resumed, at `first_step`.
-        first_step: 0, or the step of the resumed checkpoint.
-        tokens: tokens that the policy has sampled so far.
-        first_tokens: the same at `first_step`; None: unknown.
-        max_tokens: the token budget; 0: none.
-    """
-
-    step: int
+    step: int  # optimizer steps so far
     max_steps: int
-    seconds: float
-    first_step: int = 0
-    tokens: float = 0.0
-    first_tokens: float | None = 0.0
-    max_tokens: int = 0
+    seconds: float  # since training started or was resumed, at `first_step`
+    first_step: int = 0  # 0, or the step of the resumed checkpoint
+    tokens: float = 0.0  # sampled by the policy so far
+    first_tokens: float | None = 0.0  # the same at `first_step`; None: unknown
+    max_tokens: int = 0  # the token budget; 0: none
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -58,11 +46,7 @@ class RunProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until the last step or the end of the token budget, whichever is first; None before the first step.
-
-        Example:
-            4 of 10 steps in 20 s: 6 * 20 / 4 = 30 s. With 900 of 1,000 tokens spent, at 45 tokens/s: 100 / 45 = 2.2 s.
-        """
+        """Time until the last step or the end of the token budget, whichever is first; None before the first step."""
         done = self.step - self.first_step
         if done <= 0:
             return None
@@ -76,16 +60,14 @@ class RunProgress:
 def progress_line(progress: RunProgress, logs: Mapping[str, float]) -> str:
     """One line about a logged step; values that were not logged are left out.
 
-    Args:
-        progress: of the run.
-        logs: the trainer's log entry (means over its logged steps, so that a phase between 0 and 1 is "mixed").
+    The trainer's `logs` are means over the logged steps, so that a phase between 0 and 1 is "mixed".
 
     Example:
         "step 4/10 · explore · reward 0.61 · success 0.33 · recovered 0.25 · buffer 3 · 45 tokens/s · 0:30 left"
     """
     parts = [f"step {progress.step}/{progress.max_steps}"]
     if "fission/phase" in logs:
-        parts.append(PHASES.get(logs["fission/phase"], "mixed"))
+        parts.append({0.0: "explore", 1.0: "recover"}.get(logs["fission/phase"], "mixed"))
     parts += [f"{label} {logs[metric]:{form}}" for label, metric, form in PROGRESS_METRICS if metric in logs]
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
@@ -95,21 +77,15 @@ def progress_line(progress: RunProgress, logs: Mapping[str, float]) -> str:
 
 
 class LiveProgress(TrainerCallback):
-    """Shows `progress_line` in a rich progress bar, or as one line per log where stderr is no terminal.
-
-    Remove transformers' own `ProgressCallback` and `PrinterCallback` from the trainer when using it.
-    """
+    """Shows `progress_line` in a rich progress bar, or as one line per log where stderr is no terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
-        self._started = 0.0
-        self._first_step = 0
-        self._first_tokens: float | None = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._started, self._first_step = time.monotonic(), state.global_step
-        self._first_tokens = 0.0 if state.global_step == 0 else None
+        self._first_tokens: float | None = 0.0 if state.global_step == 0 else None
         if not state.is_world_process_zero or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -163,13 +139,12 @@ class TokenBudget(TrainerCallback):
 class StopAndSave(TrainerCallback):
     """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
 
-    Use it as a context manager around `train()`, in the main thread. `signal` is the number of the signal that some
-    rank received, None if there was none.
+    Use it as a context manager around `train()`, in the main thread. `signal` is the number that some rank received.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._original_handlers: dict[int, Any] = {}
+        self._original_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAndSave:
         for number in (signal.SIGINT, signal.SIGTERM):

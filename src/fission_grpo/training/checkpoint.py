@@ -21,40 +21,22 @@ from transformers import TrainerCallback
 from fission_grpo.core.files import check_writable, writing
 from fission_grpo.core.serialization import faithful, task_to_json
 from fission_grpo.core.types import Task
-from fission_grpo.training.checkpoint_files import (
-    FILE,
-    MANIFEST,
-    STAGING,
-    TRAINER_STATE,
-    clean_staging,
-    commit,
-    find_corruption,
-    last_complete_checkpoint,
-    load_state,
-    require_complete,
-    rotate,
-    save_state,
-)
+from fission_grpo.training import checkpoint_files
+from fission_grpo.feedback.sources import state_of
+from fission_grpo.training.checkpoint_files import FILE, MANIFEST, STAGING, TRAINER_STATE, find_corruption, load_state
 from fission_grpo.training.trl_compat import MixinBase
 
-PACKAGES = ("fission-grpo", "trl", "transformers", "torch")
-"""Packages whose versions a checkpoint's manifest names."""
-
-REFERENCE = "ref_model.safetensors"
-"""The reference model's weights, if `sync_ref_model` changes them."""
+PACKAGES = ("fission-grpo", "trl", "transformers", "torch")  # a checkpoint's manifest names their versions
+REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
 
 _log = logging.getLogger(__name__)
 
 
 def source_states(sources: Iterable[Any]) -> list[dict[str, Any]]:
-    """Names and states of feedback sources; the state is None for a source without `state()` (see `FeedbackSource`).
-
-    Raises:
-        ValueError: a source's state is not plain JSON; the message names the source.
-    """
+    """Names and states of feedback sources; None for a source without `state()`. Raises ValueError if not JSON."""
     states = []
     for source in sources:
-        state = source.state() if callable(getattr(source, "state", None)) else None
+        state = state_of(source)
         if faithful(state) is None:
             raise ValueError(
                 f"feedback source {source.name!r}: state() must return plain JSON (objects with string keys, "
@@ -106,7 +88,7 @@ def resume_point(args: Any) -> str | bool | None:
     if args.process_index != 0:
         return str(args.resume_from_checkpoint).lower() not in ("none", "false")
     run = Path(str(args.output_dir))
-    clean_staging(run)
+    checkpoint_files.clean_staging(run)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, run, bool(getattr(args, "fission", False)))
     return None if checkpoint is None else str(checkpoint)
 
@@ -129,9 +111,9 @@ def find_checkpoint(wanted: Any, output: Path, fission: bool) -> Path | None:
         checkpoint = Path(str(wanted))
         if not checkpoint.is_dir():
             raise ValueError(f"resume_from_checkpoint: {wanted} is no folder; give a checkpoint-* folder, or 'true'")
-        require_complete(checkpoint, find_problem)
+        checkpoint_files.require_complete(checkpoint, find_problem)
         return checkpoint
-    newest = last_complete_checkpoint(output, find_problem)
+    newest = checkpoint_files.last_complete_checkpoint(output, find_problem)
     if newest is None:
         raise ValueError(f"no checkpoint-* in {output} to resume from; check output_dir, or start without resuming")
     return newest
@@ -154,12 +136,7 @@ def why_unusable(checkpoint: Path, fission: bool) -> str | None:
 
 
 class CycleEnds(TrainerCallback):
-    """Postpones saves, stops with a save, and evaluations for a save from the middle of a cycle to its end.
-
-    Args:
-        in_cycle: whether the trainer is in the middle of a cycle.
-        on_start: called when training begins.
-    """
+    """Postpones saves, stops with a save, and evaluations for a save from the middle of a cycle to its end."""
 
     def __init__(self, in_cycle: Callable[[], bool], on_start: Callable[[], None]):
         self._in_cycle, self._on_start = in_cycle, on_start
@@ -167,7 +144,7 @@ class CycleEnds(TrainerCallback):
         self._has_warned = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._due = set()
+        self._due.clear()
         self._on_start()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -191,9 +168,8 @@ class CycleEnds(TrainerCallback):
             self._request_due(control)
 
     def _request_due(self, control: Any) -> None:
-        for name in self._due:
-            setattr(control, f"should_{name}", True)
-        self._due = set()
+        while self._due:
+            setattr(control, f"should_{self._due.pop()}", True)
 
 
 class ExactCheckpointMixin(MixinBase):
@@ -201,26 +177,22 @@ class ExactCheckpointMixin(MixinBase):
 
     Adds to a checkpoint: a manifest of its files; metrics and loss since the last log, the count of forward passes,
     and a reference model that `sync_ref_model` changes; and the state of subclasses, which extend `_run_state` and
-    `_load_run_state`. `_on_fresh_start` is called when training starts without a checkpoint.
+    `_load_run_state`.
 
     Overrides: `train` (finds and checks the checkpoint), `_save_checkpoint`, `_get_output_dir`,
     `_push_from_checkpoint` (write to a staging folder, then rename), `_load_optimizer_and_scheduler`,
-    `_get_train_sampler` (restore state and order of rows), `log` (`train_loss` is the mean of all steps). A callback
-    postpones saves to ends of cycles.
+    `_get_train_sampler` (restore state and order of rows), `log` (`train_loss` is the mean of all steps).
 
     Without it a killed run may leave a checkpoint that is partly written, and a resumed run samples other rollouts
     and logs other values than one that never stopped.
     """
 
     args: Any
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._is_staging = False  # transformers is writing a checkpoint
-        self._to_push: str | None = None
-        self._sampler: Any = None
-        self._resumed_state: dict[str, Any] | None = None
-        self._first_step = 0
-        super().__init__(*args, **kwargs)
+    _is_staging = False  # transformers is writing a checkpoint
+    _must_push = False
+    _sampler: Any = None
+    _resumed_state: dict[str, Any] | None = None
+    _first_step = 0
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """TRL's, from a complete checkpoint. `resume_from_checkpoint` is `wanted` of `find_checkpoint`.
@@ -229,19 +201,18 @@ class ExactCheckpointMixin(MixinBase):
             ValueError: there is none, or it is damaged or does not fit this trainer.
         """
         run = Path(str(self.args.output_dir))
-        checkpoint: Path | None = None
-        error_message: str | None = None
+        found: Path | str | None = None  # a str is the error
         if self.args.should_save:
             check_writable(run)
-            clean_staging(run)
+            checkpoint_files.clean_staging(run)
         if self.accelerator.is_main_process:
             try:
-                checkpoint = find_checkpoint(resume_from_checkpoint, run, self._has_fission())
+                found = find_checkpoint(resume_from_checkpoint, run, self._has_fission())
             except ValueError as error:
-                error_message = str(error)
-        checkpoint, error_message = broadcast_object_list([checkpoint, error_message])
-        if error_message is not None:
-            raise ValueError(error_message)
+                found = str(error)
+        (checkpoint,) = broadcast_object_list([found])
+        if isinstance(checkpoint, str):
+            raise ValueError(checkpoint)
         self._resumed_state, self._first_step = None, 0
         if checkpoint is None:
             self._on_fresh_start()
@@ -262,19 +233,18 @@ class ExactCheckpointMixin(MixinBase):
 
     def _run_state(self) -> dict[str, Any]:
         """The state that a checkpoint adds to TRL's, as JSON. Called on all ranks; the first one's is saved."""
-        return {
-            "trainer": {
-                "step": self._step,
-                "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
-                "loss": gather_object([self._tr_loss.item()]),
-                "total_loss": self._total_loss_scalar,
-                "last_logged": self._globalstep_last_logged,
-                "first_step": self._first_step,
-            }
+        state = {
+            "step": self._step,
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items()},
+            "loss": gather_object([self._tr_loss.item()]),
+            "total_loss": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "first_step": self._first_step,
         }
+        return {"trainer": state}
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
-        """Restore what `_run_state` returned. `_restore_loss` does the loss, which transformers resets after this."""
+        """Restore what `_run_state` returned, but for the loss, which transformers resets after this."""
         self._resumed_state = resumed = state["trainer"]
         self._step, self._buffered_inputs = resumed["step"], None
         self._metrics["train"].clear()
@@ -291,9 +261,8 @@ class ExactCheckpointMixin(MixinBase):
         if resumed is None:
             self._first_step = self.state.global_step
             return
-        self._tr_loss.fill_(
-            shard_for_rank(resumed["loss"], self.accelerator.process_index, self.accelerator.num_processes)
-        )
+        rank = self.accelerator.process_index, self.accelerator.num_processes
+        self._tr_loss.fill_(shard_for_rank(resumed["loss"], *rank))
         self._total_loss_scalar = resumed["total_loss"]
         self._globalstep_last_logged = resumed["last_logged"]
         self._first_step = resumed["first_step"]
@@ -323,9 +292,8 @@ class ExactCheckpointMixin(MixinBase):
         return str(Path(run) / STAGING) if self._is_staging else run
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._is_staging:  # uploads run in the background, so they start when the folder is in its place
-            self._to_push = checkpoint_folder
-        else:
+        self._must_push = self._is_staging  # uploads run in the background: they start when the folder is in place
+        if not self._is_staging:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -338,25 +306,24 @@ class ExactCheckpointMixin(MixinBase):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._is_staging = False
-            self._complete(staged, final, run)
+            self._complete(staged, final)
 
-    def _complete(self, staged: Path, final: Path, run: Path) -> None:
+    def _complete(self, staged: Path, final: Path) -> None:
         """Add our files to a checkpoint that transformers has written, and move it to its place."""
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
         state = self._run_state()
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE))
-            save_state(staged, state)
+            checkpoint_files.save_state(staged, state)
             if (reference := self._moving_reference()) is not None:
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            commit(staged, final, {name: version(name) for name in PACKAGES})
-            rotate(run, self.args.save_total_limit, final, self.state.best_model_checkpoint)
+            checkpoint_files.commit(staged, final, {name: version(name) for name in PACKAGES})
+            checkpoint_files.rotate(final.parent, self.args.save_total_limit, final, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
-        if self._to_push is not None:
-            self._to_push = None
+        if self._must_push:
             self._push_from_checkpoint(str(final))
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:

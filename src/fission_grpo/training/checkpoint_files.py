@@ -19,22 +19,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-STAGING = ".saving"
-"""Folder in `output_dir` for what is being written or deleted."""
-
-MANIFEST = "fission_manifest.json"
-"""A checkpoint's files: `{"format": 1, "step", "versions", "files": {path: {"bytes", "sha256"}}}`."""
-
-TRAINER_STATE = "trainer_state.json"
-"""File of transformers."""
-
-FILE = "fission_state.json"
-"""File of what a run adds to TRL's state."""
-
-VERSION = 4
-"""Format of `FILE`; others are refused."""
-
-_NAME = re.compile(r"checkpoint-(\d+)")
+STAGING = ".saving"  # folder in `output_dir` for what is being written or deleted
+MANIFEST = "fission_manifest.json"  # {"format": 1, "step", "versions", "files": {path: {"bytes", "sha256"}}}
+TRAINER_STATE = "trainer_state.json"  # file of transformers
+FILE = "fission_state.json"  # file of what a run adds to TRL's state
+VERSION = 4  # format of `FILE`; others are refused
 
 _log = logging.getLogger(__name__)
 
@@ -46,17 +35,14 @@ def numbered(run: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     """The N of a folder `checkpoint-N`; -1 for another name."""
-    name = _NAME.fullmatch(checkpoint.name)
+    name = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     return int(name[1]) if name else -1
 
 
 def commit(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
-    """Write a checkpoint's manifest, flush its files, and move it to its place in one step.
+    """Write a checkpoint's manifest, flush its files, and move it from `final.parent / STAGING` to its place at once.
 
-    Args:
-        staged: the written files, in `final.parent / STAGING`.
-        final: its place. A checkpoint that is there (of an earlier part of the run) is replaced.
-        versions: of the packages that wrote it, for the manifest.
+    A checkpoint that is there (of an earlier part of the run) is replaced. `versions` go into the manifest.
 
     Raises:
         OSError: the disk is full, or cannot be written. Nothing has changed at `final` then.
@@ -87,7 +73,7 @@ def _move_into_place(staged: Path, final: Path) -> None:
     _fsync(final.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-    _remove_if_empty(staged.parent)
+    _remove_empty_staging(final.parent)
 
 
 def _move_aside(checkpoint: Path) -> Path:
@@ -98,19 +84,16 @@ def _move_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(place)
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _remove_empty_staging(run: Path) -> None:
+    if (run / STAGING).is_dir() and not any((run / STAGING).iterdir()):
+        (run / STAGING).rmdir()
 
 
 def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
-    """Delete the oldest checkpoints (by time, then step) until `limit` are left.
+    """Delete a run's oldest checkpoints (by time, then step), but not `keep` and `best`, until `limit` are left.
 
     Args:
-        run: the run directory.
         limit: `save_total_limit`; 0 or None: keep all.
-        keep: the checkpoint just written; never deleted.
-        best: `best_model_checkpoint`; never deleted.
 
     Example:
         Of 2, 4 and 6 with limit 2, just written 6, best 2: 4 is deleted. With limit 1 too, as two are protected.
@@ -122,14 +105,11 @@ def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
     surplus = max(0, len(oldest_first) - max(limit, len(protected)))
     for path in [path for path in oldest_first if path.name not in protected][:surplus]:
         shutil.rmtree(_move_aside(path), ignore_errors=True)
-    _remove_if_empty(run / STAGING)
+    _remove_empty_staging(run)
 
 
 def clean_staging(run: Path) -> None:
-    """Empty `STAGING` after a kill, before a run starts; logs what it does.
-
-    A complete checkpoint that was not renamed yet is moved to its place; everything else is removed.
-    """
+    """Empty `STAGING` after a kill: a complete checkpoint is moved to its place, everything else is removed."""
     staging = run / STAGING
     if not staging.is_dir():
         return
@@ -137,12 +117,11 @@ def clean_staging(run: Path) -> None:
         if step_of(path) >= 0 and find_corruption(path) is None:
             _log.warning("%s is complete, but was not in its place when the run ended: moved there", path)
             _move_into_place(path, run / path.name)
-        else:
-            if not path.name.startswith("deleted-"):
-                _log.warning("%s is a checkpoint that the run was killed while writing: removed", path)
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if staging.is_dir():
-        staging.rmdir()
+            continue
+        if not path.name.startswith("deleted-"):
+            _log.warning("%s is a checkpoint that the run was killed while writing: removed", path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _remove_empty_staging(run)
 
 
 def find_corruption(checkpoint: Path) -> str | None:
@@ -175,11 +154,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
-
-    Raises:
-        ValueError: the file is missing, damaged or of another version; the message names it.
-    """
+    """Read what `save_state` wrote. Raises ValueError if the file is missing, damaged or of another version."""
     path = folder / FILE
     if not path.exists():
         raise ValueError(
@@ -202,32 +177,27 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-FindProblem = Callable[[Path], str | None]
-"""The reason why a checkpoint cannot be resumed from, None if it can."""
-
-
-def last_complete_checkpoint(run: Path, find_problem: FindProblem) -> Path | None:
+def last_complete_checkpoint(run: Path, find_problem: Callable[[Path], str | None]) -> Path | None:
     """The checkpoint of the highest step without a problem, None if there is no checkpoint; logs those it skips.
 
     Raises:
         ValueError: there are checkpoints, but all have problems; the message names the newest one's.
     """
-    newest_problem: str | None = None
+    problems = []
     for checkpoint in reversed(numbered(run)):
         problem = find_problem(checkpoint)
         if problem is None:
             return checkpoint
-        newest_problem = newest_problem or problem
+        problems.append(problem)
         _log.warning("%s is NOT resumed from: %s. Looking for the one before it.", checkpoint, problem)
-    if newest_problem is not None:
-        raise ValueError(f"no checkpoint in {run} can be resumed from. Of the newest: {newest_problem}")
+    if problems:
+        raise ValueError(f"no checkpoint in {run} can be resumed from. Of the newest: {problems[0]}")
     return None
 
 
-def require_complete(checkpoint: Path, find_problem: FindProblem) -> None:
+def require_complete(checkpoint: Path, find_problem: Callable[[Path], str | None]) -> None:
     """Raise ValueError if a checkpoint has a problem; the message names the newest one before it without."""
-    problem = find_problem(checkpoint)
-    if problem is None:
+    if (problem := find_problem(checkpoint)) is None:
         return
     earlier = [path for path in numbered(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     usable = next((path for path in reversed(earlier) if find_problem(path) is None), None)
@@ -236,14 +206,13 @@ def require_complete(checkpoint: Path, find_problem: FindProblem) -> None:
 
 
 def _digest(path: Path) -> str:
-    """The file's sha256 in hex."""
     state = path.stat()
-    return _digest_of(str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+    return _cached_digest(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)  # the command and the trainer both check a checkpoint
-def _digest_of(path: str, inode: int, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
+def _cached_digest(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

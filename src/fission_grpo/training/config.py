@@ -44,6 +44,10 @@ def refuse_old_names(config: type) -> type:
     return config
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @refuse_old_names
 @dataclass
 class FissionGRPOConfig(GRPOConfig):
@@ -56,129 +60,89 @@ class FissionGRPOConfig(GRPOConfig):
         TypeError: an option is given by its old name.
     """
 
-    fission: bool = field(
-        default=True,
-        metadata={
-            "help": "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to "
-            "the bit with shared_prefix=False, else up to rounding."
-        },
+    fission: bool = _option(
+        True,
+        "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to the bit with"
+        " shared_prefix=False, else up to rounding.",
     )
-    num_recovery_generations: int | None = field(
-        default=None,
-        metadata={
-            "help": "G', recovery rollouts sampled per corrective instance: at least 2, and a divisor of "
-            "generation_batch_size. Default: num_generations [ours; the paper's value is not known]."
-        },
+    num_recovery_generations: int | None = _option(
+        None,
+        "G', recovery rollouts sampled per corrective instance: at least 2, and a divisor of "
+        "generation_batch_size. Default: num_generations [ours; the paper's value is not known].",
     )
-    failure_threshold: float = field(
-        default=0.5,
-        metadata={
-            "help": "A rollout has failed if its weighted reward sum is below this, in the unit of your rewards. Step "
-            "tasks judged by StepReward use its correctness_threshold instead [ours]."
-        },
+    failure_threshold: float = _option(
+        0.5,
+        "A rollout has failed if its weighted reward sum is below this, in the unit of your rewards. Step tasks "
+        "judged by StepReward use its correctness_threshold instead [ours].",
     )
-    buffer_capacity: int = field(
-        default=256,
-        metadata={"help": "Largest number of corrective instances held; a new one replaces the oldest [ours]."},
+    buffer_capacity: int = _option(
+        256, "Largest number of corrective instances held; a new one replaces the oldest [ours]."
     )
-    max_age_steps: int = field(
-        default=32,
-        metadata={"help": "Optimizer steps after which a buffered instance expires; 0 for never [ours]."},
+    max_age_steps: int = _option(32, "Optimizer steps after which a buffered instance expires; 0 for never [ours].")
+    max_depth: int = _option(
+        1,
+        "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never recover "
+        "[ours].",
     )
-    max_depth: int = field(
-        default=1,
-        metadata={
-            "help": "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never "
-            "recover [ours]."
-        },
+    failure_turn: str = _option(
+        "first", "Failing turn of an episode to recover from: first, last, or every one of them [ours]."
     )
-    failure_turn: str = field(
-        default="first",
-        metadata={"help": "Failing turn of an episode to recover from: first, last, or every one of them [ours]."},
+    recovery_scope: str = _option(
+        "episode",
+        "How recoveries in environments are judged. episode: to the end of the episode, by your rewards. turn: by "
+        "the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() rises, else 0; "
+        "nothing is sampled after it. The default did better on average in LOG.md [ours].",
     )
-    recovery_scope: str = field(
-        default="episode",
-        metadata={
-            "help": "How recoveries in environments are judged. episode: to the end of the episode, by your rewards. "
-            "turn: by the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() "
-            "rises, else 0; nothing is sampled after it. The default did better on average in LOG.md [ours]."
-        },
+    buffer_order: str = _option(
+        "lifo",
+        "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest expected "
+        "reward variance, estimated from the group's success and the running recovery rate of the kind of failure "
+        "[ours]; fifo and random for ablations.",
     )
-    buffer_order: str = field(
-        default="lifo",
-        metadata={
-            "help": "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest "
-            "expected reward variance, estimated from the group's success and the running recovery rate of the kind "
-            "of failure [ours]; fifo and random for ablations."
-        },
+    recovery_ratio: float = _option(0.5, "Largest ratio of recover cycles to all cycles, above 0 to 0.5 [ours].")
+    adaptive_recovery_ratio: bool = _option(
+        False, "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
     )
-    recovery_ratio: float = field(
-        default=0.5,
-        metadata={"help": "Largest ratio of recover cycles to all cycles, above 0 to 0.5 [ours]."},
+    min_buffered: int | None = _option(
+        None,
+        "Instances that the buffer must hold before a recover cycle runs. Default: one full batch, "
+        "generation_batch_size / num_recovery_generations, which is also the smallest value allowed [ours; the "
+        "paper's is not known].",
     )
-    adaptive_recovery_ratio: bool = field(
-        default=False,
-        metadata={
-            "help": "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
-        },
+    guard_tools: bool | None = _option(
+        None,
+        "Guard tool calls: a call that cannot be read is answered with an error (TRL ends the episode), "
+        "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the value"
+        " of `fission`. True with fission=False is plain GRPO in the same environments [ours].",
     )
-    min_buffered: int | None = field(
-        default=None,
-        metadata={
-            "help": "Instances that the buffer must hold before a recover cycle runs. Default: one full batch, "
-            "generation_batch_size / num_recovery_generations, which is also the smallest value allowed [ours; the "
-            "paper's is not known]."
-        },
+    tool_timeout: float = _option(
+        60.0,
+        "Time limit of a tool call in an environment, in seconds; after it the environment counts as broken. 0 for"
+        " none [ours].",
     )
-    guard_tools: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Guard tool calls: a call that cannot be read is answered with an error (TRL ends the episode), "
-            "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the "
-            "value of `fission`. True with fission=False is plain GRPO in the same environments [ours]."
-        },
+    max_tool_result_chars: int = _option(
+        20_000,
+        "Largest length of an environment's tool result in characters. A longer one is cut, with a note. 0 for no "
+        "limit [ours].",
     )
-    tool_timeout: float = field(
-        default=60.0,
-        metadata={
-            "help": "Time limit of a tool call in an environment, in seconds; after it the environment counts as "
-            "broken. 0 for none [ours]."
-        },
+    feedback_timeout: float = _option(
+        30.0,
+        "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. They work"
+        " while the policy is updated. Feedback that is late is replaced and counted [ours].",
     )
-    max_tool_result_chars: int = field(
-        default=20_000,
-        metadata={
-            "help": "Largest length of an environment's tool result in characters. A longer one is cut, with a note. "
-            "0 for no limit [ours]."
-        },
+    max_generated_tokens: int = _option(
+        0,
+        "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and recover cycles"
+        " together, to compare methods at equal cost. 0 for no limit [ours].",
     )
-    feedback_timeout: float = field(
-        default=30.0,
-        metadata={
-            "help": "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. "
-            "They work while the policy is updated. Feedback that is late is replaced and counted [ours]."
-        },
+    shared_prefix: bool = _option(
+        True,
+        "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
+        "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
+        " TRL's own computation is used [ours].",
     )
-    max_generated_tokens: int = field(
-        default=0,
-        metadata={
-            "help": "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and "
-            "recover cycles together, to compare methods at equal cost. 0 for no limit [ours]."
-        },
-    )
-    shared_prefix: bool = field(
-        default=True,
-        metadata={
-            "help": "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
-            "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why "
-            "and TRL's own computation is used [ours]."
-        },
-    )
-    log_instances: bool = field(
-        default=True,
-        metadata={
-            "help": "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
-        },
+    log_instances: bool = _option(
+        True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
     )
 
     def __post_init__(self):
@@ -197,15 +161,13 @@ class FissionGRPOConfig(GRPOConfig):
             value = getattr(self, option.name)
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{option.name} is nan; give a number.")
-        least_values = {
-            "num_generations": 2,
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 1,
-            "max_completion_length": 1,
-        }
+        self._check_least(num_generations=2, per_device_train_batch_size=1)
+        self._check_least(gradient_accumulation_steps=1, max_completion_length=1)
+
+    def _check_least(self, **least_values: int) -> None:
         for name, least in least_values.items():
             value = getattr(self, name)
-            if isinstance(value, int) and value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, but must be at least {least}.")
 
     def _check_fission(self) -> None:
@@ -224,17 +186,8 @@ class FissionGRPOConfig(GRPOConfig):
                 f"a batch. Set num_recovery_generations to one of {divisors}, or change the batch size."
             )
         contexts = self.contexts_per_cycle
-        least_values = {
-            "buffer_capacity": contexts,
-            "max_age_steps": 0,
-            "max_depth": 0,
-            "tool_timeout": 0,
-            "feedback_timeout": 0,
-            "max_tool_result_chars": 0,
-        }
-        for name, least in least_values.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
+        self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
         choices = {"buffer_order": ORDERS, "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
         for name, known in choices.items():
             if getattr(self, name) not in known:

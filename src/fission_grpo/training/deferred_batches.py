@@ -7,35 +7,23 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-MAX_STREAMED_BATCHES = 256
-"""[ours] Longest queue if the dataset has no length."""
+MAX_STREAMED_BATCHES = 256  # [ours] longest queue if the dataset has no length
 
 PackedRows = list[tuple[dict[str, Any], int]]
 """Rows, and how often each is repeated."""
 
 
 def pack_rows(rows: Sequence[dict[str, Any]]) -> PackedRows:
-    """Replace equal neighbours by one row and a count (a group's G rows are equal).
-
-    >>> pack_rows([{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}])
-    [({'prompt': 'a'}, 2), ({'prompt': 'b'}, 1)]
-    """
+    """Replace equal neighbours by one row and a count: a, a, b becomes (a, 2), (b, 1). A group's G rows are equal."""
     return [(row, len(list(run))) for row, run in groupby(rows)]
 
 
 def unpack_rows(packed: PackedRows) -> list[dict[str, Any]]:
-    """The rows that `pack_rows` packed, each a new dict."""
     return [dict(row) for row, count in packed for _ in range(count)]
 
 
 def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int, processes: int) -> list[PackedRows]:
-    """This rank's part of saved batches, which may come from another number of ranks.
-
-    Args:
-        displaced: per rank of the saving run, its batches in order.
-        process_index: this rank.
-        processes: number of ranks of this run.
-    """
+    """This rank's part of saved batches (per rank of the saving run, which may have had another number of ranks)."""
     batches = []
     for rows in _global_batches(displaced):
         size = len(rows) // processes
@@ -44,15 +32,11 @@ def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int,
 
 
 def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
-    """Check that saved batches fill generation batches of this run.
+    """Raise ValueError unless saved batches (per rank of the saving run) fill generation batches of this run.
 
     Args:
-        displaced: per rank of the saving run, its batches in order.
         size: rows of a generation batch of all ranks together.
         group_size: number of consecutive rows with equal prompts (G).
-
-    Raises:
-        ValueError: they do not; the message names the setting to change.
     """
     for rows in _global_batches(displaced):
         if len(rows) != size:
@@ -83,7 +67,7 @@ class DeferredBatches:
 
     Args:
         rows: number of rows of the dataset; None if it is streamed.
-        batch: number of different rows in a generation batch of all ranks: generation_batch_size / num_generations.
+        batch: number of different rows in a generation batch of all ranks.
     """
 
     def __init__(self, rows: int | None, batch: int):
@@ -91,11 +75,9 @@ class DeferredBatches:
         self.batches: deque[PackedRows] = deque()
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append the dataset's next batch."""
         self.batches.append(pack_rows(rows))
 
     def take(self) -> list[dict[str, Any]]:
-        """Remove and return the oldest batch."""
         return unpack_rows(self.batches.popleft())
 
     def skip_newest(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fission_grpo.training.trl_compat import MixinBase, check_server_tools, one_completion_each
+from fission_grpo.training.trl_compat import MixinBase
 
 
 class LockstepToolCallsMixin(MixinBase):
@@ -21,18 +21,10 @@ class LockstepToolCallsMixin(MixinBase):
     Without it, in these setups, other ranks wait forever or take completions of other ranks' prompts: TRL 1.16 splits
     the server's output as if all ranks had sent equally many prompts (`VLLMGeneration.generate`, huggingface/trl pull
     request 6673).
-
-    Raises:
-        UnsupportedVersionError: tools are given, and TRL itself mixes up rows here (before 1.14).
     """
 
     args: Any
     _in_tool_loop = False
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if self.tools and self._needs_equal_counts:
-            check_server_tools()
 
     @property
     def _is_collective(self) -> bool:
@@ -59,7 +51,7 @@ class LockstepToolCallsMixin(MixinBase):
             self._in_tool_loop = False
         while largest := self._largest_count(0):  # other ranks go on; this output is discarded
             rows = largest if self._needs_equal_counts else 1
-            super()._generate_single_turn([prompt_ids[0]] * rows, None, {}, *one_completion_each())
+            super()._generate_single_turn([prompt_ids[0]] * rows, None, {}, 1)
         return result
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, *args: Any, **kwargs: Any) -> Any:

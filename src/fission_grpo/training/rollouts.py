@@ -37,21 +37,14 @@ Row = dict[str, Any]
 
 @dataclass
 class CycleScores:
-    """What TRL hands to the reward functions, and their rewards.
-
-    Args:
-        prompts, completions, completion_ids: of this rank's rollouts. Ids include those of tool results.
-        rewards: tensor of all ranks' rollouts x reward functions, NaN where a function gave none.
-        weights: of the reward functions.
-        corrective_turns: by local row, the verdict on a corrective turn that is judged by itself.
-    """
+    """What TRL hands to the reward functions for this rank's rollouts, and the rewards of all ranks."""
 
     prompts: Sequence[str | Sequence[Message]]
     completions: Sequence[str | Sequence[Message]]
-    completion_ids: Sequence[Sequence[int]]
-    rewards: Any
-    weights: Any
-    corrective_turns: Mapping[int, TurnVerdict] = field(default_factory=dict)
+    completion_ids: Sequence[Sequence[int]]  # with those of tool results
+    rewards: Any  # tensor of all ranks' rollouts x reward functions, NaN where a function gave none
+    weights: Any  # of the reward functions
+    corrective_turns: Mapping[int, TurnVerdict] = field(default_factory=dict)  # by local row, if judged by itself
 
     def weighted(self) -> list[float]:
         """Return the weighted sum of the rewards for every rollout of all ranks; NaN where no function gave one."""
@@ -61,32 +54,18 @@ class CycleScores:
 
 @dataclass
 class Cycle:
-    """One generation batch of this rank: what is sampled, and what came of it.
+    """One generation batch of this rank: what is sampled, and what came of it."""
 
-    Args:
-        rows: this rank's rows, one per rollout; groups of equal rows.
-        group_size: rollouts per group: G when exploring, G' when recovering.
-        offset: index of the first row in the batch of all ranks.
-        contexts: the corrective instances of a recover cycle, one per group of all ranks; none in an explore cycle.
-        single_turn: whether the corrective turn alone is sampled and judged (`recovery_scope="turn"`).
-        scores: set when the rewards are computed.
-    """
-
-    rows: list[Row]
-    group_size: int
-    offset: int = 0
-    contexts: Sequence[CorrectiveInstance] = ()
-    single_turn: bool = False
-    scores: CycleScores | None = None
+    rows: list[Row]  # one per rollout; groups of equal rows
+    group_size: int  # rollouts per group: G when exploring, G' when recovering
+    offset: int = 0  # index of the first row in the batch of all ranks
+    contexts: Sequence[CorrectiveInstance] = ()  # one per group of all ranks; none in an explore cycle
+    single_turn: bool = False  # the corrective turn alone is sampled and judged (`recovery_scope="turn"`)
+    scores: CycleScores | None = None  # set when the rewards are computed
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
-    """Return the Task of a TRL row.
-
-    Args:
-        row: the row.
-        prompt: the prompt as sampled from, with the environment's first observation.
-    """
+    """Return the Task of a TRL row; `prompt` is the one sampled from, with the environment's first observation."""
     if TASK_KEY in row:
         return row[TASK_KEY]
     if STEP_KEY in row:
@@ -102,14 +81,13 @@ def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task
 
 def row_of_task(task: Task, tokenizer: Any) -> dict[str, Any]:
     """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
+    prompt = task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt]
     row = {**task.columns, TASK_KEY: task}
     if task.reference is not None:
         row[STEP_KEY] = task_to_json(task)
-    if isinstance(task.prompt, str):
-        return {**row, "prompt": task.prompt}
-    if task.reference is not None:
-        return {**row, "prompt": render([dict(message) for message in task.prompt], task.tools, tokenizer)}
-    return {**row, "prompt": [dict(message) for message in task.prompt]}
+        if not isinstance(prompt, str):
+            prompt = render(prompt, task.tools, tokenizer)
+    return {**row, "prompt": prompt}
 
 
 def read_turns(
@@ -156,28 +134,21 @@ def _assistant_groups(completion: Sequence[Message]) -> list[tuple[Message, list
 
 def _turn(text: str, truncated: bool, message: Message, results: Sequence[Message]) -> Turn:
     turn = parse(text, truncated=truncated)
-    if len(results) == 1 and (refused := _parse_error_result(message, str(results[0]["content"]))):
-        return replace(turn, calls=(), error=refused.error, results=(refused,))
-    called = [
-        call["function"] for call in message.get("tool_calls") or () if isinstance(call.get("function"), Mapping)
-    ]
-    if not called:
-        return turn
-    calls = tuple(
-        ToolCall(str(c.get("name")), c["arguments"] if isinstance(c.get("arguments"), Mapping) else {}) for c in called
-    )
-    answers = tuple(read_result(call, str(answer["content"])) for call, answer in zip(calls, results, strict=False))
-    return replace(turn, calls=calls, error=None, results=answers)
-
-
-def _parse_error_result(message: Message, content: str) -> ToolResult | None:
-    """Return the result that a turn with an unreadable call received, None for any other turn."""
+    calls = []
     for call in message.get("tool_calls") or ():
         function = call.get("function")
-        if isinstance(function, Mapping) and PARSE_ERROR in (function.get("arguments") or ()):
-            arguments = function["arguments"]
-            return ToolResult(ToolCall(function["name"], arguments), content, str(arguments[PARSE_ERROR]))
-    return None
+        if isinstance(function, Mapping):
+            arguments = function.get("arguments")
+            calls.append(ToolCall(str(function.get("name")), arguments if isinstance(arguments, Mapping) else {}))
+    if not calls:
+        return turn
+    unreadable = next((call for call in calls if PARSE_ERROR in call.arguments), None)
+    if unreadable is not None and len(results) == 1:
+        error = str(unreadable.arguments[PARSE_ERROR])
+        result = ToolResult(unreadable, str(results[0]["content"]), error)
+        return replace(turn, calls=(), error=error, results=(result,))
+    answers = tuple(read_result(call, str(answer["content"])) for call, answer in zip(calls, results, strict=False))
+    return replace(turn, calls=tuple(calls), error=None, results=answers)
 
 
 def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[list[int]]:
@@ -194,25 +165,17 @@ def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[lis
 
 @dataclass(frozen=True)
 class RolloutReader:
-    """Reads the rollouts of a cycle.
+    """Reads the rollouts of a cycle."""
 
-    Args:
-        decode: token ids to text, special tokens kept.
-        eos_ids: ids that end a turn.
-        threshold: a rollout with a smaller reward has failed.
-        step_reward: has judged the step tasks; None if there is no StepReward.
-    """
-
-    decode: Callable[[list[int]], str]
-    eos_ids: Sequence[int]
-    threshold: float
-    step_reward: StepReward | None = None
+    decode: Callable[[list[int]], str]  # token ids to text, special tokens kept
+    eos_ids: Sequence[int]  # ids that end a turn
+    threshold: float  # a rollout with a smaller reward has failed
+    step_reward: StepReward | None = None  # has judged the step tasks; None without any
 
     def read(self, cycle: Cycle, masks: Sequence[Sequence[int] | None], has_tools: bool) -> list[Rollout]:
-        """Return this rank's rollouts in order.
+        """Return this rank's rollouts of a scored cycle, in order.
 
         Args:
-            cycle: the cycle, with its scores.
             masks: per rollout, 1 for token ids the policy sampled and 0 for others; None where all were sampled.
             has_tools: whether texts may hold tool calls.
         """
@@ -224,13 +187,7 @@ class RolloutReader:
         ]
 
     def _rollout(
-        self,
-        row: Row,
-        scores: CycleScores,
-        i: int,
-        mask: Sequence[int] | None,
-        reward: float,
-        has_tools: bool,
+        self, row: Row, scores: CycleScores, i: int, mask: Sequence[int] | None, reward: float, has_tools: bool
     ) -> Rollout:
         task = task_of_row(row, scores.prompts[i])
         segments = sampled_segments(scores.completion_ids[i], mask)
@@ -254,36 +211,21 @@ def with_results(turn: Turn, verdict: TurnVerdict) -> Turn:
     return replace(turn, calls=tuple(result.call for result in verdict.results), results=verdict.results)
 
 
+@dataclass(frozen=True)
 class LocalEnvironments:
-    """The environments of this rank's rollouts, as they are at the end of a cycle.
+    """The environments of this rank's rollouts, as they are at the end of a cycle."""
 
-    Args:
-        environments: TRL's, one per local rollout; None without any.
-        tools: functions that are tools beside the environments'.
-        guarded: whether the environments are wrapped by `envs.restore.make_restorable`.
-        schemas: cache of the tools' JSON schemas by environment class, kept from cycle to cycle.
-    """
-
-    def __init__(
-        self,
-        environments: Sequence[Any] | None,
-        tools: Sequence[Callable[..., Any]] | None,
-        guarded: bool,
-        schemas: dict[type, tuple[Any, ...]],
-    ):
-        self.environments, self.tools, self.guarded = environments or (), tools or (), guarded
-        self._schemas = schemas
+    environments: Sequence[Any]  # one per local rollout; empty without any
+    tools: Sequence[Callable[..., Any]]  # functions that are tools beside the environments'
+    guarded: bool  # whether the environments are wrapped by `envs.restore.make_restorable`
+    schemas: dict[type, tuple[Any, ...]]  # cache of the tools' JSON schemas by environment class
 
     def failed_rollout(
         self, i: int, rollout: Rollout, failure_turn: str, zero_std: bool, success: float
     ) -> FailedRollout:
         """Return the failures of local rollout `i` with what its environment knows about them.
 
-        Args:
-            i: index of the rollout on this rank.
-            rollout: the rollout.
-            failure_turn: see `failures.find_failures`.
-            zero_std, success: of its group, see `FailedRollout`.
+        `zero_std` and `success` are its group's, see `FailedRollout`; `failure_turn`: see `failures.find_failures`.
         """
         trajectory = rollout.trajectory
         tools = trajectory.task.tools or self._tool_schemas(i)
@@ -313,7 +255,7 @@ class LocalEnvironments:
         from transformers.utils import get_json_schema
 
         environment = self.environments[i] if self.environments else None
-        if type(environment) not in self._schemas:
+        if type(environment) not in self.schemas:
             methods = tool_methods(environment).values() if environment is not None else ()
-            self._schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
-        return self._schemas[type(environment)]
+            self.schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
+        return self.schemas[type(environment)]

@@ -20,8 +20,6 @@ from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_
 
 _log = logging.getLogger(__name__)
 
-_PROBE = {"type": "function", "function": {"name": "fission_probe", "arguments": {"key": "value"}}}
-
 
 def with_parse_errors(tool: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a tool function so that malformed calls raise ToolCallParseError; its signature stays the same."""
@@ -66,19 +64,16 @@ def report_parse_errors(tokenizer: Any, tools: Sequence[Callable[..., Any]] = ()
       values would stop training later, in a tool, the tokenizer or a checkpoint.
 
     Args:
-        tokenizer: the tokenizer that TRL parses with.
         tools: the tools that all rows have, for a TRL that does not pass a row's tools to the parser (before 1.16).
-            Errors are reported as the first one's; if there is none, they are not reported.
 
     Returns:
-        Whether parse errors are reported for this chat template.
+        Whether parse errors are reported for this chat template, as results of the first tool.
     """
     tokenizer._fission_tools = tuple(tools)
     reports = getattr(tokenizer, "_fission_reports_parse_errors", None)
     if reports is None:
-        reports = _writes_our_format(tokenizer)
+        reports = tokenizer._fission_reports_parse_errors = _writes_our_format(tokenizer)
         tokenizer.parse_response = _reporting_parser(tokenizer, reports)
-        tokenizer._fission_reports_parse_errors = reports
     return reports
 
 
@@ -95,12 +90,14 @@ def _reporting_parser(tokenizer: Any, reports: bool) -> Callable[..., Any]:
             message = original(response, *args, **kwargs)
         except Exception as caught:  # noqa: BLE001 - a policy can write anything; TRL itself expects only two of these
             error = caught
-        problem = None if message is None else _problem_in_calls(message)
+        problem = _problem_in_calls(message)
         if reports and tools:
-            turn = None if message is not None and _has_valid_calls(message) else _parse_turn(tokenizer, response)
+            turn = None if _has_valid_calls(message) else _parse_turn(tokenizer, response)
             reason = problem or (turn.error if turn is not None else None)
             if reason is not None:
-                return _message_with([ToolCall(_name_of(tools[0]), {PARSE_ERROR: reason})])
+                tool = tools[0]
+                name = tool.get("function", tool)["name"] if isinstance(tool, Mapping) else tool.__name__
+                return _message_with([ToolCall(name, {PARSE_ERROR: reason})])
             if turn is not None and turn.calls and not turn.truncated:  # as with "</tool_call>" within an argument
                 return _message_with(turn.calls, turn.content)
         if isinstance(error, ValueError | TypeError):  # what TRL takes as "no call"
@@ -127,14 +124,13 @@ def _schemas_of(tools: tuple[Any, ...]) -> list[Any]:
 
 
 def _message_with(calls: Iterable[ToolCall], content: str = "") -> dict[str, Any]:
-    """An assistant message with calls in TRL's form."""
     functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in calls]
     tool_calls = [{"type": "function", "function": function} for function in functions]
     return {"role": "assistant", "content": content, "tool_calls": tool_calls}
 
 
 def _parse_turn(tokenizer: Any, response: Any) -> Turn | None:
-    """The turn (token ids) as our parser reads it, None if `response` is no list of token ids."""
+    """The turn as our parser reads it; None if `response` is no list of token ids."""
     if not isinstance(response, list) or not response or not isinstance(response[-1], int):
         return None
     ended = response[-1] == tokenizer.eos_token_id
@@ -168,16 +164,12 @@ def _problem_in_calls(message: Any) -> str | None:
     return None
 
 
-def _name_of(tool: Any) -> str:
-    return tool.get("function", tool)["name"] if isinstance(tool, Mapping) else tool.__name__
-
-
 def _writes_our_format(tokenizer: Any) -> bool:
     """Whether the chat template writes a tool call as `parse` reads it."""
-    dialogue = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [_PROBE]}]
+    probe = ToolCall("fission_probe", {"key": "value"})
+    dialogue = [{"role": "user", "content": "x"}, _message_with([probe])]
     try:
         text = tokenizer.apply_chat_template(dialogue, tokenize=False)
     except Exception:  # noqa: BLE001 - a template can raise anything for a dialogue that it does not support
         return False
-    calls = parse(text.split("assistant")[-1].rsplit("</tool_call>", 1)[0] + "</tool_call>").calls
-    return [(call.name, dict(call.arguments)) for call in calls] == [("fission_probe", {"key": "value"})]
+    return parse(text.split("assistant")[-1].rsplit("</tool_call>", 1)[0] + "</tool_call>").calls == (probe,)

@@ -51,7 +51,7 @@ from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
-from fission_grpo.training.trl_compat import check_names, eos_token_ids
+from fission_grpo.training.trl_compat import check_names
 
 FeedbackSpec = str | FeedbackFunction | FeedbackSource
 """One source of feedback: its name, a function, or a `FeedbackSource`."""
@@ -109,7 +109,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.cycle = Cycle([], self.num_generations)
         self._tool_schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
-        self._reader = RolloutReader(self._decode, eos_token_ids(self), args.failure_threshold, step_reward)
+        self._reader = RolloutReader(self._decode, self.eos_token_ids, args.failure_threshold, step_reward)
 
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
         """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
@@ -164,9 +164,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _next_cycle(self, inputs: list[Row]) -> Cycle:
         """Choose this cycle's rows: those of the data set, or corrective instances while the former are deferred."""
-        if not self.args.fission:
-            return Cycle(inputs, self.num_generations, self.accelerator.process_index * len(inputs))
         offset = self.accelerator.process_index * len(inputs)
+        if not self.args.fission:
+            return Cycle(inputs, self.num_generations, offset)
         self.deferred.add(inputs)
         contexts = self.fission.next_contexts(self.state.global_step)
         if not contexts:
@@ -229,7 +229,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         zero_std = zero_std_groups(rewards, cycle.group_size)
         success = group_success(gather_object([not r.verdict.failed for r in rollouts]), cycle.group_size)
         environments = LocalEnvironments(
-            self.environments, self._standalone_tools, bool(self.args.guard_tools), self._tool_schemas
+            self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
         failed: list[FailedRollout] = []
         for i, rollout in enumerate(rollouts):

@@ -9,9 +9,8 @@ import inspect
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fission_grpo.core.errors import UnsupportedVersionError
@@ -55,6 +54,7 @@ NEEDED_ATTRIBUTES = (
     "beta",
     "environment_factories",
     "environments",
+    "eos_token_ids",
     "max_tool_calling_iterations",
     "num_generations",
     "reward_funcs",
@@ -65,43 +65,29 @@ NEEDED_ATTRIBUTES = (
 
 
 class VersionRange(NamedTuple):
-    """Supported releases of a package.
+    """Supported releases of a package."""
 
-    Args:
-        first, last: the oldest and the newest release; (1, 16) is any 1.16.x.
-        tested: versions with which the tests were run.
-        reason: why older ones are not supported.
-        excluded: minor releases in between that are not supported, and why.
-    """
-
+    pip: str  # the range in pip's syntax
     first: tuple[int, ...]
-    last: tuple[int, ...]
-    tested: tuple[str, ...]
-    reason: str
-    excluded: Mapping[tuple[int, ...], str] = MappingProxyType({})
+    last: tuple[int, ...]  # (1, 16) is any 1.16.x
+    tested: tuple[str, ...]  # versions with which the tests were run
+    reason: str  # why older ones are not supported
+    excluded: tuple[tuple[int, ...], str] | None = None  # a minor release in between, and why
 
-    @property
-    def pip(self) -> str:
-        """The range in pip's syntax: (1, 12) to (1, 16) is ">=1.12,<1.17"."""
-        above = (*self.last[:-1], self.last[-1] + 1)
-        between = "".join(f"!={_dotted(release)}.*," for release in self.excluded)
-        return f">={_dotted(self.first)},{between}<{_dotted(above)}"
-
-
-NO_TRL = {(1, 15): "its update fails without Triton, which torch for CPUs has not, also in TRL's own trainer"}
 
 SUPPORTED = {
     "trl": VersionRange(
-        (1, 12), (1, 16), ("1.12.0", "1.13.0", "1.14.2", "1.16.0"), "older ones are not tested", NO_TRL
+        ">=1.14,!=1.15.*,<1.17",
+        (1, 14),
+        (1, 16),
+        ("1.14.2", "1.16.0"),
+        "older ones are not tested",
+        ((1, 15), "its update fails without Triton, which torch for CPUs has not, also in TRL's own trainer"),
     ),
     "transformers": VersionRange(
-        (5, 15), (5,), ("5.15.0", "5.23.0"), "older ones have no `parse_response` with tools"
+        ">=5.15,<6", (5, 15), (5,), ("5.15.0", "5.23.0"), "older ones have no `parse_response` with tools"
     ),
 }
-
-
-def _dotted(release: tuple[int, ...]) -> str:
-    return ".".join(map(str, release))
 
 
 def parse_version(version: str) -> tuple[int, ...]:
@@ -115,15 +101,8 @@ def trl_release() -> tuple[int, ...]:
     return parse_version(metadata.version("trl"))[:2]
 
 
-def _is_newer_allowed() -> bool:
-    return os.environ.get(ALLOW_VARIABLE, "") not in ("", "0")
-
-
 def check_versions(get_version: Callable[[str], str] = metadata.version) -> None:
     """Check the versions of TRL and transformers; packages that are missing are left to their import.
-
-    Args:
-        get_version: gives a package's version, or raises PackageNotFoundError.
 
     Raises:
         UnsupportedVersionError: the message names the installed and the supported versions, and the pip command.
@@ -135,17 +114,19 @@ def check_versions(get_version: Callable[[str], str] = metadata.version) -> None
             continue
         release = parse_version(version)
         problem = f"{package} {version} is installed, but this fission-grpo runs on {package}{supported.pip}"
-        fix = f"pip install '{package}{supported.pip}'"
+        fix = f"To fix it: pip install '{package}{supported.pip}'"
         if release < supported.first:
-            raise UnsupportedVersionError(f"{problem} ({supported.reason}). To fix it: {fix}")
-        if reason := supported.excluded.get(release[:2]):
-            raise UnsupportedVersionError(f"{problem} ({reason}). To fix it: {fix}")
+            raise UnsupportedVersionError(f"{problem} ({supported.reason}). {fix}")
+        if supported.excluded is not None and release[:2] == supported.excluded[0]:
+            raise UnsupportedVersionError(f"{problem} ({supported.excluded[1]}). {fix}")
         if release[: len(supported.last)] > supported.last:
-            if not _is_newer_allowed():
-                raise UnsupportedVersionError(
-                    f"{problem}; nobody has tested a newer one. To fix it: {fix}. To try it anyway: {ALLOW_VARIABLE}=1"
-                )
-            _log.warning("%s; continuing, as %s is set", problem, ALLOW_VARIABLE)
+            _raise_or_warn(problem, f"; nobody has tested a newer one. {fix}")
+
+
+def _raise_or_warn(problem: str, fix: str) -> None:
+    if os.environ.get(ALLOW_VARIABLE, "") in ("", "0"):
+        raise UnsupportedVersionError(f"{problem}{fix}. To try it anyway: {ALLOW_VARIABLE}=1")
+    _log.warning("%s; continuing, as %s is set", problem, ALLOW_VARIABLE)
 
 
 def missing_names(trainer: type) -> list[str]:
@@ -165,28 +146,13 @@ def missing_names(trainer: type) -> list[str]:
 
 
 def check_names(trainer: type) -> None:
-    """Check that a TRL of a supported version was not changed (a patch, a fork) where we depend on it.
-
-    Raises:
-        UnsupportedVersionError: names what is missing.
-    """
-    missing = missing_names(trainer)
-    if not missing:
-        return
-    problem = f"{trainer.__module__}.{trainer.__name__} lacks what fission-grpo needs: {'; '.join(missing)}"
-    if not _is_newer_allowed():
-        raise UnsupportedVersionError(
-            f"{problem}. Is TRL patched (by another package that was imported), or a fork? "
-            f"pip install --force-reinstall --no-deps 'trl{SUPPORTED['trl'].pip}'. "
-            f"To try it anyway: {ALLOW_VARIABLE}=1"
+    """Raise UnsupportedVersionError if TRL was changed (a patch, a fork) where we depend on it."""
+    if missing := missing_names(trainer):
+        _raise_or_warn(
+            f"{trainer.__module__}.{trainer.__name__} lacks what fission-grpo needs: {'; '.join(missing)}",
+            ". Is TRL patched (by another package that was imported), or a fork? "
+            f"pip install --force-reinstall --no-deps 'trl{SUPPORTED['trl'].pip}'",
         )
-    _log.warning("%s; continuing, as %s is set", problem, ALLOW_VARIABLE)
-
-
-def eos_token_ids(trainer: Any) -> tuple[int, ...]:
-    """Ids that end a turn: since TRL 1.14 all of the model's generation settings, before the tokenizer's only."""
-    ids = getattr(trainer, "eos_token_ids", None)
-    return (int(trainer._tokenizer.eos_token_id),) if ids is None else tuple(ids)
 
 
 def has_fused_head(decoder: Any) -> bool:
@@ -206,25 +172,3 @@ def tools_of_every_row(trainer: Any) -> Sequence[Callable[..., Any]]:
 def parser_knows_tools() -> bool:
     """Whether TRL passes a row's tools to the parser of calls: since 1.16."""
     return trl_release() >= (1, 16)
-
-
-def one_completion_each() -> tuple[Any, ...]:
-    """Further arguments of `_generate_single_turn` for one completion per prompt: since TRL 1.14 their number."""
-    return (1,) if trl_release() >= (1, 14) else ()
-
-
-def check_server_tools(release: tuple[int, ...] | None = None) -> None:
-    """Check that TRL keeps rows apart when tools are used with a vLLM server.
-
-    Args:
-        release: the minor release of TRL; None: the installed one.
-
-    Raises:
-        UnsupportedVersionError: TRL is older than 1.14. After a tool call it takes every G-th prompt and samples G
-            completions of it, although each row has its own history by then.
-    """
-    if (release or trl_release()) < (1, 14):
-        raise UnsupportedVersionError(
-            "before TRL 1.14 rows get other rows' completions after a tool call in vLLM's server mode (and with "
-            "tensor parallelism). To fix it: pip install 'trl>=1.14', or vllm_mode='colocate'"
-        )

@@ -1,9 +1,8 @@
 """BFCL's official decode rules: which calls a handler reads in a reply, as Python source, without executing anything.
 
-There are two rules: of `QwenFCHandler` (`<tool_call>` blocks) and of the prompting handlers (a list of Python calls).
-Both are followed exactly: blocks that are not JSON are dropped silently, and so are positional arguments of Python
-calls; bare names are strings; any sign before a number is a minus. One difference: arithmetic in arguments, which
-officially goes through `eval`, is computed here for numbers and texts of moderate size, and is otherwise undecodable.
+The rules of `QwenFCHandler` (`<tool_call>` blocks) and of the prompting handlers (Python calls) are followed exactly:
+blocks that are not JSON and positional arguments are dropped, bare names are strings, any sign of a number is a minus.
+One difference: arithmetic in arguments (officially by `eval`) is computed for numbers and texts of moderate size only.
 """
 
 from __future__ import annotations
@@ -19,12 +18,8 @@ from typing import Any
 
 from fission_grpo.core.json_io import MAX_DEPTH
 
-_MAX_SIZE = 10_000
-"""Most digits or characters that arithmetic in arguments may give. [ours]"""
-
-_MAX_BITS = 14_000
-"""Longest integer, in bits: 4,215 digits, below Python's limit of 4,300 for writing an integer as text. [ours]"""
-
+_MAX_SIZE = 10_000  # most digits or characters that arithmetic in arguments may give [ours]
+_MAX_BITS = 14_000  # of an integer: 4,215 digits, below Python's limit of 4,300 for writing one as text [ours]
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -44,17 +39,11 @@ class Undecodable(ValueError):
 
 @dataclass(frozen=True)
 class OfficialCall:
-    """A call as the official executor receives it.
+    """A call as the official executor receives it."""
 
-    Args:
-        name: as the policy wrote it.
-        arguments: by name, converted to JSON values.
-        source: Python source, which officially is given to `eval`.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
-    source: str
+    name: str  # as the policy wrote it
+    arguments: Mapping[str, Any]  # converted to JSON values
+    source: str  # Python source, which officially is given to `eval`
 
 
 @dataclass(frozen=True)
@@ -66,11 +55,7 @@ class Decoded:
 
 
 def answer_text(text: str) -> str:
-    """A reply without its thoughts, as the official Qwen handlers keep it in result files.
-
-    Example:
-        `answer_text("<think>\\nwell\\n</think>\\n\\n[ls()]")` is "[ls()]"
-    """
+    """A reply without its thoughts, as the official Qwen handlers keep it in result files."""
     return text.split("</think>")[-1].lstrip("\n") if "</think>" in text else text
 
 
@@ -90,11 +75,8 @@ def decode_hermes(text: str, truncated: bool = False) -> Decoded:
 def decode_python(text: str, functions: Collection[str], truncated: bool = False) -> Decoded:
     """Decode a reply by the rule of the prompting handlers.
 
-    Args:
-        text: the reply.
-        functions: names of documented functions. A reply that cannot be decoded is `unread` only if it calls one of
-            them; otherwise it is an answer in words.
-        truncated: the reply reached its length limit; then it is never `unread`.
+    One that cannot be decoded is `unread` if it calls one of the documented `functions` and was not cut off; otherwise
+    it is an answer in words.
     """
     answer = answer_text(text)
     try:
@@ -106,34 +88,26 @@ def decode_python(text: str, functions: Collection[str], truncated: bool = False
 
 def hermes_objects(text: str) -> tuple[list[Any], str | None]:
     """The JSON values in `<tool_call>` blocks, and what is wrong with the first block that is not JSON."""
-    found, problem = [], None
+    values, problem = [], None
     for block in _blocks(text)[0]:
         try:
-            found.append(json.loads(block))
+            values.append(json.loads(block))
         except (ValueError, RecursionError) as error:
             problem = problem or f"tool call is not valid JSON: {error}"
-    return found, problem
+    return values, problem
 
 
 def hermes_ast(text: str) -> list[dict[str, Any]]:
     """`QwenFCHandler.decode_ast`: `[{name: arguments}]`. Raises Undecodable."""
-    found = _hermes_mappings(text)
-    if any(not isinstance(item["arguments"], dict) for item in found):
+    items = _hermes_mappings(text)
+    if any(not isinstance(item["arguments"], dict) for item in items):
         raise Undecodable('a tool call\'s "arguments" is not a JSON object')
-    return [{item["name"]: dict(item["arguments"])} for item in found]
+    return [{item["name"]: item["arguments"]} for item in items]
 
 
 def hermes_calls(text: str) -> list[OfficialCall]:
     """`QwenFCHandler.decode_execute`. Raises Undecodable."""
-    return [_hermes_call(item["name"], item["arguments"]) for item in _hermes_mappings(text)]
-
-
-def calls_of_mapping(item: Mapping[str, Any]) -> list[OfficialCall]:
-    """Calls of `{name: arguments}`, as results of API models are written; arguments may be JSON text.
-
-    Raises Undecodable.
-    """
-    return [_hermes_call(name, arguments) for name, arguments in item.items()]
+    return [hermes_call(item["name"], item["arguments"]) for item in _hermes_mappings(text)]
 
 
 def python_ast(text: str) -> list[dict[str, Any]]:
@@ -143,7 +117,7 @@ def python_ast(text: str) -> list[dict[str, Any]]:
     text = text if text.endswith("]") else text + "]"
     try:
         body = parse_expression(text.strip().strip("'"))
-        if isinstance(body, ast.Call):
+        if isinstance(body, ast.Call):  # "[f](x=1) # ]"
             return [_resolved_call(body)]
         if not isinstance(body, ast.List | ast.Tuple | ast.Set):
             raise Undecodable("the reply is no list of function calls")
@@ -162,7 +136,7 @@ def python_calls(text: str) -> list[OfficialCall]:
     for item in python_ast(text):
         for name, arguments in item.items():
             try:
-                source = f"{name}({', '.join(f'{key}={_source(value)}' for key, value in arguments.items())})"
+                source = _call_source(name, arguments)
             except RecursionError:
                 raise Undecodable("the arguments are nested too deeply") from None
             calls.append(OfficialCall(name, clean(arguments), source))
@@ -201,8 +175,8 @@ def _blocks(text: str) -> tuple[list[str], str]:
 
 
 def _hermes_mappings(text: str) -> list[dict[str, Any]]:
-    found = hermes_objects(text)[0]
-    for item in found:
+    items = hermes_objects(text)[0]
+    for item in items:
         if not isinstance(item, dict):
             raise Undecodable("a tool call is not a JSON object")
         for key in ("name", "arguments"):
@@ -210,10 +184,11 @@ def _hermes_mappings(text: str) -> list[dict[str, Any]]:
                 raise Undecodable(f'a tool call has no "{key}"')
         if isinstance(item["name"], dict | list):
             raise Undecodable('a tool call\'s "name" is not a string')
-    return found
+    return items
 
 
-def _hermes_call(name: Any, arguments: Any) -> OfficialCall:
+def hermes_call(name: Any, arguments: Any) -> OfficialCall:
+    """A call whose arguments may be JSON text. Raises Undecodable."""
     try:
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         if not isinstance(arguments, dict):
@@ -252,8 +227,7 @@ def _resolved(node: ast.expr | None) -> Any:
         case ast.Tuple():
             return tuple(_resolved(item) for item in node.elts)
         case ast.Dict():
-            pairs = zip(node.keys, node.values, strict=True)
-            return {_resolved(key): _resolved(value) for key, value in pairs}
+            return {_resolved(key): _resolved(value) for key, value in zip(node.keys, node.values, strict=True)}
         case ast.BinOp():
             return _check_size(_arithmetic(node))
         case ast.Name():
@@ -280,10 +254,9 @@ def _arithmetic(node: ast.expr) -> Any:
             if _size(node.op, left, right) > _MAX_SIZE:
                 raise ValueError("arithmetic in an argument is too large")
             return _OPERATORS[type(node.op)](left, right)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_arithmetic(node.operand)
-        case ast.UnaryOp(op=ast.UAdd()):
-            return +_arithmetic(node.operand)
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign):
+            value = _arithmetic(node.operand)
+            return -value if isinstance(sign, ast.USub) else +value
         case ast.Constant(value=int() | float() | str() as value):
             return value
     raise ValueError("an argument is no plain value")
@@ -299,6 +272,10 @@ def _size(op: ast.operator, left: Any, right: Any) -> float:
     return len(str(left)) + len(str(right))
 
 
+def _call_source(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={_source(value)}' for key, value in arguments.items())})"
+
+
 def _source(value: Any) -> str:
     """A resolved value as source: a dictionary of dictionaries is a nested call, as officially."""
     if not isinstance(value, dict):
@@ -306,6 +283,5 @@ def _source(value: Any) -> str:
     if all(isinstance(inner, dict) for inner in value.values()):
         if not value:
             raise Undecodable("an argument is an empty dictionary, which BFCL's decoder cannot read")
-        name, arguments = next(iter(value.items()))
-        return f"{name}({', '.join(f'{key}={_source(inner)}' for key, inner in arguments.items())})"
+        return _call_source(*next(iter(value.items())))
     return "{" + ", ".join(f"'{key}': {_source(inner)}" for key, inner in value.items()) + "}"

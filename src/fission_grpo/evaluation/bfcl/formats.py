@@ -1,17 +1,14 @@
 """How a BFCL case is rendered for a policy, and how its replies are decoded: three formats.
 
-- "qwen-fc" and "qwen-prompting": prompts and decode rules of the official `QwenFCHandler` and `QwenHandler`, byte for
-  byte; `Request.prompt` is the text to continue.
-- "chat": messages and tool schemas, for any model with a chat template or behind a chat endpoint, decoded by
-  `core.chat.parse`. There is no official counterpart: schemas are proper JSON schema, dots in function names are
-  underscores (endpoints refuse dots), and held-out functions are added to the tools at their turn, with the message
-  that official function-calling models get.
+"qwen-fc" and "qwen-prompting" are the official `QwenFCHandler` and `QwenHandler`, byte for byte: `Request.prompt` is
+the text to continue. "chat" has messages and tools for any chat model, decoded by `core.chat.parse`: dots in names are
+underscores (endpoints refuse dots), and held-out functions are added to the tools at their turn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.chat import parse
@@ -36,11 +33,10 @@ class Unrenderable(ValueError):
 
 
 class Conversation:
-    """A case's dialogue in one format.
+    """A case's dialogue in one format. The base class renders messages as both official handlers of Qwen3 do."""
 
-    Args:
-        functions: documented from the start.
-    """
+    decode_ast: Callable[[str], list[dict[str, Any]]]  # the official rule for a single-turn reply
+    has_tools_in_system_block = False
 
     def __init__(self, functions: Sequence[Doc]):
         self._functions = functions
@@ -48,11 +44,13 @@ class Conversation:
 
     def add_user_turn(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
         """Start a user turn with its messages, or with functions held out until now."""
-        raise NotImplementedError
+        self._messages += [_added_functions(added)] if added else messages
 
     def request(self) -> Request:
         """What the policy has to continue. Raises Unrenderable where the official handler fails."""
-        raise NotImplementedError
+        functions = self._functions if self.has_tools_in_system_block else ()
+        prompt = _system_block(self._messages, functions) + _render(self._messages)
+        return Request(tuple(self._messages), prompt=prompt)
 
     def add_reply(self, reply: Reply) -> Decoded:
         """Add a reply and decode its calls."""
@@ -69,18 +67,14 @@ class Conversation:
 
     def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
         """The calls of a single-turn reply as `[{name: arguments}]`. Raises Undecodable."""
-        raise NotImplementedError
+        return self.decode_ast(answer_text(reply.text))
 
 
 class QwenFC(Conversation):
     """As the official `QwenFCHandler` (models of Qwen3, "FC")."""
 
-    def add_user_turn(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
-        self._messages += [_added_functions(added)] if added else messages
-
-    def request(self) -> Request:
-        prompt = _system_block(self._messages, self._functions) + _render(self._messages)
-        return Request(tuple(self._messages), prompt=prompt)
+    decode_ast = staticmethod(decoding.hermes_ast)
+    has_tools_in_system_block = True
 
     def add_reply(self, reply: Reply) -> Decoded:
         calls = decoding.hermes_objects(reply.text)[0]  # kept as JSON values, and then without the reply's text
@@ -94,33 +88,21 @@ class QwenFC(Conversation):
             self._messages[-1] = {"role": "assistant", "content": self._answer}
         super().add_error(error)
 
-    def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        return decoding.hermes_ast(answer_text(reply.text))
-
 
 class QwenPrompting(Conversation):
     """As the official `QwenHandler` (models of Qwen3, "Prompt")."""
 
-    def __init__(self, functions: Sequence[Doc]):
-        super().__init__(functions)
-        self._names = {str(doc["name"]) for doc in functions}
+    decode_ast = staticmethod(decoding.python_ast)
 
     def add_user_turn(self, messages: Sequence[Message], added: Sequence[Doc] = ()) -> None:
         if not self._messages:
             messages = _with_system_prompt(messages, self._functions)
-        self._names |= {str(doc["name"]) for doc in added}
-        self._messages += [_added_functions(added)] if added else messages
-
-    def request(self) -> Request:
-        prompt = _system_block(self._messages) + _render(self._messages)
-        return Request(tuple(self._messages), prompt=prompt)
+        self._functions = [*self._functions, *added]
+        super().add_user_turn(messages, added)
 
     def add_reply(self, reply: Reply) -> Decoded:
         self._messages.append(_assistant_message(reply.text))
-        return decoding.decode_python(reply.text, self._names, reply.truncated)
-
-    def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        return decoding.python_ast(answer_text(reply.text))
+        return decoding.decode_python(reply.text, [str(doc["name"]) for doc in self._functions], reply.truncated)
 
 
 class Chat(Conversation):
@@ -196,23 +178,15 @@ def _added_functions(functions: Sequence[Doc]) -> Message:
 
 def _with_system_prompt(messages: Sequence[Message], functions: Sequence[Doc]) -> list[Message]:
     """The first messages with `QwenHandler`'s system prompt before them, or joined to their system message."""
-    from bfcl_eval.constants.default_prompts import (
-        OUTPUT_FORMAT_MAPPING,
-        PARAM_TYPE_MAPPING,
-        PROMPT_STYLE_TEMPLATES,
-        PROMPT_TEMPLATE_MAPPING,
-    )
+    from bfcl_eval.constants import default_prompts as official
 
-    style = PROMPT_STYLE_TEMPLATES["classic"]
-    system = PROMPT_TEMPLATE_MAPPING["plaintext"].format(
-        persona=style["persona"],
-        task=style["task"],
-        tool_call_format=style["tool_call_no_tag"].format(
-            output_format=OUTPUT_FORMAT_MAPPING["python"], param_types=PARAM_TYPE_MAPPING["python"]
-        ),
-        multiturn_behavior=style["multiturn_behavior"],
-        available_tools=style["available_tools"].format(format="json", functions=json.dumps(functions, indent=4)),
-    )
+    style = official.PROMPT_STYLE_TEMPLATES["classic"]
+    output, types = official.OUTPUT_FORMAT_MAPPING["python"], official.PARAM_TYPE_MAPPING["python"]
+    filled = {
+        "tool_call_format": style["tool_call_no_tag"].format(output_format=output, param_types=types),
+        "available_tools": style["available_tools"].format(format="json", functions=json.dumps(functions, indent=4)),
+    }
+    system = official.PROMPT_TEMPLATE_MAPPING["plaintext"].format(**(style | filled))
     if messages[0]["role"] == "system":
         return [{**messages[0], "content": f"{system}\n\n{messages[0]['content']}"}, *messages[1:]]
     return [{"role": "system", "content": system}, *messages]

@@ -20,7 +20,7 @@ from fission_grpo.envs.bfcl import official
 from fission_grpo.envs.bfcl.judge import write_call
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, VERSION, MultiTurnCase, SingleTurnCase
 from fission_grpo.evaluation.bfcl import decoding
-from fission_grpo.evaluation.bfcl.decoding import Decoded, Undecodable, clean
+from fission_grpo.evaluation.bfcl.decoding import Decoded, OfficialCall, Undecodable, clean
 from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, CaseState
 from fission_grpo.evaluation.bfcl.single_turn import call_records, judge_single
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
@@ -38,13 +38,11 @@ def write_result_files(
     needs `--partial-eval`.
 
     Args:
-        records: of `run_case`, `run_single_turn` or `read_result_file`; of equal ids the last counts.
+        records: of equal ids the last counts.
         cases: of the records, in the order to be written in.
-        folder: made if it does not exist (BFCL_PROJECT_ROOT of the CLI).
-        model: sets the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python.
-
-    Raises:
-        ValueError: a record belongs to no case, or its calls cannot be written for this model.
+        folder: BFCL_PROJECT_ROOT of the CLI.
+        model: sets the folder's name and the decoder: `<tool_call>` blocks if it ends in "-FC", else Python. Raises
+            ValueError if calls cannot be written for it.
     """
     by_id = {record.id: record for record in records}
     unknown = sorted(set(by_id) - {case.id for case in cases})
@@ -63,17 +61,11 @@ def write_result_files(
 
 
 def result_path(folder: str | Path, category: str, model: str = "Qwen/Qwen3-8B-FC") -> Path:
-    """Where the official CLI looks for a category's results.
-
-    Example:
-        "live_simple" is in `result/Qwen_Qwen3-8B-FC/live/BFCL_v4_live_simple_result.json`
-
-    Raises:
-        ValueError: the model's name cannot be the name of a folder.
-    """
+    """Where the official CLI looks for a category's results. Raises ValueError for a model that names no folder."""
     if model in ("", ".", "..") or "\0" in model or "\\" in model:
         raise ValueError(f"{model!r} cannot be the name of a model's results; give a hub id such as Qwen/Qwen3-8B-FC")
-    group = "multi_turn" if category in MULTI_TURN else "live" if category.startswith("live") else "non_live"
+    single_turn = "live" if category.startswith("live") else "non_live"
+    group = "multi_turn" if category in MULTI_TURN else single_turn
     return Path(folder, "result", model.replace("/", "_"), group, f"{VERSION}_{category}_result.json")
 
 
@@ -85,17 +77,16 @@ def _result(record: CaseRecord, case: ResultCase, is_hermes: bool) -> Any:
 
 
 def _step_text(step: StepRecord, case: ResultCase, is_hermes: bool) -> str:
-    executed = [(call.name, call.arguments) for call in step.calls]
     calls = [ToolCall(call.name, call.arguments) for call in step.calls]
     rewritten = "\n".join(map(render_call, calls)) if is_hermes else f"[{', '.join(map(write_call, calls))}]"
     for text in (decoding.answer_text(step.text), rewritten if calls else ""):
-        if _official_calls(text, case, is_hermes) == executed:
+        if _official_calls(text, case, is_hermes) == calls:
             return text
     raise ValueError(f"case {case.id!r}: its calls cannot be written as Python; write the files for a model '...-FC'")
 
 
-def _official_calls(text: str, case: ResultCase, is_hermes: bool) -> list[tuple[str, Any]]:
-    """Names and arguments of the calls that the official CLI will read in a text."""
+def _official_calls(text: str, case: ResultCase, is_hermes: bool) -> list[ToolCall]:
+    """The calls that the official CLI will read in a text."""
     try:
         if isinstance(case, MultiTurnCase):
             calls = decoding.hermes_calls(text) if is_hermes else decoding.python_calls(text)
@@ -103,35 +94,30 @@ def _official_calls(text: str, case: ResultCase, is_hermes: bool) -> list[tuple[
             calls = call_records(decoding.hermes_ast(text) if is_hermes else decoding.python_ast(text))
     except Undecodable:
         return []
-    return [(call.name, call.arguments) for call in calls]
+    return [ToolCall(call.name, call.arguments) for call in calls]
 
 
-def read_result_file(path: str | Path, notes: list[str] | None = None) -> list[CaseRecord]:
+def read_result_file(path: str | Path) -> list[CaseRecord]:
     """Replay a result file through our executor and judge it.
 
     One decode rule is chosen for all steps of the file. "hermes" (as `QwenFCHandler`) if any text holds `<tool_call>`;
     else "mappings" if any step is a mapping or list of mappings `{name: arguments}` (API models), and only these are
     calls; else "python" (as the prompting handlers), unless the file is in a folder of a Qwen "-FC" model.
 
-    Args:
-        path: a file as the official CLI writes it; fields other than `id` and `result` are ignored.
-        notes: a sentence about a last line that was cut off by a kill, and is left out, is added to it.
-
-    Raises:
-        RunFileError: naming file, line and field of a mistake.
+    Fields other than `id` and `result`, and a last line that was cut off by a kill, are ignored. RunFileError names
+    file, line and field of a mistake.
     """
     path = Path(path)
     if not path.is_file():
         raise RunFileError(f"{path} does not exist; a BFCL result file is named {VERSION}_CATEGORY_result.json")
-    lines = read_lines(path, [] if notes is None else notes)
-    rows = [(line, _case(line), _checked_result(line)) for line in lines]
-    is_qwen_fc = any(part.startswith("Qwen") and part.endswith("-FC") for part in path.parts)
-    rule = _decode_rule([step for _, _, result in rows for step in _steps(result)], is_qwen_fc)
+    rows = [(line, _case(line), _checked_result(line)) for line in read_lines(path, notes=[])]
     ids: set[str] = set()
     for line, case, _ in rows:
         if case.id in ids:
             raise line.wrong(f"field 'id': {case.id!r} is also in an earlier line")
         ids.add(case.id)
+    is_qwen_fc = any(part.startswith("Qwen") and part.endswith("-FC") for part in path.parts)
+    rule = _decode_rule([result for _, _, result in rows], is_qwen_fc)
     return [
         replay_case(case, result, rule) if isinstance(case, MultiTurnCase) else _replay_single(case, result, rule)
         for _, case, result in rows
@@ -176,9 +162,7 @@ def _decode(step: Any, rule: str, names: Sequence[str]) -> Decoded:
     if len(texts) == len(items):
         return decoding.decode_python(f"[{', '.join(texts)}]", names)
     try:
-        return Decoded(
-            tuple(call for item in items if isinstance(item, dict) for call in decoding.calls_of_mapping(item))
-        )
+        return Decoded(tuple(_mapped_calls(items)))
     except Undecodable as error:
         return Decoded(unread=str(error))
 
@@ -187,29 +171,27 @@ def _decode_single(result: Any, rule: str, names: Sequence[str]) -> list[dict[st
     if isinstance(result, str):
         if rule == "mappings":
             raise Undecodable("the reply is words")
-        return (
-            decoding.hermes_ast(decoding.answer_text(result))
-            if rule == "hermes"
-            else decoding.python_ast(decoding.answer_text(result))
-        )
+        decode = decoding.hermes_ast if rule == "hermes" else decoding.python_ast
+        return decode(decoding.answer_text(result))
     underscored = {name.replace(".", "_"): name for name in names}  # API models may write no dots
-    items = [result] if isinstance(result, dict) else result
-    calls = [call for item in items if isinstance(item, dict) for call in decoding.calls_of_mapping(item)]
+    calls = _mapped_calls([result] if isinstance(result, dict) else result)
     return [{underscored.get(call.name, call.name): dict(call.arguments)} for call in calls]
 
 
-def _decode_rule(steps: Sequence[Any], is_qwen_fc: bool) -> str:
+def _mapped_calls(items: Sequence[Any]) -> list[OfficialCall]:
+    """The calls of the items that are `{name: arguments}`, as API models write them; arguments may be JSON text."""
+    mappings = [item for item in items if isinstance(item, dict)]
+    return [decoding.hermes_call(name, arguments) for item in mappings for name, arguments in item.items()]
+
+
+def _decode_rule(results: Sequence[Any], is_qwen_fc: bool) -> str:
+    turns = [turn for result in results for turn in (result if isinstance(result, list) else [result])]
+    steps = [step for turn in turns for step in (turn if isinstance(turn, list) else [turn])]
     if any(isinstance(step, str) and "<tool_call>" in step for step in steps):
         return "hermes"
     if any(isinstance(step, dict) for step in steps):
         return "mappings"
     return "hermes" if is_qwen_fc else "python"
-
-
-def _steps(result: Any) -> list[Any]:
-    if not isinstance(result, list):
-        return [result]
-    return [step for turn in result for step in (turn if isinstance(turn, list) else [turn])]
 
 
 def _as_text(step: Any) -> str:
@@ -219,9 +201,10 @@ def _as_text(step: Any) -> str:
 def _case(line: Line) -> ResultCase:
     case_id = line.take("id", str)
     category = official.category_of(case_id)
-    if category not in (*MULTI_TURN, *SINGLE_TURN):
-        known = ", ".join((*MULTI_TURN, *SINGLE_TURN))
-        raise line.wrong(f"field 'id': {case_id!r} is of no BFCL category that can be judged here ({known})")
+    known = (*MULTI_TURN, *SINGLE_TURN)
+    if category not in known:
+        names = ", ".join(known)
+        raise line.wrong(f"field 'id': {case_id!r} is of no BFCL category that can be judged here ({names})")
     case = _cases(category).get(case_id)
     if case is None:
         raise line.wrong(f"field 'id': BFCL's {category} has no case {case_id!r}")
@@ -253,7 +236,5 @@ def _checked_result(line: Line) -> Any:
 def _check_step(line: Line, name: str, step: Any) -> None:
     items = step if isinstance(step, list) else [step]
     if not all(isinstance(item, str | dict) for item in items):
-        raise line.wrong(
-            f"field '{name}' must be text, an object {{name: arguments}} or a list of these, "
-            f"but is {json.dumps(step)[:60]}"
-        )
+        wanted = "text, an object {name: arguments} or a list of these"
+        raise line.wrong(f"field '{name}' must be {wanted}, but is {json.dumps(step)[:60]}")

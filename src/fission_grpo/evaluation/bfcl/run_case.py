@@ -1,13 +1,8 @@
 """Run BFCL's multi-turn cases with the loop of the official runner (`bfcl_eval.model_handler.base_handler`).
 
-A user turn ends with the first reply in which no call is decoded; the 21st reply with calls in one turn ends the case
-(`MAXIMUM_STEP_LIMIT` is 20, and officially the limit is noticed one step late). Modes:
-
-- "strict": as officially. A call that cannot be decoded counts as no call.
-- "feedback": a call that cannot be decoded is answered with `{"error": ...}`, and the turn goes on. Not official:
-  report it separately.
-
-Verdicts are official in both modes, also for the files that `results.write_result_files` makes of the records.
+A user turn ends with the first reply in which no call is decoded; the 21st reply with calls in one turn ends the case,
+as officially. A call that cannot be decoded counts as no call (mode "strict", as officially), or is answered with
+`{"error": ...}` and the turn goes on (mode "feedback", to be reported separately). Verdicts are official in both.
 """
 
 from __future__ import annotations
@@ -32,16 +27,11 @@ from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, 
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 
-MODEL = "Qwen_Qwen3_8B"
-"""Part of the executor's variable names, as when Qwen3-8B is evaluated officially."""
-
+MODEL = "Qwen_Qwen3_8B"  # part of the executor's variable names, as when Qwen3-8B is evaluated officially
 MODES = ("strict", "feedback")
 
-FORCED = "multi_turn:force_terminated"
-"""Official `error_type` of a case that ended before its last turn."""
-
-INFERENCE_ERROR = "multi_turn:inference_error"
-"""Official `error_type` of a case on which the handler failed."""
+# Official `error_type`s of a case that ended before its last turn, and of one on which the handler failed.
+FORCED, INFERENCE_ERROR = "multi_turn:force_terminated", "multi_turn:inference_error"
 
 _REFUSED = ("kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run")
 _NAME_BEFORE_BRACKET = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
@@ -50,8 +40,7 @@ _NAME_BEFORE_BRACKET = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
 def executor_variables(state: BfclState, case_id: str) -> Mapping[str, str]:
     """The official executor's variable for each documented function of a state.
 
-    Example:
-        "ls" has "Qwen_Qwen3_8B_multi_turn_base_0_GorillaFileSystem_instance" in "multi_turn_base_0".
+    Example: "ls" has "Qwen_Qwen3_8B_multi_turn_base_0_GorillaFileSystem_instance" in "multi_turn_base_0".
     """
     return {
         name: re.sub(r"[-./:]", "_", f"{MODEL}_{case_id}_{class_name}_instance")
@@ -61,16 +50,17 @@ def executor_variables(state: BfclState, case_id: str) -> Mapping[str, str]:
 
 
 def execute(state: BfclState, source: str, variables: Mapping[str, str]) -> str:
-    """Execute one call; returns the official result text, and sets `state.error` as `BfclState.call` does.
+    """Execute the source of one call, such as "cd(folder='a')", with the variables of `executor_variables`.
 
-    Args:
-        state: changed by the call.
-        source: as decoded from a reply, such as "cd(folder='a')".
-        variables: of `executor_variables`.
+    Returns the official result text, and sets `state.error` as `BfclState.call` does.
     """
+
+    def with_variable(match: re.Match[str]) -> str:
+        return f"{variables[match[1]]}.{match[1]}" if match[1] in variables else match[1]
+
     state.error = None
     try:
-        rewritten = _NAME_BEFORE_BRACKET.sub(lambda found: _with_variable(found[1], variables), source)
+        rewritten = _NAME_BEFORE_BRACKET.sub(with_variable, source)
         name = rewritten.split("(")[0]
         name = name.split(".")[1] if "." in name else name
         if name in _REFUSED:
@@ -84,20 +74,14 @@ def execute(state: BfclState, source: str, variables: Mapping[str, str]) -> str:
         return f"Error during execution: {error}"
 
 
-def _with_variable(name: str, variables: Mapping[str, str]) -> str:
-    return f"{variables[name]}.{name}" if name in variables else name
-
-
 def _evaluate_call(state: BfclState, node: ast.Call, variables: Mapping[str, str]) -> ToolCall:
     """The call with its arguments evaluated. Raises NameError for anything but a documented function, as `eval`."""
     function = node.func
-    match function:
-        case ast.Attribute(value=ast.Name(id=variable), attr=name) if variables.get(name) == variable:
-            pass
-        case _:
-            while isinstance(function, ast.Attribute | ast.Call):
-                function = function.value if isinstance(function, ast.Attribute) else function.func
-            raise NameError(f"name '{ast.unparse(function)}' is not defined")
+    name = function.attr if isinstance(function, ast.Attribute) else ""
+    if name not in variables or ast.unparse(function) != f"{variables[name]}.{name}":
+        while isinstance(function, ast.Attribute | ast.Call):
+            function = function.value if isinstance(function, ast.Attribute) else function.func
+        raise NameError(f"name '{ast.unparse(function)}' is not defined")
     if node.args:
         raise TypeError(f"{name}() takes keyword arguments here")
     arguments = {str(keyword.arg): _evaluate(state, keyword.value, variables) for keyword in node.keywords}
@@ -106,8 +90,6 @@ def _evaluate_call(state: BfclState, node: ast.Call, variables: Mapping[str, str
 
 def _evaluate(state: BfclState, node: ast.expr, variables: Mapping[str, str]) -> Any:
     match node:
-        case ast.Constant():
-            return node.value
         case ast.Call():
             return state.value(_evaluate_call(state, node, variables))
         case ast.Name():
@@ -117,19 +99,16 @@ def _evaluate(state: BfclState, node: ast.expr, variables: Mapping[str, str]) ->
         case ast.Tuple():
             return tuple(_evaluate(state, item, variables) for item in node.elts)
         case ast.Dict():
-            pairs = zip(node.keys, node.values, strict=True)
-            return {
-                _evaluate(state, key, variables): _evaluate(state, value, variables) for key, value in pairs if key
-            }
+            evaluated = {}
+            for key, value in zip(node.keys, node.values, strict=True):
+                if key is not None:
+                    evaluated[_evaluate(state, key, variables)] = _evaluate(state, value, variables)
+            return evaluated
     return ast.literal_eval(node)
 
 
 class CaseState:
-    """The states of a case under way: after the policy's calls and, separately, after the reference's.
-
-    Attributes:
-        verdict: the official `error_type` of the first turn that was wrong, None so far.
-    """
+    """The states of a case under way: after the policy's calls and, separately, after the reference's."""
 
     def __init__(self, case: MultiTurnCase):
         self._case = case
@@ -137,7 +116,7 @@ class CaseState:
         self._variables = executor_variables(self._state, case.id)
         self._results: list[str] = []
         self._turn, self._has_called = 0, False
-        self.verdict: str | None = None
+        self.verdict: str | None = None  # the official `error_type` of the first turn that was wrong
 
     def execute(self, calls: Sequence[OfficialCall]) -> tuple[CallRecord, ...]:
         """Execute the calls of one step, in order. Each record's `result` is what the policy is shown."""
@@ -163,9 +142,8 @@ class CaseState:
         else:
             error = read_result(executed, text).error if '"error"' in text else None
         problem = classify_call(executed, ToolResult(executed, text, error), _schemas(tuple(self._state.instances)))
-        if problem is None:
-            return CallRecord(call.name, call.arguments, clean(text))
-        return CallRecord(call.name, call.arguments, clean(text), clean(problem.message), problem.kind)
+        error, kind = (clean(problem.message), problem.kind) if problem else (None, None)
+        return CallRecord(call.name, call.arguments, clean(text), error, kind)
 
 
 @cache
@@ -173,24 +151,10 @@ def _schemas(classes: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     return tuple(official_schema(name) for class_name in classes for name in class_docs(class_name))
 
 
-class _LostReply(Exception):
-    """There is no reply; the message says why."""
-
-
-class _ForcedToQuit(Exception):
-    """The turn reached the limit of steps."""
-
-
 def run_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict") -> RunningCase:
-    """Run a multi-turn case to its end and judge it.
+    """Run a case of `official.multi_turn_cases` in a format of `formats.FORMATS`, and judge it.
 
-    Args:
-        case: of `official.multi_turn_cases`.
-        format: of `formats.FORMATS`.
-        mode: "strict" or "feedback".
-
-    Raises:
-        ValueError: no such format or mode (when the case starts).
+    Raises ValueError if there is no such format or mode (when the case starts).
     """
     if mode not in MODES:
         raise ValueError(f"no mode {mode!r}; there are {', '.join(MODES)}")
@@ -202,13 +166,11 @@ def run_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict")
         conversation.add_user_turn(messages, case.added.get(number, ()))
         steps: list[StepRecord] = []
         try:
-            yield from _run_turn(conversation, state, mode, steps)
-        except _LostReply as lost:
-            missing = str(lost)
+            missing, verdict = yield from _run_turn(conversation, state, mode, steps)
         except Unrenderable:
             verdict = INFERENCE_ERROR
-        except _ForcedToQuit:
-            verdict = FORCED if number < len(case.turns) - 1 else None
+        if verdict == FORCED and number == len(case.turns) - 1:
+            verdict = None  # it ended where the case ends
         turns.append(TurnRecord(tuple(steps), None if missing else state.end_turn()))
         if verdict or missing:
             break
@@ -219,28 +181,22 @@ def run_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict")
 
 def _run_turn(
     conversation: Conversation, state: CaseState, mode: str, steps: list[StepRecord]
-) -> Generator[Request, Reply, None]:
-    """Run one user turn, adding to `steps`.
-
-    Raises:
-        _LostReply: there is no reply.
-        _ForcedToQuit: too many steps.
-        Unrenderable: as `Conversation.request`.
-    """
+) -> Generator[Request, Reply, tuple[str | None, str | None]]:
+    """Run one user turn, adding to `steps`; returns why a reply is missing, and FORCED at the limit of steps."""
     from bfcl_eval.constants.default_prompts import MAXIMUM_STEP_LIMIT
 
     for _ in range(MAXIMUM_STEP_LIMIT + 1):
         reply = yield conversation.request()
         if reply.lost is not None:
-            raise _LostReply(reply.lost)
+            return reply.lost, None
         decoded = conversation.add_reply(reply)
         calls = state.execute(decoded.calls)
         steps.append(StepRecord(reply.text, calls, decoded.unread, reply.tokens, reply.truncated))
         error = decoded.unread if mode == "feedback" else None
         if not calls and error is None:
-            return
+            return None, None
         if calls:
             conversation.add_results(decoded, [call.result for call in calls])
         if error is not None:
             conversation.add_error(error)
-    raise _ForcedToQuit
+    return None, FORCED

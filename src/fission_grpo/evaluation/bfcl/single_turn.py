@@ -25,12 +25,7 @@ _import_lock = Lock()
 
 
 def run_single_turn(case: SingleTurnCase, format: str = "qwen-fc") -> RunningCase:
-    """Run a single-turn case and judge its one reply.
-
-    Args:
-        case: of `official.single_turn_cases`.
-        format: of `formats.FORMATS`.
-    """
+    """Run a case of `official.single_turn_cases` in a format of `formats.FORMATS`, and judge its one reply."""
     started = time.monotonic()
     conversation = new_conversation(format, case.functions)
     conversation.add_user_turn(case.messages)
@@ -54,11 +49,9 @@ def call_records(calls: Sequence[Mapping[str, Any]]) -> tuple[CallRecord, ...]:
 
 
 def judge_single(case: SingleTurnCase, calls: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """The official verdict: None if right, else the `error_type`.
+    """The official verdict on calls `[{name: arguments}]`: None if right, else the `error_type`.
 
-    Args:
-        case: with its possible answers.
-        calls: `[{name: arguments}]` as decoded from the reply; None if it could not be decoded.
+    `calls` is None if the reply could not be decoded.
 
     Example:
         For an "irrelevance" case None and [] are right, and any call is "irrelevance_error:decoder_success".

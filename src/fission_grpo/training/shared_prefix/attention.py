@@ -18,8 +18,7 @@ from transformers.masking_utils import sdpa_mask
 from fission_grpo.training.shared_prefix.decoding import Decoding, decode_attention
 from fission_grpo.training.shared_prefix.layout import Layout, PrefixGroup
 
-NAME = "shared_prefix_sdpa"
-"""Argument of `model.set_attn_implementation`."""
+NAME = "shared_prefix_sdpa"  # argument of `model.set_attn_implementation`
 
 
 def register() -> None:
@@ -40,19 +39,15 @@ def shared_prefix_attention(
     shared_prefix: Layout | Decoding | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer, with the signature of transformers' `AttentionInterface`.
+    """Attention of one layer, with the signature of transformers' `AttentionInterface`; returns (1, N, H, d).
 
     Args:
         query: (1, H, N, d), rotary embeddings applied.
-        key: (1, K, N, d); K divides H (grouped queries).
-        value: (1, K, N, d).
+        key, value: (1, K, N, d); K divides H (grouped queries).
         attention_mask: used for ordinary batches only.
         sliding_window: number of keys a query sees, itself included; None: all before it.
         shared_prefix: the layout of the packed row; in generation, the state of the B rows of n new tokens; None: an
             ordinary batch, computed by "sdpa".
-
-    Returns:
-        ((1, N, H, d), None).
 
     Raises:
         ValueError: the layer needs soft-capped or biased scores or sinks, which fused kernels do not support.

@@ -20,8 +20,7 @@ _log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """[ours] Largest mean absolute difference of a completion's log-probabilities, by the type the model computes in."""
 
-CHECKED_STEPS = 4
-"""[ours] Number of tokens that the self-check of generation decodes."""
+CHECKED_STEPS = 4  # [ours] number of tokens that the self-check of generation decodes
 
 
 @torch.no_grad()
@@ -35,17 +34,15 @@ def unshared_logps(model: nn.Module, batch: GroupedBatch) -> Tensor:
 
 
 @torch.no_grad()
-def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None) -> bool:
+def agrees(model: nn.Module, batch: GroupedBatch) -> bool:
     """Compare shared and unshared log-probabilities on two rows of each of two groups; warn if they differ.
 
     Args:
         model: a model after `enable`; dropout is off during the check.
         batch: B rows, for example the first that training meets, so that the lengths are realistic.
-        tolerance: largest mean absolute difference over a completion's tokens; None: `TOLERANCE` of the type that
-            the model computes in (autocast's, or the parameters').
 
     Returns:
-        True if they agree, and where there is no token to compare.
+        Whether the mean absolute difference over a completion's tokens is within `TOLERANCE`.
     """
     largest = sorted(groups_of(batch.prompt_ids, batch.prompt_mask), key=len, reverse=True)[:2]
     chosen = torch.tensor([row for group in largest for row in group[:2]], device=batch.prompt_ids.device)
@@ -54,21 +51,16 @@ def agrees(model: nn.Module, batch: GroupedBatch, tolerance: float | None = None
         shared, unshared = shared_logps(model, batch).logps, unshared_logps(model, batch)
     tokens = batch.completion_mask.sum(1).clamp(min=1)
     difference = ((shared.float() - unshared.float()).abs().sum(1) / tokens).max().item()
-    return _is_within(difference, tolerance, model, batch.prompt_ids.device.type, "with")
+    return _is_within(difference, model, batch.prompt_ids.device.type, "with")
 
 
 @torch.no_grad()
-def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, tolerance: float | None = None) -> bool:
+def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> bool:
     """Compare decoding with shared prompts to one plain forward pass; warn if log-probabilities differ.
 
-    Takes two rows of the largest group and one of another, and decodes `CHECKED_STEPS` tokens greedily. No random
-    numbers are used; dropout is off.
-
-    Args:
-        model: a model whose attention knows shared prefixes.
-        ids: (B, P) int, prompts padded on the left.
-        mask: (B, P), 1 where `ids` is a token.
-        tolerance: largest mean absolute difference over the vocabulary; None: as for `agrees`.
+    Takes two rows of the largest group and one of another from (B, P) ids and mask, padded on the left, and decodes
+    `CHECKED_STEPS` tokens greedily. No random numbers are used; dropout is off. The difference is a mean over the
+    vocabulary, with the limits of `agrees`.
     """
     groups = sorted(groups_of(ids, mask), key=len, reverse=True)[:2]
     chosen = torch.tensor([*groups[0][:2], *(groups[1][:1] if len(groups) > 1 else ())], device=ids.device)
@@ -88,7 +80,7 @@ def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor, toleran
         )
     shared, unshared = (x.float().log_softmax(-1) for x in (torch.stack(logits, 1), output.logits))
     difference = (shared - unshared).abs().mean(-1).max().item()
-    return _is_within(difference, tolerance, model, ids.device.type, "generated with")
+    return _is_within(difference, model, ids.device.type, "generated with")
 
 
 @contextmanager
@@ -102,11 +94,10 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _is_within(difference: float, tolerance: float | None, model: nn.Module, device: str, how: str) -> bool:
-    if tolerance is None:
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
-        tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+def _is_within(difference: float, model: nn.Module, device: str, how: str) -> bool:
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
     if difference <= tolerance:
         return True
     _log.warning(

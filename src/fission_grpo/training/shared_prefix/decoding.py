@@ -15,27 +15,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Decoding:
-    """State of one forward pass: B rows, n new tokens each, S tokens of their own, the new ones included.
+    """State of one forward pass: B rows, n new tokens each, S tokens of their own, the new ones included."""
 
-    Args:
-        prompts: per layer keys and values of U prompts, (U, K, P, d) each, padded on the left.
-        prompt_lengths: (U,) int, tokens of each prompt.
-        padded: some prompt is shorter than P.
-        members: (U, G) int, the rows of each prompt, G the size of the largest group; unused places hold any row.
-        places: (B,) int, place of each row in `members`, flattened.
-        positions: (B, S) int, positions of the rows' own tokens; the new ones are the last n.
-        valid: (B, S) bool, False where a column is a row's padding; None: all are tokens.
-        masks: cache of masks; layers with the same window share them.
-    """
-
-    prompts: list[tuple[Tensor, Tensor]]
-    prompt_lengths: Tensor
-    padded: bool
-    members: Tensor
-    places: Tensor
-    positions: Tensor
-    valid: Tensor | None = None
-    masks: dict[Any, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+    prompts: list[tuple[Tensor, Tensor]]  # per layer keys and values of U prompts, (U, K, P, d), padded on the left
+    prompt_lengths: Tensor  # (U,) int, tokens of each prompt
+    padded: bool  # some prompt is shorter than P
+    members: Tensor  # (U, G) int, the rows of each prompt, G the largest group's size; unused places hold any row
+    places: Tensor  # (B,) int, place of each row in `members`, flattened
+    positions: Tensor  # (B, S) int, positions of the rows' own tokens; the new ones are the last n
+    valid: Tensor | None = None  # (B, S) bool, False where a column is a row's padding; None: all are tokens
+    masks: dict[Any, Tensor | None] = field(default_factory=dict)  # cache; layers with the same window share masks
 
     def prompt_mask(self, new: int, window: int | None, first: int) -> Tensor | None:
         """(U, 1, G, 1, n, P - first) True where a new token does not see a key of its prompt; None: sees all."""
@@ -73,19 +62,13 @@ class Decoding:
 def decode_attention(
     state: Decoding, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None
 ) -> Tensor:
-    """Attention of n new tokens in one layer.
+    """Attention of n new tokens in one layer; returns (B, n, H, d).
 
     Args:
-        state: the rows of this forward pass.
-        layer: number of the layer.
         query: (B, H, n, d).
-        key: (B, K, S, d), the rows' own keys, those of the new tokens last; K divides H.
-        value: (B, K, S, d).
+        key, value: (B, K, S, d), of the rows' own tokens, the new ones last; K divides H.
         window: number of keys a query sees, itself included; None: all before it.
         scale: factor of the scores; None: 1 / sqrt(d).
-
-    Returns:
-        (B, n, H, d).
     """
     rows, heads, new, size = query.shape
     key_heads = key.shape[1]

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.training.shared_prefix.check import generation_agrees
 from fission_grpo.training.shared_prefix.rows import (
     CachedRows,
     FinishedRows,
-    Prompts,
     compute_prompts,
     select_rows,
     token_bytes,
@@ -31,8 +32,7 @@ from fission_grpo.training.shared_prefix.update import causal_lm, unsupported, u
 
 _log = logging.getLogger(__name__)
 
-MIN_ENDED_SHARE = 8
-"""[ours] Ended rows leave the batch when they are 1 / 8 of it or more: copying the others' caches takes time."""
+MIN_ENDED_SHARE = 8  # [ours] ended rows leave the batch when they are 1 / 8 of it: copying the others takes time
 
 _KNOWN_ARGUMENTS = {
     "input_ids",
@@ -67,22 +67,20 @@ class SharedGeneration:
         remember: keep caches until `on` ends or `forget` is called, so that later turns of a dialogue (tool loops)
             read only new tokens. The weights must not change meanwhile.
 
-    Attributes:
-        counts: "shared" and "unshared" calls of `generate`, their "prompt_tokens" and the "read_tokens" of these that
-            were computed, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
-        reasons: number of unshared calls by reason.
+    `counts` has "shared" and "unshared" calls of `generate`, the "prompt_tokens" of shared ones and the "read_tokens"
+    of these that were computed, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
     """
 
     def __init__(self, remember: bool = True):
         self.remember = remember
         self.counts: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()  # unshared calls
         self._agrees: bool | None = None
         self.forget()
 
     def forget(self) -> None:
         """Free the caches."""
-        self._prompts: Prompts | None = None
+        self._prompts = None
         self._finished: list[FinishedRows] = []
 
     @contextmanager
@@ -98,7 +96,10 @@ class SharedGeneration:
                     return original(custom_generate=self._loop, **kwargs)
                 except _NotSharedError as error:
                     reason = str(error)
-            self._count_unshared(reason)
+            if reason not in self.reasons:
+                _log.warning("generation does not share prompts: %s.", reason)
+            self.reasons[reason] += 1
+            self.counts["unshared"] += 1
             return original(*args, **kwargs)
 
         decoder.generate = generate
@@ -125,14 +126,8 @@ class SharedGeneration:
         use_attention(decoder)
         if self._agrees is None:
             ids = kwargs["input_ids"]
-            self._agrees = generation_agrees(decoder, ids, _mask(kwargs.get("attention_mask"), ids))
+            self._agrees = generation_agrees(decoder, ids, _mask_of(kwargs, ids))
         return None if self._agrees else "the self-check failed"
-
-    def _count_unshared(self, reason: str) -> None:
-        if reason not in self.reasons:
-            _log.warning("generation does not share prompts: %s.", reason)
-        self.reasons[reason] += 1
-        self.counts["unshared"] += 1
 
     def _loop(
         self,
@@ -147,13 +142,12 @@ class SharedGeneration:
         for name, supported in _SUPPORTED_SETTINGS.items():
             if getattr(generation_config, name, None) not in supported:
                 raise _NotSharedError(f"{name} is {getattr(generation_config, name)!r}")
-        mask = _mask(model_kwargs.get("attention_mask"), input_ids)
+        mask = _mask_of(model_kwargs, input_ids)
         rows, logits = self._start(model, input_ids, mask)
         pad: Any = getattr(generation_config, "_pad_token_tensor", None)
         has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         self.counts["shared"] += 1
-        width, count = input_ids.shape[1], len(input_ids)
-        unfinished = torch.ones(count, dtype=torch.int64, device=input_ids.device)
+        unfinished = torch.ones(len(input_ids), dtype=torch.int64, device=input_ids.device)
         lengths = torch.zeros_like(unfinished)
         while True:
             scores = logits_processor(input_ids, logits.to(copy=True, dtype=torch.float32))
@@ -170,12 +164,12 @@ class SharedGeneration:
             if not int(unfinished.max()):
                 break
             if (len(staying) - int(staying.sum())) * MIN_ENDED_SHARE >= len(staying):
-                self._remember(rows, ~staying, input_ids, mask, width, lengths)
+                self._remember(rows, ~staying, input_ids, mask, lengths)
                 rows.keep_only(staying.nonzero()[:, 0])
             logits[rows.index] = rows.feed(tokens[rows.index, None])
-            self.counts["row_steps"] += count
+            self.counts["row_steps"] += len(input_ids)
             self.counts["computed_row_steps"] += len(rows.index)
-        self._remember(rows, torch.ones_like(staying), input_ids, mask, width, lengths)
+        self._remember(rows, torch.ones_like(staying), input_ids, mask, lengths)
         return input_ids
 
     def _start(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[CachedRows, Tensor]:
@@ -200,21 +194,17 @@ class SharedGeneration:
         self.counts["read_tokens"] += int(self._prompts.lengths.sum())
         return CachedRows(model, self._prompts, prompt), logits[prompt]
 
-    def _remember(
-        self, rows: CachedRows, leaving: Tensor, ids: Tensor, mask: Tensor, width: int, lengths: Tensor
-    ) -> None:
+    def _remember(self, rows: CachedRows, leaving: Tensor, ids: Tensor, mask: Tensor, lengths: Tensor) -> None:
         """Keep the caches of rows that leave.
 
         Args:
-            rows: the rows still in the batch.
-            leaving: bool, one for each of them.
-            ids: (B, width + new) int, prompts and all tokens drawn.
-            mask: (B, width), 1 where a prompt's column is a token.
-            width: columns of the prompts.
+            rows: the rows still in the batch; `leaving` is a bool for each of them.
+            ids: (B, P + new) int, prompts and all tokens drawn; `mask` (B, P) is the prompts'.
             lengths: (B,) int, tokens drawn before a row ended.
         """
         if not self.remember:
             return
+        width = mask.shape[1]
         at = leaving.nonzero()[:, 0]
         index = rows.index[at]
         read = ids.shape[1] - width - 1  # the last token drawn has not been read
@@ -235,32 +225,24 @@ class _NotSharedError(Exception):
     """These generation settings are left to `generate`."""
 
 
-def _mask(mask: Tensor | None, ids: Tensor) -> Tensor:
+def _mask_of(kwargs: dict[str, Any], ids: Tensor) -> Tensor:
+    mask = kwargs.get("attention_mask")
     return torch.ones_like(ids) if mask is None else mask
 
 
 def _longest_prefixes(prompts: list[bytes], finished: list[FinishedRows]) -> list[tuple[int, int]]:
     """For each prompt the (part, row) that holds its longest prefix; empty if some prompt has none."""
-    candidates = [
-        (tokens, number, row) for number, part in enumerate(finished) for row, tokens in enumerate(part.tokens)
-    ]
+    candidates = [(tokens, n, row) for n, part in enumerate(finished) for row, tokens in enumerate(part.tokens)]
     candidates.sort(key=lambda candidate: -len(candidate[0]))
     chosen = []
     for prompt in prompts:
         fitting = ((n, row) for known, n, row in candidates if len(known) < len(prompt) and prompt.startswith(known))
-        longest = next(fitting, None)
-        if longest is None:
-            return []
-        chosen.append(longest)
-    return chosen
+        chosen.append(next(fitting, None))
+    return [] if None in chosen else chosen
 
 
 def _is_synced(model: nn.Module) -> bool:
     """Whether `generate` makes ranks go on until all have ended."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-    from transformers.integrations.fsdp import is_fsdp_managed_module
-
-    sharded = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
-    return sharded and torch.distributed.get_world_size() > 1
+    return torch.distributed.get_world_size() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))

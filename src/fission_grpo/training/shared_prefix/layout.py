@@ -17,22 +17,15 @@ from torch import Tensor
 class GroupedBatch:
     """A micro-batch of TRL's GRPOTrainer: B rows, prompts of at most P tokens, completions of at most R.
 
-    Args:
-        prompt_ids: (B, P) int, padded on the left.
-        prompt_mask: (B, P), 1 where `prompt_ids` is a token, 0 where it is padding.
-        completion_ids: (B, R) int, padded on the right.
-        completion_mask: (B, R), 1 where `completion_ids` is a token; a row of zeros is a completion that TRL masks.
-        tool_mask: (B, R), 1 where the policy wrote the token, 0 in tool results; None: the policy wrote all.
-
     Raises:
         ValueError: a shape does not fit, a prompt is empty, or padding is on the wrong side.
     """
 
-    prompt_ids: Tensor
-    prompt_mask: Tensor
-    completion_ids: Tensor
-    completion_mask: Tensor
-    tool_mask: Tensor | None = None
+    prompt_ids: Tensor  # (B, P) int, padded on the left
+    prompt_mask: Tensor  # (B, P), 1 for tokens, 0 for padding
+    completion_ids: Tensor  # (B, R) int, padded on the right
+    completion_mask: Tensor  # (B, R), 1 for tokens; a row of zeros is a completion that TRL masks
+    tool_mask: Tensor | None = None  # (B, R), 1 where the policy wrote the token, 0 in tool results; None: all 1
 
     def __post_init__(self):
         shape = self.completion_ids.shape
@@ -49,13 +42,7 @@ class GroupedBatch:
 
     def rows(self, chosen: Tensor) -> GroupedBatch:
         """The rows numbered in `chosen` (K,)."""
-        return GroupedBatch(
-            self.prompt_ids[chosen],
-            self.prompt_mask[chosen],
-            self.completion_ids[chosen],
-            self.completion_mask[chosen],
-            None if self.tool_mask is None else self.tool_mask[chosen],
-        )
+        return GroupedBatch(**{name: rows[chosen] for name, rows in vars(self).items() if rows is not None})
 
 
 def _never_falls(mask: Tensor) -> bool:
@@ -64,15 +51,7 @@ def _never_falls(mask: Tensor) -> bool:
 
 
 def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
-    """Rows with the same prompt, in order of first occurrence, whatever ids the padding has.
-
-    Args:
-        prompt_ids: (B, P) int.
-        prompt_mask: (B, P).
-
-    Returns:
-        Lists of row numbers. Prompts [a, b, a] give [[0, 2], [1]].
-    """
+    """Numbers of rows with the same prompt, in order of first occurrence: prompts [a, b, a] give [[0, 2], [1]]."""
     groups: dict[tuple[int, ...], list[int]] = {}
     lengths = prompt_mask.sum(1).tolist()
     for row, (ids, length) in enumerate(zip(prompt_ids.tolist(), lengths, strict=True)):
@@ -82,55 +61,33 @@ def groups_of(prompt_ids: Tensor, prompt_mask: Tensor) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """The part of the packed row that holds one group: its prompt, then its completions.
+    """The part of the packed row that holds one group: its prompt, then its completions."""
 
-    Args:
-        length: tokens of the group, the prompt's included.
-        prefix: tokens of the prompt.
-        blocks: (start, end) of runs of complete completions, relative to the group's start; each run is one call of
-            attention, with (end - start) x (prefix + end - start) scores.
-    """
-
-    length: int
-    prefix: int
+    length: int  # tokens of the group, the prompt's included
+    prefix: int  # tokens of the prompt
     blocks: tuple[tuple[int, int], ...]
+    """(start, end) of runs of complete completions, relative to the group's start; each is one call of attention."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Structure of a packed row of N tokens with M scored predictions, for attention and the head.
+    """Structure of a packed row of N tokens with M scored predictions, for attention and the head."""
 
-    Args:
-        groups: the groups in order; their lengths sum to N.
-        positions: (N,) int, column of each token in the padded batch.
-        owner: (N,) int, number of the completion a token belongs to, -1 in a prompt.
-        scored: (M,) int, packed position whose hidden state predicts the m-th scored token. The last token of a
-            prompt occurs once per completion.
-        masks: cache of attention masks; layers of the same kind share them.
-    """
-
-    groups: tuple[PrefixGroup, ...]
-    positions: Tensor
-    owner: Tensor
-    scored: Tensor
-    masks: dict[Any, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    groups: tuple[PrefixGroup, ...]  # in order; their lengths sum to N
+    positions: Tensor  # (N,) int, column of each token in the padded batch
+    owner: Tensor  # (N,) int, number of the completion a token belongs to, -1 in a prompt
+    scored: Tensor  # (M,) int, packed position whose hidden state predicts the m-th scored token
+    masks: dict[Any, Tensor] = field(default_factory=dict)  # cache of attention masks, shared by layers
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch in one row.
+    """A batch in one row."""
 
-    Args:
-        input_ids: (1, N) int.
-        layout: its structure; `layout.positions` are the position ids.
-        labels: (1, M) int, the scored tokens.
-        cells: rows (M,) and columns (M,) of the scored tokens in the (B, R) completions.
-    """
-
-    input_ids: Tensor
+    input_ids: Tensor  # (1, N) int
     layout: Layout
-    labels: Tensor
-    cells: tuple[Tensor, Tensor]
+    labels: Tensor  # (1, M) int, the scored tokens
+    cells: tuple[Tensor, Tensor]  # rows (M,) and columns (M,) of the scored tokens in the (B, R) completions
 
 
 def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
@@ -141,9 +98,9 @@ def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
         rows: groups of row numbers with equal prompts, as `groups_of` gives them.
         wanted: (B, R) bool, the completion tokens whose log-probabilities are wanted.
 
-    Returns:
-        The packed row. Two completions of 3 and 2 tokens after a prompt of 4: N = 9, the 5 scored tokens are
-        predicted at 3, 4, 5 and 3, 7.
+    Example:
+        Two completions of 3 and 2 tokens after a prompt of 4: N = 9, and the 5 scored tokens are predicted at
+        3, 4, 5 and 3, 7.
     """
     device, width = batch.prompt_ids.device, batch.prompt_ids.shape[1]
     prefixes, lengths = batch.prompt_mask.sum(1).tolist(), batch.completion_mask.sum(1).tolist()
@@ -174,8 +131,7 @@ def pack(batch: GroupedBatch, rows: list[list[int]], wanted: Tensor) -> Packed:
     return Packed(torch.cat(ids)[None], layout, batch.completion_ids[cells][None], cells)
 
 
-_MIN_BLOCK = 256
-"""[ours] Smallest number of completion tokens in one call of attention, where there are enough."""
+_MIN_BLOCK = 256  # [ours] smallest number of completion tokens in one call of attention, where there are enough
 
 
 def _blocks(prefix: int, ends: list[int]) -> tuple[tuple[int, int], ...]:

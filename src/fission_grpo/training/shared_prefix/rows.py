@@ -13,43 +13,27 @@ from transformers.cache_utils import Cache
 from fission_grpo.inference.kv_cache import GrowingLayer, States, read_prompts
 from fission_grpo.training.shared_prefix.decoding import Decoding
 
-ROOM = 64
-"""[ours] Number of tokens by which a row's cache grows at a time."""
-
-MAX_SCORES = 2**26
-"""[ours] Largest number of attention scores of one layer when tool results are read: 256 MiB of float32."""
+ROOM = 64  # [ours] number of tokens by which a row's cache grows at a time
+MAX_SCORES = 2**26  # [ours] most attention scores of one layer when tool results are read: 256 MiB of float32
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """U prompts whose keys and values are computed.
+    """U prompts whose keys and values are computed."""
 
-    Args:
-        states: (U, K, P, d) keys and values per layer, padded on the left.
-        lengths: (U,) int.
-        padded: some prompt is shorter than P.
-    """
-
-    states: States
-    lengths: Tensor
-    padded: bool
+    states: States  # (U, K, P, d) keys and values per layer, padded on the left
+    lengths: Tensor  # (U,) int
+    padded: bool  # some prompt is shorter than P
 
 
 @dataclass(frozen=True)
 class FinishedRows:
-    """Rows that have left the batch, kept because a later turn may continue them.
+    """Rows that have left the batch, kept because a later turn may continue them."""
 
-    Args:
-        states: (N, K, S, d) keys and values per layer, of the rows' own tokens.
-        valid: (N, S) bool, False where a column is padding.
-        prompt: (N,) int, number of each row's prompt.
-        tokens: token ids in the caches, the prompt's and the row's own, as int64 bytes.
-    """
-
-    states: States
-    valid: Tensor
-    prompt: Tensor
-    tokens: list[bytes]
+    states: States  # (N, K, S, d) keys and values per layer, of the rows' own tokens
+    valid: Tensor  # (N, S) bool, False where a column is padding
+    prompt: Tensor  # (N,) int, number of each row's prompt
+    tokens: list[bytes]  # token ids in the caches, the prompt's and the row's own, as int64 bytes
 
 
 def token_bytes(ids: Tensor) -> bytes:
@@ -58,12 +42,7 @@ def token_bytes(ids: Tensor) -> bytes:
 
 
 def compute_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Prompts, Tensor]:
-    """Compute U different prompts.
-
-    Args:
-        model: a model whose attention knows shared prefixes.
-        ids: (U, P) int, padded on the left.
-        mask: (U, P), 1 where `ids` is a token.
+    """Compute U different prompts: (U, P) ids and mask, padded on the left.
 
     Returns:
         The prompts, and (U, V) logits of the token after each.
@@ -89,7 +68,7 @@ class CachedRows:
     ):
         self.model, self.prompts = model, prompts
         self.index = torch.arange(len(prompt), device=prompt.device)  # numbers in the batch of the rows left
-        no_tokens = torch.ones(len(prompt), 0, dtype=torch.bool, device=prompt.device)
+        no_tokens = prompt.new_ones((len(prompt), 0), dtype=torch.bool)
         self.valid = continued.valid if continued else no_tokens
         self.has_padding = bool((~self.valid).any())
         self._set(prompt, continued.states if continued else None)
@@ -130,12 +109,10 @@ class CachedRows:
         heads = self.model.config.num_attention_heads
         width = self.prompts.states[0][0].shape[2] + self.valid.shape[1] + ids.shape[1]
         step = max(1, MAX_SCORES // (len(ids) * heads * width))
-        logits = None
-        for start in range(0, ids.shape[1], step):
-            part = None if valid is None else valid[:, start : start + step]
-            logits = self._feed(ids[:, start : start + step], part)
-        assert logits is not None
-        return logits
+        for start in range(0, ids.shape[1] - step, step):
+            self._feed(ids[:, start : start + step], None if valid is None else valid[:, start : start + step])
+        last = (ids.shape[1] - 1) // step * step
+        return self._feed(ids[:, last:], None if valid is None else valid[:, last:])
 
     def _feed(self, ids: Tensor, valid: Tensor | None) -> Tensor:
         new_valid = valid if valid is not None else torch.ones_like(ids, dtype=torch.bool)
@@ -171,21 +148,14 @@ class CachedRows:
 
 
 def select_rows(parts: list[FinishedRows], chosen: list[tuple[int, int]]) -> FinishedRows:
-    """Rows of several parts as one, padded on the right.
-
-    Args:
-        parts: the finished rows.
-        chosen: (part, row in it) of each row wanted.
-    """
-    width = max(parts[part].valid.shape[1] for part, _ in chosen)
+    """The `chosen` rows (part, row in it) of several parts as one, padded on the right."""
+    count, width = len(chosen), max(parts[part].valid.shape[1] for part, _ in chosen)
     device = parts[0].valid.device
-    valid = torch.zeros(len(chosen), width, dtype=torch.bool, device=device)
-    prompt = torch.zeros(len(chosen), dtype=torch.int64, device=device)
-
-    def zeros_like(x: Tensor) -> Tensor:
-        return x.new_zeros(len(chosen), x.shape[1], width, x.shape[3])
-
-    states = [(zeros_like(keys), zeros_like(values)) for keys, values in parts[0].states]
+    valid = torch.zeros(count, width, dtype=torch.bool, device=device)
+    prompt = torch.zeros(count, dtype=torch.int64, device=device)
+    shapes = [(count, keys.shape[1], width, keys.shape[3]) for keys, _ in parts[0].states]
+    layers = zip(parts[0].states, shapes, strict=True)
+    states = [(keys.new_zeros(shape), values.new_zeros(shape)) for (keys, values), shape in layers]
     for number, part in enumerate(parts):
         targets = [(target, row) for target, (source, row) in enumerate(chosen) if source == number]
         if not targets:

@@ -12,19 +12,12 @@ from torch import Tensor
 from fission_grpo.training.shared_prefix.check import agrees
 from fission_grpo.training.shared_prefix.generate import SharedGeneration
 from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.training.shared_prefix.update import (
-    causal_lm,
-    enable,
-    rows_with_gradient,
-    shared_logps,
-    unsupported,
-)
-from fission_grpo.training.trl_compat import MixinBase, has_fused_head
+from fission_grpo.training.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps
+from fission_grpo.training.trl_compat import MixinBase
 
 _log = logging.getLogger(__name__)
 
 SHARING_COUNTS = ("shared_prefix/prompt_tokens", "shared_prefix/read_tokens", "shared_prefix/unshared")
-"""The counts of `take_sharing_counts`."""
 
 
 class SharedPrefixMixin(MixinBase):
@@ -54,11 +47,7 @@ class SharedPrefixMixin(MixinBase):
         return getattr(self.args, "shared_prefix", True)
 
     def take_sharing_counts(self) -> Counter[str]:
-        """Counts of this rank's calls of `generate` since the last time, by name in `SHARING_COUNTS`, without zeros.
-
-        "prompt_tokens" are those of shared calls, "read_tokens" those of them that were computed, "unshared" are calls
-        that were left to transformers.
-        """
+        """Counts of this rank's calls of `generate` since the last time (see `SharedGeneration`), without zeros."""
         counts = Counter({name: self.shared_generation.counts[name.split("/")[1]] for name in SHARING_COUNTS})
         new = counts - self._taken_counts
         self._taken_counts = counts
@@ -68,16 +57,14 @@ class SharedPrefixMixin(MixinBase):
         self._generated = True
         if not self._sharing:
             return super()._generate_and_score_completions(inputs)
-        model: Any = self.model
-        with self.shared_generation.on(model):
+        with self.shared_generation.on(self.model):  # pyright: ignore[reportArgumentType]
             return super()._generate_and_score_completions(inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, then rows with equal prompts put together within each optimizer step's micro-batches.
 
-        TRL shuffles the rows of a generation batch. Every optimizer step keeps the rows that it has with TRL, so its
-        gradient is the same for all loss types that weigh rows or tokens alike in all micro-batches: all but "bnpo",
-        which divides by each micro-batch's tokens and so depends on TRL's own shuffle, too.
+        Every optimizer step keeps the rows that it has with TRL, so its gradient is the same for all loss types that
+        weigh rows or tokens alike in all micro-batches: all but "bnpo", which depends on TRL's own shuffle, too.
         """
         self._generated = False
         inputs = super()._prepare_inputs(generation_batch)
@@ -136,18 +123,18 @@ class SharedPrefixMixin(MixinBase):
 
     def _shares_with(self, model: Any, batch: GroupedBatch) -> bool:
         """Whether prompts can be shared with this model; checked once, on the first batch."""
-        decoder = causal_lm(model)
-        if id(decoder) not in self._shares:
-            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-            reason = "the model is sharded, which is not tested" if sharded else unsupported(model)
-            if not reason and not has_fused_head(decoder):
-                reason = "this TRL gives the model no fused head; 1.15 and newer do"
-            if reason:
-                _log.warning("log-probabilities do not share prompts: %s.", reason)
-            else:
+        key = id(causal_lm(model))
+        if key not in self._shares:
+            try:
+                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                    raise ValueError("the model is sharded, which is not tested")
                 enable(model)
-            self._shares[id(decoder)] = reason is None and agrees(model, batch)
-        return self._shares[id(decoder)]
+            except ValueError as error:
+                _log.warning("log-probabilities do not share prompts: %s.", error)
+                self._shares[key] = False
+            else:
+                self._shares[key] = agrees(model, batch)
+        return self._shares[key]
 
 
 def group_micro_batches(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

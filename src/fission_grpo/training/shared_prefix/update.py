@@ -12,23 +12,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fission_grpo.training.shared_prefix.attention import NAME, register
-from fission_grpo.training.shared_prefix.layout import (
-    GroupedBatch,
-    Layout,
-    Packed,
-    groups_of,
-    pack,
-)
+from fission_grpo.training.shared_prefix.layout import GroupedBatch, Layout, Packed, groups_of, pack
+from fission_grpo.training.trl_compat import has_fused_head
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """`config.model_type` of the tested models: decoders in which tokens meet in attention only."""
 
 
 class Scores(NamedTuple):
-    """Log-probabilities (B, R) and entropies (B, R; None if the head has none), 0 where a token is not scored."""
+    """(B, R) each, 0 where a token is not scored."""
 
     logps: Tensor
-    entropies: Tensor | None
+    entropies: Tensor | None  # None if the head has none
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -63,16 +58,16 @@ def enable(model: nn.Module) -> None:
     """Let a model compute packed rows; ordinary batches and generation stay exactly the same.
 
     Sets its attention to `attention.NAME` and adds a hook that passes only hidden states of scored tokens to the head,
-    which must be TRL's (`trl.trainer.utils.add_fused_lm_head`; GRPOTrainer adds it). A second call does nothing.
+    which must be TRL's. A second call does nothing.
 
     Raises:
-        ValueError: the model is not supported, or has no fused head.
+        ValueError: the model is not supported, or has no fused head; the message is the reason.
     """
-    if reason := unsupported(model):
-        raise ValueError(f"prefixes cannot be shared: {reason}. Set shared_prefix=False.")
     decoder = causal_lm(model)
-    if "forward" not in vars(decoder):
-        raise ValueError("the model has no fused head; call trl.trainer.utils.add_fused_lm_head(model, ...) first.")
+    if reason := unsupported(model):
+        raise ValueError(reason)
+    if not has_fused_head(decoder):
+        raise ValueError("the model has no fused head, which TRL's trainer (1.15 and newer) or add_fused_lm_head adds")
     use_attention(decoder)
     if _keep_scored not in decoder.base_model._forward_hooks.values():
         decoder.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
@@ -103,9 +98,6 @@ def rows_with_gradient(
 
     Args:
         advantages: (B,), or (B, R) per token.
-        beta: weight of the KL term.
-        entropy_bonus: the loss has an entropy bonus, fixed or adaptive.
-        aux_loss: the loss has an auxiliary term of the model.
 
     Returns:
         (B,) bool; None if all rows have a gradient. Advantages [0.5, 0, -0.5, 0] give [True, False, True, False].
@@ -123,18 +115,14 @@ def shared_logps(
     policy_tokens_only: bool = False,
     max_tokens: int | None = None,
 ) -> Scores:
-    """Log-probabilities and entropies of completions, each prompt (and its dropout) computed once per group.
+    """Log-probabilities and entropies as TRL computes them, each prompt (and its dropout) once per group.
 
     Args:
         model: a model after `enable`, wrapped or not. Its head's temperature applies.
         batch: B rows, in any order; rows with equal prompts share.
-        with_gradient: (B,) bool, rows in which the loss has a gradient (see `rows_with_gradient`); the others are
-            computed without a graph. None: all.
+        with_gradient: (B,) bool, see `rows_with_gradient`; other rows are computed without a graph. None: all.
         policy_tokens_only: do not score tool results (tokens outside `tool_mask`).
         max_tokens: limit of packed tokens in one forward pass; a larger group is computed alone. None: one pass.
-
-    Returns:
-        Log-probabilities (B, R) as TRL computes them, 0 where `completion_mask` is 0; entropies alike.
     """
     wanted = batch.completion_mask.bool()
     if policy_tokens_only and batch.tool_mask is not None:
@@ -149,7 +137,9 @@ def shared_logps(
         groups = [[r for r in rows if has_gradient[r]] for rows in groups]
     with_graph = _score(model, batch, groups, wanted, max_tokens)
     if not with_graph:  # a differentiable zero, so that each rank of a distributed run has a backward pass
-        with_graph = [_forward(model, pack(_one_token(batch), [[0]], wanted[:1, :0]))]
+        ids, mask = batch.prompt_ids[:1, -1:], batch.prompt_mask[:1, -1:]
+        one_token = GroupedBatch(ids, mask, batch.completion_ids[:1, :0], batch.completion_mask[:1, :0])
+        with_graph = [_forward(model, pack(one_token, [[0]], wanted[:1, :0]))]
     scored += with_graph
     shape = batch.completion_ids.shape
     logps = _in_cells(shape, [(packed, logps) for packed, logps, _ in scored])
@@ -197,9 +187,3 @@ def _in_cells(shape: torch.Size, values: list[tuple[Packed, Tensor]]) -> Tensor:
     rows, columns = (torch.cat([packed.cells[i] for packed, _ in values]) for i in (0, 1))
     joined = torch.cat([x for _, x in values])
     return joined.new_zeros(shape).index_put((rows, columns), joined)
-
-
-def _one_token(batch: GroupedBatch) -> GroupedBatch:
-    """The last token of the first prompt, without a completion."""
-    ids, mask = batch.prompt_ids[:1, -1:], batch.prompt_mask[:1, -1:]
-    return GroupedBatch(ids, mask, batch.completion_ids[:1, :0], batch.completion_mask[:1, :0])
