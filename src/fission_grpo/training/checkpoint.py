@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 from fission_grpo.core.files import check_writable, writing
 from fission_grpo.core.serialization import faithful, task_to_json
 from fission_grpo.core.types import Task
-from fission_grpo.training import checkpoint_files
 from fission_grpo.feedback.sources import state_of
+from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import FILE, MANIFEST, STAGING, TRAINER_STATE, find_corruption, load_state
 from fission_grpo.training.trl_compat import MixinBase
 
