@@ -30,12 +30,21 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.evaluation.bfcl.decoding import decode_hermes, decode_python, python_calls
-from fission_grpo.feedback.leak_guard import COMMON_WORDS, find_reference_leak, letters_and_digits, normalize
+from fission_grpo.feedback.leak_guard import (
+    COMMON_WORDS,
+    find_reference_leak,
+    letters_and_digits,
+    normalize,
+    number_of,
+    states_boolean,
+    states_date,
+    states_number,
+    states_time,
+)
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.request import feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
-from fission_grpo.feedback.value_forms import number_of, states_boolean, states_date, states_number, states_time
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.messages import UnreadableResponse, read_completion

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fission_grpo.feedback.value_forms import number_of, states_boolean, states_date, states_number, states_time
+from fission_grpo.feedback.leak_guard import number_of, states_boolean, states_date, states_number, states_time
 
 
 @pytest.mark.parametrize(
