@@ -1,14 +1,13 @@
 """An OpenAI-compatible endpoint as a policy: chat completions with tools, or raw completions of rendered prompts.
 
-The `openai` client makes the requests, with its own retries, backoff and timeouts. This module limits the total time
-of a try and of a request, checks that a response holds a completion, and counts every fault by its reason. All
-requests run on an event loop in one thread, so that they can be cancelled.
+The `openai` client makes the requests, with its own retries, backoff and timeouts. This module limits their total time
+and counts every fault by its reason. All requests run on an event loop in one thread, so that they can be cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fission_grpo.core.json_io import encodable, quoted
 from fission_grpo.inference.base import Reply, Request
@@ -119,11 +118,6 @@ class RequestGate(Protocol):
         """Record a finished request: None and its tokens if answered, else the fault's reason or "cancelled"."""
 
 
-class _Fault(NamedTuple):
-    reason: str
-    detail: str = ""
-
-
 @dataclass
 class _Tries:
     """The tries of one request, recorded by the HTTP client as the `openai` client makes them."""
@@ -133,20 +127,21 @@ class _Tries:
     counts: Counter[str]
     gate: RequestGate | None = None
     number: int = 0
-    fault: _Fault = field(default=_Fault("timeout"))  # of the last try
+    reason: str = "timeout"  # of the last fault
+    detail: str = ""
     reply: Reply | None = None
 
     def start(self) -> float | None:
         """Count a try and return its limit in seconds; None if the gate refuses it."""
         if self.gate is not None and (refusal := self.gate.admit(self.number > 0)) is not None:
-            self.fault = _Fault(refusal)
+            self.reason, self.detail = refusal, ""
             return None
         self.counts["requests"] += 1
         if self.number > 0:
-            self.counts[f"retries/{self.fault.reason}"] += 1
+            self.counts[f"retries/{self.reason}"] += 1
         self.number += 1
         limit = min(self.timeout, self.deadline - time.monotonic())
-        self.fault = _Fault("timeout", f"no complete answer within {limit:.3g} s")
+        self.reason, self.detail = "timeout", f"no complete answer within {limit:.3g} s"
         return limit
 
     def read(self, response: Any) -> None:
@@ -154,9 +149,9 @@ class _Tries:
         if response.is_success:
             self.reply = read_completion(response.content, response.headers.get("content-type", ""))
             return
-        status, text = response.status_code, response.text
-        is_too_long = status in (400, 413, 422) and _TOO_LONG.search(text)
-        self.fault = _Fault("too long" if is_too_long else f"HTTP {status}", text)
+        self.reason, self.detail = f"HTTP {response.status_code}", response.text
+        if response.status_code in (400, 413, 422) and _TOO_LONG.search(response.text):
+            self.reason = "too long"
         wait = response.headers.get("retry-after", "")
         if wait.isdecimal() and time.monotonic() + float(wait) >= self.deadline:
             response.headers["x-should-retry"] = "false"  # there would be no time for another try
@@ -174,20 +169,19 @@ def _recording_client(openai: Any) -> Any:
             tries = _TRIES.get()
             if tries is None:
                 return await super().send(request, **kwargs)
-            limit = tries.start()
-            if limit is None:
+            if (limit := tries.start()) is None:
                 return httpx.Response(400, request=request)  # a status that is not retried
             try:
                 async with asyncio.timeout(limit):  # the client's own timeout starts again with each byte
                     response = await super().send(request, **kwargs)
                 tries.read(response)
             except (TimeoutError, httpx.TimeoutException) as error:
-                raise httpx.ReadTimeout(tries.fault.detail, request=request) from error
+                raise httpx.ReadTimeout(tries.detail, request=request) from error
             except UnreadableResponse as error:
-                tries.fault = _Fault(error.reason, str(error))
+                tries.reason, tries.detail = error.reason, str(error)
                 raise httpx.DecodingError(error.reason, request=request) from error
             except Exception as error:
-                tries.fault = _Fault("connection", str(error))
+                tries.reason, tries.detail = "connection", str(error)
                 raise
             return response
 
@@ -204,7 +198,6 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         base_url: such as "http://localhost:8000/v1"; None for OPENAI_BASE_URL, else OpenAI's own.
         options: how requests are made.
         tokenizer: renders dialogues for raw completions; not needed for requests with a `prompt`.
-        gate: see `RequestGate`.
 
     Raises:
         EndpointError: OpenAI's own endpoint without a key in the environment; an invalid key or URL.
@@ -219,7 +212,10 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         tokenizer: Any = None,
         gate: RequestGate | None = None,
     ):
-        self._openai = _import_openai()
+        if importlib.util.find_spec("openai") is None:
+            fix = "pip install 'fission-grpo[endpoint]'"
+            raise ModuleNotFoundError(f"an endpoint needs the openai package: {fix}", name="openai")
+        self._openai: Any = importlib.import_module("openai")
         self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = _read_key(self.options.key_variable, model, base_url)
@@ -256,7 +252,24 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         body = self._body(Request([{"role": "user", "content": hello}], prompt=hello if self.options.raw else None))
         if "max_tokens" in body:
             body["max_tokens"] = min(16, body["max_tokens"])
-        asyncio.run_coroutine_threadsafe(self._check(body), self._loop).result()
+        client = self._client.with_options(max_retries=min(self.options.max_retries, CHECK_TRIES - 1))
+        tries = asyncio.run_coroutine_threadsafe(self._request(client, body, Counter()), self._loop).result()
+        if tries.reply is not None:
+            return
+        hints = {
+            "HTTP 401": f"set the right key in the environment variable {self.options.key_variable}",
+            "HTTP 403": f"the key in {self.options.key_variable} may not use this model",
+            "HTTP 404": "there is no such model or no such address; base URLs mostly end in /v1"
+            + (", and only some servers have raw completions" if self.options.raw else ""),
+            "timeout": "it is too slow or stuck; raise the timeout",
+            "connection": "nobody answers there; is the server up, and the URL right?",
+            "not JSON": "what answers there does not speak the OpenAI API; base URLs mostly end in /v1",
+        }
+        otherwise = "correct the request as it says" if tries.reason.startswith("HTTP 4") else "try again later"
+        problem = self._describe(tries, f" (tried {tries.number} times)" if tries.number > 1 else "")
+        problem += f"; {hints.get(tries.reason, otherwise)}"
+        models = asyncio.run_coroutine_threadsafe(self._models(), self._loop).result()
+        raise EndpointError(f"endpoint {self.url}, model {self.model!r}: {problem}{models}")
 
     @property
     def counts(self) -> Counter[str]:
@@ -318,7 +331,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
     async def _request(self, client: Any, body: Any, counts: Counter[str], gate: RequestGate | None = None) -> _Tries:
         """Send a request with its retries. Returns the tries with the reply or the last fault."""
         tries = _Tries(self.options.timeout, time.monotonic() + self.options.patience, counts, gate)
-        token = _TRIES.set(tries)
+        _TRIES.set(tries)
         completions = client.completions if self.options.raw else client.chat.completions
         # fields go into `extra_body`, because openai walks through all others: an eighth of a request's time
         arguments = {"model": self.model, "extra_body": {**body, **self.options.extra_body}}
@@ -327,11 +340,9 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             async with asyncio.timeout(self.options.patience):
                 await completions.with_raw_response.create(**arguments)
         except (TimeoutError, self._openai.APIError):
-            pass  # `tries` has the fault
+            pass  # its reason is in `tries`
         except Exception as error:  # noqa: BLE001 - any fault of the client costs one reply, which is counted
-            tries.fault = _Fault("client", f"{type(error).__name__}: {error}")
-        finally:
-            _TRIES.reset(token)
+            tries.reason, tries.detail = "client", f"{type(error).__name__}: {error}"
         return tries
 
     def _counted(self, tries: _Tries) -> Reply:
@@ -343,37 +354,17 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             self._counts["empty"] += not reply.text
             self._counts["cut"] += reply.truncated and len(reply.text) == MAX_CHARACTERS
             return reply
-        reason = tries.fault.reason
-        if reason == "too long":
+        if tries.reason == "too long":
             self._counts["too_long"] += 1
-            return Reply("", truncated=True, reason=reason)
-        self._counts[f"lost/{reason}"] += 1
-        return Reply("", lost=self._describe(tries), reason=reason)
+            return Reply("", truncated=True, reason=tries.reason)
+        self._counts[f"lost/{tries.reason}"] += 1
+        times = f" after {tries.number} {'try' if tries.number == 1 else 'tries'}"
+        return Reply("", lost=self._describe(tries, times), reason=tries.reason)
 
-    def _describe(self, tries: _Tries) -> str:
+    def _describe(self, tries: _Tries, times: str) -> str:
         """One line about the last fault, without secrets."""
-        times = f"{tries.number} {'try' if tries.number == 1 else 'tries'}"
-        detail = self._clean(tries.fault.detail)
-        return f"{tries.fault.reason} after {times}" + (f": {detail}" if detail else "")
-
-    async def _check(self, body: dict[str, Any]) -> None:
-        client = self._client.with_options(max_retries=min(self.options.max_retries, CHECK_TRIES - 1))
-        tries = await self._request(client, body, Counter())
-        if tries.reply is not None:
-            return
-        reason = tries.fault.reason
-        hints = {
-            "HTTP 401": f"set the right key in the environment variable {self.options.key_variable}",
-            "HTTP 403": f"the key in {self.options.key_variable} may not use this model",
-            "HTTP 404": "there is no such model or no such address; base URLs mostly end in /v1"
-            + (", and only some servers have raw completions" if self.options.raw else ""),
-            "timeout": "it is too slow or stuck; raise the timeout",
-            "connection": "nobody answers there; is the server up, and the URL right?",
-            "not JSON": "what answers there does not speak the OpenAI API; base URLs mostly end in /v1",
-        }
-        fix = hints.get(reason, "correct the request as it says" if reason.startswith("HTTP 4") else "try again later")
-        problem = f"{self._describe(tries)}; {fix}{await self._models()}"
-        raise EndpointError(f"endpoint {self.url}, model {self.model!r}: {problem}")
+        detail = self._clean(tries.detail)
+        return f"{tries.reason}{times}" + (f": {detail}" if detail else "")
 
     async def _models(self) -> str:
         """The models that the server lists, for the message of `check`; "" if it lists none."""
@@ -389,16 +380,6 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
     def _clean(self, text: str) -> str:
         """One short line without secrets."""
         return self._secrets.clean(" ".join(text.split()))[:300]
-
-
-def _import_openai() -> Any:
-    try:
-        return importlib.import_module("openai")
-    except ModuleNotFoundError as error:
-        if error.name != "openai":
-            raise
-        message = "an endpoint needs the openai package: pip install 'fission-grpo[endpoint]'"
-        raise ModuleNotFoundError(message, name="openai") from error
 
 
 def _read_key(variable: str, model: str, url: str | None) -> str:
