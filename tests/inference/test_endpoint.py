@@ -1,4 +1,4 @@
-"""Policies behind an endpoint, over real sockets: what is sent, what is read, what is told."""
+"""Policies behind an endpoint, over real sockets: what is sent, what is read, what errors say."""
 
 import json
 import logging

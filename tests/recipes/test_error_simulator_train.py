@@ -219,7 +219,7 @@ def test_a_failure_that_breaks_the_prompt_costs_one_diagnosis(trained):
 
 
 def test_a_prompt_beyond_the_context_is_no_diagnosis(trained):
-    source = LocalModelFeedback(str(trained[0]), brief=False, characters=9000)
+    source = LocalModelFeedback(str(trained[0]), settings=PromptSettings(SHORT_SYSTEM, 9000))
     long = replace(failures()[0].task, prompt=({"role": "user", "content": "a b " * 4000},))
     assert source.start([replace(failures()[0], task=long)])[0].result() == Diagnosis(None, "prompt too long")
 

@@ -22,7 +22,7 @@ from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields, recovery_id
-from fission_grpo.core.types import ErrorKind, Failure, Message, Task, ToolCall
+from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall
 
 TRAIN, TEST, TOOLS = "train.jsonl", "test.jsonl", "tools.json"
 _STRINGS = ("id", "api", "origin", "kind", "detail", "failed", "diagnosis", "teacher")
@@ -32,20 +32,15 @@ _STRINGS = ("id", "api", "origin", "kind", "detail", "failed", "diagnosis", "tea
 class FeedbackExample:
     """A failure with its label.
 
-    Args:
-        failure: of one turn, without tool results; the message of the environment is `failure.detail`. The earlier
-            turns of an episode are in its task's prompt.
-        api: the unit of the split: the class of the reference's tool in BFCL, else the tool's name.
-        origin: where the failure comes from: "corruption:<type>", "sampled:<model>", "fission", "trace".
-        diagnosis: the teacher's feedback; "" before labelling.
-        teacher: name of the source that gave it.
+    The failure has one turn, without tool results; the message of the environment is `failure.detail`. The earlier
+    turns of an episode are in its task's prompt.
     """
 
     failure: Failure
-    api: str
-    origin: str
-    diagnosis: str = ""
-    teacher: str = ""
+    api: str  # the unit of the split: the class of the reference's tool in BFCL, else the tool's name
+    origin: str  # of the failure: "corruption:<type>", "sampled:<model>", "fission", "trace"
+    diagnosis: str = ""  # the teacher's feedback; "" before labelling
+    teacher: str = ""  # name of the source that gave it
 
     @property
     def id(self) -> str:
@@ -54,11 +49,7 @@ class FeedbackExample:
 
 
 def make_example(failure: Failure, api: str, origin: str) -> FeedbackExample:
-    """Return a failure as an unlabelled example: one turn without results, in a step task with the reference.
-
-    Example:
-        Of a failure in an episode's third turn, the two turns before it become messages of the prompt.
-    """
+    """Return a failure as an unlabelled example: one turn without results, in a step task with the reference."""
     task = Task(recovery_id(failure), tuple(dialogue_before(failure)), failure.tools, failure.reference)
     turn = replace(failure.turns[-1], results=())
     return FeedbackExample(Failure(task, (turn,), failure.kind, failure.detail, failure.call_index), api, origin)
@@ -70,8 +61,7 @@ def tools_key(tools: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def example_to_json(example: FeedbackExample) -> dict[str, Any]:
-    """Return an example as a row; its tools are given by their key."""
+def _example_to_json(example: FeedbackExample) -> dict[str, Any]:
     failure = example.failure
     assert not isinstance(failure.task.prompt, str)
     return {
@@ -92,50 +82,28 @@ def example_to_json(example: FeedbackExample) -> dict[str, Any]:
 
 
 def read_example(row: Mapping[str, Any], tools: Mapping[str, Sequence[Any]]) -> tuple[str, FeedbackExample]:
-    """Read a row.
+    """Return the id and the example of a row; `tools` are schemas by their keys. Raises RowError, naming the field."""
 
-    Args:
-        row: as at the top of this module.
-        tools: sequences of schemas by their keys.
+    def require(is_valid: bool, field: str, expected: str) -> None:
+        if not is_valid:
+            raise RowError(field, f"must be {expected}, got {quoted(row.get(field))}")
 
-    Returns:
-        tuple: id and example.
-
-    Raises:
-        RowError: naming the invalid field.
-    """
     for field in _STRINGS:
-        if not isinstance(row.get(field), str):
-            raise RowError(field, f"must be a string, got {quoted(row.get(field))}")
-    if row["kind"] not in set(ErrorKind):
-        raise RowError("kind", f"must be one of {', '.join(ErrorKind)}, got {quoted(row['kind'])}")
-    key = row.get("tools")
-    schemas = key if isinstance(key, list) else tools.get(key) if isinstance(key, str) else None
-    if schemas is None:
-        raise RowError("tools", f"must be a list of schemas, or a key of {TOOLS} beside the file; got {quoted(key)}")
-    index = row.get("call_index")
-    if index is not None and not isinstance(index, int):
-        raise RowError("call_index", f"must be a number or null, got {quoted(index)}")
-    task = Task(row["id"], _read_messages(row), tuple(schemas), _read_reference(row))
+        require(isinstance(row.get(field), str), field, "a string")
+    require(row["kind"] in set(ErrorKind), "kind", f"one of {', '.join(ErrorKind)}")
+    key, messages, calls, index = (row.get(field) for field in ("tools", "messages", "reference", "call_index"))
+    schemas = tools.get(key) if isinstance(key, str) else key
+    require(isinstance(schemas, list | tuple), "tools", f"a list of schemas, or a key of {TOOLS} beside the file")
+    require(index is None or isinstance(index, int), "call_index", "a number or null")
+    has_roles = isinstance(messages, list) and all(isinstance(part, dict) and "role" in part for part in messages)
+    require(has_roles, "messages", "a list of chat messages with a role")
+    are_calls = calls is None or (isinstance(calls, list) and all(map(_is_call, calls)))
+    require(are_calls, "reference", 'null or a list of {"name", "arguments"}')
+    reference = None if calls is None else tuple(ToolCall(call["name"], call["arguments"]) for call in calls)
+    task = Task(row["id"], tuple(messages or ()), tuple(schemas or ()), reference)
     turn = parse(row["failed"], truncated=bool(row.get("truncated", False)))
     failure = Failure(task, (turn,), ErrorKind(row["kind"]), row["detail"], index)
     return row["id"], FeedbackExample(failure, row["api"], row["origin"], row["diagnosis"], row["teacher"])
-
-
-def _read_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(entry, dict) and "role" in entry for entry in messages):
-        raise RowError("messages", f"must be a list of chat messages with a role, got {quoted(messages)}")
-    return tuple(messages)
-
-
-def _read_reference(row: Mapping[str, Any]) -> tuple[ToolCall, ...] | None:
-    calls = row.get("reference")
-    if calls is None:
-        return None
-    if not isinstance(calls, list) or not all(map(_is_call, calls)):
-        raise RowError("reference", f'must be null or a list of {{"name", "arguments"}}, got {quoted(calls)}')
-    return tuple(ToolCall(call["name"], call["arguments"]) for call in calls)
 
 
 def _is_call(entry: Any) -> bool:
@@ -148,7 +116,7 @@ def write_examples(path: Path, examples: Iterable[FeedbackExample]) -> None:
     tools: dict[str, Any] = json.loads(tools_path.read_text(encoding="utf-8")) if tools_path.is_file() else {}
     lines = []
     for example in examples:
-        row = example_to_json(example)
+        row = _example_to_json(example)
         tools.setdefault(row["tools"], [dict(tool) for tool in example.failure.tools])
         lines.append(json.dumps(row, ensure_ascii=True) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,11 +125,7 @@ def write_examples(path: Path, examples: Iterable[FeedbackExample]) -> None:
 
 
 def load_examples(path: Path) -> list[FeedbackExample]:
-    """Read a file of examples.
-
-    Raises:
-        TaskFileError: the first mistake, with file, row (line, from 1), field and the fix.
-    """
+    """Read a file of examples. Raises TaskFileError for the first mistake: file, row (from 1), field and the fix."""
     tools_path = path.parent / TOOLS
     try:
         tools = json.loads(tools_path.read_text(encoding="utf-8")) if tools_path.is_file() else {}

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,7 @@ from fission_grpo.feedback.prompt import CHARACTERS, LEFT_TO_RULES, SYSTEM, fail
 from fission_grpo.feedback.request import LATE
 from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.endpoint import EndpointPolicy
-from fission_grpo.inference.endpoint_options import EndpointOptions
+from fission_grpo.inference.endpoint import EndpointOptions, EndpointPolicy
 
 METRICS = "feedback/model/"
 CLOSED = "closed"
@@ -44,23 +44,7 @@ class FeedbackModelOptions(EndpointOptions):
     """Options of `EndpointFeedback`: those of the requests (see `EndpointOptions`), and the following.
 
     All defaults are [ours]. At temperature 0 a resumed run gets the same feedback again. A thinking model needs
-    `max_tokens` of 1,000 or more.
-
-    Args:
-        cache: folder of the cache on disk, shared by all processes and later runs; None keeps it in memory only.
-        max_requests: budget of this process in tries; None for no limit. Beyond it the reason is "budget".
-        max_tokens_total: budget in tokens, read and written. Requests in flight when it is reached still count.
-        prompt_price: of a million tokens read, in any currency.
-        completion_price: of a million tokens written.
-        circuit_after: requests lost in a row after which no more are sent for a while ("circuit open").
-        circuit_seconds: the length of this pause, after which one request tests the endpoint.
-        characters: longest text about one failure, see `prompt.simulator_messages`.
-        system: the system prompt. A model trained by `simulator train` needs the one it was trained with.
-        shots: file of labelled examples (`simulator data`) whose first rows are shown; None for no examples.
-        shots_used: number of these rows.
-
-    Raises:
-        ValueError: a value out of range; the message names the field.
+    `max_tokens` of 1,000 or more. The budget is of this process; beyond it the reason is "budget".
     """
 
     max_tokens: int | None = 200
@@ -68,24 +52,20 @@ class FeedbackModelOptions(EndpointOptions):
     timeout: float = 30.0
     patience: float = 90.0
     max_retries: int = 2
-    cache: str | None = None
-    max_requests: int | None = None
-    max_tokens_total: int | None = None
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    circuit_after: int = 8
-    circuit_seconds: float = 30.0
-    characters: int = CHARACTERS
-    system: str = SYSTEM
-    shots: str | None = None
-    shots_used: int = 3
+    cache: str | None = None  # folder on disk, shared by all processes and later runs; None: in memory only
+    max_requests: int | None = None  # budget in tries
+    max_tokens_total: int | None = None  # budget in tokens, read and written; requests in flight still count
+    prompt_price: float = 0.0  # of a million tokens read, in any currency
+    completion_price: float = 0.0  # of a million tokens written
+    circuit_after: int = 8  # requests lost in a row after which no more are sent for a while ("circuit open")
+    circuit_seconds: float = 30.0  # the length of this pause, after which one request tests the endpoint
+    characters: int = CHARACTERS  # longest text about one failure, see `prompt.failure_text`
+    system: str = SYSTEM  # a model trained by `simulator train` needs the one it was trained with
+    shots: str | None = None  # file of labelled examples (`simulator data`), whose first rows are shown
+    shots_used: int = 3  # number of these rows
 
     LEAST: ClassVar[Mapping[str, float]] = {
         **EndpointOptions.LEAST,
-        "max_requests": 0,
-        "max_tokens_total": 0,
-        "prompt_price": 0,
-        "completion_price": 0,
         "circuit_after": 1,
         "circuit_seconds": 0.001,
         "characters": 1,
@@ -104,12 +84,12 @@ class _Pending:
 
     key: str
     prompt: str
+    reply: Future[Reply]
     waiting: list[Future[Diagnosis]] = field(default_factory=list)
-    reply: Future[Reply] | None = None
     start: float = field(default_factory=time.monotonic)
 
 
-class EndpointFeedback:
+class EndpointFeedback(AbstractContextManager["EndpointFeedback"]):
     """Feedback of a model behind an endpoint; a `FeedbackSource`.
 
     Call `check()` before a run and `close()` after it, or use it in a `with` statement.
@@ -119,13 +99,8 @@ class EndpointFeedback:
     "HTTP 429" (and so on), "not JSON", "no choices", "malformed", "too long" (the prompt), "tool calls instead of
     text", those of `usable_text`, "budget", "circuit open", "late" (given up by the caller), "closed".
 
-    Args:
-        model: name of the model on the server.
-        url: of the endpoint, such as "http://localhost:8000/v1"; None for OPENAI_BASE_URL, else OpenAI's own.
-        options: of requests, cache, budget and circuit breaker.
-
-    Raises:
-        ValueError: invalid key, URL or file of examples, or the `openai` package is not installed.
+    Model and URL are as for `EndpointPolicy`. Raises ValueError for an invalid key, URL or file of examples, or if the
+    `openai` package is missing.
     """
 
     name = "endpoint"
@@ -139,6 +114,7 @@ class EndpointFeedback:
         self._limits = RequestLimits(
             given.max_requests, given.max_tokens_total, given.circuit_after, given.circuit_seconds
         )
+        # the key does not depend on the URL, as a server may move
         settings = [model, given.temperature, given.max_tokens, given.seed, dict(given.extra_body)]
         common = json.dumps([*settings, given.system, self._shots], sort_keys=True)
         self._key_prefix = hashlib.sha256(common.encode() + b"\0")
@@ -156,9 +132,6 @@ class EndpointFeedback:
     def __repr__(self) -> str:
         return f"EndpointFeedback({self.model!r}, {self._policy.url!r})"
 
-    def __enter__(self) -> EndpointFeedback:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -173,35 +146,29 @@ class EndpointFeedback:
     def totals(self) -> dict[str, float]:
         """Return what this process has done, as metrics; zeros are left out.
 
-        Returns:
-            dict: "feedback/model/" and: requested (failures), answers, cache_hits, shared (with an equal request in
-            flight), requests (tries), retries, lost (requests), prompt_tokens, completion_tokens, estimated_tokens
-            (tokens the endpoint did not count), cost, seconds (summed over requests, waiting for a slot included),
-            circuit_opened, cache_failed, cache_skipped; no/REASON for failures without feedback, retries/REASON for
-            repeated tries.
+        The names are "feedback/model/" and: requested (failures), answers, cache_hits, shared (with an equal request
+        in flight), requests (tries), retries, lost (requests), prompt_tokens, completion_tokens, estimated_tokens
+        (tokens the endpoint did not count), cost, seconds (summed over requests, waiting for a slot included),
+        circuit_opened, cache_failed, cache_skipped; no/REASON for failures without feedback, retries/REASON.
         """
-        counts = self._policy.counts
         with self._lock:
-            totals = Counter(self._usage)
-        for name, number in counts.items():
+            totals: Any = Counter(self._usage)
+        for name, number in self._policy.counts.items():
             kind = name.partition("/")[0]
             if kind in ("requests", "prompt_tokens", "completion_tokens", "retries", "lost"):
                 totals[kind] += number
             if name.startswith("retries/"):
                 totals[name] = number
         prompt_cost = totals["prompt_tokens"] * self.options.prompt_price
-        completion_cost = totals["completion_tokens"] * self.options.completion_price
-        totals["cost"] = (prompt_cost + completion_cost) / 1e6  # pyright: ignore[reportArgumentType]
+        totals["cost"] = (prompt_cost + totals["completion_tokens"] * self.options.completion_price) / 1e6
         totals["circuit_opened"] = self._limits.opened
         totals["cache_failed"], totals["cache_skipped"] = self._cache.failed, self._cache.skipped
         return {METRICS + name.replace(" ", "_"): value for name, value in totals.items() if value}
 
     def counts(self) -> Mapping[str, float]:
         """Return what was added to the totals since the last call; zeros are left out."""
-        totals = self.totals()
-        with self._lock:
-            before, self._reported = self._reported, totals
-        added = {name: value - before.get(name, 0) for name, value in totals.items()}
+        before, self._reported = self._reported, self.totals()
+        added = {name: value - before.get(name, 0) for name, value in self._reported.items()}
         return {name: value for name, value in added.items() if value}
 
     def state(self) -> dict[str, Any]:
@@ -214,8 +181,8 @@ class EndpointFeedback:
 
     def report(self) -> str:
         """Return the totals in one line, for the end of a run."""
-        totals = {name.removeprefix(METRICS): value for name, value in self.totals().items()}
-        return f"{self!r}: {', '.join(f'{name} {value:,.6g}' for name, value in sorted(totals.items()))}"
+        totals = sorted((name.removeprefix(METRICS), value) for name, value in self.totals().items())
+        return f"{self!r}: {', '.join(f'{name} {value:,.6g}' for name, value in totals)}"
 
     def close(self) -> None:
         """Cancel requests in flight ("closed") and end the thread. Only the cache answers from then on."""
@@ -226,43 +193,33 @@ class EndpointFeedback:
     def _start(self, failure: Failure) -> Future[Diagnosis]:
         if failure.kind in LEFT_TO_RULES:
             return completed(Diagnosis(None))
-        self._count(requested=1)
+        self._count("requested")
         try:
             prompt = failure_text(failure, self.options.characters)
         except Exception as error:  # noqa: BLE001 - a task's tools or messages may raise anything; logged and counted
             _log.warning("the prompt for task %s could not be made", failure.task.id, exc_info=True)
             return completed(self._counted(Diagnosis(None, f"raised {type(error).__name__}")))
-        key = self._key_prefix.copy()  # the key does not depend on the URL, as a server may move
-        key.update(prompt.encode("utf-8", "surrogatepass"))
-        return self._join(key.hexdigest(), prompt)
-
-    def _join(self, key: str, prompt: str) -> Future[Diagnosis]:
-        """The answer from the cache, or a future of a request in flight, started if there is none."""
+        hashed = self._key_prefix.copy()
+        hashed.update(prompt.encode("utf-8", "surrogatepass"))
+        key = hashed.hexdigest()
         if (text := self._cache.get(key)) is not None:
-            self._count(cache_hits=1)
+            self._count("cache_hits")
             return completed(self._counted(Diagnosis(text)))
         future: Future[Diagnosis] = Future()
         with self._lock:
             if self._is_closed:
                 return completed(self._counted(Diagnosis(None, CLOSED)))
-            is_new = key not in self._pending
-            pending = self._pending.setdefault(key, _Pending(key, prompt))
-            pending.waiting.append(future)
-        self._count(shared=0 if is_new else 1)
+            pending = self._pending.get(key)
+            if pending is not None:
+                self._count("shared")
+                pending.waiting.append(future)
+            else:
+                messages = messages_about(prompt, self.options.system, self._shots)
+                pending = _Pending(key, prompt, self._policy.submit(Request(messages)), [future])
+                self._pending[key] = pending
+                pending.reply.add_done_callback(partial(self._on_reply, pending))
         future.add_done_callback(partial(self._on_done, pending))
-        if is_new:
-            self._send(pending)
         return future
-
-    def _send(self, pending: _Pending) -> None:
-        try:
-            pending.reply = self._policy.submit(
-                Request(messages_about(pending.prompt, self.options.system, self._shots))
-            )
-        except RuntimeError:  # closed in the meantime
-            self._finish(pending, Diagnosis(None, CLOSED))
-            return
-        pending.reply.add_done_callback(partial(self._on_reply, pending))
 
     def _on_reply(self, pending: _Pending, reply: Future[Reply]) -> None:
         """Read a reply. Runs in the policy's thread, and must not raise."""
@@ -273,37 +230,32 @@ class EndpointFeedback:
             answer = Diagnosis(None, f"raised {type(error).__name__}")
         if answer.text:
             self._cache.put(pending.key, answer.text)
-        self._finish(pending, answer)
-
-    def _read(self, pending: _Pending, reply: Reply) -> Diagnosis:
-        self._count(seconds=time.monotonic() - pending.start)
-        if reply.reason is not None:
-            return Diagnosis(None, reply.reason)
-        if reply.prompt_tokens is None:
-            shown = (
-                len(pending.prompt)
-                + len(self.options.system)
-                + sum(len(text) for shot in self._shots for text in shot)
-            )
-            read, written = shown // CHARACTERS_PER_TOKEN, len(reply.text) // CHARACTERS_PER_TOKEN
-            self._limits.tokens += read + written
-            self._count(prompt_tokens=read, completion_tokens=written, estimated_tokens=read + written)
-        if reply.tool_calls:
-            return Diagnosis(None, "tool calls instead of text")
-        return usable_text(reply.text, reply.truncated, pending.prompt) if reply.text else Diagnosis(None, "empty")
-
-    def _finish(self, pending: _Pending, answer: Diagnosis) -> None:
-        for future in self._remove(pending):
+        self._remove(pending)
+        for future in pending.waiting:
             if future.set_running_or_notify_cancel():
                 future.set_result(self._counted(answer))
 
-    def _remove(self, pending: _Pending) -> list[Future[Diagnosis]]:
-        """Take a request out of those in flight. Returns the futures that wait for it."""
+    def _read(self, pending: _Pending, reply: Reply) -> Diagnosis:
+        self._count("seconds", time.monotonic() - pending.start)
+        if reply.reason is not None:
+            return Diagnosis(None, reply.reason)
+        if reply.prompt_tokens is None:
+            shown = [pending.prompt, self.options.system, *(text for shot in self._shots for text in shot)]
+            read = sum(map(len, shown)) // CHARACTERS_PER_TOKEN
+            written = len(reply.text) // CHARACTERS_PER_TOKEN
+            self._limits.tokens += read + written
+            self._count("prompt_tokens", read)
+            self._count("completion_tokens", written)
+            self._count("estimated_tokens", read + written)
+        if reply.tool_calls:
+            return Diagnosis(None, "tool calls instead of text")
+        return usable_text(reply.text, reply.truncated, pending.prompt)
+
+    def _remove(self, pending: _Pending) -> None:
+        """Take a request out of those in flight, so that no more futures wait for it."""
         with self._lock:
             if self._pending.get(pending.key) is pending:
                 del self._pending[pending.key]
-            waiting, pending.waiting = pending.waiting, []
-        return waiting
 
     def _on_done(self, pending: _Pending, future: Future[Diagnosis]) -> None:
         """Cancel a request when the last future that waits for it was cancelled."""
@@ -311,18 +263,15 @@ class EndpointFeedback:
             return
         self._counted(Diagnosis(None, LATE))
         with self._lock:
-            if future in pending.waiting:
-                pending.waiting.remove(future)
-            if pending.waiting:
+            if not all(other.cancelled() for other in pending.waiting):
                 return
             self._remove(pending)
-        if pending.reply is not None:
-            pending.reply.cancel()
+        pending.reply.cancel()
 
     def _counted(self, answer: Diagnosis) -> Diagnosis:
-        self._count(**{"answers" if answer.text else f"no/{answer.reason or 'no diagnosis'}": 1})
+        self._count("answers" if answer.text else f"no/{answer.reason or 'no diagnosis'}")
         return answer
 
-    def _count(self, **numbers: float) -> None:
+    def _count(self, name: str, number: float = 1) -> None:
         with self._lock:
-            self._usage.update(numbers)  # pyright: ignore[reportArgumentType] - seconds are fractions
+            self._usage[name] += number  # pyright: ignore[reportArgumentType] - seconds are fractions

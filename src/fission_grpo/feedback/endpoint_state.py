@@ -9,8 +9,8 @@ import secrets
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+from fission_grpo.core.files import parse_json_lines
 from fission_grpo.feedback.rules import MAX_LENGTH
 
 BUDGET, CIRCUIT_OPEN = "budget", "circuit open"
@@ -25,33 +25,23 @@ _log = logging.getLogger(__name__)
 class ResponseCache:
     """A mapping from keys to texts, in memory and, with a folder, on disk. Thread-safe.
 
-    Faults of the disk stop nothing: unreadable lines are skipped, and texts that cannot be written stay in memory.
-    Both are counted, and logged once.
-
-    Args:
-        folder: created if needed. All its `*.jsonl` files are read now, later ones of other processes are not.
-
-    Attributes:
-        path: this process's file, None without a folder. It is created with the first text.
-        skipped: number of lines that were no entries (torn by a crash, or foreign), and of unreadable files.
-        failed: number of texts that could not be written.
+    All `*.jsonl` files of the folder are read at the start; this process writes one more. Faults of the disk stop
+    nothing: unreadable lines are skipped, and texts that cannot be written stay in memory. Both are counted, and
+    logged once.
     """
 
     def __init__(self, folder: Path | None):
         self.path = folder / f"diagnoses-{os.getpid()}-{secrets.token_hex(4)}.jsonl" if folder else None
-        self.skipped = self.failed = 0
+        self.skipped = 0  # lines that were no entries (torn by a crash, or foreign), and unreadable files
+        self.failed = 0  # texts that could not be written
         self._texts: dict[str, str] = {}
         self._lock = threading.Lock()
         try:
-            paths = sorted(path for path in folder.glob("*.jsonl") if path.is_file()) if folder else []
+            for path in sorted(folder.glob("*.jsonl")) if folder else []:
+                if path.is_file():  # neither a folder nor a device
+                    self._read(path)
         except OSError as error:
-            paths = []
             self._skip(f"{folder}: {error}")
-        for path in paths:
-            try:
-                self._read(path)
-            except OSError as error:
-                self._skip(f"{path}: {error}")
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -85,19 +75,17 @@ class ResponseCache:
                     _log.warning("feedback is cached in memory only, %s cannot be written: %s", self.path, error)
 
     def _read(self, path: Path) -> None:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    entry: Any = json.loads(line)
-                except (ValueError, RecursionError):
-                    entry = None
-                key, text = (entry.get("key"), entry.get("text")) if isinstance(entry, dict) else (None, None)
-                if isinstance(key, str) and len(key) == 64 and isinstance(text, str) and 0 < len(text) <= MAX_LENGTH:
-                    self._texts.setdefault(key, text)
-                else:
-                    self._skip(f"{path}, line {number}: no entry of this cache")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            self._skip(f"{path}: {error}")
+            return
+        for number, entry in parse_json_lines(content):
+            key, text = (entry.get("key"), entry.get("text")) if isinstance(entry, dict) else (None, None)
+            if isinstance(key, str) and len(key) == 64 and isinstance(text, str) and 0 < len(text) <= MAX_LENGTH:
+                self._texts.setdefault(key, text)
+            else:
+                self._skip(f"{path}, line {number}: no entry of this cache")
 
     def _skip(self, problem: str) -> None:
         self.skipped += 1
@@ -110,13 +98,7 @@ class RequestLimits:
 
     The circuit opens when `circuit_after` requests in a row are lost. A cancelled request counts if no answer arrived
     while it waited. After `circuit_seconds` one request is admitted: if it is answered the circuit closes, else it
-    stays open as long again.
-
-    Args:
-        max_requests: most tries; None for no limit.
-        max_tokens: most tokens, read and written; None for no limit.
-        circuit_after: see above.
-        circuit_seconds: see above.
+    stays open as long again. `max_requests` limits tries, `max_tokens` tokens read and written.
     """
 
     def __init__(self, max_requests: int | None, max_tokens: int | None, circuit_after: int, circuit_seconds: float):
@@ -146,25 +128,18 @@ class RequestLimits:
             return
         now = time.monotonic()
         is_open = self._open_until is not None
+        self._is_probing = False
         if reason is None or reason in _REQUEST_FAULTS:
             if is_open:
                 _log.warning("the feedback endpoint answers again")
             self._lost_in_a_row, self._open_until, self._last_answer = 0, None, now
-            self._is_probing = False
             return
-        self._is_probing = False
         if reason == "cancelled" and (seconds < HUNG_SECONDS or self._last_answer >= now - seconds):
             return
-        if is_open:
-            self._open_until = now + self._circuit_seconds
-            return
         self._lost_in_a_row += 1
-        if self._lost_in_a_row >= self._circuit_after:
+        if is_open or self._lost_in_a_row >= self._circuit_after:
             self._open_until = now + self._circuit_seconds
+        if not is_open and self._open_until is not None:
             self.opened += 1
-            _log.warning(
-                "the feedback endpoint lost %d requests in a row, the last: %s; the next request is sent in %.3g s",
-                self._lost_in_a_row,
-                reason,
-                self._circuit_seconds,
-            )
+            problem = f"lost {self._lost_in_a_row} requests in a row, the last: {reason}"
+            _log.warning("the feedback endpoint %s; the next is sent in %.3g s", problem, self._circuit_seconds)

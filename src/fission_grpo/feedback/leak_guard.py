@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fission_grpo.core.json_io import quoted
+from fission_grpo.core.json_io import quoted, walk_json
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Failure, ToolCall
 from fission_grpo.feedback.value_forms import number_of, states_boolean, states_date, states_number, states_time
@@ -34,18 +35,9 @@ _BETWEEN_OPTIONS = re.compile(r"['\s,;/|()\[\]*•-]+(?:(?:and|or)[\s']+)?")
 
 
 def find_leak(text: str, failure: Failure) -> str | None:
-    """Find what a feedback text gives away of a failure's reference calls.
+    """Find what a feedback text gives away of a failure's reference calls; None if the environment itself said it.
 
-    Args:
-        text: the feedback.
-        failure: with the secret reference, the calls that were made and the schemas of the tools.
-
-    Returns:
-        str: what is given away, for logs only (never shown to the policy). None if nothing is, or if the environment
-        itself said the text.
-
-    Example:
-        `find_leak("use 'Rome'", failure)` is "the value of `city`" if the reference has `{"city": "Rome"}`.
+    The answer is for logs only, never shown to the policy.
     """
     results = failure.turns[-1].results if failure.turns else ()
     if any(text == result.error or text in result.content for result in results):
@@ -65,15 +57,6 @@ def find_reference_leak(
     No leaks are: names of parameters in backticks, complete lists of options, booleans or tools, what the failed calls
     wrote for the same parameter, the tools that they called, and a value within a longer word.
 
-    Args:
-        text: the feedback.
-        reference: the expected calls; with None or no calls there is nothing to give away.
-        failed: the calls that were made.
-        tools: JSON schemas of the tools.
-
-    Returns:
-        str: such as "the value of `date`"; None if nothing is given away.
-
     Example:
         `find_reference_leak("use Rome", [ToolCall("go", {"to": "rome"})])` is "the value of `to`".
     """
@@ -84,9 +67,9 @@ def find_reference_leak(
     for call in reference:
         if call.name not in called and _states(_hide_written(text, _quotations(called), call.name), call.name):
             return f"the name of tool {quoted(call.name)}"
-    written: dict[str, list[Any]] = {}
+    written: dict[str, list[Any]] = defaultdict(list)
     for name, value in _arguments(failed):
-        written.setdefault(name, []).append(value)
+        written[name].append(value)
     forms = {name: _quotations(values) for name, values in written.items()}
     known = {name: {form for value in values for form in _equal_forms(value)} for name, values in written.items()}
     for name, value in _arguments(reference):
@@ -97,31 +80,26 @@ def find_reference_leak(
 
 
 def normalize(value: Any) -> str:
-    """A text without differences in case, width, quotes, dashes and spacing, and without invisible characters.
-
-    Example:
-        `normalize("“New  YORK”")` is "'new york'", `normalize(None)` is "null".
-    """
+    """A text without differences in case, width, quotes, dashes and spacing, and without invisible characters."""
     text = value if isinstance(value, str) else quoted(value)
-    if not text.isascii():
-        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)))
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)))
     return " ".join(text.casefold().translate(_MARKS).split())
 
 
 def letters_and_digits(text: str) -> str:
-    """A text without punctuation and spaces. Example: "New-York" is "NewYork"."""
+    """A text without punctuation and spaces."""
     return re.sub(r"[^\w\0]|_", "", text)
 
 
 def _hide_public(text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall], tools: Sequence[Any]) -> str:
     """Mask parameter names in backticks and complete lists of options; other backticks become quotes."""
     schemas = [parameter_schema(tool) for tool in tools]
-    nodes = [node for node in _nodes(schemas) if isinstance(node, Mapping)]
+    nodes = _mappings(schemas)
     if "`" in text:
         given = [call.arguments for call in (*reference, *failed)]
         names = _keys([*given, *(schema.get("properties", {}) for schema in schemas)])
         fields = [node["properties"] for node in nodes if isinstance(node.get("properties"), Mapping)]
-        keys = _keys([*fields, *(node for node in _nodes(given) if isinstance(node, Mapping))])
+        keys = _keys([*fields, *_mappings(given)])
         text = re.sub(r"`([^`]*)`", lambda match: _hide_path(match[1], names, keys), text).replace("`", "'")
     enums = [node["enum"] for node in nodes if isinstance(node.get("enum"), list) and len(node["enum"]) > 1]
     for options in (tool_names(tools), ["true", "false"], *enums):
@@ -169,7 +147,7 @@ def _hide_written(text: str, forms: Iterable[str], secret: Any) -> str:
 
 
 def _quotations(written: Sequence[Any]) -> list[str]:
-    """How a message may quote values: in full, or cut as `quoted` cuts them. The longest come first."""
+    """How a message may quote values: in full, or cut as `quoted` does. The longest come first."""
     forms = {form for value in written if len(form := normalize(value)) < 4096}
     forms |= {normalize(quoted(value).removesuffix("...").strip("'\"")) for value in written}
     return sorted(filter(None, forms), key=len, reverse=True)
@@ -200,10 +178,7 @@ def _states(text: str, value: Any) -> bool:
 
 
 def _has_words(text: str, plain: str) -> bool:
-    """Whether a text has a short value as whole words, also with other spaces: "new-york" and "usr 126".
-
-    Common words side by side do not count as a value without spaces: "to be" is not "tobe".
-    """
+    """Whether a text has a short value as separate words, also spaced ("new-york"), but not "to be" for "tobe"."""
     words = [word for word in re.split("[ _-]+", plain) if word]
     pieces = [char for word in words for char in word] if len(letters_and_digits(plain)) > 2 else words
     pattern = "[ _-]*".join(map(re.escape, pieces))
@@ -212,7 +187,7 @@ def _has_words(text: str, plain: str) -> bool:
 
 
 def _equal_forms(value: Any) -> set[str | float]:
-    """Two values count as equal if they share one of these. Example: 3 and "3.0" do."""
+    """Two values count as equal if they share one of these, as 3 and "3.0" do."""
     number = number_of(value)
     return {normalize(value)} if number is None else {normalize(value), number}
 
@@ -221,20 +196,14 @@ def _arguments(calls: Iterable[ToolCall]) -> Iterator[tuple[str, Any]]:
     """(parameter, scalar) for every scalar of every argument, however deeply nested."""
     for call in calls:
         for name, value in call.arguments.items():
-            for node in _nodes(value):
+            for _, node in walk_json(value):
                 if not isinstance(node, Mapping | list | tuple):
                     yield name, node
 
 
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [node for _, node in walk_json(value) if isinstance(node, Mapping)]
+
+
 def _keys(mappings: Iterable[Mapping[str, Any]]) -> set[str]:
     return {normalize(str(key)) for mapping in mappings for key in mapping}
-
-
-def _nodes(value: Any) -> Iterator[Any]:
-    """A value and everything nested in it."""
-    waiting = [value]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        if isinstance(node, Mapping | list | tuple):
-            waiting += node.values() if isinstance(node, Mapping) else node

@@ -48,22 +48,15 @@ _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 def usable_text(text: str, truncated: bool = False, context: str = "") -> Diagnosis:
     """Extract the paragraph that begins with "error:", else the first one.
 
-    Thoughts, code fences and quotes around it are removed, and it is cut after a sentence to `MAX_LENGTH`.
+    Thoughts, code fences and quotes around it are removed, and it is cut after a sentence to `MAX_LENGTH`. Reasons for
+    no text: "empty"; "cut" (it ends before its first sentence, or is longer than `MAX_REPLY_LENGTH`); "control tokens"
+    (it would break the recovery prompt); "injection" (it gives orders about the task); "refusal"; "language".
 
     Args:
         text: the model's reply.
         truncated: whether it reached its length limit; an incomplete last sentence is then dropped.
         context: the text that the model was shown. Feedback may use its scripts (Greek, Han, ...); otherwise most
             letters must be Latin.
-
-    Returns:
-        Diagnosis: the text, or the reason why there is none: "empty"; "cut" (it ends before its first sentence, or is
-        longer than `MAX_REPLY_LENGTH`); "control tokens" (it would break the recovery prompt); "injection" (it gives
-        orders about the task or its instructions); "refusal"; "language".
-
-    Example:
-        `usable_text("<think>Hm.</think>Sure:\\n\\nerror: `to` is off.\\n\\nI kept it secret.").text` is
-        "error: `to` is off."
     """
     text = _THOUGHT_END.split(_UNPRINTABLE.sub("", text))[-1].strip()
     if len(text) > MAX_REPLY_LENGTH or (truncated and _THOUGHT_START.search(text)):
@@ -73,7 +66,9 @@ def usable_text(text: str, truncated: bool = False, context: str = "") -> Diagno
     paragraph, is_last = _choose_paragraph(_FENCE.sub("", text).strip())
     if not paragraph:
         return Diagnosis(None, "empty")
-    if _INJECTION.search(_visible_text(text)):
+    # look-alike characters are unified and invisible ones removed
+    visible = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    if _INJECTION.search(visible):
         return Diagnosis(None, "injection")
     if _REFUSAL.match(paragraph):
         return Diagnosis(None, "refusal")
@@ -97,19 +92,10 @@ def _choose_paragraph(text: str) -> tuple[str, bool]:
     return unquoted[at], at == len(unquoted) - 1
 
 
-def _visible_text(text: str) -> str:
-    """The text with look-alike characters unified and invisible ones removed."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
-
-
 def _is_foreign(text: str, context: str) -> bool:
     """Whether most letters are of a script that is neither Latin nor in the context."""
-    if text.isascii():
-        return False
     letters = Counter(_script(char) for char in text if char.isalpha())
-    if not letters:
-        return False
-    script, count = letters.most_common(1)[0]
+    script, count = letters.most_common(1)[0] if letters else ("LATIN", 0)
     if script == "LATIN" or 2 * count <= letters.total():
         return False
     return not any(_script(char) == script for char in context if not char.isascii() and char.isalpha())

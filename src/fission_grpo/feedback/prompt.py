@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,15 @@ _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """The settings of `simulator_messages`."""
+    """How a failure is shown to a feedback model; see `failure_text`."""
 
     system: str = SYSTEM
     characters: int = CHARACTERS
     brief: bool = False
 
-    def messages(self, failure: Failure) -> list[Message]:
+    def messages(self, failure: Failure) -> list[dict[str, Any]]:
         """Return the dialogue to which the model's reply is the feedback."""
-        return simulator_messages(failure, self.characters, self.system, brief=self.brief)
+        return messages_about(failure_text(failure, self.characters, self.brief), self.system)
 
 
 def write_settings(folder: Path, settings: PromptSettings) -> None:
@@ -64,8 +63,7 @@ def write_settings(folder: Path, settings: PromptSettings) -> None:
 def read_settings(folder: Path) -> PromptSettings:
     """Load the settings of a model's folder; the defaults if it has no `simulator.json` (other models, hub ids).
 
-    Raises:
-        ValueError: the file is invalid; the message names it and the field.
+    Raises ValueError, naming the file and the field, if it is invalid.
     """
     path = folder / SETTINGS
     if not path.is_file():
@@ -83,44 +81,26 @@ def read_settings(folder: Path) -> PromptSettings:
     return PromptSettings(**row)
 
 
-def simulator_messages(
-    failure: Failure,
-    characters: int = CHARACTERS,
-    system: str = SYSTEM,
-    shots: Sequence[tuple[str, str]] = (),
-    brief: bool = False,
-) -> list[Message]:
-    """Return the dialogue to which the model's reply is the feedback.
-
-    Args:
-        failure: with its reference, if there is one.
-        characters: longest text about the failure. The tools of the failed turn and of the reference, the failed turn
-            and the reference are always shown; then the end of the dialogue, in at most half of the rest; then other
-            tools.
-        system: the system prompt.
-        shots: examples, as pairs of a failure's text (`failure_text`) and the wanted feedback.
-        brief: show tools as signatures without descriptions, for small models.
-    """
-    return messages_about(failure_text(failure, characters, brief), system, shots)
-
-
-def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()) -> list[Message]:
-    """Return the messages around a failure's text (`failure_text`)."""
-    examples = [
-        {"role": role, "content": content}
-        for shot in shots
-        for role, content in zip(("user", "assistant"), shot, strict=True)
-    ]
-    return [{"role": "system", "content": system}, *examples, {"role": "user", "content": text}]
+def messages_about(text: str, system: str = SYSTEM, shots: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+    """Return the messages around a failure's text; `shots` are pairs of such a text and the wanted feedback."""
+    messages = [{"role": "system", "content": system}]
+    for shown, feedback in shots:
+        messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": feedback}]
+    return [*messages, {"role": "user", "content": text}]
 
 
 def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = False) -> str:
-    """Return the text about a failure that the model sees; see `simulator_messages`."""
+    """Return the text about a failure that the model sees.
+
+    Args:
+        failure: with its reference, if there is one.
+        characters: longest text. The tools of the failed turn and of the reference, the failed turn and the reference
+            are always shown; then the end of the dialogue, in at most half of the rest; then other tools.
+        brief: show tools as signatures without descriptions, for small models.
+    """
     named = {call.name for call in (*failure.calls, *(failure.reference or ()))}
     describe = _signature if brief else _schema_line
-    texts = [
-        (name, describe(_ById(tool))) for name, tool in zip(tool_names(failure.tools), failure.tools, strict=True)
-    ]
+    texts = [(name, describe(tool)) for name, tool in zip(tool_names(failure.tools), failure.tools, strict=True)]
     shown = [text for name, text in texts if name in named]
     end = _failed_turn(failure, max(1000, characters // 3))
     left = characters - len(end) - sum(map(len, shown))
@@ -132,14 +112,6 @@ def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = F
             break
         shown.append(text)
     return "\n".join(["# Tools", *shown, "# Dialogue", dialogue, end])
-
-
-def quoted_call(call: Mapping[str, Any]) -> str:
-    """Return an entry of a message's `tool_calls` as one line of JSON."""
-    function = call.get("function", call)
-    arguments = function.get("arguments") if isinstance(function, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else quoted(function)
-    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, default=str)
 
 
 def _failed_turn(failure: Failure, limit: int) -> str:
@@ -164,8 +136,10 @@ def _dialogue_end(prompt: Sequence[Message], limit: int) -> str:
         if message["role"] == "system":
             continue
         name = f" {message['name']}" if message.get("name") else ""
-        calls = "".join(f"\n{quoted_call(call)}" for call in message.get("tool_calls") or ())
-        text = _cut_start(f"{message['role']}{name}: {message.get('content') or ''}{calls}", limit)
+        calls = "".join(f"\n{_quoted_call(call)}" for call in message.get("tool_calls") or ())
+        text = f"{message['role']}{name}: {message.get('content') or ''}{calls}"
+        if len(text) > limit:
+            text = "..." + text[3 - limit :] if limit > 3 else ""
         limit -= len(text) + 1
         lines.append(text)
         if limit <= 0:
@@ -173,38 +147,27 @@ def _dialogue_end(prompt: Sequence[Message], limit: int) -> str:
     return "\n".join(reversed(lines))
 
 
+def _quoted_call(call: Mapping[str, Any]) -> str:
+    """An entry of a message's `tool_calls` as one line of JSON."""
+    function = call.get("function", call)
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else quoted(function)
+    return json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False, default=str)
+
+
 def _cut_end(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _cut_start(text: str, limit: int) -> str:
-    return text if len(text) <= limit else "..." + text[3 - limit :] if limit > 3 else ""
-
-
-class _ById:
-    """A tool schema, hashable by identity: many failures share it, and it never changes."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.value is self.value
-
-
-@lru_cache(maxsize=4096)
-def _schema_line(tool: _ById) -> str:
+def _schema_line(tool: Mapping[str, Any]) -> str:
     """One line of JSON: name, description and parameters."""
-    schema = tool.value.get("function", tool.value)
+    schema = tool.get("function", tool)
     return _to_json({key: schema[key] for key in ("name", "description", "parameters") if key in schema})
 
 
-@lru_cache(maxsize=4096)
-def _signature(tool: _ById) -> str:
+def _signature(tool: Mapping[str, Any]) -> str:
     """One line such as `book(to: string, seats?: integer, class: economy|first)`; "?" marks optional parameters."""
-    schema = parameter_schema(tool.value)
+    schema = parameter_schema(tool)
     required = schema.get("required") or ()
     parts = []
     for name, field in (schema.get("properties") or {}).items():
@@ -212,4 +175,4 @@ def _signature(tool: _ById) -> str:
         kind = field.get("type", "any") if isinstance(field, Mapping) else "any"
         values = "|".join(map(str, options or (kind if isinstance(kind, list) else [kind])))
         parts.append(f"{name}{'' if name in required else '?'}: {values}")
-    return f"{tool_names([tool.value])[0]}({', '.join(parts)})"
+    return f"{tool_names([tool])[0]}({', '.join(parts)})"

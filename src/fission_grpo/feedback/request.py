@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from math import inf
 
+from fission_grpo.core.json_io import encodable
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
@@ -18,18 +19,11 @@ LEAK, LATE = "leak", "late"
 
 @dataclass(frozen=True)
 class Feedback:
-    """The feedback on a failure, and where it comes from.
+    """The feedback on a failure, and where it comes from."""
 
-    Args:
-        text: at most `MAX_LENGTH` characters; empty only if a source is silent on purpose.
-        source: name of the source; "fixed" if no source of the chain had a usable text.
-        rejected: the sources before it, each with the reason why its text was not used ("leak", "late",
-            "no diagnosis", "HTTP 500", ...).
-    """
-
-    text: str
-    source: str
-    rejected: tuple[tuple[str, str], ...] = ()
+    text: str  # at most `MAX_LENGTH` characters; empty only if a source is silent on purpose
+    source: str  # its name; "fixed" if no source of the chain had a usable text
+    rejected: tuple[tuple[str, str], ...] = ()  # the sources before it, each with a reason ("leak", "HTTP 500", ...)
 
     @property
     def leaked(self) -> bool:
@@ -43,12 +37,7 @@ class Feedback:
 
 
 class FeedbackRequest:
-    """A request for feedback on failures. The first source starts at once.
-
-    Args:
-        failures: to get feedback on.
-        chain: sources, in the order in which they are asked; the fixed text comes after the last one.
-    """
+    """A request for feedback on failures. The first source of the chain starts at once."""
 
     def __init__(self, failures: Sequence[Failure], chain: Sequence[FeedbackSource]):
         self.failures, self._chain = list(failures), chain
@@ -67,8 +56,9 @@ class FeedbackRequest:
         for position, source in enumerate(self._chain):
             open_indices = [i for i in range(len(self.failures)) if i not in results]
             futures = self._first if position == 0 else source.start([self.failures[i] for i in open_indices])
-            for i, answer in zip(open_indices, _collect(futures, end - time.monotonic()), strict=True):
-                text, reason = _check_answer(answer, self.failures[i])
+            wait(futures, timeout=None if timeout == inf else max(0.0, end - time.monotonic()))
+            for i, future in zip(open_indices, futures, strict=True):
+                text, reason = _check_answer(_result(future), self.failures[i])
                 if text is not None:
                     results[i] = Feedback(text, source.name, tuple(rejected[i]))
                 elif reason:
@@ -81,23 +71,17 @@ def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
     return FeedbackRequest([failure], chain).feedback()[0]
 
 
-def _collect(futures: Sequence[Future[Diagnosis]], timeout: float) -> list[Diagnosis]:
-    """The answers after at most `timeout` seconds; what is not done is cancelled and counts as late."""
-    wait(futures, timeout=None if timeout == inf else max(0.0, timeout))
-    late = Diagnosis(None, LATE)
-    return [future.result() if future.done() or not _give_up(future) else late for future in futures]
-
-
-def _give_up(future: Future[Diagnosis]) -> bool:
-    """Whether a future was given up before its answer arrived."""
-    return future.cancel() or not future.done()
+def _result(future: Future[Diagnosis]) -> Diagnosis:
+    """The answer; a future that has none yet is cancelled and counts as late."""
+    is_late = not future.done() and (future.cancel() or not future.done())
+    return Diagnosis(None, LATE) if is_late else future.result()
 
 
 def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[str | None, str | None]:
     """The text as the policy may see it, or the reason why it may not."""
     if not answer.text:
         return answer.text, answer.reason
-    text = answer.text.encode("utf-8", "replace").decode().strip()[:MAX_LENGTH]
+    text = encodable(answer.text).strip()[:MAX_LENGTH]
     if not text:
         return None, "no diagnosis"
     if text != FIXED_TEXT and find_leak(text, failure) is not None:

@@ -27,7 +27,7 @@ def rules(failure: Failure) -> str | None:
     error (`low_reward`), the successful calls are compared with the expected ones, if the environment knows them.
 
     Example:
-        "error: `date` must match YYYY-MM-DD, got 1706745600"; "error: `units` is not right, got 'kelvin'".
+        "error: `date` must match YYYY-MM-DD, got 1706745600"
     """
     for text in _wordings(failure):
         if text and find_leak(text[:MAX_LENGTH], failure) is None:
@@ -109,17 +109,10 @@ def _faults(calls: Sequence[ToolCall], failure: Failure, quote_calls: bool, othe
         yield "at least one more tool call is needed"
     for i, j in matched.items():
         where = f" in the call of {quoted(calls[i].name)}" if len(calls) > 1 and quote_calls else ""
-        parameters = _parameter_names(calls[i], failure.tools)
+        schema = next((tool for tool in failure.tools if tool_names([tool]) == [calls[i].name]), None)
+        parameters = None if schema is None else set(parameter_schema(schema).get("properties", {}))
         for fault in _argument_faults(calls[i].arguments, reference[j].arguments, parameters, quote_calls):
             yield fault + where
-
-
-def _parameter_names(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> set[str] | None:
-    """The parameters in the schema of the called tool, None without a schema."""
-    for name, tool in zip(tool_names(tools), tools, strict=True):
-        if name == call.name:
-            return set(parameter_schema(tool).get("properties", {}))
-    return None
 
 
 def _argument_faults(

@@ -26,16 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The answer of a source for one failure.
+    """The answer of a source for one failure."""
 
-    Args:
-        text: the feedback; "" is silence on purpose (`none`), None is no answer.
-        reason: why there is no text, for the counts ("timeout", "HTTP 429", "no diagnosis"). None with a text, and
-            where the source leaves failures of this kind to the next one, which is not counted.
-    """
-
-    text: str | None
-    reason: str | None = None
+    text: str | None  # "" is silence on purpose (`none`), None is no answer
+    reason: str | None = None  # of a missing text; None where the source leaves the failure to the next one, uncounted
 
 
 class FeedbackSource(Protocol):
@@ -44,15 +38,10 @@ class FeedbackSource(Protocol):
     A source with a state on which later answers depend (a random generator, remembered answers) also has
     `state() -> Any`, plain JSON, and `load_state(state)`. They are saved in the trainer's checkpoints, so that a
     resumed run gets the same feedback. No future is pending when they are called.
-
-    Attributes:
-        name: for records and metrics.
-        asynchronous: whether answers arrive while other work goes on. The trainer then collects them at the beginning
-            of the next cycle.
     """
 
-    name: str
-    asynchronous: bool
+    name: str  # for records and metrics
+    asynchronous: bool  # whether answers arrive later; the trainer then collects them when the next cycle begins
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         """Start work on failures. Returns one future per failure, which never raises and may be cancelled."""
@@ -60,7 +49,6 @@ class FeedbackSource(Protocol):
 
     def check(self) -> None:
         """Check before a run that the source can be used. Raises ValueError with the fix."""
-        ...
 
     def counts(self) -> Mapping[str, float]:
         """Metrics since the last call, such as numbers of requests and tokens; often empty."""
@@ -87,13 +75,11 @@ class FunctionSource:
         return {}
 
     def state(self) -> Any:
-        state: Any = getattr(self.function, "state", None)
-        return state() if callable(state) else None
+        return state_of(self.function)
 
     def load_state(self, state: Any) -> None:
-        load: Any = getattr(self.function, "load_state", None)
-        if callable(load):
-            load(state)
+        if state is not None:
+            self.function.load_state(state)  # pyright: ignore
 
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
@@ -103,8 +89,12 @@ class FunctionSource:
             return Diagnosis(None, f"raised {type(error).__name__}")
         if text is not None and not isinstance(text, str):
             return Diagnosis(None, f"returned {type(text).__name__}")
-        is_silent = text == "" and self.function is none
-        return Diagnosis(text) if text or is_silent else Diagnosis(None, "no diagnosis")
+        return Diagnosis(text) if text or (text == "" and self.function is none) else Diagnosis(None, "no diagnosis")
+
+
+def state_of(source: Any) -> Any:
+    """Return `source.state()`, None if it has no state."""
+    return source.state() if callable(getattr(source, "state", None)) else None
 
 
 def completed(answer: Diagnosis) -> Future[Diagnosis]:
@@ -137,11 +127,7 @@ def make_chain(
 ) -> tuple[FeedbackSource, ...]:
     """Build a chain of sources, each given by name, as a function or as a `FeedbackSource`.
 
-    Raises:
-        ValueError: an unknown name, or a source without `asynchronous`.
-
-    Example:
-        `make_chain("rules")` has one source, named "rules". A function is named by its `__name__`, else its class's.
+    A function's source has the name of the function, or of its class. Raises ValueError for anything else.
     """
     if isinstance(feedback, list | tuple):
         return tuple(source for entry in feedback for source in make_chain(entry))

@@ -22,15 +22,8 @@ A,B,...: A, then B for the failures that A has no text for, and so on"""
 """The forms of a specification, one a line."""
 
 OPTIONS_HELP = 'options of the endpoint: fields of FeedbackModelOptions as JSON, such as \'{"cache": "runs/cache"}\''
-
 TEACHER = "teacher"
-
 _EXAMPLE = '{"url": "http://localhost:8000/v1", "concurrency": 8}'
-_FORMER_OPTIONS = {
-    "tries": "; give max_retries, which is one less",
-    "backoff": "; the openai client sets the waits between retries",
-    "max_wait": "; the openai client sets the waits between retries",
-}
 
 
 def sources_from(
@@ -39,59 +32,41 @@ def sources_from(
     options: FeedbackModelOptions | None = None,
     teacher_texts: Mapping[str, str] | None = None,
 ) -> tuple[FeedbackSource, ...]:
-    """Build the chain of sources of a specification.
+    """Build the chain of sources of a specification. Raises ValueError, listing the forms, for an unknown one.
 
     Args:
-        spec: see `SOURCE_FORMS`. "shuffled:" applies to all that follows it: "shuffled:local:sim,rules" has two
-            sources, both shuffled, so that no failure of the control gets its own feedback.
+        spec: see `SOURCE_FORMS`. "shuffled:" applies to all that follows it, so that no failure of the control gets
+            its own feedback: "shuffled:rules,fixed" has the sources "shuffled:rules" and "shuffled:fixed".
         url: of the endpoint; None for OPENAI_BASE_URL, else OpenAI's own.
         options: of the endpoint.
         teacher_texts: labels by task id, for the source "teacher".
-
-    Raises:
-        ValueError: an unknown form, or nothing after the colon; the message lists the forms.
-        ModuleNotFoundError: the package that a model needs is missing.
-
-    Example:
-        `[source.name for source in sources_from("shuffled:rules,fixed")]` is `["shuffled:rules", "shuffled:fixed"]`
     """
     if spec.strip().startswith("shuffled:"):
         chain = sources_from(spec.strip().removeprefix("shuffled:"), url, options, teacher_texts)
         return tuple(ShuffledFeedback(source) for source in chain)
     first, comma, rest = spec.partition(",")
-    source = _make_source(first.strip(), url, options, teacher_texts)
-    return (source, *sources_from(rest, url, options, teacher_texts)) if comma else (source,)
-
-
-def _make_source(
-    spec: str, url: str | None, options: FeedbackModelOptions | None, teacher_texts: Mapping[str, str] | None
-) -> FeedbackSource:
-    kind, _, name = spec.partition(":")
-    if spec in SOURCES:
-        return make_chain(spec)[0]
-    if spec == TEACHER and teacher_texts is not None:
-        return FunctionSource(TEACHER, lambda failure: teacher_texts.get(failure.task.id) or None)
-    if kind == "local" and name:
+    others = sources_from(rest, url, options, teacher_texts) if comma else ()
+    first = first.strip()
+    kind, _, name = first.partition(":")
+    if first in SOURCES:
+        source = make_chain(first)[0]
+    elif first == TEACHER and teacher_texts is not None:
+        source = FunctionSource(TEACHER, lambda failure: teacher_texts.get(failure.task.id) or None)
+    elif kind == "local" and name:
         from fission_grpo.feedback.local_model import LocalModelFeedback
 
-        return LocalModelFeedback(name)
-    if kind == "endpoint" and name:
-        return EndpointFeedback(name, url, options)
-    teacher = f", {TEACHER}" if teacher_texts is not None else ""
-    names = f"{', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC{teacher}"
-    raise ValueError(f"no feedback source is called {spec!r}; give one of {names}, or several joined by commas")
+        source = LocalModelFeedback(name)
+    elif kind == "endpoint" and name:
+        source = EndpointFeedback(name, url, options)
+    else:
+        teacher = f", {TEACHER}" if teacher_texts is not None else ""
+        names = f"{', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC{teacher}"
+        raise ValueError(f"no feedback source is called {first!r}; give one of {names}, or several joined by commas")
+    return (source, *others)
 
 
 def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None, FeedbackModelOptions]:
-    """Read the URL and the options of an endpoint from one mapping or its JSON text.
-
-    Raises:
-        ValueError: no JSON object, an unknown option, or a value out of range.
-
-    Example:
-        `endpoint_options('{"url": "http://localhost:8000/v1", "concurrency": 8}')` has that URL and 8 requests in
-        flight.
-    """
+    """Read the URL and the options of an endpoint from one mapping or its JSON text. Raises ValueError."""
     if isinstance(given, str):
         try:
             given = json.loads(given)
@@ -103,8 +78,7 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
         raise ValueError(f"feedback_model: must be a mapping, got {quoted(given)}; write it like {_EXAMPLE}")
     known = ["url", *(field.name for field in fields(FeedbackModelOptions) if field.name != "raw")]
     if unknown := [name for name in given if name not in known]:
-        hint = _FORMER_OPTIONS.get(unknown[0], "")
-        raise ValueError(f"feedback_model: no option {quoted(unknown[0])}{hint}; there are {', '.join(known)}")
+        raise ValueError(f"feedback_model: no option {quoted(unknown[0])}; there are {', '.join(known)}")
     return given.get("url"), FeedbackModelOptions(**{name: value for name, value in given.items() if name != "url"})
 
 

@@ -34,11 +34,7 @@ _NO = rf"{_SET}(?:no(?=['.,;!?]|$)|disabled?|unchecked|off{_NOT_A_PLACE})(?!\w)|
 
 
 def number_of(value: Any) -> float | None:
-    """The number that a value is or spells in digits, None for any other value.
-
-    Example:
-        `number_of("1,250")` is 1250.0, `number_of(True)` is None.
-    """
+    """The number that a value is or spells in digits ("1,250"), None for any other value, such as True."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -48,22 +44,15 @@ def number_of(value: Any) -> float | None:
 
 
 def states_boolean(text: str, value: bool) -> bool:
-    """Whether a text says to switch something on (True) or off (False).
-
-    Example:
-        `states_boolean("turn it on", True)` is True, `states_boolean("it is on you", True)` is False.
-    """
+    """Whether a text says to switch something on (True), as "turn it on" but not "it is on you", or off (False)."""
     return re.search(_YES if value else _NO, text) is not None
 
 
 def states_number(text: str, number: float) -> bool:
-    """Whether a text states a number, in digits or in words.
+    """Whether a text states a number, as "1,250.00", "1 250", "1.25e3" or "one thousand two hundred and fifty".
 
     Words for 0 and 1 count only where a value is stated ("to one"), other single words unless they count what
     diagnoses count ("two arguments").
-
-    Example:
-        1250 is stated by "1,250.00", "1 250", "1.250,00", "1.25e3" and "one thousand two hundred and fifty".
     """
     if any(number == number_of(digits) for digits in _NUMBER.findall(text)):
         return True
@@ -82,20 +71,12 @@ def states_number(text: str, number: float) -> bool:
 
 
 def states_date(text: str, value: str) -> bool:
-    """Whether a text states the date that a value begins with, or that a short value names.
-
-    Example:
-        "2024-01-05" is stated by "5.1.24", "20240105", "the 5th of January" and "Jan. 5".
-    """
+    """Whether a text states ("5.1.24", "Jan. 5") the date that a value begins with, or that a short value names."""
     return any(re.search(pattern, text) for date in _dates(value) for pattern in _date_patterns(*date))
 
 
 def states_time(text: str, value: str) -> bool:
-    """Whether a text states the time of day in a short value, on either clock.
-
-    Example:
-        "14:30" is stated by "14.30", "14h30" and "2:30 pm", but not by "2:30".
-    """
+    """Whether a text states the time of day in a short value: 14:30 as "14.30" or "2:30 pm", but not "2:30"."""
     match = _TIME.search(value) if len(value) <= 32 else None
     if match is None:
         return False

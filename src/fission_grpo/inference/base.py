@@ -36,24 +36,18 @@ class Request:
 class Reply:
     """One assistant turn as written.
 
-    Args:
-        text: the generated text without special tokens. Structured calls of a chat endpoint are written into it in
-            Hermes format with their arguments verbatim, so that `chat.parse` reads every reply in the same way.
-        tokens: number of generated tokens.
-        truncated: whether the length limit was reached.
-        tool_calls: as a chat endpoint sent them, to be sent back with the dialogue; else empty.
-        lost: why there is no reply (the endpoint failed after all retries). The case is then missing, not wrong.
-        reason: of `lost`, in one or two words ("timeout", "HTTP 429"); "too long" where the prompt was.
-        prompt_tokens: read by the model of an endpoint; None where none were counted.
+    Structured calls of a chat endpoint are written into the text in Hermes format with their arguments verbatim, so
+    that `chat.parse` reads every reply in the same way.
     """
 
-    text: str
-    tokens: int = 0
-    truncated: bool = False
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
-    lost: str | None = None
+    text: str  # without special tokens
+    tokens: int = 0  # generated
+    truncated: bool = False  # whether the length limit was reached
+    tool_calls: tuple[Mapping[str, Any], ...] = ()  # as a chat endpoint sent them, to be sent back with the dialogue
+    lost: str | None = None  # why there is no reply after all retries; the case is then missing, not wrong
+    # of `lost`, in one or two words ("timeout", "HTTP 429"); "too long" where the prompt was
     reason: str | None = field(default=None, compare=False)
-    prompt_tokens: int | None = field(default=None, compare=False)
+    prompt_tokens: int | None = field(default=None, compare=False)  # None where none were counted
 
 
 class Policy(Protocol):

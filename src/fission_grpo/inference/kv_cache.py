@@ -46,21 +46,15 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[S
         states.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
     if len(states) == 1:
         return states[0], logits[0]
-    layers = zip(*states, strict=True)
-    joined = [(torch.cat([keys for keys, _ in parts]), torch.cat([values for _, values in parts])) for parts in layers]
-    return joined, torch.cat(logits)
+    joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*states, strict=True)]
+    return joined, torch.cat(logits)  # pyright: ignore[reportReturnType]
 
 
 def make_growing_cache(model: Any, room: int) -> Cache | None:
-    """An empty cache of `GrowingLayer`s.
+    """Return an empty cache of `GrowingLayer`s for a causal language model, wrapped by PEFT or not.
 
-    Args:
-        model: a causal language model, wrapped by PEFT or not.
-        room: number of tokens that follow the first ones.
-
-    Returns:
-        The cache; None if the model keeps anything else than the keys and values of all positions (sliding windows,
-        recurrent states), or cannot be called as `read_prompts` does.
+    None if the model keeps anything else than the keys and values of all positions (sliding windows, recurrent
+    states), or cannot be called as `read_prompts` does.
     """
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not {"past_key_values", "logits_to_keep"} <= inspect.signature(decoder.forward).parameters.keys():
@@ -72,11 +66,7 @@ def make_growing_cache(model: Any, room: int) -> Cache | None:
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer that stores tokens with room behind them, so that later ones are written without a copy.
-
-    Args:
-        room: number of tokens for which there is room each time the storage grows.
-    """
+    """A cache layer whose storage grows by `room` tokens at a time, so that most are appended without a copy."""
 
     def __init__(self, room: int):
         super().__init__()

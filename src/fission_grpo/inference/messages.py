@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from fission_grpo.core.chat import parse
@@ -27,37 +28,18 @@ def assistant_message(reply: Reply) -> Message:
 
 def result_messages(reply: Reply, results: Sequence[ToolResult]) -> list[Message]:
     """Return the tool results of a reply as messages, with the ids of its structured calls if their numbers agree."""
-    ids = [call.get("id") for call in reply.tool_calls]
-    ids = ids if len(ids) == len(results) else [None] * len(results)
-    return [
-        _tool_message(result.call.name, result.content, call_id) for result, call_id in zip(results, ids, strict=True)
-    ]
+    calls = reply.tool_calls if len(reply.tool_calls) == len(results) else [{}] * len(results)
+    return [_tool_message(result.call.name, result.content, call) for result, call in zip(results, calls, strict=True)]
 
 
 def unread_messages(reply: Reply, name: str, error: str) -> list[Message]:
-    """Return the parse error of a reply as tool messages, worded as TRL does; one for each structured call.
-
-    Args:
-        reply: the reply that could not be parsed.
-        name: tool name of the messages.
-        error: as `chat.parse` words it.
-    """
-    content = str({"error": error})
-    messages = [_tool_message(name, content, call.get("id")) for call in reply.tool_calls]
-    return messages or [_tool_message(name, content, None)]
+    """Return the error of `chat.parse` as tool messages, worded as TRL does; one for each structured call."""
+    return [_tool_message(name, str({"error": error}), call) for call in reply.tool_calls or [{}]]
 
 
-def hermes_text(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:
-    """Return content and structured calls as one text with the arguments verbatim.
-
-    Arguments that are no JSON stay unchanged, and `chat.parse` explains the error. If they would end the block early
-    and so be read as something else, they are written as one JSON string, which is an error as well.
-
-    Example:
-        `hermes_text("Hi", [{"function": {"name": "ls", "arguments": "{"}}])` is
-        `'Hi\\n<tool_call>\\n{"name": "ls", "arguments": {}\\n</tool_call>'`
-    """
-    return "\n".join([*([content] if content else []), *map(_call_block, tool_calls)])
+def _tool_message(name: str, content: str, call: Mapping[str, Any]) -> Message:
+    message = {"role": "tool", "name": name, "content": content}
+    return message if call.get("id") is None else message | {"tool_call_id": call["id"]}
 
 
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -67,22 +49,17 @@ def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
     are filled in). Servers refuse everything else. Other calls stay text in the assistant's content, and their results
     become user messages with `<tool_response>` blocks, as Qwen's template renders them.
     """
-    converted: list[dict[str, Any]] = []
-    at = 0
-    while at < len(messages):
-        message, end = messages[at], at + 1
-        while end < len(messages) and messages[end]["role"] == "tool":
-            end += 1
-        results = messages[at + (message["role"] != "tool") : end]
+    converted = _as_user(_leading_results(messages))
+    for at, message in enumerate(messages):
+        results = _leading_results(messages[at + 1 :])
         if message["role"] == "assistant":
-            structured = _structured_turn(message, results, len(converted))
-            converted += structured or [{"role": "assistant", "content": _full_text(message)}, *_as_user(results)]
-        elif message["role"] == "tool":
-            converted += _as_user(results)
-        else:
+            converted += _structured_turn(message, results, len(converted)) or [
+                {"role": "assistant", "content": _full_text(message)},
+                *_as_user(results),
+            ]
+        elif message["role"] != "tool":
             converted += [{"role": message["role"], "content": message.get("content") or ""}, *_as_user(results)]
-        at = end
-    return _encodable(converted)
+    return json.loads(encodable(json.dumps(converted, ensure_ascii=False)))
 
 
 def tools_to_openai(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -90,6 +67,52 @@ def tools_to_openai(tools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     known = ("name", "description", "parameters")
     schemas = [tool.get("function", tool) for tool in tools]
     return [{"type": "function", "function": {key: tool[key] for key in known if key in tool}} for tool in schemas]
+
+
+def _leading_results(messages: Sequence[Message]) -> list[Message]:
+    return list(takewhile(lambda message: message["role"] == "tool", messages))
+
+
+def _as_user(results: Sequence[Message]) -> list[dict[str, Any]]:
+    blocks = [f"<tool_response>\n{result.get('content') or ''}\n</tool_response>" for result in results]
+    return [{"role": "user", "content": "\n".join(blocks)}] if blocks else []
+
+
+def _full_text(message: Message) -> str:
+    """Content and calls as one text, whether or not the content includes the calls."""
+    content = message.get("content") or ""
+    calls = message.get("tool_calls") or ()
+    return content if content.endswith(_hermes_text("", calls)) else _hermes_text(content, calls)
+
+
+def _structured_turn(message: Message, results: Sequence[Message], number: int) -> list[dict[str, Any]]:
+    """An assistant message with structured calls and their results; [] where they cannot be sent in this form."""
+    calls = message.get("tool_calls") or ()
+    functions = []
+    for call in calls:
+        name, arguments = _name_and_arguments(call)
+        if not (
+            isinstance(name, str) and name and arguments and arguments.lstrip()[:1] == "{" and _is_json(arguments)
+        ):
+            return []
+        functions.append({"name": name, "arguments": arguments})
+    if not calls or len(calls) != len(results):
+        return []
+    ids = [call.get("id") for call in calls]
+    by_id = {result.get("tool_call_id"): result for result in results}
+    are_texts = all(isinstance(call_id, str) and call_id for call_id in ids)
+    if not are_texts or by_id.keys() != set(ids) or len(by_id) < len(ids):
+        ids = [f"call_{number}_{position}" for position in range(len(calls))]
+        by_id = dict(zip(ids, results, strict=True))
+    content = (message.get("content") or "").removesuffix(_hermes_text("", calls)).removesuffix("\n")
+    entries = [
+        {"id": call_id, "type": "function", "function": function}
+        for call_id, function in zip(ids, functions, strict=True)
+    ]
+    answers = [
+        {"role": "tool", "tool_call_id": call_id, "content": by_id[call_id].get("content") or ""} for call_id in ids
+    ]
+    return [{"role": "assistant", "content": content or None, "tool_calls": entries}, *answers]
 
 
 class UnreadableResponse(Exception):
@@ -101,14 +124,11 @@ class UnreadableResponse(Exception):
 
 
 def read_completion(body: bytes, content_type: str = "") -> Reply:
-    """Read the body of a chat completion or of a raw completion.
+    """Read the body of a chat completion or of a raw completion. Raises UnreadableResponse if it is neither.
 
     Null content without calls is an empty turn. A refusal is read as content. Separate thoughts
     (`reasoning_content`) are dropped. A call that the length limit cut is written unclosed, as a local model would
     have left it; such a reply has no structured calls.
-
-    Raises:
-        UnreadableResponse: the body is neither.
     """
     try:
         document = json.loads(body)
@@ -118,18 +138,16 @@ def read_completion(body: bytes, content_type: str = "") -> Reply:
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices:
         raise UnreadableResponse("no choices", json.dumps(document))
-    choice = _expect_object(choices[0], "the first choice")
-    message = _expect_object(choice.get("message", {"content": choice.get("text")}), "the message")
-    calls = message.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise UnreadableResponse("malformed", "tool_calls is no list")
-    calls = tuple(_expect_object(call, "a tool call") for call in calls)
-    content = message.get("content")
-    if content is None and isinstance(message.get("refusal"), str):
-        content = message["refusal"]
-    text, at_limit = encodable(hermes_text(_content_text(content), calls)), choice.get("finish_reason") == "length"
-    if at_limit and (unclosed := _without_last_end(text, calls)):
-        text, calls = unclosed, ()
+    choice = _expect(dict, choices[0], "the first choice")
+    message = _expect(dict, choice.get("message", {"content": choice.get("text")}), "the message")
+    calls = tuple(_expect(list, message.get("tool_calls") or [], "tool_calls"))
+    for call in calls:
+        _expect(dict, call, "a tool call")
+    text = encodable(_hermes_text(_content_text(message), calls))
+    at_limit = choice.get("finish_reason") == "length"
+    arguments = _name_and_arguments(calls[-1])[1] if calls else None
+    if at_limit and arguments is not None and not _is_json(arguments):
+        text, calls = text.removesuffix("}\n</tool_call>"), ()
     is_cut = len(text) > MAX_CHARACTERS
     usage = document.get("usage")
     usage = usage if isinstance(usage, dict) else {}
@@ -142,44 +160,46 @@ def read_completion(body: bytes, content_type: str = "") -> Reply:
     )
 
 
-def _expect_object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UnreadableResponse("malformed", f"{name} is no object")
+def _expect(kind: type, value: Any, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise UnreadableResponse("malformed", f"{name} is no {'list' if kind is list else 'object'}")
     return value
 
 
-def _content_text(content: Any) -> str:
+def _content_text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if content is None:
+        refusal = message.get("refusal")
+        return refusal if isinstance(refusal, str) else ""
     if isinstance(content, list):  # parts, of which only texts are used
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    if not isinstance(content, str | None):
+    if not isinstance(content, str):
         raise UnreadableResponse("malformed", f"the content is {type(content).__name__}, not text")
-    return content or ""
+    return content
 
 
 def _token_count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
-def _without_last_end(text: str, tool_calls: Sequence[Mapping[str, Any]]) -> str:
-    """A `hermes_text` whose last call was cut within its arguments, without that call's end; "" if it was not cut."""
-    _, arguments = _name_and_arguments(tool_calls[-1]) if tool_calls else (None, None)
-    return text.removesuffix("}\n</tool_call>") if arguments is not None and not _is_json(arguments) else ""
+def _hermes_text(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:
+    """Content and structured calls as one text with the arguments verbatim.
 
-
-def _tool_message(name: str, content: str, call_id: Any) -> Message:
-    message = {"role": "tool", "name": name, "content": content}
-    return message if call_id is None else message | {"tool_call_id": call_id}
-
-
-def _call_block(call: Mapping[str, Any]) -> str:
-    name, arguments = _name_and_arguments(call)
-    shown_name = json.dumps(name, ensure_ascii=False)
-    if arguments is None:  # `chat.parse` reports the missing arguments
-        return f'<tool_call>\n{{"name": {shown_name}}}\n</tool_call>'
-    block = f'<tool_call>\n{{"name": {shown_name}, "arguments": {arguments}}}\n</tool_call>'
-    if _is_json(arguments) or parse(block).error is not None:
-        return block
-    return f'<tool_call>\n{{"name": {shown_name}, "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+    Arguments that are no JSON stay unchanged, and `chat.parse` explains the error. If they would end the block early
+    and so be read as something else, they are written as one JSON string, which is an error as well.
+    """
+    parts = [content] if content else []
+    for call in tool_calls:
+        name, arguments = _name_and_arguments(call)
+        shown_name = json.dumps(name, ensure_ascii=False)
+        if arguments is None:  # `chat.parse` reports the missing arguments
+            parts.append(f'<tool_call>\n{{"name": {shown_name}}}\n</tool_call>')
+            continue
+        block = f'<tool_call>\n{{"name": {shown_name}, "arguments": {arguments}}}\n</tool_call>'
+        if not _is_json(arguments) and parse(block).error is None:
+            block = f'<tool_call>\n{{"name": {shown_name}, "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+        parts.append(block)
+    return "\n".join(parts)
 
 
 def _name_and_arguments(call: Mapping[str, Any]) -> tuple[Any, str | None]:
@@ -198,57 +218,3 @@ def _is_json(text: str) -> bool:
         return not text[read_json(text, start, start)[1] :].strip()
     except NotJson:
         return False
-
-
-def _full_text(message: Message) -> str:
-    """Content and calls as one text, whether or not the content includes the calls."""
-    content = message.get("content") or ""
-    calls = message.get("tool_calls") or ()
-    return content if content.endswith(hermes_text("", calls)) else hermes_text(content, calls)
-
-
-def _structured_turn(message: Message, results: Sequence[Message], number: int) -> list[dict[str, Any]]:
-    """An assistant message with structured calls and their results; [] where they cannot be sent in this form."""
-    calls = message.get("tool_calls") or ()
-    parts = [_name_and_arguments(call) for call in calls]
-    if not calls or len(calls) != len(results):
-        return []
-    if not all(isinstance(name, str) and name and arguments and _is_object(arguments) for name, arguments in parts):
-        return []
-    ids = [call.get("id") for call in calls]
-    by_id = {result.get("tool_call_id"): result for result in results}
-    if (
-        all(isinstance(call_id, str) and call_id for call_id in ids)
-        and len(by_id) == len(ids)
-        and set(ids) == set(by_id)
-    ):
-        results = [by_id[call_id] for call_id in ids]
-    else:
-        ids = [f"call_{number}_{position}" for position in range(len(ids))]
-    content = (message.get("content") or "").removesuffix(hermes_text("", calls)).removesuffix("\n")
-    entries = [
-        {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-        for call_id, (name, arguments) in zip(ids, parts, strict=True)
-    ]
-    answers = [
-        {"role": "tool", "tool_call_id": call_id, "content": result.get("content") or ""}
-        for call_id, result in zip(ids, results, strict=True)
-    ]
-    return [{"role": "assistant", "content": content or None, "tool_calls": entries}, *answers]
-
-
-def _is_object(text: str) -> bool:
-    return text.lstrip().startswith("{") and _is_json(text)
-
-
-def _as_user(results: Sequence[Message]) -> list[dict[str, Any]]:
-    blocks = [f"<tool_response>\n{result.get('content') or ''}\n</tool_response>" for result in results]
-    return [{"role": "user", "content": "\n".join(blocks)}] if blocks else []
-
-
-def _encodable(value: Any) -> Any:
-    if isinstance(value, str):
-        return encodable(value)
-    if isinstance(value, Mapping):
-        return {key: _encodable(inner) for key, inner in value.items()}
-    return [_encodable(inner) for inner in value] if isinstance(value, list) else value

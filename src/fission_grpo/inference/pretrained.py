@@ -21,18 +21,13 @@ def starter_path() -> Path:
     """
     path = Path(__file__).parent / "starter_policy"
     if not (path / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            f"no starter policy in {path}; make one with: python -m fission_grpo.recipes.starter_policy.train "
-            f"--output {path}"
-        )
+        command = f"python -m fission_grpo.recipes.starter_policy.train --output {path}"
+        raise FileNotFoundError(f"no starter policy in {path}; make one with: {command}")
     return path
 
 
 def load_starter(path: Path | None = None) -> tuple[Any, Any]:
-    """Load model (float32, on the CPU) and tokenizer of the starter policy, or of another folder of its format.
-
-    The tokenizer has its chat template and the `response_template` that TRL parses tool calls with.
-    """
+    """Load model (float32, on the CPU) and tokenizer of the starter policy, or of another folder of its format."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

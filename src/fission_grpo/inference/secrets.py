@@ -10,7 +10,6 @@ import logging
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "***"
@@ -20,47 +19,27 @@ _QUERY_IN_URL = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORE
 _LOGGERS = ("httpx", "httpx2", "openai._base_client")  # they log URLs; a filter is not inherited by child loggers
 
 
-class UrlParts(NamedTuple):
-    """A base URL without its query, the fields of the query, and the secrets in either."""
-
-    url: str | None
-    query: dict[str, str]
-    secrets: tuple[str, ...]
-
-
-def split_url(url: str | None) -> UrlParts:
-    """Split a base URL. None (OpenAI's own) has no parts.
-
-    Example:
-        `split_url("http://host/v1?api_key=k5")` is ("http://host/v1", {"api_key": "k5"}, ("k5",)).
-    """
-    if url is None:
-        return UrlParts(None, {}, ())
+def split_url(url: str | None) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
+    """Split a base URL into the URL without its query, the fields of the query, and the secrets in either."""
+    if url is None:  # OpenAI's own
+        return None, {}, ()
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     secrets = [password or user, *query.values()]
     if user or password:  # the form of the Authorization header, which a server may quote
         secrets.append(base64.b64encode(f"{user}:{password}".encode()).decode())
-    return UrlParts(parts._replace(query="", fragment="").geturl(), query, tuple(filter(None, secrets)))
+    return parts._replace(query="", fragment="").geturl(), query, tuple(filter(None, secrets))
 
 
 def public_url(url: str) -> str:
-    """Return the URL without user, password and query.
-
-    Example:
-        `public_url("http://me:pw@host:80/v1/?a=b")` is "http://host:80/v1".
-    """
+    """Return the URL without user, password and query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
 
 class Secrets:
-    """Removes secrets from texts.
-
-    Args:
-        values: the secrets. Their URL-encoded forms are removed too.
-    """
+    """Removes secrets, and their URL-encoded forms, from texts and logs."""
 
     def __init__(self, values: Iterable[str]):
         encodings = (str, quote, quote_plus, lambda value: quote(value, safe=""))
@@ -68,11 +47,7 @@ class Secrets:
         self._forms = sorted(forms, key=len, reverse=True)
 
     def clean(self, text: object) -> str:
-        """Return the text without the secrets and without anything that looks like a key.
-
-        Example:
-            `Secrets(["pw7"]).clean("wrong: pw7 and sk-abcd")` is "wrong: *** and ***".
-        """
+        """Return the text without the secrets and without anything that looks like a key."""
         cleaned = str(text)
         for form in self._forms:
             cleaned = cleaned.replace(form, HIDDEN)

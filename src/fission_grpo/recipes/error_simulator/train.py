@@ -308,7 +308,7 @@ def evaluate_training(trainer: SFTTrainer, rows: TrainingRows, settings: PromptS
         return record
     logs = trainer.evaluate()
     record |= {"evaluation_loss": {}, "trial": {}}
-    source = LocalModelFeedback(trainer.model, trainer.processing_class, **asdict(settings))
+    source = LocalModelFeedback(trainer.model, trainer.processing_class, settings=settings)
     for name, examples in (("seen", rows.seen), ("unseen", rows.unseen)):
         if examples:
             record["evaluation_loss"][name] = round(logs[f"eval_{name}_loss"], 4)
