@@ -1,17 +1,16 @@
 """An OpenAI-compatible endpoint as a policy: chat completions with tools, or raw completions of rendered prompts.
 
-The `openai` client makes each try. This module limits the time of tries and requests, repeats tries that failed, and
-counts every fault by its reason. All requests run on an event loop in one thread, so that they can be cancelled.
+The `openai` client makes the requests, with its own retries, backoff and timeouts. This module limits their total time
+and counts every fault by its reason. All requests run on an event loop in one thread, so that they can be cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 import json
 import math
 import os
-import random
 import re
 import threading
 import time
@@ -19,8 +18,9 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fission_grpo.core.json_io import encodable, quoted
 from fission_grpo.inference.base import Reply, Request
@@ -36,9 +36,6 @@ from fission_grpo.inference.secrets import Secrets, public_url, split_url
 
 CHECK_TRIES = 3
 """Most tries of `check`, the first included. [ours] A user waits for it, and the usual cause is a wrong URL."""
-
-FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
-"""Seconds before the first retry, doubled before each further one, at most the second. [ours] As the openai client."""
 
 _NO_KEY = "none"  # the client requires a key even where the server does not
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
@@ -121,11 +118,74 @@ class RequestGate(Protocol):
         """Record a finished request: None and its tokens if answered, else the fault's reason or "cancelled"."""
 
 
-class _Fault(NamedTuple):
-    reason: str
+@dataclass
+class _Tries:
+    """The tries of one request, recorded by the HTTP client as the `openai` client makes them."""
+
+    timeout: float  # limit of one try in seconds
+    deadline: float  # of the request, on the clock of time.monotonic
+    counts: Counter[str]
+    gate: RequestGate | None = None
+    number: int = 0
+    reason: str = "timeout"  # of the last fault
     detail: str = ""
-    may_pass: bool = True  # whether another try makes sense
-    wait: float | None = None  # seconds that the server wants to wait
+    reply: Reply | None = None
+
+    def start(self) -> float | None:
+        """Count a try and return its limit in seconds; None if the gate refuses it."""
+        if self.gate is not None and (refusal := self.gate.admit(self.number > 0)) is not None:
+            self.reason, self.detail = refusal, ""
+            return None
+        self.counts["requests"] += 1
+        if self.number > 0:
+            self.counts[f"retries/{self.reason}"] += 1
+        self.number += 1
+        limit = min(self.timeout, self.deadline - time.monotonic())
+        self.reason, self.detail = "timeout", f"no complete answer within {limit:.3g} s"
+        return limit
+
+    def read(self, response: Any) -> None:
+        """Keep the reply or the fault of a response. Raises UnreadableResponse."""
+        if response.is_success:
+            self.reply = read_completion(response.content, response.headers.get("content-type", ""))
+            return
+        self.reason, self.detail = f"HTTP {response.status_code}", response.text
+        if response.status_code in (400, 413, 422) and _TOO_LONG.search(response.text):
+            self.reason = "too long"
+        wait = response.headers.get("retry-after", "")
+        if wait.isdecimal() and time.monotonic() + float(wait) >= self.deadline:
+            response.headers["x-should-retry"] = "false"  # there would be no time for another try
+
+
+_TRIES: ContextVar[_Tries | None] = ContextVar("tries", default=None)
+
+
+def _recording_client(openai: Any) -> Any:
+    """An HTTP client for `openai` that records each try in `_TRIES`. Its exceptions and statuses decide on retries."""
+    httpx = importlib.import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])  # or httpx2
+
+    class RecordingClient(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: Any, **kwargs: Any) -> Any:
+            tries = _TRIES.get()
+            if tries is None:
+                return await super().send(request, **kwargs)
+            if (limit := tries.start()) is None:
+                return httpx.Response(400, request=request)  # a status that is not retried
+            try:
+                async with asyncio.timeout(limit):  # the client's own timeout starts again with each byte
+                    response = await super().send(request, **kwargs)
+                tries.read(response)
+            except (TimeoutError, httpx.TimeoutException) as error:
+                raise httpx.ReadTimeout(tries.detail, request=request) from error
+            except UnreadableResponse as error:
+                tries.reason, tries.detail = error.reason, str(error)
+                raise httpx.DecodingError(error.reason, request=request) from error
+            except Exception as error:
+                tries.reason, tries.detail = "connection", str(error)
+                raise
+            return response
+
+    return RecordingClient()
 
 
 class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
@@ -138,7 +198,6 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         base_url: such as "http://localhost:8000/v1"; None for OPENAI_BASE_URL, else OpenAI's own.
         options: how requests are made.
         tokenizer: renders dialogues for raw completions; not needed for requests with a `prompt`.
-        gate: see `RequestGate`.
 
     Raises:
         EndpointError: OpenAI's own endpoint without a key in the environment; an invalid key or URL.
@@ -153,14 +212,22 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         tokenizer: Any = None,
         gate: RequestGate | None = None,
     ):
-        self._openai = _import_openai()
+        if importlib.util.find_spec("openai") is None:
+            fix = "pip install 'fission-grpo[endpoint]'"
+            raise ModuleNotFoundError(f"an endpoint needs the openai package: {fix}", name="openai")
+        self._openai: Any = importlib.import_module("openai")
         self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = _read_key(self.options.key_variable, model, base_url)
         url, query, secrets = split_url(base_url)
         self._secrets = Secrets((*secrets, "" if key == _NO_KEY else key)).hide_in_logs()
         self._client = self._openai.AsyncOpenAI(
-            base_url=url, default_query=query, api_key=key, max_retries=0, timeout=self.options.timeout
+            base_url=url,
+            default_query=query,
+            api_key=key,
+            max_retries=self.options.max_retries,
+            timeout=self._openai.Timeout(self.options.timeout),
+            http_client=_recording_client(self._openai),
         )
         self.url = public_url(str(self._client.base_url))
         self._counts: Counter[str] = Counter()
@@ -185,7 +252,24 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         body = self._body(Request([{"role": "user", "content": hello}], prompt=hello if self.options.raw else None))
         if "max_tokens" in body:
             body["max_tokens"] = min(16, body["max_tokens"])
-        asyncio.run_coroutine_threadsafe(self._check(body), self._loop).result()
+        client = self._client.with_options(max_retries=min(self.options.max_retries, CHECK_TRIES - 1))
+        tries = asyncio.run_coroutine_threadsafe(self._request(client, body, Counter()), self._loop).result()
+        if tries.reply is not None:
+            return
+        hints = {
+            "HTTP 401": f"set the right key in the environment variable {self.options.key_variable}",
+            "HTTP 403": f"the key in {self.options.key_variable} may not use this model",
+            "HTTP 404": "there is no such model or no such address; base URLs mostly end in /v1"
+            + (", and only some servers have raw completions" if self.options.raw else ""),
+            "timeout": "it is too slow or stuck; raise the timeout",
+            "connection": "nobody answers there; is the server up, and the URL right?",
+            "not JSON": "what answers there does not speak the OpenAI API; base URLs mostly end in /v1",
+        }
+        otherwise = "correct the request as it says" if tries.reason.startswith("HTTP 4") else "try again later"
+        problem = self._describe(tries, f" (tried {tries.number} times)" if tries.number > 1 else "")
+        problem += f"; {hints.get(tries.reason, otherwise)}"
+        models = asyncio.run_coroutine_threadsafe(self._models(), self._loop).result()
+        raise EndpointError(f"endpoint {self.url}, model {self.model!r}: {problem}{models}")
 
     @property
     def counts(self) -> Counter[str]:
@@ -237,98 +321,56 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         async with self._slots:
             start, reason, tokens = time.monotonic(), "cancelled", 0
             try:
-                outcome, tries = await self._request(body, self.options.max_retries, self._counts, self._gate)
-                reply = self._counted(outcome, tries)
+                reply = self._counted(await self._request(self._client, body, self._counts, self._gate))
                 reason, tokens = reply.reason, (reply.prompt_tokens or 0) + reply.tokens
             finally:
                 if self._gate is not None:
                     self._gate.record(reason, tokens, time.monotonic() - start)
         return reply
 
-    async def _request(
-        self, body: dict[str, Any], max_retries: int, counts: Counter[str], gate: RequestGate | None = None
-    ) -> tuple[Reply | _Fault, int]:
-        """Try until there is a reply, or a fault that ends the request. Returns it and the number of tries."""
-        deadline = time.monotonic() + self.options.patience
-        tries, wait, outcome = 0, FIRST_WAIT, _Fault("timeout")
-        while True:
-            if gate is not None and (refusal := gate.admit(tries > 0)) is not None:
-                return _Fault(refusal), tries
-            counts["requests"] += 1
-            if tries > 0:
-                counts[f"retries/{outcome.reason}"] += 1
-            tries += 1
-            outcome = await self._try(body, min(self.options.timeout, deadline - time.monotonic()))
-            if isinstance(outcome, Reply) or not outcome.may_pass or tries > max_retries:
-                return outcome, tries
-            pause = wait * (1 - random.random() / 4) if outcome.wait is None else outcome.wait
-            if time.monotonic() + pause >= deadline:
-                return outcome, tries
-            await asyncio.sleep(pause)
-            wait = min(2 * wait, LONGEST_WAIT)
-
-    async def _try(self, body: dict[str, Any], limit: float) -> Reply | _Fault:
-        """Send a request once, and wait at most `limit` seconds for all of the response."""
-        client: Any = self._client.completions if self.options.raw else self._client.chat.completions
+    async def _request(self, client: Any, body: Any, counts: Counter[str], gate: RequestGate | None = None) -> _Tries:
+        """Send a request with its retries. Returns the tries with the reply or the last fault."""
+        tries = _Tries(self.options.timeout, time.monotonic() + self.options.patience, counts, gate)
+        _TRIES.set(tries)
+        completions = client.completions if self.options.raw else client.chat.completions
         # fields go into `extra_body`, because openai walks through all others: an eighth of a request's time
         arguments = {"model": self.model, "extra_body": {**body, **self.options.extra_body}}
         arguments["prompt" if self.options.raw else "messages"] = []
         try:
-            async with asyncio.timeout(limit):
-                response = await client.with_raw_response.create(**arguments)
-            return read_completion(response.content, response.headers.get("content-type", ""))
-        except (TimeoutError, self._openai.APITimeoutError):
-            return _Fault("timeout", f"no complete answer within {limit:.3g} s")
-        except self._openai.APIConnectionError as error:
-            return _Fault("connection", str(error.__cause__ or error))
-        except self._openai.APIStatusError as error:
-            return _status_fault(error.response)
-        except UnreadableResponse as error:
-            return _Fault(error.reason, str(error))
+            async with asyncio.timeout(self.options.patience):
+                await completions.with_raw_response.create(**arguments)
+        except (TimeoutError, self._openai.APIError):
+            pass  # its reason is in `tries`
         except Exception as error:  # noqa: BLE001 - any fault of the client costs one reply, which is counted
-            return _Fault("client", f"{type(error).__name__}: {error}", may_pass=False)
+            tries.reason, tries.detail = "client", f"{type(error).__name__}: {error}"
+        return tries
 
-    def _counted(self, outcome: Reply | _Fault, tries: int) -> Reply:
+    def _counted(self, tries: _Tries) -> Reply:
         """The reply, or what stands for the fault; counted."""
-        if isinstance(outcome, Reply):
-            self._counts["prompt_tokens"] += outcome.prompt_tokens or 0
-            self._counts["completion_tokens"] += outcome.tokens
-            self._counts["uncounted"] += outcome.prompt_tokens is None
-            self._counts["empty"] += not outcome.text
-            self._counts["cut"] += outcome.truncated and len(outcome.text) == MAX_CHARACTERS
-            return outcome
-        if outcome.reason == "too long":
+        if (reply := tries.reply) is not None:
+            self._counts["prompt_tokens"] += reply.prompt_tokens or 0
+            self._counts["completion_tokens"] += reply.tokens
+            self._counts["uncounted"] += reply.prompt_tokens is None
+            self._counts["empty"] += not reply.text
+            self._counts["cut"] += reply.truncated and len(reply.text) == MAX_CHARACTERS
+            return reply
+        if tries.reason == "too long":
             self._counts["too_long"] += 1
-            return Reply("", truncated=True, reason=outcome.reason)
-        self._counts[f"lost/{outcome.reason}"] += 1
-        why = f"{outcome.reason} after {tries} {'try' if tries == 1 else 'tries'}"
-        detail = self._clean(outcome.detail)
-        return Reply("", lost=f"{why}: {detail}" if detail else why, reason=outcome.reason)
+            return Reply("", truncated=True, reason=tries.reason)
+        self._counts[f"lost/{tries.reason}"] += 1
+        times = f" after {tries.number} {'try' if tries.number == 1 else 'tries'}"
+        return Reply("", lost=self._describe(tries, times), reason=tries.reason)
 
-    async def _check(self, body: dict[str, Any]) -> None:
-        fault, tries = await self._request(body, min(self.options.max_retries, CHECK_TRIES - 1), Counter())
-        if isinstance(fault, Reply):
-            return
-        hints = {
-            "HTTP 401": f"set the right key in the environment variable {self.options.key_variable}",
-            "HTTP 403": f"the key in {self.options.key_variable} may not use this model",
-            "HTTP 404": "there is no such model or no such address; base URLs mostly end in /v1"
-            + (", and only some servers have raw completions" if self.options.raw else ""),
-            "timeout": "it is too slow or stuck; raise the timeout",
-            "connection": "nobody answers there; is the server up, and the URL right?",
-            "not JSON": "what answers there does not speak the OpenAI API; base URLs mostly end in /v1",
-        }
-        otherwise = "correct the request as it says" if fault.reason.startswith("HTTP 4") else "try again later"
-        times = f" (tried {tries} times)" if tries > 1 else ""
-        detail = self._clean(fault.detail)
-        problem = f"{fault.reason}{times}{': ' + detail if detail else ''}; {hints.get(fault.reason, otherwise)}"
-        raise EndpointError(f"endpoint {self.url}, model {self.model!r}: {problem}{await self._models()}")
+    def _describe(self, tries: _Tries, times: str) -> str:
+        """One line about the last fault, without secrets."""
+        detail = self._clean(tries.detail)
+        return f"{tries.reason}{times}" + (f": {detail}" if detail else "")
 
     async def _models(self) -> str:
         """The models that the server lists, for the message of `check`; "" if it lists none."""
         try:
             async with asyncio.timeout(5.0):
-                listing = await self._client.models.with_raw_response.list()
+                listing = await self._client.with_options(max_retries=0).models.with_raw_response.list()
             names = [str(entry["id"]) for entry in json.loads(listing.content)["data"]]
         except (TimeoutError, self._openai.OpenAIError, ValueError, KeyError, TypeError):
             return ""
@@ -338,31 +380,6 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
     def _clean(self, text: str) -> str:
         """One short line without secrets."""
         return self._secrets.clean(" ".join(text.split()))[:300]
-
-
-def _status_fault(response: Any) -> _Fault:
-    status, text, headers = response.status_code, response.text, response.headers
-    if status in (400, 413, 422) and _TOO_LONG.search(text):
-        return _Fault("too long", text, may_pass=False)
-    may_pass = status in (408, 409, 429) or status >= 500
-    wish = headers.get("x-should-retry")
-    try:
-        wait = float(headers.get("retry-after", ""))
-    except ValueError:  # missing, or a date
-        wait = -1.0
-    return _Fault(
-        f"HTTP {status}", text, wish == "true" or (may_pass and wish != "false"), wait if wait >= 0 else None
-    )
-
-
-def _import_openai() -> Any:
-    try:
-        return importlib.import_module("openai")
-    except ModuleNotFoundError as error:
-        if error.name != "openai":
-            raise
-        message = "an endpoint needs the openai package: pip install 'fission-grpo[endpoint]'"
-        raise ModuleNotFoundError(message, name="openai") from error
 
 
 def _read_key(variable: str, model: str, url: str | None) -> str:
