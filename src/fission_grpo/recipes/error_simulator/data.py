@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, example_to_json, write_examples
+from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator.failures import (
@@ -155,11 +155,16 @@ def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TOOLS).unlink(missing_ok=True)
     for name, side in sides.items():
-        write_examples(folder / name, [item.example for item in side])
-        rows = [example_to_json(item.example) for item in side]
-        record[name] = {"examples": len(side)}
-        for column in ("origin", "kind", "api", "teacher"):
-            record[name][column] = dict(sorted(Counter(row[column] for row in rows).items()))
+        examples = [item.example for item in side]
+        write_examples(folder / name, examples)
+        columns = {
+            "origin": [example.origin for example in examples],
+            "kind": [str(example.failure.kind) for example in examples],
+            "api": [example.api for example in examples],
+            "teacher": [example.teacher for example in examples],
+        }
+        counts = {column: dict(sorted(Counter(values).items())) for column, values in columns.items()}
+        record[name] = {"examples": len(examples), **counts}
     train, test = len(split.train), len(split.test)
     text = README_TEXT.format(train=train, test=test, command=command, record=json.dumps(record, indent=1))
     (folder / README).write_text(text, encoding="utf-8")
