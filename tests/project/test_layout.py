@@ -13,18 +13,18 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
     "core": 1600,
-    "envs": 2600,
+    "envs": 2500,
     "data": 1000,
-    "inference": 950,
-    "feedback": 1600,
-    "fission": 900,
-    "training": 3200,
+    "inference": 1150,
+    "feedback": 1850,
+    "fission": 1000,
+    "training": 3450,
     "evaluation": 3000,
     "report": 650,
-    "recipes": 3800,
+    "recipes": 4000,
     "cli": 800,
 }
-TOTAL = 19_000
+TOTAL = 20_900
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
