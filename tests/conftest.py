@@ -17,3 +17,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in SLOW:
             item.add_marker(pytest.mark.slow)
+    items.sort(
+        key=lambda item: item.path.parent.name not in SLOW
+    )  # long files first, so that both processes end together
