@@ -8,7 +8,7 @@ CONSTRAINTS ?= requirements/ci.txt
 EXTRAS := .[train,report,smollm2,dev]
 BIN := $(VENV)/bin
 # Test files run in two processes, each with one thread (tests/conftest.py).
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo evidence-smoke evidence test test-fast test-env lint unit lock clean
 

@@ -1,5 +1,6 @@
 """One thread per process (small models gain nothing from two, and lose much if cores are shared), and no network."""
 
+import gc
 import os
 
 import pytest
@@ -20,3 +21,7 @@ def pytest_collection_modifyitems(items):
     items.sort(
         key=lambda item: item.path.parent.name not in SLOW
     )  # long files first, so that both processes end together
+
+
+def pytest_collection_finish():
+    gc.freeze()  # accelerate collects garbage after every training, and need not go through what the imports made
