@@ -10,8 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-SLOW = ("training", "integration", "recipes", "benchmarks", "cli")
-"""Folders whose tests train models or start processes: `make test-fast` leaves them out."""
+SLOW = ("training", "integration", "recipes", "benchmarks", "cli", "contracts", "test_docs.py", "test_episodes.py")
+"""Folders and files whose tests train models or start processes: `make test-fast` leaves them out."""
 
 
 def pytest_collection_modifyitems(items):
