@@ -14,13 +14,15 @@ SLOW = ("training", "integration", "recipes", "benchmarks", "cli", "contracts", 
 """Folders and files whose tests train models or start processes: `make test-fast` leaves them out."""
 
 
+def is_slow(item):
+    return item.path.parent.name in SLOW or item.path.name in SLOW
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent.name in SLOW:
+        if is_slow(item):
             item.add_marker(pytest.mark.slow)
-    items.sort(
-        key=lambda item: item.path.parent.name not in SLOW
-    )  # long files first, so that both processes end together
+    items.sort(key=is_slow, reverse=True)  # long files first, so that both processes end together
 
 
 def pytest_collection_finish():
