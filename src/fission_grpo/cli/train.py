@@ -18,9 +18,8 @@ from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, sources_from, usage_reports
 from fission_grpo.inference.pretrained import model_path
-from fission_grpo.inference.secrets import shown_command
 from fission_grpo.training.arguments import parse_options
-from fission_grpo.training.callbacks import LiveProgress, StopAndSave
+from fission_grpo.training.callbacks import LiveProgress, StopAndSave, print_resume_command
 from fission_grpo.training.checkpoint import resume_point
 from fission_grpo.training.config import FissionGRPOConfig
 from fission_grpo.training.trainer import FissionGRPOTrainer
@@ -114,10 +113,7 @@ def train_command(argv: list[str]) -> int:
         for line in usage_reports(sources):
             print(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-        resume = ["--resume_from_checkpoint", "true"]
-        again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
-        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
-        print(f"  {shown_command(['fission-grpo', 'train', *again])}")
+        print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()

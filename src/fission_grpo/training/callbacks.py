@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from fission_grpo.core.timing import format_duration
+from fission_grpo.inference.secrets import shown_command
 
 PROGRESS_METRICS = (
     ("reward", "reward", ".3f"),
@@ -174,3 +175,11 @@ def steps_per_cycle(args: Any) -> int:
     if not hasattr(args, "steps_per_generation"):
         return 1
     return max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+
+
+def print_resume_command(state: Any, words: Sequence[str]) -> None:
+    """Print where a run was stopped, and the command that resumes it, without the secrets of its URLs."""
+    resume = ["--resume_from_checkpoint", "true"]
+    again = words if list(words[-2:]) == resume else [*words, *resume]  # the last one counts
+    print(f"stopped at step {state.global_step} of {state.max_steps}, checkpoint saved. Resume:")
+    print(f"  {shown_command(again)}")

@@ -157,7 +157,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         started = time.perf_counter()
         rollouts = self._read_rollouts(output)
         self._observe(rollouts)
-        if self.fission.pending is not None and not self.fission.is_asynchronous:
+        if not self.fission.is_asynchronous:
             self._buffer_feedback()
         self._log_cycle({"fission/seconds": seconds + time.perf_counter() - started})
         return output

@@ -23,12 +23,11 @@ from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_exa
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, SHORT_SYSTEM, SYSTEMS, PromptSettings, write_settings
 from fission_grpo.inference.pretrained import model_path
-from fission_grpo.inference.secrets import shown_command
 from fission_grpo.recipes.error_simulator.check import check_source, metrics_table
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
 from fission_grpo.recipes.starter_policy.train import make_model
 from fission_grpo.training.arguments import parse_options
-from fission_grpo.training.callbacks import StopAndSave
+from fission_grpo.training.callbacks import StopAndSave, print_resume_command
 from fission_grpo.training.checkpoint import resume_point
 
 RECORD = "training.json"
@@ -119,10 +118,7 @@ def train_command(argv: list[str]) -> int:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=checkpoint)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-        resume = ["--resume_from_checkpoint", "true"]
-        again = argv if argv[-2:] == resume else [*argv, *resume]  # the last one counts
-        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved. Resume:")
-        print(f"  {shown_command(['fission-grpo', 'simulator', 'train', *again])}")
+        print_resume_command(trainer.state, ["fission-grpo", "simulator", "train", *argv])
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()
