@@ -194,7 +194,14 @@ def test_arguments_that_are_no_json_cannot_be_rendered():
     [
         ("{'error': 'no such file'}", "no such file"),
         ('{"error": "no such file"}', "no such file"),
-        ("{'error': ''}", ""),  # what TRL writes for `raise ValueError()`
+        ("{'error': ''}", None),  # a guarded tool never raises an empty message
+        ("{'error': ' '}", None),
+        ("{'error': 0}", None),
+        ("{'error': []}", None),
+        ("{'error': {}}", None),
+        ('{"error": 0.0, "value": 3}', None),
+        ("{'error': '0'}", "0"),  # what TRL writes for `raise KeyError(0)`
+        ("{'error': 404}", "404"),
         ('{"error": {"code": 3}}', '{"code": 3}'),
         ('{"error": null, "value": 1}', None),
         ('{"error": false}', None),

@@ -1,5 +1,8 @@
 """Reading TRL's completions: exact texts, calls with their results, tasks from rows and back."""
 
+import pytest
+
+from fission_grpo.core.serialization import STEP_KEY, task_to_json
 from fission_grpo.core.types import (
     Rollout,
     Task,
@@ -76,7 +79,16 @@ def test_message_that_cannot_be_told_from_the_tokens_keeps_its_content():
 def test_rows_of_one_group_are_one_task_and_other_rows_another():
     row = {"prompt": "p", "answer": 4}
     assert task_of_row(row, "p").id == task_of_row(dict(row), "p").id != task_of_row({**row, "answer": 5}, "p").id
-    assert task_of_row({"prompt": "p", "id": "mine"}, "p").id == "mine"
+    assert task_of_row({"prompt": "p", "id": "mine"}, "p").id.startswith("mine:")
+    assert task_of_row({"prompt": "p", "id": 7}, "p").id.startswith("7:")
+
+
+@pytest.mark.parametrize("key", ["id", STEP_KEY])
+def test_rows_that_share_an_id_are_different_tasks_if_anything_else_differs(key):
+    shared = "document" if key == "id" else task_to_json(Task("document", ({"role": "user", "content": "hi"},)))
+    rows = [{"prompt": "p", key: shared, "question": n} for n in range(3)]
+    names = {task_of_row(row, prompt).root for row in rows for prompt in ("p", "p with another observation")}
+    assert len(names) == 6 and all(name.startswith("document:") for name in names)
 
 
 def test_recovery_row_carries_its_task_and_the_roots_columns():

@@ -144,6 +144,7 @@ def make_trainer(
         max_prompt_tokens=script.max_prompt_tokens,
         seed=args.seed,
         reward=reward,
+        chat_template_kwargs=args.chat_template_kwargs,
     )
     args.model_init_kwargs = {
         "revision": model.model_revision,

@@ -68,11 +68,12 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
     """Parse a tool's answer. Never raises.
 
     The answer is an error if it is a mapping, as JSON or as a Python literal (TRL writes
-    `str({"error": str(exception)})`), whose "error" is neither null nor false. Its wording is not considered.
+    `str({"error": str(exception)})`), whose "error" is not empty: not null, false, 0, [], {} or blank text, by which
+    tools say that there was none. Its wording is not considered. Guarded tools never raise a blank message.
     """
     error = None
     value = _mapping(content).get("error")
-    if value is not None and value is not False:
+    if value.strip() if isinstance(value, str) else value:
         try:
             error = value if isinstance(value, str) else json.dumps(value)
         except (TypeError, ValueError, RecursionError):  # a set, bytes, an int beyond the digit limit
@@ -89,27 +90,39 @@ def render_call(call: ToolCall) -> str:
     return f"<tool_call>\n{body}\n</tool_call>"
 
 
-def render(prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+def render(
+    prompt: str | Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
     """Render a prompt to the string that TRL tokenizes; a string is returned unchanged.
 
     A template without support for tools (SmolLM2) gets them in the system message, tool calls in assistant messages,
     and results in user messages, all as Qwen renders them. A beginning-of-sequence token is left out if the tokenizer
-    adds one too. Raises whatever `tokenizer.apply_chat_template` raises.
+    adds one too. `template_options` are further arguments of the template, such as `enable_thinking`. Raises whatever
+    `tokenizer.apply_chat_template` raises.
     """
     if isinstance(prompt, str):
         return prompt
-    text = template_text(prompt, tools, tokenizer)
+    text = template_text(prompt, tools, tokenizer, template_options)
     bos = getattr(tokenizer, "bos_token", None)
     if bos and text.startswith(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = text[len(bos) :]
     return text
 
 
-def template_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+def template_text(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
     """As `render`, but with the beginning-of-sequence token if the template writes one."""
     if _takes_tools(tokenizer):
-        return _apply(tokenizer, [dict(message) for message in messages], [_openai_tool(tool) for tool in tools])
-    return _apply(tokenizer, _plain_messages(messages, tools), [])
+        own = [dict(message) for message in messages]
+        return _apply(tokenizer, own, [_openai_tool(tool) for tool in tools], **(template_options or {}))
+    return _apply(tokenizer, _plain_messages(messages, tools), [], **(template_options or {}))
 
 
 def tools_text(tools: Sequence[Mapping[str, Any]]) -> str:
@@ -232,8 +245,9 @@ def _openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     return dict(tool) if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": dict(tool)}
 
 
-def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
-    return tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, add_generation_prompt=True)
+def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]], **options: Any) -> str:
+    settings = {"tokenize": False, "add_generation_prompt": True, **options}
+    return tokenizer.apply_chat_template(messages, tools=tools or None, **settings)
 
 
 def _takes_tools(tokenizer: Any) -> bool:

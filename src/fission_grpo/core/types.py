@@ -131,7 +131,8 @@ class Rollout:
         """Whether a tool call of an episode failed. False for step tasks, which execute nothing."""
         if self.trajectory.task.reference is not None:
             return False
-        return any(turn.error or any(result.error for result in turn.results) for turn in self.trajectory.turns)
+        turns = self.trajectory.turns
+        return any(t.error is not None or any(r.error is not None for r in t.results) for t in turns)
 
 
 @dataclass(frozen=True)

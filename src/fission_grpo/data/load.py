@@ -39,6 +39,7 @@ def load_training_data(
     max_prompt_tokens: int = 0,
     seed: int = 42,
     reward: RewardConfig | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> TrainingData:
     """Load tasks for training. Prints on stderr how many there are. Raises UsageError or TaskFileError.
 
@@ -50,6 +51,7 @@ def load_training_data(
         max_prompt_tokens: longest prompt, in tokens; longer ones are left out; 0 for no limit.
         seed: of Desk's tasks.
         reward: constants of the step reward.
+        chat_template_kwargs: arguments of the chat template, the same as of the trainer's config.
     """
     if skip_tasks < 0 or num_tasks < 0 or max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
@@ -71,11 +73,12 @@ def load_training_data(
     else:
         every = load_tasks(tasks)
         total, environments, tools = len(every), None, {}
-        rows = to_rows(every[skip_tasks:][: num_tasks or None], tokenizer)
+        rows = to_rows(every[skip_tasks:][: num_tasks or None], tokenizer, chat_template_kwargs)
         judge = StepReward(reward)
     short = rows
     if max_prompt_tokens:
-        short = [row for row in rows if _prompt_length(row, tokenizer, tools) <= max_prompt_tokens]
+        options = chat_template_kwargs or {}
+        short = [row for row in rows if _prompt_length(row, tokenizer, tools, options) <= max_prompt_tokens]
     counts = f"{total} tasks, {len(rows)} rows after skip_tasks and num_tasks, {len(short)} within max_prompt_tokens"
     print(f"{tasks}: {counts}", file=sys.stderr)
     if not short:
@@ -83,12 +86,15 @@ def load_training_data(
     return TrainingData(short, environments, judge)
 
 
-def _prompt_length(row: Mapping[str, Any], tokenizer: Any, tools: Mapping[str, Sequence[Any]]) -> int:
+def _prompt_length(
+    row: Mapping[str, Any], tokenizer: Any, tools: Mapping[str, Sequence[Any]], options: Mapping[str, Any]
+) -> int:
     """Tokens of a row's prompt, which is rendered with its environment's tools unless it is text already."""
     if isinstance(row["prompt"], str):
         return len(tokenizer(row["prompt"])["input_ids"])
     own = tools[row["environment"]]
-    text = tokenizer.apply_chat_template(row["prompt"], tools=own, add_generation_prompt=True, tokenize=False)
+    settings = {"add_generation_prompt": True, "tokenize": False, **options}
+    text = tokenizer.apply_chat_template(row["prompt"], tools=own, **settings)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -55,9 +55,17 @@ def row_of_step_task(task: Task) -> str:
     return faithful_json(task.id, fields, allow_nan=False)
 
 
-def to_rows(tasks: Iterable[Task], tokenizer: Any) -> list[dict[str, str]]:
-    """The tasks as TRL rows: `prompt` is rendered with the task's own tools, `fission_task` is the task as JSON."""
-    return [{"prompt": render(task.prompt, task.tools, tokenizer), STEP_KEY: task_to_json(task)} for task in tasks]
+def to_rows(
+    tasks: Iterable[Task], tokenizer: Any, template_options: Mapping[str, Any] | None = None
+) -> list[dict[str, str]]:
+    """The tasks as TRL rows: `prompt` is rendered with the task's own tools, `fission_task` is the task as JSON.
+
+    `template_options`: further arguments of the chat template, as in TRL's `chat_template_kwargs`.
+    """
+    return [
+        {"prompt": render(task.prompt, task.tools, tokenizer, template_options), STEP_KEY: task_to_json(task)}
+        for task in tasks
+    ]
 
 
 def _read_task(row: Mapping[str, Any], name: str) -> tuple[str, Task]:

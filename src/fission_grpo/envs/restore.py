@@ -8,8 +8,10 @@ name that TRL does not turn into a reward function.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,17 @@ from typing import Any
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
-from fission_grpo.envs.wrapper import EpisodeMonitor, ToolLimits, bind_method, can_snapshot, guard_tools, tool_methods
+from fission_grpo.envs.wrapper import (
+    EpisodeMonitor,
+    ToolLimits,
+    bind_method,
+    can_snapshot,
+    error_message,
+    guard_tools,
+    tool_methods,
+)
+
+_log = logging.getLogger(__name__)
 
 RunAsync = Callable[[Any], Any]  # runs an awaitable to its result
 TASK_KEY = "_fission_recovery"  # column of a recovery cycle's rows that holds the recovery Task; hidden from users
@@ -29,20 +41,29 @@ def make_restorable(
     get_snapshot: Callable[[str], Any] = lambda task_id: None,
     limits: ToolLimits | None = None,
     sanitize: Callable[[str], str] = str,
+    replays: bool = True,
 ) -> Callable[[], Any]:
     """A factory of the same environments with guarded tools, whose `reset` also takes rows of recovery tasks.
 
     For such a row, `reset` returns no observation: the recovery prompt contains it already. In an episode with an
-    infrastructure error the reward is None. The class stays the user's own.
+    infrastructure error the reward is None; one is that a replay did not begin with the observation of the failed
+    episode, so that `reset` drew another task. The class stays the user's own.
 
     Args:
         run_async: runs a coroutine to its result.
         get_snapshot: from a recovery task's id to the snapshot to restore; None to replay the task's history.
         sanitize: applied to the text that `reset` returns.
+        replays: whether `reset` gives the same task for the same row, so that a task without a snapshot can be
+            replayed.
     """
 
     def make_one() -> Any:
         environment = make()
+        if not replays and not can_snapshot(environment):
+            raise ValueError(
+                f"{type(environment).__name__} draws its own tasks, as there is no train_dataset. To recover from a "
+                "failed one it needs _snapshot and _restore: add them, give a train_dataset, or set fission=False."
+            )
         monitor = guard_tools(environment, limits or ToolLimits())
         original = environment.reset
 
@@ -50,16 +71,20 @@ def make_restorable(
         def reset(**row: Any) -> Any:
             monitor.infrastructure_error = None
             task = row.pop(TASK_KEY, None)
-            columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
             observation = None
             with monitor.catch_infrastructure_error("reset failed"):
-                observation = original(**columns)
-                if task is not None:
-                    observation = None
-                    _restore_to(task, environment, get_snapshot(task.id), lambda: original(**columns), run_async)
+                if task is None:
+                    observation = _sanitized(original(**row), sanitize)
+                else:
+                    columns = {key: value for key, value in task.columns.items() if key in row}
+
+                    def begin() -> Any:  # an environment may change what it is given
+                        return _sanitized(original(**copy.deepcopy(columns)), sanitize)
+
+                    _restore_to(task, environment, get_snapshot(task.id), begin, run_async, replays)
             monitor.snapshots = []  # without those of replayed calls
             monitor.record_snapshot()
-            return sanitize(observation) if isinstance(observation, str) else observation
+            return observation
 
         bind_method(environment, "reset", reset)
         for name in ("get_reward", "_reward"):
@@ -70,9 +95,16 @@ def make_restorable(
     return make_one
 
 
-def _restore_to(task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync) -> None:
-    """Bring an environment that was just reset to where a recovery task begins, and count how in its monitor."""
+def _sanitized(observation: Any, sanitize: Callable[[str], str]) -> Any:
+    return sanitize(observation) if isinstance(observation, str) else observation
+
+
+def _restore_to(
+    task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync, replays: bool
+) -> None:
+    """Reset an environment and bring it to where a recovery task begins, and count how in its monitor."""
     counts = environment._fission_monitor.counts
+    observation = reset()
     if snapshot is not None and can_snapshot(environment):
         try:
             environment._restore(snapshot)
@@ -82,9 +114,33 @@ def _restore_to(task: Task, environment: Any, snapshot: Any, reset: Callable[[],
             raise
         except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             counts["restore_failed"] += 1
-            reset()
+            observation = reset()
+    if not replays or not begins_with(task, observation):
+        counts["other_tasks"] += 1
+        problem = (
+            f"{type(environment).__name__}.reset drew another task than that of the failed episode; give it _snapshot "
+            "and _restore (JSON values), or rows that determine its task"
+        )
+        _warn_once(f"{problem}. Such recoveries get no reward, and are counted as env/other_tasks")
+        raise InfrastructureError(problem)
     counts["replay_mismatches"] += replay(environment, task.history, run_async)
     counts["replayed"] += 1
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    _log.warning(problem)
+
+
+def begins_with(task: Task, observation: Any) -> bool:
+    """Whether a recovery task's prompt begins as TRL makes it of the row's prompt and this observation of `reset`."""
+    first = task.columns.get("prompt") or [{"role": "user", "content": ""}]
+    if isinstance(task.prompt, str) or isinstance(first, str) or len(task.prompt) < len(first):
+        return True  # nothing is added to a prompt that is text
+    content, sampled = first[-1]["content"], task.prompt[len(first) - 1]["content"]
+    if not (isinstance(content, str) and isinstance(sampled, str) and isinstance(observation, str | None)):
+        return True  # with images, which are not compared
+    return sampled == content + (observation or "")
 
 
 def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None = None) -> int:
@@ -110,7 +166,8 @@ def make_call(
             answer = (run_async or run_awaitable)(answer)
         return read_result(call, str(answer))
     except Exception as error:  # noqa: BLE001 - the tool's own error, which is its answer
-        return ToolResult(call, str({"error": str(error)}), str(error) or type(error).__name__)
+        message = error_message(error)
+        return ToolResult(call, str({"error": message}), message)
 
 
 def run_awaitable(awaitable: Any) -> Any:

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.timing import ToolTimeout, time_limit
-from fission_grpo.core.types import PARSE_ERROR, ToolCallParseError
+from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
 
 _log = logging.getLogger(__name__)
 
@@ -120,30 +121,51 @@ class EpisodeMonitor:
             self.record_infrastructure_error(error, f"{name} is out of order")
             raise
         except Exception as error:
-            message = self._cut(str(error))
-            if message == str(error):
+            message = self._cut(error_message(error))
+            if error.args == (message,):
                 raise
             raise ValueError(message) from error
         finally:
             self.record_snapshot()
 
     def _to_text(self, result: Any) -> Any:
-        """The result as TRL takes it: text, or a list of content blocks (images and the like)."""
-        blocks = result if isinstance(result, list) else ()
-        if blocks and all(isinstance(block, dict) and "type" in block for block in blocks):
+        """The result as TRL takes it: text, or a list of content blocks (images and texts)."""
+        if is_content_blocks(result):
             return result
         if not isinstance(result, str):
             try:
                 json.dumps(result)
             except (TypeError, ValueError, RecursionError):
                 self.counts["not_json"] += 1
-        return self._cut(str(result))
+        whole = str(result)
+        text = self._cut(whole)
+        if text is whole or (error := read_result(ToolCall(""), whole).error) is None:
+            return text
+        return str({"error": error[: self.limits.max_result_chars]})  # a cut result would no longer be an error
 
     def _cut(self, text: str) -> str:
         if not 0 < self.limits.max_result_chars < len(text):
             return text
         self.counts["truncated_results"] += 1
         return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
+
+
+def error_message(error: BaseException) -> str:
+    """The message of an exception; without one its class's name, as a policy cannot learn from an empty error."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the user's class
+        text = ""
+    return text if text.strip() else type(error).__name__
+
+
+def is_content_blocks(result: Any) -> bool:
+    """Whether a tool's result is a list of texts and images as chat templates and TRL take them, rather than data."""
+    if not isinstance(result, list) or not result or not all(isinstance(block, dict) for block in result):
+        return False
+    texts = [block for block in result if block.get("type") == "text" and isinstance(block.get("text"), str)]
+    images = [block for block in result if block.get("type") == "image" and "image" in block]
+    return len(texts) + len(images) == len(result)
 
 
 def can_snapshot(environment: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
-from fission_grpo.core.types import Failure
+from fission_grpo.core.types import Failure, Task
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.fission.buffer import FissionBuffer
@@ -58,7 +58,9 @@ class CollectedFeedback:
     """The corrective instances of one rank's failures, and what there is to count."""
 
     instances: list[tuple[CorrectiveInstance, Failure]] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # duplicates, leaks, fallbacks, fallback/<source>/<reason>
+    counts: Counter[str] = field(
+        default_factory=Counter
+    )  # duplicates, too_long, leaks, fallbacks, fallback/<source>/<reason>
     source_counts: Counter[str] = field(default_factory=Counter)  # metrics that the sources keep, by full name
     seconds: float = 0.0  # spent on feedback alone: submitting it and waiting for it
 
@@ -71,6 +73,7 @@ class Fission:
         sources: sources of feedback, asked one after another.
         event_log: file of all instances and their outcomes.
         special_tokens: filter of the policy's tokenizer, see `recovery.recovery_task`.
+        fits: whether a recovery task fits into the policy's context. Others are left out and counted.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class Fission:
         sources: Sequence[FeedbackSource],
         event_log: EventLog,
         special_tokens: SpecialTokenFilter | None = None,
+        fits: Callable[[Task], bool] = lambda task: True,
     ):
         self.args, self.sources, self.event_log = args, sources, event_log
         self.special_tokens = special_tokens or SpecialTokenFilter()
+        self.fits = fits
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
         self.schedule = RecoverySchedule(args.recovery_ratio, args.adaptive_recovery_ratio)
         self.success_rates = RecoveryRateEstimator()
@@ -140,6 +145,9 @@ class Fission:
             instance = corrective_instance(
                 failure, feedback, pending.step, rollout.zero_std, rollout.group_success, self.special_tokens
             )
+            if not self.fits(instance.task):
+                collected.counts["too_long"] += 1
+                continue
             if snapshot is not None:
                 self.snapshots[instance.task.id] = snapshot
             collected.instances.append((instance, failure))
@@ -175,6 +183,7 @@ class Fission:
             "fission/buffer": float(len(self.buffer)),
             "fission/recoveries_per_explore": self.schedule.rate,
             "fission/duplicates": float(counts["duplicates"]),
+            "fission/too_long": float(counts["too_long"]),
             "feedback/leaks": float(counts["leaks"]),
             "feedback/fallbacks": float(counts["fallbacks"]),
             **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},

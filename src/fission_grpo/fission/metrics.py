@@ -40,14 +40,18 @@ def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
 
 
-def group_success(succeeded: Sequence[bool], group_size: int) -> list[float]:
-    """Return the fraction of successes in each group.
+def group_success(succeeded: Sequence[bool | None], group_size: int) -> list[float]:
+    """Return the fraction of successes among each group's judged rollouts; 0 for a group without any.
 
-    >>> group_success([True, False, True, True], group_size=2)
+    Args:
+        succeeded: one per rollout, group after group; None where a rollout could not be judged.
+        group_size: rollouts per group.
+
+    >>> group_success([True, False, True, None], group_size=2)
     [0.5, 1.0]
     """
     groups = [succeeded[i : i + group_size] for i in range(0, len(succeeded), group_size)]
-    return [sum(group) / len(group) for group in groups]
+    return [fraction([one for one in group if one is not None]) for group in groups]
 
 
 def fraction(flags: Sequence[bool]) -> float:

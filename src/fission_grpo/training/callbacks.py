@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
@@ -135,6 +136,32 @@ class TokenBudget(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if 0 < self._tokens <= self._trainer.generated_tokens and not self._trainer._in_cycle():
             control.should_training_stop = True
+
+
+class SkipZeroSignal(TrainerCallback):
+    """Leaves out the optimizer step of an update whose gradient is exactly zero on all ranks.
+
+    Adam would go on with its momentum, and weight decay with shrinking. Such a step is counted as
+    `fission/skipped_updates`, the share of the logged updates. DeepSpeed, which steps by itself, is not affected.
+    """
+
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        parameters = [] if model is None else [one for one in model.parameters() if one.grad is not None]
+        has_signal = any(bool(_local(one.grad).any()) for one in parameters)  # ends at the first that is not zero
+        flags = torch.tensor([has_signal, bool(parameters)], device=self._trainer.accelerator.device)
+        any_signal, any_gradient = self._trainer.accelerator.gather(flags[None]).any(dim=0).tolist()
+        skipped = any_gradient and not any_signal
+        self._trainer._metrics["train"]["fission/skipped_updates"].append(float(skipped))
+        for parameter in parameters if skipped else ():
+            parameter.grad = None  # optimizers leave out parameters without a gradient
+
+
+def _local(gradient: Any) -> torch.Tensor:
+    """This rank's part of a gradient that is sharded (a DTensor)."""
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
 
 
 class StopAndSave(TrainerCallback):

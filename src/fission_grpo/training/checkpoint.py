@@ -29,6 +29,9 @@ from fission_grpo.training.trl_compat import MixinBase
 PACKAGES = ("fission-grpo", "trl", "transformers", "torch")  # a checkpoint's manifest names their versions
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
 
+_BEYOND_JSON = ("timestamp", "date", "time", "duration", "decimal", "binary", "large_binary")  # Arrow's names begin so
+_WHY_JSON = "(with fission=True the buffer keeps rows as JSON; fission=False does not need it)"
+
 _log = logging.getLogger(__name__)
 
 
@@ -69,15 +72,42 @@ def shard_for_rank(by_rank: Sequence[Any], process_index: int, processes: int) -
 
 
 def check_columns(dataset: Any) -> None:
-    """Raise ValueError if the first row cannot be kept in a JSON checkpoint; the message names the column."""
-    if not len(dataset):
-        raise ValueError("train_dataset is empty: it needs at least one row.")
+    """Check, from its column types and its first row, that a JSON checkpoint can keep a data set's rows.
+
+    Raises:
+        ValueError: it cannot, or there is no row; the message names the column.
+    """
+    for name, feature in (getattr(dataset, "features", None) or {}).items():
+        if (kind := _type_beyond_json(feature)) is not None:
+            raise ValueError(
+                f"train_dataset, column {name!r} holds values of type {kind}, which JSON cannot give back. Convert it "
+                f"to strings or numbers, or remove it {_WHY_JSON}"
+            )
+    if hasattr(dataset, "__len__"):
+        if not len(dataset):
+            raise ValueError("train_dataset is empty: it needs at least one row.")
+        check_row(dataset[0], "row 0")
+
+
+def check_row(row: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if a JSON checkpoint cannot keep a row; the message names the column."""
     try:
-        task_to_json(Task("row 0", "", columns=dict(dataset[0])))
+        task_to_json(Task(name, "", columns=dict(row)))
     except ValueError as error:
-        raise ValueError(
-            f"train_dataset, {error} (with fission=True the buffer keeps rows as JSON; fission=False does not need it)"
-        ) from error
+        raise ValueError(f"train_dataset, {error} {_WHY_JSON}") from error
+
+
+def _type_beyond_json(feature: Any) -> str | None:
+    """The first type in a column's `datasets` feature whose values JSON cannot give back, None if there is none."""
+    if isinstance(feature, Mapping | list | tuple):
+        parts = list(feature.values() if isinstance(feature, Mapping) else feature)
+    elif hasattr(feature, "feature"):  # Sequence, List, LargeList
+        parts = [feature.feature]
+    else:
+        kind = str(getattr(feature, "dtype", ""))
+        beyond = kind.startswith(_BEYOND_JSON) or type(feature).__name__ in ("Image", "Audio", "Video", "Pdf")
+        return (kind if kind.startswith(_BEYOND_JSON) else type(feature).__name__) if beyond else None
+    return next((kind for part in parts if (kind := _type_beyond_json(part)) is not None), None)
 
 
 def resume_point(args: Any) -> str | bool | None:

@@ -135,6 +135,12 @@ class FissionGRPOConfig(GRPOConfig):
         "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and recover cycles"
         " together, to compare methods at equal cost. 0 for no limit [ours].",
     )
+    skip_zero_signal: bool | None = _option(
+        None,
+        "Leave out the optimizer step of an update whose gradient is exactly zero, as when every group's rewards are "
+        "equal and beta is 0. Adam's momentum and weight decay would move the policy without a reason. The learning "
+        "rate schedule goes on. Default: the value of `fission`; False steps as TRL does [ours].",
+    )
     shared_prefix: bool = _option(
         True,
         "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
@@ -152,6 +158,8 @@ class FissionGRPOConfig(GRPOConfig):
             self.num_recovery_generations = self.num_generations
         if self.guard_tools is None:
             self.guard_tools = self.fission
+        if self.skip_zero_signal is None:
+            self.skip_zero_signal = self.fission
         if self.fission:
             self._check_fission()
 

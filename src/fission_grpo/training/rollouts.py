@@ -56,37 +56,46 @@ class CycleScores:
 class Cycle:
     """One generation batch of this rank: what is sampled, and what came of it."""
 
-    rows: list[Row]  # one per rollout; groups of equal rows
+    rows: list[Row]  # one per rollout; groups of equal rows; nobody but this package sees these objects
     group_size: int  # rollouts per group: G when exploring, G' when recovering
     offset: int = 0  # index of the first row in the batch of all ranks
     contexts: Sequence[CorrectiveInstance] = ()  # one per group of all ranks; none in an explore cycle
     single_turn: bool = False  # the corrective turn alone is sampled and judged (`recovery_scope="turn"`)
+    masks: Sequence[Sequence[int]] | None = None  # per rollout, 1 for tokens the policy sampled
     scores: CycleScores | None = None  # set when the rewards are computed
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
-    """Return the Task of a TRL row; `prompt` is the one sampled from, with the environment's first observation."""
+    """Return the Task of a TRL row.
+
+    Its id is the row's, if it has one, and a hash of the row and the prompt: an `id` alone need not be unique (that of
+    a document with several questions), and an environment may draw another task for the same row.
+
+    Args:
+        row: as the data set has it, before environments, `rollout_func` and rewards change it.
+        prompt: the one sampled from, with the environment's first observation.
+    """
     if TASK_KEY in row:
         return row[TASK_KEY]
+    text = json.dumps([prompt, row], sort_keys=True, default=str)
+    digest = hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     if STEP_KEY in row:
         task = step_task(row[STEP_KEY])
         columns = {key: value for key, value in row.items() if key not in ("prompt", STEP_KEY)}
-        return replace(task, columns={**task.columns, **columns})
-    name = row.get("id")
-    if not isinstance(name, str):
-        text = json.dumps(row, sort_keys=True, default=str)
-        name = "t" + hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:15]
+        name = f"{task.id}:{digest}"
+        return replace(task, id=name, root=name, columns={**task.columns, **columns})
+    name = f"{row['id']}:{digest}" if isinstance(row.get("id"), str | int) else digest
     return Task(id=name, prompt=prompt if isinstance(prompt, str) else tuple(prompt), columns=dict(row))
 
 
-def row_of_task(task: Task, tokenizer: Any) -> dict[str, Any]:
+def row_of_task(task: Task, tokenizer: Any, template_options: Any = None) -> dict[str, Any]:
     """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
     prompt = task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt]
     row = {**task.columns, TASK_KEY: task}
     if task.reference is not None:
         row[STEP_KEY] = task_to_json(task)
         if not isinstance(prompt, str):
-            prompt = render(prompt, task.tools, tokenizer)
+            prompt = render(prompt, task.tools, tokenizer, template_options)
     return {**row, "prompt": prompt}
 
 
@@ -147,8 +156,23 @@ def _turn(text: str, truncated: bool, message: Message, results: Sequence[Messag
         error = str(unreadable.arguments[PARSE_ERROR])
         result = ToolResult(unreadable, str(results[0]["content"]), error)
         return replace(turn, calls=(), error=error, results=(result,))
+    calls = _in_order_of_results(calls, [answer.get("name") for answer in results])
     answers = tuple(read_result(call, str(answer["content"])) for call, answer in zip(calls, results, strict=False))
     return replace(turn, calls=tuple(calls), error=None, results=answers)
+
+
+def _in_order_of_results(calls: Sequence[ToolCall], names: Sequence[Any]) -> list[ToolCall]:
+    """Return the calls as they were executed, given the tool names of their results; those without a result last.
+
+    TRL executes a turn's sync calls first, then its async ones together; results of one tool keep the calls' order.
+    """
+    waiting, executed = [*calls], []
+    for name in names:
+        call = next((call for call in waiting if call.name == name), None)
+        if call is not None:
+            waiting.remove(call)
+            executed.append(call)
+    return executed + waiting
 
 
 def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[list[int]]:
@@ -172,16 +196,12 @@ class RolloutReader:
     threshold: float  # a rollout with a smaller reward has failed
     step_reward: StepReward | None = None  # has judged the step tasks; None without any
 
-    def read(self, cycle: Cycle, masks: Sequence[Sequence[int] | None], has_tools: bool) -> list[Rollout]:
-        """Return this rank's rollouts of a scored cycle, in order.
-
-        Args:
-            masks: per rollout, 1 for token ids the policy sampled and 0 for others; None where all were sampled.
-            has_tools: whether texts may hold tool calls.
-        """
+    def read(self, cycle: Cycle, has_tools: bool) -> list[Rollout]:
+        """Return this rank's rollouts of a scored cycle, in order; `has_tools`: whether texts may hold tool calls."""
         if cycle.scores is None:
             raise RuntimeError("the cycle was not scored")
         rewards = cycle.scores.weighted()[cycle.offset : cycle.offset + len(cycle.rows)]
+        masks = cycle.masks or [None] * len(cycle.rows)
         return [
             self._rollout(cycle.rows[i], cycle.scores, i, mask, rewards[i], has_tools) for i, mask in enumerate(masks)
         ]
@@ -194,9 +214,9 @@ class RolloutReader:
         reads_calls = has_tools or task.reference is not None
         turns = read_turns(scores.completions[i], segments, self.decode, self.eos_ids, reads_calls)
         is_judged = not math.isnan(reward)
-        verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)
+        verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)  # never if not judged
         if is_judged and task.reference is not None and self.step_reward is not None:
-            step = self.step_reward.verdict_of(task.id, scores.completion_ids[i])
+            step = self.step_reward.verdict_of(step_task(row[STEP_KEY]).id, scores.completion_ids[i])
             verdict = replace(verdict, failed=step.failed or turns[-1].truncated, parts=step.parts)
         if (corrective := scores.corrective_turns.get(i)) is not None:
             turns = (with_results(turns[0], corrective),)

@@ -7,42 +7,61 @@ read the calls of a turn, turns it into a call of the first tool with the one ar
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.json_io import problem_in
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError, Turn
+from fission_grpo.envs.wrapper import error_message, is_content_blocks
 from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_row
 
 _log = logging.getLogger(__name__)
 
 
 def with_parse_errors(tool: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a tool function so that malformed calls raise ToolCallParseError; its signature stays the same."""
+    """Wrap a tool function so that malformed calls raise ToolCallParseError; its signature stays the same.
+
+    As in guarded environments, arguments are copied, an error without a message gets its class's name, and a list
+    that holds no content blocks becomes text.
+    """
     if inspect.iscoroutinefunction(tool):
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            _raise_parse_error(kwargs)
-            return await tool(*args, **kwargs)
+            with _errors_of_call(kwargs):
+                return _result(await tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
         return call_async
 
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
-        _raise_parse_error(kwargs)
-        return tool(*args, **kwargs)
+        with _errors_of_call(kwargs):
+            return _result(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
 
     return call
 
 
-def _raise_parse_error(kwargs: Mapping[str, Any]) -> None:
+@contextmanager
+def _errors_of_call(kwargs: Mapping[str, Any]) -> Iterator[None]:
     if PARSE_ERROR in kwargs:
         raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
+    try:
+        yield
+    except Exception as error:
+        message = error_message(error)
+        if error.args == (message,):
+            raise
+        raise ValueError(message) from error
+
+
+def _result(result: Any) -> Any:
+    return str(result) if isinstance(result, list) and not is_content_blocks(result) else result
 
 
 def enable_parse_errors(trainer: Any) -> None:

@@ -8,6 +8,7 @@ several corrective instances. Both are the same call to TRL with other rows; no 
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import logging
 import math
@@ -23,7 +24,7 @@ from trl import GRPOTrainer
 
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
-from fission_grpo.core.types import Rollout
+from fission_grpo.core.types import Rollout, Task
 from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.sources import FeedbackFunction, FeedbackSource, make_chain
@@ -36,10 +37,11 @@ from fission_grpo.fission.metrics import (
     group_success,
     zero_std_groups,
 )
-from fission_grpo.training.callbacks import TokenBudget
+from fission_grpo.training.callbacks import SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import (
     ExactCheckpointMixin,
     check_columns,
+    check_row,
     load_source_states,
     packed_snapshots,
     shard_for_rank,
@@ -51,7 +53,7 @@ from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
-from fission_grpo.training.trl_compat import check_names
+from fission_grpo.training.trl_compat import check_names, context_length
 
 FeedbackSpec = str | FeedbackFunction | FeedbackSource
 """One source of feedback: its name, a function, or a `FeedbackSource`."""
@@ -91,8 +93,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             source.check()
         if args.guard_tools:
             self._guard_tools(given, args)
-        if args.fission and hasattr(given.get("train_dataset"), "__len__"):
-            check_columns(given["train_dataset"])
+        if args.fission:
+            self._check_fission(given, args)
         super().__init__(**given)
         self.special_tokens = SpecialTokenFilter()
         if args.guard_tools:
@@ -101,9 +103,11 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
                 enable_parse_errors(self)
         writes = args.fission and args.log_instances and self.accelerator.is_main_process
         self.event_log = EventLog(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
-        self.fission = Fission(args, sources, self.event_log, self.special_tokens)
+        self.fission = Fission(args, sources, self.event_log, self.special_tokens, self._fits)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
+        if args.skip_zero_signal:
+            self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
         self.deferred = DeferredBatches(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
         self.cycle = Cycle([], self.num_generations)
@@ -111,12 +115,23 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
         self._reader = RolloutReader(self._decode, self.eos_token_ids, args.failure_threshold, step_reward)
 
+    @staticmethod
+    def _check_fission(given: Mapping[str, Any], args: FissionGRPOConfig) -> None:
+        if given.get("train_dataset") is not None:
+            check_columns(given["train_dataset"])
+        if given.get("environment_factory") is not None and not args.guard_tools:
+            raise ValueError(
+                "guard_tools=False with environments: recovery brings a guarded environment back to the failed turn. "
+                "Leave guard_tools unset, or set fission=False."
+            )
+
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
         """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
         limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars)
+        replays = not args.fission or given.get("train_dataset") is not None  # else `reset` draws the task
 
         def guarded(factory: Any) -> Any:
-            return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize)
+            return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
 
         factory = given.get("environment_factory")
         if isinstance(factory, Mapping):
@@ -153,10 +168,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.cycle = self._next_cycle(inputs)
         seconds = time.perf_counter() - started
         with self._cycle_settings():
-            output = super()._generate_and_score_completions(self.cycle.rows)
+            rows = [copy.deepcopy(row) for row in self.cycle.rows] if self.args.fission else inputs
+            output = super()._generate_and_score_completions(rows)  # which, like environments, may change its rows
         started = time.perf_counter()
-        rollouts = self._read_rollouts(output)
-        self._observe(rollouts)
+        self._observe(self._reader.read(self.cycle, bool(self.tools)))
         if not self.fission.is_asynchronous:
             self._buffer_feedback()
         self._log_cycle({"fission/seconds": seconds + time.perf_counter() - started})
@@ -167,6 +182,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         offset = self.accelerator.process_index * len(inputs)
         if not self.args.fission:
             return Cycle(inputs, self.num_generations, offset)
+        for row in inputs:  # also those that a stream brings late
+            check_row(row, "a row")
         self.deferred.add(inputs)
         contexts = self.fission.next_contexts(self.state.global_step)
         if not contexts:
@@ -174,9 +191,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if self.deferred.skip_newest():
             self._log_cycle({"fission/skipped_batches": 1.0})
         group_size = self.args.num_recovery_generations or 0
-        rows = [row_of_task(item.task, self.processing_class) for item in contexts]
+        rows = [row_of_task(item.task, self.processing_class, self.chat_template_kwargs) for item in contexts]
         batch = [row for row in rows for _ in range(group_size)]
-        own = [dict(row) for row in batch[offset : offset + len(inputs)]]
+        own = batch[offset : offset + len(inputs)]
         single_turn = self.args.recovery_scope == "turn" and self.environment_factories is not None
         return Cycle(own, group_size, offset, contexts, single_turn)
 
@@ -191,6 +208,12 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             yield
         finally:
             self.num_generations, self.max_tool_calling_iterations = explore
+
+    def _generate(self, prompts):
+        output = super()._generate(prompts)
+        masks = output[2]  # TRL zeroes its copy of them for `mask_truncated_completions`
+        self.cycle.masks = None if masks is None else [list(mask) for mask in masks]
+        return output
 
     def _get_tool_suffix_ids(self, tool_messages):
         return super()._get_tool_suffix_ids(self.special_tokens.sanitize_tool_results(tool_messages))
@@ -218,16 +241,13 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     # -- after a cycle -----------------------------------------------------------------------------------------------
 
-    def _read_rollouts(self, output: dict[str, Any]) -> list[Rollout]:
-        masks = output["tool_mask"].tolist() if output.get("tool_mask") is not None else [None] * len(self.cycle.rows)
-        return self._reader.read(self.cycle, masks, bool(self.tools))
-
     def _observe(self, rollouts: list[Rollout]) -> None:
         """Share this rank's rollouts with all ranks, request feedback on the failed ones, and log the cycle."""
         cycle, step = self.cycle, self.state.global_step
         rewards = cycle.scores.weighted() if cycle.scores is not None else []
         zero_std = zero_std_groups(rewards, cycle.group_size)
-        success = group_success(gather_object([not r.verdict.failed for r in rollouts]), cycle.group_size)
+        succeeded = [None if r.verdict.reward is None else not r.verdict.failed for r in rollouts]
+        success = group_success(gather_object(succeeded), cycle.group_size)
         environments = LocalEnvironments(
             self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
@@ -277,6 +297,16 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if any(counts[name] for name in SHARING_COUNTS):
             metrics.update({name: float(counts[name]) for name in SHARING_COUNTS})
         return metrics
+
+    def _fits(self, task: Task) -> bool:
+        """Whether a recovery task's prompt and a completion of full length fit into the model's context."""
+        limit = context_length(self)
+        if limit is None or self._is_vlm:
+            return True
+        prompt = row_of_task(task, self.processing_class, self.chat_template_kwargs)["prompt"]
+        self._batch_environments = [task.columns.get("environment") if self._multi_environment else None]
+        (prompt_ids,), *_ = self._tokenize_prompts([prompt])
+        return len(prompt_ids) + (self.max_completion_length or 0) <= limit
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=False))

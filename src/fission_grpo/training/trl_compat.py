@@ -29,6 +29,7 @@ ALLOW_VARIABLE = "FISSION_GRPO_ANY_TRL"
 NEEDED_METHODS = {
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_compute_loss": ("model", "inputs"),
+    "_generate": ("prompts",),
     "_generate_and_score_completions": ("inputs",),
     "_get_per_token_logps_and_entropies": ("model",),
     "_load_optimizer_and_scheduler": ("checkpoint",),
@@ -39,6 +40,7 @@ NEEDED_METHODS = {
     "_get_tool_suffix_ids": ("tool_messages",),
     "_get_train_sampler": (),
     "_push_from_checkpoint": ("checkpoint_folder",),
+    "_tokenize_prompts": ("prompts",),
     "_tool_call_loop": ("prompts",),
 }
 """Methods of `trl.GRPOTrainer` that we override or call, with their first parameters after `self`."""
@@ -46,12 +48,15 @@ NEEDED_METHODS = {
 NEEDED_ATTRIBUTES = (
     "_buffered_inputs",
     "_entropy_bonus_enabled",
+    "_is_vlm",
     "_metrics",
+    "_multi_environment",
     "_standalone_tools",
     "_tokenizer",
     "async_loop",
     "aux_loss_enabled",
     "beta",
+    "chat_template_kwargs",
     "environment_factories",
     "environments",
     "eos_token_ids",
@@ -158,6 +163,17 @@ def check_names(trainer: type) -> None:
 def has_fused_head(decoder: Any) -> bool:
     """Whether TRL gave the model a head that scores chosen tokens (since 1.15), which shared updates need."""
     return "forward" in vars(decoder)
+
+
+def context_length(trainer: Any) -> int | None:
+    """Longest sequence in tokens that the model, or the vLLM engine that samples from it, takes; None if unknown."""
+    config = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if trainer.use_vllm:
+        limits.append(trainer.args.vllm_max_model_length)
+        if trainer.vllm_mode == "colocate":
+            limits.append(trainer.vllm_generation.llm.llm_engine.model_config.max_model_len)
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def tools_of_every_row(trainer: Any) -> Sequence[Callable[..., Any]]:
