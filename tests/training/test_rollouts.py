@@ -4,6 +4,7 @@ import pytest
 
 from fission_grpo.core.serialization import STEP_KEY, task_to_json
 from fission_grpo.core.types import (
+    ErrorKind,
     Rollout,
     Task,
     ToolCall,
@@ -13,6 +14,8 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.envs.restore import TASK_KEY
+from fission_grpo.fission.failures import find_failures
+from fission_grpo.fission.metrics import group_success
 from fission_grpo.training.rollouts import (
     read_turns,
     row_of_task,
@@ -88,7 +91,8 @@ def test_rows_that_share_an_id_are_different_tasks_if_anything_else_differs(key)
     shared = "document" if key == "id" else task_to_json(Task("document", ({"role": "user", "content": "hi"},)))
     rows = [{"prompt": "p", key: shared, "question": n} for n in range(3)]
     names = {task_of_row(row, prompt).root for row in rows for prompt in ("p", "p with another observation")}
-    assert len(names) == 6 and all(name.startswith("document:") for name in names)
+    assert len(names) == 6
+    assert all(name.startswith("document:") for name in names)
 
 
 def test_recovery_row_carries_its_task_and_the_roots_columns():
@@ -107,3 +111,41 @@ def test_an_episode_erred_if_a_call_failed_or_could_not_be_read_and_a_step_task_
     assert erred(Turn("<tool_call>", error="unclosed"))
     assert not erred(Turn("x", calls=(CALL,), results=(ToolResult(CALL, "ok"),)))
     assert not erred(failing, reference=(CALL,))
+
+
+def tool(name, content):
+    return {"role": "tool", "name": name, "content": content}
+
+
+ASYNC_FIRST = [ToolCall("look", {"at": 1}), ToolCall("cut", {"of": 1}), ToolCall("look", {"at": 2}), ToolCall("cut")]
+
+
+def test_results_of_async_and_sync_tools_are_paired_by_name_in_the_order_of_execution():
+    function_calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in ASYNC_FIRST
+    ]
+    answers = [tool("cut", "{'error': 'blunt'}"), tool("cut", "done"), tool("look", "one"), tool("look", "two")]
+    completion = [{"role": "assistant", "content": "", "tool_calls": function_calls}, *answers]
+    (turn,) = read_turns(completion, [[1, EOS]], decode, [EOS], reads_calls=True)
+    cut, other_cut, one, two = turn.results
+    assert (cut.call, cut.error) == (ToolCall("cut", {"of": 1}), "blunt")
+    assert (other_cut.call, one.call, two.call) == (ASYNC_FIRST[3], ASYNC_FIRST[0], ASYNC_FIRST[2])
+    assert turn.calls == tuple(result.call for result in turn.results)  # an index is one for both
+    failures = find_failures(Trajectory(Task("t", "p"), (turn,)), Verdict(0.0, True))
+    assert [(one.kind, one.call_index, one.detail) for one in failures] == [(ErrorKind.RAISED, 0, "blunt")]
+
+
+def test_calls_of_the_last_turn_that_were_never_made_stay_in_their_order():
+    (turn,) = read_turns([message("", "look", "cut")], [[1, EOS]], decode, [EOS], reads_calls=True)
+    assert [call.name for call in turn.calls] == ["look", "cut"]
+    assert turn.results == ()
+
+
+@pytest.mark.parametrize("error", ["", "0", "boom"])
+def test_an_error_counts_whatever_its_message(error):
+    turn = Turn("", calls=(CALL,), results=(ToolResult(CALL, "x", error),))
+    assert Rollout(Trajectory(Task("t", "p"), (turn,)), Verdict(0.0, True)).erred
+
+
+def test_a_rollout_that_nobody_could_judge_is_no_success_of_its_group():
+    assert group_success([False, None, True, None, None, None, True, True], group_size=2) == [0.0, 1.0, 0.0, 1.0]
