@@ -1,6 +1,7 @@
 """Bringing back an environment that knows nothing of us."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from fission_grpo.envs.restore import (
     TASK_KEY,
     make_restorable,
     replay,
+    snapshot_after,
     without_task,
 )
 from fission_grpo.envs.wrapper import tool_methods
@@ -108,3 +110,102 @@ def test_environment_whose_reset_cannot_be_replaced_is_named():
 
 def test_reward_functions_see_the_users_columns_only():
     assert without_task({"prompt": "p", TASK_KEY: task()}) == {"prompt": "p"}
+
+
+class Pile:
+    """Changes the columns that it gets, and shares its live state with whoever asks for a snapshot."""
+
+    def reset(self, prompt, items, **_):
+        items.append("reset")
+        self.items = items
+        return f"{prompt[-1]['content']} {len(items)}"
+
+    def put(self, item: str) -> str:
+        self.items.append(item)
+        return str(self.items)
+
+    def get_reward(self):
+        return float(len(self.items))
+
+
+class SharedPile(Pile):
+    def _snapshot(self):
+        return {"items": self.items}
+
+    def _restore(self, state):
+        self.items = state["items"]
+
+
+class FailingPile(SharedPile):
+    def _restore(self, state):
+        raise OSError("gone")
+
+
+ASKED = [{"role": "user", "content": "Pile"}]
+
+
+def pile_task(observed="Pile 2", *history):
+    prompt = ({"role": "user", "content": "Pile" + observed}, {"role": "assistant", "content": "x"})
+    columns = {"prompt": ASKED, "items": ["a"]}
+    return Task("x", prompt, columns=columns, history=tuple(past(call) for call in history), depth=1)
+
+
+def restored(make, task, snapshot=None, **options):
+    environment = make_restorable(make, asyncio.run, lambda name: snapshot, **options)()
+    assert environment.reset(prompt="new", items=["a"], **{TASK_KEY: task}) is None
+    return environment
+
+
+@pytest.mark.parametrize("make", [Pile, SharedPile, FailingPile])
+def test_every_recovery_begins_with_the_columns_and_the_snapshot_as_they_were(make):
+    task, snapshot = pile_task("Pile 2", ToolCall("put", {"item": "b"})), {"items": ["a", "reset", "b"]}
+    for _ in range(3):
+        environment = restored(make, task, snapshot)
+        assert environment.items == ["a", "reset", "b"]
+        environment.put(item="c")
+    assert task.columns["items"] == ["a"]
+    assert snapshot == {"items": ["a", "reset", "b"]}
+
+
+def test_a_snapshot_is_the_state_at_its_time_also_if_it_shares_the_live_state():
+    environment = make_restorable(SharedPile, asyncio.run)()
+    environment.reset(prompt=ASKED, items=["a"])
+    environment.put(item="b")
+    environment.put(item="c")
+    kept = [len(snapshot["items"]) for snapshot in environment._fission_monitor.snapshots]
+    assert kept == [2, 3, 4]
+    once = ToolResult(ToolCall("put", {"item": "b"}), "")
+    assert snapshot_after(environment, [once])["items"] == ["a", "reset", "b"]
+
+
+@pytest.mark.parametrize(
+    ("observed", "prompt", "same"),
+    [
+        ("Pile 2", ASKED, True),
+        ("Pile 3", ASKED, False),
+        ("", ASKED, False),
+        ("Pile 2", "text", True),  # nothing is added to text
+        ("Pile 2", None, False),
+    ],
+)
+def test_a_replay_needs_the_observation_that_the_failed_episode_began_with(observed, prompt, same, caplog):
+    task = pile_task(observed)
+    task = replace(task, columns={**task.columns, "prompt": prompt or [{"role": "user", "content": "Other"}]})
+    if prompt == "text":
+        task = replace(task, prompt="text", columns={**task.columns, "prompt": ASKED})
+    environment = restored(Pile, task)
+    counts = environment._fission_monitor.counts
+    assert (environment.get_reward() is not None) == same
+    assert counts["other_tasks"] == counts["broken"] == (not same)
+
+
+def test_an_observation_of_special_tokens_is_compared_as_the_policy_read_it():
+    environment = restored(Pile, pile_task("PILE 2"), sanitize=str.upper)
+    assert environment.get_reward() is not None
+
+
+def test_without_replays_a_task_needs_its_snapshot():
+    assert restored(SharedPile, pile_task(), {"items": ["s"]}, replays=False).items == ["s"]
+    assert restored(SharedPile, pile_task(), None, replays=False).get_reward() is None
+    with pytest.raises(ValueError, match="Pile draws its own tasks"):
+        make_restorable(Pile, asyncio.run, replays=False)()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import json
 import time
 
 import pytest
@@ -233,3 +234,65 @@ def test_a_static_method_is_guarded_too():
     monitor = guard_tools(static, ToolLimits(max_result_chars=3))
     assert static.add("pen") == "pen... [cut: 8 characters]"
     assert monitor.counts["truncated_results"] == 1
+
+
+class Quiet(Odd):
+    """Fails without a word, and answers with what only looks like an error or an image."""
+
+    def asserts(self) -> str:
+        raise AssertionError
+
+    async def asserts_later(self) -> str:
+        raise ValueError("  ")
+
+    def unspeakable(self) -> str:
+        class Dumb(Exception):
+            def __str__(self):
+                raise RuntimeError("no")
+
+        raise Dumb
+
+    def says(self, value: object) -> object:
+        return value
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("asserts", "AssertionError"), ("asserts_later", "ValueError"), ("unspeakable", "Dumb")]
+)
+def test_an_error_without_a_message_is_named_by_its_class(name, error):
+    result = call(odd(Quiet), name)
+    assert (result.error, result.content) == (error, str({"error": error}))
+
+
+@pytest.mark.parametrize("value", ["", 0, [], {}, None, False, " ", 0.0])
+def test_a_tool_that_did_not_raise_and_reports_an_empty_error_has_succeeded(value):
+    assert call(odd(Quiet), "says", value={"error": value, "rows": 3}).error is None
+    assert call(odd(Quiet), "says", value=json.dumps({"error": value})).error is None
+
+
+def test_a_long_error_that_is_returned_stays_an_error_when_it_is_cut():
+    result = call(odd(Quiet, max_result_chars=50), "says", value={"error": "x" * 100, "log": "y" * 100})
+    assert result.error == "x" * 50
+    assert call(odd(Quiet, max_result_chars=50), "says", value={"log": "y" * 100}).error is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"type": "cafe", "name": "Blue"}],
+        [{"type": "text", "text": "a"}, {"type": "cafe"}],
+        [{"type": "image", "path": "a.png"}],
+        [{"type": "text"}],
+        [{"type": "text", "text": 3}],
+        [{"name": "a"}],
+        ["text"],
+        [],
+    ],
+)
+def test_a_list_of_records_is_text_for_the_policy(value):
+    assert odd(Quiet).says(value=value) == str(value)
+
+
+def test_images_and_texts_are_content_blocks():
+    blocks = [{"type": "image", "image": "pixels"}, {"type": "text", "text": "a picture"}]
+    assert odd(Quiet).says(value=blocks) == blocks

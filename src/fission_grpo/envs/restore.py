@@ -107,7 +107,7 @@ def _restore_to(
     observation = reset()
     if snapshot is not None and can_snapshot(environment):
         try:
-            environment._restore(snapshot)
+            environment._restore(copy.deepcopy(snapshot))  # several rollouts begin with it
             counts["restored"] += 1
             return
         except InfrastructureError:

@@ -54,7 +54,7 @@ class EpisodeMonitor:
         if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(self.environment):
             return
         try:
-            self.snapshots.append(self.environment._snapshot())
+            self.snapshots.append(copy.deepcopy(self.environment._snapshot()))  # which may be the live state
         except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             self.takes_snapshots = False
             self.snapshots = []

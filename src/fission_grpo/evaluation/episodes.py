@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,7 +169,7 @@ def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str) -> _E
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {case_id!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
     messages: list[Any] = [dict(message) for message in prompt]
-    columns = dict(row)
+    columns = copy.deepcopy(dict(row))  # other runs read the same rows
     if isinstance(row.get("environment"), str):  # it selected the environment
         del columns["environment"]
     if observation := environment.reset(**columns):
