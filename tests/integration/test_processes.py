@@ -32,7 +32,18 @@ snapshot and replayed elsewhere; failures of one task that several ranks asked a
 MEANS_OF_RANKS = ("entropy", "clip_ratio/")
 """TRL takes the mean of the ranks' (and micro-batches') means, which weighs tokens by how many others there are."""
 
-TWO = ("straddling", "uneven", "straddling<1", "sampled", "sampled<2", "endpoint", "raising", "slow", "server")
+TWO = (
+    "straddling",
+    "uneven",
+    "straddling<1",
+    "sampled",
+    "sampled<2",
+    "endpoint",
+    "raising",
+    "slow",
+    "server",
+    "drawn",
+)
 FOUR = ("straddling", "uneven", "straddling<2")
 
 
@@ -139,7 +150,8 @@ def test_four_processes_do_what_one_does(four, name):
 
 
 def test_half_of_the_ranks_never_fail_in_the_uneven_training(one):
-    pushed = [line["root"] for line in events(one / "1" / "uneven") if line["event"] == "pushed"]
+    roots = [line["root"] for line in events(one / "1" / "uneven") if line["event"] == "pushed"]
+    pushed = [root.partition(":")[0] for root in roots]
     assert pushed == ["u1", "u3"]  # odd rows are the hard ones, the second half of each batch
     explored = [entry for entry in ranks(one, 1, "uneven")[0]["history"] if entry.get("fission/phase") == 0]
     assert [entry["frac_reward_zero_std"] for entry in explored] == [0.5, 0.5]
@@ -202,6 +214,14 @@ def test_one_rank_without_diagnoses_falls_back_and_all_hold_the_same(two, name, 
 def test_a_rank_that_is_waited_for_shows_in_the_log_of_the_first(two):
     waits = [entry.get("feedback/seconds", 0) for entry in ranks(two, 2, "slow")[0]["history"]]
     assert 0.5 <= max(waits) < 5  # feedback_timeout is 0.5
+
+
+def test_environments_that_draw_their_tasks_are_restored_on_every_rank(two):
+    explored, recovered = [e for e in ranks(two, 2, "drawn")[0]["history"] if "fission/phase" in e]
+    assert (explored["fission/phase"], recovered["fission/phase"]) == (0, 1)
+    assert explored["fission/pushed"] == 16  # each rollout drew its own task
+    assert recovered["env/restored"] == 16
+    assert recovered["recovery/reward"] == 0  # all in the task of their prompt
 
 
 def test_server_mode_of_vllm_asks_for_the_groups_of_each_cycle_and_every_rank_gets_its_own(two):

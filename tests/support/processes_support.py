@@ -93,18 +93,16 @@ def copied(run, folder, rank):
 
 def desk(folder, config, trainer=Taped, feedback="rules", **more):
     model, tokenizer = load_starter()
-    return trainer(
-        model=model,
-        args=FissionGRPOConfig(output_dir=str(folder), **(COMMON | config)),
-        train_dataset=Dataset.from_list(make_rows(16, seed=5, split="train")),
-        processing_class=tokenizer,
-        environment_factory=Desk,
-        feedback=feedback,
-        **more,
-    )
+    given = {
+        "train_dataset": Dataset.from_list(make_rows(16, seed=5, split="train")),
+        "environment_factory": Desk,
+        "feedback": feedback,
+    }
+    args = FissionGRPOConfig(output_dir=str(folder), **(COMMON | config))
+    return trainer(model=model, args=args, processing_class=tokenizer, **(given | more))
 
 
-def sampled(folder, processes, feedback="rules", **fields):
+def sampled(folder, processes, feedback="rules", more=None, **fields):
     """Episodes in an environment, sampled by every rank for its own rows: 16 rows a cycle, 2 groups, or 2 contexts."""
     config = {
         "per_device_train_batch_size": 16 // processes,
@@ -113,7 +111,7 @@ def sampled(folder, processes, feedback="rules", **fields):
         "max_completion_length": 64,
         "max_tool_calling_iterations": 1,
     }
-    return desk(folder, config | fields, feedback=feedback, tape={}, repeat=False)
+    return desk(folder, config | fields, feedback=feedback, tape={}, repeat=False, **(more or {}))
 
 
 def straddling(folder, processes, tape, repeat, **fields):

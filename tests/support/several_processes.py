@@ -13,6 +13,8 @@ from openai_server import OpenAIServer
 from processes_support import copied, left_by, sampled, straddling, tape_at, uneven
 from vllm_stand_in import VLLMStandIn, without_vllm
 
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.pretrained import load_starter
 
@@ -83,6 +85,37 @@ def server(folder):
     return trainer
 
 
+class Lottery(Desk):
+    """Draws its own task, which its snapshot holds."""
+
+    drawn = 1000 * RANK
+
+    def reset(self, **row):
+        Lottery.drawn += 1
+        self.number = Lottery.drawn
+        super().reset(**make_rows(1, seed=self.number, split="train")[0])
+        return f"Task {self.number}."
+
+    def _snapshot(self):
+        return [super()._snapshot(), self.number]
+
+    def _restore(self, state):
+        super()._restore(state[0])
+        self.number = state[1]
+
+
+def in_its_task(prompts, environments, **_):
+    """0 in the task that the prompt names, else 1."""
+    told = zip(prompts, environments, strict=True)
+    return [float(f"Task {one.number}." not in str(prompt)) for prompt, one in told]
+
+
+def drawn(folder):
+    """An environment that draws its tasks: failures of each rank are recovered from on both."""
+    more = {"train_dataset": None, "environment_factory": Lottery, "reward_funcs": in_its_task}
+    return sampled(folder, PROCESSES, max_steps=2, feedback="fixed", more=more, max_completion_length=24)
+
+
 def run(job):
     name, _, begun = job.partition("<")
     folder = FOLDER / str(PROCESSES) / job.replace("<", "_from_")
@@ -90,7 +123,7 @@ def run(job):
     if begun:
         copied(FOLDER / begun / name, folder, RANK)
         checkpoint = str(next(folder.glob("checkpoint-[24]")))
-    makers = {"endpoint": endpoint, "raising": raising, "slow": slow, "turns": turns, "server": server}
+    makers = {"drawn": drawn, "endpoint": endpoint, "raising": raising, "slow": slow, "turns": turns, "server": server}
     if name == "sampled":
         trainer = sampled(folder, PROCESSES, max_steps=4, save_strategy="steps", save_steps=2)
     elif name in makers:

@@ -15,6 +15,7 @@ from fission_grpo.training.trl_compat import (
     SUPPORTED,
     check_names,
     check_versions,
+    context_length,
     missing_names,
     parse_version,
     tools_of_every_row,
@@ -182,3 +183,32 @@ def test_without_a_rows_tools_parse_errors_are_reported_as_a_tool_that_all_rows_
     function = tokenizer.parse_response(ids)["tool_calls"][0]["function"]  # as TRL before 1.16 calls it
     assert function["name"] == "move"
     assert list(function["arguments"]) == [PARSE_ERROR]
+
+
+def with_context(positions, use_vllm=False, mode="server", configured=None, engine=None):
+    config = SimpleNamespace(max_position_embeddings=positions) if positions != "none" else SimpleNamespace()
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=engine))
+    return SimpleNamespace(
+        model=model, accelerator=SimpleNamespace(unwrap_model=lambda one: one), use_vllm=use_vllm, vllm_mode=mode,
+        args=SimpleNamespace(vllm_max_model_length=configured),
+        vllm_generation=SimpleNamespace(llm=SimpleNamespace(llm_engine=engine)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trainer", "length"),
+    [
+        (with_context(128), 128),
+        (with_context("none"), None),
+        (with_context(None), None),
+        (with_context(-1), None),
+        (with_context(4096, True), 4096),
+        (with_context(4096, True, configured=1024), 1024),
+        (with_context(4096, True, "colocate", None, 2048), 2048),
+        (with_context("none", True, "colocate", 512, 2048), 512),
+        (with_context(4096, False, "colocate", 512, 2048), 4096),
+    ],
+)
+def test_the_context_is_the_models_or_the_shorter_one_of_vllm(trainer, length):
+    assert context_length(trainer) == length

@@ -91,10 +91,11 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         sources = make_chain(feedback) if args.fission else ()
         for source in sources:
             source.check()
-        if args.guard_tools:
-            self._guard_tools(given, args)
+        self._draws_tasks = given.get("train_dataset") is None  # `reset` draws them, so that only snapshots restore
         if args.fission:
             self._check_fission(given, args)
+        if args.guard_tools:
+            self._guard_tools(given, args)
         super().__init__(**given)
         self.special_tokens = SpecialTokenFilter()
         if args.guard_tools:
@@ -128,7 +129,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
         """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
         limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars)
-        replays = not args.fission or given.get("train_dataset") is not None  # else `reset` draws the task
+        replays = not (args.fission and self._draws_tasks)
 
         def guarded(factory: Any) -> Any:
             return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
@@ -282,6 +283,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         step = self.fission.pending.step
         ranks = gather_object([self.fission.collect()])
         metrics = self.fission.push(ranks, step)
+        if self._draws_tasks:  # another rank may recover from this rank's failure
+            for snapshots in gather_object([packed_snapshots(self.fission.buffered_snapshots())]):
+                self.fission.snapshots.update(snapshots)
         metrics.update(sum((rank.source_counts for rank in ranks), Counter()))
         self._log_cycle(metrics | {"feedback/seconds": max(rank.seconds for rank in ranks)})
 
