@@ -19,6 +19,7 @@ OPTIONS = {
     "tool_characters": "max_tool_result_chars",
     "journal": "log_instances",
 }
+NEWER = (("skip_zero_signal", False),)  # options that old results lack, with the value that they stand for
 METRICS = {
     "fission/world/out_of_order": "env/broken",
     "fission/world/cut": "env/truncated_results",
@@ -46,9 +47,10 @@ def new_names(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def old_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under their old names."""
+    """Options under their old names, without those that say what the code of then did anyway."""
     old = {new: name for name, new in OPTIONS.items()}
-    return {old.get(name, name): value for name, value in options.items()}
+    kept = {name: value for name, value in options.items() if (name, value) not in NEWER}
+    return {old.get(name, name): value for name, value in kept.items()}
 
 
 def _new(name: str) -> str:
