@@ -44,7 +44,7 @@ ERRORS = {
     "know the solution: which argument is off or that another call is needed, no value (leak guard).",
     "fixed_behind": "Behind the message of every failing call stands the paper's fixed text (a control).",
     "fixed_errors": "Every error of a tool is the paper's fixed text instead of its message.",
-    "no_errors": "Every error of a tool is an empty text.",
+    "no_errors": "Every error of a tool is its exception's name alone (in the recorded results: an empty text).",
 }
 """The sets for the untrained policy, each in a sentence."""
 SETS = (*TRANSFER, *ERRORS)

@@ -173,7 +173,7 @@ def test_a_message_without_other_wording_makes_the_case_missing_instead_of_using
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("poor_texts", POOR_TEXT), ("fixed_errors", FIXED_TEXT), ("no_errors", "")]
+    ("name", "text"), [("poor_texts", POOR_TEXT), ("fixed_errors", FIXED_TEXT), ("no_errors", "ToolError")]
 )
 def test_errors_that_do_not_help_say_the_same_of_every_error(name, text):
     records = played(name, lambda row, dialogue: wrong_first(row, dialogue) or [ToolCall("move_file", {})])
