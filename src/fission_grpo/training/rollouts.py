@@ -197,7 +197,7 @@ class RolloutReader:
         verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)
         if is_judged and task.reference is not None and self.step_reward is not None:
             step = self.step_reward.verdict_of(task.id, scores.completion_ids[i])
-            verdict = replace(verdict, failed=step.failed or turns[-1].truncated, parts=step.parts)
+            verdict = replace(verdict, failed=step.failed, parts=step.parts)
         if (corrective := scores.corrective_turns.get(i)) is not None:
             turns = (with_results(turns[0], corrective),)
             verdict = replace(verdict, failed=not corrective.resolved)

@@ -109,6 +109,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.cycle = Cycle([], self.num_generations)
         self._tool_schemas: dict[type, tuple[Any, ...]] = {}
         step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
+        if step_reward is not None:
+            step_reward.eos_ids = frozenset(self.eos_token_ids)  # it judges truncation too, once
         self._reader = RolloutReader(self._decode, self.eos_token_ids, args.failure_threshold, step_reward)
 
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
