@@ -87,36 +87,32 @@ def step_verdict(
         raise ValueError(f"task {task.id!r} has no reference calls; only step tasks can be judged on one turn")
     config = config or RewardConfig()
     r_fmt = format_reward(turn, expects_call=bool(task.reference))
-    stale = () if config.paper_formula else _wrong_before(task)
+    wrong_turns = () if config.paper_formula else _wrong_turns(task.failed, task.reference, config)
+    stale = [call for turn in wrong_turns for call in turn if not _is_among(call, task.reference)]
     is_whole = turn.error is None and not turn.truncated
     r_corr = correctness_reward(turn.calls, task.reference, config, stale) if is_whole else 0.0
     r_len = length_reward(length, config)
     if not config.paper_formula:
-        if not r_fmt or _repeats_failure(turn.calls, task, config):
-            r_fmt = r_corr = r_len = 0.0
-        elif not task.reference:
+        if not task.reference:
             r_len = 1.0
+        is_repeated = any(
+            all(_is_among(call, wrong) for call in turn.calls)
+            and r_corr <= correctness_reward(wrong, task.reference, config, stale)
+            for wrong in wrong_turns
+        )
+        if not r_fmt or is_repeated:
+            r_fmt = r_corr = r_len = 0.0
     w_fmt, w_corr = reward_weights(progress, config)
     reward = (w_fmt * r_fmt + w_corr * r_corr + r_len) / 3
     failed = r_fmt == 0 or r_corr < config.correctness_threshold
     return Verdict(reward, failed, {"format": r_fmt, "correctness": r_corr, "length": r_len})
 
 
-def _wrong_before(task: Task) -> list[ToolCall]:
-    """Calls of the failed turns that equal no call of the reference."""
-    reference = task.reference or ()
-    return [call for failed in task.failed for call in failed if not _is_among(call, reference)]
-
-
-def _repeats_failure(calls: Sequence[ToolCall], task: Task, config: RewardConfig) -> bool:
-    """Whether calls only repeat a turn that failed as wrong: none of them is new, and they do not improve on it."""
-    reference = task.reference or ()
-    earned = correctness_reward(calls, reference, config)
-    return any(
-        earned <= correctness_reward(failed, reference, config) < config.correctness_threshold
-        and all(_is_among(call, failed) for call in calls)
-        for failed in task.failed
-    )
+def _wrong_turns(
+    failed: Iterable[Sequence[ToolCall]], reference: Sequence[ToolCall], config: RewardConfig
+) -> list[Sequence[ToolCall]]:
+    """The failed turns whose calls were wrong; others were cut off, or else at fault."""
+    return [calls for calls in failed if correctness_reward(calls, reference, config) < config.correctness_threshold]
 
 
 def _is_among(call: ToolCall, calls: Sequence[ToolCall]) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.leak_guard import find_leak
+from fission_grpo.feedback.leak_guard import environment_said, find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource
 
@@ -24,8 +24,7 @@ class Feedback:
     text: str  # at most `MAX_LENGTH` characters; empty only if a source is silent on purpose
     source: str  # its name; "fixed" if no source of the chain had a usable text
     rejected: tuple[tuple[str, str], ...] = ()  # the sources before it, each with a reason ("leak", "HTTP 500", ...)
-    from_environment: bool = False  # whether it is the environment's own answer, see `sources.Diagnosis`
-    exempt: bool = False  # whether the leak guard would have refused it, had it not been the environment's own answer
+    exempt: bool = field(default=False, compare=False)  # whether only the environment's own answer may say so much
 
     @property
     def leaked(self) -> bool:
@@ -60,9 +59,7 @@ class FeedbackRequest:
             for i, future in zip(open_indices, futures, strict=True):
                 answer, is_exempt = _check_answer(_result(future), self.failures[i])
                 if answer.text is not None:
-                    results[i] = Feedback(
-                        answer.text, source.name, tuple(rejected[i]), answer.from_environment, is_exempt
-                    )
+                    results[i] = Feedback(answer.text, source.name, tuple(rejected[i]), is_exempt)
                 elif answer.reason:
                     rejected[i].append((source.name, answer.reason))
         return [results.get(i) or Feedback(FIXED_TEXT, "fixed", tuple(reasons)) for i, reasons in enumerate(rejected)]
@@ -88,7 +85,8 @@ def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[Diagnosis, bool]
     text = encodable(answer.text).strip()[:MAX_LENGTH]
     if not text:
         return Diagnosis(None, "no diagnosis"), False
-    is_leak = text != FIXED_TEXT and find_leak(text, failure) is not None
-    if is_leak and not answer.from_environment:
+    is_own = answer.from_environment or environment_said(text, failure)
+    is_leak = text != FIXED_TEXT and find_leak(text, failure, from_environment=False) is not None
+    if is_leak and not is_own:
         return Diagnosis(None, LEAK), False
     return replace(answer, text=text, reason=None), is_leak

@@ -58,7 +58,7 @@ _NO_VALUE = re.compile(  # a verb or a denied value follows
     r"(?:(?<!\w)(?:not|never|cannot|no)(?: \w+)?|n't(?: \w+)?|(?<!\w)(?:fail(?:s|ed|ure)?|(?:un)?able|"
     r"tr(?:y|ies|ied|ying)|"
     r"needs?|needed|wants?|wanted|has|have|had|how|order|attempt\w*|forgot|allowed|permitted|refused|possible|likely|"
-    r"ready|permission|access|required|expected|is|are|was|were) to) '?$"
+    r"ready|permission|access|required|expected|is|are|was|were) to|(?:log\w*|sign\w*) in) '?$"
 )
 _RIGHT_ONE = re.compile(
     r"'? (?:is|would be|was)(?: the)? (?:what|right|correct|needed|wanted|expected|meant|better|one)\b"
@@ -71,7 +71,7 @@ _COUNT = re.compile(r"(?:arguments?|parameters?|values?|items?|elements?|tokens?
 _LIST_MARK = re.compile(r"[.)] \w")
 _LINK = (
     r"(?:'s)?'?(?:[ =:]|(?:of|as|is|was|to|be|being|been|should|shall|must|needs?|has|have|ought|set|value|equals?|"
-    r"actually|exactly|really)(?= ))*'?$"
+    r"actually|exactly|really|at (?:least|most)|(?:more|less|greater) than)(?= ))*'?$"
 )
 
 
@@ -94,8 +94,7 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
         2 is used in "seats should be 2", "`seats`: 2" and "2 seats", but not in "2 validation errors for book".
     """
     left, right = text[max(0, start - 80) : start].rstrip("$€£#"), text[end : end + 40]
-    is_quoted, is_called = left.endswith("'") and right.startswith("'"), right.startswith("(")
-    if is_quoted or is_called:
+    if left.endswith("'") and right.startswith("'"):
         return True
     name = "|".join([MASK, *(rf"(?<!\w){re.escape(word)}" for word in names)])
     is_named = re.search(rf"(?:{name})(?:(?<=\w)e?s)?{_LINK}", left) is not None
@@ -107,7 +106,8 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
         return False
     if _ASSIGNED.search(left) or _RIGHT_ONE.match(right):
         return True
-    if _NO_VALUE.search(left) or not _CLOSED.match(right):
+    is_heading = right.startswith(":") and not left.strip()  # as "error: the request was rejected"
+    if is_heading or _NO_VALUE.search(left) or not _CLOSED.match(right):
         return False
     if is_number and left.endswith((" is ", " are ")):
         return True
