@@ -65,18 +65,17 @@ def environment_said(text: str, failure: Failure) -> bool:
 def is_message(text: str, result: ToolResult) -> bool:
     """Whether a text is the message or the content of a tool result, however it is escaped, spaced or cut."""
     forms = _renderings(text)
-    for said in (result.error, result.content):
-        if said is not None and (not forms.isdisjoint(_renderings(said)) or (len(text) >= CUT and text in said)):
-            return True
-    return False
+    messages = {form for said in (result.error, result.content) if said is not None for form in _renderings(said)}
+    if not forms.isdisjoint(messages):
+        return True
+    # the last characters may be a part of an escape sequence
+    return len(text) >= CUT and any(said.startswith(form[:-8]) for form in forms for said in messages)
 
 
 def _renderings(text: str) -> set[str]:
-    """A text as it is, and as JSON or a Python literal shows it, without quotes around it."""
-    return {
-        _flat(form)
-        for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1])
-    }
+    """A text as it is, and as JSON or a Python literal shows it; without spacing and quotes around it."""
+    escaped = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1])
+    return {_flat(form).strip("'\"` ") for form in (text, *escaped)}
 
 
 def _flat(text: str) -> str:
