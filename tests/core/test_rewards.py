@@ -247,7 +247,6 @@ GARBAGE = {
     "cut off": Turn("", content="Well, then", truncated=True),
     "cut off after a right call": Turn("", calls=(CD,), truncated=True),
 }
-PAPER = RewardConfig(paper_formula=True)
 
 
 def f(**arguments) -> ToolCall:
@@ -258,7 +257,8 @@ RIGHT = (f(a=1, b=2),)
 
 
 def reward_of(turn: Turn, reference=RIGHT, length=100, progress=0.0, config=None, failed=()):
-    return step_verdict(Task("t", "go", reference=reference, failed=failed), turn, length, progress, config).reward
+    task = Task("t", "go", reference=reference, **({"failed": failed} if failed else {}))
+    return step_verdict(task, turn, length, progress, config).reward
 
 
 @pytest.mark.parametrize(
@@ -304,11 +304,15 @@ def test_where_no_call_is_expected_a_short_answer_earns_as_much_as_a_ramble(leng
 def test_the_papers_formula_pays_every_completion_for_its_parts():
     done = Turn("Done.", content="Done.")
     # 2 tokens are 30 below the range of lengths: exp(-(30/16)^2 / 2) = 0.1724
-    assert reward_of(done, (), 2, config=PAPER) == pytest.approx((2 + 2 + math.exp(-((30 / 16) ** 2) / 2)) / 3)
-    assert reward_of(Turn("", error="unclosed"), (), config=PAPER) == pytest.approx(1 / 3)
-    assert reward_of(Turn("", calls=(CD,)), (), config=PAPER) == pytest.approx(1 / 3)
+    assert reward_of(done, (), 2, config=RewardConfig(paper_formula=True)) == pytest.approx(
+        (2 + 2 + math.exp(-((30 / 16) ** 2) / 2)) / 3
+    )
+    assert reward_of(Turn("", error="unclosed"), (), config=RewardConfig(paper_formula=True)) == pytest.approx(1 / 3)
+    assert reward_of(Turn("", calls=(CD,)), (), config=RewardConfig(paper_formula=True)) == pytest.approx(1 / 3)
     again = Turn("", calls=(f(a=1, b=0),))
-    assert reward_of(again, config=PAPER, failed=((f(a=1, b=0),),)) == pytest.approx(4.5 / 3)
+    assert reward_of(again, config=RewardConfig(paper_formula=True), failed=((f(a=1, b=0),),)) == pytest.approx(
+        4.5 / 3
+    )
 
 
 # -- repeated failures -----------------------------------------------------------------------------------------------
@@ -422,7 +426,7 @@ def test_a_completion_without_end_token_is_truncated_and_earns_nothing():
     assert [reward.verdict_of("t", one).failed for one in ids] == [False, False, True, True, True]
     parts = reward.verdict_of("t", ids[2]).parts
     assert parts == {"format": 0, "correctness": 0, "length": 0}
-    by_the_paper = StepReward(PAPER, [END])([text], [[1] * 100], [ROW])
+    by_the_paper = StepReward(RewardConfig(paper_formula=True), [END])([text], [[1] * 100], [ROW])
     assert by_the_paper == pytest.approx([1 / 3])  # for its length alone
 
 

@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 
-from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.core.types import PARSE_ERROR, Task, ToolCall, ToolResult
 from fission_grpo.envs.restore import (
     TASK_KEY,
+    make_call,
     make_restorable,
     replay,
+    snapshot_after,
     without_task,
 )
 from fission_grpo.envs.wrapper import tool_methods
@@ -108,3 +110,25 @@ def test_environment_whose_reset_cannot_be_replaced_is_named():
 
 def test_reward_functions_see_the_users_columns_only():
     assert without_task({"prompt": "p", TASK_KEY: task()}) == {"prompt": "p"}
+
+
+def test_the_snapshot_after_some_calls_is_of_the_state_that_they_left():
+    class Saved(Counter):
+        def _snapshot(self):
+            return self.value
+
+        def _restore(self, state):
+            self.value = state
+
+    counter = make_restorable(Saved, asyncio.run)()
+    counter.reset(start=5)
+    tools, results, values = tool_methods(counter), [], [5]
+    for amount in (1, 20, 3):  # the second one fails, though it adds
+        results.append(make_call(tools, ToolCall("add", {"amount": amount})))
+        values.append(counter.value)
+    assert values == [5, 6, 26, 29]
+    assert [snapshot_after(counter, results[:n]) for n in range(4)] == values
+    # an unreadable call and an unknown tool change nothing, and have no snapshot of their own
+    unreadable = past(ToolCall("add", {PARSE_ERROR: "unclosed"}))
+    assert snapshot_after(counter, [results[0], unreadable, past(ToolCall("fly"))]) == 6
+    assert snapshot_after(counter, [*results, past(ToolCall("add", {"amount": 1}))]) is None  # never made

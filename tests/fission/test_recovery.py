@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from fission_grpo.core.chat import parse
-from fission_grpo.core.serialization import recovery_id
+from fission_grpo.core.chat import parse, render_call
+from fission_grpo.core.rewards import StepReward
+from fission_grpo.core.serialization import recovery_id, task_from_json, task_to_json
 from fission_grpo.core.types import (
     PARSE_ERROR,
     ErrorKind,
@@ -188,6 +189,24 @@ def test_unparsed_call_that_was_told_in_the_episode_is_not_answered_twice():
 def test_wrong_call_that_was_never_executed_is_answered_like_a_tool_would():
     task = recovery_task(failure((Turn("c", calls=(CALL,)),), ErrorKind.WRONG_CALL, 0), "`name` is wrong")
     assert task.prompt[-1] == {"role": "tool", "name": "delete", "content": "`name` is wrong"}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kind", [ErrorKind.WRONG_CALL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED])
+def test_the_failed_call_again_is_the_worst_call_of_a_recovery_group(kind, depth):
+    def call(**arguments):
+        return ToolCall("book", {"city": "Oslo", "day": 3, **arguments})
+
+    task = Task("t", ASK, reference=(call(seats=2),))
+    for n in range(depth):
+        again = ToolCall("book", dict(reversed(call(seats=n + 5).arguments.items())))
+        task = recovery_task(Failure(task, (Turn("c", calls=(call(seats=n + 5),)),), kind, call_index=0), "seats?")
+    row = task_to_json(task_from_json(task_to_json(task)))
+    answers = [call(seats=2), call(seats=9), call(day=4, seats=9), ToolCall("cancel"), again]
+    texts = [render_call(answer) for answer in answers]
+    rewards = StepReward()(texts, [[i] * 100 for i in range(5)], [row] * 5)
+    # R_corr 2, 2 * (0.5 + 0.5 * 2/3), 2 * (0.5 + 0.5 * 1/3), 0: (2 + R_corr + 1) / 3; the same again earns nothing
+    assert rewards == pytest.approx([5 / 3, (3 + 5 / 3) / 3, (3 + 4 / 3) / 3, 1, 0])
 
 
 def test_missing_call_is_pointed_out_by_the_user():
