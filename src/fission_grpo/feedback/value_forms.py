@@ -41,37 +41,47 @@ _NO = rf"{_SET}(?:no(?=['.,;!?]|$)|disabled?|unchecked|off{_NOT_A_PLACE})(?!\w)|
 
 # Short values stand in most texts by chance, so they count only where a text uses them as a value. [all ours]
 SHORT_WORD, SHORT_NUMBER = 8, 1_000  # short are words of fewer letters, and whole numbers below
-_ASSIGNED = re.compile(r"(?:(?<![<>!])=|[-=]>) ?'?$")
-_OPENED = re.compile(rf"(?:^|[:(\[{{,;.!?|*•{MASK}]|(?<!\w)-) ?'?$")
+_ASSIGNED = re.compile(r"(?:(?<![<>!])=|[-=]>|→) ?'?$")
+_OPENED = re.compile(rf"(?:^|[:(\[{{|*•{MASK}] ?|(?:[,;.!?]|(?<!\w)-) |'[.])'?$")
 _CLOSED = re.compile(
     r"'(?!\w)|(?:$|[)\]}]|[.,;:!?]+(?=[\s')\]}]|$)| [-|(]"
-    r"| (?:instead|please|not|but|rather|and|or|for|as|here|because|since|so|then|if)\b)"
+    r"| (?:instead|please|not|but|rather|and|or|for|as|here|because|since|so|then|if|of (?:them|these|those|it))\b)"
 )
 _CUE = re.compile(
     r"(?<!\w)(?:us(?:e|es|ing)|try|trying|want(?:s|ed)?|need(?:s|ed)?|requires?|expect(?:s|ed)?|choose|pick|select|"
     r"give|pass|put|enter|provide|write|say|ask|set|make|call|run|take|means?|meant|be|been|equals?|called|named|hint|got|"
     r"answer|value|correct|right|actually|rather|really|exactly|just|simply|here|but|with|into|"
-    r"(?:it|this|that|value|answer|one|option) (?:is|has to be)|it's)(?: (?:it|the|to|for))? '?$"
+    r"(?:it|this|that|value|answer|one|option) (?:is|has to be)|it's)(?: (?:it|the|to|for|number|value|word))* '?$"
 )
-_PLACED = re.compile(r"(?<!\w)(?:to|in|at|from|for) '?$")
+_PLACED = re.compile(r"(?<!\w)(?:to|in|at|from|for|as) '?$")
 _NO_VALUE = re.compile(  # a verb or a denied value follows
     r"(?:(?<!\w)(?:not|never|cannot|no)(?: \w+)?|n't(?: \w+)?|(?<!\w)(?:fail(?:s|ed|ure)?|(?:un)?able|"
     r"tr(?:y|ies|ied|ying)|"
-    r"needs?|needed|wants?|wanted|has|have|had|how|order|attempt\w*|forgot|allowed|permitted|refused|possible|likely|"
+    r"needs?|needed|wants?|wanted|has|have|had|how|order|attempt\w*|forgot|allowed|permitted|refused|possible|likely|\w+thing|"
     r"ready|permission|access|required|expected|is|are|was|were) to|(?:log\w*|sign\w*) in) '?$"
 )
 _RIGHT_ONE = re.compile(
-    r"'? (?:is|would be|was)(?: the)? (?:what|right|correct|needed|wanted|expected|meant|better|one)\b"
+    r"'? (?:is|are|was|were|would be)(?: the)? (?:what|right|correct|needed|wanted|expected|meant|better|one)\b"
+)
+_IDENTIFIER = re.compile(
+    r"' (?:is not defined|is undefined|object (?:is|has)|has no attribute|is an invalid keyword)\b"
+)
+_NAMED_IN_ERROR = re.compile(
+    r"(?<!\w)(?:missing|unexpected|unknown|extra|required|no)(?!\w)[^.;]{0,40}(?:arguments?|parameters?|attributes?|"
+    r"fields?|keys?|columns?|propert(?:y|ies)):? (?:'\w+'(?:, | and |, and ))*'$"
 )
 _OTHER_NUMBER = re.compile(
     r"(?<!\w)(?:line|col(?:umn)?|(?:exit|return|error|status) ?(?:code|status)?|code|errno|port|pid|pos(?:ition)?|"
     r"char(?:acter)?|index|step|attempt|retries|level|version|limit|max(?:imum)?|min(?:imum)?|length)\b[ '=:is]*$"
 )
-_COUNT = re.compile(r"(?:arguments?|parameters?|values?|items?|elements?|tokens?|times?),? (?:but )?got $")
+_COUNT = re.compile(
+    r"(?:arguments?|parameters?|values?|items?|elements?|tokens?|times?|expected \d+),? (?:but )?got $"
+)
 _LIST_MARK = re.compile(r"[.)] \w")
 _LINK = (
-    r"(?:'s)?'?(?:[ =:]|(?:of|as|is|was|to|be|being|been|should|shall|must|needs?|has|have|ought|set|value|equals?|"
-    r"actually|exactly|really|at (?:least|most)|(?:more|less|greater) than)(?= ))*'?$"
+    r"(?:'s)?'?(?:[ =:(→]|[-=]>|(?:of|as|is|was|to|be|being|been|should|shall|must|needs?|has|have|ought|set|value|"
+    r"count|number|equals?|actually|exactly|really|at (?:least|most)|(?:more|less|greater) than|by|in|"
+    r"(?:that )?(?:you|we|they|the user) (?:needs?|wants?|meant|asked for))(?= ))*'?$"
 )
 
 
@@ -95,23 +105,32 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
     """
     left, right = text[max(0, start - 80) : start].rstrip("$€£#"), text[end : end + 40]
     if left.endswith("'") and right.startswith("'"):
+        return not _IDENTIFIER.match(right) and not _NAMED_IN_ERROR.search(left)
+    word = "|".join([MASK, *(rf"(?<!\w){re.escape(name)}" for name in names)])
+    is_named = re.search(rf"(?:{word})(?:(?<=\w)e?s)?{_LINK}", left) is not None
+    is_before_name = re.match(rf"'?[ -]?(?:{word})(?:(?<=\w)e?s)?(?!\w)", right) is not None
+    if is_number and (is_named or is_before_name):
         return True
-    name = "|".join([MASK, *(rf"(?<!\w){re.escape(word)}" for word in names)])
-    is_named = re.search(rf"(?:{name})(?:(?<=\w)e?s)?{_LINK}", left) is not None
-    if is_number and (is_named or re.match(rf"'?[ -]?(?:{name})(?:(?<=\w)e?s)?(?!\w)", right)):
-        return True
-    if is_number and (
-        _OTHER_NUMBER.search(left) or _COUNT.search(left) or (_OPENED.search(left) and _LIST_MARK.match(right))
-    ):
+    is_item = _OPENED.search(left) is not None
+    if is_number and (_OTHER_NUMBER.search(left) or _COUNT.search(left) or (is_item and _LIST_MARK.match(right))):
         return False
-    if _ASSIGNED.search(left) or _RIGHT_ONE.match(right):
+    if _ASSIGNED.search(left) or _RIGHT_ONE.match(right) or re.match(rf"'? (?:is|was) the (?:{word})", right):
         return True
-    is_heading = right.startswith(":") and not left.strip()  # as "error: the request was rejected"
+    wanted = r"(?:is|was|were) (?:requested|asked|needed|wanted|right)"
+    if re.match(rf"'? (?:(?:{word})s? )?{wanted}" if is_before_name else f"'? {wanted}", right) and (
+        is_named or is_number or is_before_name
+    ):
+        return True
+    is_cued, is_placed = _CUE.search(left) is not None, _PLACED.search(left) is not None
+    if is_before_name and (is_cued or is_placed):  # as "use open mode"
+        return True
+    # as "error: the request was rejected", "file not found", "none of them"
+    is_heading = right.startswith((":", " not ", " of ")) and not left.strip()
     if is_heading or _NO_VALUE.search(left) or not _CLOSED.match(right):
         return False
     if is_number and left.endswith((" is ", " are ")):
         return True
-    return is_named or any(pattern.search(left) for pattern in (_OPENED, _CUE, _PLACED))
+    return is_named or is_item or is_cued or is_placed
 
 
 def normalize(value: Any) -> str:
