@@ -114,12 +114,10 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
     is_item = _OPENED.search(left) is not None
     if is_number and (_OTHER_NUMBER.search(left) or _COUNT.search(left) or (is_item and _LIST_MARK.match(right))):
         return False
-    if _ASSIGNED.search(left) or _RIGHT_ONE.match(right) or re.match(rf"'? (?:is|was) the (?:{word})", right):
+    if _ASSIGNED.search(left) or _RIGHT_ONE.match(right) or re.match(rf"'? (?:is|was) the (?:{word})\b", right):
         return True
-    wanted = r"(?:is|was|were) (?:requested|asked|needed|wanted|right)"
-    if re.match(rf"'? (?:(?:{word})s? )?{wanted}" if is_before_name else f"'? {wanted}", right) and (
-        is_named or is_number or is_before_name
-    ):
+    is_wanted = rf"'?(?: (?:{word})s?)? (?:is|was|were) (?:requested|asked|needed|wanted|right)\b"
+    if (is_named or is_before_name or is_number) and re.match(is_wanted, right):
         return True
     is_cued, is_placed = _CUE.search(left) is not None, _PLACED.search(left) is not None
     if is_before_name and (is_cued or is_placed):  # as "use open mode"
