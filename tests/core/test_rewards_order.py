@@ -1,4 +1,4 @@
-"""What earns how much: garbage, truncated and repeated answers against wrong and right calls, and the reward function."""
+"""What earns how much: garbage, truncated and repeated answers against wrong and right calls; the reward function."""
 
 import math
 

@@ -120,7 +120,7 @@ TOOLS_AS_WORDS = (
     ("cd", "a cd drive was not found"),
 )
 VALUES = (("unit", "c"), ("city", "Nice"), ("unit", "celsius"), ("mode", "open"), ("cabin", "first"), ("city", "rome"))
-TOLD_WORDS = (  # hints that give a word away
+HINTED_WORDS = (  # hints that give a word away
     "use {p} {v}",
     "use {v}",
     "use {v} instead",
@@ -189,7 +189,7 @@ def test_a_tool_name_used_as_a_word_is_no_leak(tool, message):
 
 
 @pytest.mark.parametrize(("name", "value"), VALUES)
-@pytest.mark.parametrize("hint", TOLD_WORDS)
+@pytest.mark.parametrize("hint", HINTED_WORDS)
 def test_a_word_used_as_a_value_is_a_leak(hint, name, value):
     found = find_reference_leak(hint.format(p=name, v=value), [ToolCall("f", {name: value})], MADE)
     assert found == f"the value of `{name}`"

@@ -31,7 +31,7 @@ from fission_grpo.feedback.value_forms import (
 
 FRAGMENT = 24  # a piece of a value with this many letters and digits counts as the value [ours]
 CUT = 1_000  # a text of at least as many characters that begins a message is that message, cut to length [ours]
-SENTENCE = 4  # a part of a tool result with at least as many words is something that the result says [ours]
+SENTENCE = 6  # a part of a tool result with at least as many words is something that the result says [ours]
 COMMON_WORDS = frozenset(  # values that count only in quotes or after "=", because most texts contain them [ours]
     "a an and as at be by for i if in is it must no not of on one or the to try value you".split()  # noqa: SIM905
 )
@@ -57,9 +57,10 @@ def environment_said(text: str, failure: Failure) -> bool:
     results = [*failure.task.history, *(result for turn in failure.turns for result in turn.results)]
     if any(is_message(text, result) for result in results):
         return True
-    return len(text.split()) >= SENTENCE and any(
-        form in _flat(result.content) for form in _renderings(text) for result in results
-    )
+    if len(text.split()) < SENTENCE:
+        return False
+    forms, contents = _renderings(text), [said for result in results for said in _renderings(result.content)]
+    return any(form in said for form in forms for said in contents)
 
 
 def is_message(text: str, result: ToolResult) -> bool:
@@ -68,18 +69,18 @@ def is_message(text: str, result: ToolResult) -> bool:
     messages = {form for said in (result.error, result.content) if said is not None for form in _renderings(said)}
     if not forms.isdisjoint(messages):
         return True
-    # the last characters may be a part of an escape sequence
-    return len(text) >= CUT and any(said.startswith(form[:-8]) for form in forms for said in messages)
+    begins = {re.sub(r"\\[\\ux0-9a-f]{0,5}$", "", form) for form in forms}  # without a part of an escape sequence
+    return len(text) >= CUT and any(said.startswith(form) for form in begins for said in messages)
 
 
 def _renderings(text: str) -> set[str]:
     """A text as it is, and as JSON or a Python literal shows it; without spacing and quotes around it."""
-    escaped = (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1])
-    return {_flat(form).strip("'\"` ") for form in (text, *escaped)}
-
-
-def _flat(text: str) -> str:
-    return " ".join(text.split())
+    forms = {
+        form
+        for plain in {text, text.strip()}
+        for form in (plain, json.dumps(plain)[1:-1], json.dumps(plain, ensure_ascii=False)[1:-1], repr(plain)[1:-1])
+    }
+    return {" ".join(form.split()).strip("'\"` ") for form in forms}
 
 
 def find_reference_leak(
