@@ -104,9 +104,11 @@ def find_reference_leak(
     text = _hide_public(normalize(text), reference, failed, tools)
     called = [call.name for call in failed]
     for call in reference:
+        if call.name in called:
+            continue
         hidden = _hide_written(text, _quotations(called), call.name)
         is_called = any(hidden.startswith("(", end) for _, end in _word_spans(hidden, normalize(call.name)))
-        if call.name not in called and (is_called or _states(hidden, call.name, TOOL_WORDS, proper)):
+        if is_called or _states(hidden, call.name, TOOL_WORDS, proper):
             return f"the name of tool {quoted(call.name)}"
     written: dict[str, list[Any]] = defaultdict(list)
     for name, _, value in _arguments(failed):
