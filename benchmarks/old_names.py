@@ -19,7 +19,7 @@ OPTIONS = {
     "tool_characters": "max_tool_result_chars",
     "journal": "log_instances",
 }
-NEWER = (("skip_zero_signal", False),)  # options that old results lack, with the value that they stand for
+NEWER = (("skip_zero_signal", False), ("paper_formula", True))  # options that old results lack, as they were then
 METRICS = {
     "fission/world/out_of_order": "env/broken",
     "fission/world/cut": "env/truncated_results",

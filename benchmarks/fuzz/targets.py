@@ -33,6 +33,7 @@ from fission_grpo.evaluation.bfcl.decoding import decode_hermes, decode_python, 
 from fission_grpo.feedback.leak_guard import (
     COMMON_WORDS,
     find_reference_leak,
+    is_short,
     letters_and_digits,
     normalize,
     number_of,
@@ -139,6 +140,8 @@ def leak_guard(data: bytes) -> None:
     plain = normalize(told).replace("`", "'")
     if "`" in told or not letters_and_digits(plain) or plain in COMMON_WORDS or re.search(r"true|false", plain):
         return  # found as a quotation only, or public as a list of all there is
+    if is_short(plain):
+        return  # found where it is used as a value
     assert find_reference_leak(f"{before} {told} {after}", reference) is not None, (before, told, after)
     if not any(option in plain for option in ("economy", "zqcabinzq", "first", "book", "cancel")):
         assert find_reference_leak(f"{before} {told} {after}", reference, (), TOOLS) is not None, (before, told, after)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from fission_grpo.core.chat import parse
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall
 
 FILE = Path(__file__).with_name("refused.jsonl.gz")
+OTHER_SENSE = re.compile(  # texts with a number or word that is no argument there
+    r"missing 1 required positional argument: '\w+'$|delimiter at character 69$|(?:value|quotes) at character [12]$"
+    r"|(?:Priority|position) must be between \d and \d\.$|with ID (?:16|[1-5]) not found\.$|^Start the engine before"
+)
 
 
 @dataclass(frozen=True)
@@ -49,5 +54,7 @@ def load_recorded(path: Path = FILE) -> Iterator[Recorded]:
         reference = tuple(ToolCall(**call) for call in row["reference"])
         task = Task("recorded", tuple(row["messages"]), tools[row["tools"]], reference)
         failure = Failure(task, (parse(row["failed"]),), ErrorKind(row["kind"]), row["detail"], row["call_index"])
-        rest = (row["found"], row["record"], row["source"], row.get("false_alarm", ""))
-        yield Recorded(row["text"], failure, *rest)
+        false_alarm = row.get("false_alarm", "")
+        if (row["found"] or "").startswith("the value") and OTHER_SENSE.search(row["text"]):
+            false_alarm = "the value stands there in another sense"
+        yield Recorded(row["text"], failure, row["found"], row["record"], row["source"], false_alarm)

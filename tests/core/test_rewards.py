@@ -189,8 +189,10 @@ def test_the_whole_reward_is_a_third_of_its_weighted_parts():
     half = verdict(Turn("", calls=(cd("b"),)), length=16, progress=0.5)
     assert half.reward == pytest.approx((1.5 + 1.25 + math.exp(-0.5)) / 3)
     assert half.parts == {"format": 1.0, "correctness": 1.0, "length": pytest.approx(math.exp(-0.5))}
-    # malformed: (2*0 + 1*0 + 1) / 3 = 1/3
-    assert verdict(Turn("", error="unclosed <tool_call>")).reward == pytest.approx(1 / 3)
+    # malformed: nothing, and by the paper's formula (2*0 + 1*0 + 1) / 3 = 1/3
+    malformed = Turn("", error="unclosed <tool_call>")
+    assert verdict(malformed).reward == 0
+    assert verdict(malformed, config=RewardConfig(paper_formula=True)).reward == pytest.approx(1 / 3)
 
 
 def test_failed_means_bad_form_or_correctness_below_the_threshold():
@@ -214,6 +216,7 @@ def test_a_task_without_reference_cannot_be_judged_on_a_turn():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        *(("paper_formula", 1), ("paper_formula", "yes")),
         *(("alpha", 1.5), ("alpha", True), ("correctness_threshold", 0), ("correctness_threshold", 2.5)),
         *(("length_band", -1), ("length_width_short", 0), ("length_width_long", math.nan), ("format_weight_end", "1")),
     ],
@@ -227,9 +230,7 @@ def test_the_reward_function_hands_out_the_verdicts_of_its_last_call():
     reward, row = StepReward(), task_to_json(Task("t", "go", reference=(CD,)))
     text = render_call(CD)
     rewards = reward([text, "no"], [[1, 2], [3]], [row, row])
-    verdicts = [reward.verdict_of("t", [1, 2]), reward.verdict_of("t", (3,))]
-    assert rewards == [verdict.reward for verdict in verdicts]
-    assert [verdict.failed for verdict in verdicts] == [False, True]
+    assert rewards == [verdict.reward for verdict in reward.verdicts]
+    assert [verdict.failed for verdict in reward.verdicts] == [False, True]
     reward([text], [[4]], [row])
-    with pytest.raises(KeyError):
-        reward.verdict_of("t", [3])
+    assert [verdict.failed for verdict in reward.verdicts] == [False]

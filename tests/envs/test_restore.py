@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.core.types import PARSE_ERROR, Task, ToolCall, ToolResult
 from fission_grpo.envs.restore import (
     TASK_KEY,
+    make_call,
     make_restorable,
     replay,
     snapshot_after,
@@ -209,3 +210,25 @@ def test_without_replays_a_task_needs_its_snapshot():
     assert restored(SharedPile, pile_task(), None, replays=False).get_reward() is None
     with pytest.raises(ValueError, match="Pile draws its own tasks"):
         make_restorable(Pile, asyncio.run, replays=False)()
+
+
+def test_the_snapshot_after_some_calls_is_of_the_state_that_they_left():
+    class Saved(Counter):
+        def _snapshot(self):
+            return self.value
+
+        def _restore(self, state):
+            self.value = state
+
+    counter = make_restorable(Saved, asyncio.run)()
+    counter.reset(start=5)
+    tools, results, values = tool_methods(counter), [], [5]
+    for amount in (1, 20, 3):  # the second one fails, though it adds
+        results.append(make_call(tools, ToolCall("add", {"amount": amount})))
+        values.append(counter.value)
+    assert values == [5, 6, 26, 29]
+    assert [snapshot_after(counter, results[:n]) for n in range(4)] == values
+    # an unreadable call and an unknown tool change nothing, and have no snapshot of their own
+    unreadable = past(ToolCall("add", {PARSE_ERROR: "unclosed"}))
+    assert snapshot_after(counter, [results[0], unreadable, past(ToolCall("fly"))]) == 6
+    assert snapshot_after(counter, [*results, past(ToolCall("add", {"amount": 1}))]) is None  # never made

@@ -1,11 +1,14 @@
 """What gives the answer away and what does not."""
 
+import json
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fission_grpo.core.chat import read_result
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, ToolResult, Turn
 from fission_grpo.feedback.leak_guard import find_leak, find_reference_leak, letters_and_digits, normalize
 
@@ -195,6 +198,48 @@ def test_what_the_environment_said_is_no_leak():
     failure = Failure(task, (turn,), ErrorKind.WRONG_CALL)
     assert find_leak("did you mean New York?", failure) is None
     assert find_leak("error: did you mean New York?", failure) == "the value of `city`"
+
+
+CALL = ToolCall("get_weather", {"city": "Boston"})
+SAID = "no such city;\n\ttry \"New York\" or 'Albany' (C:\\new)"
+
+
+def failure_with(*contents, history=(), **error):
+    """A failure whose turns had these results."""
+    turns = tuple(Turn("", calls=(CALL,), results=(replace(read_result(CALL, content), **error),))
+                  for content in contents)  # fmt: skip
+    task = Task("t", "weather", tools=TOOLS, reference=tuple(REFERENCE), history=history)
+    return Failure(task, turns, ErrorKind.WRONG_CALL)
+
+
+@pytest.mark.parametrize("content", [SAID, str({"error": SAID}), json.dumps({"error": SAID}), f"error: {SAID}"])
+@pytest.mark.parametrize(
+    "text", [SAID, SAID.replace("\n\t", " "), repr(SAID), json.dumps(SAID), f"  {SAID}\n", SAID[:32]]
+)
+def test_a_message_of_the_environment_is_no_leak_however_it_is_quoted(content, text):
+    assert find_reference_leak(text, REFERENCE, [CALL], TOOLS) == "the value of `city`"
+    assert find_leak(text, failure_with(content)) is None
+    assert find_leak(text, failure_with(content, "ok")) is None  # of an earlier turn
+    earlier = read_result(CALL, content)
+    assert find_leak(text, failure_with("ok", history=(earlier,))) is None  # of the rollout before
+    assert find_leak(text, failure_with("ok", error=SAID)) is None or text == SAID[:32]  # the error alone is known
+    assert find_leak(text, failure_with("ok")) == "the value of `city`"
+    assert find_leak(text, failure_with(content), from_environment=False) == "the value of `city`"
+
+
+def test_a_value_picked_out_of_a_result_is_a_leak():
+    listed = failure_with("there is weather for Albany, New York and Boston")
+    assert find_leak("New York", listed) == "the value of `city`"
+    assert find_leak("use New York", listed) == "the value of `city`"
+    assert find_leak("New York and Boston", listed) == "the value of `city`"
+    assert find_leak("New York", failure_with("New York")) is None
+
+
+def test_a_long_message_that_was_cut_is_still_the_environments():
+    long = "did you mean 'New York'?\n" * 200
+    for content in (long, str({"error": long}), json.dumps({"error": long})):
+        assert find_leak(long[:2000], failure_with(content)) is None
+    assert find_leak(long[:2000] + " yes", failure_with(long)) == "the value of `city`"
 
 
 def test_texts_are_compared_without_case_width_quotes_and_spacing():

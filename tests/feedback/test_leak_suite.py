@@ -25,13 +25,17 @@ def rows(tmp_path_factory):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def load_module(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def recorded():
-    spec = importlib.util.spec_from_file_location("recorded", FOLDER / "recorded.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recorded"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return list(module.load_recorded())
+    return list(load_module("recorded").load_recorded())
 
 
 def found(row):
@@ -70,7 +74,21 @@ def test_the_recorded_texts_that_passed_still_pass(recorded):
     assert not [one.text for one in passed if find_leak(one.text, one.failure) is not None]
 
 
-def test_the_only_old_false_alarm_quotes_the_failed_call(recorded):
-    (one,) = [one for one in recorded if one.false_alarm]
+def test_the_old_false_alarms_hold_a_short_value_in_another_sense_or_quote_the_failed_call(recorded):
+    false_alarms = [one for one in recorded if one.false_alarm]
+    assert len(false_alarms) == 1 + 75
+    (one,) = [one for one in false_alarms if "another sense" not in one.false_alarm]
     assert "got 'April 4, 2027'" in one.text
     assert one.failure.calls[0].arguments["travel_date"] == "April 4, 2027"
+
+
+def test_short_values_are_told_from_words_and_counts_in_free_sentences():
+    cases = load_module("short_values")
+    assert len(cases.INNOCENT) >= 175
+    assert len(cases.LEAKING) >= 170
+    assert cases.false_alarms() == [("format", "json", "Expecting value in json")]
+    assert [text for *_, text in cases.missed()] == [
+        "Anna should get it",
+        "booking for 2 people",
+        "message bob instead",
+    ]

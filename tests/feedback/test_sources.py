@@ -19,6 +19,7 @@ from fission_grpo.core.types import (
 from fission_grpo.feedback.leak_guard import find_reference_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest, feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
+from fission_grpo.feedback.shuffled import ShuffledFeedback
 from fission_grpo.feedback.sources import (
     FIXED_TEXT,
     SOURCES,
@@ -177,8 +178,64 @@ def test_a_leaking_text_is_replaced_and_counted_whatever_the_source():
     assert feedback == Feedback(FIXED_TEXT, "fixed", (("mine", "leak"),))
     assert feedback.leaked
     raised = failure(detail="only Oslo is served", reference=(RIGHT,))
-    assert feedback_for(raised, make_chain("environment")).leaked
     assert rules(raised) == "error: the tool reported an error"
+
+
+ENVIRONMENTS_MESSAGES = (  # as the environments of benchmarks/evidence answer
+    "only Oslo is served",
+    "no weather for 'Rome'; did you mean 'Oslo'?",
+    "units must be celsius here, as no station of Rome measures fahrenheit",
+    '{"error": "unknown city", "available": ["Oslo"]}',
+    "Oslo",
+)
+
+
+def marked(text):
+    return lambda _: Diagnosis(text, from_environment=True)
+
+
+def attributed(text):
+    def call_the_tool(_: Failure) -> str:
+        return text
+
+    call_the_tool.from_environment = True
+    return call_the_tool
+
+
+@pytest.mark.parametrize("make", [marked, attributed])
+@pytest.mark.parametrize("text", ENVIRONMENTS_MESSAGES)
+def test_what_a_source_got_from_the_environment_itself_is_no_leak_and_is_counted(text, make):
+    feedback = asked(make(text), reference=(RIGHT,))
+    assert feedback == Feedback(text, "mine")
+    assert (feedback.exempt, feedback.leaked) == (True, False)
+    assert asked(lambda _: text, reference=(RIGHT,)).leaked  # the same from a source that only knows the reference
+
+
+@pytest.mark.parametrize("text", ENVIRONMENTS_MESSAGES)
+def test_the_environment_source_may_quote_the_environment(text):
+    feedback = feedback_for(failure(detail=text, reference=(RIGHT,)), make_chain("environment"))
+    assert feedback == Feedback(text, "environment")
+    assert feedback.exempt
+
+
+def test_a_message_without_a_value_is_not_counted_as_an_exemption():
+    assert not asked(marked("try again later"), reference=(RIGHT,)).exempt
+    assert not asked(marked("Oslo")).exempt  # no reference, nothing to leak
+
+
+def test_a_function_that_returns_a_diagnosis_gives_its_reason():
+    assert asked(lambda _: Diagnosis(None, "no connection")).rejected == (("mine", "no connection"),)
+    assert asked(lambda _: Diagnosis("  \n", from_environment=True)).rejected == (("mine", "no diagnosis"),)
+    long = asked(marked("Oslo " * 9999), reference=(RIGHT,))
+    assert (len(long.text), long.exempt) == (MAX_LENGTH, True)
+
+
+def test_the_environments_message_on_another_failure_is_guarded_as_any_text():
+    environments = FunctionSource("mine", marked("only Oslo is served"))
+    tasks = [Task(name, f"go {name}", reference=(RIGHT,)) for name in "ab"]
+    failures = [Failure(task, (Turn("x"),), ErrorKind.RAISED) for task in tasks]
+    answers = FeedbackRequest(failures, [ShuffledFeedback(environments)]).feedback()
+    assert [answer.leaked for answer in answers] == [True, True]
 
 
 def test_what_the_environment_has_said_in_the_dialogue_is_no_leak():
@@ -186,6 +243,7 @@ def test_what_the_environment_has_said_in_the_dialogue_is_no_leak():
     turn = Turn("x", calls=(ToolCall("get_weather", {"city": "Rome"}),), results=(result,))
     said = Failure(Task("t", "go"), (turn,), ErrorKind.RAISED, "only Oslo is served", 0, expected=(RIGHT,))
     assert feedback_for(said, make_chain("rules")) == Feedback("only Oslo is served", "rules")
+    assert feedback_for(said, make_chain("rules")).exempt
     assert feedback_for(said, [FunctionSource("mine", lambda _: "you meant Oslo")]).leaked
 
 

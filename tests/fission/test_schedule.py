@@ -37,6 +37,18 @@ def test_never_twice_in_a_row_even_after_a_long_wait():
     assert phases(share, 4) == "rere"
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])
+def test_no_more_than_one_recover_cycle_is_ever_due(ratio):
+    share = RecoverySchedule(ratio)
+    credits = []
+    for _ in range(40):
+        share.record_explore(0.0)
+        credits.append(share.state()["credit"])
+    assert max(credits) == 1.0
+    share.record_recovery(0.0)
+    assert share.state()["credit"] == 0.0
+
+
 def test_adaptive_share_recovers_less_while_recovery_groups_have_no_gradient():
     share = RecoverySchedule(0.5, adaptive=True)
     assert phases(share, 200, flat_explore=0.0, flat_recover=1.0).count("r") < 40  # half would be 100

@@ -10,6 +10,9 @@ from trainer_support import COMMON, events, history
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
+from fission_grpo.core.rewards import StepReward
+from fission_grpo.core.types import Task, ToolCall
+from fission_grpo.data.step_tasks import to_rows
 from fission_grpo.inference.pretrained import load_starter
 
 
@@ -200,6 +203,28 @@ def test_questions_that_share_an_id_are_different_tasks(tmp_path, ids):
     )  # fmt: skip
     trainer.train()
     assert history(trainer, "fission/pushed") == [16.0]
+
+
+def test_step_tasks_that_share_an_id_are_judged_by_their_own_references(tmp_path):
+    _, tokenizer = load_starter()
+    question = ({"role": "user", "content": "Look?"},)
+    tool = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    tasks = [Task("t", question, (tool,), (ToolCall("look"),) * (n % 2)) for n in range(16)]
+
+    def text_rollouts(prompts, trainer):
+        answer = [*tokenizer("no")["input_ids"], tokenizer.eos_token_id]
+        prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        return {
+            "prompt_ids": prompt_ids, "completion_ids": [answer] * len(prompts), "logprobs": [[0.0] * 2] * len(prompts)
+        }  # fmt: skip
+
+    trainer = make(
+        tmp_path, to_rows(tasks, tokenizer), {"max_steps": 1, "per_device_train_batch_size": 64},
+        reward_funcs=StepReward(), rollout_func=text_rollouts,
+    )  # fmt: skip
+    trainer.train()
+    assert history(trainer, "fission/success") == [0.5]
+    assert history(trainer, "fission/pushed") == [1.0]  # the eight rows that failed are one and the same task
 
 
 DAY = datetime.date(2026, 1, 31)

@@ -7,13 +7,16 @@
     R_len    0 to 1    `length_reward`                                                         [paper]
 
 A rollout has failed if R_fmt = 0 or R_corr < delta_corr (`step_verdict`) [paper, Stage 2].
+
+Where the formula pays for what should not be learned, `step_verdict` departs from it [ours]: no answer and a repeated
+failure earn nothing, and length does not count where no call is expected. `RewardConfig.paper_formula` undoes this.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +40,14 @@ class RewardConfig:
     length_band: float = 96.0  # half the width of that range [ours]
     length_width_short: float = 16.0  # standard deviation of the Gaussian below the range, > 0 [ours]
     length_width_long: float = 128.0  # standard deviation of the Gaussian above the range, > 0 [ours]
+    paper_formula: bool = False  # the sum of all three parts for every completion [paper]; by default not [ours]
 
     def __post_init__(self):
+        if not isinstance(self.paper_formula, bool):
+            raise ValueError(f"RewardConfig.paper_formula must be true or false, got {self.paper_formula!r}")
         for name, value in vars(self).items():
+            if name == "paper_formula":
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"RewardConfig.{name} must be a finite number >= 0, got {value!r}")
         if self.alpha > 1:
@@ -57,6 +65,14 @@ def step_verdict(
 ) -> Verdict:
     """Judge one turn of a step task. Raises ValueError if the task has no reference.
 
+    Unless `config.paper_formula` is set [all ours]:
+
+    - a turn with R_fmt = 0 (unreadable, cut off, empty, or of the other sort) earns nothing, for its length neither;
+    - so does a wrong answer that only repeats calls of a turn that failed before (`task.failed`): in a recovery group
+      without a right answer, partial credit would give "the same again" the top advantage. With other calls around
+      it, a repeated wrong call earns no partial credit;
+    - R_len is 1 where no call is expected, as the length of a right text is unknown.
+
     Args:
         task: with a `reference`; an empty one means that no call is expected.
         turn, length: the parsed completion, and its length in tokens.
@@ -65,17 +81,42 @@ def step_verdict(
 
     Example:
         All right at progress 0: (2*1 + 1*2 + 1) / 3 = 5/3. Well-formed, wrong tool: (2*1 + 1*0 + 1) / 3 = 1, failed.
+        Unreadable: 0, failed.
     """
     if task.reference is None:
         raise ValueError(f"task {task.id!r} has no reference calls; only step tasks can be judged on one turn")
     config = config or RewardConfig()
     r_fmt = format_reward(turn, expects_call=bool(task.reference))
-    r_corr = 0.0 if turn.error is not None else correctness_reward(turn.calls, task.reference, config)
+    wrong_turns = () if config.paper_formula else _wrong_turns(task.failed, task.reference, config)
+    stale = [call for turn in wrong_turns for call in turn if not _is_among(call, task.reference)]
+    is_whole = turn.error is None and not turn.truncated
+    r_corr = correctness_reward(turn.calls, task.reference, config, stale) if is_whole else 0.0
     r_len = length_reward(length, config)
+    if not config.paper_formula:
+        if not task.reference:
+            r_len = 1.0
+        is_repeated = any(
+            all(_is_among(call, wrong) for call in turn.calls)
+            and r_corr <= correctness_reward(wrong, task.reference, config, stale)
+            for wrong in wrong_turns
+        )
+        if not r_fmt or is_repeated:
+            r_fmt = r_corr = r_len = 0.0
     w_fmt, w_corr = reward_weights(progress, config)
     reward = (w_fmt * r_fmt + w_corr * r_corr + r_len) / 3
     failed = r_fmt == 0 or r_corr < config.correctness_threshold
     return Verdict(reward, failed, {"format": r_fmt, "correctness": r_corr, "length": r_len})
+
+
+def _wrong_turns(
+    failed: Iterable[Sequence[ToolCall]], reference: Sequence[ToolCall], config: RewardConfig
+) -> list[Sequence[ToolCall]]:
+    """The failed turns whose calls were wrong; others were cut off, or else at fault."""
+    return [calls for calls in failed if correctness_reward(calls, reference, config) < config.correctness_threshold]
+
+
+def _is_among(call: ToolCall, calls: Sequence[ToolCall]) -> bool:
+    return any(call.name == other.name and same_value(call.arguments, other.arguments) for other in calls)
 
 
 def format_reward(turn: Turn, expects_call: bool) -> float:
@@ -89,12 +130,15 @@ def format_reward(turn: Turn, expects_call: bool) -> float:
 
 
 def correctness_reward(
-    calls: Sequence[ToolCall], reference: Sequence[ToolCall], config: RewardConfig | None = None
+    calls: Sequence[ToolCall],
+    reference: Sequence[ToolCall],
+    config: RewardConfig | None = None,
+    stale: Sequence[ToolCall] = (),
 ) -> float:
     """R_corr: twice the total score of matched calls over the larger number of calls, 0 to 2. [paper for the range]
 
     The denominator makes a missing call cost as much as a superfluous one. No calls where none are expected earn
-    2. [ours]
+    2. Calls equal to a `stale` one match nothing. [ours]
 
     Example:
         With alpha 0.5, the two calls ls() and cd(dir="a") against ls() and cd(dir="b"):
@@ -102,7 +146,8 @@ def correctness_reward(
     """
     if not calls and not reference:
         return 2.0
-    matched = match_calls(calls, reference, (config or RewardConfig()).alpha)
+    fresh = [call for call in calls if not _is_among(call, stale)]
+    matched = match_calls(fresh, reference, (config or RewardConfig()).alpha)
     return 2 * math.fsum(score for _, _, score in matched) / max(len(calls), len(reference))
 
 
@@ -209,14 +254,19 @@ def reward_weights(progress: float, config: RewardConfig | None = None) -> tuple
 class StepReward:
     """TRL reward function for step tasks: R of each completion against the reference in column `fission_task`.
 
-    Logs the mean of each part as `reward_parts/*`, and keeps the verdicts of its last call for `verdict_of`.
+    Logs the mean of each part as `reward_parts/*`, and keeps the verdicts of its last call, in order, as `verdicts`.
+
+    Args:
+        config: the constants of the reward.
+        eos_ids: token ids that end a completion; one without is truncated. FissionGRPOTrainer sets them. With none,
+            as in TRL's own trainer, every completion counts as complete.
     """
 
     __name__ = "step_reward"
 
-    def __init__(self, config: RewardConfig | None = None):
-        self.config = config or RewardConfig()
-        self._verdicts: dict[tuple[str, tuple[int, ...]], Verdict] = {}
+    def __init__(self, config: RewardConfig | None = None, eos_ids: Iterable[int] = ()):
+        self.config, self.eos_ids = config or RewardConfig(), frozenset(eos_ids)
+        self.verdicts: list[Verdict] = []
 
     def __call__(
         self,
@@ -230,20 +280,13 @@ class StepReward:
         progress = 0.0  # before training starts
         if trainer_state is not None and trainer_state.max_steps:
             progress = min(1.0, trainer_state.global_step / trainer_state.max_steps)
-        verdicts: list[Verdict] = []
-        self._verdicts.clear()
+        self.verdicts = verdicts = []
         for text, ids, row in zip(completions, completion_ids, fission_task, strict=True):
             task = step_task(row)
-            verdicts.append(step_verdict(task, parse(text), len(ids), progress, self.config))
-            self._verdicts[task.id, tuple(ids)] = verdicts[-1]
+            truncated = bool(self.eos_ids) and (not ids or ids[-1] not in self.eos_ids)
+            turn = parse(text, truncated=truncated)
+            verdicts.append(step_verdict(task, turn, len(ids), progress, self.config))
         if log_metric is not None:
             for part in ("format", "correctness", "length"):
                 log_metric(f"reward_parts/{part}", sum(v.parts[part] for v in verdicts) / len(verdicts))
         return [verdict.reward for verdict in verdicts]
-
-    def verdict_of(self, task_id: str, completion_ids: Sequence[int]) -> Verdict:
-        """The verdict of a completion (token ids) in the last call, KeyError without one.
-
-        TRL does not tell which completions were truncated; the caller has to add that (`failed or turn.truncated`).
-        """
-        return self._verdicts[task_id, tuple(completion_ids)]

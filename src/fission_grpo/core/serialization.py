@@ -41,6 +41,8 @@ def task_to_json(task: Task) -> str:
         "parent": task.parent,
         "depth": task.depth,
     }
+    if task.failed:
+        fields["failed"] = [[call_fields(call) for call in calls] for calls in task.failed]
     return faithful_json(task.id, fields)
 
 
@@ -51,10 +53,10 @@ def task_from_json(text: str) -> Task:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not a task: {error}; it must be what task_to_json wrote") from error
     names = set(fields) if isinstance(fields, dict) else set()
-    if names != set(_TASK_FIELDS):
+    if names - {"failed"} != set(_TASK_FIELDS):
         missing = [name for name in _TASK_FIELDS if name not in names]
         raise ValueError(
-            f"not a task: fields missing: {missing}, unknown: {sorted(names - set(_TASK_FIELDS))}; "
+            f"not a task: fields missing: {missing}, unknown: {sorted(names - {*_TASK_FIELDS, 'failed'})}; "
             "it must be what this version's task_to_json wrote"
         )
     prompt, reference = fields["prompt"], fields["reference"]
@@ -65,6 +67,7 @@ def task_from_json(text: str) -> Task:
         ToolResult(ToolCall(past["name"], past["arguments"]), past["content"], past["error"])
         for past in fields["history"]
     )
+    fields["failed"] = tuple(tuple(ToolCall(**call) for call in calls) for calls in fields.get("failed", ()))
     return Task(**fields)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.leak_guard import find_leak
+from fission_grpo.feedback.leak_guard import environment_said, find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource
 
@@ -24,6 +24,7 @@ class Feedback:
     text: str  # at most `MAX_LENGTH` characters; empty only if a source is silent on purpose
     source: str  # its name; "fixed" if no source of the chain had a usable text
     rejected: tuple[tuple[str, str], ...] = ()  # the sources before it, each with a reason ("leak", "HTTP 500", ...)
+    exempt: bool = field(default=False, compare=False)  # whether only the environment's own answer may say so much
 
     @property
     def leaked(self) -> bool:
@@ -56,11 +57,11 @@ class FeedbackRequest:
             futures = self._first if position == 0 else source.start([self.failures[i] for i in open_indices])
             wait(futures, timeout=None if timeout == inf else max(0.0, end - time.monotonic()))
             for i, future in zip(open_indices, futures, strict=True):
-                text, reason = _check_answer(_result(future), self.failures[i])
-                if text is not None:
-                    results[i] = Feedback(text, source.name, tuple(rejected[i]))
-                elif reason:
-                    rejected[i].append((source.name, reason))
+                answer, is_exempt = _check_answer(_result(future), self.failures[i])
+                if answer.text is not None:
+                    results[i] = Feedback(answer.text, source.name, tuple(rejected[i]), is_exempt)
+                elif answer.reason:
+                    rejected[i].append((source.name, answer.reason))
         return [results.get(i) or Feedback(FIXED_TEXT, "fixed", tuple(reasons)) for i, reasons in enumerate(rejected)]
 
 
@@ -74,13 +75,18 @@ def _result(future: Future[Diagnosis]) -> Diagnosis:
     return Diagnosis(None, LATE) if is_late else future.result()
 
 
-def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[str | None, str | None]:
-    """The text for the policy, or the reason why there is none."""
+def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[Diagnosis, bool]:
+    """The answer with the text for the policy, or the reason why there is none; whether it was exempt from the guard.
+
+    What the environment itself says is no leak: the policy will read the same when it makes the call.
+    """
     if not answer.text:
-        return answer.text, answer.reason
+        return answer, False
     text = encodable(answer.text).strip()[:MAX_LENGTH]
     if not text:
-        return None, "no diagnosis"
-    if text != FIXED_TEXT and find_leak(text, failure) is not None:
-        return None, LEAK
-    return text, None
+        return Diagnosis(None, "no diagnosis"), False
+    is_own = answer.from_environment or environment_said(text, failure)
+    is_leak = text != FIXED_TEXT and find_leak(text, failure, from_environment=False) is not None
+    if is_leak and not is_own:
+        return Diagnosis(None, LEAK), False
+    return replace(answer, text=text, reason=None), is_leak

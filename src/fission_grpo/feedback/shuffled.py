@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -83,7 +83,8 @@ class ShuffledFeedback:
     def state(self) -> dict[str, Any]:
         earlier: dict[str, list[Any]] = {}
         for kind, donors in self._earlier.items():
-            earlier[str(kind)] = [[d.root, d.prompt, *astuple(_result(d.answer))] for d in donors]
+            results = [(d, _result(d.answer)) for d in donors]
+            earlier[str(kind)] = [[d.root, d.prompt, result.text, result.reason] for d, result in results]
         return {"random": generator_state(self._random), "earlier": earlier, "source": state_of(self.source)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -111,7 +112,7 @@ def _first_text(others: Sequence[Future[Diagnosis]], own: Future[Diagnosis]) -> 
     outer: Future[Diagnosis] = Future()
 
     def advance(_: Future[Diagnosis] | None = None) -> None:
-        answer = None
+        answer = Diagnosis(None)
         for future in (*others, own):
             if not future.done():
                 future.add_done_callback(advance)
@@ -123,7 +124,8 @@ def _first_text(others: Sequence[Future[Diagnosis]], own: Future[Diagnosis]) -> 
             is_left = answer == Diagnosis(None)  # to the next source
             answer = Diagnosis(None, None if is_left else NO_OTHER)
         with suppress(InvalidStateError):  # it was cancelled
-            outer.set_result(answer)
+            # whatever an environment said about another call, it did not say it about this one
+            outer.set_result(replace(answer, from_environment=False))
 
     advance()
     return outer

@@ -16,7 +16,6 @@ from fission_grpo.feedback.rules import rules
 
 # [paper] Feedback where there is nothing better, and where the simulator fails.
 FIXED_TEXT = "error: you made a mistake. please try again."
-FeedbackFunction = Callable[[Failure], str | None]  # the simplest source; None: it has no text
 _log = logging.getLogger(__name__)
 
 
@@ -26,6 +25,10 @@ class Diagnosis:
 
     text: str | None  # "" is silence on purpose (`none`), None is no answer
     reason: str | None = None  # of a missing text; None where the source leaves the failure to the next one, uncounted
+    from_environment: bool = False  # the environment's own answer to the call: the policy will read it, so it may leak
+
+
+FeedbackFunction = Callable[[Failure], str | Diagnosis | None]  # the simplest source; None: it has no text
 
 
 class FeedbackSource(Protocol):
@@ -52,7 +55,10 @@ class FeedbackSource(Protocol):
 
 
 class FunctionSource(FeedbackSource):
-    """A function as a source; a callable object may have a state. An exception is logged and costs one answer."""
+    """A function as a source; a callable object may have a state. An exception is logged and costs one answer.
+
+    Every text of a function with the attribute `from_environment = True` counts as `Diagnosis.from_environment`.
+    """
 
     asynchronous = False
 
@@ -75,9 +81,13 @@ class FunctionSource(FeedbackSource):
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything; logged and counted
             _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
             return Diagnosis(None, f"raised {type(error).__name__}")
+        if isinstance(text, Diagnosis):
+            return text
         if text is not None and not isinstance(text, str):
             return Diagnosis(None, f"returned {type(text).__name__}")
-        return Diagnosis(text) if text or (text == "" and self.function is none) else Diagnosis(None, "no diagnosis")
+        if not text and (text is None or self.function is not none):
+            return Diagnosis(None, "no diagnosis")
+        return Diagnosis(text, from_environment=bool(getattr(self.function, "from_environment", False)))
 
 
 def state_of(source: Any) -> Any:
@@ -100,6 +110,9 @@ def fixed(failure: Failure) -> str | None:
 def environment(failure: Failure) -> str | None:
     """Return the message of the parser, the schema or the tool; None if there is none (a wrong call that ran)."""
     return failure.detail or None
+
+
+environment.from_environment = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def none(failure: Failure) -> str | None:

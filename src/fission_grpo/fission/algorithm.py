@@ -60,7 +60,7 @@ class CollectedFeedback:
     instances: list[tuple[CorrectiveInstance, Failure]] = field(default_factory=list)
     counts: Counter[str] = field(
         default_factory=Counter
-    )  # duplicates, too_long, leaks, fallbacks, fallback/<source>/<reason>
+    )  # duplicates, too_long, leaks, exempt, fallbacks, fallback/...
     source_counts: Counter[str] = field(default_factory=Counter)  # metrics that the sources keep, by full name
     seconds: float = 0.0  # spent on feedback alone: submitting it and waiting for it
 
@@ -138,7 +138,8 @@ class Fission:
         for failure, feedback, rollout, snapshot in zip(
             pending.request.failures, feedbacks, pending.rollouts, pending.snapshots, strict=True
         ):
-            collected.counts.update(leaks=feedback.leaked, fallbacks=feedback.fallback is not None)
+            collected.counts.update(leaks=feedback.leaked, exempt=feedback.exempt)
+            collected.counts["fallbacks"] += feedback.fallback is not None
             for source, reason in feedback.rejected:
                 slug = re.sub(r"\W+", "_", reason.lower())
                 collected.counts[f"fallback/{source}/{slug}"] += 1
@@ -185,6 +186,7 @@ class Fission:
             "fission/duplicates": float(counts["duplicates"]),
             "fission/too_long": float(counts["too_long"]),
             "feedback/leaks": float(counts["leaks"]),
+            "feedback/exempt": float(counts["exempt"]),
             "feedback/fallbacks": float(counts["fallbacks"]),
             **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
             **{f"feedback/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fission_grpo.core.chat import turn_messages
 from fission_grpo.core.serialization import recovery_id, task_from_json, task_to_json
 from fission_grpo.core.special_tokens import SpecialTokenFilter
-from fission_grpo.core.types import ErrorKind, Failure, Message, Task
+from fission_grpo.core.tool_schema import tool_names
+from fission_grpo.core.types import PARSE_ERROR, ErrorKind, Failure, Message, Task, ToolCall, ToolResult
+from fission_grpo.feedback.leak_guard import is_message
 from fission_grpo.feedback.request import Feedback
 
 AS_TOOL_RESULT = frozenset(
@@ -94,7 +96,8 @@ def recovery_task(
     task, special_tokens = failure.task, special_tokens or SpecialTokenFilter()
     if isinstance(task.prompt, str):
         written = special_tokens.sanitize_assistant(failure.turns[-1].text)
-        prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + written, special_tokens.sanitize(feedback), ""))
+        said = special_tokens.sanitize(_failing_turn_messages(failure, feedback, source)[-1]["content"])
+        prompt: str | tuple[Message, ...] = "\n\n".join((task.prompt + written, said, ""))
     else:
         messages = [message for turn in failure.turns[:-1] for message in turn_messages(turn)]
         messages += _failing_turn_messages(failure, feedback, source)
@@ -105,6 +108,7 @@ def recovery_task(
         tools=task.tools,
         reference=task.reference,
         columns=task.columns,
+        failed=task.failed + ((failure.calls,) if task.reference is not None and failure.calls else ()),
         history=task.history + tuple(result for turn in failure.turns for result in turn.results),
         root=task.root,
         parent=task.id,
@@ -115,12 +119,17 @@ def recovery_task(
 def _failing_turn_messages(failure: Failure, feedback: str, source: str) -> list[Message]:
     """Return the failing turn with its tool results and the feedback."""
     turn, index = failure.turns[-1], failure.call_index
+    if turn.error is not None and not turn.results:
+        # in a live episode the first tool answers an unreadable call, in these words
+        name = next(iter(tool_names(failure.tools)), "error")
+        call = ToolCall(name, {PARSE_ERROR: turn.error})
+        turn = replace(turn, results=(ToolResult(call, str({"error": turn.error}), turn.error),))
     messages = turn_messages(turn)
     if turn.results and (index is not None or turn.error is not None):
         index = index or 0
         result = turn.results[index]
         # `rules` quotes the environment's message where it has nothing clearer to say
-        if feedback and source != "environment" and feedback != result.error:
+        if feedback and source != "environment" and not is_message(feedback.removeprefix("error: "), result):
             content = f"{result.content}\n{feedback}"
             messages[1 + index] = {**messages[1 + index], "content": content}
     elif failure.kind in AS_TOOL_RESULT:

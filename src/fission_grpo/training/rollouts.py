@@ -216,8 +216,8 @@ class RolloutReader:
         is_judged = not math.isnan(reward)
         verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)  # never if not judged
         if is_judged and task.reference is not None and self.step_reward is not None:
-            step = self.step_reward.verdict_of(step_task(row[STEP_KEY]).id, scores.completion_ids[i])
-            verdict = replace(verdict, failed=step.failed or turns[-1].truncated, parts=step.parts)
+            step = self.step_reward.verdicts[i]
+            verdict = replace(verdict, failed=step.failed, parts=step.parts)
         if (corrective := scores.corrective_turns.get(i)) is not None:
             turns = (with_results(turns[0], corrective),)
             verdict = replace(verdict, failed=not corrective.resolved)

@@ -113,7 +113,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.deferred = DeferredBatches(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
         self.cycle = Cycle([], self.num_generations)
         self._tool_schemas: dict[type, tuple[Any, ...]] = {}
-        step_reward = next((f for f in self.reward_funcs if isinstance(f, StepReward)), None)
+        step_rewards = [f for f in self.reward_funcs if isinstance(f, StepReward)]
+        for step_reward in step_rewards:
+            step_reward.eos_ids = frozenset(self.eos_token_ids)  # it judges truncation too, once
+        step_reward = step_rewards[0] if step_rewards else None
         self._reader = RolloutReader(self._decode, self.eos_token_ids, args.failure_threshold, step_reward)
 
     @staticmethod

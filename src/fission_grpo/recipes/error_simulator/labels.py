@@ -19,7 +19,7 @@ from fission_grpo.feedback.endpoint import FeedbackModelOptions
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import FIXED_TEXT, FeedbackSource, FunctionSource
+from fission_grpo.feedback.sources import FIXED_TEXT, FeedbackSource, FunctionSource, environment
 from fission_grpo.feedback.spec import sources_from
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
@@ -92,8 +92,12 @@ def make_teachers(
 
     Raises ValueError if there is no such source, or if it cannot be used.
     """
-    pointed = FunctionSource("rules", pointed_rules)
-    chain = tuple(pointed if source.name == "rules" else source for source in sources_from(spec, url, options))
+    # a simulator imitates its labels, so the environment's own message is guarded here as any other text
+    own = {"rules": pointed_rules, "environment": lambda failure: environment(failure)}
+    sources = sources_from(spec, url, options)
+    chain = tuple(
+        FunctionSource(source.name, own[source.name]) if source.name in own else source for source in sources
+    )
     for source in chain:
         source.check()
     return chain
