@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,8 +37,13 @@ _READABLE_BOUNDS = {
     "minItems": "must have at least {} items",
     "maxItems": "must have at most {} items",
 }
+# of `re.error`: a pattern with such a fault is none in any dialect
+_BROKEN_PATTERN = re.compile(
+    r"missing \)|unbalanced|unterminated|nothing to repeat|multiple repeat|min repeat|bad character range [^\\]*$|end of"
+)
 # keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone
 _EXTRA_ALLOWED = {"unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -164,8 +171,10 @@ def _validator(schema_text: str) -> Any:
     from referencing.jsonschema import DRAFT202012
 
     schema = json.loads(schema_text)
+    patterns = FormatChecker(())
+    patterns.checks("regex", raises=re.error)(_check_pattern)
     try:
-        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(["regex"]))
+        Draft202012Validator.check_schema(schema, format_checker=patterns)
     except SchemaError as error:
         where = ".".join(["parameters", *map(str, error.absolute_path)])
         raise ValueError(f"`{where}` is not valid JSON Schema (Draft 2020-12): {_cut(error.message)}") from None
@@ -177,7 +186,41 @@ def _validator(schema_text: str) -> Any:
                 resolver.lookup(reference)
         except Unresolvable:
             raise ValueError(f"`$ref` {reference!r} points nowhere within `parameters`") from None
+    _drop_foreign_patterns(schema)
     return Draft202012Validator(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
+
+
+def _check_pattern(pattern: Any) -> bool:
+    """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        if _BROKEN_PATTERN.search(error.msg):
+            raise
+    return True
+
+
+def _is_foreign(pattern: Any) -> bool:
+    """Whether Python cannot compile a pattern. JSON Schema's are JavaScript's, which has \\p{L} and (?<name>...)."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return True
+    return False
+
+
+def _drop_foreign_patterns(schema: Any) -> None:
+    """Remove patterns that cannot be checked here, with a warning: strings and names are then not held against them."""
+    for _, inner in list(walk_json(schema)):
+        if not isinstance(inner, dict):
+            continue
+        if isinstance(inner.get("pattern"), str) and _is_foreign(inner["pattern"]):
+            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(inner.pop("pattern")))
+        named = inner.get("patternProperties")
+        for pattern in [key for key in named if _is_foreign(key)] if isinstance(named, dict) else ():
+            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
+            del named[pattern]
+            named[""] = True  # every name may be one that it allows
 
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
