@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
 MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
 PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time
+MAX_REFERENCES = 8  # `$ref`s and combinations followed one after another [ours]
 FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")  # those that jsonschema checks without optional packages
 _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
@@ -139,6 +140,52 @@ def check_tool_schema(tool: Mapping[str, Any]) -> None:
         raise ValueError(f"tool {name!r}: {error}") from None
 
 
+def without_padding(call: ToolCall, tools: Sequence[Mapping[str, Any]], is_padded: bool = False) -> ToolCall:
+    """The call without the null arguments that Arrow's tables add, where every row has the fields of all rows.
+
+    A call that is valid with its nulls keeps them, unless it `is_padded` for certain. Required arguments are kept.
+    """
+    if not any(value is None for _, value in walk_json(call.arguments)):
+        return call
+    schema = next((parameter_schema(tool) for tool in tools if _function(tool).get("name") == call.name), {})
+    is_valid = check_call(call, tools) is None
+    if is_valid and not is_padded:
+        return call
+    stripped = ToolCall(call.name, _strip_nulls(dict(call.arguments), schema, schema))
+    return call if is_valid and check_call(stripped, tools) is not None else stripped
+
+
+def _strip_nulls(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    parts = list(_parts(schema, root))
+    if isinstance(value, list):
+        items: dict[str, Any] = {"allOf": [part["items"] for part in parts if isinstance(part.get("items"), Mapping)]}
+        return [_strip_nulls(item, items, root) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    required = {name for part in parts for name in part.get("required") or ()}
+    properties = [part["properties"] for part in parts if isinstance(part.get("properties"), Mapping)]
+    inner = {key: {"allOf": [one[key] for one in properties if isinstance(one.get(key), Mapping)]} for key in value}
+    return {
+        key: _strip_nulls(item, inner[key], root) for key, item in value.items() if item is not None or key in required
+    }
+
+
+def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """A schema with those that it combines or refers to, to a depth at which circles have ended."""
+    if not isinstance(schema, Mapping) or depth > MAX_REFERENCES:
+        return
+    yield schema
+    for key in ("allOf", "anyOf", "oneOf"):
+        for option in schema.get(key) or ():
+            yield from _parts(option, root, depth + 1)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#/"):
+        target: Any = root
+        for step in reference[2:].split("/"):
+            target = target.get(step) if isinstance(target, Mapping) else None
+        yield from _parts(target, root, depth + 1)
+
+
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of tools in either form, in order."""
     return [str(_function(tool).get("name")) for tool in tools]
@@ -215,7 +262,9 @@ def _drop_foreign_patterns(schema: Any) -> None:
         if not isinstance(inner, dict):
             continue
         if isinstance(inner.get("pattern"), str) and _is_foreign(inner["pattern"]):
-            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(inner.pop("pattern")))
+            _log.warning(
+                "a schema's pattern %s is not checked: Python cannot compile it", quoted(inner.pop("pattern"))
+            )
         named = inner.get("patternProperties")
         for pattern in [key for key in named if _is_foreign(key)] if isinstance(named, dict) else ():
             _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
