@@ -89,8 +89,8 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
 def beside_calls(content: str) -> str:
     """The content of a message whose calls are structured, so that `parse` finds no call and no error in it.
 
-    A server's parser may leave a copy of a call, half of its tags, or an open `<think>` in the content. Copies and tags
-    are left out; an open thought is closed.
+    A server's parser may leave a copy of a call, half of its tags, or an open `<think>` in the content. Copies and
+    tags are left out; an open thought is closed.
     """
     turn = parse(content)
     if not (turn.calls or turn.error):

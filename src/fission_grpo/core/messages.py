@@ -110,7 +110,7 @@ def _plain_assistant(message: ChatMessage) -> dict[str, Any]:
     return {"role": "assistant", "content": message.text, "tool_calls": entries}
 
 
-def call_entries(message: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
+def call_entries(message: Mapping[str, Any], place: str) -> Sequence[Mapping[str, Any]]:
     """The structured calls of an assistant message, in OpenAI's form: `tool_calls` (a list or JSON text of one), the
     old `function_call`, or Anthropic's `tool_use` blocks. Raises MessageError."""
     entries = from_text(message.get("tool_calls"), f"{place}.tool_calls")
@@ -242,7 +242,7 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
 
 
 def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: bool) -> ChatMessage:
-    """A tool's message or `tool_result` block. Blocks are read as text; other objects and lists are the tool's JSON."""
+    """A tool's message or `tool_result` block. Blocks are read as text; other objects and lists are its JSON."""
     content, name = result.get("content"), result.get("name")
     kinds = [block.get("type") for block in _blocks(content)]
     if isinstance(content, list | Mapping) and not (kinds and all(kind in (*_TEXTS, *_MEDIA) for kind in kinds)):

@@ -40,7 +40,7 @@ _READABLE_BOUNDS = {
 }
 # of `re.error`: a pattern with such a fault is none in any dialect
 _BROKEN_PATTERN = re.compile(
-    r"missing \)|unbalanced|unterminated|nothing to repeat|multiple repeat|min repeat|bad character range [^\\]*$|end of"
+    r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
 )
 # keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone
 _EXTRA_ALLOWED = {"unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
@@ -257,7 +257,7 @@ def _is_foreign(pattern: Any) -> bool:
 
 
 def _drop_foreign_patterns(schema: Any) -> None:
-    """Remove patterns that cannot be checked here, with a warning: strings and names are then not held against them."""
+    """Remove patterns that cannot be checked here, with a warning; whatever they demand is then taken as fulfilled."""
     for _, inner in list(walk_json(schema)):
         if not isinstance(inner, dict):
             continue
@@ -266,7 +266,8 @@ def _drop_foreign_patterns(schema: Any) -> None:
                 "a schema's pattern %s is not checked: Python cannot compile it", quoted(inner.pop("pattern"))
             )
         named = inner.get("patternProperties")
-        for pattern in [key for key in named if _is_foreign(key)] if isinstance(named, dict) else ():
+        named = named if isinstance(named, dict) else {}
+        for pattern in [key for key in named if _is_foreign(key)]:
             _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
             del named[pattern]
             named[""] = True  # every name may be one that it allows

@@ -59,8 +59,8 @@ def read_traces(
     """Read a file of transcripts, or a BFCL result file if its rows have "id" and "result".
 
     A sentence about a last line that was cut off by a kill is added to `notes`; if None, that is an error. A result
-    with a match of `pattern` (see `compile_error_pattern`) is an error. RunFileError names file, line and field of what
-    cannot be read, or what has to be installed.
+    with a match of `pattern` (see `compile_error_pattern`) is an error. RunFileError names file, line and field of
+    what cannot be read, or what has to be installed.
     """
     path = Path(path)
     if not path.is_file():
