@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.messages import compile_error_pattern
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
@@ -23,7 +24,7 @@ from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
 from fission_grpo.evaluation.run import Manifest, eval_line, evaluate_run, write_manifest
 from fission_grpo.evaluation.tables import metrics_table
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
-from fission_grpo.evaluation.transcripts import compile_error_pattern, read_traces, uncounted_errors
+from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.report.run import EVAL
 

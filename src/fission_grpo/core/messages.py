@@ -15,11 +15,14 @@ from typing import Any
 from fission_grpo.core.chat import beside_calls, parse, read_result
 from fission_grpo.core.errors import RowError
 from fission_grpo.core.json_io import NotJson, printable, quoted, read_json
+from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ToolCall
 
 SYSTEM_ROLES, RESULT_ROLES = ("system", "developer"), ("tool", "function")
 ROLES = (*SYSTEM_ROLES, "user", "assistant", *RESULT_ROLES)
 UNREADABLE_CALL = "a tool call cannot be read"
+PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
+PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
 # beginnings of results that report an error in words, such as "ValueError: no such city" [ours]
 LIKE_AN_ERROR = re.compile(
     r"\s*[\"'\[(]?([\w.]{0,100}(Error|Exception)|ERROR|error)(:|\s(during|executing|calling|invoking|running|in)\b)"
@@ -313,3 +316,24 @@ def from_text(value: Any, place: str) -> Any:
 def _blocks(content: Any) -> Sequence[Mapping[str, Any]]:
     blocks = content if isinstance(content, list) else [content]
     return [block for block in blocks if isinstance(block, Mapping)]
+
+
+def compile_error_pattern(text: str) -> re.Pattern[str]:
+    """The regular expression of an `--error_pattern`. Raises ValueError for one that cannot be used."""
+    try:
+        pattern = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
+    if pattern.match("") and pattern.match("x"):
+        raise ValueError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
+    return pattern
+
+
+def matches(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether a pattern is found in the beginning of a tool's result. Raises ValueError if that takes too long."""
+    try:
+        with time_limit(PATTERN_SECONDS):
+            return pattern.search(text[:PATTERN_LENGTH]) is not None
+    except ToolTimeout:
+        what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
+        raise ValueError(f"{what}; write a simpler one, without repetition inside of repetition") from None

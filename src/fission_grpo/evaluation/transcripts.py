@@ -16,8 +16,7 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import printable, quoted
-from fission_grpo.core.messages import LIKE_AN_ERROR, ChatMessage, from_text, read_messages
-from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.messages import LIKE_AN_ERROR, ChatMessage, from_text, matches, read_messages
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call, without_padding
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
@@ -27,8 +26,6 @@ from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, 
 
 EXECUTOR_ERROR = "Error during execution:"  # prefix of a failed call's result in BFCL's executor
 
-PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
-PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -187,27 +184,6 @@ def record_call(call: ToolCall, text: str, tools: Tools | None, error: str | Non
         error = text.removeprefix(EXECUTOR_ERROR).strip() or text.strip()
     problem = classify_call(call, ToolResult(call, text, error), tools)
     return CallRecord(call.name, call.arguments, text, error, problem.kind if problem else None)
-
-
-def compile_error_pattern(text: str) -> re.Pattern[str]:
-    """The regular expression of an `--error_pattern`. Raises ValueError for one that cannot be used."""
-    try:
-        pattern = re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
-    if pattern.match("") and pattern.match("x"):
-        raise ValueError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
-    return pattern
-
-
-def matches(pattern: re.Pattern[str], text: str) -> bool:
-    """Whether a pattern is found in the beginning of a tool's result. Raises ValueError if that takes too long."""
-    try:
-        with time_limit(PATTERN_SECONDS):
-            return pattern.search(text[:PATTERN_LENGTH]) is not None
-    except ToolTimeout:
-        what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
-        raise ValueError(f"{what}; write a simpler one, without repetition inside of repetition") from None
 
 
 def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
