@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.messages import compile_error_pattern
+from fission_grpo.cli.tasks import error_pattern
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
@@ -71,7 +70,7 @@ def _add_policy_options(group: Any) -> None:
     add("--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields")
     add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
     errors = "transcripts: a tool's result with a match is an error, such as '^Error' (in the first 1,000 characters)"
-    add("--error_pattern", type=_error_pattern, metavar="REGEX", help=errors)
+    add("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
 
 
 def _add_task_options(group: Any) -> None:
@@ -118,13 +117,6 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("must be a JSON object")
     return value
-
-
-def _error_pattern(text: str) -> re.Pattern[str]:
-    try:
-        return compile_error_pattern(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _fault(text: str) -> tuple[str, float]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import beside_calls, parse, read_result
-from fission_grpo.core.errors import RowError
+from fission_grpo.core.errors import RowError, UsageError
 from fission_grpo.core.json_io import NotJson, printable, quoted, read_json
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ToolCall
@@ -319,21 +319,21 @@ def _blocks(content: Any) -> Sequence[Mapping[str, Any]]:
 
 
 def compile_error_pattern(text: str) -> re.Pattern[str]:
-    """The regular expression of an `--error_pattern`. Raises ValueError for one that cannot be used."""
+    """The regular expression of an `--error_pattern`. Raises UsageError for one that cannot be used."""
     try:
         pattern = re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
+        raise UsageError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
     if pattern.match("") and pattern.match("x"):
-        raise ValueError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
+        raise UsageError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
     return pattern
 
 
 def matches(pattern: re.Pattern[str], text: str) -> bool:
-    """Whether a pattern is found in the beginning of a tool's result. Raises ValueError if that takes too long."""
+    """Whether a pattern is found in the beginning of a tool's result. Raises UsageError if that takes too long."""
     try:
         with time_limit(PATTERN_SECONDS):
             return pattern.search(text[:PATTERN_LENGTH]) is not None
     except ToolTimeout:
         what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
-        raise ValueError(f"{what}; write a simpler one, without repetition inside of repetition") from None
+        raise UsageError(f"{what}; write a simpler one, without repetition inside of repetition") from None
