@@ -51,6 +51,7 @@ class ChatCall:
     name: str
     arguments: Mapping[str, Any] | None  # None if they cannot be read
     id: Any = None
+    is_object: bool = False  # the arguments were given as an object, to which Arrow may have added nulls
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,9 @@ def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> Chat
         except NotJson as error:
             reason = str(error) if str(error).startswith("not ") else f"not valid JSON: {error}"
             problems.append(f"the arguments of {quoted(name)} are {reason}")
-        calls.append(ChatCall(name, value, entry.get("id")))
+        given = entry.get("function") or entry
+        is_object = isinstance(given.get("arguments"), Mapping)
+        calls.append(ChatCall(name, value, entry.get("id"), is_object))
     unread = "; ".join(problems) or None
     return ChatMessage("assistant", text, tuple(calls), unread, "\n".join(written), is_trained=is_trained)
 

@@ -147,12 +147,13 @@ def without_padding(call: ToolCall, tools: Sequence[Mapping[str, Any]], is_padde
     """
     if not any(value is None for _, value in walk_json(call.arguments)):
         return call
-    schema = next((parameter_schema(tool) for tool in tools if _function(tool).get("name") == call.name), {})
-    is_valid = check_call(call, tools) is None
+    schema = next((parameter_schema(tool) for tool in tools if _function(tool).get("name") == call.name), None)
+    is_valid = schema is None or check_call(call, tools) is None
     if is_valid and not is_padded:
         return call
+    schema = schema or {}
     stripped = ToolCall(call.name, _strip_nulls(dict(call.arguments), schema, schema))
-    return call if is_valid and check_call(stripped, tools) is not None else stripped
+    return call if is_valid and schema and check_call(stripped, tools) is not None else stripped
 
 
 def _strip_nulls(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
@@ -168,6 +169,26 @@ def _strip_nulls(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any])
     return {
         key: _strip_nulls(item, inner[key], root) for key, item in value.items() if item is not None or key in required
     }
+
+
+def without_schema_nulls(value: Any) -> Any:
+    """A schema without the fields that are null, which Arrow adds; a default of null stays where null is allowed."""
+    if isinstance(value, list):
+        return [without_schema_nulls(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    options = value.get("anyOf")
+    options = [value, *options] if isinstance(options, list) else [value]
+    kinds = [option.get("type") for option in options if isinstance(option, dict)]
+    is_nullable = any(kind == "null" or (isinstance(kind, list) and "null" in kind) for kind in kinds)
+    kept = {key: item for key, item in value.items() if item is not None or (key == "default" and is_nullable)}
+    stripped = {key: without_schema_nulls(item) for key, item in kept.items()}
+    given = kept.get("properties")
+    if isinstance(given, dict):  # a struct of nulls alone is one of another tool's parameters
+        empty = {name for name, item in given.items() if item and not stripped["properties"].get(name)}
+        for name in empty - set(map(str, stripped.get("required") or ())):
+            stripped["properties"].pop(name, None)
+    return stripped
 
 
 def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:

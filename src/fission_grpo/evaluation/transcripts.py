@@ -211,7 +211,8 @@ def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:
     for one in message.calls:
         record = None
         if one.arguments is not None:
-            call = without_padding(ToolCall(one.name, one.arguments), tools or ())
+            call = ToolCall(one.name, one.arguments)
+            call = without_padding(call, tools or ()) if one.is_object else call
             record = CallRecord(call.name, call.arguments)
         step.calls.append(_PendingCall(one.id, record))
     return step

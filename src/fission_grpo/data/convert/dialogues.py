@@ -18,7 +18,7 @@ from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
 from fission_grpo.core.messages import LIKE_AN_ERROR, UNREADABLE_CALL, matches, name_and_arguments, read_arguments
-from fission_grpo.core.tool_schema import check_call, parameter_schema, without_padding
+from fission_grpo.core.tool_schema import check_call, parameter_schema, without_padding, without_schema_nulls
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
 
@@ -76,6 +76,9 @@ def convert_rows(
             dialogue = _without_padding(read(row), path.suffix == ".parquet")
         except RowDropped as reason:
             dropped[str(reason)] += 1
+            continue
+        except RecursionError:
+            dropped["it is nested too deeply"] += 1
             continue
         except RowError as mistake:
             raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
@@ -177,7 +180,8 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         import pyarrow.parquet
 
         try:
-            yield from pyarrow.parquet.read_table(path).to_pylist()
+            for row in pyarrow.parquet.read_table(path).to_pylist():
+                yield row | {key: without_schema_nulls(row[key]) for key in ("tools", "functions") if key in row}
         except (OSError, pyarrow.ArrowException) as error:
             raise TaskFileError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
         return

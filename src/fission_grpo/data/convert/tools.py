@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fission_grpo.core.tool_schema import check_tool_schema
+from fission_grpo.core.json_io import walk_json
+from fission_grpo.core.tool_schema import check_tool_schema, without_schema_nulls
 from fission_grpo.data.convert.dialogues import RowDropped, decoded
 
 _JSON_TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
@@ -96,10 +97,11 @@ def parameters_of(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise RowDropped("a tool's parameters cannot be read")
     if is_schema(given):
-        stripped = _without_nulls(given)
-        candidates = (given, stripped, _schema(stripped), _schema(stripped, ("description", "enum", "default")))
+        stripped = without_schema_nulls(given)
+        whole = stripped if _has_null_constant(given) else given
+        candidates = (whole, stripped, _schema(stripped), _schema(stripped, ("description", "enum", "default")))
         return next((schema for schema in candidates if _is_valid(schema)), candidates[-1])
-    given = _without_nulls(given)
+    given = without_schema_nulls(given)
     properties = {name: item if _is_typed(item) else _schema(item) for name, item in given.items()}
     mandatory = {name: item for name, item in given.items() if isinstance(item, dict) and "default" not in item}
     types = {name: str(item.get("type", "")).replace(" ", "") for name, item in mandatory.items()}
@@ -117,6 +119,12 @@ def is_schema(given: Mapping[str, Any]) -> bool:
     return any(isinstance(given.get(key), str | list) for key in ("$ref", "anyOf", "oneOf", "allOf", "required"))
 
 
+def _has_null_constant(schema: Any) -> bool:
+    """Whether a schema demands null of a value with another type, as it does only where Arrow added the constant."""
+    nodes = [node for _, node in walk_json(schema) if isinstance(node, dict)]
+    return any(node.get("const", 0) is None and node.get("type", "null") != "null" for node in nodes)
+
+
 def _is_valid(schema: Mapping[str, Any]) -> bool:
     try:
         check_tool_schema({"name": "tool", "parameters": schema})
@@ -130,26 +138,6 @@ def _is_typed(item: Any) -> bool:
     kinds = item.get("type") if isinstance(item, dict) else None
     is_json = all(kind in _JSON_TYPES for kind in (kinds if isinstance(kinds, list) else [kinds]))
     return is_json and _is_valid({"properties": {"x": item}})
-
-
-def _without_nulls(value: Any) -> Any:
-    """A schema without the fields that are null, which Arrow adds; a default of null stays where null is allowed."""
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    options = value.get("anyOf")
-    options = [value, *options] if isinstance(options, list) else [value]
-    kinds = [option.get("type") for option in options if isinstance(option, dict)]
-    is_nullable = any(kind == "null" or (isinstance(kind, list) and "null" in kind) for kind in kinds)
-    kept = {key: item for key, item in value.items() if item is not None or (key == "default" and is_nullable)}
-    stripped = {key: _without_nulls(item) for key, item in kept.items()}
-    given = kept.get("properties")
-    if isinstance(given, dict):  # a struct of nulls alone is one of another tool's parameters
-        empty = {name for name, item in given.items() if item and not stripped["properties"].get(name)}
-        for name in empty - set(map(str, stripped.get("required") or ())):
-            stripped["properties"].pop(name, None)
-    return stripped
 
 
 _PARTS = ("properties", "required", "type", "items")
