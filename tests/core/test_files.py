@@ -32,3 +32,17 @@ def test_a_walk_gives_every_value_with_its_path():
     assert dict(walk_json(value))["a", 1, "b"] == math.pi
     assert [path for path, _ in walk_json({"a": [1, 2]})] == [(), ("a",), ("a", 1), ("a", 0)]
     assert [path for path, _ in walk_json(value, arrays=False)] == [(), ("c",), ("a",)]
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [MARK + b'{"a": 1}\n{"a": 2}\n', b'{"a": 1}\n' + MARK + b'{"a": 2}', MARK * 1 + b'\r\n{"a": 1}\r\n{"a": 2}'],
+)
+def test_a_byte_order_mark_before_a_line_is_no_part_of_it(tmp_path, content):
+    assert [value for _, value in parse_json_lines(content)] == [{"a": 1}, {"a": 2}]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content + b"\n")
+    assert [line.record["a"] for line in read_lines(path, [])] == [1, 2]

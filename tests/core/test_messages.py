@@ -1,7 +1,6 @@
 """The reader of chat messages: the same message in the forms in which different projects write it."""
 
 import json
-import re
 import time
 
 import pytest
@@ -235,7 +234,7 @@ def test_other_results_are_not(text):
 
 @pytest.mark.parametrize("text", ["(", "*a", "[z-a]", "", ".*", "a|", r"(?P<n>x)(?P<n>y)"])
 def test_a_pattern_that_is_none_or_fits_every_text_is_refused(text):
-    with pytest.raises(UsageError, match=re.escape(text[:3])):
+    with pytest.raises(UsageError, match=r"is no regular expression|fits every text"):
         compile_error_pattern(text)
 
 

@@ -291,7 +291,7 @@ def _drop_foreign_patterns(schema: Any) -> None:
         for pattern in [key for key in named if _is_foreign(key)]:
             _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
             del named[pattern]
-            named[""] = True  # every name may be one that it allows
+            named[".*"] = True  # every name may be one that it allows
 
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:

@@ -32,6 +32,7 @@ MAX_CHARACTERS = 200_000
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 """Fields of a request to a server that only streams."""
 
+_EVENT = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry)?:")  # the beginning of server-sent events
 _STREAM_ONLY = re.compile(
     r"only supports? stream|only stream\w* (is|are) supported|enable the stream|stream\w* is (required|mandatory)"
     r"|stream\W{0,3}(parameter )?(must|has to|needs to|should) be (set to )?\W?(true|enabled|on)\b",
@@ -190,7 +191,7 @@ def wants_stream(refusal: str) -> bool:
 def _document(body: bytes, content_type: str) -> Any:
     """The completion in a body, streamed or not. Raises UnreadableResponse."""
     try:
-        if "event-stream" in content_type or body.lstrip()[:5] == b"data:":
+        if "event-stream" in content_type or _EVENT.match(body):
             return _read_stream(body.decode("utf-8-sig"))
         return json.loads(body)
     except (ValueError, RecursionError) as error:
