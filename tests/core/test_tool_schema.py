@@ -2,7 +2,7 @@
 
 import pytest
 
-from fission_grpo.core.tool_schema import check_call, check_tool_schema, tool_names, without_padding
+from fission_grpo.core.tool_schema import check_call, check_tool_schema, tool_names
 from fission_grpo.core.types import ErrorKind, ToolCall
 
 WEATHER = {
@@ -236,12 +236,16 @@ BOOK = {
     ],
 )
 def test_nulls_that_a_table_adds_are_left_out(given, kept, is_padded):
+    from fission_grpo.core.tool_schema import without_padding
+
     call = without_padding(ToolCall("book", given), [BOOK], is_padded)
     assert call.arguments == kept
     assert check_call(call, [BOOK]) is None
 
 
 def test_a_null_that_the_schema_allows_stays_unless_the_call_is_padded_for_certain():
+    from fission_grpo.core.tool_schema import without_padding
+
     call = ToolCall("book", {"city": "Oslo", "code": "x", "note": None})
     assert without_padding(call, [BOOK]) == call
     assert without_padding(call, [BOOK], is_padded=True).arguments == {"city": "Oslo", "code": "x"}

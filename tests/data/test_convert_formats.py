@@ -7,7 +7,7 @@ import pytest
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.data.convert.dialogues import RowDropped, read_literal
-from fission_grpo.data.convert.formats import convert_file, guess_layout, read_literals, read_toolace_calls
+from fission_grpo.data.convert.formats import convert_file, guess_layout, read_toolace_calls
 from fission_grpo.data.convert.tools import tools_of
 
 ASK = {"role": "user", "content": "Go."}
@@ -154,6 +154,8 @@ def test_hermes_without_tools_that_can_be_read_is_dropped(tmp_path, system):
     ],
 )
 def test_values_may_stand_one_after_another(text, values):
+    from fission_grpo.data.convert.formats import read_literals
+
     assert read_literals(text) == values
 
 

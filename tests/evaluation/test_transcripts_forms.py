@@ -5,9 +5,8 @@ import json
 import pytest
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.messages import compile_error_pattern
 from fission_grpo.evaluation.metrics import compute_metrics
-from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
+from fission_grpo.evaluation.transcripts import read_traces
 
 CD = {"type": "object", "properties": {"folder": {"type": "string"}}, "required": ["folder"]}
 TOOLS = [{"type": "function", "function": {"name": "cd", "description": "", "parameters": CD}}]
@@ -110,7 +109,13 @@ def test_a_block_of_an_unknown_type_is_refused_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "content", ["a </tool_call>", "<think>I call a", '<tool_call>{"name": "b", "arguments": {}}</tool_call>']
+    "content",
+    [
+        "a </tool_call>",
+        '<tool_call>{"name": "b", "argu',
+        "<think>I call a",
+        '<tool_call>{"name": "b", "arguments": {}}</tool_call>',
+    ],
 )
 def test_the_structured_call_counts_whatever_stands_beside_it(tmp_path, content):
     record = read(tmp_path, ASK, says(call("a", id="1"), content=content), result("fine", "1"))
@@ -167,6 +172,9 @@ WORDS = ["Error: user not found", "ok", "Error: no", "No Error: fine"]
 
 
 def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
+    from fission_grpo.core.messages import compile_error_pattern
+    from fission_grpo.evaluation.transcripts import uncounted_errors
+
     rows = [
         {"messages": [ASK, says(call("a")), result(WORDS[0]), says(call("a")), result(WORDS[1])], "success": 1},
         {"messages": [ASK, says(call("a")), result(WORDS[2]), says(call("a")), result(WORDS[3])], "success": 0},
@@ -187,6 +195,8 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
 
 
 def test_a_pattern_is_refused_for_a_result_file(tmp_path):
+    from fission_grpo.core.messages import compile_error_pattern
+
     path = write(tmp_path, {"id": "multi_turn_base_0", "result": []})
     with pytest.raises(RunFileError, match="leave --error_pattern out"):
         read_traces(path, pattern=compile_error_pattern("x"))

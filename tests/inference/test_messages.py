@@ -12,22 +12,16 @@ from fission_grpo.core.chat import parse
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.endpoint import EndpointError
-from fission_grpo.inference.messages import (
-    UnreadableResponse,
-    assistant_message,
-    read_completion,
-    result_messages,
-    wants_stream,
-)
+from fission_grpo.inference.messages import UnreadableResponse, assistant_message, read_completion, result_messages
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"name": "weather", "description": "", "parameters": CITY}
 TEXT = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
 
 
-def reply_of(message, tools=(TOOL,), finish_reason="stop"):
+def reply_of(message, tools=(), finish_reason="stop"):
     body = {"choices": [{"message": message, "finish_reason": finish_reason}]}
-    return read_completion(json.dumps(body).encode(), tools=tools)
+    return read_completion(json.dumps(body).encode(), "", *([tools] if tools else []))
 
 
 def called(**function):
@@ -256,6 +250,8 @@ def test_a_server_that_only_streams_is_asked_for_a_stream_from_then_on(streaming
     ],
 )
 def test_refusals_that_want_a_stream_are_recognised(text):
+    from fission_grpo.inference.messages import wants_stream
+
     assert wants_stream(text)
 
 
@@ -263,6 +259,8 @@ def test_refusals_that_want_a_stream_are_recognised(text):
     "text", ["stream must be false", "streaming is not supported", "upstream must be set up", "bad request"]
 )
 def test_other_refusals_are_not(text):
+    from fission_grpo.inference.messages import wants_stream
+
     assert not wants_stream(text)
 
 
