@@ -49,6 +49,7 @@ def test_a_byte_order_mark_before_a_line_is_no_part_of_it(tmp_path, content):
 
 
 def test_other_files_that_people_write_may_begin_with_a_byte_order_mark(tmp_path):
+    pytest.importorskip("trl")
     from fission_grpo.cli.check_environment import read_rows
     from fission_grpo.evaluation.run import Manifest, read_manifest, write_manifest
     from fission_grpo.feedback.prompt import read_settings

@@ -213,3 +213,18 @@ def test_a_valid_row_of_a_schema_with_references_is_kept(tmp_path):
 )
 def test_other_schemas_keep_what_is_valid_in_them(given, schema):
     assert tools_of([{"name": "f", "description": "", "parameters": given}])[0]["parameters"] == schema
+
+
+def test_strings_are_restored_beside_parameters_with_references(tmp_path):
+    schema = SCHEMAS[0] | {
+        "properties": SCHEMAS[0]["properties"] | {"n": {"type": "integer"}, "who": {"type": "string"}}
+    }
+    order = {"name": "order", "description": "", "parameters": schema}
+    row = openai(ASK, says("order", '{"item": {"sku": "a"}, "n": "2", "who": "Bo"}'), tools=[order])
+    assert references(convert(tmp_path, row)) == [[("order", {"item": {"sku": "a"}, "n": 2, "who": "Bo"})]]
+
+
+def test_a_null_of_a_tool_that_takes_any_argument_is_one(tmp_path):
+    anything = tool("log", {"x": {"type": ["string", "null"]}}, additionalProperties=True)
+    row = openai(ASK, says("log", '{"x": null, "y": null}'), tools=[anything])
+    assert references(convert(tmp_path, row)) == [[("log", {"x": None, "y": None})]]

@@ -102,9 +102,10 @@ def _without_padding(dialogue: Dialogue, is_padded: bool) -> Dialogue:
     """The dialogue without the null arguments that Arrow adds where calls have different ones."""
     entries = [entry for message in dialogue.messages for entry in message.get("tool_calls") or ()]
     calls = [ToolCall(**entry["function"]) for entry in entries]
-    own = {tool["name"]: parameter_schema(tool).get("properties", {}) for tool in dialogue.tools}
+    schemas = {str(tool["name"]): parameter_schema(tool) for tool in dialogue.tools}
+    own = {name: schema["properties"] for name, schema in schemas.items() if "properties" in schema}
     is_padded = is_padded or any(
-        value is None and call.name in own and key not in own[call.name]
+        value is None and key not in own.get(call.name, {key}) and not schemas[call.name].get("additionalProperties")
         for call in calls
         for key, value in call.arguments.items()
     )
@@ -160,7 +161,7 @@ def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | Non
 def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
     """The call with strings replaced by the values they spell ("2.5"), where the schema forbids the string. [ours]"""
     schema = next((tool["parameters"] for tool in tools if tool["name"] == call.name), {})
-    tool = {"name": call.name, "parameters": {"type": "object", "properties": schema.get("properties", {})}}
+    tool = {"name": call.name, "parameters": {key: value for key, value in schema.items() if key != "required"}}
     arguments = dict(call.arguments)
     for name, value in call.arguments.items():
         if not isinstance(value, str) or check_call(ToolCall(call.name, {name: value}), [tool]) is None:
