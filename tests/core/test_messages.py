@@ -209,6 +209,13 @@ def test_messages_become_those_of_chat_templates_with_names_for_results():
         "Traceback (most recent call last):\n  File",
         '"Error: quoted"',
         "\n Exception: x",
+        "Error code: 401 - {}",
+        '{"status": "error", "message": "no such user"}',
+        '{"message": "no such user", "success": false}',
+        "{'ok': False}",
+        "Error 404",
+        "Error - no such user",
+        "<tool_use_error>InputValidationError</tool_use_error>",
     ],
 )
 def test_results_that_begin_like_an_error_are_recognised(text):
@@ -226,6 +233,11 @@ def test_results_that_begin_like_an_error_are_recognised(text):
         "Errors found: none",
         '{"error": null}',
         "Terror: a film",
+        '{"status": "ok"}',
+        '{"success": true, "falsehood": false}',
+        '{"order": {"status": "failed"}}',
+        "Error rates fell by 3%",
+        "<errors>none</errors>",
     ],
 )
 def test_other_results_are_not(text):

@@ -23,10 +23,12 @@ ROLES = (*SYSTEM_ROLES, "user", "assistant", *RESULT_ROLES)
 UNREADABLE_CALL = "a tool call cannot be read"
 PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
 PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
-# beginnings of results that report an error in words, such as "ValueError: no such city" [ours]
+# beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
 LIKE_AN_ERROR = re.compile(
-    r"\s*[\"'\[(]?([\w.]{0,100}(Error|Exception)|ERROR|error)(:|\s(during|executing|calling|invoking|running|in)\b)"
-    r"|\s*[\"']?Traceback \(most recent call last\)"
+    r"\s*[\"'\[(]?([\w.]{0,100}(Error|Exception)|ERROR|error)"
+    r"([:!]|\s(\d|-|(during|executing|calling|invoking|running|in|code|occurred|while|when)\b))"
+    r"|\s*[\"']?(Traceback \(most recent call last\)|<[\w-]{0,100}error>)"
+    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](error|failed|failure)[\"']|[Ff]alse\b)"
 )
 
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # field by block type

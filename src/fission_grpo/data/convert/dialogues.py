@@ -127,13 +127,14 @@ def _failed(dialogue: Dialogue, at: int, pattern: re.Pattern[str] | None) -> boo
 def _is_error(text: str, pattern: re.Pattern[str] | None) -> bool:
     if pattern is not None and matches(pattern, text):
         return True
-    texts = [text]
+    answers: list[Any] = [text]
     with suppress(ValueError, RecursionError):
-        answer = json.loads(text)
-        inner = answer if isinstance(answer, str) else None
-        if isinstance(answer, dict):  # an answer may stand beside the name of its tool
-            inner = next((answer[key] for key in ("content", "results", "result", "output") if answer.get(key)), None)
-        texts += [] if inner is None else [inner if isinstance(inner, str) else json.dumps(inner)]
+        whole = json.loads(text)
+        for answer in whole if isinstance(whole, list) else [whole]:
+            answers.append(answer)
+            if isinstance(answer, dict):  # an answer may stand beside the name of its tool
+                answers += [answer[key] for key in ("content", "results", "result", "output") if key in answer]
+    texts = [answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
     return any(LIKE_AN_ERROR.match(one) or read_result(ToolCall(""), one).error is not None for one in texts)
 
 

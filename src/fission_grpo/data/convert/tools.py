@@ -102,7 +102,7 @@ def parameters_of(given: Any) -> dict[str, Any]:
         candidates = (whole, stripped, _schema(stripped), _schema(stripped, ("description", "enum", "default")))
         return next((schema for schema in candidates if _is_valid(schema)), candidates[-1])
     given = without_schema_nulls(given)
-    properties = {name: item if _is_typed(item) else _schema(item) for name, item in given.items()}
+    properties = {name: _schema(item) for name, item in given.items()}
     mandatory = {name: item for name, item in given.items() if isinstance(item, dict) and "default" not in item}
     types = {name: str(item.get("type", "")).replace(" ", "") for name, item in mandatory.items()}
     required = [name for name, declared in types.items() if not declared.endswith(",optional")]
@@ -133,11 +133,11 @@ def _is_valid(schema: Mapping[str, Any]) -> bool:
     return True
 
 
-def _is_typed(item: Any) -> bool:
-    """Whether the declaration of a parameter is a JSON schema with a type."""
-    kinds = item.get("type") if isinstance(item, dict) else None
-    is_json = all(kind in _JSON_TYPES for kind in (kinds if isinstance(kinds, list) else [kinds]))
-    return is_json and _is_valid({"properties": {"x": item}})
+def _is_valid_alone(key: str, value: Any) -> bool:
+    """Whether a keyword is valid for itself; the usual ones are decided without a validator, which takes a while."""
+    if key in ("description", "enum"):
+        return isinstance(value, str) if key == "description" else isinstance(value, list) and bool(value)
+    return key in ("default", "$ref") or _is_valid({"properties": {"x": {key: value}}})
 
 
 _PARTS = ("properties", "required", "type", "items")
@@ -159,7 +159,7 @@ def _schema(given: Any, keywords: Sequence[str] | None = None) -> dict[str, Any]
             schema[key] = {name: _schema(item) for name, item in value.items()}
         elif key in _LISTED and isinstance(value, list):
             schema[key] = [_schema(item) for item in value]
-        elif key == "$ref" or (key not in _PARTS and _is_valid({"properties": {"x": {key: value}}})):
+        elif key not in _PARTS and _is_valid_alone(key, value):
             schema[key] = value
     properties = given.get("properties")
     if isinstance(properties, dict) or given.get("type") in ("object", "dict"):
