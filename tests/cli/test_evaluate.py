@@ -176,7 +176,7 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": WORDS, "success": True}) + "\n")
     traces = ("--traces", str(tmp_path / "t.jsonl"))
     assert main(["eval", *traces]) == 0
-    assert "note: 1 result in 1 case, 1 of them successful, begin like an error" in capsys.readouterr().out
+    assert "note: 1 result in 1 case, 1 of them successful, not counted as errors" in capsys.readouterr().out
     assert evaluated(tmp_path, *traces) == 0
     rates = json.loads((tmp_path / "eval-t" / "rates.json").read_text())
     assert (rates["uncounted_errors"], len(rates["notes"]), rates["own_errors"]) == (1, 1, 0)

@@ -101,6 +101,14 @@ def test_arguments_that_are_no_object_are_refused(text):
         ({"role": "tool", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "a\nb", False),
         ({"role": "tool", "content": {"rain": True}}, '{"rain": true}', False),
         ({"role": "tool", "content": [{"type": "cafe"}]}, '[{"type": "cafe"}]', False),
+        ({"role": "tool", "content": [{"type": "file", "name": "a"}]}, '[{"type": "file", "name": "a"}]', False),
+        (
+            {"role": "tool", "content": {"type": "text", "text": "a", "line": 3}},
+            '{"type": "text", "text": "a", "line": 3}',
+            False,
+        ),
+        ({"role": "tool", "content": [{"type": "text", "text": "a", "id": None}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "text", "text": None}]}, "", False),
         ({"role": "tool", "content": [1, 2]}, "[1, 2]", False),
         ({"role": "tool", "content": [], "is_error": False}, "[]", False),
         ({"role": "user", "content": "<tool_response>\nwet\n</tool_response>"}, "wet", False),
@@ -140,6 +148,20 @@ def test_an_unknown_block_is_refused_by_its_name(role, kind):
     assert caught.value.field == "messages[0].content[1]"
     assert (kind if isinstance(kind, str) else "x") in caught.value.what
     assert (kind if isinstance(kind, str) else "x") in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("role", "kind"), [("user", "tool_use"), ("assistant", "tool_result"), ("system", "tool_use")]
+)
+def test_calls_and_results_in_messages_of_another_role_are_refused_by_name(role, kind):
+    with pytest.raises(MessageError, match=kind):
+        read({"role": role, "content": [{"type": kind, "id": "1", "name": "f", "input": {}, "content": "x"}]})
+
+
+def test_an_image_of_a_result_is_named():
+    block = {"type": "image", "source": {"type": "base64", "data": "x"}}
+    (result,) = read({"role": "user", "content": [{"type": "tool_result", "content": [block]}]}, media=True)
+    assert result.text == "[image]"
 
 
 def test_images_are_refused_or_named_in_the_text():

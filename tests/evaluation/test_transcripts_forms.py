@@ -184,7 +184,7 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
     assert compute_metrics(records).own_errors == 0
     count, note = uncounted_errors(records)
     assert count == 2
-    assert note.startswith("2 results in 2 cases, 1 of them successful, begin like an error and are not counted")
+    assert note.startswith("2 results in 2 cases, 1 of them successful, not counted as errors though")
     assert "'Error: user not found'" in note
     assert "--error_pattern" in note
     counted = read_traces(path, pattern=compile_error_pattern("^Error"))

@@ -32,6 +32,7 @@ LIKE_AN_ERROR = re.compile(
 )
 
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # field by block type
+_TEXT_FIELDS = {"type", "text", "cache_control", "citations", "annotations", "_meta"}
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reference")  # read by nobody but their server
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "document", "file")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's arguments, in order of preference
@@ -199,8 +200,8 @@ def is_json(text: str) -> bool:
         return False
 
 
-def read_content(content: Any, place: str, *, media: bool = False, separator: str = "\n") -> str:
-    """The text of a message's content: a string, null, or blocks. Thoughts and calls are left out.
+def read_content(content: Any, place: str, *, skip: str = "", media: bool = False, separator: str = "\n") -> str:
+    """The text of a message's content: a string, null, or blocks. Thoughts, and blocks of type `skip`, are left out.
 
     Raises MessageError, naming the type of a block that is no text.
     """
@@ -211,15 +212,17 @@ def read_content(content: Any, place: str, *, media: bool = False, separator: st
         raise MessageError(place, what, "a message cannot be read")
     texts = []
     for number, block in enumerate(content if isinstance(content, list) else [content]):
-        kind = block.get("type") if isinstance(block, Mapping) else None
-        field = _TEXTS.get(kind or "text", "") if kind is None or isinstance(kind, str) else ""
         if isinstance(block, str):
             texts.append(block)
-        elif isinstance(block, Mapping) and isinstance(text := block.get(field), str):
-            texts.append(text)
+            continue
+        block = block if isinstance(block, Mapping) else {}
+        kind = block.get("type")
+        field = _TEXTS.get(kind or "text") if kind is None or isinstance(kind, str) else None
+        if field is not None and isinstance(block.get(field), str):
+            texts.append(block[field])
         elif media and kind in _MEDIA:
             texts.append(f"[{kind}]")
-        elif kind not in (*_THOUGHTS, "tool_use", "tool_result"):
+        elif kind not in (*_THOUGHTS, skip) and not (field and kind and block.get(field) is None):
             name = f"of type {quoted(kind)}" if kind is not None else "without a type"
             reason = f"a message holds more than text: a block {name}"
             raise MessageError(f"{place}[{number}]", f"is a block {name}, which is not read; leave it out", reason)
@@ -240,7 +243,7 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
         return [_read_result(message, message.get("tool_call_id"), f"{place}.content", media)]
     if not results and isinstance(content, str) and "<tool_response>" in content and not _RESPONSE.sub("", content):
         return [ChatMessage("tool", printable(text.strip("\n"))) for text in _RESPONSE.findall(content)]
-    text = printable(read_content(content, f"{place}.content", media=media))
+    text = printable(read_content(content, f"{place}.content", skip="tool_result", media=media))
     read = [_read_result(block, block.get("tool_use_id"), f"{place}.content", media) for block in results]
     if text or not results:
         read.append(ChatMessage("system" if role in SYSTEM_ROLES else "user", text))
@@ -250,8 +253,8 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
 def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: bool) -> ChatMessage:
     """A tool's message or `tool_result` block. Blocks are read as text; other objects and lists are its JSON."""
     content, name = result.get("content"), result.get("name")
-    kinds = [block.get("type") for block in _blocks(content)]
-    if isinstance(content, list | Mapping) and not (kinds and all(kind in (*_TEXTS, *_MEDIA) for kind in kinds)):
+    parts = content if isinstance(content, list) else [content]
+    if isinstance(content, list | Mapping) and not (parts and all(map(_is_result_block, parts))):
         text = json.dumps(content, ensure_ascii=False, default=str)
     else:
         text = read_content(content, place, media=media)
@@ -260,8 +263,17 @@ def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: boo
     return ChatMessage("tool", printable(text), call_id=call_id, name=name, is_error=is_error)
 
 
+def _is_result_block(part: Any) -> bool:
+    """Whether a part of a result is a block of text or media, and not a tool's own object with a field "type"."""
+    fields = {key for key, value in part.items() if value is not None} if isinstance(part, Mapping) else set()
+    kind = part["type"] if "type" in fields else None
+    return (kind == "text" and fields <= _TEXT_FIELDS) or (
+        kind in _MEDIA and bool(fields & {*_MEDIA, "source", "data"})
+    )
+
+
 def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> ChatMessage:
-    text = printable(read_content(message.get("content"), f"{place}.content", media=media))
+    text = printable(read_content(message.get("content"), f"{place}.content", skip="tool_use", media=media))
     entries = call_entries(message, place)
     is_trained = _is_trained(message, place)
     if not entries:

@@ -197,13 +197,11 @@ def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
     if not found:
         return 0, ""
     cases = {record.id: record.success for record, _ in found}
-    results = f"{len(found):,} result{'s' * (len(found) > 1)}"
-    successes = sum(success is True for success in cases.values())
-    judged = f", {successes:,} of them successful" if any(success is not None for success in cases.values()) else ""
-    return len(found), (
-        f"{results} in {len(cases):,} case{'s' * (len(cases) > 1)}{judged}, begin like an error and are not counted "
-        f"as one, as their structure does not say so, such as {quoted(found[0][1])}; --error_pattern REGEX counts them"
-    )
+    where = f"{len(found):,} result{'s' * (len(found) > 1)} in {len(cases):,} case{'s' * (len(cases) > 1)}"
+    if any(success is not None for success in cases.values()):
+        where += f", {sum(success is True for success in cases.values()):,} of them successful"
+    example = f"not counted as errors though they begin like one, such as {quoted(found[0][1])}"
+    return len(found), f"{where}, {example}; --error_pattern REGEX counts them"
 
 
 def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:

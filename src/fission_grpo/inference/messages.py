@@ -157,7 +157,7 @@ def read_completion(body: bytes, content_type: str = "", tools: Sequence[Mapping
     message = _expect(dict, choice.get("message", {"content": choice.get("text")}), "the message")
     at_limit = choice.get("finish_reason") == "length"
     try:
-        content = read_content(message.get("content"), "content", separator="")
+        content = read_content(message.get("content"), "content", skip="tool_use", separator="")
         calls = tuple(call_entries(message, "message"))
     except MessageError as error:
         raise UnreadableResponse("malformed", f"{error.field} {error.what}") from None
