@@ -228,3 +228,11 @@ def test_a_null_of_a_tool_that_takes_any_argument_is_one(tmp_path):
     anything = tool("log", {"x": {"type": ["string", "null"]}}, additionalProperties=True)
     row = openai(ASK, says("log", '{"x": null, "y": null}'), tools=[anything])
     assert references(convert(tmp_path, row)) == [[("log", {"x": None, "y": None})]]
+
+
+@pytest.mark.parametrize("required", [3, "x", [["x"]], [None], {"x": 1}])
+def test_a_broken_list_of_required_parameters_is_left_out(required):
+    given = {"type": "object", "properties": {"x": {"type": "str"}, "y": {"type": None}}, "required": required}
+    (read,) = tools_of([{"name": "f", "description": "", "parameters": given}])
+    assert read["parameters"]["properties"] == {"x": {"type": "string"}}
+    assert not read["parameters"].get("required")

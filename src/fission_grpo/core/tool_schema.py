@@ -163,7 +163,7 @@ def _strip_nulls(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any])
         return [_strip_nulls(item, items, root) for item in value]
     if not isinstance(value, Mapping):
         return value
-    required = {name for part in parts for name in part.get("required") or ()}
+    required = {name for part in parts for name in _items(part.get("required")) if isinstance(name, str)}
     properties = [part["properties"] for part in parts if isinstance(part.get("properties"), Mapping)]
     inner = {key: {"allOf": [one[key] for one in properties if isinstance(one.get(key), Mapping)]} for key in value}
     return {
@@ -186,9 +186,13 @@ def without_schema_nulls(value: Any) -> Any:
     given = kept.get("properties")
     if isinstance(given, dict):  # a struct of nulls alone is one of another tool's parameters
         empty = {name for name, item in given.items() if item and not stripped["properties"].get(name)}
-        for name in empty - set(map(str, stripped.get("required") or ())):
+        for name in empty - set(map(str, _items(stripped.get("required")))):
             stripped["properties"].pop(name, None)
     return stripped
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
 
 
 def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
@@ -197,7 +201,7 @@ def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Map
         return
     yield schema
     for key in ("allOf", "anyOf", "oneOf"):
-        for option in schema.get(key) or ():
+        for option in _items(schema.get(key)):
             yield from _parts(option, root, depth + 1)
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#/"):

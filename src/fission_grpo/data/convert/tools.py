@@ -168,7 +168,7 @@ def _schema(given: Any, keywords: Sequence[str] | None = None) -> dict[str, Any]
         if properties:
             schema["properties"] = {str(name): _schema(value, keywords) for name, value in properties.items()}
         if isinstance(given.get("required"), list):
-            schema["required"] = [str(name) for name in given["required"] if name in properties]
+            schema["required"] = [name for name in given["required"] if isinstance(name, str) and name in properties]
     elif not given.keys() & {"anyOf", "oneOf", "allOf", "$ref"}:
         schema |= json_schema(given.get("type"))
         if isinstance(given.get("items"), dict) and schema.get("type") == "array":
