@@ -158,3 +158,51 @@ def test_transcripts_from_elsewhere_need_no_model(tmp_path, capsys):
     assert "0 of 1 cases with an error of their own" in capsys.readouterr().out
     assert evaluated(tmp_path, "--traces", str(tmp_path / "t.jsonl")) == 0
     assert len(read_records(tmp_path / "eval-t" / "cases.jsonl")) == 1
+
+
+WORDS = [
+    {"role": "user", "content": "Find her."},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "1", "function": {"name": "find", "arguments": "{}"}}],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "Error: user not found"},
+    {"role": "assistant", "content": "Sorry."},
+]
+
+
+def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, capsys):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": WORDS, "success": True}) + "\n")
+    traces = ("--traces", str(tmp_path / "t.jsonl"))
+    assert main(["eval", *traces]) == 0
+    assert "note: 1 result in 1 case, 1 of them successful, not counted as errors" in capsys.readouterr().out
+    assert evaluated(tmp_path, *traces) == 0
+    rates = json.loads((tmp_path / "eval-t" / "rates.json").read_text())
+    assert (rates["uncounted_errors"], len(rates["notes"]), rates["own_errors"]) == (1, 1, 0)
+    capsys.readouterr()
+    assert evaluated(tmp_path, *traces, "--error_pattern", "^Error", "--name", "counted") == 0
+    said = capsys.readouterr().out
+    assert "note:" not in said
+    assert "1 of 1 cases with an error of their own" in said
+    rates = json.loads((tmp_path / "eval-counted" / "rates.json").read_text())
+    assert (rates["uncounted_errors"], rates["notes"], rates["own_errors"]) == (0, [], 1)
+    assert main(["compare", str(tmp_path / "eval-t"), str(tmp_path / "eval-counted")]) == 2
+    assert "tasks.error_pattern" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--traces", "t.jsonl", "--error_pattern", "("], "'(' is no regular expression"),
+        (["--traces", "t.jsonl", "--error_pattern", ".*"], "'.*' fits every text"),
+        (["--model", "starter", "--output", "out", "--error_pattern", "x"], "--error_pattern is for transcripts"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_is_one_clear_error(options, complaint, capsys):
+    try:
+        code = main(["eval", *options])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]

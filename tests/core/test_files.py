@@ -32,3 +32,36 @@ def test_a_walk_gives_every_value_with_its_path():
     assert dict(walk_json(value))["a", 1, "b"] == math.pi
     assert [path for path, _ in walk_json({"a": [1, 2]})] == [(), ("a",), ("a", 1), ("a", 0)]
     assert [path for path, _ in walk_json(value, arrays=False)] == [(), ("c",), ("a",)]
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [MARK + b'{"a": 1}\n{"a": 2}\n', b'{"a": 1}\n' + MARK + b'{"a": 2}', MARK * 1 + b'\r\n{"a": 1}\r\n{"a": 2}'],
+)
+def test_a_byte_order_mark_before_a_line_is_no_part_of_it(tmp_path, content):
+    assert [value for _, value in parse_json_lines(content)] == [{"a": 1}, {"a": 2}]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content + b"\n")
+    assert [line.record["a"] for line in read_lines(path, [])] == [1, 2]
+
+
+def test_other_files_that_people_write_may_begin_with_a_byte_order_mark(tmp_path):
+    pytest.importorskip("trl")
+    from fission_grpo.cli.check_environment import read_rows
+    from fission_grpo.evaluation.run import Manifest, read_manifest, write_manifest
+    from fission_grpo.feedback.prompt import read_settings
+    from fission_grpo.training.arguments import _read_yaml
+
+    for name in ("rows.json", "rows.jsonl", "config.yaml"):
+        (tmp_path / name).write_bytes(MARK + b'{"a": 1}\n')
+    assert read_rows(tmp_path / "rows.json") == read_rows(tmp_path / "rows.jsonl") == [{"a": 1}]
+    assert _read_yaml(str(tmp_path / "config.yaml")) == {"a": 1}
+    manifest = Manifest("t", {"kind": "step"}, {}, {})
+    path = write_manifest(tmp_path, manifest)
+    path.write_bytes(MARK + path.read_bytes())
+    assert read_manifest(tmp_path) == manifest
+    (tmp_path / "simulator.json").write_bytes(MARK + b'{"system": "s", "characters": 9, "brief": true}')
+    assert read_settings(tmp_path).system == "s"

@@ -145,3 +145,110 @@ def test_good_tools_pass_the_check():
     for tool in TOOLS:
         check_tool_schema(tool)
     assert tool_names(TOOLS) == ["get_weather", "now"]
+
+
+def pattern_tool(**schema):
+    return {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^\p{L}+$",
+        r"^\P{Lu}*\p{Script=Greek}$",
+        r"(?<year>\d{4})-\k<year>",
+        r"^\u{1F600}$",
+        r"\cA",
+        r"(?<=a+)b",
+        r"x(?i)y",
+        r"[\w-x]",
+        r"\p{L}(",
+    ],
+)
+def test_patterns_of_other_dialects_are_taken_and_not_checked(pattern, caplog):
+    tool = pattern_tool(type="string", pattern=pattern)
+    check_tool_schema(tool)
+    assert check_call(ToolCall("f", {"a": "anything"}), [tool]) is None
+    assert check_call(ToolCall("f", {"a": 1}), [tool]).parameter == "a"
+    assert "Python cannot compile it" in caplog.text
+    named = {"name": "f", "parameters": {"type": "object", "patternProperties": {pattern: {"type": "string"}}}}
+    named["parameters"] |= {"properties": {}, "additionalProperties": False}
+    check_tool_schema(named)
+    assert check_call(ToolCall("f", {"any name": 1}), [named]) is None
+
+
+@pytest.mark.parametrize("pattern", ["(", "a)", "[a", "*a", "a**", "[z-a]", "a{3,2}", "\\"])
+def test_patterns_of_no_dialect_are_refused(pattern):
+    with pytest.raises(ValueError, match=r"parameters\.properties\.a\.pattern"):
+        check_tool_schema(pattern_tool(pattern=pattern))
+
+
+@pytest.mark.parametrize(
+    "name", ["pattern", "properties", "type", "patternProperties", "required", "items", "$ref", "default"]
+)
+def test_a_parameter_may_be_called_as_a_keyword(name):
+    tool = {
+        "name": "f",
+        "parameters": {"type": "object", "properties": {name: {"type": "string"}}, "required": [name]},
+    }
+    check_tool_schema(tool)
+    assert check_call(ToolCall("f", {name: "x"}), [tool]) is None
+    assert check_call(ToolCall("f", {name: 1}), [tool]).parameter == name
+
+
+NULLABLE = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name"],
+}
+BOOK = {
+    "name": "book",
+    "parameters": {
+        "type": "object",
+        "$defs": {"Person": PERSON},
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "note": NULLABLE,
+            "code": NULLABLE,
+            "who": {"$ref": "#/$defs/Person"},
+            "all": {"type": "array", "items": {"$ref": "#/$defs/Person"}},
+        },
+        "required": ["city", "code"],
+    },
+}
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"city": "Oslo", "code": "x"}, {"city": "Oslo", "code": "x"}),
+        ({"city": "Oslo", "code": "x", "to": None}, {"city": "Oslo", "code": "x"}),
+        ({"city": "Oslo", "code": "x", "days": None}, {"city": "Oslo", "code": "x"}),
+        ({"city": "Oslo", "code": None, "to": None}, {"city": "Oslo", "code": None}),
+        ({"city": "Oslo", "code": None}, {"city": "Oslo", "code": None}),
+        (
+            {"city": "Oslo", "code": "x", "who": {"name": "Bo", "age": None}, "all": [{"name": "Al", "age": None}]},
+            {"city": "Oslo", "code": "x", "who": {"name": "Bo"}, "all": [{"name": "Al"}]},
+        ),
+    ],
+)
+def test_nulls_that_a_table_adds_are_left_out(given, kept, is_padded):
+    from fission_grpo.core.tool_schema import without_padding
+
+    call = without_padding(ToolCall("book", given), [BOOK], is_padded)
+    assert call.arguments == kept
+    assert check_call(call, [BOOK]) is None
+
+
+def test_a_null_that_the_schema_allows_stays_unless_the_call_is_padded_for_certain():
+    from fission_grpo.core.tool_schema import without_padding
+
+    call = ToolCall("book", {"city": "Oslo", "code": "x", "note": None})
+    assert without_padding(call, [BOOK]) == call
+    assert without_padding(call, [BOOK], is_padded=True).arguments == {"city": "Oslo", "code": "x"}
+    assert without_padding(ToolCall("other", {"x": None}), [BOOK]).arguments == {"x": None}
+    loop = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}}
+    assert without_padding(ToolCall("f", {"a": {"b": None}}), [loop]).arguments == {"a": {}}

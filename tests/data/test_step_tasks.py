@@ -110,6 +110,11 @@ MISTAKES = {
     "two values": (json.dumps(ROW) + " 1", "(whole row)", "not one JSON object"),
     "a list": ([ROW], "(whole row)", "not one JSON object"),
     "no reference": ({k: v for k, v in ROW.items() if k != "reference"}, "reference", "missing"),
+    "old call": (
+        changed(messages=[{"role": "assistant", "content": "", "function_call": {"name": "f"}}, *ROW["messages"]]),
+        "messages[0].function_call",
+        "is the old form of a call",
+    ),
     "messages no list": (changed(messages="hi"), "messages", "must be a list, got 'hi'"),
     "no messages": (changed(messages=[]), "messages", "must end with a user or tool message"),
     "bad role": (changed(messages=[{"role": "human", "content": "x"}]), "messages[0].role", "got 'human'"),

@@ -63,7 +63,7 @@ def _load_file(path: Path) -> ModuleType:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON file (one object, or a list of them) or a JSONL file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         texts = [line for line in text.split("\n") if line.strip()] if path.suffix == ".jsonl" else [text]
         values = [json.loads(each) for each in texts]
     except (OSError, ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.cli.tasks import error_pattern
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
@@ -22,7 +23,7 @@ from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
 from fission_grpo.evaluation.run import Manifest, eval_line, evaluate_run, write_manifest
 from fission_grpo.evaluation.tables import metrics_table
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
-from fission_grpo.evaluation.transcripts import read_traces
+from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.report.run import EVAL
 
@@ -68,6 +69,8 @@ def _add_policy_options(group: Any) -> None:
     add("--timeout", type=float, default=120.0, help="endpoint: seconds for one try (default 120)")
     add("--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields")
     add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
+    errors = "transcripts: a tool's result with a match is an error, such as '^Error' (in the first 1,000 characters)"
+    add("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
 
 
 def _add_task_options(group: Any) -> None:
@@ -128,6 +131,8 @@ def evaluate_command(argv: list[str]) -> int:
     """Returns 0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted."""
     arguments = eval_parser().parse_args(argv)
     try:
+        if arguments.error_pattern is not None and not arguments.traces:
+            raise ValueError("--error_pattern is for transcripts; give them with --traces FILE, or leave it out")
         print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -190,18 +195,21 @@ def evaluate_model(arguments: Namespace) -> str:
 def evaluate_traces(arguments: Namespace) -> str:
     """Compute the metrics of transcripts; with --output they are kept, so that they can be compared."""
     notes: list[str] = []
-    records = read_traces(arguments.traces, notes)
+    pattern = arguments.error_pattern
+    records = read_traces(arguments.traces, notes, pattern)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if arguments.output is None:
-        return _summarize(records)
+        return _summarize(records, uncounted=uncounted_errors(records))
     name = arguments.name or arguments.traces.stem
     folder = arguments.output / f"eval-{_file_name(name)}"
     ids = sorted(record.id for record in records)
     tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
+    if pattern is not None:
+        tasks["error_pattern"] = pattern.pattern  # evaluations that count other errors are not compared
     write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
     (folder / CASES).write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
-    return _summarize(records, folder, name)
+    return _summarize(records, folder, name, uncounted=uncounted_errors(records))
 
 
 def make_task_spec(arguments: Namespace) -> TaskSpec:
@@ -239,15 +247,22 @@ def _summarize(
     name: str = "",
     eval_lines: Path | None = None,
     trained: tuple[int, int] = (0, 0),
+    uncounted: tuple[int, str] | None = None,
 ) -> str:
     """Write `FOLDER/rates.json` and a line of `eval_lines`, if these are given, and return the table to print.
 
     `trained`: training steps and sampled tokens behind the model. A line that is there already is not added again.
+    `uncounted`: of transcripts, see `uncounted_errors`.
     """
     metrics = compute_metrics(records)
     parts = [*([name] if name else []), metrics_table(metrics)]
+    values = metrics_json(metrics)
+    if uncounted is not None:
+        number, note = uncounted
+        values |= {"uncounted_errors": number, "notes": [note] if note else []}
+        parts += [f"note: {note}"] if note else []
     if folder is not None:
-        text = json.dumps(metrics_json(metrics), ensure_ascii=False, indent=1)
+        text = json.dumps(values, ensure_ascii=False, indent=1)
         (folder / RATES).write_text(text + "\n", encoding="utf-8")
         parts.append(f"written: {folder}")
     if eval_lines is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 
-from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.errors import TaskFileError, UsageError
+from fission_grpo.core.messages import compile_error_pattern
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
@@ -23,8 +25,8 @@ def tasks_command(argv: list[str]) -> int:
         if options.action == "check":
             print(check(options.file))
         else:
-            print(convert(options.input, options.output, options.layout, options.abstentions))
-    except TaskFileError as error:
+            print(convert(options.input, options.output, options.layout, options.abstentions, options.error_pattern))
+    except (TaskFileError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -49,16 +51,24 @@ def check(path: Path) -> str:
     return f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
 
 
-def convert(source: Path, target: Path, layout: str, abstentions: bool) -> str:
+def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern: re.Pattern[str] | None = None) -> str:
     """Convert a file to a step-task file. Returns a report of what was dropped. Raises TaskFileError."""
     from fission_grpo.data.convert.formats import convert_file
 
-    layout, converted = convert_file(source, layout, abstentions)
+    layout, converted = convert_file(source, layout, abstentions, pattern)
     try:
         target.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks), encoding="utf-8")
     except OSError as error:
         raise TaskFileError(f"{target}: cannot be written ({error.strerror}); give another output path") from error
     return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
+
+
+def error_pattern(text: str) -> re.Pattern[str]:
+    """The value of `--error_pattern`, for argparse."""
+    try:
+        return compile_error_pattern(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl")
     action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
     action.add_argument("--abstentions", action="store_true", help="also make tasks of turns without calls")
+    errors = "a tool's result with a match is an error, as is one that begins like one: its turn makes no task"
+    action.add_argument("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
     action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet")
     action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
     actions.add_parser("generate", help="make cases over BFCL's environments; see `tasks generate --help`")

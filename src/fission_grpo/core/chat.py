@@ -19,6 +19,8 @@ from fission_grpo.core.types import Failure, Message, ToolCall, ToolResult, Turn
 MAX_LITERAL = 100_000  # longest tool result read as a Python literal, not only as JSON, in characters [ours]
 
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
+_CALL_BLOCK = re.compile(r"<tool_call>(?:(?!<tool_call>).)*?</tool_call>", re.S)
+_OPEN_THOUGHT = "unclosed <think>"
 _SPACE = re.compile(r"\s*")
 _PROBE_TOOL = {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}}
 
@@ -50,7 +52,7 @@ def parse(text: str, truncated: bool = False) -> Turn:
             if tag[0] == "<think>":
                 end = text.find("</think>", tag.end())
                 if end < 0:
-                    raise _BadCall("unclosed <think>", unclosed=True)
+                    raise _BadCall(_OPEN_THOUGHT, unclosed=True)
                 at = end + len("</think>")
             elif tag[0] == "<tool_call>":
                 block, at = _read_block(text, tag.end())
@@ -68,17 +70,39 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
     """Parse a tool's answer. Never raises.
 
     The answer is an error if it is a mapping, as JSON or as a Python literal (TRL writes
-    `str({"error": str(exception)})`), whose "error" is not empty: not null, false, 0, [], {} or blank text, by which
-    tools say that there was none. Its wording is not considered. Guarded tools never raise a blank message.
+    `str({"error": str(exception)})`), whose "error" is not empty (not null, false, 0, [], {} or blank text, by which
+    tools say that there was none; guarded tools never raise a blank message), or whose "isError" (MCP) or "is_error"
+    (Anthropic) is true. Its wording is not considered.
     """
     error = None
-    value = _mapping(content).get("error")
-    if value.strip() if isinstance(value, str) else value:
+    answer = _mapping(content)
+    value = answer.get("error")
+    if isinstance(value, str) and not value.strip():
+        value = None
+    if not value and True in (answer.get("isError"), answer.get("is_error")):
+        value = _block_text(answer.get("content")) or content
+    if value:
         try:
             error = value if isinstance(value, str) else json.dumps(value)
         except (TypeError, ValueError, RecursionError):  # a set, bytes, an int beyond the digit limit
             error = content
     return ToolResult(call, content, error)
+
+
+def beside_calls(content: str) -> str:
+    """The content of a message whose calls are structured, so that `parse` finds no call and no error in it.
+
+    A server's parser may leave a copy of a call, half of its tags, or an open `<think>` in the content. Copies and
+    tags are left out; an open thought is closed.
+    """
+    turn = parse(content)
+    if not (turn.calls or turn.error):
+        return content
+    rest = _CALL_BLOCK.sub("", content)
+    if turn.error == _OPEN_THOUGHT:
+        rest = rest.rstrip() + "\n</think>"
+    turn = parse(rest)
+    return (_TAG.sub("", rest) if turn.calls or turn.error else rest).strip()
 
 
 def render_call(call: ToolCall) -> str:
@@ -240,6 +264,13 @@ def _mapping(content: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _block_text(content: Any) -> str:
+    """The texts of a list of content blocks, or the text itself; "" for anything else."""
+    blocks = content if isinstance(content, list) else [{"text": content}]
+    texts = [block.get("text") for block in blocks if isinstance(block, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str)).strip()
+
+
 def _openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """The tool in OpenAI's form, which templates expect."""
     return dict(tool) if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": dict(tool)}
@@ -282,4 +313,6 @@ def _message_call(entry: Mapping[str, Any]) -> ToolCall:
     """The call in one entry of a chat message's `tool_calls`, in OpenAI's form or not."""
     function = entry.get("function", entry)
     arguments = function.get("arguments") or {}
-    return ToolCall(function["name"], json.loads(arguments) if isinstance(arguments, str) else arguments)
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments.strip() or "{}") or {}
+    return ToolCall(function["name"], arguments)

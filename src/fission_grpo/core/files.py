@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ def parse_json_lines(
 ) -> Iterator[tuple[int, Any | ValueError]]:
     """Yield the number (from 1) and the value of every line that is not blank.
 
-    The value of a line that `decode` cannot read is the ValueError that says why.
+    The value of a line that `decode` cannot read is the ValueError that says why. A byte order mark may begin a line,
+    as files with one are also joined.
     """
     for number, line in enumerate(content.split(b"\n"), start=1):  # not splitlines: strings may contain U+2028
+        line = line.removeprefix(BOM_UTF8)
         if not line.strip():
             continue
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,6 +16,7 @@ from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
 MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
 PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time
+MAX_REFERENCES = 8  # `$ref`s and combinations followed one after another [ours]
 FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")  # those that jsonschema checks without optional packages
 _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
@@ -35,8 +38,13 @@ _READABLE_BOUNDS = {
     "minItems": "must have at least {} items",
     "maxItems": "must have at most {} items",
 }
+# of `re.error`: a pattern with such a fault is none in any dialect
+_BROKEN_PATTERN = re.compile(
+    r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
+)
 # keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone
 _EXTRA_ALLOWED = {"unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,77 @@ def check_tool_schema(tool: Mapping[str, Any]) -> None:
         raise ValueError(f"tool {name!r}: {error}") from None
 
 
+def without_padding(call: ToolCall, tools: Sequence[Mapping[str, Any]], is_padded: bool = False) -> ToolCall:
+    """The call without the null arguments that Arrow's tables add, where every row has the fields of all rows.
+
+    A call that is valid with its nulls keeps them, unless it `is_padded` for certain. Required arguments are kept.
+    """
+    if not any(value is None for _, value in walk_json(call.arguments)):
+        return call
+    schema = next((parameter_schema(tool) for tool in tools if _function(tool).get("name") == call.name), None)
+    is_valid = schema is None or check_call(call, tools) is None
+    if is_valid and not is_padded:
+        return call
+    schema = schema or {}
+    stripped = ToolCall(call.name, _strip_nulls(dict(call.arguments), schema, schema))
+    return call if is_valid and schema and check_call(stripped, tools) is not None else stripped
+
+
+def _strip_nulls(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
+    parts = list(_parts(schema, root))
+    if isinstance(value, list):
+        items: dict[str, Any] = {"allOf": [part["items"] for part in parts if isinstance(part.get("items"), Mapping)]}
+        return [_strip_nulls(item, items, root) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    required = {name for part in parts for name in _items(part.get("required")) if isinstance(name, str)}
+    properties = [part["properties"] for part in parts if isinstance(part.get("properties"), Mapping)]
+    inner = {key: {"allOf": [one[key] for one in properties if isinstance(one.get(key), Mapping)]} for key in value}
+    return {
+        key: _strip_nulls(item, inner[key], root) for key, item in value.items() if item is not None or key in required
+    }
+
+
+def without_schema_nulls(value: Any) -> Any:
+    """A schema without the fields that are null, which Arrow adds; a default of null stays where null is allowed."""
+    if isinstance(value, list):
+        return [without_schema_nulls(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    options = value.get("anyOf")
+    options = [value, *options] if isinstance(options, list) else [value]
+    kinds = [option.get("type") for option in options if isinstance(option, dict)]
+    is_nullable = any(kind == "null" or (isinstance(kind, list) and "null" in kind) for kind in kinds)
+    kept = {key: item for key, item in value.items() if item is not None or (key == "default" and is_nullable)}
+    stripped = {key: without_schema_nulls(item) for key, item in kept.items()}
+    given = kept.get("properties")
+    if isinstance(given, dict):  # a struct of nulls alone is one of another tool's parameters
+        empty = {name for name, item in given.items() if item and not stripped["properties"].get(name)}
+        for name in empty - set(map(str, _items(stripped.get("required")))):
+            stripped["properties"].pop(name, None)
+    return stripped
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
+def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """A schema with those that it combines or refers to, to a depth at which circles have ended."""
+    if not isinstance(schema, Mapping) or depth > MAX_REFERENCES:
+        return
+    yield schema
+    for key in ("allOf", "anyOf", "oneOf"):
+        for option in _items(schema.get(key)):
+            yield from _parts(option, root, depth + 1)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#/"):
+        target: Any = root
+        for step in reference[2:].split("/"):
+            target = target.get(step) if isinstance(target, Mapping) else None
+        yield from _parts(target, root, depth + 1)
+
+
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of tools in either form, in order."""
     return [str(_function(tool).get("name")) for tool in tools]
@@ -164,8 +243,10 @@ def _validator(schema_text: str) -> Any:
     from referencing.jsonschema import DRAFT202012
 
     schema = json.loads(schema_text)
+    patterns = FormatChecker(())
+    patterns.checks("regex", raises=re.error)(_check_pattern)
     try:
-        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(["regex"]))
+        Draft202012Validator.check_schema(schema, format_checker=patterns)
     except SchemaError as error:
         where = ".".join(["parameters", *map(str, error.absolute_path)])
         raise ValueError(f"`{where}` is not valid JSON Schema (Draft 2020-12): {_cut(error.message)}") from None
@@ -177,7 +258,44 @@ def _validator(schema_text: str) -> Any:
                 resolver.lookup(reference)
         except Unresolvable:
             raise ValueError(f"`$ref` {reference!r} points nowhere within `parameters`") from None
+    _drop_foreign_patterns(schema)
     return Draft202012Validator(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
+
+
+def _check_pattern(pattern: Any) -> bool:
+    """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        if _BROKEN_PATTERN.search(error.msg):
+            raise
+    return True
+
+
+def _is_foreign(pattern: Any) -> bool:
+    """Whether Python cannot compile a pattern. JSON Schema's are JavaScript's, which has \\p{L} and (?<name>...)."""
+    try:
+        re.compile(pattern)
+    except re.error:
+        return True
+    return False
+
+
+def _drop_foreign_patterns(schema: Any) -> None:
+    """Remove patterns that cannot be checked here, with a warning; whatever they demand is then taken as fulfilled."""
+    for _, inner in list(walk_json(schema)):
+        if not isinstance(inner, dict):
+            continue
+        if isinstance(inner.get("pattern"), str) and _is_foreign(inner["pattern"]):
+            _log.warning(
+                "a schema's pattern %s is not checked: Python cannot compile it", quoted(inner.pop("pattern"))
+            )
+        named = inner.get("patternProperties")
+        named = named if isinstance(named, dict) else {}
+        for pattern in [key for key in named if _is_foreign(key)]:
+            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
+            del named[pattern]
+            named[".*"] = True  # every name may be one that it allows
 
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:

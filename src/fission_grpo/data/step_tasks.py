@@ -98,6 +98,8 @@ def _read_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
             raise RowError(f"{at}.role", f"must be one of {', '.join(ROLES)}, got {quoted(role)}")
         if role == "system" and i:
             raise RowError(f"{at}.role", "a system message may only be the first; move it there or make it a user's")
+        if message.get("function_call"):
+            raise RowError(f"{at}.function_call", "is the old form of a call; write it into `tool_calls`")
         calls = message.get("tool_calls") or []
         if calls and (role != "assistant" or not isinstance(calls, list)):
             raise RowError(f"{at}.tool_calls", "must be a list, in assistant messages only")

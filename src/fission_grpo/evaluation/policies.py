@@ -90,7 +90,7 @@ def read_training_progress(folder: Path) -> tuple[int, int]:
     if not path.is_file():
         return 0, 0
     try:
-        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        history = json.loads(path.read_text(encoding="utf-8-sig"))["log_history"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunFileError(f"{path}: not a training log ({error}); restore it, or delete it") from error
     steps = [row["step"] for row in history if "step" in row]

@@ -60,7 +60,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     """Read the manifest of a run directory. RunFileError names the file, the field and the fix of a mistake."""
     path = Path(directory) / MANIFEST
     try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         what = f"cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
         raise RunFileError(f"{path}: {what}") from error

@@ -85,7 +85,7 @@ def _is_call(entry: Any) -> bool:
 def write_examples(path: Path, examples: Iterable[FeedbackExample]) -> None:
     """Write a file of examples, and add their tools to `tools.json` beside it."""
     tools_path = path.parent / TOOLS
-    tools: dict[str, Any] = json.loads(tools_path.read_text(encoding="utf-8")) if tools_path.is_file() else {}
+    tools: dict[str, Any] = json.loads(tools_path.read_text(encoding="utf-8-sig")) if tools_path.is_file() else {}
     lines = []
     for example in examples:
         failure, turn = example.failure, example.failure.turns[-1]
@@ -116,7 +116,7 @@ def load_examples(path: Path) -> list[FeedbackExample]:
     """Read a file of examples. Raises TaskFileError for the first mistake: file, row (from 1), field and the fix."""
     tools_path = path.parent / TOOLS
     try:
-        tools = json.loads(tools_path.read_text(encoding="utf-8")) if tools_path.is_file() else {}
+        tools = json.loads(tools_path.read_text(encoding="utf-8-sig")) if tools_path.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise TaskFileError(f"{tools_path}: not JSON ({error}); make it again with `simulator data`") from error
     examples = read_task_rows(path, "file of `fission-grpo simulator data`", lambda row, _: read_example(row, tools))

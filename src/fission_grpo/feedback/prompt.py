@@ -63,7 +63,7 @@ def read_settings(folder: Path) -> PromptSettings:
     if not path.is_file():
         return PromptSettings()
     try:
-        row, _ = read_json(path.read_text(encoding="utf-8"))
+        row, _ = read_json(path.read_text(encoding="utf-8-sig"))
     except (NotJson, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error}); restore it, or delete it to use the defaults") from error
     kinds = {"system": str, "characters": int, "brief": bool}

@@ -15,9 +15,9 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
@@ -27,19 +27,19 @@ from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.messages import (
     MAX_CHARACTERS,
+    STREAM,
     UnreadableResponse,
     read_completion,
     to_openai,
     tools_to_openai,
+    wants_stream,
 )
-from fission_grpo.inference.secrets import Secrets, public_url, split_url
+from fission_grpo.inference.secrets import NO_KEY, EndpointError, Secrets, public_url, read_key, split_url
 
 CHECK_TRIES = 3
 """Most tries of `check`, the first included. [ours] A user waits for it, and the usual cause is a wrong URL."""
 
-_NO_KEY = "none"  # the client requires a key even where the server does not
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
-_ADDRESS = re.compile(r"https?://([^/?#]*@)?([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?([/?#]|$)", re.IGNORECASE)
 _VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 _RESERVED_FIELDS = ("messages", "model", "stream", "n", "tools")
 
@@ -104,10 +104,6 @@ class EndpointOptions:
         return ValueError(f"{type(self).__name__}.{name} {problem}")
 
 
-class EndpointError(ValueError):
-    """The endpoint cannot be used as configured. The message names URL, model and the fix."""
-
-
 class RequestGate(Protocol):
     """Admits tries and is informed of results, such as a budget or a circuit breaker. Runs in the policy's thread."""
 
@@ -126,6 +122,7 @@ class _Tries:
     deadline: float  # of the request, on the clock of time.monotonic
     counts: Counter[str]
     gate: RequestGate | None = None
+    tools: Sequence[Mapping[str, Any]] = ()  # of the request
     number: int = 0
     reason: str = "timeout"  # of the last fault
     detail: str = ""
@@ -147,7 +144,7 @@ class _Tries:
     def read(self, response: Any) -> None:
         """Keep the reply or the fault of a response. Raises UnreadableResponse."""
         if response.is_success:
-            self.reply = read_completion(response.content, response.headers.get("content-type", ""))
+            self.reply = read_completion(response.content, response.headers.get("content-type", ""), self.tools)
             return
         self.reason, self.detail = f"HTTP {response.status_code}", response.text
         if response.status_code in (400, 413, 422) and _TOO_LONG.search(response.text):
@@ -218,9 +215,9 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         self._openai: Any = importlib.import_module("openai")
         self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
-        key = _read_key(self.options.key_variable, model, base_url)
+        key = read_key(self.options.key_variable, model, base_url)
         url, query, secrets = split_url(base_url)
-        self._secrets = Secrets((*secrets, "" if key == _NO_KEY else key)).hide_in_logs()
+        self._secrets = Secrets((*secrets, "" if key == NO_KEY else key)).hide_in_logs()
         self._client = self._openai.AsyncOpenAI(
             base_url=url,
             default_query=query,
@@ -231,6 +228,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         )
         self.url = public_url(str(self._client.base_url))
         self._counts: Counter[str] = Counter()
+        self._stream: Mapping[str, Any] = {}  # fields of a request to a server that only streams
         self._slots = asyncio.Semaphore(self.options.concurrency)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
@@ -330,15 +328,21 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
 
     async def _request(self, client: Any, body: Any, counts: Counter[str], gate: RequestGate | None = None) -> _Tries:
         """Send a request with its retries. Returns the tries with the reply or the last fault."""
-        tries = _Tries(self.options.timeout, time.monotonic() + self.options.patience, counts, gate)
+        deadline = time.monotonic() + self.options.patience
+        tries = _Tries(self.options.timeout, deadline, counts, gate, body.get("tools", ()))
         _TRIES.set(tries)
         completions = client.completions if self.options.raw else client.chat.completions
         # fields go into `extra_body`, because openai walks through all others: an eighth of a request's time
-        arguments = {"model": self.model, "extra_body": {**body, **self.options.extra_body}}
+        arguments = {"model": self.model, "extra_body": {**body, **self.options.extra_body, **self._stream}}
         arguments["prompt" if self.options.raw else "messages"] = []
         try:
             async with asyncio.timeout(self.options.patience):
-                await completions.with_raw_response.create(**arguments)
+                with suppress(self._openai.APIStatusError):
+                    await completions.with_raw_response.create(**arguments)
+                if tries.reply is None and wants_stream(tries.detail) and "stream" not in arguments["extra_body"]:
+                    self._stream = STREAM  # of all later requests, too
+                    arguments["extra_body"] |= STREAM
+                    await completions.with_raw_response.create(**arguments)
         except (TimeoutError, self._openai.APIError):
             pass  # its reason is in `tries`
         except Exception as error:  # noqa: BLE001 - any fault of the client costs one reply, which is counted
@@ -380,21 +384,3 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
     def _clean(self, text: str) -> str:
         """One short line without secrets."""
         return self._secrets.clean(" ".join(text.split()))[:300]
-
-
-def _read_key(variable: str, model: str, url: str | None) -> str:
-    """The key from the environment. Raises EndpointError for an impossible key or URL, and if a key is missing."""
-    key = os.environ.get(variable, "").strip() or _NO_KEY
-    if not (key.isascii() and key.isprintable()):
-        raise EndpointError(f"the environment variable {variable} holds characters no key has")
-    if url is None and key == _NO_KEY:
-        raise EndpointError(
-            f"model {model!r}: no base URL is given and the environment variable {variable} is not set; give the "
-            "server's URL, or set the key for OpenAI's own"
-        )
-    if url is not None and not _ADDRESS.match(url):
-        raise EndpointError(
-            "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as "
-            "the port (it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
-        )
-    return key

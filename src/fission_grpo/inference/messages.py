@@ -7,17 +7,37 @@ format (see `Reply`). An endpoint sends and expects such calls beside the conten
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from fission_grpo.core.chat import parse
-from fission_grpo.core.json_io import NotJson, encodable, read_json
+from fission_grpo.core.chat import beside_calls
+from fission_grpo.core.json_io import encodable
+from fission_grpo.core.messages import (
+    MessageError,
+    call_entries,
+    call_text,
+    is_json,
+    lacks_arguments,
+    name_and_arguments,
+    read_content,
+)
+from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Message, ToolResult
 from fission_grpo.inference.base import Reply
 
 MAX_CHARACTERS = 200_000
 """Longest reply that is kept, in characters. [ours] A hundred times the longest useful turn."""
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+"""Fields of a request to a server that only streams."""
+
+_EVENT = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry)?:")  # the beginning of server-sent events
+_STREAM_ONLY = re.compile(
+    r"only supports? stream|only stream\w* (is|are) supported|enable the stream|stream\w* is (required|mandatory)"
+    r"|stream\W{0,3}(parameter )?(must|has to|needs to|should) be (set to )?\W?(true|enabled|on)\b",
+    re.IGNORECASE,
+)
 
 
 def assistant_message(reply: Reply) -> Message:
@@ -90,10 +110,8 @@ def _structured_turn(message: Message, results: Sequence[Message], number: int) 
     calls = message.get("tool_calls") or ()
     functions = []
     for call in calls:
-        name, arguments = _name_and_arguments(call)
-        if not (
-            isinstance(name, str) and name and arguments and arguments.lstrip()[:1] == "{" and _is_json(arguments)
-        ):
+        name, arguments = name_and_arguments(call)
+        if not (isinstance(name, str) and name and arguments and arguments.lstrip()[:1] == "{" and is_json(arguments)):
             return []
         functions.append({"name": name, "arguments": arguments})
     if not calls or len(calls) != len(results):
@@ -123,30 +141,35 @@ class UnreadableResponse(Exception):
         self.reason = reason
 
 
-def read_completion(body: bytes, content_type: str = "") -> Reply:
+def read_completion(body: bytes, content_type: str = "", tools: Sequence[Mapping[str, Any]] = ()) -> Reply:
     """Read the body of a chat completion or of a raw completion. Raises UnreadableResponse if it is neither.
 
     Null content without calls is an empty turn. A refusal is read as content. Separate thoughts
-    (`reasoning_content`) are dropped. A call that the length limit cut is written unclosed, as a local model would
-    have left it; such a reply has no structured calls.
+    (`reasoning_content`) are dropped. Structured calls win over calls in the content. A call that the length limit cut
+    is written unclosed, as a local model would have left it; such a reply has no structured calls. The chunks of a
+    server that only streams are put together. `tools` are those of the request.
     """
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        kind = content_type.partition(";")[0].strip() or "no content type"
-        raise UnreadableResponse("not JSON", f"{kind}: {error}") from None
+    document = _document(body, content_type)
     choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices:
         raise UnreadableResponse("no choices", json.dumps(document))
     choice = _expect(dict, choices[0], "the first choice")
     message = _expect(dict, choice.get("message", {"content": choice.get("text")}), "the message")
-    calls = tuple(_expect(list, message.get("tool_calls") or [], "tool_calls"))
-    for call in calls:
-        _expect(dict, call, "a tool call")
-    text = encodable(_hermes_text(_content_text(message), calls))
     at_limit = choice.get("finish_reason") == "length"
-    arguments = _name_and_arguments(calls[-1])[1] if calls else None
-    if at_limit and arguments is not None and not _is_json(arguments):
+    try:
+        content = read_content(message.get("content"), "content", skip="tool_use", separator="")
+        calls = tuple(call_entries(message, "message"))
+    except MessageError as error:
+        raise UnreadableResponse("malformed", f"{error.field} {error.what}") from None
+    if not content and isinstance(refusal := message.get("refusal"), str):
+        content = refusal
+    arguments = name_and_arguments(calls[-1])[1] if calls else None
+    is_open = at_limit and arguments is not None and not is_json(arguments)
+    if calls:
+        content = beside_calls(content)
+        calls = tuple(call if is_open and call is calls[-1] else _without_blank(call, tools) for call in calls)
+    text = encodable(_hermes_text(content, calls))
+    if is_open:
         text, calls = text.removesuffix("}\n</tool_call>"), ()
     is_cut = len(text) > MAX_CHARACTERS
     usage = document.get("usage")
@@ -160,22 +183,80 @@ def read_completion(body: bytes, content_type: str = "") -> Reply:
     )
 
 
+def wants_stream(refusal: str) -> bool:
+    """Whether the text of a refused request says that the server only streams."""
+    return _STREAM_ONLY.search(refusal) is not None
+
+
+def _document(body: bytes, content_type: str) -> Any:
+    """The completion in a body, streamed or not. Raises UnreadableResponse."""
+    try:
+        if "event-stream" in content_type or _EVENT.match(body):
+            return _read_stream(body.decode("utf-8-sig"))
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        kind = content_type.partition(";")[0].strip() or "no content type"
+        raise UnreadableResponse("not JSON", f"{kind}: {error}") from None
+    except (AttributeError, TypeError) as error:
+        raise UnreadableResponse("malformed", f"a chunk of the stream: {error}") from None
+
+
+def _read_stream(text: str) -> dict[str, Any]:
+    """The completion that server-sent events make together, in the form of one that was not streamed.
+
+    Raises UnreadableResponse for an error among them and for a stream that was cut off; ValueError, AttributeError or
+    TypeError for chunks of another form.
+    """
+    texts: dict[str, str] = {}
+    calls: dict[Any, dict[str, Any]] = {}
+    reason, usage, is_raw = None, None, False
+    data = [line.removeprefix("data:").strip() for line in text.split("\n") if line.startswith("data:")]
+    for chunk in (json.loads(part) for part in data if part and part != "[DONE]"):
+        if "error" in chunk:
+            raise UnreadableResponse("no choices", json.dumps(chunk))
+        usage = chunk.get("usage") or usage
+        for choice in (chunk.get("choices") or [])[:1]:
+            is_raw = is_raw or "text" in choice
+            delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+            for key in ("content", "refusal"):
+                if isinstance(delta.get(key), str):
+                    texts[key] = texts.get(key, "") + delta[key]
+            for number, part in enumerate(delta.get("tool_calls") or ()):
+                _add_part(calls.setdefault(part.get("index", number), {"function": {}}), part)
+            reason = choice.get("finish_reason") or reason
+    if reason is None and "[DONE]" not in data:
+        raise UnreadableResponse("malformed", "the stream ended before the completion did")
+    message = {**texts, "tool_calls": list(calls.values())}
+    answer = {"text": texts.get("content", "")} if is_raw else {"message": message}
+    return {"choices": [{**answer, "finish_reason": reason}], "usage": usage}
+
+
+def _add_part(call: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Add a streamed part of a call to it: its texts are continued, its id and type come once."""
+    call |= {key: part[key] for key in ("id", "type") if part.get(key)}
+    function = call["function"]
+    for key, value in (part.get("function") or {}).items():
+        is_more = isinstance(value, str) and isinstance(function.get(key), str)
+        function[key] = function[key] + value if is_more else (function.get(key) if value is None else value)
+
+
 def _expect(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, kind):
-        raise UnreadableResponse("malformed", f"{name} is no {'list' if kind is list else 'object'}")
+        raise UnreadableResponse("malformed", f"{name} is no object")
     return value
 
 
-def _content_text(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if content is None:
-        refusal = message.get("refusal")
-        return refusal if isinstance(refusal, str) else ""
-    if isinstance(content, list):  # parts, of which only texts are used
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    if not isinstance(content, str):
-        raise UnreadableResponse("malformed", f"the content is {type(content).__name__}, not text")
-    return content
+def _without_blank(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The call with `{}` for blank or missing arguments, unless its tool requires some: then they are missing."""
+    name, arguments = name_and_arguments(call)
+    function = call.get("function") or call
+    if not lacks_arguments(arguments) or not isinstance(name, str) or not isinstance(function, Mapping):
+        return call
+    schemas = [parameter_schema(tool) for tool in tools if tool_names([tool]) == [name]]
+    if any(schema.get("required") for schema in schemas):
+        return call
+    function = {"name": name, "arguments": "{}"}
+    return {**call, "function": function} if "function" in call else {**call, **function}
 
 
 def _token_count(value: Any) -> int:
@@ -183,38 +264,5 @@ def _token_count(value: Any) -> int:
 
 
 def _hermes_text(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:
-    """Content and structured calls as one text with the arguments verbatim.
-
-    Arguments that are no JSON stay unchanged, and `chat.parse` explains the error. If they would end the block early
-    and so be read as something else, they are written as one JSON string, which is an error as well.
-    """
-    parts = [content] if content else []
-    for call in tool_calls:
-        name, arguments = _name_and_arguments(call)
-        shown_name = json.dumps(name, ensure_ascii=False)
-        if arguments is None:  # `chat.parse` reports the missing arguments
-            parts.append(f'<tool_call>\n{{"name": {shown_name}}}\n</tool_call>')
-            continue
-        block = f'<tool_call>\n{{"name": {shown_name}, "arguments": {arguments}}}\n</tool_call>'
-        if not _is_json(arguments) and parse(block).error is None:
-            block = f'<tool_call>\n{{"name": {shown_name}, "arguments": {json.dumps(arguments)}}}\n</tool_call>'
-        parts.append(block)
-    return "\n".join(parts)
-
-
-def _name_and_arguments(call: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """Name and arguments' text of an entry of `tool_calls`, with or without the "function" level."""
-    function = call.get("function", call)
-    function = function if isinstance(function, Mapping) else {}
-    arguments = function.get("arguments")
-    if arguments is not None and not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return function.get("name"), arguments
-
-
-def _is_json(text: str) -> bool:
-    start = len(text) - len(text.lstrip())
-    try:
-        return not text[read_json(text, start, start)[1] :].strip()
-    except NotJson:
-        return False
+    """Content and structured calls as one text with the arguments verbatim."""
+    return "\n".join([*([content] if content else []), *(call_text(*name_and_arguments(call)) for call in tool_calls)])

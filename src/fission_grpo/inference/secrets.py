@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "***"
+NO_KEY = "none"  # the client requires a key even where the server does not
+_ADDRESS = re.compile(r"https?://([^/?#]*@)?([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?([/?#]|$)", re.IGNORECASE)
 _KEY_PATTERN = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
 _USER_IN_URL = re.compile(r"(https?://)[^/\s\"'<>@]*@", re.IGNORECASE)
 _QUERY_IN_URL = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORECASE)
 _LOGGERS = ("httpx", "httpx2", "openai._base_client")  # they log URLs; a filter is not inherited by child loggers
+
+
+class EndpointError(ValueError):
+    """The endpoint cannot be used as configured. The message names URL, model and the fix."""
 
 
 def split_url(url: str | None) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
@@ -76,3 +83,21 @@ def shown_command(words: Sequence[str]) -> str:
         `shown_command(["x", "--url", "http://me:pw@host/v1?k=1"])` is "x --url 'http://***@host/v1?***'".
     """
     return shlex.join(_QUERY_IN_URL.sub(rf"\1?{HIDDEN}", _USER_IN_URL.sub(rf"\1{HIDDEN}@", word)) for word in words)
+
+
+def read_key(variable: str, model: str, url: str | None) -> str:
+    """The key from the environment. Raises EndpointError for an impossible key or URL, and if a key is missing."""
+    key = os.environ.get(variable, "").strip() or NO_KEY
+    if not (key.isascii() and key.isprintable()):
+        raise EndpointError(f"the environment variable {variable} holds characters no key has")
+    if url is None and key == NO_KEY:
+        raise EndpointError(
+            f"model {model!r}: no base URL is given and the environment variable {variable} is not set; give the "
+            "server's URL, or set the key for OpenAI's own"
+        )
+    if url is not None and not _ADDRESS.match(url):
+        raise EndpointError(
+            "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as "
+            "the port (it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
+        )
+    return key

@@ -144,7 +144,7 @@ def _state_path(path: Path) -> Path | None:
 def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     """Read the finite numbers of each row of a trainer state's `log_history`. Raises RunFileError if damaged."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise RunFileError(

@@ -70,7 +70,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        config = _UniqueKeyLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        config = _UniqueKeyLoader(Path(path).read_text(encoding="utf-8-sig")).get_single_data()
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
     except UsageError as error:

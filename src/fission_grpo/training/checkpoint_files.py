@@ -128,7 +128,7 @@ def find_corruption(checkpoint: Path) -> str | None:
     """The first file that differs from the checkpoint's manifest, and how; None if it is complete."""
     path = checkpoint / MANIFEST
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        files = json.loads(path.read_text(encoding="utf-8-sig"))["files"]
         listed = {checkpoint / name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         return f"{path} is missing, so the checkpoint is unfinished"
@@ -163,7 +163,7 @@ def load_state(folder: Path) -> dict[str, Any]:
             "train without resume_from_checkpoint."
         )
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
     saved = state.get("version") if isinstance(state, dict) else None

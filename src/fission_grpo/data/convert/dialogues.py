@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
-from fission_grpo.core.tool_schema import check_call
+from fission_grpo.core.json_io import NotJson
+from fission_grpo.core.messages import LIKE_AN_ERROR, UNREADABLE_CALL, matches, name_and_arguments, read_arguments
+from fission_grpo.core.tool_schema import check_call, parameter_schema, without_padding, without_schema_nulls
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
 
@@ -27,6 +32,8 @@ class Dialogue:
 
     tools: tuple[Mapping[str, Any], ...]
     messages: tuple[Message, ...]
+    failed: frozenset[int] = frozenset()  # indices of results that the layout itself marks as errors
+    untrained: frozenset[int] = frozenset()  # indices of assistant messages with weight 0
 
 
 RowReader = Callable[[Mapping[str, Any]], Dialogue]  # may raise RowDropped, or RowError to refuse the file
@@ -47,11 +54,18 @@ class Converted:
         return "\n".join([*lines, *(f"  dropped {count:4d}: {reason}" for reason, count in self.dropped.items())])
 
 
-def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_only: bool = False) -> Converted:
+def convert_rows(
+    path: Path,
+    read: RowReader,
+    abstentions: bool = False,
+    last_only: bool = False,
+    pattern: re.Pattern[str] | None = None,
+) -> Converted:
     """Convert all rows of a file. Raises TaskFileError if it cannot be read, or nothing in it can become a task.
 
     With `abstentions`, assistant turns without calls also make tasks, with an empty reference. With `last_only`, only
-    the last turn of a row makes a task, "FILE:ROW"; else each one does, "FILE:ROW#TURN" (from 1).
+    the last turn of a row makes a task, "FILE:ROW"; else each one does, "FILE:ROW#TURN" (from 1). A turn with weight
+    0, or whose own call failed, makes none: an error is marked as one, begins like one, or matches `pattern`.
     """
     tasks: list[Task] = []
     dropped: Counter[str] = Counter()
@@ -59,9 +73,12 @@ def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_on
     for number, row in enumerate(read_rows(path), start=1):
         name = f"{path.stem}:{number}"
         try:
-            dialogue = read(row)
+            dialogue = _without_padding(read(row), path.suffix == ".parquet")
         except RowDropped as reason:
             dropped[str(reason)] += 1
+            continue
+        except RecursionError:
+            dropped["it is nested too deeply"] += 1
             continue
         except RowError as mistake:
             raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
@@ -69,7 +86,7 @@ def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_on
         places = [at for at in replies if abstentions or dialogue.messages[at].get("tool_calls")]
         for turn, at in enumerate(places[-1:] if last_only else places, start=1):
             try:
-                task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}")
+                task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}", pattern)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
@@ -81,8 +98,52 @@ def convert_rows(path: Path, read: RowReader, abstentions: bool = False, last_on
     return Converted(tuple(tasks), len(tasks) + dropped.total(), dict(dropped.most_common()), restored)
 
 
-def _task(dialogue: Dialogue, at: int, name: str) -> tuple[Task, bool]:
+def _without_padding(dialogue: Dialogue, is_padded: bool) -> Dialogue:
+    """The dialogue without the null arguments that Arrow adds where calls have different ones."""
+    entries = [entry for message in dialogue.messages for entry in message.get("tool_calls") or ()]
+    calls = [ToolCall(**entry["function"]) for entry in entries]
+    schemas = {str(tool["name"]): parameter_schema(tool) for tool in dialogue.tools}
+    own = {name: schema["properties"] for name, schema in schemas.items() if "properties" in schema}
+    is_padded = is_padded or any(
+        value is None and key not in own.get(call.name, {key}) and not schemas[call.name].get("additionalProperties")
+        for call in calls
+        for key, value in call.arguments.items()
+    )
+    for entry, call in zip(entries, calls, strict=True):
+        entry["function"]["arguments"] = dict(without_padding(call, dialogue.tools, is_padded).arguments)
+    return dialogue
+
+
+def _failed(dialogue: Dialogue, at: int, pattern: re.Pattern[str] | None) -> bool:
+    """Whether a result of the calls of message `at` is an error."""
+    for number, message in enumerate(dialogue.messages[at + 1 :], start=at + 1):
+        if message["role"] != "tool":
+            return False
+        if number in dialogue.failed or _is_error(message["content"], pattern):
+            return True
+    return False
+
+
+def _is_error(text: str, pattern: re.Pattern[str] | None) -> bool:
+    if pattern is not None and matches(pattern, text):
+        return True
+    answers: list[Any] = [text]
+    with suppress(ValueError, RecursionError):
+        whole = json.loads(text)
+        for answer in whole if isinstance(whole, list) else [whole]:
+            answers.append(answer)
+            if isinstance(answer, dict):  # an answer may stand beside the name of its tool
+                answers += [answer[key] for key in ("content", "results", "result", "output") if key in answer]
+    texts = [answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
+    return any(LIKE_AN_ERROR.match(one) or read_result(ToolCall(""), one).error is not None for one in texts)
+
+
+def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | None) -> tuple[Task, bool]:
     """The task to generate message `at`, and whether strings in its reference were restored to their types."""
+    if at in dialogue.untrained:
+        raise RowDropped("the turn has weight 0")
+    if _failed(dialogue, at, pattern):
+        raise RowDropped("a call of the turn failed")
     history = dialogue.messages[:at]
     if not history or history[-1]["role"] not in ("user", "tool"):
         raise RowDropped("the turn follows no user message or tool result")
@@ -101,7 +162,7 @@ def _task(dialogue: Dialogue, at: int, name: str) -> tuple[Task, bool]:
 def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
     """The call with strings replaced by the values they spell ("2.5"), where the schema forbids the string. [ours]"""
     schema = next((tool["parameters"] for tool in tools if tool["name"] == call.name), {})
-    tool = {"name": call.name, "parameters": {"type": "object", "properties": schema.get("properties", {})}}
+    tool = {"name": call.name, "parameters": {key: value for key, value in schema.items() if key != "required"}}
     arguments = dict(call.arguments)
     for name, value in call.arguments.items():
         if not isinstance(value, str) or check_call(ToolCall(call.name, {name: value}), [tool]) is None:
@@ -121,7 +182,8 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         import pyarrow.parquet
 
         try:
-            yield from pyarrow.parquet.read_table(path).to_pylist()
+            for row in pyarrow.parquet.read_table(path).to_pylist():
+                yield row | {key: without_schema_nulls(row[key]) for key in ("tools", "functions") if key in row}
         except (OSError, pyarrow.ArrowException) as error:
             raise TaskFileError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
         return
@@ -130,7 +192,7 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a data file") from error
     rows: Iterable[tuple[int, Any]] = parse_json_lines(content)
-    if path.suffix == ".json" and content.lstrip().startswith(b"["):
+    if path.suffix == ".json" and content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
         try:
             rows = enumerate(json.loads(content), start=1)
         except (ValueError, RecursionError) as error:
@@ -161,20 +223,35 @@ def decoded(value: Any, what: str, read: Callable[[str], Any] = json.loads) -> A
 
 def read_literal(text: str) -> Any:
     """The JSON value that `text` spells as JSON or as a Python literal. Raises ValueError."""
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, lambda text: literal_of(ast.parse(text.strip(), mode="eval").body)):
         with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return json.loads(json.dumps(read(text), allow_nan=False))
     raise ValueError("neither JSON nor a Python literal")
+
+
+class _JsonNames(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        names = {"true": True, "false": False, "null": None}
+        return ast.Constant(names[node.id]) if node.id in names else node
+
+
+def literal_of(node: ast.expr) -> Any:
+    """The value of a Python literal, which may hold JSON's true, false and null. Raises ValueError or TypeError."""
+    return ast.literal_eval(_JsonNames().visit(node))
 
 
 def assistant_message(calls: Iterable[Any], content: str = "") -> dict[str, Any]:
     """An assistant message with calls `{"name", "arguments"}`; arguments may be JSON text. Raises RowDropped."""
     entries = []
     for call in calls:
-        arguments = decoded(call.get("arguments") or {}, "a tool call") if isinstance(call, Mapping) else None
-        if not isinstance(arguments, dict) or not isinstance(call.get("name"), str):
-            raise RowDropped("a tool call cannot be read")
-        entries.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
+        name, arguments = name_and_arguments(call) if isinstance(call, Mapping) else (None, None)
+        if not isinstance(name, str):
+            raise RowDropped(UNREADABLE_CALL)
+        try:
+            function = {"name": name, "arguments": read_arguments(arguments)}
+        except NotJson as error:
+            raise RowDropped(UNREADABLE_CALL) from error
+        entries.append({"type": "function", "function": function})
     return {"role": "assistant", "content": content, "tool_calls": entries}
 
 

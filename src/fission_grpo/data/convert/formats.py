@@ -7,10 +7,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.messages import (
+    UNREADABLE_CALL,
+    ChatMessage,
+    MessageError,
+    plain_messages,
+    read_content,
+    read_messages,
+)
 from fission_grpo.data.convert.dialogues import (
     Converted,
     Dialogue,
@@ -20,6 +29,7 @@ from fission_grpo.data.convert.dialogues import (
     convert_rows,
     decoded,
     field,
+    literal_of,
     read_literal,
     read_rows,
     tool_messages,
@@ -27,51 +37,25 @@ from fission_grpo.data.convert.dialogues import (
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
 
+GUESSED_ROWS = 1000  # rows that decide the layout of a file [ours]
+
 
 def read_openai(row: Mapping[str, Any]) -> Dialogue:
-    """OpenAI's chat and fine-tuning format (https://platform.openai.com/docs/guides/function-calling)."""
+    """OpenAI's chat and fine-tuning format (https://platform.openai.com/docs/guides/function-calling); Anthropic's."""
     listed = decoded(row.get("tools") or row.get("functions"), "the tools")
-    messages: list[dict[str, Any]] = []
-    names: dict[str, str] = {}  # of called tools, by the id of the call
-    for message in decoded(field(row, "messages", (list, str)), "the messages"):
-        if not isinstance(message, dict):
-            raise RowDropped("a message cannot be read")
-        role, content = message.get("role"), _openai_text(message.get("content"))
-        if role == "assistant":
-            messages.append(_openai_assistant(message, content, names))
-        elif role in ("tool", "function"):
-            name = message.get("name") or names.get(str(message.get("tool_call_id")), "tool")
-            messages.append({"role": "tool", "content": content, "name": name})
-        elif role in ("system", "developer", "user"):
-            messages.append({"role": "user" if role == "user" else "system", "content": content})
-        else:
-            raise RowDropped("a message has an unknown role")
-    return Dialogue(tools_of(listed or []), tuple(messages))
-
-
-def _openai_assistant(message: Mapping[str, Any], content: str, names: dict[str, str]) -> dict[str, Any]:
-    old_call = message.get("function_call")
-    calls = message.get("tool_calls") or ([{"function": old_call}] if old_call else [])
-    if not calls:
-        return {"role": "assistant", "content": content}
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise RowDropped("a tool call cannot be read")
-    functions = [call.get("function") or call for call in calls]
-    result = assistant_message(functions, content)
-    names |= {str(call.get("id")): function["name"] for call, function in zip(calls, functions, strict=True)}
-    return result
-
-
-def _openai_text(content: Any) -> str:
-    """Text content, or the text parts of a list."""
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        if len(parts) < len(content):
-            raise RowDropped("a message holds more than text")
-        return "\n".join(str(part) for part in parts)
-    if content is None or isinstance(content, str):
-        return content or ""
-    raise RowDropped("a message cannot be read")
+    given = decoded(field(row, "messages", (list, str)), "the messages")
+    try:
+        read = [message for several in read_messages(given) for message in several]
+        system = read_content(row.get("system"), "system")
+    except MessageError as error:
+        raise RowDropped(error.reason) from error
+    if system and not (read and read[0].role == "system"):
+        read.insert(0, ChatMessage("system", system))
+    if any(message.unread for message in read):
+        raise RowDropped(UNREADABLE_CALL)
+    failed = frozenset(at for at, message in enumerate(read) if message.role == "tool" and message.error is not None)
+    untrained = frozenset(at for at, message in enumerate(read) if not message.is_trained)
+    return Dialogue(tools_of(listed or []), tuple(plain_messages(read)), failed, untrained)
 
 
 def read_xlam(row: Mapping[str, Any]) -> Dialogue:
@@ -95,7 +79,9 @@ _ROLES = {
 }
 _HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
 _HERMES_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.S)
-_HERMES_TOOLS = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.S)
+_HERMES_TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*?)</tools>", re.S)
+_HERMES_THOUGHT = re.compile(r"<(think|scratch_pad)>.*?</\1>", re.S)
+_STRING = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""  # a string of Python, without triple quotes
 _TOOLACE_SYSTEM = "You are a helpful assistant that can call functions."  # the original asks for its own format [ours]
 
 
@@ -112,6 +98,14 @@ def _conversation(row: Mapping[str, Any], roles: Mapping[str, str] = _ROLES) -> 
     return entries
 
 
+def _with_weights(row: Mapping[str, Any], tools: tuple[Mapping[str, Any], ...], messages: Sequence[Any]) -> Dialogue:
+    """The dialogue of a row of `conversations`, whose entries may have a `weight`."""
+    turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    entries = [one for one in row["conversations"] if one["from"] in ("gpt", "assistant", "function_call")]
+    untrained = (at for at, one in zip(turns, entries, strict=True) if one.get("weight") in (0, False))
+    return Dialogue(tools, tuple(messages), untrained=frozenset(untrained))
+
+
 def read_apigen_mt(row: Mapping[str, Any]) -> Dialogue:
     """APIGen-MT: https://huggingface.co/datasets/Salesforce/APIGen-MT-5k."""
     system = row.get("system")
@@ -126,29 +120,60 @@ def read_apigen_mt(row: Mapping[str, Any]) -> Dialogue:
             messages += tool_messages(text, messages)
         else:
             messages.append({"role": role, "content": text})
-    return Dialogue(tools_of(decoded(row.get("tools"), "the tools")), tuple(messages))
+    return _with_weights(row, tools_of(decoded(row.get("tools"), "the tools")), messages)
 
 
 def read_hermes(row: Mapping[str, Any]) -> Dialogue:
     """Hermes: https://huggingface.co/datasets/NousResearch/hermes-function-calling-v1. Calls may be in Python."""
     messages: list[dict[str, Any]] = []
-    listed = decoded(row.get("tools"), "the tools")
+    listed = decoded(row.get("tools"), "the tools", read_literal) or []
     for role, text in _conversation(row):
-        tools = _HERMES_TOOLS.search(text) if role == "system" else None
-        bodies = _HERMES_CALL.findall(text) if role == "assistant" else []
-        if tools:  # the message is only the instructions for calling tools
-            listed = listed or decoded(tools[1], "the tools", read_literal)
+        outside = _HERMES_THOUGHT.sub("", text)  # thoughts mention the tags
+        bodies = _HERMES_CALL.findall(outside) if role == "assistant" else []
+        if role == "system" and "<tools>" in text:  # the message is only the instructions for calling tools
+            listed = listed or _hermes_tools(text)
         elif role == "tool":
             parts = _HERMES_RESULT.findall(text) or [text]
             messages += tool_messages(parts if len(parts) > 1 else parts[0], messages)
         elif bodies:
-            calls = [decoded(body, "a tool call", read_literal) for body in bodies]
-            messages.append(assistant_message(calls, _HERMES_CALL.sub("", text).strip()))
-        elif role == "assistant" and "<tool_call>" in text:
-            raise RowDropped("a tool call cannot be read")
+            calls = [call for body in bodies for call in decoded(body, "a tool call", read_literals)]
+            rest = _HERMES_CALL.sub("", outside).strip()
+            if not calls or "tool_call>" in rest:
+                raise RowDropped(UNREADABLE_CALL)
+            messages.append(assistant_message(calls, rest))
+        elif role == "assistant" and "<tool_call>" in outside:
+            raise RowDropped(UNREADABLE_CALL)
         else:
             messages.append({"role": role, "content": text})
-    return Dialogue(tools_of(listed), tuple(messages))
+    return _with_weights(row, tools_of(listed), messages)
+
+
+def _hermes_tools(text: str) -> list[Any]:
+    """The tools in the `<tools>` tags of a system message, which may mention the empty tags before."""
+    tools = []
+    for body in _HERMES_TOOLS.findall(text):
+        with suppress(ValueError):
+            tools += read_literals(body)
+    if not tools:
+        raise RowDropped("the tools cannot be read")
+    return tools
+
+
+def read_literals(text: str) -> list[Any]:
+    """The items of a list, or the values that stand one after another, in JSON or Python. Raises ValueError."""
+    text = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    for whole in (text, f"[{text}]"):
+        with suppress(ValueError):
+            value = read_literal(whole)
+            return value if isinstance(value, list) else [value]
+    values, at = [], 0
+    with suppress(ValueError, RecursionError):
+        while at < len(text):
+            value, at = json.JSONDecoder().raw_decode(text, at)
+            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+            values += value if isinstance(value, list) else [value]
+        return values
+    return [read_literal(line.strip().rstrip(",")) for line in text.split("\n") if line.strip()]
 
 
 def read_toolace(row: Mapping[str, Any]) -> Dialogue:
@@ -166,7 +191,7 @@ def read_toolace(row: Mapping[str, Any]) -> Dialogue:
             messages += tool_messages(text, messages)
         else:
             messages.append({"role": role, "content": text})
-    return Dialogue(tools, tuple(messages))
+    return _with_weights(row, tools, messages)
 
 
 def _first_json_list(text: str) -> Any:
@@ -186,28 +211,24 @@ def read_toolace_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     known = "|".join(map(re.escape, names))
     if not (body.startswith("[") and body.endswith(")]") and re.match(rf"\[\s*(?:{known or '[^(]+'})\s*\(", body)):
         return []
-    # names may contain spaces and dots: placeholders make the list valid Python
-    marked = re.sub(rf"(?<=[\[,])\s*({known})\s*\(", lambda match: f" _tool_{names.index(match[1])}(", body)
+    # names may contain spaces and dots: placeholders, outside of strings, make the list valid Python
+    call = re.compile(rf"""({_STRING})|(?<=[\[,])\s*({known or "(?!)"})\s*\(""", re.S)
+    placeholders = {f"_tool_{number}": name for number, name in enumerate(names)}
+    marks = {name: mark for mark, name in placeholders.items()}
+    marked = call.sub(lambda found: found[0] if found[1] else f" {marks[found[2]]}(", body)
     try:
         nodes = ast.parse(marked.strip(), mode="eval").body
-        return [_toolace_call(node, names) for node in nodes.elts] if isinstance(nodes, ast.List) else []
+        return [_toolace_call(node, placeholders) for node in nodes.elts] if isinstance(nodes, ast.List) else []
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise RowDropped("a tool call cannot be read") from error
+        raise RowDropped(UNREADABLE_CALL) from error
 
 
-def _toolace_call(node: ast.expr, names: Sequence[str]) -> dict[str, Any]:
+def _toolace_call(node: ast.expr, placeholders: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ValueError("not a call with named arguments")
-    number = re.fullmatch(r"_tool_(\d+)", node.func.id)
-    arguments = {str(keyword.arg): _toolace_value(keyword.value) for keyword in node.keywords}
-    return {"name": names[int(number[1])] if number else node.func.id, "arguments": arguments}
-
-
-def _toolace_value(node: ast.expr) -> Any:
-    """The value of a Python literal, or of JSON's true, false or null."""
-    if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
-        return json.loads(node.id)
-    return json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
+    values = {str(keyword.arg): literal_of(keyword.value) for keyword in node.keywords}
+    arguments = json.loads(json.dumps(values, allow_nan=False))
+    return {"name": placeholders.get(node.func.id, node.func.id), "arguments": arguments}
 
 
 LAYOUTS: Mapping[str, RowReader] = {
@@ -219,34 +240,54 @@ LAYOUTS: Mapping[str, RowReader] = {
 }
 
 
-def convert_file(path: Path, layout: str, abstentions: bool = False) -> tuple[str, Converted]:
+def convert_file(
+    path: Path, layout: str, abstentions: bool = False, pattern: re.Pattern[str] | None = None
+) -> tuple[str, Converted]:
     """The layout of a file and its step tasks. Raises TaskFileError.
 
-    `layout` is a key of `LAYOUTS`, "toolrl", or "auto"; `abstentions` also makes tasks of turns without calls.
+    `layout` is a key of `LAYOUTS`, "toolrl", or "auto"; `abstentions` also makes tasks of turns without calls. A turn
+    whose own result matches `pattern` makes none, see `convert_rows`.
     """
     layout = guess_layout(path) if layout == "auto" else layout
     if layout == "toolrl":
         return layout, read_toolrl(path)
-    return layout, convert_rows(path, LAYOUTS[layout], abstentions)
+    return layout, convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern)
 
 
 def guess_layout(path: Path) -> str:
-    """The layout by the fields of the first row. Raises TaskFileError if there is none."""
-    row = next(iter(read_rows(path)), {})
+    """The layout that fits all rows of known form. Raises TaskFileError if there is none, or rows are of two."""
+    rows = list(islice(read_rows(path), GUESSED_ROWS))
+    layouts: list[str] = []
+    since = 0
+    for number, row in enumerate(rows, start=1):
+        fitting = _layouts_of(row)
+        if layouts and fitting and not set(layouts) & set(fitting):
+            names = f"row {since} is of {' or '.join(layouts)}, row {number} of {' or '.join(fitting)}"
+            raise TaskFileError(f"{path}: {names}; split the file, or name the rows to convert with --from")
+        if fitting:
+            since = since or number
+            layouts = [name for name in layouts or fitting if name in fitting]
+    if not layouts:
+        fields = sorted(map(str, rows[0])) if rows else []
+        raise TaskFileError(f"{path}: its first row has the fields {fields}, as no layout has; name one with --from")
+    return layouts[0]
+
+
+def _layouts_of(row: Mapping[str, Any]) -> list[str]:
+    """The layouts that a row can be of, the likeliest first; [] for an unknown form."""
+    if "reward_model" in row or {"instruction", "input", "output"} <= row.keys():
+        return ["toolrl"]
+    if "messages" in row:
+        return ["openai"]
+    if {"query", "answers"} <= row.keys():
+        return ["xlam"]
     entries = row.get("conversations")
     entries = entries if isinstance(entries, list) else []
     speakers = {str(entry.get("from")) for entry in entries if isinstance(entry, dict)}
-    if "reward_model" in row or {"instruction", "input", "output"} <= row.keys():
-        return "toolrl"
-    if "messages" in row:
-        return "openai"
-    if {"query", "answers"} <= row.keys():
-        return "xlam"
-    if speakers & {"function_call", "observation"}:
-        return "apigen-mt"
-    if speakers & {"gpt", "human", "system"}:
-        return "hermes"
-    if speakers and "system" in row:
-        return "toolace"
-    fields = sorted(map(str, row))
-    raise TaskFileError(f"{path}: its first row has the fields {fields}, as no layout has; name one with --from")
+    if {"function_call", "observation"} & speakers:
+        return ["apigen-mt"]
+    if "system" in speakers:
+        return ["hermes"]
+    if {"gpt", "human"} & speakers:
+        return ["hermes", "apigen-mt"]
+    return ["toolace"] if speakers and "system" in row else []

@@ -27,7 +27,7 @@ from fission_grpo.data.convert.dialogues import (
     decoded,
     tool_messages,
 )
-from fission_grpo.data.convert.tools import checked_tools, json_schema
+from fission_grpo.data.convert.tools import checked_tools, is_schema, json_schema, parameters_of
 
 _TOOL = re.compile(r"^\d+\. Name: (.*?)\nDescription: (.*?)\nParameters: (.*?)(?=\n\d+\. Name: |\Z)", re.M | re.S)
 _BLOCK = re.compile(r"<(user|think|tool_call|response|obs)>(.*?)</\1>", re.S)
@@ -76,6 +76,8 @@ def _tools(instruction: str) -> tuple[Mapping[str, Any], ...]:
 def _schema(text: str) -> dict[str, Any]:
     """The schema of parameters given as JSON text: names to {"type", "description", "default"}."""
     declared = decoded(text, "a tool's parameters")
+    if isinstance(declared, dict) and is_schema(declared):
+        return parameters_of(declared)
     if not isinstance(declared, dict) or not all(isinstance(field, dict) for field in declared.values()):
         raise RowDropped("a tool's parameters cannot be read")
     properties = {}

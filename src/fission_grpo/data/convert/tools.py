@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fission_grpo.core.tool_schema import check_tool_schema
+from fission_grpo.core.json_io import walk_json
+from fission_grpo.core.tool_schema import check_tool_schema, without_schema_nulls
 from fission_grpo.data.convert.dialogues import RowDropped, decoded
 
 _JSON_TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
@@ -15,14 +16,15 @@ _TYPES |= {"list": "array", "tuple": "array", "set": "array"}
 
 
 def tools_of(listed: Any) -> tuple[Mapping[str, Any], ...]:
-    """Tools as `{"name", "description", "parameters"}`, from that form or OpenAI's. Raises RowDropped."""
+    """Tools as `{"name", "description", "parameters"}`, also from OpenAI's, Anthropic's, MCP's. Raises RowDropped."""
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
         raise RowDropped("the tools cannot be read")
     tools = []
     for entry in listed:
         tool = entry["function"] if isinstance(entry.get("function"), dict) else entry
         description = str(tool.get("description") or "")
-        parameters = _parameters(tool.get("parameters"))
+        given = (tool.get(key) for key in ("parameters", "input_schema", "inputSchema"))
+        parameters = parameters_of(next((value for value in given if value is not None), None))
         tools.append({"name": tool.get("name"), "description": description, "parameters": parameters})
     return checked_tools(tools)
 
@@ -85,13 +87,21 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def _parameters(given: Any) -> dict[str, Any]:
-    """The schema of a tool's parameters, given as one or as a mapping of names to schemas, or as JSON text."""
+def parameters_of(given: Any) -> dict[str, Any]:
+    """The schema of a tool's parameters, given as one or as a mapping of names to schemas, or as JSON text.
+
+    A valid JSON schema stays as it is. Nulls that Arrow adds are left out, and other types become JSON's. Raises
+    RowDropped.
+    """
     given = decoded(given, "a tool's parameters") or {"type": "object", "properties": {}}
     if not isinstance(given, dict):
         raise RowDropped("a tool's parameters cannot be read")
-    if isinstance(given.get("properties"), dict) or given.get("type") in ("object", "dict"):
-        return _schema(given)
+    if is_schema(given):
+        stripped = without_schema_nulls(given)
+        whole = stripped if _has_null_constant(given) else given
+        candidates = (whole, stripped, _schema(stripped), _schema(stripped, ("description", "enum", "default")))
+        return next((schema for schema in candidates if _is_valid(schema)), candidates[-1])
+    given = without_schema_nulls(given)
     properties = {name: _schema(item) for name, item in given.items()}
     mandatory = {name: item for name, item in given.items() if isinstance(item, dict) and "default" not in item}
     types = {name: str(item.get("type", "")).replace(" ", "") for name, item in mandatory.items()}
@@ -99,23 +109,68 @@ def _parameters(given: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _schema(given: Any) -> dict[str, Any]:
-    """The schema with JSON's types on every level. Only keywords that data sets use consistently are kept. [ours]"""
+def is_schema(given: Mapping[str, Any]) -> bool:
+    """Whether a mapping is a schema, not one from names of parameters, as "properties" or "type" may be."""
+    if isinstance(given.get("type"), str | list):
+        return True
+    properties = given.get("properties")
+    if isinstance(properties, dict) and all(isinstance(item, dict | bool | None) for item in properties.values()):
+        return True
+    return any(isinstance(given.get(key), str | list) for key in ("$ref", "anyOf", "oneOf", "allOf", "required"))
+
+
+def _has_null_constant(schema: Any) -> bool:
+    """Whether a schema demands null of a value with another type, as it does only where Arrow added the constant."""
+    nodes = [node for _, node in walk_json(schema) if isinstance(node, dict)]
+    return any(node.get("const", 0) is None and node.get("type", "null") != "null" for node in nodes)
+
+
+def _is_valid(schema: Mapping[str, Any]) -> bool:
+    try:
+        check_tool_schema({"name": "tool", "parameters": schema})
+    except ValueError:
+        return False
+    return True
+
+
+def _is_valid_alone(key: str, value: Any) -> bool:
+    """Whether a keyword is valid for itself; the usual ones are decided without a validator, which takes a while."""
+    if key in ("description", "enum"):
+        return isinstance(value, str) if key == "description" else isinstance(value, list) and bool(value)
+    return key in ("default", "$ref") or _is_valid({"properties": {"x": {key: value}}})
+
+
+_PARTS = ("properties", "required", "type", "items")
+_NAMED, _LISTED = ("$defs", "definitions", "patternProperties"), ("anyOf", "oneOf", "allOf")
+
+
+def _schema(given: Any, keywords: Sequence[str] | None = None) -> dict[str, Any]:
+    """The schema with JSON's types on every level, and its other keywords as far as each of them is valid alone.
+
+    With `keywords`, only these are kept, which data sets use consistently. [ours]
+    """
     if not isinstance(given, dict):
         return {}
-    schema = {key: given[key] for key in given if key in ("description", "enum", "default") and given[key] is not None}
-    if "enum" in schema and not (isinstance(schema["enum"], list) and schema["enum"]):
-        del schema["enum"]
+    schema: dict[str, Any] = {}
+    for key, value in given.items():
+        if keywords is not None and key not in keywords:
+            continue
+        if key in _NAMED and isinstance(value, dict):
+            schema[key] = {name: _schema(item) for name, item in value.items()}
+        elif key in _LISTED and isinstance(value, list):
+            schema[key] = [_schema(item) for item in value]
+        elif key not in _PARTS and _is_valid_alone(key, value):
+            schema[key] = value
     properties = given.get("properties")
     if isinstance(properties, dict) or given.get("type") in ("object", "dict"):
         properties = properties if isinstance(properties, dict) else {}
         schema["type"] = "object"
         if properties:
-            schema["properties"] = {str(name): _schema(value) for name, value in properties.items()}
+            schema["properties"] = {str(name): _schema(value, keywords) for name, value in properties.items()}
         if isinstance(given.get("required"), list):
-            schema["required"] = [str(name) for name in given["required"] if name in properties]
+            schema["required"] = [name for name in given["required"] if isinstance(name, str) and name in properties]
     elif not given.keys() & {"anyOf", "oneOf", "allOf", "$ref"}:
         schema |= json_schema(given.get("type"))
         if isinstance(given.get("items"), dict) and schema.get("type") == "array":
-            schema["items"] = _schema(given["items"])
+            schema["items"] = _schema(given["items"], keywords)
     return schema

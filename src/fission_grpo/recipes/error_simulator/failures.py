@@ -15,6 +15,7 @@ from typing import Any
 from fission_grpo.core.chat import parse
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines, read_lines
+from fission_grpo.core.messages import from_text, plain_messages, read_messages
 from fission_grpo.core.rewards import step_verdict
 from fission_grpo.core.tool_schema import check_tool_schema, tool_names
 from fission_grpo.core.types import Failure, Message, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
@@ -328,14 +329,15 @@ def read_transcript_failures(path: Path, unused: Counter[str], notes: list[str])
     failures: list[LabelledFailure] = []
     records = read_traces(path, notes)
     for line, record in zip(read_lines(path, []), records, strict=True):
-        tools = line.record.get("tools") or ()
+        tools = from_text(line.record.get("tools"), "tools") or ()
         try:
             for tool in tools:
                 check_tool_schema(tool)
         except ValueError:
             unused["transcript: tools are no JSON schemas"] += 1
             continue
-        messages = line.record["messages"]
+        read = read_messages(from_text(line.record["messages"], "messages"), media=True)
+        messages = plain_messages(message for several in read for message in several)
         replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         for at, step in zip(replies, record.steps, strict=True):
             task = Task(f"{path}:{record.id}:{at}", tuple(messages[:at]), tuple(tools), root=record.id)

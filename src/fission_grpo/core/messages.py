@@ -1,0 +1,356 @@
+"""One reader of chat messages as others write them: OpenAI's forms, old and new, Anthropic's blocks, Hermes text.
+
+Endpoint replies, transcripts and data sets are read here, so that the same message means the same everywhere.
+Structured calls win over calls in the text. What is not known is refused by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fission_grpo.core.chat import beside_calls, parse, read_result
+from fission_grpo.core.errors import RowError, UsageError
+from fission_grpo.core.json_io import NotJson, printable, quoted, read_json
+from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.types import ToolCall
+
+SYSTEM_ROLES, RESULT_ROLES = ("system", "developer"), ("tool", "function")
+ROLES = (*SYSTEM_ROLES, "user", "assistant", *RESULT_ROLES)
+UNREADABLE_CALL = "a tool call cannot be read"
+PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
+PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
+# beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
+LIKE_AN_ERROR = re.compile(
+    r"\s*[\"'\[(]?([\w.]{0,100}(Error|Exception)|ERROR|error)"
+    r"([:!]|\s(\d|-|(during|executing|calling|invoking|running|in|code|occurred|while|when)\b))"
+    r"|\s*[\"']?(Traceback \(most recent call last\)|<[\w-]{0,100}error>)"
+    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](error|failed|failure)[\"']|[Ff]alse\b)"
+)
+
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # field by block type
+_TEXT_FIELDS = {"type", "text", "cache_control", "citations", "annotations", "_meta"}
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reference")  # read by nobody but their server
+_MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "document", "file")
+_ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's arguments, in order of preference
+_RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+
+
+class MessageError(RowError):
+    """A message cannot be read. `reason` is without details of the row, for counting."""
+
+    def __init__(self, field: str, what: str, reason: str):
+        super().__init__(field, what)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """A call in an assistant message."""
+
+    name: str
+    arguments: Mapping[str, Any] | None  # None if they cannot be read
+    id: Any = None
+    is_object: bool = False  # the arguments were given as an object, to which Arrow may have added nulls
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """A message in the one form that all others are read into."""
+
+    role: str  # "system", "user", "assistant" or "tool"
+    text: str = ""  # without calls
+    calls: tuple[ChatCall, ...] = ()
+    unread: str | None = None  # why calls of the message cannot be read
+    written: str = ""  # of an assistant: text and calls in Hermes format, arguments verbatim
+    call_id: Any = None  # of a tool: the call that it answers
+    name: str | None = None  # of a tool
+    is_error: bool = False  # of a tool: the message says that the call failed
+    is_trained: bool = True  # of an assistant: False for `weight: 0`
+
+    @property
+    def error(self) -> str | None:
+        """The error that a tool's result reports, None if the call succeeded."""
+        error = read_result(ToolCall(self.name or ""), self.text).error
+        return (self.text.strip() or "error") if error is None and self.is_error else error
+
+
+def read_messages(messages: Any, *, media: bool = False) -> list[list[ChatMessage]]:
+    """What each message of a dialogue says: mostly one message, several if it holds several tool results.
+
+    Raises MessageError, naming message and field. With `media`, images and the like become "[image]" in the text; else
+    they are refused, as a policy that reads text cannot see them.
+    """
+    if not isinstance(messages, list):
+        raise MessageError("messages", f"must be a list, got {quoted(messages)}", "the messages cannot be read")
+    return [_read_message(message, f"messages[{at}]", media) for at, message in enumerate(messages)]
+
+
+def plain_messages(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages as chat templates take them. Calls that cannot be read stay in the text."""
+    plain: list[dict[str, Any]] = []
+    waiting: list[ChatCall] = []
+    for message in messages:
+        if message.role == "assistant":
+            waiting = list(message.calls)
+            plain.append(_plain_assistant(message))
+        elif message.role == "tool":
+            named = (call for call in waiting if call.id is not None and str(call.id) == str(message.call_id))
+            call = next(named, waiting[0] if waiting else None)
+            if call is not None:
+                waiting.remove(call)
+            name = message.name or (call.name if call else "tool")
+            plain.append({"role": "tool", "name": name, "content": message.text})
+        else:
+            plain.append({"role": message.role, "content": message.text})
+    return plain
+
+
+def _plain_assistant(message: ChatMessage) -> dict[str, Any]:
+    if not message.calls or message.unread:
+        return {"role": "assistant", "content": message.written}
+    functions = [{"name": call.name, "arguments": dict(call.arguments or {})} for call in message.calls]
+    entries = [{"type": "function", "function": function} for function in functions]
+    return {"role": "assistant", "content": message.text, "tool_calls": entries}
+
+
+def call_entries(message: Mapping[str, Any], place: str) -> Sequence[Mapping[str, Any]]:
+    """The structured calls of an assistant message, in OpenAI's form: `tool_calls` (a list or JSON text of one), the
+    old `function_call`, or Anthropic's `tool_use` blocks. Raises MessageError."""
+    entries = from_text(message.get("tool_calls"), f"{place}.tool_calls")
+    if entries is not None and not isinstance(entries, list):
+        raise MessageError(f"{place}.tool_calls", f"must be a list, got {quoted(entries)}", UNREADABLE_CALL)
+    for number, entry in enumerate(entries or ()):
+        if not isinstance(entry, Mapping):
+            what = f'must be like {{"id", "function": {{"name", "arguments"}}}}, got {quoted(entry)}'
+            raise MessageError(f"{place}.tool_calls[{number}]", what, UNREADABLE_CALL)
+    old = from_text(message.get("function_call"), f"{place}.function_call")
+    if not entries and old and not isinstance(old, Mapping):
+        what = f'must be like {{"name", "arguments"}}, got {quoted(old)}'
+        raise MessageError(f"{place}.function_call", what, UNREADABLE_CALL)
+    if not entries and old and any(value is not None for value in old.values()):
+        entries = [{"function": old}]
+    return entries or [
+        {"id": block.get("id"), "function": {"name": block.get("name"), "arguments": block.get("input")}}
+        for block in _blocks(message.get("content"))
+        if block.get("type") == "tool_use"
+    ]
+
+
+def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:
+    """Name and arguments' text, as written, of an entry of `tool_calls`, with or without the "function" level."""
+    function = entry.get("function") or entry
+    function = function if isinstance(function, Mapping) else {}
+    arguments = next((function[key] for key in _ARGUMENTS if function.get(key) is not None), None)
+    if arguments is not None and not isinstance(arguments, str):
+        try:
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):  # a date from Parquet
+            arguments = str(arguments)
+    return function.get("name"), arguments
+
+
+def lacks_arguments(arguments: str | None) -> bool:
+    """Whether a call's arguments are missing, null or blank, as some servers write a call without arguments."""
+    return arguments is None or arguments.strip() in ("", "null")
+
+
+def read_arguments(arguments: str | None) -> dict[str, Any]:
+    """Arguments as an object, {} if they are missing; JSON text may be encoded twice. Raises NotJson."""
+    text = arguments
+    for _ in range(2):
+        if text is None or lacks_arguments(text):
+            return {}
+        text = text.strip()
+        value, end = read_json(text)
+        if end < len(text):
+            break
+        if isinstance(value, dict):
+            return value
+        if not isinstance(value, str):
+            break
+        text = value
+    raise NotJson("not one JSON object")
+
+
+def call_text(name: Any, arguments: str | None) -> str:
+    """A call in Hermes format with its arguments verbatim; without them if they are None, which `parse` reports.
+
+    Arguments that are no JSON stay unchanged, and `parse` explains the error. If they would end the block early and so
+    be read as something else, they are written as one JSON string, which is an error as well.
+    """
+    shown_name = json.dumps(name, ensure_ascii=False)
+    if arguments is None:
+        return f'<tool_call>\n{{"name": {shown_name}}}\n</tool_call>'
+    block = f'<tool_call>\n{{"name": {shown_name}, "arguments": {arguments}}}\n</tool_call>'
+    if not is_json(arguments) and parse(block).error is None:
+        return f'<tool_call>\n{{"name": {shown_name}, "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+    return block
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is one JSON value and nothing else."""
+    start = len(text) - len(text.lstrip())
+    try:
+        return not text[read_json(text, start, start)[1] :].strip()
+    except NotJson:
+        return False
+
+
+def read_content(content: Any, place: str, *, skip: str = "", media: bool = False, separator: str = "\n") -> str:
+    """The text of a message's content: a string, null, or blocks. Thoughts, and blocks of type `skip`, are left out.
+
+    Raises MessageError, naming the type of a block that is no text.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list | Mapping):
+        what = f"must be a string, a list of parts or null, got {quoted(content)}"
+        raise MessageError(place, what, "a message cannot be read")
+    texts = []
+    for number, block in enumerate(content if isinstance(content, list) else [content]):
+        if isinstance(block, str):
+            texts.append(block)
+            continue
+        block = block if isinstance(block, Mapping) else {}
+        kind = block.get("type")
+        field = _TEXTS.get(kind or "text") if kind is None or isinstance(kind, str) else None
+        if field is not None and isinstance(block.get(field), str):
+            texts.append(block[field])
+        elif media and kind in _MEDIA:
+            texts.append(f"[{kind}]")
+        elif kind not in (*_THOUGHTS, skip) and not (field and kind and block.get(field) is None):
+            name = f"of type {quoted(kind)}" if kind is not None else "without a type"
+            reason = f"a message holds more than text: a block {name}"
+            raise MessageError(f"{place}[{number}]", f"is a block {name}, which is not read; leave it out", reason)
+    return separator.join(texts)
+
+
+def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if role not in ROLES:
+        what = "must be an object with a `role`" if not isinstance(message, Mapping) else "has an unknown role"
+        reason = "a message cannot be read" if not isinstance(message, Mapping) else "a message has an unknown role"
+        raise MessageError(place, f"{what} (one of {', '.join(ROLES)}), got {quoted(message)}", reason)
+    if role == "assistant":
+        return [_read_assistant(message, place, media)]
+    content = message.get("content")
+    results = [block for block in _blocks(content) if block.get("type") == "tool_result"]
+    if not results and role in RESULT_ROLES:
+        return [_read_result(message, message.get("tool_call_id"), f"{place}.content", media)]
+    if not results and isinstance(content, str) and "<tool_response>" in content and not _RESPONSE.sub("", content):
+        return [ChatMessage("tool", printable(text.strip("\n"))) for text in _RESPONSE.findall(content)]
+    text = printable(read_content(content, f"{place}.content", skip="tool_result", media=media))
+    read = [_read_result(block, block.get("tool_use_id"), f"{place}.content", media) for block in results]
+    if text or not results:
+        read.append(ChatMessage("system" if role in SYSTEM_ROLES else "user", text))
+    return read
+
+
+def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: bool) -> ChatMessage:
+    """A tool's message or `tool_result` block. Blocks are read as text; other objects and lists are its JSON."""
+    content, name = result.get("content"), result.get("name")
+    parts = content if isinstance(content, list) else [content]
+    if isinstance(content, list | Mapping) and not (parts and all(map(_is_result_block, parts))):
+        text = json.dumps(content, ensure_ascii=False, default=str)
+    else:
+        text = read_content(content, place, media=media)
+    is_error = True in (result.get("is_error"), result.get("isError")) or result.get("status") == "error"
+    name = name if isinstance(name, str) and name else None
+    return ChatMessage("tool", printable(text), call_id=call_id, name=name, is_error=is_error)
+
+
+def _is_result_block(part: Any) -> bool:
+    """Whether a part of a result is a block of text or media, and not a tool's own object with a field "type"."""
+    fields = {key for key, value in part.items() if value is not None} if isinstance(part, Mapping) else set()
+    kind = part["type"] if "type" in fields else None
+    return (kind == "text" and fields <= _TEXT_FIELDS) or (
+        kind in _MEDIA and bool(fields & {*_MEDIA, "source", "data"})
+    )
+
+
+def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> ChatMessage:
+    text = printable(read_content(message.get("content"), f"{place}.content", skip="tool_use", media=media))
+    entries = call_entries(message, place)
+    is_trained = _is_trained(message, place)
+    if not entries:
+        turn = parse(text) if "<tool_call>" in text else None
+        calls = tuple(ChatCall(call.name, call.arguments) for call in turn.calls) if turn else ()
+        return ChatMessage(
+            "assistant",
+            turn.content if turn and calls else text,
+            calls,
+            turn.error if turn else None,
+            written=text,
+            is_trained=is_trained,
+        )
+    text = beside_calls(text)
+    calls, problems, written = [], [], [text] if text else []
+    for number, entry in enumerate(entries):
+        name, arguments = name_and_arguments(entry)
+        if not isinstance(name, str):
+            field = f"{place}.tool_calls[{number}].function.name"
+            raise MessageError(field, f"must be a string, got {quoted(name)}", UNREADABLE_CALL)
+        name, arguments = printable(name), None if arguments is None else printable(arguments)
+        written.append(call_text(name, "{}" if lacks_arguments(arguments) else arguments))
+        value = None
+        try:
+            value = read_arguments(arguments)
+        except NotJson as error:
+            reason = str(error) if str(error).startswith("not ") else f"not valid JSON: {error}"
+            problems.append(f"the arguments of {quoted(name)} are {reason}")
+        given = entry.get("function") or entry
+        is_object = isinstance(given.get("arguments"), Mapping)
+        calls.append(ChatCall(name, value, entry.get("id"), is_object))
+    unread = "; ".join(problems) or None
+    return ChatMessage("assistant", text, tuple(calls), unread, "\n".join(written), is_trained=is_trained)
+
+
+def _is_trained(message: Mapping[str, Any], place: str) -> bool:
+    """Whether a turn is one to learn from: OpenAI's `weight`, 0 or 1."""
+    weight = message.get("weight")
+    if weight is not None and not isinstance(weight, int | float):
+        reason = "the weight of a message is no number"
+        raise MessageError(f"{place}.weight", f"must be 0 or 1, got {quoted(weight)}", reason)
+    return weight is None or weight != 0
+
+
+def from_text(value: Any, place: str) -> Any:
+    """A value that may be given as JSON text; None if that is blank. Raises MessageError if it is no JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise MessageError(
+            place, f"is text that is not JSON ({error}), got {quoted(value)}", UNREADABLE_CALL
+        ) from error
+
+
+def _blocks(content: Any) -> Sequence[Mapping[str, Any]]:
+    blocks = content if isinstance(content, list) else [content]
+    return [block for block in blocks if isinstance(block, Mapping)]
+
+
+def compile_error_pattern(text: str) -> re.Pattern[str]:
+    """The regular expression of an `--error_pattern`. Raises UsageError for one that cannot be used."""
+    try:
+        pattern = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
+    if pattern.match("") and pattern.match("x"):
+        raise UsageError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
+    return pattern
+
+
+def matches(pattern: re.Pattern[str], text: str) -> bool:
+    """Whether a pattern is found in the beginning of a tool's result. Raises UsageError if that takes too long."""
+    try:
+        with time_limit(PATTERN_SECONDS):
+            return pattern.search(text[:PATTERN_LENGTH]) is not None
+    except ToolTimeout:
+        what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
+        raise UsageError(f"{what}; write a simpler one, without repetition inside of repetition") from None

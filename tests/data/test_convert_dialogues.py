@@ -1,0 +1,255 @@
+"""Turns that make no task: weight 0, a failed call; and messages in all forms."""
+
+import json
+
+import pytest
+
+from fission_grpo.cli.main import main
+from fission_grpo.core.errors import TaskFileError
+from fission_grpo.data.convert.formats import convert_file
+from fission_grpo.data.step_tasks import load_step_tasks
+
+ASK = {"role": "user", "content": "Go."}
+MARK = b"\xef\xbb\xbf"
+
+
+def tool(name, properties, required=(), **more):
+    schema = {"type": "object", "properties": properties, "required": list(required), **more}
+    return {"type": "function", "function": {"name": name, "description": "d", "parameters": schema}}
+
+
+WEATHER = tool("weather", {"city": {"type": "string"}}, ["city"])
+
+
+def says(name, arguments, **more):
+    entry = {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [entry], **more}
+
+
+def result(content, **more):
+    return {"role": "tool", "tool_call_id": "1", "content": content, **more}
+
+
+def openai(*messages, tools=(WEATHER,)):
+    return {"messages": list(messages), "tools": list(tools)}
+
+
+def write(folder, *rows, name="data.jsonl"):
+    path = folder / name
+    if name.endswith(".parquet"):
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def convert(folder, *rows, name="data.jsonl", layout="auto", **options):
+    return convert_file(write(folder, *rows, name=name), layout, **options)[1]
+
+
+def references(converted):
+    return [[(call.name, call.arguments) for call in task.reference] for task in converted.tasks]
+
+
+LOOK = says("weather", {"city": "Oslo"})
+
+# weights and failed turns
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, False])
+def test_a_turn_of_weight_0_is_no_task_and_stays_in_the_dialogue(tmp_path, weight):
+    row = openai(ASK, LOOK | {"weight": weight}, result("wet"), LOOK | {"weight": 1}, result("dry"), LOOK)
+    converted = convert(tmp_path, row)
+    assert [task.id for task in converted.tasks] == ["data:1#2", "data:1#3"]
+    assert converted.dropped == {"the turn has weight 0": 1}
+    assert [message["role"] for message in converted.tasks[0].prompt] == ["user", "assistant", "tool"]
+    assert "weight" not in converted.tasks[0].prompt[1]
+
+
+def test_a_turn_without_calls_of_weight_0_is_no_abstention(tmp_path):
+    row = openai(
+        ASK, {"role": "assistant", "content": "Hm.", "weight": 0}, ASK, {"role": "assistant", "content": "No."}
+    )
+    converted = convert(tmp_path, row, abstentions=True)
+    assert [task.id for task in converted.tasks] == ["data:1#2"]
+    assert converted.dropped == {"the turn has weight 0": 1}
+
+
+def test_weights_of_conversations_are_honoured(tmp_path):
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    entries = [
+        {"from": "human", "value": "Go."},
+        {"from": "gpt", "value": call, "weight": 0},
+        {"from": "tool", "value": "wet"},
+        {"from": "gpt", "value": call, "weight": 1},
+    ]
+    converted = convert(tmp_path, {"conversations": entries, "tools": json.dumps([WEATHER])}, layout="hermes")
+    assert [task.id for task in converted.tasks] == ["data:1#2"]
+    apigen = [
+        {"from": "human", "value": "Go."},
+        {
+            "from": "function_call",
+            "value": json.dumps({"name": "weather", "arguments": {"city": "Oslo"}}),
+            "weight": 0,
+        },
+        {"from": "observation", "value": "wet"},
+        {"from": "function_call", "value": json.dumps({"name": "weather", "arguments": {"city": "Rome"}})},
+    ]
+    row = {"conversations": apigen, "tools": json.dumps([WEATHER["function"]]), "system": ""}
+    assert references(convert(tmp_path, row)) == [[("weather", {"city": "Rome"})]]
+
+
+FAILED = [
+    result('{"error": "no such city"}'),
+    result("{'error': 'no such city'}"),
+    result({"error": "no such city"}),
+    result('{"isError": true, "content": [{"type": "text", "text": "no"}]}'),
+    result("no such city", is_error=True),
+    result("no such city", isError=True),
+    result("no such city", status="error"),
+    result("Error: no such city"),
+    result("ValueError: no such city"),
+    result("Error executing tool weather: no such city"),
+    result("Error during execution: no such city"),
+    result('[{"name": "weather", "results": {"error": "no"}}]'),
+    result(["Error: no such city"]),
+    result('"Error: no such city"'),
+    result('{"result": "Error: no such city"}'),
+    result("Traceback (most recent call last):\n..."),
+    {"role": "function", "name": "weather", "content": '{"error": "no such city"}'},
+    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "no", "is_error": True}]},
+    {"role": "user", "content": '<tool_response>\n{"error": "no"}\n</tool_response>'},
+]
+
+
+@pytest.mark.parametrize("answer", FAILED)
+def test_a_failed_turn_is_no_reference_and_stays_in_the_dialogue(tmp_path, answer):
+    wrong, right = says("weather", {"city": "Osloo"}), says("weather", {"city": "Oslo"})
+    converted = convert(tmp_path, openai(ASK, wrong, answer, right, result("wet")))
+    assert references(converted) == [[("weather", {"city": "Oslo"})]]
+    assert converted.dropped == {"a call of the turn failed": 1}
+    assert converted.tasks[0].prompt[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Osloo"}
+    assert converted.tasks[0].prompt[2]["role"] == "tool"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        result("wet"),
+        result('{"error": null}'),
+        result("No error: wet"),
+        result('{"errors": []}'),
+        result("", is_error=False),
+    ],
+)
+def test_a_turn_that_did_not_fail_is_a_reference(tmp_path, answer):
+    assert len(convert(tmp_path, openai(ASK, LOOK, answer)).tasks) == 1
+
+
+def test_one_failed_call_of_two_makes_no_reference(tmp_path):
+    both = says("weather", {"city": "Oslo"})
+    both["tool_calls"] += says("weather", {"city": "X"})["tool_calls"]
+    row = openai(ASK, both, result("wet"), result('{"error": "no"}'), LOOK)
+    assert [task.id for task in convert(tmp_path, row).tasks] == ["data:1#2"]
+
+
+def test_failed_turns_of_other_layouts_are_left_out(tmp_path):
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    inner = json.dumps({"name": "weather", "content": {"error": "no such city"}})
+    entries = [
+        {"from": "human", "value": "Go."},
+        {"from": "gpt", "value": call},
+        {"from": "tool", "value": f"<tool_response>\n{inner}\n</tool_response>"},
+        {"from": "gpt", "value": call},
+    ]
+    converted = convert(tmp_path, {"conversations": entries, "tools": json.dumps([WEATHER])}, layout="hermes")
+    assert [task.id for task in converted.tasks] == ["data:1#2"]
+    system = f"Functions: {json.dumps([WEATHER['function']])}"
+    entries = [
+        {"from": "user", "value": "Go."},
+        {"from": "assistant", "value": '[weather(city="Oslo")]'},
+        {"from": "tool", "value": '[{"name": "weather", "results": {"error": "no"}}]'},
+        {"from": "assistant", "value": '[weather(city="Rome")]'},
+    ]
+    converted = convert(tmp_path, {"system": system, "conversations": entries})
+    assert [task.id for task in converted.tasks] == ["data:1#2"]
+
+
+def test_a_pattern_leaves_out_turns_with_errors_in_other_words(tmp_path, capsys):
+    row = openai(ASK, LOOK, result("Sorry, no such city"), LOOK)
+    assert len(convert(tmp_path, row).tasks) == 2
+    source, target = str(write(tmp_path, row)), tmp_path / "out.jsonl"
+    assert main(["tasks", "convert", "--error_pattern", "^Sorry", source, str(target)]) == 0
+    assert "dropped    1: a call of the turn failed" in capsys.readouterr().out
+    assert len(load_step_tasks(target)) == 1
+    with pytest.raises(SystemExit):
+        main(["tasks", "convert", "--error_pattern", "(", source, str(target)])
+    assert "'(' is no regular expression" in capsys.readouterr().err
+    long = openai(ASK, LOOK, result("a" * 500 + "!"), LOOK)
+    assert main(["tasks", "convert", "--error_pattern", "^(a+)+$", str(write(tmp_path, long)), str(target)]) == 1
+    assert "takes too long on the result" in capsys.readouterr().err
+
+
+# forms of messages
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "tool_calls": json.dumps(LOOK["tool_calls"])},
+        {"role": "assistant", "function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Oslo"}}],
+        },
+        {"role": "assistant", "content": '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'},
+        LOOK | {"content": '<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'},
+        LOOK | {"content": "<think>I look"},
+        LOOK | {"content": "</tool_call>"},
+    ],
+)
+def test_calls_in_all_forms_are_references(tmp_path, turn):
+    assert references(convert(tmp_path, openai(ASK, turn))) == [[("weather", {"city": "Oslo"})]]
+
+
+@pytest.mark.parametrize("arguments", [None, "", " ", "null", "{}", {}])
+def test_missing_arguments_are_none(tmp_path, arguments):
+    row = openai(ASK, says("now", arguments), tools=[tool("now", {})])
+    assert references(convert(tmp_path, row)) == [[("now", {})]]
+    needs = openai(ASK, says("weather", arguments))
+    with pytest.raises(TaskFileError, match="violates its tool's schema"):
+        convert(tmp_path, needs)
+
+
+def test_a_row_of_anthropic_is_read_with_its_system_text_and_results(tmp_path):
+    row = {
+        "system": [{"type": "text", "text": "Be brief."}],
+        "tools": [{"name": "weather", "description": "d", "input_schema": WEATHER["function"]["parameters"]}],
+        "messages": [
+            ASK,
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "X"}}],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "1", "content": "no", "is_error": True}],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "2", "name": "weather", "input": {"city": "Oslo"}}],
+            },
+        ],
+    }
+    converted = convert(tmp_path, row)
+    assert references(converted) == [[("weather", {"city": "Oslo"})]]
+    assert [message["role"] for message in converted.tasks[0].prompt] == ["system", "user", "assistant", "tool"]
+    assert converted.tasks[0].prompt[3] == {"role": "tool", "name": "weather", "content": "no"}
+
+
+@pytest.mark.parametrize("kind", ["image_url", "server_tool_use", "made_up"])
+def test_a_block_that_is_no_text_is_counted_by_its_name(tmp_path, kind):
+    row = openai({"role": "user", "content": [{"type": kind}]}, LOOK)
+    converted = convert(tmp_path, row, openai(ASK, LOOK))
+    assert converted.dropped == {f"a message holds more than text: a block of type '{kind}'": 1}

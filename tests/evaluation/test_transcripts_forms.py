@@ -1,0 +1,202 @@
+"""Transcripts in the forms of other projects: blocks, marks of errors, errors in words, padding."""
+
+import json
+
+import pytest
+
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.evaluation.metrics import compute_metrics
+from fission_grpo.evaluation.transcripts import read_traces
+
+CD = {"type": "object", "properties": {"folder": {"type": "string"}}, "required": ["folder"]}
+TOOLS = [{"type": "function", "function": {"name": "cd", "description": "", "parameters": CD}}]
+ASK = {"role": "user", "content": "go"}
+DONE = {"role": "assistant", "content": "done"}
+
+
+def call(name, arguments="{}", id=None):
+    entry = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return entry | ({"id": id} if id else {})
+
+
+def says(*calls, content=None):
+    return {"role": "assistant", "content": content} | ({"tool_calls": list(calls)} if calls else {})
+
+
+def result(content, id=None):
+    return {"role": "tool", "content": content} | ({"tool_call_id": id} if id else {})
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read(tmp_path, *messages, **fields):
+    (record,) = read_traces(write(tmp_path, {"messages": list(messages), **fields}))
+    return record
+
+
+def errors(record):
+    return [(one.name, one.error, one.kind and one.kind.value) for one in record.calls]
+
+
+USE = {"type": "tool_use", "id": "1", "name": "cd", "input": {"folder": "a"}}
+
+
+def answered(**block):
+    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", **block}]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (answered(content="no such folder", is_error=True), "no such folder"),
+        (answered(content=[{"type": "text", "text": "no such folder"}], is_error=True), "no such folder"),
+        (answered(content="fine", is_error=False), None),
+        (answered(content="fine", is_error=None), None),
+        (answered(content='{"error": "no such folder"}'), "no such folder"),
+        (answered(is_error=True), "error"),
+    ],
+)
+def test_blocks_of_anthropic_are_calls_and_results(tmp_path, answer, error):
+    record = read(
+        tmp_path, ASK, {"role": "assistant", "content": [{"type": "text", "text": "Hm."}, USE]}, answer, DONE
+    )
+    assert errors(record) == [("cd", error, "raised" if error else None)]
+    assert record.calls[0].arguments == {"folder": "a"}
+    assert record.steps[0].text == 'Hm.\n<tool_call>\n{"name": "cd", "arguments": {"folder": "a"}}\n</tool_call>'
+    assert len(record.turns) == 1
+
+
+def test_a_request_beside_a_result_begins_a_turn(tmp_path):
+    answer = answered(content="fine")
+    answer["content"].append({"type": "text", "text": "And now?"})
+    record = read(tmp_path, ASK, {"role": "assistant", "content": [USE]}, answer, DONE)
+    assert [len(turn.steps) for turn in record.turns] == [1, 1]
+
+
+def test_schemas_of_anthropic_and_mcp_class_errors_too(tmp_path):
+    for key in ("input_schema", "inputSchema"):
+        tools = [{"name": "cd", "description": "", key: CD}]
+        use = {"role": "assistant", "content": [USE | {"input": {"folder": 1}}]}
+        record = read(tmp_path, ASK, use, answered(content="no", is_error=True), tools=tools)
+        assert errors(record) == [("cd", "no", "bad_arguments")]
+        record = read(tmp_path, ASK, use | {"content": [USE]}, answered(content="no", is_error=True), tools=tools)
+        assert errors(record) == [("cd", "no", "raised")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (result('{"isError": true, "content": [{"type": "text", "text": "no"}]}'), "no"),
+        (result({"isError": True, "content": [{"type": "text", "text": "no"}]}), "no"),
+        (result("no") | {"isError": True}, "no"),
+        (result("no") | {"is_error": True}, "no"),
+        (result("no") | {"status": "error"}, "no"),
+        (result('{"isError": false, "content": []}'), None),
+    ],
+)
+def test_errors_that_the_message_marks_are_errors(tmp_path, answer, error):
+    assert read(tmp_path, ASK, says(call("cd")), answer).calls[0].error == error
+
+
+@pytest.mark.parametrize("kind", ["server_tool_use", "tool-call", "made_up"])
+def test_a_block_of_an_unknown_type_is_refused_by_name(tmp_path, kind):
+    with pytest.raises(RunFileError, match=rf"line 1: field 'messages\[1\].content\[0\]' is a block of type '{kind}'"):
+        read(tmp_path, ASK, says(content=[{"type": kind, "id": "1"}]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a </tool_call>",
+        '<tool_call>{"name": "b", "argu',
+        "<think>I call a",
+        '<tool_call>{"name": "b", "arguments": {}}</tool_call>',
+    ],
+)
+def test_the_structured_call_counts_whatever_stands_beside_it(tmp_path, content):
+    record = read(tmp_path, ASK, says(call("a", id="1"), content=content), result("fine", "1"))
+    assert [(one.name, one.result) for one in record.calls] == [("a", "fine")]
+    assert record.steps[0].unread is None
+
+
+def test_structured_calls_may_be_json_text_as_may_messages_and_tools(tmp_path):
+    entries = json.dumps([call("cd", '{"folder": 1}', "1")])
+    messages = [ASK, {"role": "assistant", "tool_calls": entries}, result("{'error': 'no'}", "1")]
+    assert errors(read(tmp_path, *messages)) == [("cd", "no", "raised")]
+    row = {"messages": json.dumps(messages), "tools": json.dumps(TOOLS)}
+    (record,) = read_traces(write(tmp_path, row))
+    assert errors(record) == [("cd", "no", "bad_arguments")]
+
+
+def test_nulls_that_a_table_added_to_an_object_are_no_arguments(tmp_path):
+    padded = says(call("cd", {"folder": "a", "city": None}))
+    assert errors(read(tmp_path, ASK, padded, result("{'error': 'no'}"), tools=TOOLS)) == [("cd", "no", "raised")]
+    written = says(call("cd", '{"folder": "a", "city": null}'))
+    assert errors(read(tmp_path, ASK, written, result("{'error': 'no'}"), tools=TOOLS)) == [
+        ("cd", "no", "bad_arguments")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "success"),
+    [(1, True), (0, False), (1.0, True), (0.0, False), (True, True), (False, False), (None, None)],
+)
+def test_success_may_be_a_number(tmp_path, given, success):
+    record = read(tmp_path, ASK, DONE, success=given)
+    assert record.success is success
+
+
+@pytest.mark.parametrize("given", [2, 0.5, -1, "1", []])
+def test_success_of_another_value_is_refused(tmp_path, given):
+    with pytest.raises(RunFileError, match="field 'success' must be bool"):
+        read(tmp_path, ASK, DONE, success=given)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = write(tmp_path, {"messages": [ASK, DONE]})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_traces(path)) == 1
+
+
+def test_a_file_of_transcripts_and_results_is_refused_by_line(tmp_path):
+    path = write(tmp_path, {"messages": [ASK]}, {"id": "multi_turn_base_0", "result": []})
+    with pytest.raises(RunFileError, match="line 2: is of a BFCL result file, and line 1 a transcript"):
+        read_traces(path)
+
+
+WORDS = ["Error: user not found", "ok", "Error: no", "No Error: fine"]
+
+
+def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
+    from fission_grpo.core.messages import compile_error_pattern
+    from fission_grpo.evaluation.transcripts import uncounted_errors
+
+    rows = [
+        {"messages": [ASK, says(call("a")), result(WORDS[0]), says(call("a")), result(WORDS[1])], "success": 1},
+        {"messages": [ASK, says(call("a")), result(WORDS[2]), says(call("a")), result(WORDS[3])], "success": 0},
+    ]
+    path = write(tmp_path, *rows)
+    records = read_traces(path)
+    assert compute_metrics(records).own_errors == 0
+    count, note = uncounted_errors(records)
+    assert count == 2
+    assert note.startswith("2 results in 2 cases, 1 of them successful, not counted as errors though")
+    assert "'Error: user not found'" in note
+    assert "--error_pattern" in note
+    counted = read_traces(path, pattern=compile_error_pattern("^Error"))
+    rates = compute_metrics(counted)
+    assert (rates.own_errors, rates.recovery.hits, rates.recovery.of) == (2, 1, 2)
+    assert [one.error for record in counted for one in record.calls] == [WORDS[0], None, WORDS[2], None]
+    assert uncounted_errors(counted) == (0, "")
+
+
+def test_a_pattern_is_refused_for_a_result_file(tmp_path):
+    from fission_grpo.core.messages import compile_error_pattern
+
+    path = write(tmp_path, {"id": "multi_turn_base_0", "result": []})
+    with pytest.raises(RunFileError, match="leave --error_pattern out"):
+        read_traces(path, pattern=compile_error_pattern("x"))
