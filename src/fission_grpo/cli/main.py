@@ -64,3 +64,6 @@ def main(argv: list[str] | None = None) -> int:
     except UnsupportedVersionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ImportError as error:  # a package has another version than those tested, and lacks a name
+        print(f"error: {command}: {error}; docs/reliability.md has the versions that were tested", file=sys.stderr)
+        return 1
