@@ -13,7 +13,8 @@ pytest.importorskip("openai", reason="needs the openai package (pip install 'fis
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
-from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, make_chain
+from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.inference.endpoint import EndpointError
 
 

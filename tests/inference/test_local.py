@@ -209,7 +209,7 @@ def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter, name):
     longest = max(len(starter[1](prompt_text(starter[1], request))["input_ids"]) for request in requests)
     assert shared + rest == longest
     assert shared >= MIN_SHARED
-    assert {size for size in lengths[2:]} == {(9, 1)}  # each later token is read alone
+    assert set(lengths[2:]) == {(9, 1)}  # each later token is read alone
 
 
 def test_generation_without_shared_prompts_is_no_secret(starter, caplog):

@@ -108,21 +108,3 @@ def none(failure: Failure) -> str | None:
 
 
 SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, "environment": environment, "rules": rules, "none": none}
-
-
-def make_chain(
-    feedback: str | FeedbackFunction | FeedbackSource | Sequence[str | FeedbackFunction | FeedbackSource],
-) -> tuple[FeedbackSource, ...]:
-    """Build a chain of sources, each given by name, as a function or as a `FeedbackSource`; else raise ValueError."""
-    if isinstance(feedback, list | tuple):
-        return tuple(source for entry in feedback for source in make_chain(entry))
-    if isinstance(feedback, str) and feedback in SOURCES:
-        return (FunctionSource(feedback, SOURCES[feedback]),)
-    if hasattr(feedback, "start") and hasattr(feedback, "asynchronous"):
-        return (feedback,)  # pyright: ignore[reportReturnType]
-    if callable(feedback):
-        return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
-    raise ValueError(
-        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a FeedbackSource (with "
-        f"`start` and `asynchronous`), or a list of these; got {feedback!r}"
-    )

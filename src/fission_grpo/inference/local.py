@@ -99,7 +99,12 @@ class LocalPolicy:
         import torch
         from transformers import GenerationConfig
 
-        from fission_grpo.inference.kv_cache import CACHE_ARGUMENTS, find_cache_argument, make_growing_cache, read_prompts
+        from fission_grpo.inference.kv_cache import (
+            CACHE_ARGUMENTS,
+            find_cache_argument,
+            make_growing_cache,
+            read_prompts,
+        )
 
         length, shared = max(1, *map(len, prompts)), shared_length(prompts)
         cache = make_growing_cache(self.model, length - shared + room if shared else room)

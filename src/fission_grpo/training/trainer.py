@@ -26,7 +26,7 @@ from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Rollout
 from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
 from fission_grpo.envs.wrapper import ToolLimits
-from fission_grpo.feedback.sources import FeedbackFunction, FeedbackSource, make_chain
+from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.metrics import (
@@ -53,7 +53,6 @@ from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPr
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names
 
-FeedbackSpec = str | FeedbackFunction | FeedbackSource
 """One source of feedback: its name, a function, or a `FeedbackSource`."""
 
 _log = logging.getLogger(__name__)
@@ -67,9 +66,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.
 
     Args:
-        feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none", a callable
-            `Failure -> str | None` (None if it has nothing to say), a `feedback.sources.FeedbackSource`, or a list of
-            these. A list is asked in order until one has a usable text; the fixed text comes last. Texts that were not
+        feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none" and the
+            others of `--feedback`, such as "environment,rules"; a callable `Failure -> str | None` (None if it has
+            nothing to say), a `feedback.sources.FeedbackSource`, or a list of these. A list is asked in order until one has a usable text; the fixed text comes last. Texts that were not
             used are counted by source and reason.
 
     Logs `fission/*` and `feedback/*` every cycle and `recovery/*` in recover cycles, and writes every corrective

@@ -123,7 +123,9 @@ def check_versions(get_version: Callable[[str], str] = metadata.version) -> None
             raise UnsupportedVersionError(f"{problem} ({supported.excluded[1]}). {fix}")
         if release[: len(supported.last)] > supported.last:
             newest = f"newer than {package} {supported.tested[-1]}, the newest one tested; trying it"
-            _log.warning("%s %s is %s. If it fails: pip install '%s%s'", package, version, newest, package, supported.pip)
+            _log.warning(
+                "%s %s is %s. If it fails: pip install '%s%s'", package, version, newest, package, supported.pip
+            )
 
 
 def missing_names(trainer: type) -> list[str]:

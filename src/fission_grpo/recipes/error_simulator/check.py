@@ -25,7 +25,7 @@ from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_exa
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FeedbackSource
-from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, sources_from
+from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, make_chain
 from fission_grpo.recipes.error_simulator.failures import open_policy
 from fission_grpo.recipes.error_simulator.labels import is_specific
 from fission_grpo.recipes.error_simulator.usefulness import (
@@ -155,7 +155,7 @@ def check_command(argv: list[str]) -> int:
         "seen APIs": [example for example in drawn if example.api in apis],
         "unseen APIs": [example for example in drawn if example.api not in apis],
     }
-    with closing(sources_from(arguments.source, arguments.url or url, options, known_texts)) as chain:
+    with closing(make_chain(arguments.source, arguments.url or url, options, known_texts)) as chain:
         for source in chain:
             source.check()
         arguments.output.mkdir(parents=True, exist_ok=True)

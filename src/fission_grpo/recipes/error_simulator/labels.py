@@ -20,7 +20,7 @@ from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import FIXED_TEXT, FeedbackSource, FunctionSource
-from fission_grpo.feedback.spec import sources_from
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
 DEFAULT_TEACHERS = "environment,rules"
@@ -93,7 +93,7 @@ def make_teachers(
     Raises ValueError if there is no such source, or if it cannot be used.
     """
     pointed = FunctionSource("rules", pointed_rules)
-    chain = tuple(pointed if source.name == "rules" else source for source in sources_from(spec, url, options))
+    chain = tuple(pointed if source.name == "rules" else source for source in make_chain(spec, url, options))
     for source in chain:
         source.check()
     return chain

@@ -26,7 +26,8 @@ from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.evaluation.tables import aligned
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, make_chain
+from fission_grpo.feedback.sources import Diagnosis, FeedbackSource
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
