@@ -55,7 +55,7 @@ class TrainArguments:
         default=0, metadata={"help": "Leave out step tasks with a longer rendered prompt, in tokens; 0: keep all."}
     )
     feedback: str | list[str] = field(
-        default="rules",
+        default_factory=lambda: ["rules"],
         metadata={
             "help": "Feedback on a failed rollout, from one source or several; each is requested where the one before "
             f"has none. {'; '.join(SOURCE_FORMS.splitlines())}. In the YAML file also as a list."

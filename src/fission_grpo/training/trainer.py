@@ -68,8 +68,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     Args:
         feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none" and the
             others of `--feedback`, such as "environment,rules"; a callable `Failure -> str | None` (None if it has
-            nothing to say), a `feedback.sources.FeedbackSource`, or a list of these. A list is asked in order until one has a usable text; the fixed text comes last. Texts that were not
-            used are counted by source and reason.
+            nothing to say), a `feedback.sources.FeedbackSource`, or a list of these. A list is asked in order until
+            one has a usable text; the fixed text comes last. Unused texts are counted by source and reason.
 
     Logs `fission/*` and `feedback/*` every cycle and `recovery/*` in recover cycles, and writes every corrective
     instance with its outcome to `output_dir/fission.jsonl`. See docs/fission-grpo.md.
