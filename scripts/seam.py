@@ -52,6 +52,7 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "peft",
+    "requests",
     "rich",
     "jsonschema",
     "scipy",

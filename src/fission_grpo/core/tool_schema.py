@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from fission_grpo.core.json_io import quoted, walk_json
+from fission_grpo.core.json_io import quoted
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
+
+_log = logging.getLogger(__name__)
 
 MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
 PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time
@@ -85,6 +89,11 @@ def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Pr
         message = "the arguments are nested too deeply"
     except ArithmeticError:
         message = "the arguments hold a number that is too large"
+    except ValueError:
+        raise  # the schema is wrong
+    except Exception as error:  # noqa: BLE001 - a fault of the checker must not end a training run; logged
+        _log.warning("a call could not be checked against its schema: %s", quoted(str(error)), exc_info=True)
+        message = "the arguments could not be checked against the schema"
     else:
         if not problems:
             return None
@@ -149,7 +158,7 @@ def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _schema_text(schema: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(schema)
+        return json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"`parameters` is not JSON: {error}") from None
 
@@ -158,26 +167,72 @@ def _schema_text(schema: Mapping[str, Any]) -> str:
 def _validator(schema_text: str) -> Any:
     """The validator of a schema. `$ref`s are resolved inside it only: no file is read and no address fetched."""
     from jsonschema import Draft202012Validator, FormatChecker
-    from jsonschema.exceptions import SchemaError
     from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
 
     schema = json.loads(schema_text)
     try:
+        _check_is_schema(schema, ["parameters"])
+        _check_references(schema)
+    except RecursionError:
+        raise ValueError("`parameters` is nested too deeply") from None
+    return Draft202012Validator(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
+
+
+def _check_is_schema(schema: Any, where: Sequence[str]) -> None:
+    from jsonschema import Draft202012Validator, FormatChecker
+    from jsonschema.exceptions import SchemaError
+
+    try:
         Draft202012Validator.check_schema(schema, format_checker=FormatChecker(["regex"]))
     except SchemaError as error:
-        where = ".".join(["parameters", *map(str, error.absolute_path)])
-        raise ValueError(f"`{where}` is not valid JSON Schema (Draft 2020-12): {_cut(error.message)}") from None
-    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
-    for _, inner in walk_json(schema):
-        reference = inner.get("$ref") if isinstance(inner, dict) else None
-        try:
-            if isinstance(reference, str):
-                resolver.lookup(reference)
-        except Unresolvable:
-            raise ValueError(f"`$ref` {reference!r} points nowhere within `parameters`") from None
-    return Draft202012Validator(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
+        place = ".".join([*where, *map(str, error.absolute_path)])
+        raise ValueError(f"`{place}` is not valid JSON Schema (Draft 2020-12): {_cut(error.message)}") from None
+
+
+def _check_references(schema: Mapping[str, Any]) -> None:
+    """Check that every reference leads to a schema inside `schema`, and none back to itself on the same value.
+
+    References are resolved as the validator does it, by the `$id`s around them; values of `enum`, `default` and so on
+    hold no references. Raises ValueError.
+    """
+    from referencing import Registry
+    from referencing.jsonschema import DRAFT202012
+
+    applied: dict[int, set[int]] = {}  # by schema, those that are applied to the same value
+    waiting: list[tuple[Any, Any]] = [(schema, Registry().resolver_with_root(DRAFT202012.create_resource(schema)))]
+    while waiting:
+        part, resolver = waiting.pop()
+        if not isinstance(part, dict) or id(part) in applied:
+            continue
+        inside = list(DRAFT202012.subresources_of(part))
+        waiting += [(inner, resolver.in_subresource(DRAFT202012.create_resource(inner))) for inner in inside]
+        same = [inner for keyword in ("allOf", "anyOf", "oneOf") for inner in part.get(keyword, ())]
+        same += [part[keyword] for keyword in ("not", "if", "then", "else") if keyword in part]
+        same += part.get("dependentSchemas", {}).values()
+        for keyword in ("$ref", "$dynamicRef"):
+            if keyword in part:
+                target, its_resolver = _referenced(keyword, part[keyword], resolver)
+                waiting.insert(0, (target, its_resolver))  # last, as it mostly is inside a part that waits
+                same.append(target)
+        applied[id(part)] = {id(inner) for inner in same if isinstance(inner, dict)}
+    try:
+        TopologicalSorter(applied).prepare()
+    except CycleError:
+        raise ValueError("a `$ref` in `parameters` leads back to itself, so that no value can be checked") from None
+
+
+def _referenced(keyword: str, reference: str, resolver: Any) -> tuple[Any, Any]:
+    """The schema that a reference leads to, and the resolver of the references in it."""
+    from referencing.exceptions import CannotDetermineSpecification, Unresolvable
+
+    try:
+        found = resolver.lookup(reference)
+    except (Unresolvable, CannotDetermineSpecification, LookupError, ValueError, TypeError, AttributeError):
+        raise ValueError(
+            f"`{keyword}` {quoted(reference)} points nowhere within `parameters`; references are never fetched"
+        ) from None
+    _check_is_schema(found.contents, [f"the target of `{keyword}` {quoted(reference)}"])
+    return found.contents, found.resolver
 
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
