@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class Line:
             wanted = " or ".join(k.__name__ for k in kinds)
             actual = "is missing" if name not in self.record else f"is {json.dumps(value)[:60]}"
             raise self.wrong(f"field '{name}' must be {wanted}, but {actual}")
+        self._check_size(name, value)
         return value
 
     def take_all(self, name: str, kind: type | tuple[type, ...], *, gaps: bool = False) -> tuple[Any, ...]:
@@ -108,7 +110,13 @@ class Line:
             is_kind = isinstance(value, kind) and not isinstance(value, bool)
             if not is_kind and not (gaps and value is None):
                 raise self.wrong(f"field '{name}[{i}]' has the wrong type: {json.dumps(value)[:60]}")
+            self._check_size(f"{name}[{i}]", value)
         return tuple(values)
+
+    def _check_size(self, name: str, value: Any) -> None:
+        """Raise RunFileError for a number that no floating-point number can hold, and for infinity."""
+        if isinstance(value, int | float) and abs(value) > sys.float_info.max:
+            raise self.wrong(f"field '{name}' is too large a number: {json.dumps(value)[:20]}...")
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Line]:

@@ -22,6 +22,8 @@ from fission_grpo.core.json_io import JsonPath, walk_json
 from fission_grpo.core.serialization import step_task
 from fission_grpo.core.types import Task, ToolCall, Turn, Verdict
 
+MAX_REWARD = 1e18  # largest absolute reward [ours]: its square, for the standard deviation of a group, fits a float32
+
 
 @dataclass(frozen=True)
 class RewardConfig:
@@ -247,3 +249,25 @@ class StepReward:
         TRL does not tell which completions were truncated; the caller has to add that (`failed or turn.truncated`).
         """
         return self._verdicts[task_id, tuple(completion_ids)]
+
+
+def usable_reward(value: Any) -> float | None:
+    """A reward as a number that training can compute with; None for all else, such as text, infinity or NaN.
+
+    Example: 1, True, Decimal("0.5") and NumPy's or PyTorch's scalars are numbers; 10**400, "1" and [1] are not.
+    """
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # the last: a tensor of several numbers
+        return None
+    return number if abs(number) <= MAX_REWARD else None
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value of any type is the number NaN."""
+    try:
+        return math.isnan(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        return False

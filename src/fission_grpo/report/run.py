@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -154,7 +155,7 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RunFileError(f"{path}: field 'log_history' must be a list of objects; is this a Trainer's state?")
     return tuple(
-        {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) < float("inf")}
+        {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) <= sys.float_info.max}
         for row in rows
     )
 

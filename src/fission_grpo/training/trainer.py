@@ -48,7 +48,15 @@ from fission_grpo.training.checkpoint import (
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
 from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
-from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
+from fission_grpo.training.rollouts import (
+    Cycle,
+    CycleScores,
+    LocalEnvironments,
+    RolloutReader,
+    Row,
+    calculate_usable_rewards,
+    row_of_task,
+)
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names
@@ -201,7 +209,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if cycle.single_turn:
             turns = zip(self.environments or (), completions, strict=True)
             corrective = {i: judge_corrective_turn(env, turn, self._run_async) for i, (env, turn) in enumerate(turns)}
-        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        given = rows, prompts, completions, completion_ids_list
+        rewards = calculate_usable_rewards(self, super()._calculate_rewards, *given)
         if cycle.single_turn:  # the verdict on the turn replaces the rewards, which judge the end of an episode
             resolved = gather_object([corrective[i].resolved for i in range(len(inputs))])
             counted = int(self.reward_weights.nonzero()[0])
