@@ -48,8 +48,8 @@ def mends(messages) -> str:
 
 
 def table(tmp_path, arms, policy=None, failures=FAILURES, samples=2, **settings):
-    with AttemptsFile(tmp_path / "usefulness.jsonl", settings) as file:
-        run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
+    file = AttemptsFile(tmp_path / "usefulness.jsonl", settings)
+    run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
     return {one.source: one for one in compute_usefulness(file)}
 
 
@@ -121,7 +121,8 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
         return mends(messages)
 
     arms = {"mine": (FunctionSource("mine", say),), "fixed": make_chain("fixed")}
-    with pytest.raises(KeyboardInterrupt), AttemptsFile(tmp_path / "usefulness.jsonl", {}) as file:
+    file = AttemptsFile(tmp_path / "usefulness.jsonl", {})
+    with pytest.raises(KeyboardInterrupt):
         run_attempts(file, FAILURES, arms, ScriptedPolicy(stopping), samples=2, in_flight=1)
     with (tmp_path / "usefulness.jsonl").open("a") as file:
         file.write('{"event": "attempt", "fail')  # killed while writing

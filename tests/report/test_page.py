@@ -252,7 +252,7 @@ def test_numbers_beyond_floating_point_are_left_out_of_the_curves_and_refused_in
     huge = "9" * 400
     run = write_run(tmp_path / "run", log=LOG)
     state = run / "trainer_state.json"
-    state.write_text('{"log_history": [{"step": 1, "loss": %s, "reward": 0.5}]}' % huge)
+    state.write_text('{"log_history": [{"step": 1, "loss": HUGE, "reward": 0.5}]}'.replace("HUGE", huge))
     assert read_run(run).log_history == ({"step": 1.0, "reward": 0.5},)
     line = {"name": "n", "step": 1, "generated_tokens": 1, "tasks": 1, "success": 1.0, "success_ci": [0.1, 1.0]}
     line |= {"error_cases": 0, "recovered": 0, "errors": 0, "recovery_rate": None}

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from fission_grpo.core.files import write_file
 from fission_grpo.evaluation.compare import compare, comparison_json, comparison_table, read_run
 
 
@@ -17,9 +18,8 @@ def compare_command(argv: list[str]) -> int:
     notes: list[str] = []
     try:
         comparison = compare(read_run(arguments.run_a, notes), read_run(arguments.run_b, notes))
-        output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(comparison_json(comparison), ensure_ascii=False, indent=1)
-        (output / "compare.json").write_text(text + "\n", encoding="utf-8")
+        write_file(output / "compare.json", text + "\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -30,9 +30,12 @@ def compare_command(argv: list[str]) -> int:
     try:
         from fission_grpo.report.charts import comparison_png
 
-        (output / "compare.png").write_bytes(comparison_png(comparison))
+        write_file(output / "compare.png", comparison_png(comparison))
     except ImportError as error:
         print(f"no picture: it needs matplotlib ({error}); pip install 'fission-grpo[report]'")
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     else:
         print(f"written: {output / 'compare.png'}")
     return 0

@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import append_line, write_file
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
 from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
 from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy, versions
 from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
-from fission_grpo.evaluation.run import Manifest, eval_line, evaluate_run, write_manifest
+from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run, write_manifest
 from fission_grpo.evaluation.tables import metrics_table
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
 from fission_grpo.evaluation.transcripts import read_traces
@@ -200,7 +201,7 @@ def evaluate_traces(arguments: Namespace) -> str:
     ids = sorted(record.id for record in records)
     tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
     write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
-    (folder / CASES).write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
+    write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
     return _summarize(records, folder, name)
 
 
@@ -248,14 +249,14 @@ def _summarize(
     parts = [*([name] if name else []), metrics_table(metrics)]
     if folder is not None:
         text = json.dumps(metrics_json(metrics), ensure_ascii=False, indent=1)
-        (folder / RATES).write_text(text + "\n", encoding="utf-8")
+        write_file(folder / RATES, text + "\n")
         parts.append(f"written: {folder}")
     if eval_lines is not None:
-        line = eval_line(metrics, name, *trained) + "\n"
-        existing = eval_lines.read_text(encoding="utf-8").splitlines(keepends=True) if eval_lines.is_file() else []
+        line = eval_line(metrics, name, *trained)
+        cut_half_line(eval_lines)
+        existing = eval_lines.read_text(encoding="utf-8").splitlines() if eval_lines.is_file() else []
         if line not in existing:
-            with eval_lines.open("a", encoding="utf-8") as file:
-                file.write(line)
+            append_line(eval_lines, line)
         parts.append(f"added to {eval_lines}")
     return "\n".join(parts)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.files import write_file
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
@@ -55,9 +56,10 @@ def convert(source: Path, target: Path, layout: str, abstentions: bool) -> str:
 
     layout, converted = convert_file(source, layout, abstentions)
     try:
-        target.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks), encoding="utf-8")
+        write_file(target, "".join(row_of_step_task(task) + "\n" for task in converted.tasks))
     except OSError as error:
-        raise TaskFileError(f"{target}: cannot be written ({error.strerror}); give another output path") from error
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise TaskFileError(f"{target}: cannot be written ({reason}); give another output path") from error
     return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
 
 

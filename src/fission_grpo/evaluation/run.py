@@ -7,7 +7,6 @@ A killed evaluation continues when it is started again: finished cases are not r
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import append_line, write_file
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.metrics import Metrics
@@ -49,10 +49,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Path:
     """Write `DIRECTORY/manifest.json` atomically; returns its path. Raises ValueError for values that are not JSON."""
     path = Path(directory) / MANIFEST
     text = json.dumps({"version": VERSION, **asdict(manifest)}, ensure_ascii=False, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".json.half")  # a kill between the next two lines leaves the old file
-    half.write_text(text + "\n", encoding="utf-8")
-    half.replace(path)
+    write_file(path, text + "\n")
     return path
 
 
@@ -139,17 +136,16 @@ def evaluate_run(
     if records:
         print(f"{directory}: {finished} of {len(cases)} cases are there already", file=sys.stderr)
     progress = Progress(len(cases), finished)
-    with (directory / CASES).open("a", encoding="utf-8") as file:
 
-        def save(record: CaseRecord) -> None:
-            file.write(to_line(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            records[record.id] = record
-            progress.show(record)
+    def save(record: CaseRecord) -> None:
+        append_line(directory / CASES, to_line(record), sync=True)
+        records[record.id] = record
+        progress.show(record)
 
+    try:
         run_cases(policy, (cases[name] for name in open_ids), in_flight, save)
-    progress.end()
+    finally:
+        progress.end()  # an error is printed on a line of its own
     return [records[name] for name in cases]
 
 

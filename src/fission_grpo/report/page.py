@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import write_file
 from fission_grpo.report.charts import FAMILIES, TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds, family
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 
@@ -33,7 +34,7 @@ def report_command(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         print(write_report(args.run_dir, args.output))
-    except RunFileError as error:
+    except (RunFileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
@@ -60,11 +61,10 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     curves = draw_curves(trained)
     error_kinds = draw_error_kinds(trained)
     page = render_page(run_dir.resolve().name, runs, curves, error_kinds)
-    folder.mkdir(parents=True, exist_ok=True)
     for chart in [*curves, *error_kinds]:
-        (folder / f"{chart.stem}.png").write_bytes(chart.png)
+        write_file(folder / f"{chart.stem}.png", chart.png)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page)
     return path
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.files import write_file
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.bfcl.env import TaskError
 from fission_grpo.envs.bfcl.state import BfclState, new_state
@@ -78,7 +79,7 @@ def _write(folder: Path, split: str, count: int, seed: int, mix: Mix) -> bool:
     """Write a split, check the file and print a summary. Returns whether a case overlaps with BFCL's."""
     started = time.monotonic()
     path = folder / f"{split}.jsonl"
-    path.write_text("".join(case.to_json() + "\n" for case in generate(split, count, seed, mix)), encoding="utf-8")
+    write_file(path, "".join(case.to_json() + "\n" for case in generate(split, count, seed, mix)))
     print(check_cases(path))
     cases = load_cases(path)
     overlaps = find_overlaps(cases)

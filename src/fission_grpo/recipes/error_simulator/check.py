@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import Proportion, metrics_json
@@ -194,9 +195,9 @@ def _measure_usefulness(
             "max_new_tokens": arguments.max_new_tokens,
             "seed": arguments.seed,
         }
-        with AttemptsFile(arguments.output / "usefulness.jsonl", settings) as file:
-            arms = make_arms(chain, arguments.source)
-            run_attempts(file, failures, arms, loaded.policy, arguments.samples, arguments.batch_size)
+        file = AttemptsFile(arguments.output / "usefulness.jsonl", settings)
+        arms = make_arms(chain, arguments.source)
+        run_attempts(file, failures, arms, loaded.policy, arguments.samples, arguments.batch_size)
     rows = compute_usefulness(file, [failure.task.id for failure in failures])
     record = {"settings": settings, "sources": [row.to_json() for row in rows]}
     _write_json(arguments.output / "usefulness.json", record)
@@ -204,7 +205,7 @@ def _measure_usefulness(
 
 
 def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 
 def _count(text: str) -> int:

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import write_file
 from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
@@ -167,7 +168,7 @@ def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], 
         record[name] = {"examples": len(examples), **counts}
     train, test = len(split.train), len(split.test)
     text = README_TEXT.format(train=train, test=test, command=command, record=json.dumps(record, indent=1))
-    (folder / README).write_text(text, encoding="utf-8")
+    write_file(folder / README, text)
     missing = arguments.count - train - test
     note = f"; {missing:,} fewer than --count, see {README} for what was dropped" if missing > 0 else ""
     apis = ", ".join(record["test_apis"]) or "none"

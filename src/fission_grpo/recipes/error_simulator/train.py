@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.core.errors import UsageError
+from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
 from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
@@ -128,7 +129,7 @@ def train_command(argv: list[str]) -> int:
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
         write_settings(folder, settings)
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_file(folder / RECORD, json.dumps(record, indent=1) + "\n")
         print(
             f"{record['trained']:,} of {record['parameters']:,} parameters trained in {minutes} minutes; rows left "
             f"out: {record['left_out']}"

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import write_file
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import MOST_REQUESTS
 from fission_grpo.envs.wrapper import tool_methods
@@ -106,7 +107,7 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
         "parameters": sum(weight.numel() for weight in model.parameters()),
     }
     _save(model, tokenizer, output)
-    (output / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    write_file(output / "training.json", json.dumps(record, indent=1, default=str) + "\n")
     return record
 
 
