@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
@@ -129,17 +129,17 @@ def evaluate_command(argv: list[str]) -> int:
     """Returns 0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted."""
     arguments = eval_parser().parse_args(argv)
     try:
-        print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
+        show(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 2
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
         install = PACKAGES.get(package, "pip install 'fission-grpo[train]'")
-        print(f"error: evaluation needs {package}; {install}", file=sys.stderr)
+        show(f"error: evaluation needs {package}; {install}", error=True)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
+        show("\nstopped; the same command goes on where this one was", error=True)
         return 130
     return 0
 
@@ -179,7 +179,7 @@ def evaluate_model(arguments: Namespace) -> str:
         )
         records = evaluate_run(folder, manifest, loaded.policy, tasks.cases, in_flight)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
-            print(f"endpoint: {json.dumps(counts)}", file=sys.stderr)
+            show(f"endpoint: {json.dumps(counts)}", error=True)
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 
@@ -193,7 +193,7 @@ def evaluate_traces(arguments: Namespace) -> str:
     notes: list[str] = []
     records = read_traces(arguments.traces, notes)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        show(f"note: {note}", error=True)
     if arguments.output is None:
         return _summarize(records)
     name = arguments.name or arguments.traces.stem

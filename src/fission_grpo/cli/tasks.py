@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
@@ -22,15 +22,15 @@ def tasks_command(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.action == "check":
-            print(check(options.file))
+            show(check(options.file))
         else:
-            print(convert(options.input, options.output, options.layout, options.abstentions))
+            show(convert(options.input, options.output, options.layout, options.abstentions))
     except TaskFileError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
         how = INSTALL if str(error.name).startswith("bfcl_eval") else "pip install 'fission-grpo[train]'"
-        print(f"error: this needs {error.name}; {how}", file=sys.stderr)
+        show(f"error: this needs {error.name}; {how}", error=True)
         return 1
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,10 +10,11 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
 PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time

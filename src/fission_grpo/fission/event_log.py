@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 from fission_grpo.core.files import RESUME, Line, append_line, read_lines
 from fission_grpo.core.serialization import call_fields
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.dataset import make_example, tools_key
 from fission_grpo.fission.recovery import CorrectiveInstance
@@ -27,7 +27,7 @@ TAIL = 1 << 16
 
 EVENTS = ("tools", "failed", "pushed", "recovered", "dropped")
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class EventLog:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from fission_grpo.core.json_io import encodable, quoted
+from fission_grpo.core.terminal import printable
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.messages import (
@@ -378,8 +379,8 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         return f" (it serves: {listed})" if names else ""
 
     def _clean(self, text: str) -> str:
-        """One short line without secrets."""
-        return self._secrets.clean(" ".join(text.split()))[:300]
+        """One short line without secrets and control characters."""
+        return printable(self._secrets.clean(" ".join(text.split()))[:300])
 
 
 def _read_key(variable: str, model: str, url: str | None) -> str:

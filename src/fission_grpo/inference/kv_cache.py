@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-_log = logging.getLogger(__name__)
+from fission_grpo.core.terminal import get_logger
+
+_log = get_logger(__name__)
 
 CACHE_ARGUMENTS = ("past_key_values", "cache")
 """Names by which models take their KV cache: the first up to transformers 5.23, the second since."""

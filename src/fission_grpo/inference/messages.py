@@ -7,7 +7,6 @@ format (see `Reply`). An endpoint sends and expects such calls beside the conten
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
@@ -15,10 +14,11 @@ from typing import Any
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.json_io import NotJson, encodable, read_json
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Message, ToolResult
 from fission_grpo.inference.base import Reply
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 MAX_TOKEN_COUNT = 10**9
 """Largest number of tokens that is believed of one reply. [ours] A thousand times the longest context."""

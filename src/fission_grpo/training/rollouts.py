@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from fission_grpo.core.chat import parse, read_result, render
 from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
 from fission_grpo.core.rewards import StepReward, is_nan, usable_reward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import (
     PARSE_ERROR,
     Failure,
@@ -40,7 +40,7 @@ from fission_grpo.fission.recovery import CorrectiveInstance
 
 Row = dict[str, Any]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass

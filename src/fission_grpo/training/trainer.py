@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import math
 import time
 from collections import Counter, deque
@@ -23,6 +22,7 @@ from trl import GRPOTrainer
 
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout
 from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
 from fission_grpo.envs.wrapper import ToolLimits
@@ -63,7 +63,7 @@ from fission_grpo.training.trl_compat import check_names
 
 """One source of feedback: its name, a function, or a `FeedbackSource`."""
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 check_names(GRPOTrainer)
 

@@ -6,7 +6,6 @@ The only module that knows of differences between versions; docs/reliability.md 
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fission_grpo.core.errors import UnsupportedVersionError
+from fission_grpo.core.terminal import get_logger
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as MixinBase
@@ -21,7 +21,7 @@ else:
     MixinBase = object
 """Base of the trainer's mixins: GRPOTrainer for the type checker, nothing at run time."""
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 ALLOW_VARIABLE = "FISSION_GRPO_ANY_TRL"
 """Environment variable: 1 turns the error for a TRL that lacks a name we need into a warning."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
+from fission_grpo.core.terminal import show
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import Proportion, metrics_json
 from fission_grpo.evaluation.tables import aligned, proportion_row
@@ -168,10 +169,10 @@ def check_command(argv: list[str]) -> int:
             "unspecific": _shown([answer for answer in answers if answer.text and not answer.is_specific]),
         }
         _write_json(arguments.output / "check.json", record)
-        print(f"source: {arguments.source}\n{metrics_table(metrics)}")
+        show(f"source: {arguments.source}\n{metrics_table(metrics)}")
         if extra:
-            print(f"\n{_measure_usefulness(arguments, chain, extra)}")
-    print(f"written in {arguments.output}: check.json" + (", usefulness.json, usefulness.jsonl" if extra else ""))
+            show(f"\n{_measure_usefulness(arguments, chain, extra)}")
+    show(f"written in {arguments.output}: check.json" + (", usefulness.json, usefulness.jsonl" if extra else ""))
     return 0
 
 

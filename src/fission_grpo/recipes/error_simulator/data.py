@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
@@ -71,11 +72,11 @@ def data_command(argv: list[str]) -> int:
     started = time.monotonic()
     sources, test_apis = _read_or_generate(arguments)
     failures, sampled = _collect(arguments, sources)
-    print(f"{len(failures):,} failures to label", file=sys.stderr)
+    show(f"{len(failures):,} failures to label", error=True)
     with closing(chain):
         labels = label(failures, chain)
         for line in usage_reports(chain):
-            print(line, file=sys.stderr)
+            show(line, error=True)
     mixed = random.Random(f"{arguments.seed} order").sample(labels.labelled, len(labels.labelled))
     kept, filtered = filter_failures(mixed, limits)
     share = arguments.test_share
@@ -102,7 +103,7 @@ def data_command(argv: list[str]) -> int:
         "split": dict(split.dropped),
         "seconds": round(time.monotonic() - started, 1),
     }
-    print(_write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv])))
+    show(_write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv])))
     return 0
 
 
