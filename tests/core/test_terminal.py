@@ -1,4 +1,4 @@
-"""Text from outside is shown as text: no escape sequence, direction override or false line reaches a terminal or page."""
+"""Text from outside is shown as text: no escape sequence or direction override reaches a terminal or page."""
 
 import ast
 import io
