@@ -4,6 +4,8 @@ import json
 import re
 import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -121,3 +123,17 @@ def test_commands_that_meet_a_full_disk_name_the_file_and_keep_the_old_one(tmp_p
         assert error.startswith("error: ")
         assert re.search(said, error), error
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("words", [["eval", "--traces", "t.jsonl"], ["tasks", "check", "tasks.jsonl"]], ids=str)
+def test_a_full_standard_output_is_named_too(tmp_path, words):
+    (tmp_path / "t.jsonl").write_text(TRACES)
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    row = {"id": "a", "messages": SAID[:1], "tools": [tool], "reference": [{"name": "f", "arguments": {}}]}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fission_grpo.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.splitlines()[-1] == "error: standard output could not be written (No space left on device)"
+    assert "Traceback" not in done.stderr

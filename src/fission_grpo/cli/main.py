@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from fission_grpo.core.errors import UnsupportedVersionError
+from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
 from fission_grpo.core.terminal import show
 
 USAGE = """\
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
             show(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", error=True)
             return 1
         return run(rest)
-    except UnsupportedVersionError as error:
+    except (UnsupportedVersionError, RunDirectoryError) as error:
         show(f"error: {error}", error=True)
         return 1
     except ImportError as error:  # a package has another version than those tested, and lacks a name

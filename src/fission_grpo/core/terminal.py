@@ -7,9 +7,12 @@ than it is read in; a line end in a name looks like a line of ours.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from typing import Any
+
+from fission_grpo.core.errors import RunDirectoryError
 
 # Control characters (C0, DEL, C1), unpaired surrogates, separators of lines and paragraphs, controls of direction,
 # and invisible tags. Joiners stay: scripts and emoji need them.
@@ -41,8 +44,17 @@ def _clean_record(record: logging.LogRecord) -> bool:
 
 
 def show(text: Any = "", *, error: bool = False) -> None:
-    """Print a text of one or several lines, on stderr if `error`: as `printable`, in the stream's encoding."""
+    """Print a text of one or several lines, on stderr if `error`: as `printable`, in the stream's encoding.
+
+    Raises RunDirectoryError if standard output cannot be written. If stderr cannot, nobody can be informed.
+    """
     stream = sys.stderr if error else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     line = printable(str(text), keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
-    print(line, file=stream, flush=True)
+    try:
+        print(line, file=stream, flush=True)
+    except OSError as problem:
+        if error:
+            return
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python would try again to write the rest at its end
+        raise RunDirectoryError(f"standard output could not be written ({problem.strerror})") from problem
