@@ -364,8 +364,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
 
     def _describe(self, tries: _Tries, times: str) -> str:
         """One line about the last fault, without secrets."""
-        detail = self._clean(tries.detail)
-        return f"{tries.reason}{times}" + (f": {detail}" if detail else "")
+        return f"{tries.reason}{times}" + (f": {self._clean(tries.detail)}" if tries.detail.strip() else "")
 
     async def _models(self) -> str:
         """The models that the server lists, for the message of `check`; "" if it lists none."""
