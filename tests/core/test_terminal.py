@@ -171,3 +171,13 @@ def test_errors_of_an_endpoint_are_clean_wherever_they_go(status, monkeypatch, c
     policy.close()
     assert_clean(reply.lost)
     assert "no \\x1b]0;owned" in reply.lost
+
+
+def test_the_verdict_on_an_environment_has_one_clean_line_for_each_check():
+    from fission_grpo.envs.check import Finding, Report
+
+    report = Report.__new__(Report)
+    report.findings, report.environment = (Finding("calls", "failed", f"says\n{HOSTILE}"),), "Odd"
+    lines = str(report).split("\n")
+    assert_clean("".join(lines))
+    assert len(lines) == 2
