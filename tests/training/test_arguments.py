@@ -124,6 +124,8 @@ def test_the_bare_word_no_is_a_strategy(read, name, word):
         ("num_generations: {a: 1}", "num_generations is a dict"),
         ("learning_rate: [1]", "learning_rate is a list"),
         ("reward_weights: [1, x]", "reward_weights is 'x'; give a number"),
+        ("report_to: [none, ~]", "report_to has an empty item"),
+        ("run_name: !!set {a}", "run_name is a set"),
         ("env: [1]", "env must be a mapping"),
         ("env: {A: [1]}", r"env\.A must be one word"),
         ("run_name: &a [*a]", "not YAML"),
@@ -171,3 +173,21 @@ def test_environment_variables_hold_the_words_of_the_file(read, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     read("env: {MY_FLAG: no, MY_NUMBER: 010}\n")
     assert (os.environ["MY_FLAG"], os.environ["MY_NUMBER"]) == ("no", "010")
+
+
+def test_merged_keys_can_be_overridden(read):
+    _, args, _, _ = read(
+        "generation_kwargs: &shared {top_k: 1, min_p: 0.1}\nlr_scheduler_kwargs: {<<: *shared, min_p: 1}\n"
+    )
+    assert args.lr_scheduler_kwargs == {"top_k": 1, "min_p": 1}
+    _, args, _, _ = read("<<: {run_name: a, seed: 3}\nrun_name: b\n")
+    assert (args.run_name, args.seed) == ("b", 3)
+
+
+@pytest.mark.parametrize(
+    "settings", ["{url: 3}", "{cache: on}", "{shots: 3}", "{system: no}", "{raw: 0}", "{concurrency: yes}"]
+)
+def test_a_feedback_models_settings_of_the_wrong_type_are_one_line(read, settings):
+    with pytest.raises(ValueError, match=settings[1:].split(":")[0]) as error:
+        endpoint_options(read(f"feedback_model: {settings}\n")[0].feedback_model)
+    assert len(str(error.value).splitlines()) == 1

@@ -96,6 +96,8 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
     known = ["url", *(field.name for field in fields(FeedbackModelOptions) if field.name != "raw")]
     if unknown := [name for name in given if name not in known]:
         raise ValueError(f"feedback_model: no option {quoted(unknown[0])}; there are {', '.join(known)}")
+    if not isinstance(given.get("url"), str | None):
+        raise ValueError(f"feedback_model: url must be text, got {quoted(given['url'])}; write it like {_EXAMPLE}")
     return given.get("url"), FeedbackModelOptions(**{name: value for name, value in given.items() if name != "url"})
 
 

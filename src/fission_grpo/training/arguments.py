@@ -105,8 +105,8 @@ def _read_config(path: str, actions: Mapping[str, Any], types: Mapping[str, Any]
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             raise UsageError(": must be a mapping, one 'key: value' a line")
-        loader.flatten_mapping(root)
         loader.check_keys(root)
+        loader.flatten_mapping(root)
         given = {str(key.value): (node, loader.construct_object(node, deep=True)) for key, node in root.value}
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
@@ -173,8 +173,10 @@ def _members(kind: Any) -> set[Any]:
 def _scalar(where: str, value: Any, node: yaml.Node, action: Any, kinds: set[Any]) -> Any:
     """A word or number, checked; a word that YAML reads as another type is taken as the file has it."""
     word = _word(node)
-    if isinstance(value, dict | list):
+    if not isinstance(node, yaml.ScalarNode):
         raise UsageError(f"{where} is a {type(value).__name__}; give a value that --help names")
+    if value is None:
+        raise UsageError(f"{where} has an empty item; remove it, or quote '{word}'")
     choices = [getattr(choice, "value", choice) for choice in action.choices or ()]
     if choices:
         chosen = next((choice for choice in (value, word, word.lower()) if choice in choices), None)
