@@ -98,8 +98,9 @@ class EndpointOptions:
             return
         if kind in ("str", "bool") and type(value).__name__ != kind:
             raise self._error(name, f"must be {_KINDS[kind]}; got {quoted(value)}")
-        is_number = type(value).__name__ in (kind, "int") and least <= value < math.inf  # pyright: ignore
-        if kind in ("int", "float") and not is_number:
+        if kind not in ("int", "float"):
+            return
+        if type(value).__name__ not in (kind, "int") or not least <= value < math.inf:  # pyright: ignore
             raise self._error(name, f"must be {_KINDS[kind]} of at least {least}, got {quoted(value)}")
 
     def _error(self, name: str, problem: str) -> ValueError:
@@ -364,7 +365,6 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         return Reply("", lost=self._describe(tries, times), reason=tries.reason)
 
     def _describe(self, tries: _Tries, times: str) -> str:
-        """One line about the last fault, without secrets."""
         return f"{tries.reason}{times}" + (f": {self._clean(tries.detail)}" if tries.detail.strip() else "")
 
     async def _models(self) -> str:
