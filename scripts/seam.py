@@ -3,7 +3,7 @@
     python scripts/seam.py                                  # every supported TRL with the newest transformers
     python scripts/seam.py --trl 1.14.2 --lowest            # the lowest bounds of pyproject.toml, all together
     python scripts/seam.py --trl 1.16.0 --transformers 5.15.0
-    FISSION_GRPO_ANY_TRL=1 python scripts/seam.py --trl main   # TRL's main branch; needs a network with GitHub
+    python scripts/seam.py --trl main                       # TRL's main branch; needs a network with GitHub
 
 Results are added to --output (JSON, a row per combination) and printed as the table of docs/reliability.md. The
 exit status is 1 if a test failed. Needs nothing but Python, pip and an index.
@@ -52,6 +52,7 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "peft",
+    "requests",
     "rich",
     "jsonschema",
     "scipy",

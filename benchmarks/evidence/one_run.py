@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fission_grpo.cli.train import make_trainer, parse, resume_point
 from fission_grpo.evaluation.policies import versions
-from fission_grpo.feedback.spec import closing, endpoint_options, sources_from
+from fission_grpo.feedback.spec import closing, endpoint_options, make_chain
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.training.checkpoint_files import load_state
 
@@ -68,7 +68,7 @@ def _train(job: Job) -> dict[str, Any]:
     }
     script, args, model, reward = parse(_as_arguments(options))
     checkpoint = resume_point(args)
-    with closing(sources_from(script.feedback, *endpoint_options(script.feedback_model))) as sources:
+    with closing(make_chain(script.feedback, *endpoint_options(script.feedback_model))) as sources:
         trainer = make_trainer(script, args, model, reward, sources, VARIANTS[arm.trainer])
         if arm.offline:
             recover_offline(trainer, offline["fission"]["buffer"])

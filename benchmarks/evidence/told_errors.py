@@ -26,7 +26,7 @@ from fission_grpo.core.types import (
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.feedback.request import feedback_for
-from fission_grpo.feedback.sources import make_chain
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import Request

@@ -11,7 +11,8 @@ from fission_grpo.core.types import ErrorKind
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import FIXED_TEXT, SOURCES, Diagnosis, FunctionSource, make_chain
+from fission_grpo.feedback.sources import FIXED_TEXT, SOURCES, Diagnosis, FunctionSource
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.inference.pretrained import load_starter
 
 FAILURES = [failure_of(number) for number in range(4)] + [failure_of(9, kind) for kind in ErrorKind]

@@ -51,14 +51,15 @@ def test_a_byte_order_mark_before_a_line_is_no_part_of_it(tmp_path, content):
 def test_other_files_that_people_write_may_begin_with_a_byte_order_mark(tmp_path):
     pytest.importorskip("trl")
     from fission_grpo.cli.check_environment import read_rows
+    from fission_grpo.cli.train import parse
     from fission_grpo.evaluation.run import Manifest, read_manifest, write_manifest
     from fission_grpo.feedback.prompt import read_settings
-    from fission_grpo.training.arguments import _read_yaml
 
-    for name in ("rows.json", "rows.jsonl", "config.yaml"):
+    for name in ("rows.json", "rows.jsonl"):
         (tmp_path / name).write_bytes(MARK + b'{"a": 1}\n')
+    (tmp_path / "config.yaml").write_bytes(MARK + b"tasks: desk\nuse_cpu: true\nbf16: false\n")
     assert read_rows(tmp_path / "rows.json") == read_rows(tmp_path / "rows.jsonl") == [{"a": 1}]
-    assert _read_yaml(str(tmp_path / "config.yaml")) == {"a": 1}
+    assert parse(["--config", str(tmp_path / "config.yaml")])[0].tasks == "desk"
     manifest = Manifest("t", {"kind": "step"}, {}, {})
     path = write_manifest(tmp_path, manifest)
     path.write_bytes(MARK + path.read_bytes())

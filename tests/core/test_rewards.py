@@ -1,6 +1,8 @@
 """The reward, part by part, on numbers worked by hand."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
@@ -16,6 +18,7 @@ from fission_grpo.core.rewards import (
     reward_weights,
     same_value,
     step_verdict,
+    usable_reward,
 )
 from fission_grpo.core.serialization import task_to_json
 from fission_grpo.core.types import Task, ToolCall, Turn
@@ -234,3 +237,31 @@ def test_the_reward_function_hands_out_the_verdicts_of_its_last_call():
     assert [verdict.failed for verdict in reward.verdicts] == [False, True]
     reward([text], [[4]], [row])
     assert [verdict.failed for verdict in reward.verdicts] == [False]
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(1, 1.0), (True, 1.0), (-0.5, -0.5), (Decimal("0.5"), 0.5), (Fraction(1, 4), 0.25), (10**18, 1e18)],
+)
+def test_numbers_of_all_kinds_are_rewards(value, number):
+    assert usable_reward(value) == number
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(10**400, -(10**400), 1e19, float("inf"), float("-inf"), float("nan"), Decimal("1e999"), Decimal("sNaN")),
+        *("1.0", b"1", "", [1], [], {"a": 1}, 1j, object, range(2)),
+    ],
+    ids=repr,
+)
+def test_what_training_cannot_compute_with_is_no_reward(value):
+    assert usable_reward(value) is None
+
+
+def test_scalars_of_numpy_and_torch_are_rewards_and_arrays_are_not():
+    numpy, torch = pytest.importorskip("numpy"), pytest.importorskip("torch")
+    for one in (numpy.float32(0.5), numpy.float64(0.5), torch.tensor(0.5)):
+        assert usable_reward(one) == 0.5
+    for none in (numpy.array([1, 2]), torch.tensor([1, 2]), numpy.float32("inf"), torch.tensor(float("inf"))):
+        assert usable_reward(none) is None

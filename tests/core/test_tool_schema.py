@@ -110,7 +110,15 @@ def test_hostile_values_are_problems_not_exceptions():
     tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"uniqueItems": True, "enum": [[[]]]}}}}
     assert check_call(ToolCall("f", {"a": nested}), [tool]) is not None
     loop = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}}
-    assert check_call(ToolCall("f", {"a": 1}), [loop]).message == "the arguments are nested too deeply"
+    with pytest.raises(ValueError, match="leads back to itself"):  # no fault of the call
+        check_call(ToolCall("f", {"a": 1}), [loop])
+    tree = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/T"}},
+        "$defs": {"T": {"items": {"$ref": "#/$defs/T"}}},
+    }
+    deep = check_call(ToolCall("f", {"a": nested}), [{"name": "f", "parameters": tree}])
+    assert deep.message == "the arguments are nested too deeply"
     multiple = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"multipleOf": 0.01}}}}
     assert check_call(ToolCall("f", {"a": 10**400}), [multiple]) is not None
     assert check_call(ToolCall("f", {"\ud800\n" * 99: 1}), TOOLS[:1]) is not None
@@ -236,7 +244,7 @@ BOOK = {
     ],
 )
 def test_nulls_that_a_table_adds_are_left_out(given, kept, is_padded):
-    from fission_grpo.core.tool_schema import without_padding
+    from fission_grpo.core.table_nulls import without_padding
 
     call = without_padding(ToolCall("book", given), [BOOK], is_padded)
     assert call.arguments == kept
@@ -244,11 +252,137 @@ def test_nulls_that_a_table_adds_are_left_out(given, kept, is_padded):
 
 
 def test_a_null_that_the_schema_allows_stays_unless_the_call_is_padded_for_certain():
-    from fission_grpo.core.tool_schema import without_padding
+    from fission_grpo.core.table_nulls import without_padding
 
     call = ToolCall("book", {"city": "Oslo", "code": "x", "note": None})
     assert without_padding(call, [BOOK]) == call
     assert without_padding(call, [BOOK], is_padded=True).arguments == {"city": "Oslo", "code": "x"}
     assert without_padding(ToolCall("other", {"x": None}), [BOOK]).arguments == {"x": None}
-    loop = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}}}
-    assert without_padding(ToolCall("f", {"a": {"b": None}}), [loop]).arguments == {"a": {}}
+
+
+DEFS = {"A": {"type": "string"}}
+
+
+def object_schema(**more):
+    return {"name": "find", "parameters": {"type": "object", **more}}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every attempt to reach an address or to open a file by a URL fails the test."""
+    import socket
+    import urllib.request
+
+    def refuse(*_, **__):
+        raise AssertionError("something was fetched")
+
+    for holder, name in ((socket.socket, "connect"), (socket, "getaddrinfo"), (urllib.request, "urlopen")):
+        monkeypatch.setattr(holder, name, refuse)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"$id": "http://a/", "properties": {"x": {"$ref": "#/$defs/Gone"}}}, "'#/$defs/Gone' points nowhere"),
+        ({"$id": "http://a/", "properties": {"x": {"$ref": "b.json"}}}, "'b.json' points nowhere"),
+        (
+            {"properties": {"x": {"$id": "http://a/b", "$ref": "#/$defs/A"}}, "$defs": DEFS},
+            "'#/$defs/A' points nowhere",
+        ),
+        (
+            {"properties": {"x": {"$id": "http://a/b", "items": {"items": {"$ref": "#/$defs/A"}}}}, "$defs": DEFS},
+            "'#/$defs/A' points nowhere",
+        ),
+        ({"properties": {"x": {"$ref": "http://localhost:9/s.json"}}}, "never fetched"),
+        ({"properties": {"x": {"$ref": "https://json-schema.org/draft/2020-12/schema"}}}, "never fetched"),
+        ({"properties": {"x": {"$ref": "file:///etc/passwd"}}}, "never fetched"),
+        ({"properties": {"x": {"$ref": "http://["}}}, "points nowhere"),
+        ({"properties": {"x": {"$ref": "#gone"}}}, "'#gone' points nowhere"),
+        ({"properties": {"x": {"$dynamicRef": "#gone"}}}, "`$dynamicRef` '#gone' points nowhere"),
+        ({"properties": {"x": {"$dynamicRef": "http://b/#gone"}}}, "points nowhere"),
+        ({"properties": {"x": {"$ref": "#/allOf/zz"}}, "allOf": [{}]}, "'#/allOf/zz' points nowhere"),
+        ({"properties": {"x": {"$ref": "#/$defs/~2"}}}, "points nowhere"),
+        ({"unevaluatedProperties": False, "properties": {"x": {"$ref": "#/$defs/Z"}}}, "points nowhere"),
+        ({"properties": {"x": {"$ref": 1}}}, "parameters.properties.x.$ref"),
+        ({"properties": {"x": {"$ref": "#/title"}}, "title": "t"}, "the target of `$ref` '#/title'"),
+        ({"properties": {"x": {"$ref": "#/required"}}, "required": ["x"]}, "the target of `$ref` '#/required'"),
+        (
+            {"properties": {"x": {"$ref": "#/x-own"}}, "x-own": {"type": "strin"}},
+            "the target of `$ref` '#/x-own'.type",
+        ),
+        (
+            {"properties": {"x": {"$ref": "#/x-own"}}, "x-own": {"items": {"$ref": "#/gone"}}},
+            "'#/gone' points nowhere",
+        ),
+        ({"properties": {"x": {"$ref": "#/properties/x"}}}, "leads back to itself"),
+        ({"$ref": "#"}, "leads back to itself"),
+        ({"properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}, {}]}}}, "leads back to itself"),
+        (
+            {
+                "properties": {"x": {"$ref": "#/$defs/A"}},
+                "$defs": {"A": {"not": {"$ref": "#/$defs/B"}}, "B": {"$ref": "#/$defs/A"}},
+            },
+            "leads back to itself",
+        ),
+        ({"$id": 3}, "parameters.$id"),
+        ({"properties": {"x": {"minimum": float("nan")}}}, "not JSON"),
+        ({"required": "x"}, "parameters.required"),
+        ({"properties": {"x": {"multipleOf": 0}}}, "parameters.properties.x.multipleOf"),
+    ],
+)
+def test_a_schema_that_cannot_be_checked_is_refused_in_one_line_with_the_tool(more, said, no_network):
+    with pytest.raises(ValueError, match="tool 'find': ") as error:
+        check_tool_schema(object_schema(**more))
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_schema_nested_beyond_all_use_is_refused():
+    for depth in (200, 5000):
+        schema: dict = {}
+        for _ in range(depth):
+            schema = {"properties": {"a": schema}}
+        with pytest.raises(ValueError, match="tool 'find': "):
+            check_tool_schema(object_schema(**schema))
+
+
+@pytest.mark.parametrize(
+    ("more", "right", "wrong"),
+    [
+        ({"$id": "http://a/", "properties": {"x": {"$ref": "#/$defs/A"}}, "$defs": DEFS}, "s", 1),
+        ({"$id": "http://a/", "properties": {"x": {"$ref": "http://a/#/$defs/A"}}, "$defs": DEFS}, "s", 1),
+        ({"properties": {"x": {"$id": "http://a/b", "$ref": "#/$defs/A", "$defs": DEFS}}}, "s", 1),
+        ({"properties": {"x": {"$ref": "#a"}}, "$defs": {"A": {"$anchor": "a", "type": "string"}}}, "s", 1),
+        ({"properties": {"x": {"$ref": "#/definitions/A"}}, "definitions": DEFS}, "s", 1),
+        ({"properties": {"x": {"$ref": "#/x-own"}}, "x-own": {"type": "string"}}, "s", 1),
+        (
+            {
+                "properties": {"x": {"$ref": "#/$defs/T"}},
+                "$defs": {"T": {"type": "array", "items": {"$ref": "#/$defs/T"}}},
+            },
+            [[]],
+            [1],
+        ),
+        ({"properties": {"x": {"enum": [{"$ref": "#/gone"}]}}}, {"$ref": "#/gone"}, 1),
+        ({"properties": {"x": {"type": "object", "default": {"$ref": "#/gone"}}}}, {}, 1),
+        ({"properties": {"x": {"type": "string"}, "$ref": {"type": "string"}}}, "s", 1),
+    ],
+)
+def test_references_inside_the_schema_are_followed_by_the_ids_around_them(more, right, wrong, no_network):
+    tool = object_schema(**more)
+    check_tool_schema(tool)
+    assert check_call(ToolCall("find", {"x": right}), [tool]) is None
+    assert check_call(ToolCall("find", {"x": wrong}), [tool]).parameter == "x"
+
+
+def test_a_fault_of_the_checker_is_logged_and_does_not_leave_it(monkeypatch, caplog):
+    from fission_grpo.core import tool_schema
+
+    class Broken:
+        def iter_errors(self, _):
+            raise AttributeError("a fault of the checker")
+
+    monkeypatch.setattr(tool_schema, "make_validator", lambda _: Broken())
+    problem = check_call(ToolCall("find", {"x": 1}), [object_schema(properties={"x": {}})])
+    assert problem.message == "the arguments could not be checked against the schema"
+    assert "a fault of the checker" in caplog.text

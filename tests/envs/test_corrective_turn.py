@@ -1,20 +1,21 @@
 """One corrective turn: its calls are made, and it is resolved or not."""
 
+import asyncio
 import json
 
 import pytest
 
 from fission_grpo.envs.desk.env import Desk
-from fission_grpo.envs.restore import judge_corrective_turn
+from fission_grpo.envs.restore import judge_corrective_turn, make_restorable
 
 
-def desk():
+def desk(make=Desk):
     scenario = {
         "files": {"plan.txt": {"folder": "inbox", "locked": True, "shared": []}},
         "events": {},
         "goal": {"files": {"plan.txt": {"folder": "work", "locked": False, "shared": []}}, "events": {}},
     }
-    environment = Desk()
+    environment = make()
     environment.reset(id="a", scenario=json.dumps(scenario))
     return environment
 
@@ -57,3 +58,11 @@ def test_without_a_measure_of_progress_the_calls_have_to_work():
 
 def test_a_turn_of_words_resolves_nothing():
     assert not judge_corrective_turn(desk(), [{"role": "assistant", "content": "Sorry."}]).resolved
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), "much", [1]], ids=lambda value: str(value)[:9])
+def test_progress_that_is_no_number_breaks_the_episode_and_not_the_run(value):
+    environment = desk(make_restorable(Desk, asyncio.run))
+    environment._progress = lambda: value
+    judge_corrective_turn(environment, turn(UNLOCK))
+    assert environment._fission_monitor.infrastructure_error.startswith("_progress gives no number")

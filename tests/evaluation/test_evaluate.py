@@ -123,6 +123,16 @@ def test_what_the_environment_says_at_the_start_is_read_after_the_request_and_th
     assert row["prompt"] == [{"role": "user", "content": "Count to two."}]
 
 
+@pytest.mark.parametrize("reward", [10**400, float("inf"), float("nan"), "1", [1]], ids=str)
+def test_an_environment_whose_reward_is_no_number_leaves_the_case_unjudged(reward):
+    class Odd(Counter):
+        def get_reward(self):
+            return reward
+
+    (case,) = run("Done.", make=Odd)
+    assert (case.success, "as its reward, which is no number" in case.missing) == (None, True)
+
+
 def test_parallel_calls_are_made_in_order():
     (case,) = run(add(0) + "\n" + add(2), "Done.")
     assert counts(case) == (True, 2, 0, 2)

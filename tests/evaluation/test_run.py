@@ -8,7 +8,15 @@ from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.types import ErrorKind, Task, ToolCall
 from fission_grpo.evaluation.episodes import run_step
-from fission_grpo.evaluation.records import CASES, read_records
+from fission_grpo.evaluation.records import (
+    CASES,
+    CallRecord,
+    CaseRecord,
+    StepRecord,
+    TurnRecord,
+    read_records,
+    to_line,
+)
 from fission_grpo.evaluation.run import Manifest, Progress, evaluate_run, read_manifest, write_manifest
 from fission_grpo.inference.base import Reply
 
@@ -135,3 +143,51 @@ def test_the_old_name_of_the_feedback_mode_is_still_read(tmp_path):
     manifest = Manifest("old", {}, {"format": "qwen-fc", "mode": "told"}, {})
     write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path).prompt == {"format": "qwen-fc", "mode": "feedback"}
+
+
+LINE = to_line(
+    CaseRecord(
+        "a",
+        turns=(TurnRecord((StepRecord("x", (CallRecord("f", {}, "r"),), tokens=3),), valid=True),),
+        success=True,
+        seconds=1.0,
+    )
+)
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 400, "9" * 5000, "-1", "NaN", "Infinity", '"3"', "true", "null", "1.5", "1e999"]
+)
+@pytest.mark.parametrize("field", ["tokens", "seconds"])
+def test_results_with_numbers_that_are_none_are_one_error_with_file_and_line(tmp_path, field, number):
+    path = tmp_path / "cases.jsonl"
+    text = LINE.replace('"tokens": 3', f'"tokens": {number}') if field == "tokens" else LINE.replace("1.0", number)
+    assert text != LINE
+    path.write_text(LINE.replace('"a"', '"b"') + "\n" + text + "\n")
+    if (field, number) == ("seconds", "1.5"):
+        assert read_records(path)[1].seconds == 1.5
+        return
+    with pytest.raises(RunFileError, match=rf"cases\.jsonl, line 2: .*({field}|not a JSON object)") as error:
+        read_records(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"text": "x"', '"text": 3'),
+        ('"name": "f"', '"name": null'),
+        ('"arguments": {}', '"arguments": [1]'),
+        ('"result": "r"', '"result": 7'),
+        ('"truncated": false', '"truncated": "no"'),
+        ('"injected": false', '"injected": 2'),
+        ('"valid": true', '"valid": "yes"'),
+        ('"error": null', '"error": 3'),
+    ],
+)
+def test_results_of_other_types_are_one_error_with_file_and_line(tmp_path, old, new):
+    path = tmp_path / "cases.jsonl"
+    assert old in LINE
+    path.write_text(LINE.replace(old, new) + "\n")
+    with pytest.raises(RunFileError, match=r"cases\.jsonl, line 1: field 'turns'"):
+        read_records(path)

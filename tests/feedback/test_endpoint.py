@@ -19,7 +19,8 @@ from fission_grpo.feedback.dataset import make_example, write_examples
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
 from fission_grpo.feedback.request import FeedbackRequest
-from fission_grpo.feedback.sources import Diagnosis, make_chain
+from fission_grpo.feedback.sources import Diagnosis
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.inference.endpoint import EndpointError
 
 KEY = "sk-x7very-secret-0123456789"

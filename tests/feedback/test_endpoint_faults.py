@@ -13,7 +13,8 @@ pytest.importorskip("openai", reason="needs the openai package (pip install 'fis
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.prompt import SYSTEM, failure_text
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
-from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, make_chain
+from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.inference.endpoint import EndpointError
 
 
@@ -92,6 +93,22 @@ def test_tokens_are_estimated_where_the_endpoint_does_not_count_them(server):
     read = (len(SYSTEM) + len(failure_text(failure_of()))) // 4
     assert found["feedback/model/completion_tokens"] == 18 // 4
     assert found["feedback/model/estimated_tokens"] == read + 18 // 4
+
+
+@pytest.mark.parametrize("count", ["9" * 400, "-1000000", "NaN", '"12"', "3.5"])
+def test_absurd_counts_are_estimated_and_the_budget_still_holds(server, count):
+    usage = f'{{"prompt_tokens": {count}, "completion_tokens": {count}}}'
+    server.answer = lambda body: (
+        f'{{"choices": [{{"message": {{"content": "error: 1234567890."}}}}], "usage": {usage}}}'.encode()
+    )
+    read = (len(SYSTEM) + len(failure_text(failure_of()))) // 4
+    with source_of(server, max_tokens_total=2 * read, concurrency=1, prompt_price=1.0) as source:
+        reasons = [answer.reason for answer in answers_of(source, *map(failure_of, range(4)))]
+        found = source.counts()
+    assert reasons[0] is None
+    assert reasons[-1] == "budget"
+    assert 0 < found["feedback/model/estimated_tokens"] < 10 * read
+    assert 0 < found["feedback/model/cost"] < 1
 
 
 def test_the_circuit_opens_after_so_many_lost_requests_and_one_probe_closes_it_again(server):

@@ -20,14 +20,8 @@ from fission_grpo.feedback.leak_guard import find_reference_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest, feedback_for
 from fission_grpo.feedback.rules import MAX_LENGTH, rules
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import (
-    FIXED_TEXT,
-    SOURCES,
-    Diagnosis,
-    FunctionSource,
-    environment,
-    make_chain,
-)
+from fission_grpo.feedback.sources import FIXED_TEXT, SOURCES, Diagnosis, FunctionSource, environment
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.failures import find_failure
 
 TOOLS = (
@@ -330,5 +324,44 @@ def test_sources_are_known_by_name_or_given_as_functions_or_in_a_list():
     assert [source.name for source in chain] == ["rules", "Simulator", "slow"]
     assert chain[2] is slow
     assert set(SOURCES) == {"fixed", "environment", "rules", "none"}
-    with pytest.raises(ValueError, match="feedback must be one of fixed, environment, rules, none, a function"):
+    with pytest.raises(
+        ValueError, match="no feedback source is called 'rulez'; give one of fixed, environment, rules"
+    ):
         make_chain("rulez")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "environment,rules",
+        " environment , rules ",
+        ["environment", "rules"],
+        ("environment", "rules"),
+        ["environment,rules"],
+        [["environment"], "rules"],
+        ["environment", rules],
+    ],
+)
+def test_a_chain_is_the_same_however_it_is_written(given):
+    assert [source.name for source in make_chain(given)] == ["environment", "rules"]
+
+
+def test_every_form_of_the_command_line_can_be_given_in_python(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    (shuffled,) = make_chain("shuffled:rules")
+    assert shuffled.name == "shuffled:rules"
+    endpoint, last = make_chain(["endpoint:model", "rules"], url="http://localhost:1/v1")
+    assert (endpoint.name, last.name) == ("endpoint", "rules")
+    endpoint.close()
+
+
+@pytest.mark.parametrize("given", [[], (), None, 3, {"a": 1}, ["rules", None], [[]]], ids=str)
+def test_what_is_no_source_is_one_error_that_lists_the_forms(given):
+    with pytest.raises(ValueError, match=r"feedback must be a name \(fixed, environment, rules, none, local:PATH"):
+        make_chain(given)
+
+
+@pytest.mark.parametrize("given", ["rules,", "environment,,rules", "", "local:", ["rules", ""], ["rules", "oracle"]])
+def test_an_unknown_name_is_one_error_in_every_form(given):
+    with pytest.raises(ValueError, match="no feedback source is called"):
+        make_chain(given)

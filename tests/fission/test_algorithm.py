@@ -10,7 +10,8 @@ from buffer_support import instance
 
 from fission_grpo import FissionGRPOConfig
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, Turn
-from fission_grpo.feedback.sources import environment, make_chain
+from fission_grpo.feedback.sources import environment
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.algorithm import CollectedFeedback, FailedRollout, Fission
 from fission_grpo.fission.event_log import EventLog
 

@@ -125,3 +125,24 @@ def test_two_hundred_requests_with_faults_are_all_answered_or_lost_and_the_count
     assert counts.completion_tokens == 3 * (200 - len(lost))
     faults = sum(server.faults(number) is not None for number in range(len(server.asked)))
     assert retries + len(lost) >= faults  # every fault was tried again, or ended its reply; a slow machine adds some
+
+
+ODD_COUNTS = ["9" * 400, "-1", '"12"', "3.5", "NaN", "Infinity", "null", "true", "[1]", "1e400", "2000000000"]
+
+
+@pytest.mark.parametrize("count", ODD_COUNTS)
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_counts_that_no_counter_can_show_are_refused_and_the_reply_is_uncounted(server, name, count):
+    other = "completion_tokens" if name == "prompt_tokens" else "prompt_tokens"
+    usage = f'{{"{name}": {count}, "{other}": 5}}'
+    server.answer = lambda body: f'{{"choices": [{{"message": {{"content": "x"}}}}], "usage": {usage}}}'.encode()
+    reply, counts = one_reply(server)
+    assert (reply.text, reply.tokens, reply.prompt_tokens) == ("x", 0, None)
+    assert (counts.prompt_tokens, counts.completion_tokens, counts.uncounted) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("usage", ["7", "[]", '"x"', "null", "{}"])
+def test_usage_of_another_form_is_uncounted(server, usage):
+    server.answer = lambda body: f'{{"choices": [{{"message": {{"content": "x"}}}}], "usage": {usage}}}'.encode()
+    reply, counts = one_reply(server)
+    assert (reply.text, reply.tokens, reply.prompt_tokens, counts.uncounted) == ("x", 0, None, 1)

@@ -4,6 +4,7 @@ Repeatability, left padding and what dialogues look like with the starter are in
 """
 
 import copy
+import inspect
 
 import pytest
 
@@ -15,7 +16,7 @@ from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.kv_cache import make_growing_cache
+from fission_grpo.inference.kv_cache import CACHE_ARGUMENTS, find_cache_argument, make_growing_cache
 from fission_grpo.inference.local import MIN_SHARED, LocalPolicy, eos_ids, prompt_text, shared_length
 from fission_grpo.inference.pretrained import load_starter
 
@@ -163,7 +164,36 @@ def test_what_all_prompts_begin_with_ends_before_the_shortest_and_before_the_fir
     assert shared_length([[*begin[: MIN_SHARED - 1], 1], [*begin[: MIN_SHARED - 1], 2]]) == 0
 
 
-def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter):
+def renamed(starter, ours, new):
+    """The starter's model with a forward and a `generate` that take the cache by another name."""
+    from transformers import Qwen3ForCausalLM
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, logits_to_keep=0, **kwargs):
+        if new in kwargs:
+            kwargs[ours] = kwargs.pop(new)
+        return Qwen3ForCausalLM.forward(
+            self, input_ids, attention_mask, position_ids, logits_to_keep=logits_to_keep, **kwargs
+        )
+
+    def generate(self, **kwargs):
+        return Qwen3ForCausalLM.generate(self, **{ours if name == new else name: kwargs[name] for name in kwargs})
+
+    named = inspect.signature(forward).parameters
+    shown = [*list(named.values())[:-1], inspect.Parameter(new, inspect.Parameter.KEYWORD_ONLY, default=None)]
+    forward.__signature__ = inspect.Signature([*shown, named["kwargs"]])
+    members = {"forward": forward, "generate": generate}
+    model = type("Renamed", (Qwen3ForCausalLM,), members)(starter[0].config)
+    model.load_state_dict(starter[0].state_dict())
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", [None, "past_key_values", "cache"])
+def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter, name):
+    """By whatever name this version of transformers, or a model's own code, takes the cache."""
+    ours = next(one for one in CACHE_ARGUMENTS if one in inspect.signature(starter[0].forward).parameters)
+    if name not in (None, ours):
+        starter = (renamed(starter, ours, name), starter[1])
+        assert find_cache_argument(starter[0]) == name
     system = {"role": "system", "content": "You keep the files and the calendar of a small office in good order."}
     requests = [Request([system, *request.messages], SCHEMAS) for request in requests_of_odd_lengths(9)]
     alone = [greedy(starter, batch_size=1).reply([request])[0] for request in requests]
@@ -179,6 +209,23 @@ def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter):
     longest = max(len(starter[1](prompt_text(starter[1], request))["input_ids"]) for request in requests)
     assert shared + rest == longest
     assert shared >= MIN_SHARED
+    assert set(lengths[2:]) == {(9, 1)}  # each later token is read alone
+
+
+def test_generation_without_shared_prompts_is_no_secret(starter, caplog):
+    class Bare:
+        config = starter[0].config
+
+        def forward(self, input_ids, attention_mask=None):
+            """Takes no cache."""
+
+    class BareAgain(Bare):
+        pass
+
+    for model in (Bare(), Bare(), BareAgain()):
+        assert make_growing_cache(model, room=3) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2  # one for each kind of model
+    assert "Bare does not take past_key_values or cache, and logits_to_keep" in caplog.text
 
 
 def test_a_model_with_a_sliding_window_reads_every_prompt_whole(starter):

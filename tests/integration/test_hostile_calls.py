@@ -24,7 +24,7 @@ from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.feedback.leak_guard import find_reference_leak
 from fission_grpo.feedback.request import feedback_for
-from fission_grpo.feedback.sources import make_chain
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.failures import find_failures

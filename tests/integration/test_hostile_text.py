@@ -20,12 +20,8 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.feedback.request import feedback_for
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import (
-    FIXED_TEXT,
-    SOURCES,
-    FunctionSource,
-    make_chain,
-)
+from fission_grpo.feedback.sources import FIXED_TEXT, SOURCES, FunctionSource
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.failures import find_failure
 
 TOOLS = (

@@ -121,9 +121,9 @@ def evaluate(model, output):
 
 
 def diagnose(model, output):
-    from fission_grpo.feedback.spec import sources_from
+    from fission_grpo.feedback.spec import make_chain
 
-    (source,) = sources_from(f"local:{model}")
+    (source,) = make_chain(f"local:{model}")
     try:
         source.check()
     except ValueError as error:  # which commands show so

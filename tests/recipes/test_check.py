@@ -11,7 +11,8 @@ from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Task, ToolCall, Trajectory, Turn, Verdict
 from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import FeedbackExample, write_examples
-from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
+from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.recipes.error_simulator.check import (
     SourceAnswer,

@@ -26,7 +26,8 @@ from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import SHORT_SYSTEM, SYSTEM, PromptSettings, read_settings, write_settings
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import Diagnosis, make_chain
+from fission_grpo.feedback.sources import Diagnosis
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.recipes.error_simulator.train import make_trainer, read_rows, train_command
 from fission_grpo.recipes.error_simulator.train import parse as parse_options
 from fission_grpo.training.callbacks import StopAndSave

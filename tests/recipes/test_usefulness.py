@@ -19,8 +19,8 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource, make_chain
-from fission_grpo.feedback.spec import sources_from
+from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.recipes.error_simulator.usefulness import (
     AttemptsFile,
     compute_usefulness,
@@ -48,8 +48,8 @@ def mends(messages) -> str:
 
 
 def table(tmp_path, arms, policy=None, failures=FAILURES, samples=2, **settings):
-    with AttemptsFile(tmp_path / "usefulness.jsonl", settings) as file:
-        run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
+    file = AttemptsFile(tmp_path / "usefulness.jsonl", settings)
+    run_attempts(file, failures, arms, policy or ScriptedPolicy(mends), samples)
     return {one.source: one for one in compute_usefulness(file)}
 
 
@@ -121,7 +121,8 @@ def test_a_measurement_that_was_stopped_goes_on_and_asks_nothing_twice(tmp_path)
         return mends(messages)
 
     arms = {"mine": (FunctionSource("mine", say),), "fixed": make_chain("fixed")}
-    with pytest.raises(KeyboardInterrupt), AttemptsFile(tmp_path / "usefulness.jsonl", {}) as file:
+    file = AttemptsFile(tmp_path / "usefulness.jsonl", {})
+    with pytest.raises(KeyboardInterrupt):
         run_attempts(file, FAILURES, arms, ScriptedPolicy(stopping), samples=2, in_flight=1)
     with (tmp_path / "usefulness.jsonl").open("a") as file:
         file.write('{"event": "attempt", "fail')  # killed while writing
@@ -182,17 +183,17 @@ def test_the_row_as_json_has_rates_and_intervals(tmp_path):
 
 
 def test_specifications_name_chains_and_shuffle_all_that_follows():
-    names = [source.name for source in sources_from("environment, shuffled:rules,fixed")]
+    names = [source.name for source in make_chain("environment, shuffled:rules,fixed")]
     assert names == ["environment", "shuffled:rules", "shuffled:fixed"]
-    assert isinstance(sources_from("shuffled:none")[0], ShuffledFeedback)
-    (teacher,) = sources_from("teacher", teacher_texts={"a": "error: a"})
+    assert isinstance(make_chain("shuffled:none")[0], ShuffledFeedback)
+    (teacher,) = make_chain("teacher", teacher_texts={"a": "error: a"})
     assert [future.result().text for future in teacher.start(FAILURES)] == ["error: a", None, None]
 
 
 @pytest.mark.parametrize("spec", ["rule", "", "rules,", "local:", "shuffled:", "endpoint:", "teacher"])
 def test_a_wrong_specification_is_answered_with_the_forms_there_are(spec):
     with pytest.raises(ValueError, match=r"(?s)no feedback source .*fixed, environment.*endpoint:MODEL"):
-        sources_from(spec)
+        make_chain(spec)
 
 
 def test_the_fixed_text_is_used_where_a_source_has_none(tmp_path):

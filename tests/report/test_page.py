@@ -246,3 +246,18 @@ def test_the_command_prints_the_path_and_takes_another_folder(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
     assert (tmp_path / "out" / "report.html").exists()
     assert not (run / "report").exists()
+
+
+def test_numbers_beyond_floating_point_are_left_out_of_the_curves_and_refused_in_results(tmp_path):
+    huge = "9" * 400
+    run = write_run(tmp_path / "run", log=LOG)
+    state = run / "trainer_state.json"
+    state.write_text('{"log_history": [{"step": 1, "loss": HUGE, "reward": 0.5}]}'.replace("HUGE", huge))
+    assert read_run(run).log_history == ({"step": 1.0, "reward": 0.5},)
+    line = {"name": "n", "step": 1, "generated_tokens": 1, "tasks": 1, "success": 1.0, "success_ci": [0.1, 1.0]}
+    line |= {"error_cases": 0, "recovered": 0, "errors": 0, "recovery_rate": None}
+    for field, value in (("errors", huge), ("success", "Infinity"), ("success_ci", f"[0.1, {huge}]")):
+        text = json.dumps(line | {field: "HERE"}).replace('"HERE"', value)
+        (run / "eval.jsonl").write_text(text + "\n")
+        with pytest.raises(RunFileError, match=rf"eval\.jsonl, line 1: field '{field}.*too large a number"):
+            read_run(run)

@@ -13,7 +13,7 @@ from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import make_chain
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.inference.pretrained import load_starter
 
 TIMES = ("step_time", "fission/seconds", "feedback/seconds", "train_runtime")

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from fission_grpo.core.serialization import generator_state, set_generator
-from fission_grpo.feedback.sources import make_chain
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.training.checkpoint import (
     check_columns,
     load_source_states,

@@ -53,14 +53,12 @@ def test_supported_versions_pass_without_a_warning(version, caplog):
         ),
         ({"trl": "1.15.0"}, ["trl 1.15.0 is installed", "fails without Triton"]),
         ({"trl": "0.29.1"}, ["trl 0.29.1 is installed"]),
-        ({"trl": "1.17.0"}, ["trl 1.17.0 is installed", "nobody has tested", "FISSION_GRPO_ANY_TRL=1"]),
-        ({"trl": "1.17.0.dev0"}, ["FISSION_GRPO_ANY_TRL=1"]),
-        ({"trl": "2.0"}, ["FISSION_GRPO_ANY_TRL=1"]),
+        ({"trl": "1.16.0", "transformers": "4.57.6"}, ["transformers 4.57.6 is installed"]),
+        ({"trl": "unknown"}, ["trl unknown is installed"]),
         (
             {"trl": "1.16.0", "transformers": "5.14.1"},
             ["transformers 5.14.1 is installed", "transformers>=5.15,<6", "`parse_response` with tools"],
         ),
-        ({"trl": "1.16.0", "transformers": "6.0.0"}, ["transformers 6.0.0", "FISSION_GRPO_ANY_TRL=1"]),
     ],
 )
 def test_other_versions_are_refused_with_what_is_supported_and_the_fix(versions, parts):
@@ -69,16 +67,68 @@ def test_other_versions_are_refused_with_what_is_supported_and_the_fix(versions,
     assert all(part in str(error.value) for part in parts)
 
 
-def test_a_newer_one_is_tried_with_a_warning_if_the_variable_says_so_and_an_older_one_never(monkeypatch, caplog):
-    monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "1")
-    check_versions(installed(trl="1.17.0"))
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"trl": "1.17.0"}, "trl 1.17.0 is newer than trl 1.16.0, the newest one tested; trying it"),
+        ({"trl": "1.17.0.dev0"}, "trl 1.17.0.dev0 is newer"),
+        ({"trl": "1.21.3"}, "pip install 'trl>=1.14,!=1.15.*,<1.17'"),
+        ({"trl": "2.0"}, "trl 2.0 is newer"),
+        ({"trl": "1.16.0", "transformers": "6.0.0"}, "transformers 6.0.0 is newer than transformers 5.24.0"),
+    ],
+)
+def test_a_newer_one_is_tried_with_one_warning(versions, said, caplog):
+    check_versions(installed(**versions))
     (record,) = caplog.records
-    assert "trl 1.17.0 is installed" in record.getMessage()
-    with pytest.raises(UnsupportedVersionError, match=r"trl 1\.13\.0"):
-        check_versions(installed(trl="1.13.0"))
-    monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "0")
-    with pytest.raises(UnsupportedVersionError, match="ANY_TRL=1"):
-        check_versions(installed(trl="1.17.0"))
+    assert record.levelname == "WARNING"
+    assert said in record.getMessage()
+
+
+def test_an_attribute_that_a_newer_trl_sets_in_a_parent_is_there():
+    class Parent:
+        def __init__(self):
+            self.tools = None
+
+    class Newer(Parent):
+        def __init__(self):
+            super().__init__()
+            self.beta = 0
+
+    missing = missing_names(Newer)
+    assert "the attribute tools" not in missing
+    assert "the attribute beta" not in missing
+    assert "the attribute tools" in missing_names(type("Other", (), {"__init__": lambda self: None}))
+
+
+def test_a_newer_trl_that_lacks_a_name_is_refused_in_one_line_that_has_the_name():
+    trl = pytest.importorskip("trl")
+
+    class Newer(trl.GRPOTrainer):
+        _tool_call_loop = None
+
+        def _calculate_rewards(self, batch): ...
+
+    with pytest.raises(UnsupportedVersionError) as error:
+        check_names(Newer, installed(trl="1.17.0"))
+    said = str(error.value)
+    assert "Newer of trl 1.17.0 lacks what fission-grpo needs: _calculate_rewards(inputs, prompts," in said
+    assert "_tool_call_loop()" in said
+    assert "\n" not in said
+
+
+def test_a_name_that_a_package_no_longer_has_is_one_line_of_the_command():
+    code = """
+import sys, types, trl
+newer = types.ModuleType("trl")  # has the trainer, but not what the command reads options with
+newer.GRPOConfig, newer.GRPOTrainer = trl.GRPOConfig, trl.GRPOTrainer
+sys.modules["trl"] = newer
+from fission_grpo.cli.main import main
+sys.exit(main(["train", "--help"]))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[-1].startswith("error: train: cannot import name 'ModelConfig' from 'trl'")
+    assert "Traceback" not in said.stderr
 
 
 def test_packages_that_are_missing_are_left_to_their_import():
@@ -145,7 +195,7 @@ def test_a_patched_trl_is_refused_with_what_is_missing(monkeypatch, caplog):
     assert not any("_save_checkpoint" in one for one in missing)  # more parameters do no harm
     attributes = {one.removeprefix("the attribute ") for one in missing if one.startswith("the attribute")}
     assert attributes == set(NEEDED_ATTRIBUTES) - {"tools", "_metrics"}
-    with pytest.raises(UnsupportedVersionError, match=r"_prepare_inputs\(generation_batch\).*Is TRL patched"):
+    with pytest.raises(UnsupportedVersionError, match=r"_prepare_inputs\(generation_batch\).*patched"):
         check_names(Patched)
     monkeypatch.setenv("FISSION_GRPO_ANY_TRL", "1")
     check_names(Patched)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from fission_grpo.core.errors import UsageError
+from fission_grpo.core.terminal import show
 from fission_grpo.envs.check import check_environment
 
 
@@ -24,11 +25,11 @@ def check_environment_command(argv: list[str]) -> int:
         make = load_factory(arguments.environment)
         rows = read_rows(arguments.row) if arguments.row else []
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 2
     report = check_environment(make, rows, seed=arguments.seed, seconds=arguments.seconds)
     fields = {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
-    print(json.dumps(fields) if arguments.json else report)
+    show(json.dumps(fields) if arguments.json else report)
     return 0 if report.ok else 1
 
 

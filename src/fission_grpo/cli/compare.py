@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.evaluation.compare import compare, comparison_json, comparison_table, read_run
 
 
@@ -17,24 +18,26 @@ def compare_command(argv: list[str]) -> int:
     notes: list[str] = []
     try:
         comparison = compare(read_run(arguments.run_a, notes), read_run(arguments.run_b, notes))
-        output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(comparison_json(comparison), ensure_ascii=False, indent=1)
-        (output / "compare.json").write_text(text + "\n", encoding="utf-8")
+        write_file(output / "compare.json", text + "\n")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 2
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(comparison_table(comparison))
-    print(f"written: {output / 'compare.json'}")
+        show(f"note: {note}", error=True)
+    show(comparison_table(comparison))
+    show(f"written: {output / 'compare.json'}")
     try:
         from fission_grpo.report.charts import comparison_png
 
-        (output / "compare.png").write_bytes(comparison_png(comparison))
+        write_file(output / "compare.png", comparison_png(comparison))
     except ImportError as error:
-        print(f"no picture: it needs matplotlib ({error}); pip install 'fission-grpo[report]'")
+        show(f"no picture: it needs matplotlib ({error}); pip install 'fission-grpo[report]'")
+    except OSError as error:
+        show(f"error: {error}", error=True)
+        return 2
     else:
-        print(f"written: {output / 'compare.png'}")
+        show(f"written: {output / 'compare.png'}")
     return 0
 
 

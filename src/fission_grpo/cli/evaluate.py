@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.cli.tasks import error_pattern
+from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
 from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
 from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy, versions
 from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
-from fission_grpo.evaluation.run import Manifest, eval_line, evaluate_run, write_manifest
+from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run, write_manifest
 from fission_grpo.evaluation.tables import metrics_table
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
 from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
@@ -133,17 +134,17 @@ def evaluate_command(argv: list[str]) -> int:
     try:
         if arguments.error_pattern is not None and not arguments.traces:
             raise ValueError("--error_pattern is for transcripts; give them with --traces FILE, or leave it out")
-        print(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
+        show(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 2
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
         install = PACKAGES.get(package, "pip install 'fission-grpo[train]'")
-        print(f"error: evaluation needs {package}; {install}", file=sys.stderr)
+        show(f"error: evaluation needs {package}; {install}", error=True)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
+        show("\nstopped; the same command goes on where this one was", error=True)
         return 130
     return 0
 
@@ -183,7 +184,7 @@ def evaluate_model(arguments: Namespace) -> str:
         )
         records = evaluate_run(folder, manifest, loaded.policy, tasks.cases, in_flight)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
-            print(f"endpoint: {json.dumps(counts)}", file=sys.stderr)
+            show(f"endpoint: {json.dumps(counts)}", error=True)
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 
@@ -198,7 +199,7 @@ def evaluate_traces(arguments: Namespace) -> str:
     pattern = arguments.error_pattern
     records = read_traces(arguments.traces, notes, pattern)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        show(f"note: {note}", error=True)
     if arguments.output is None:
         return _summarize(records, uncounted=uncounted_errors(records))
     name = arguments.name or arguments.traces.stem
@@ -208,7 +209,7 @@ def evaluate_traces(arguments: Namespace) -> str:
     if pattern is not None:
         tasks["error_pattern"] = pattern.pattern  # evaluations that count other errors are not compared
     write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
-    (folder / CASES).write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
+    write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
     return _summarize(records, folder, name, uncounted=uncounted_errors(records))
 
 
@@ -263,14 +264,14 @@ def _summarize(
         parts += [f"note: {note}"] if note else []
     if folder is not None:
         text = json.dumps(values, ensure_ascii=False, indent=1)
-        (folder / RATES).write_text(text + "\n", encoding="utf-8")
+        write_file(folder / RATES, text + "\n")
         parts.append(f"written: {folder}")
     if eval_lines is not None:
-        line = eval_line(metrics, name, *trained) + "\n"
-        existing = eval_lines.read_text(encoding="utf-8").splitlines(keepends=True) if eval_lines.is_file() else []
+        line = eval_line(metrics, name, *trained)
+        cut_half_line(eval_lines)
+        existing = eval_lines.read_text(encoding="utf-8").splitlines() if eval_lines.is_file() else []
         if line not in existing:
-            with eval_lines.open("a", encoding="utf-8") as file:
-                file.write(line)
+            append_line(eval_lines, line)
         parts.append(f"added to {eval_lines}")
     return "\n".join(parts)
 

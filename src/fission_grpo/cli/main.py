@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from fission_grpo.core.errors import UnsupportedVersionError
+from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
+from fission_grpo.core.terminal import show
 
 USAGE = """\
 usage: fission-grpo COMMAND [options]
@@ -43,24 +44,27 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 or 2 for a mistake in the input, 128 + signal if interrupted."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        show(USAGE.rstrip())
         return 0
     if command == "--version":
         from fission_grpo import __version__
 
-        print(__version__)
+        show(__version__)
         return 0
     if command not in COMMANDS:
-        print(f"error: unknown command {command!r}; commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        show(f"error: unknown command {command!r}; commands: {', '.join(COMMANDS)}", error=True)
         return 2
     module, function = COMMANDS[command]
     try:
         try:
             run = getattr(import_module(f"fission_grpo.{module}"), function)
         except ModuleNotFoundError as error:
-            print(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", file=sys.stderr)
+            show(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", error=True)
             return 1
         return run(rest)
-    except UnsupportedVersionError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UnsupportedVersionError, RunDirectoryError) as error:
+        show(f"error: {error}", error=True)
+        return 1
+    except ImportError as error:  # a package has another version than those tested, and lacks a name
+        show(f"error: {command}: {error}; docs/reliability.md has the versions that were tested", error=True)
         return 1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from fission_grpo.core.terminal import show
 from fission_grpo.envs.bfcl import INSTALL
 
 USAGE = """\
@@ -29,24 +28,24 @@ def simulator_command(argv: list[str]) -> int:
     """Run a command of the group. Returns its exit status: 0; 1 or 2 after one line about a mistake in the input."""
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help"):
-        print(USAGE, end="")
+        show(USAGE.rstrip())
         return 0
     if command == "train":
         from fission_grpo.recipes.error_simulator.train import train_command
 
         return train_command(rest)
     if command not in ("data", "check"):
-        print(f"error: unknown command {command!r}; commands: data, train, check", file=sys.stderr)
+        show(f"error: unknown command {command!r}; commands: data, train, check", error=True)
         return 2
     try:
         return _run(command, rest)
     except ModuleNotFoundError as error:
         extra = {"openai": "endpoint"}.get(str(error.name), "train")
         fix = INSTALL if str(error.name).startswith("bfcl_eval") else f"pip install 'fission-grpo[{extra}]'"
-        print(f"error: this needs {error.name}; {fix}", file=sys.stderr)
+        show(f"error: this needs {error.name}; {fix}", error=True)
         return 1
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 1
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
+from fission_grpo.core.files import write_file
 from fission_grpo.core.messages import compile_error_pattern
+from fission_grpo.core.terminal import show
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
@@ -23,15 +24,15 @@ def tasks_command(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.action == "check":
-            print(check(options.file))
+            show(check(options.file))
         else:
-            print(convert(options.input, options.output, options.layout, options.abstentions, options.error_pattern))
+            show(convert(options.input, options.output, options.layout, options.abstentions, options.error_pattern))
     except (TaskFileError, UsageError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
         how = INSTALL if str(error.name).startswith("bfcl_eval") else "pip install 'fission-grpo[train]'"
-        print(f"error: this needs {error.name}; {how}", file=sys.stderr)
+        show(f"error: this needs {error.name}; {how}", error=True)
         return 1
     return 0
 
@@ -57,9 +58,10 @@ def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern:
 
     layout, converted = convert_file(source, layout, abstentions, pattern)
     try:
-        target.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks), encoding="utf-8")
+        write_file(target, "".join(row_of_step_task(task) + "\n" for task in converted.tasks))
     except OSError as error:
-        raise TaskFileError(f"{target}: cannot be written ({error.strerror}); give another output path") from error
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise TaskFileError(f"{target}: cannot be written ({reason}); give another output path") from error
     return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
 
 

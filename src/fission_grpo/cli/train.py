@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.core.errors import RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
+from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
-from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, sources_from, usage_reports
+from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, make_chain, usage_reports
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave, print_resume_command
@@ -54,11 +54,11 @@ class TrainArguments:
     max_prompt_tokens: int = field(
         default=0, metadata={"help": "Leave out step tasks with a longer rendered prompt, in tokens; 0: keep all."}
     )
-    feedback: str = field(
-        default="rules",
+    feedback: str | list[str] = field(
+        default_factory=lambda: ["rules"],
         metadata={
             "help": "Feedback on a failed rollout, from one source or several; each is requested where the one before "
-            f"has none. {'; '.join(SOURCE_FORMS.splitlines())}."
+            f"has none. {'; '.join(SOURCE_FORMS.splitlines())}. In the YAML file also as a list."
         },
     )
     feedback_model: dict[str, Any] | str | None = field(
@@ -97,27 +97,27 @@ def train_command(argv: list[str]) -> int:
         try:
             script, args, model, reward = parse(argv)
             checkpoint = resume_point(args)
-            chain = sources_from(script.feedback, *endpoint_options(script.feedback_model))
+            chain = make_chain(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            show(f"error: {error}", error=True)
             return 2
         stop = stack.enter_context(StopAndSave())
         trainer.add_callback(stop)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except RunDirectoryError as error:
-            print(f"error: {error}", file=sys.stderr)
+            show(f"error: {error}", error=True)
             return 1
         for line in usage_reports(sources):
-            print(line)
+            show(line)
     if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
         print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
         return 128 + stop.signal
     trainer.save_model()
     trainer.save_state()
-    print(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
+    show(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
     return 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -102,6 +104,7 @@ class Line:
             wanted = " or ".join(k.__name__ for k in kinds)
             actual = "is missing" if name not in self.record else f"is {json.dumps(value)[:60]}"
             raise self.wrong(f"field '{name}' must be {wanted}, but {actual}")
+        self._check_size(name, value)
         return value
 
     def take_all(self, name: str, kind: type | tuple[type, ...], *, gaps: bool = False) -> tuple[Any, ...]:
@@ -111,7 +114,13 @@ class Line:
             is_kind = isinstance(value, kind) and not isinstance(value, bool)
             if not is_kind and not (gaps and value is None):
                 raise self.wrong(f"field '{name}[{i}]' has the wrong type: {json.dumps(value)[:60]}")
+            self._check_size(f"{name}[{i}]", value)
         return tuple(values)
+
+    def _check_size(self, name: str, value: Any) -> None:
+        """Raise RunFileError for a number that no floating-point number can hold, and for infinity."""
+        if isinstance(value, int | float) and abs(value) > sys.float_info.max:
+            raise self.wrong(f"field '{name}' is too large a number: {json.dumps(value)[:20]}...")
 
 
 def read_lines(path: Path, notes: list[str]) -> list[Line]:
@@ -157,14 +166,62 @@ def check_writable(folder: Path) -> None:
         raise RunDirectoryError(what) from error
 
 
+RESUME = (
+    "The checkpoints saved before are whole: make room, then resume with resume_from_checkpoint=True "
+    "(--resume_from_checkpoint true)"
+)
+AGAIN = "What was written before it is whole: make room, or give another output, and start the same command again"
+
+
 @contextmanager
-def writing(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """Turn an OSError, or one of `errors`, of the body that writes `path` into a RunDirectoryError."""
+def writing(path: Path, *errors: type[Exception], advice: str = RESUME) -> Iterator[None]:
+    """Turn an OSError, or one of `errors`, of the body that writes `path` into a RunDirectoryError with the advice."""
     try:
         yield
+    except RunDirectoryError:
+        raise
     except (OSError, *errors) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunDirectoryError(
-            f"{path} could not be written ({reason}). The checkpoints saved before are whole: make room, then resume "
-            "with resume_from_checkpoint=True (--resume_from_checkpoint true)"
-        ) from error
+        raise RunDirectoryError(f"{path} could not be written ({reason}). {advice}") from error
+
+
+def write_file(path: Path, content: str | bytes, advice: str = AGAIN) -> None:
+    """Write a file and the folders it lies in. An existing file is replaced when all is written, or kept.
+
+    Raises RunDirectoryError, which names the file.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with writing(path, advice=advice):
+        target = path.resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():  # a device or a pipe
+            target.write_bytes(data)
+            return
+        half = target.with_name(f".{target.name[:100]}.{os.getpid()}.half")
+        try:
+            half.write_bytes(data)
+            half.replace(target)
+        finally:
+            half.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str, advice: str = AGAIN, sync: bool = False) -> None:
+    """Append a line to a file, whole or not at all: a part that a full disk took is removed again.
+
+    With `sync` the line is on the disk when this returns. Raises RunDirectoryError, which names the file.
+    """
+    data = memoryview(line.encode("utf-8") + b"\n")
+    with writing(path, advice=advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END) if file.seekable() else None
+            try:
+                while data:  # a full disk takes a part first, and refuses the rest with the reason
+                    data = data[file.write(data) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                if size is not None:
+                    with suppress(OSError):
+                        file.truncate(size)
+                raise

@@ -104,7 +104,7 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def printable(text: str) -> str:
+def well_formed(text: str) -> str:
     """The text with U+FFFD for unpaired surrogates, which UTF-8 cannot encode. Pairs become their character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

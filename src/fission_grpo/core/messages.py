@@ -14,7 +14,7 @@ from typing import Any
 
 from fission_grpo.core.chat import beside_calls, parse, read_result
 from fission_grpo.core.errors import RowError, UsageError
-from fission_grpo.core.json_io import NotJson, printable, quoted, read_json
+from fission_grpo.core.json_io import NotJson, quoted, read_json, well_formed
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ToolCall
 
@@ -242,8 +242,8 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
     if not results and role in RESULT_ROLES:
         return [_read_result(message, message.get("tool_call_id"), f"{place}.content", media)]
     if not results and isinstance(content, str) and "<tool_response>" in content and not _RESPONSE.sub("", content):
-        return [ChatMessage("tool", printable(text.strip("\n"))) for text in _RESPONSE.findall(content)]
-    text = printable(read_content(content, f"{place}.content", skip="tool_result", media=media))
+        return [ChatMessage("tool", well_formed(text.strip("\n"))) for text in _RESPONSE.findall(content)]
+    text = well_formed(read_content(content, f"{place}.content", skip="tool_result", media=media))
     read = [_read_result(block, block.get("tool_use_id"), f"{place}.content", media) for block in results]
     if text or not results:
         read.append(ChatMessage("system" if role in SYSTEM_ROLES else "user", text))
@@ -260,7 +260,7 @@ def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: boo
         text = read_content(content, place, media=media)
     is_error = True in (result.get("is_error"), result.get("isError")) or result.get("status") == "error"
     name = name if isinstance(name, str) and name else None
-    return ChatMessage("tool", printable(text), call_id=call_id, name=name, is_error=is_error)
+    return ChatMessage("tool", well_formed(text), call_id=call_id, name=name, is_error=is_error)
 
 
 def _is_result_block(part: Any) -> bool:
@@ -273,7 +273,7 @@ def _is_result_block(part: Any) -> bool:
 
 
 def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> ChatMessage:
-    text = printable(read_content(message.get("content"), f"{place}.content", skip="tool_use", media=media))
+    text = well_formed(read_content(message.get("content"), f"{place}.content", skip="tool_use", media=media))
     entries = call_entries(message, place)
     is_trained = _is_trained(message, place)
     if not entries:
@@ -294,7 +294,7 @@ def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> Chat
         if not isinstance(name, str):
             field = f"{place}.tool_calls[{number}].function.name"
             raise MessageError(field, f"must be a string, got {quoted(name)}", UNREADABLE_CALL)
-        name, arguments = printable(name), None if arguments is None else printable(arguments)
+        name, arguments = well_formed(name), None if arguments is None else well_formed(arguments)
         written.append(call_text(name, "{}" if lacks_arguments(arguments) else arguments))
         value = None
         try:

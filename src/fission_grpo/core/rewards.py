@@ -25,6 +25,8 @@ from fission_grpo.core.json_io import JsonPath, walk_json
 from fission_grpo.core.serialization import step_task
 from fission_grpo.core.types import Task, ToolCall, Turn, Verdict
 
+MAX_REWARD = 1e18  # largest absolute reward [ours]: its square, for the standard deviation of a group, fits a float32
+
 
 @dataclass(frozen=True)
 class RewardConfig:
@@ -290,3 +292,25 @@ class StepReward:
             for part in ("format", "correctness", "length"):
                 log_metric(f"reward_parts/{part}", sum(v.parts[part] for v in verdicts) / len(verdicts))
         return [verdict.reward for verdict in verdicts]
+
+
+def usable_reward(value: Any) -> float | None:
+    """A reward as a number that training can compute with; None for all else, such as text, infinity or NaN.
+
+    Example: 1, True, Decimal("0.5") and NumPy's or PyTorch's scalars are numbers; 10**400, "1" and [1] are not.
+    """
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # the last: a tensor of several numbers
+        return None
+    return number if abs(number) <= MAX_REWARD else None
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value of any type is the number NaN."""
+    try:
+        return math.isnan(value)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):
+        return False

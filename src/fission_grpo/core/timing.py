@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from fission_grpo.core.terminal import get_logger
+
+_log = get_logger(__name__)
 
 
 class ToolTimeout(BaseException):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-from fission_grpo.core.json_io import quoted, walk_json
+from fission_grpo.core.json_io import quoted
+from fission_grpo.core.json_schema import FORMATS, cut, make_validator, schema_text
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
+_log = get_logger(__name__)
+
 MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
 PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time
-MAX_REFERENCES = 8  # `$ref`s and combinations followed one after another [ours]
-FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")  # those that jsonschema checks without optional packages
 _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}": "YYYY-MM-DD",
@@ -38,13 +36,8 @@ _READABLE_BOUNDS = {
     "minItems": "must have at least {} items",
     "maxItems": "must have at most {} items",
 }
-# of `re.error`: a pattern with such a fault is none in any dialect
-_BROKEN_PATTERN = re.compile(
-    r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
-)
 # keywords that may allow arguments beyond `properties`; such schemas are left to jsonschema alone
 _EXTRA_ALLOWED = {"unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,9 +74,9 @@ def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Pr
         allowed = _listing("; allowed: ", [f"`{name}`" for name in schema["properties"]])
         message = f"unexpected argument `{_short(unexpected)}`{allowed}"
         return Problem(ErrorKind.BAD_ARGUMENTS, message, unexpected)
-    text = _schema_text(schema)
+    text = schema_text(schema)
     try:
-        validator = _validator(text)
+        validator = make_validator(text)
         with time_limit(PATTERN_SECONDS if '"pattern' in text else 0):
             errors = [error for error in validator.iter_errors(arguments) if not _is_nullable(error)]
         problems = sorted(_explain(error) for error in errors)
@@ -93,6 +86,11 @@ def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Pr
         message = "the arguments are nested too deeply"
     except ArithmeticError:
         message = "the arguments hold a number that is too large"
+    except ValueError:
+        raise  # the schema is wrong
+    except Exception as error:  # noqa: BLE001 - a fault of the checker must not end a training run; logged
+        _log.warning("a call could not be checked against its schema: %s", quoted(str(error)), exc_info=True)
+        message = "the arguments could not be checked against the schema"
     else:
         if not problems:
             return None
@@ -135,80 +133,9 @@ def check_tool_schema(tool: Mapping[str, Any]) -> None:
     if schema.get("type", "object") != "object":
         raise ValueError(f"tool {name!r}: `parameters` must have type 'object', got {quoted(schema['type'])}")
     try:
-        _validator(_schema_text(schema))
+        make_validator(schema_text(schema))
     except ValueError as error:
         raise ValueError(f"tool {name!r}: {error}") from None
-
-
-def without_padding(call: ToolCall, tools: Sequence[Mapping[str, Any]], is_padded: bool = False) -> ToolCall:
-    """The call without the null arguments that Arrow's tables add, where every row has the fields of all rows.
-
-    A call that is valid with its nulls keeps them, unless it `is_padded` for certain. Required arguments are kept.
-    """
-    if not any(value is None for _, value in walk_json(call.arguments)):
-        return call
-    schema = next((parameter_schema(tool) for tool in tools if _function(tool).get("name") == call.name), None)
-    is_valid = schema is None or check_call(call, tools) is None
-    if is_valid and not is_padded:
-        return call
-    schema = schema or {}
-    stripped = ToolCall(call.name, _strip_nulls(dict(call.arguments), schema, schema))
-    return call if is_valid and schema and check_call(stripped, tools) is not None else stripped
-
-
-def _strip_nulls(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Any:
-    parts = list(_parts(schema, root))
-    if isinstance(value, list):
-        items: dict[str, Any] = {"allOf": [part["items"] for part in parts if isinstance(part.get("items"), Mapping)]}
-        return [_strip_nulls(item, items, root) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    required = {name for part in parts for name in _items(part.get("required")) if isinstance(name, str)}
-    properties = [part["properties"] for part in parts if isinstance(part.get("properties"), Mapping)]
-    inner = {key: {"allOf": [one[key] for one in properties if isinstance(one.get(key), Mapping)]} for key in value}
-    return {
-        key: _strip_nulls(item, inner[key], root) for key, item in value.items() if item is not None or key in required
-    }
-
-
-def without_schema_nulls(value: Any) -> Any:
-    """A schema without the fields that are null, which Arrow adds; a default of null stays where null is allowed."""
-    if isinstance(value, list):
-        return [without_schema_nulls(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    options = value.get("anyOf")
-    options = [value, *options] if isinstance(options, list) else [value]
-    kinds = [option.get("type") for option in options if isinstance(option, dict)]
-    is_nullable = any(kind == "null" or (isinstance(kind, list) and "null" in kind) for kind in kinds)
-    kept = {key: item for key, item in value.items() if item is not None or (key == "default" and is_nullable)}
-    stripped = {key: without_schema_nulls(item) for key, item in kept.items()}
-    given = kept.get("properties")
-    if isinstance(given, dict):  # a struct of nulls alone is one of another tool's parameters
-        empty = {name for name, item in given.items() if item and not stripped["properties"].get(name)}
-        for name in empty - set(map(str, _items(stripped.get("required")))):
-            stripped["properties"].pop(name, None)
-    return stripped
-
-
-def _items(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
-
-
-def _parts(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """A schema with those that it combines or refers to, to a depth at which circles have ended."""
-    if not isinstance(schema, Mapping) or depth > MAX_REFERENCES:
-        return
-    yield schema
-    for key in ("allOf", "anyOf", "oneOf"):
-        for option in _items(schema.get(key)):
-            yield from _parts(option, root, depth + 1)
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/"):
-        target: Any = root
-        for step in reference[2:].split("/"):
-            target = target.get(step) if isinstance(target, Mapping) else None
-        yield from _parts(target, root, depth + 1)
 
 
 def tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -224,78 +151,6 @@ def parameter_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = tool.get("function")
     return inner if isinstance(inner, Mapping) else tool
-
-
-def _schema_text(schema: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(schema)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"`parameters` is not JSON: {error}") from None
-
-
-@lru_cache(maxsize=4096)
-def _validator(schema_text: str) -> Any:
-    """The validator of a schema. `$ref`s are resolved inside it only: no file is read and no address fetched."""
-    from jsonschema import Draft202012Validator, FormatChecker
-    from jsonschema.exceptions import SchemaError
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    schema = json.loads(schema_text)
-    patterns = FormatChecker(())
-    patterns.checks("regex", raises=re.error)(_check_pattern)
-    try:
-        Draft202012Validator.check_schema(schema, format_checker=patterns)
-    except SchemaError as error:
-        where = ".".join(["parameters", *map(str, error.absolute_path)])
-        raise ValueError(f"`{where}` is not valid JSON Schema (Draft 2020-12): {_cut(error.message)}") from None
-    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
-    for _, inner in walk_json(schema):
-        reference = inner.get("$ref") if isinstance(inner, dict) else None
-        try:
-            if isinstance(reference, str):
-                resolver.lookup(reference)
-        except Unresolvable:
-            raise ValueError(f"`$ref` {reference!r} points nowhere within `parameters`") from None
-    _drop_foreign_patterns(schema)
-    return Draft202012Validator(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
-
-
-def _check_pattern(pattern: Any) -> bool:
-    """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        if _BROKEN_PATTERN.search(error.msg):
-            raise
-    return True
-
-
-def _is_foreign(pattern: Any) -> bool:
-    """Whether Python cannot compile a pattern. JSON Schema's are JavaScript's, which has \\p{L} and (?<name>...)."""
-    try:
-        re.compile(pattern)
-    except re.error:
-        return True
-    return False
-
-
-def _drop_foreign_patterns(schema: Any) -> None:
-    """Remove patterns that cannot be checked here, with a warning; whatever they demand is then taken as fulfilled."""
-    for _, inner in list(walk_json(schema)):
-        if not isinstance(inner, dict):
-            continue
-        if isinstance(inner.get("pattern"), str) and _is_foreign(inner["pattern"]):
-            _log.warning(
-                "a schema's pattern %s is not checked: Python cannot compile it", quoted(inner.pop("pattern"))
-            )
-        named = inner.get("patternProperties")
-        named = named if isinstance(named, dict) else {}
-        for pattern in [key for key in named if _is_foreign(key)]:
-            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
-            del named[pattern]
-            named[".*"] = True  # every name may be one that it allows
 
 
 def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
@@ -346,7 +201,7 @@ def _shape(schema: Mapping[str, Any]) -> str | None:
     """The form that `pattern` or `format` demands of a string, None without them."""
     pattern = schema.get("pattern")
     if pattern is not None:
-        return _READABLE_PATTERNS.get(pattern.removeprefix("^").removesuffix("$"), f"the pattern {_cut(pattern)}")
+        return _READABLE_PATTERNS.get(pattern.removeprefix("^").removesuffix("$"), f"the pattern {cut(pattern)}")
     name = schema.get("format")
     return _READABLE_FORMATS.get(name, name) if name in FORMATS else None
 
@@ -363,7 +218,3 @@ def _listing(before: str, names: Sequence[str]) -> str:
 def _short(name: str) -> str:
     """A name from a model's text, printable and cut."""
     return quoted(name)[1:-1] if len(name) <= 40 else quoted(name[:40])[1:-1] + "..."
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."

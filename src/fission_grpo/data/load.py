@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.rewards import RewardConfig, StepReward
+from fission_grpo.core.terminal import show
 from fission_grpo.core.types import Task
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
@@ -80,7 +80,7 @@ def load_training_data(
         options = chat_template_kwargs or {}
         short = [row for row in rows if _prompt_length(row, tokenizer, tools, options) <= max_prompt_tokens]
     counts = f"{total} tasks, {len(rows)} rows after skip_tasks and num_tasks, {len(short)} within max_prompt_tokens"
-    print(f"{tasks}: {counts}", file=sys.stderr)
+    show(f"{tasks}: {counts}", error=True)
     if not short:
         raise UsageError(f"no task of {tasks} is left; lower skip_tasks or raise num_tasks, max_prompt_tokens")
     return TrainingData(short, environments, judge)
@@ -118,7 +118,7 @@ def load_tasks(path: str) -> Sequence[Task]:
         return load_step_tasks(path)
     if ending in (".json", ".parquet"):
         converted = read_toolrl(path)
-        print(f"{path}: {converted.summary()}", file=sys.stderr)
+        show(f"{path}: {converted.summary()}", error=True)
         return converted.tasks
     raise UsageError(f"tasks: {path!r} is neither 'desk' nor a .jsonl, .json or .parquet file")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.terminal import printable
 from fission_grpo.core.timing import ToolTimeout
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_calls
@@ -52,7 +53,7 @@ class Report(EnvironmentProbe):
 
     def __str__(self) -> str:
         width = max(map(len, self.CHECKS))
-        lines = [f"{each.check:{width}}  {each.status:7}  {each.detail}".rstrip() for each in self.findings]
+        lines = [f"{each.check:{width}}  {each.status:7}  {printable(each.detail)}".rstrip() for each in self.findings]
         failed = sum(finding.status == "failed" for finding in self.findings)
         verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
         return "\n".join([*lines, f"{self.environment}: {verdict}"])

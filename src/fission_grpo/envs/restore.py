@@ -11,13 +11,14 @@ import asyncio
 import copy
 import functools
 import inspect
-import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
     EpisodeMonitor,
@@ -29,7 +30,7 @@ from fission_grpo.envs.wrapper import (
     tool_methods,
 )
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 RunAsync = Callable[[Any], Any]  # runs an awaitable to its result
 TASK_KEY = "_fission_recovery"  # column of a recovery cycle's rows that holds the recovery Task; hidden from users
@@ -229,12 +230,26 @@ def judge_corrective_turn(
     """
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
     calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
-    before = get_progress(environment)
+    before = _progress_of(environment)
     results = tuple(make_call(tool_methods(environment), call, run_async) for call in calls)
     if not results or any(result.error is not None for result in results):
         return TurnVerdict(results, resolved=False)
-    after = get_progress(environment)
+    after = _progress_of(environment)
     return TurnVerdict(results, resolved=before is None or after is None or after > before)
+
+
+def _progress_of(environment: Any) -> float | None:
+    """The environment's progress; None, which breaks a guarded environment's episode, if that is no number."""
+    try:
+        progress = get_progress(environment)
+        if progress is not None and not math.isfinite(progress):
+            raise ValueError(str(progress))
+        return progress
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if (monitor := getattr(environment, "_fission_monitor", None)) is None:
+            raise
+        monitor.record_infrastructure_error(ValueError(f"_progress gives no number ({error})"), "")
+        return None
 
 
 def get_progress(environment: Any) -> float | None:

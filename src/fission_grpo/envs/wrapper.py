@@ -11,7 +11,6 @@ import copy
 import functools
 import inspect
 import json
-import logging
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,10 +20,11 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.terminal import printable
 from fission_grpo.evaluation.intervals import Pair, difference_interval, total
 from fission_grpo.evaluation.metrics import CaseSummary, summarize
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
@@ -98,8 +99,8 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
     outcomes = [(case_a.record.success, case_b.record.success) for case_a, case_b in pairs]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
     return Comparison(
-        name_a=a.manifest.name,
-        name_b=b.manifest.name,
+        name_a=printable(a.manifest.name),
+        name_b=printable(b.manifest.name),
         pairs=len(pairs),
         both=outcomes.count((True, True)),
         only_a=only_a,
@@ -175,7 +176,7 @@ def _id_differences(a: EvaluationRun, b: EvaluationRun) -> list[str]:
 
 
 def _named(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:MAX_NAMED]) + (", ..." if len(ids) > MAX_NAMED else "")
+    return ", ".join(map(printable, ids[:MAX_NAMED])) + (", ..." if len(ids) > MAX_NAMED else "")
 
 
 def _row(difference: Difference) -> tuple[str, ...]:

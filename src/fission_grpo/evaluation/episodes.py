@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.chat import parse
-from fission_grpo.core.rewards import RewardConfig, step_verdict
+from fission_grpo.core.json_io import quoted
+from fission_grpo.core.rewards import RewardConfig, step_verdict, usable_reward
 from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.envs.faults import injected_calls
@@ -199,7 +200,9 @@ def _judge(environment: Any, success_at: float) -> tuple[bool | None, str | None
     broken = environment._fission_monitor.infrastructure_error
     if broken is not None or reward is None:
         return None, broken or "no reward", None
-    value = float(reward)
+    value = usable_reward(reward)
+    if value is None:
+        return None, f"the environment gave {quoted(reward)} as its reward, which is no number", None
     return value >= success_at, None, None if value >= success_at else f"reward {value:g}"
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import ErrorKind
 
 CASES = "cases.jsonl"  # the file of records in an evaluation's directory
+MAX_TOKENS = 10**12  # of one reply [ours]; more is no count, and sums over cases could not be divided
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,39 @@ def _record(line: Line) -> CaseRecord:
         success=line.take("success", bool, optional=True),
         verdict=line.take("verdict", str, optional=True),
         missing=line.take("missing", str, optional=True),
-        seconds=float(line.take("seconds", (int, float))),
+        seconds=_seconds(line),
     )
+
+
+def _seconds(line: Line) -> float:
+    seconds = float(line.take("seconds", (int, float)))
+    if not seconds >= 0:  # also NaN
+        raise line.wrong(f"field 'seconds' must be a number of at least 0, but is {seconds}")
+    return seconds
 
 
 def _turn(line: Line, turn: Mapping[str, Any]) -> TurnRecord:
     try:
-        return TurnRecord(tuple(_step(step) for step in turn["steps"]), turn["valid"])
+        record = TurnRecord(tuple(_step(step) for step in turn["steps"]), turn["valid"])
+        _check_types(record, valid=bool | None)
+        return record
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise line.wrong(f"field 'turns' is not as an evaluation writes it ({error!r})") from error
 
 
 def _step(step: Mapping[str, Any]) -> StepRecord:
     calls = tuple(CallRecord(**{**call, "kind": call["kind"] and ErrorKind(call["kind"])}) for call in step["calls"])
-    return StepRecord(**{**step, "calls": calls})
+    for call in calls:
+        _check_types(call, name=str, arguments=Mapping, result=str, error=str | None, injected=bool)
+    record = StepRecord(**{**step, "calls": calls})
+    _check_types(record, text=str, unread=str | None, tokens=int, truncated=bool)
+    if not 0 <= record.tokens <= MAX_TOKENS:
+        raise ValueError(f"tokens is {quoted(record.tokens)}")
+    return record
+
+
+def _check_types(record: Any, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        value = getattr(record, name)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"{name} is {quoted(value)}")

@@ -7,7 +7,6 @@ A killed evaluation continues when it is started again: finished cases are not r
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import append_line, write_file
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.terminal import show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.metrics import Metrics
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records, to_line
@@ -49,10 +50,7 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Path:
     """Write `DIRECTORY/manifest.json` atomically; returns its path. Raises ValueError for values that are not JSON."""
     path = Path(directory) / MANIFEST
     text = json.dumps({"version": VERSION, **asdict(manifest)}, ensure_ascii=False, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".json.half")  # a kill between the next two lines leaves the old file
-    half.write_text(text + "\n", encoding="utf-8")
-    half.replace(path)
+    write_file(path, text + "\n")
     return path
 
 
@@ -137,19 +135,18 @@ def evaluate_run(
     open_ids = [name for name in cases if name not in records or records[name].missing is not None]
     finished = len(cases) - len(open_ids)
     if records:
-        print(f"{directory}: {finished} of {len(cases)} cases are there already", file=sys.stderr)
+        show(f"{directory}: {finished} of {len(cases)} cases are there already", error=True)
     progress = Progress(len(cases), finished)
-    with (directory / CASES).open("a", encoding="utf-8") as file:
 
-        def save(record: CaseRecord) -> None:
-            file.write(to_line(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            records[record.id] = record
-            progress.show(record)
+    def save(record: CaseRecord) -> None:
+        append_line(directory / CASES, to_line(record), sync=True)
+        records[record.id] = record
+        progress.show(record)
 
+    try:
         run_cases(policy, (cases[name] for name in open_ids), in_flight, save)
-    progress.end()
+    finally:
+        progress.end()  # an error is printed on a line of its own
     return [records[name] for name in cases]
 
 
@@ -174,7 +171,7 @@ def cut_half_line(path: Path) -> None:
         return
     with path.open("r+b") as file:
         file.truncate(text.rfind(b"\n") + 1)
-    print(f"{path}: a half-written last line was removed; its case is run again", file=sys.stderr)
+    show(f"{path}: a half-written last line was removed; its case is run again", error=True)
 
 
 class Progress:
@@ -195,7 +192,8 @@ class Progress:
         if is_terminal or now - self.shown >= SHOWN_EVERY:
             self.shown = now
             line = f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n"
-            print(line, end="", file=sys.stderr, flush=True)
+            sys.stderr.write(line)  # numbers and controls of ours only
+            sys.stderr.flush()
 
     def line(self, now: float) -> str:
         """Example: "12/200 cases · success 0.58 · 1 missing · 1:30 left" """
@@ -210,7 +208,7 @@ class Progress:
     def end(self) -> None:
         """Finish the line on a terminal."""
         if sys.stderr.isatty() and self.done > self.before:
-            print(file=sys.stderr)
+            show(error=True)
 
 
 def eval_line(metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fission_grpo.core.terminal import printable
 from fission_grpo.evaluation.metrics import Metrics, Proportion
 
 TableRow = tuple[str, ...]  # label, rate, interval, counts; a row with a label alone is a heading
@@ -14,7 +15,7 @@ def metrics_table(metrics: Metrics) -> str:
 
     Example of a row: "error recovery, cases   0.750   0.301 to 0.954   3 of 4 cases with an error of their own"
     """
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in metrics.missing_reasons.items())
+    reasons = "; ".join(f"{printable(reason)}: {count}" for reason, count in metrics.missing_reasons.items())
     missing = f"{metrics.missing:,} missing" + (f" ({reasons})" if reasons else "")
     rows = [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
     lines = [
@@ -42,7 +43,7 @@ def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:
 
 def aligned(rows: Iterable[TableRow]) -> list[str]:
     """Rows with their columns aligned; rows of one cell are headings and get an empty line before them."""
-    rows = list(rows)
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max((len(row[i]) for row in rows if len(row) > i), default=0) for i in range(max(map(len, rows)))]
     lines = []
     for row in rows:

@@ -15,9 +15,10 @@ from typing import Any
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
-from fission_grpo.core.json_io import printable, quoted
+from fission_grpo.core.json_io import quoted, well_formed
 from fission_grpo.core.messages import LIKE_AN_ERROR, ChatMessage, from_text, matches, read_messages
-from fission_grpo.core.tool_schema import check_tool_schema, classify_call, without_padding
+from fission_grpo.core.table_nulls import without_padding
+from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.tools import tools_of
@@ -117,8 +118,8 @@ def _case_record(line: Line, pattern: re.Pattern[str] | None) -> CaseRecord:
     if not isinstance(success, int | float) or success not in (0, 1):
         success = line.take("success", bool, optional=True)
     return CaseRecord(
-        id=printable(str(name)) if name not in (None, "") else f"line-{line.number}",
-        category=printable(line.take("category", str, optional=True) or ""),
+        id=well_formed(str(name)) if name not in (None, "") else f"line-{line.number}",
+        category=well_formed(line.take("category", str, optional=True) or ""),
         turns=turns,
         success=None if success is None else bool(success),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from fission_grpo.core.chat import dialogue_before, parse
 from fission_grpo.core.errors import RowError, TaskFileError
-from fission_grpo.core.files import read_task_rows
+from fission_grpo.core.files import read_task_rows, write_file
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields, recovery_id
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall
@@ -108,8 +108,8 @@ def write_examples(path: Path, examples: Iterable[FeedbackExample]) -> None:
         tools.setdefault(row["tools"], [dict(tool) for tool in failure.tools])
         lines.append(json.dumps(row, ensure_ascii=True) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    tools_path.write_text(json.dumps(tools, ensure_ascii=True) + "\n", encoding="utf-8")
-    path.write_text("".join(lines), encoding="utf-8")
+    write_file(tools_path, json.dumps(tools, ensure_ascii=True) + "\n")
+    write_file(path, "".join(lines))
 
 
 def load_examples(path: Path) -> list[FeedbackExample]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.dataset import load_examples
 from fission_grpo.feedback.endpoint_state import RequestLimits, ResponseCache
@@ -36,7 +36,7 @@ CLOSED = "closed"
 CHARACTERS_PER_TOKEN = 4
 """For estimates of tokens where an endpoint does not count them. [ours]"""
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import secrets
 import threading
@@ -12,13 +11,14 @@ from math import inf
 from pathlib import Path
 
 from fission_grpo.core.files import parse_json_lines
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.feedback.rules import MAX_LENGTH
 
 BUDGET, CIRCUIT_OPEN = "budget", "circuit open"
 
 HUNG_SECONDS = 1.0  # a cancelled request counts as lost if it waited this long without an answer [ours]
 _REQUEST_FAULTS = frozenset({"HTTP 400", "HTTP 413", "HTTP 422", "too long"})  # do not concern other requests
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class ResponseCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, PromptSettings, read_settings
@@ -21,7 +21,7 @@ from fission_grpo.inference.local import LocalPolicy, prompt_text
 from fission_grpo.inference.pretrained import load_model
 
 REMEMBERED = 50_000  # answers kept in memory; beyond it the oldest are dropped [ours]
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class LocalModelFeedback:

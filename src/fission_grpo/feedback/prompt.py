@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.chat import dialogue_before
+from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import NotJson, quoted, read_json
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure, Message
@@ -51,7 +52,7 @@ class PromptSettings:
 def write_settings(folder: Path, settings: PromptSettings) -> None:
     """Save settings into a model's folder, as `simulator.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps(asdict(settings), indent=1) + "\n", encoding="utf-8")
+    write_file(folder / SETTINGS, json.dumps(asdict(settings), indent=1) + "\n")
 
 
 def read_settings(folder: Path) -> PromptSettings:

@@ -5,18 +5,18 @@ Several sources make a chain: each gets the failures that the ones before it had
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
 # [paper] Feedback where there is nothing better, and where the simulator fails.
 FIXED_TEXT = "error: you made a mistake. please try again."
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,21 +121,3 @@ def none(failure: Failure) -> str | None:
 
 
 SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, "environment": environment, "rules": rules, "none": none}
-
-
-def make_chain(
-    feedback: str | FeedbackFunction | FeedbackSource | Sequence[str | FeedbackFunction | FeedbackSource],
-) -> tuple[FeedbackSource, ...]:
-    """Build a chain of sources, each given by name, as a function or as a `FeedbackSource`; else raise ValueError."""
-    if isinstance(feedback, list | tuple):
-        return tuple(source for entry in feedback for source in make_chain(entry))
-    if isinstance(feedback, str) and feedback in SOURCES:
-        return (FunctionSource(feedback, SOURCES[feedback]),)
-    if hasattr(feedback, "start") and hasattr(feedback, "asynchronous"):
-        return (feedback,)  # pyright: ignore[reportReturnType]
-    if callable(feedback):
-        return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
-    raise ValueError(
-        f"feedback must be one of {', '.join(SOURCES)}, a function Failure -> str | None, a FeedbackSource (with "
-        f"`start` and `asynchronous`), or a list of these; got {feedback!r}"
-    )

@@ -1,4 +1,4 @@
-"""Feedback sources by name, as the command line and configuration files give them."""
+"""Feedback sources from what configuration files, the command line and Python code name: one reading for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fission_grpo.core.json_io import quoted
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import SOURCES, FeedbackSource, FunctionSource, make_chain
+from fission_grpo.feedback.sources import SOURCES, FeedbackFunction, FeedbackSource, FunctionSource
 
 SOURCE_FORMS = """\
 rules, environment, fixed, none: without a model
@@ -21,11 +21,12 @@ shuffled:SPEC: the feedback of SPEC on another failure, as a control
 A,B,...: A, then B for the failures that A has no text for, and so on"""
 OPTIONS_HELP = 'options of the endpoint: fields of FeedbackModelOptions as JSON, such as \'{"cache": "runs/cache"}\''
 TEACHER = "teacher"
+FeedbackSpec = str | FeedbackFunction | FeedbackSource
 _EXAMPLE = '{"url": "http://localhost:8000/v1", "concurrency": 8}'
 
 
-def sources_from(
-    spec: str,
+def make_chain(
+    feedback: FeedbackSpec | Sequence[FeedbackSpec],
     url: str | None = None,
     options: FeedbackModelOptions | None = None,
     teacher_texts: Mapping[str, str] | None = None,
@@ -33,20 +34,40 @@ def sources_from(
     """Build the chain of sources of a specification. Raises ValueError, listing the forms, for an unknown one.
 
     Args:
-        spec: see `SOURCE_FORMS`. "shuffled:" applies to all that follows it, so that no failure of the control gets
-            its own feedback: "shuffled:rules,fixed" has the sources "shuffled:rules" and "shuffled:fixed".
+        feedback: a string (see `SOURCE_FORMS`), a function, a `FeedbackSource`, or a list of these; the list
+            ["environment", "rules"] is the string "environment,rules". In a string, "shuffled:" applies to all that
+            follows it, so that no failure of the control gets its own feedback: "shuffled:rules,fixed" has the sources
+            "shuffled:rules" and "shuffled:fixed".
         url: of the endpoint; None for OPENAI_BASE_URL, else OpenAI's own.
         teacher_texts: labels by task id, for the source "teacher".
     """
-    if spec.strip().startswith("shuffled:"):
-        chain = sources_from(spec.strip().removeprefix("shuffled:"), url, options, teacher_texts)
+    if isinstance(feedback, str):
+        return _named_sources(feedback.strip(), url, options, teacher_texts)
+    if isinstance(feedback, list | tuple) and feedback:
+        return tuple(source for entry in feedback for source in make_chain(entry, url, options, teacher_texts))
+    if hasattr(feedback, "start") and hasattr(feedback, "asynchronous"):
+        return (feedback,)  # pyright: ignore[reportReturnType]
+    if callable(feedback):
+        return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
+    raise ValueError(
+        f"feedback must be a name ({', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC), a function "
+        "Failure -> str | None, a FeedbackSource (with `start` and `asynchronous`), or a list of these that is not "
+        f"empty; got {feedback!r}"
+    )
+
+
+def _named_sources(
+    spec: str, url: str | None, options: FeedbackModelOptions | None, teacher_texts: Mapping[str, str] | None
+) -> tuple[FeedbackSource, ...]:
+    if spec.startswith("shuffled:"):
+        chain = make_chain(spec.removeprefix("shuffled:"), url, options, teacher_texts)
         return tuple(ShuffledFeedback(source) for source in chain)
     first, comma, rest = spec.partition(",")
-    others = sources_from(rest, url, options, teacher_texts) if comma else ()
+    others = make_chain(rest, url, options, teacher_texts) if comma else ()
     first = first.strip()
     kind, _, name = first.partition(":")
     if first in SOURCES:
-        source = make_chain(first)[0]
+        source: FeedbackSource = FunctionSource(first, SOURCES[first])
     elif first == TEACHER and teacher_texts is not None:
         source = FunctionSource(TEACHER, lambda failure: teacher_texts.get(failure.task.id) or None)
     elif kind == "local" and name:
@@ -75,6 +96,8 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
     known = ["url", *(field.name for field in fields(FeedbackModelOptions) if field.name != "raw")]
     if unknown := [name for name in given if name not in known]:
         raise ValueError(f"feedback_model: no option {quoted(unknown[0])}; there are {', '.join(known)}")
+    if not isinstance(given.get("url"), str | None):
+        raise ValueError(f"feedback_model: url must be text, got {quoted(given['url'])}; write it like {_EXAMPLE}")
     return given.get("url"), FeedbackModelOptions(**{name: value for name, value in given.items() if name != "url"})
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fission_grpo.core.files import Line, read_lines, writing
+from fission_grpo.core.files import RESUME, Line, append_line, read_lines
 from fission_grpo.core.serialization import call_fields
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.dataset import make_example, tools_key
 from fission_grpo.fission.recovery import CorrectiveInstance
@@ -27,7 +27,7 @@ TAIL = 1 << 16
 
 EVENTS = ("tools", "failed", "pushed", "recovered", "dropped")
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 class EventLog:
@@ -148,8 +148,7 @@ class EventLog:
             step,
         )
         if not self.path.read_bytes().endswith(b"\n"):  # a kill left half a line
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n")
+            append_line(self.path, "", RESUME)
         self._write(event="resumed", step=step)
 
     def _mark_at(self, file: BinaryIO, length: int) -> dict[str, Any]:
@@ -159,11 +158,7 @@ class EventLog:
     def _write(self, **event: Any) -> None:
         if self.path is None:
             return
-        line = json.dumps(event, ensure_ascii=True, default=list) + "\n"
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+        append_line(self.path, json.dumps(event, ensure_ascii=True, default=list), RESUME)
 
 
 def _tail(text: bytes) -> str:

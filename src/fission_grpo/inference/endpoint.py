@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from fission_grpo.core.json_io import encodable, quoted
+from fission_grpo.core.terminal import printable
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.messages import (
@@ -41,6 +42,7 @@ CHECK_TRIES = 3
 
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
 _VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+_KINDS = {"str": "text; in YAML, quote it", "bool": "true or false", "int": "a whole number", "float": "a number"}
 _RESERVED_FIELDS = ("messages", "model", "stream", "n", "tools")
 
 
@@ -73,14 +75,14 @@ class EndpointOptions:
     }
 
     def __post_init__(self):
-        for entry in fields(self):
-            self._check_number(entry.name, str(entry.type))
         if not (isinstance(self.key_variable, str) and _VARIABLE_NAME.fullmatch(self.key_variable)):
             raise self._error(
                 "key_variable",
                 "must be the name of an environment variable, in capitals, such as OPENAI_API_KEY; put the key itself "
                 "into that variable (the value given is not shown here)",
             )
+        for entry in fields(self):
+            self._check_type(entry.name, str(entry.type))
         if not isinstance(self.extra_body, Mapping):
             raise self._error("extra_body", f"must be a mapping, got {quoted(self.extra_body)}")
         if reserved := [name for name in _RESERVED_FIELDS if name in self.extra_body]:
@@ -90,15 +92,16 @@ class EndpointOptions:
         except (TypeError, ValueError) as error:
             raise self._error("extra_body", f"must hold JSON values: {error}") from error
 
-    def _check_number(self, name: str, annotation: str) -> None:
-        kinds: tuple[type, ...] = (int,) if annotation.startswith("int") else (int, float)
-        value: Any = getattr(self, name)
-        least = self.LEAST.get(name, 0)
-        if not annotation.startswith(("int", "float")) or (value is None and annotation.endswith("None")):
+    def _check_type(self, name: str, annotation: str) -> None:
+        value, kind, least = getattr(self, name), annotation.split(" ")[0], self.LEAST.get(name, 0)
+        if value is None and annotation.endswith("None"):
             return
-        if value is None or type(value) not in kinds or not least <= value < math.inf:
-            what = "a whole number" if kinds == (int,) else "a number"
-            raise self._error(name, f"must be {what} of at least {least}, got {quoted(value)}")
+        if kind in ("str", "bool") and type(value).__name__ != kind:
+            raise self._error(name, f"must be {_KINDS[kind]}; got {quoted(value)}")
+        if kind not in ("int", "float"):
+            return
+        if type(value).__name__ not in (kind, "int") or not least <= value < math.inf:  # pyright: ignore
+            raise self._error(name, f"must be {_KINDS[kind]} of at least {least}, got {quoted(value)}")
 
     def _error(self, name: str, problem: str) -> ValueError:
         return ValueError(f"{type(self).__name__}.{name} {problem}")
@@ -366,9 +369,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         return Reply("", lost=self._describe(tries, times), reason=tries.reason)
 
     def _describe(self, tries: _Tries, times: str) -> str:
-        """One line about the last fault, without secrets."""
-        detail = self._clean(tries.detail)
-        return f"{tries.reason}{times}" + (f": {detail}" if detail else "")
+        return f"{tries.reason}{times}" + (f": {self._clean(tries.detail)}" if tries.detail.strip() else "")
 
     async def _models(self) -> str:
         """The models that the server lists, for the message of `check`; "" if it lists none."""
@@ -383,4 +384,4 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
 
     def _clean(self, text: str) -> str:
         """One short line without secrets."""
-        return self._secrets.clean(" ".join(text.split()))[:300]
+        return printable(self._secrets.clean(" ".join(text.split()))[:300])

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from fission_grpo.core.terminal import get_logger
+
+_log = get_logger(__name__)
+
+CACHE_ARGUMENTS = ("past_key_values", "cache")
+"""Names by which models take their KV cache: the first up to transformers 5.23, the second since."""
 
 States = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (rows, key heads, tokens, head size) each."""
@@ -30,6 +38,7 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[S
     """
     states: list[States] = []
     logits = []
+    cache_argument = find_cache_argument(model) or CACHE_ARGUMENTS[0]
     for rows in torch.arange(len(ids), device=ids.device).split(max(1, MAX_TOKENS_PER_FORWARD // ids.shape[1])):
         cache = DynamicCache()
         row_mask = None if mask is None else mask[rows]
@@ -38,9 +47,9 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[S
             input_ids=ids[rows],
             attention_mask=row_mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_argument: cache},
         )
         logits.append(output.logits[:, -1])
         states.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
@@ -50,19 +59,37 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[S
     return joined, torch.cat(logits)  # pyright: ignore[reportReturnType]
 
 
+def find_cache_argument(model: Any) -> str | None:
+    """The keyword by which a causal language model, wrapped by PEFT or not, takes its KV cache; None without one."""
+    parameters = _parameters(model)
+    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
+
+
 def make_growing_cache(model: Any, room: int) -> Cache | None:
     """Return an empty cache of `GrowingLayer`s for a causal language model, wrapped by PEFT or not.
 
-    None if the model keeps anything else than the keys and values of all positions (sliding windows, recurrent
-    states), or cannot be called as `read_prompts` does.
+    None, with one warning, if the model keeps anything else than the keys and values of all positions (sliding
+    windows, recurrent states), or cannot be called as `read_prompts` does.
     """
-    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not {"past_key_values", "logits_to_keep"} <= inspect.signature(decoder.forward).parameters.keys():
+    if find_cache_argument(model) is None or "logits_to_keep" not in _parameters(model):
+        wanted = f"{' or '.join(CACHE_ARGUMENTS)}, and logits_to_keep"
+        _warn_once(f"the forward of {type(model).__name__} does not take {wanted}")
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        _warn_once(f"{type(model).__name__} keeps other states than the keys and values of all positions")
         return None
     return Cache(layers=[GrowingLayer(room) for _ in cache.layers])
+
+
+def _parameters(model: Any) -> Any:
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inspect.signature(decoder.forward).parameters
+
+
+@lru_cache(maxsize=64)
+def _warn_once(reason: str) -> None:
+    _log.warning("prompts are not shared, so that generation is slower: %s", reason)
 
 
 class GrowingLayer(DynamicLayer):

@@ -99,7 +99,12 @@ class LocalPolicy:
         import torch
         from transformers import GenerationConfig
 
-        from fission_grpo.inference.kv_cache import make_growing_cache, read_prompts
+        from fission_grpo.inference.kv_cache import (
+            CACHE_ARGUMENTS,
+            find_cache_argument,
+            make_growing_cache,
+            read_prompts,
+        )
 
         length, shared = max(1, *map(len, prompts)), shared_length(prompts)
         cache = make_growing_cache(self.model, length - shared + room if shared else room)
@@ -128,11 +133,11 @@ class LocalPolicy:
                     pad_token_id=self._pad,
                     eos_token_id=sorted(self.eos) or None,
                     use_cache=True,
-                    past_key_values=cache,
                     do_sample=self.temperature > 0,
                     temperature=self.temperature or None,
                     top_k=0,
                     top_p=1.0,
+                    **{find_cache_argument(model) or CACHE_ARGUMENTS[0]: cache},
                 )
         finally:
             model.generation_config = settings

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -23,9 +24,15 @@ from fission_grpo.core.messages import (
     name_and_arguments,
     read_content,
 )
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Message, ToolResult
 from fission_grpo.inference.base import Reply
+
+_log = get_logger(__name__)
+
+MAX_TOKEN_COUNT = 10**9
+"""Largest number of tokens that is believed of one reply. [ours] A thousand times the longest context."""
 
 MAX_CHARACTERS = 200_000
 """Longest reply that is kept, in characters. [ours] A hundred times the longest useful turn."""
@@ -172,14 +179,13 @@ def read_completion(body: bytes, content_type: str = "", tools: Sequence[Mapping
     if is_open:
         text, calls = text.removesuffix("}\n</tool_call>"), ()
     is_cut = len(text) > MAX_CHARACTERS
-    usage = document.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
+    read, written = _token_counts(document.get("usage"))
     return Reply(
         text=text[:MAX_CHARACTERS],
-        tokens=_token_count(usage.get("completion_tokens")),
+        tokens=written,
         truncated=at_limit or is_cut,
         tool_calls=() if is_cut else calls,
-        prompt_tokens=_token_count(usage.get("prompt_tokens")) if "completion_tokens" in usage else None,
+        prompt_tokens=read,
     )
 
 
@@ -259,8 +265,20 @@ def _without_blank(call: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) 
     return {**call, "function": function} if "function" in call else {**call, **function}
 
 
-def _token_count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+def _token_counts(usage: Any) -> tuple[int | None, int]:
+    """Tokens read and written; (None, 0), which is uncounted, if a server gives none or what no counter can show."""
+    if not isinstance(usage, dict) or "completion_tokens" not in usage:
+        return None, 0
+    counts = [usage.get("prompt_tokens", 0), usage["completion_tokens"]]
+    if all(type(count) is int and 0 <= count <= MAX_TOKEN_COUNT for count in counts):
+        return counts[0], counts[1]
+    _warn_about_counts()
+    return None, 0
+
+
+@lru_cache(maxsize=1)
+def _warn_about_counts() -> None:
+    _log.warning("an endpoint's token counts are no numbers of tokens; such replies are treated as uncounted")
 
 
 def _hermes_text(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import printable, show
 from fission_grpo.report.charts import FAMILIES, TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds, family
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 
 MAX_RECORDS = 30  # corrective instances on a page [ours]
 MAX_CHARACTERS = 1600  # of one text on a page [ours]
 SAME_COST = 0.05  # largest relative difference of generated tokens at equal cost [ours]
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def report_command(argv: list[str] | None = None) -> int:
@@ -32,12 +31,12 @@ def report_command(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", help="where to write report.html and the PNGs (RUN_DIR/report)")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.run_dir, args.output))
-    except RunFileError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(write_report(args.run_dir, args.output))
+    except (RunFileError, OSError) as error:
+        show(f"error: {error}", error=True)
         return 1
     except ImportError as error:
-        print(f"error: the report needs {error.name}; pip install 'fission-grpo[report]'", file=sys.stderr)
+        show(f"error: the report needs {error.name}; pip install 'fission-grpo[report]'", error=True)
         return 1
     return 0
 
@@ -60,11 +59,10 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     curves = draw_curves(trained)
     error_kinds = draw_error_kinds(trained)
     page = render_page(run_dir.resolve().name, runs, curves, error_kinds)
-    folder.mkdir(parents=True, exist_ok=True)
     for chart in [*curves, *error_kinds]:
-        (folder / f"{chart.stem}.png").write_bytes(chart.png)
+        write_file(folder / f"{chart.stem}.png", chart.png)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_file(path, page)
     return path
 
 
@@ -176,5 +174,4 @@ def count_rejected(records: Sequence[RecoveryRecord]) -> list[tuple[str, int]]:
 
 
 def _printable(value: Any) -> Any:
-    """Replace control characters and lone surrogates in a text by U+FFFD."""
-    return UNPRINTABLE.sub("\ufffd", value) if type(value) is str else value
+    return printable(value, keep="\n\t") if type(value) is str else value

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import Message
 from fission_grpo.fission.event_log import read_events
 
@@ -118,7 +120,7 @@ def read_run(path: str | Path) -> Run:
     if state is None:
         notes.append(f"{path.name}: no {STATE} and no checkpoint yet, so there are no curves")
     return Run(
-        name=path.resolve().name,
+        name=printable(path.resolve().name),
         log_history=() if state is None else read_history(state),
         instances=_read_instances(read_events(path / FISSION, notes), notes),
         evaluations=tuple(_evaluation(line) for line in read_lines(path / EVAL, notes)),
@@ -154,7 +156,7 @@ def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RunFileError(f"{path}: field 'log_history' must be a list of objects; is this a Trainer's state?")
     return tuple(
-        {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) < float("inf")}
+        {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) <= sys.float_info.max}
         for row in rows
     )
 
@@ -208,7 +210,7 @@ def _recovered(instance: RecoveryRecord, line: Line) -> RecoveryRecord:
 def _evaluation(line: Line) -> Evaluation:
     counts = ("step", "generated_tokens", "tasks", "error_cases", "recovered", "errors")
     return Evaluation(
-        name=line.take("name", str),
+        name=printable(line.take("name", str)),
         **{name: line.take(name, int) for name in counts},
         success=line.take("success", NUMBER),
         success_ci=_interval(line, "success_ci"),

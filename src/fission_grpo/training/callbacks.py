@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
+from fission_grpo.core.terminal import show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.inference.secrets import shown_command
 
@@ -114,7 +115,7 @@ class LiveProgress(TrainerCallback):
             self._first_tokens, self._started, self._first_step = progress.tokens, time.monotonic(), progress.step
         line = progress_line(progress, logs)
         if self._bar is None:
-            print(line, file=sys.stderr, flush=True)
+            show(line, error=True)
         else:
             self._bar.update(self._task, completed=state.global_step, description=line)
 
@@ -186,7 +187,7 @@ class StopAndSave(TrainerCallback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self.__exit__()
-        print("\nstopping after this cycle, then saving; once more to stop at once", file=sys.stderr, flush=True)
+        show("\nstopping after this cycle, then saving; once more to stop at once", error=True)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % steps_per_cycle(args):
@@ -208,5 +209,5 @@ def print_resume_command(state: Any, words: Sequence[str]) -> None:
     """Print where a run was stopped, and the command that resumes it, without the secrets of its URLs."""
     resume = ["--resume_from_checkpoint", "true"]
     again = words if list(words[-2:]) == resume else [*words, *resume]  # the last one counts
-    print(f"stopped at step {state.global_step} of {state.max_steps}, checkpoint saved. Resume:")
-    print(f"  {shown_command(again)}")
+    show(f"stopped at step {state.global_step} of {state.max_steps}, checkpoint saved. Resume:")
+    show(f"  {shown_command(again)}")

@@ -6,7 +6,6 @@ generation batch that is partly used. They hold what TRL and transformers keep i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.files import check_writable, writing
 from fission_grpo.core.serialization import faithful, task_to_json
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Task
 from fission_grpo.feedback.sources import state_of
 from fission_grpo.training import checkpoint_files
@@ -32,7 +32,7 @@ REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_r
 _BEYOND_JSON = ("timestamp", "date", "time", "duration", "decimal", "binary", "large_binary")  # Arrow's names begin so
 _WHY_JSON = "(with fission=True the buffer keeps rows as JSON; fission=False does not need it)"
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 def source_states(sources: Iterable[Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -19,13 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.terminal import get_logger
+
 STAGING = ".saving"  # folder in `output_dir` for what is being written or deleted
 MANIFEST = "fission_manifest.json"  # {"format": 1, "step", "versions", "files": {path: {"bytes", "sha256"}}}
 TRAINER_STATE = "trainer_state.json"  # file of transformers
 FILE = "fission_state.json"  # file of what a run adds to TRL's state
 VERSION = 4  # format of `FILE`; others are refused
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 def numbered(run: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from collections import Counter
@@ -11,9 +12,14 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+from accelerate.utils import gather_object
+from torch.nn import Module
+
 from fission_grpo.core.chat import parse, read_result, render
-from fission_grpo.core.rewards import StepReward
+from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
+from fission_grpo.core.rewards import StepReward, is_nan, usable_reward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import (
     PARSE_ERROR,
     Failure,
@@ -33,6 +39,8 @@ from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.recovery import CorrectiveInstance
 
 Row = dict[str, Any]
+
+_log = get_logger(__name__)
 
 
 @dataclass
@@ -279,3 +287,48 @@ class LocalEnvironments:
             methods = tool_methods(environment).values() if environment is not None else ()
             self.schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
         return self.schemas[type(environment)]
+
+
+def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *inputs: Any) -> Any:
+    """Call TRL's `_calculate_rewards`, and set NaN for rollouts to which a reward function gave what is no number.
+
+    `torch.tensor` would end training at an integer of 400 digits, and infinity would make every advantage of its group
+    NaN. Such a rollout is not judged, whatever other functions say of it. They are counted and logged. None and NaN
+    stay what they are in TRL: this function does not judge this rollout.
+    """
+    unusable: set[int] = set()
+
+    def check(name: str, values: Iterable[Any]) -> list[float | None]:
+        numbers = []
+        for i, value in enumerate(values):
+            number = None if value is None else usable_reward(value)
+            numbers.append(number)
+            if value is not None and number is None and not is_nan(value):
+                if not unusable:
+                    shown = quoted(value if isinstance(value, str | int | float) else repr(value)[:QUOTE_LENGTH])
+                    _log.warning("%s gave %s as a reward; rollouts with such a reward are not judged", name, shown)
+                unusable.add(i)
+        return numbers
+
+    def checked(function: Any) -> Any:
+        name = getattr(function, "__name__", type(function).__name__)
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+
+            async def judge_async(*args: Any, **kwargs: Any) -> list[float | None]:
+                return check(name, await function(*args, **kwargs))
+
+            return judge_async
+        return lambda *args, **kwargs: check(name, function(*args, **kwargs))
+
+    functions = trainer.reward_funcs
+    trainer.reward_funcs = [one if isinstance(one, Module) else checked(one) for one in functions]
+    try:
+        rewards = calculate(*inputs)
+    finally:
+        trainer.reward_funcs = functions
+    flags = gather_object([i in unusable for i in range(len(inputs[0]))])
+    if any(flags):
+        rewards[flags] = math.nan
+        mode = "train" if trainer.model.training else "eval"
+        trainer._metrics[mode]["fission/unusable_rewards"].append(float(sum(flags)))
+    return rewards

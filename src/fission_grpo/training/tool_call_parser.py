@@ -10,18 +10,18 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from fission_grpo.core.chat import parse
 from fission_grpo.core.json_io import problem_in
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError, Turn
 from fission_grpo.envs.wrapper import error_message, is_content_blocks
 from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_row
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 def with_parse_errors(tool: Callable[..., Any]) -> Callable[..., Any]:

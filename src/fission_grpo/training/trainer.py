@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
-import logging
 import math
 import time
 from collections import Counter, deque
@@ -24,10 +23,11 @@ from trl import GRPOTrainer
 
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
 from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
 from fission_grpo.envs.wrapper import ToolLimits
-from fission_grpo.feedback.sources import FeedbackFunction, FeedbackSource, make_chain
+from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.metrics import (
@@ -50,15 +50,20 @@ from fission_grpo.training.checkpoint import (
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
 from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
-from fission_grpo.training.rollouts import Cycle, CycleScores, LocalEnvironments, RolloutReader, Row, row_of_task
+from fission_grpo.training.rollouts import (
+    Cycle,
+    CycleScores,
+    LocalEnvironments,
+    RolloutReader,
+    Row,
+    calculate_usable_rewards,
+    row_of_task,
+)
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, context_length
 
-FeedbackSpec = str | FeedbackFunction | FeedbackSource
-"""One source of feedback: its name, a function, or a `FeedbackSource`."""
-
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 check_names(GRPOTrainer)
 
@@ -69,10 +74,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.
 
     Args:
-        feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none", a callable
-            `Failure -> str | None` (None if it has nothing to say), a `feedback.sources.FeedbackSource`, or a list of
-            these. A list is asked in order until one has a usable text; the fixed text comes last. Texts that were not
-            used are counted by source and reason.
+        feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none" and the
+            others of `--feedback`, such as "environment,rules"; a callable `Failure -> str | None` (None if it has
+            nothing to say), a `feedback.sources.FeedbackSource`, or a list of these. A list is asked in order until
+            one has a usable text; the fixed text comes last. Unused texts are counted by source and reason.
 
     Logs `fission/*` and `feedback/*` every cycle and `recovery/*` in recover cycles, and writes every corrective
     instance with its outcome to `output_dir/fission.jsonl`. See docs/fission-grpo.md.
@@ -229,7 +234,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if cycle.single_turn:
             turns = zip(self.environments or (), completions, strict=True)
             corrective = {i: judge_corrective_turn(env, turn, self._run_async) for i, (env, turn) in enumerate(turns)}
-        rewards = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        given = rows, prompts, completions, completion_ids_list
+        rewards = calculate_usable_rewards(self, super()._calculate_rewards, *given)
         if cycle.single_turn:  # the verdict on the turn replaces the rewards, which judge the end of an episode
             resolved = gather_object([corrective[i].resolved for i in range(len(inputs))])
             counted = int(self.reward_weights.nonzero()[0])

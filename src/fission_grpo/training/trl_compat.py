@@ -6,7 +6,6 @@ The only module that knows of differences between versions; docs/reliability.md 
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fission_grpo.core.errors import UnsupportedVersionError
+from fission_grpo.core.terminal import get_logger
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer as MixinBase
@@ -21,10 +21,10 @@ else:
     MixinBase = object
 """Base of the trainer's mixins: GRPOTrainer for the type checker, nothing at run time."""
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 ALLOW_VARIABLE = "FISSION_GRPO_ANY_TRL"
-"""Environment variable: 1 turns the error for untested newer versions into a warning."""
+"""Environment variable: 1 turns the error for a TRL that lacks a name we need into a warning."""
 
 NEEDED_METHODS = {
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
@@ -90,7 +90,7 @@ SUPPORTED = {
         ((1, 15), "its update fails without Triton, which torch for CPUs has not, also in TRL's own trainer"),
     ),
     "transformers": VersionRange(
-        ">=5.15,<6", (5, 15), (5,), ("5.15.0", "5.23.0"), "older ones have no `parse_response` with tools"
+        ">=5.15,<6", (5, 15), (5,), ("5.15.0", "5.23.0", "5.24.0"), "older ones have no `parse_response` with tools"
     ),
 }
 
@@ -109,6 +109,8 @@ def trl_release() -> tuple[int, ...]:
 def check_versions(get_version: Callable[[str], str] = metadata.version) -> None:
     """Check the versions of TRL and transformers; packages that are missing are left to their import.
 
+    A newer version than those tested is tried, with a warning: `check_names` refuses it if it lacks what we need.
+
     Raises:
         UnsupportedVersionError: the message names the installed and the supported versions, and the pip command.
     """
@@ -125,13 +127,10 @@ def check_versions(get_version: Callable[[str], str] = metadata.version) -> None
         if supported.excluded is not None and release[:2] == supported.excluded[0]:
             raise UnsupportedVersionError(f"{problem} ({supported.excluded[1]}). {fix}")
         if release[: len(supported.last)] > supported.last:
-            _raise_or_warn(problem, f"; nobody has tested a newer one. {fix}")
-
-
-def _raise_or_warn(problem: str, fix: str) -> None:
-    if os.environ.get(ALLOW_VARIABLE, "") in ("", "0"):
-        raise UnsupportedVersionError(f"{problem}{fix}. To try it anyway: {ALLOW_VARIABLE}=1")
-    _log.warning("%s; continuing, as %s is set", problem, ALLOW_VARIABLE)
+            newest = f"newer than {package} {supported.tested[-1]}, the newest one tested; trying it"
+            _log.warning(
+                "%s %s is %s. If it fails: pip install '%s%s'", package, version, newest, package, supported.pip
+            )
 
 
 def missing_names(trainer: type) -> list[str]:
@@ -145,19 +144,27 @@ def missing_names(trainer: type) -> list[str]:
         parameters = list(inspect.signature(method).parameters)[1:]
         if tuple(parameters[: len(wanted)]) != wanted:
             missing.append(f"{name}({', '.join(wanted)}), which takes ({', '.join(parameters)}) here")
-    code = getattr(inspect.unwrap(trainer.__init__), "__code__", None)
-    names = code.co_names if code is not None else ()
+    names: set[str] = set()  # a newer TRL may set an attribute in a parent
+    for parent in trainer.__mro__:
+        code = getattr(inspect.unwrap(vars(parent).get("__init__", parent.__init__)), "__code__", None)
+        names |= set(code.co_names if code is not None else ())
     return missing + [f"the attribute {name}" for name in NEEDED_ATTRIBUTES if name not in names]
 
 
-def check_names(trainer: type) -> None:
-    """Raise UnsupportedVersionError if TRL was changed (a patch, a fork) where we depend on it."""
-    if missing := missing_names(trainer):
-        _raise_or_warn(
-            f"{trainer.__module__}.{trainer.__name__} lacks what fission-grpo needs: {'; '.join(missing)}",
-            ". Is TRL patched (by another package that was imported), or a fork? "
-            f"pip install --force-reinstall --no-deps 'trl{SUPPORTED['trl'].pip}'",
-        )
+def check_names(trainer: type, get_version: Callable[[str], str] = metadata.version) -> None:
+    """Raise UnsupportedVersionError if TRL lacks what we need: a newer release, a patch or a fork."""
+    missing = missing_names(trainer)
+    if not missing:
+        return
+    supported = SUPPORTED["trl"]
+    lacks = f"{trainer.__name__} of trl {get_version('trl')} lacks what fission-grpo needs: {'; '.join(missing)}"
+    if os.environ.get(ALLOW_VARIABLE, "") not in ("", "0"):
+        _log.warning("%s; continuing, as %s is set", lacks, ALLOW_VARIABLE)
+        return
+    raise UnsupportedVersionError(
+        f"{lacks}. It is too new, a fork, or patched by another package that was imported. To fix it: "
+        f"pip install --force-reinstall --no-deps 'trl{supported.pip}'. To try it anyway: {ALLOW_VARIABLE}=1"
+    )
 
 
 def has_fused_head(decoder: Any) -> bool:

@@ -18,7 +18,8 @@ from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
 from fission_grpo.core.messages import LIKE_AN_ERROR, UNREADABLE_CALL, matches, name_and_arguments, read_arguments
-from fission_grpo.core.tool_schema import check_call, parameter_schema, without_padding, without_schema_nulls
+from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
+from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.json_io import walk_json
-from fission_grpo.core.tool_schema import check_tool_schema, without_schema_nulls
+from fission_grpo.core.table_nulls import without_schema_nulls
+from fission_grpo.core.tool_schema import check_tool_schema
 from fission_grpo.data.convert.dialogues import RowDropped, decoded
 
 _JSON_TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.files import Line, read_lines, write_file
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl import official
 from fission_grpo.envs.bfcl.judge import write_call
@@ -55,8 +55,7 @@ def write_result_files(
             row = {"id": case.id, "result": _result(record, case, model.endswith("-FC"))}
             rows.setdefault(result_path(folder, case.category, model), []).append(json.dumps(row))
     for path, lines in rows.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_file(path, "\n".join(lines) + "\n")
     return list(rows)
 
 

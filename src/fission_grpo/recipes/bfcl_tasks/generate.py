@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.bfcl.env import TaskError
 from fission_grpo.envs.bfcl.state import BfclState, new_state
@@ -66,10 +67,10 @@ def generate_command(argv: list[str]) -> int:
             if count
         ]
     except ModuleNotFoundError as error:
-        print(f"error: generating tasks needs {error.name}; {INSTALL}", file=sys.stderr)
+        show(f"error: generating tasks needs {error.name}; {INSTALL}", error=True)
         return 1
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 1 if isinstance(error, TaskFileError) else 2
     return 1 if any(overlaps) else 0
 
@@ -78,21 +79,21 @@ def _write(folder: Path, split: str, count: int, seed: int, mix: Mix) -> bool:
     """Write a split, check the file and print a summary. Returns whether a case overlaps with BFCL's."""
     started = time.monotonic()
     path = folder / f"{split}.jsonl"
-    path.write_text("".join(case.to_json() + "\n" for case in generate(split, count, seed, mix)), encoding="utf-8")
-    print(check_cases(path))
+    write_file(path, "".join(case.to_json() + "\n" for case in generate(split, count, seed, mix)))
+    show(check_cases(path))
     cases = load_cases(path)
     overlaps = find_overlaps(cases)
     examples = f", {dict(list(overlaps.items())[:3])}" if overlaps else ""
-    print(f"  overlap with BFCL's test cases: {len(overlaps) or 'none'}{examples}")
+    show(f"  overlap with BFCL's test cases: {len(overlaps) or 'none'}{examples}")
     _print_counts("classes", Counter("+".join(sorted(case.classes)) for case in cases))
     _print_counts("variants", Counter(case.variant for case in cases))
     functions = {call.name for case in cases for turn in case.turns for call in turn.reference}
-    print(f"  {len(functions)} functions used; {time.monotonic() - started:.0f} s")
+    show(f"  {len(functions)} functions used; {time.monotonic() - started:.0f} s")
     return bool(overlaps)
 
 
 def _print_counts(name: str, counts: Counter[str]) -> None:
-    print(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in counts.most_common()))
+    show(f"  {name}: " + ", ".join(f"{key} {count}" for key, count in counts.most_common()))
 
 
 def _parser() -> argparse.ArgumentParser:

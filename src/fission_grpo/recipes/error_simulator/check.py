@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
+from fission_grpo.core.terminal import show
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import Proportion, metrics_json
 from fission_grpo.evaluation.tables import aligned, proportion_row
@@ -25,7 +27,7 @@ from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_exa
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FeedbackSource
-from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, sources_from
+from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, make_chain
 from fission_grpo.recipes.error_simulator.failures import open_policy
 from fission_grpo.recipes.error_simulator.labels import is_specific
 from fission_grpo.recipes.error_simulator.usefulness import (
@@ -155,7 +157,7 @@ def check_command(argv: list[str]) -> int:
         "seen APIs": [example for example in drawn if example.api in apis],
         "unseen APIs": [example for example in drawn if example.api not in apis],
     }
-    with closing(sources_from(arguments.source, arguments.url or url, options, known_texts)) as chain:
+    with closing(make_chain(arguments.source, arguments.url or url, options, known_texts)) as chain:
         for source in chain:
             source.check()
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -167,10 +169,10 @@ def check_command(argv: list[str]) -> int:
             "unspecific": _shown([answer for answer in answers if answer.text and not answer.is_specific]),
         }
         _write_json(arguments.output / "check.json", record)
-        print(f"source: {arguments.source}\n{metrics_table(metrics)}")
+        show(f"source: {arguments.source}\n{metrics_table(metrics)}")
         if extra:
-            print(f"\n{_measure_usefulness(arguments, chain, extra)}")
-    print(f"written in {arguments.output}: check.json" + (", usefulness.json, usefulness.jsonl" if extra else ""))
+            show(f"\n{_measure_usefulness(arguments, chain, extra)}")
+    show(f"written in {arguments.output}: check.json" + (", usefulness.json, usefulness.jsonl" if extra else ""))
     return 0
 
 
@@ -194,9 +196,9 @@ def _measure_usefulness(
             "max_new_tokens": arguments.max_new_tokens,
             "seed": arguments.seed,
         }
-        with AttemptsFile(arguments.output / "usefulness.jsonl", settings) as file:
-            arms = make_arms(chain, arguments.source)
-            run_attempts(file, failures, arms, loaded.policy, arguments.samples, arguments.batch_size)
+        file = AttemptsFile(arguments.output / "usefulness.jsonl", settings)
+        arms = make_arms(chain, arguments.source)
+        run_attempts(file, failures, arms, loaded.policy, arguments.samples, arguments.batch_size)
     rows = compute_usefulness(file, [failure.task.id for failure in failures])
     record = {"settings": settings, "sources": [row.to_json() for row in rows]}
     _write_json(arguments.output / "usefulness.json", record)
@@ -204,7 +206,7 @@ def _measure_usefulness(
 
 
 def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 
 def _count(text: str) -> int:

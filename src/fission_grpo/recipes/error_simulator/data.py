@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
@@ -70,11 +72,11 @@ def data_command(argv: list[str]) -> int:
     started = time.monotonic()
     sources, test_apis = _read_or_generate(arguments)
     failures, sampled = _collect(arguments, sources)
-    print(f"{len(failures):,} failures to label", file=sys.stderr)
+    show(f"{len(failures):,} failures to label", error=True)
     with closing(chain):
         labels = label(failures, chain)
         for line in usage_reports(chain):
-            print(line, file=sys.stderr)
+            show(line, error=True)
     mixed = random.Random(f"{arguments.seed} order").sample(labels.labelled, len(labels.labelled))
     kept, filtered = filter_failures(mixed, limits)
     share = arguments.test_share
@@ -101,7 +103,7 @@ def data_command(argv: list[str]) -> int:
         "split": dict(split.dropped),
         "seconds": round(time.monotonic() - started, 1),
     }
-    print(_write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv])))
+    show(_write(arguments, split, record, shown_command(["fission-grpo", "simulator", "data", *argv])))
     return 0
 
 
@@ -167,7 +169,7 @@ def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], 
         record[name] = {"examples": len(examples), **counts}
     train, test = len(split.train), len(split.test)
     text = README_TEXT.format(train=train, test=test, command=command, record=json.dumps(record, indent=1))
-    (folder / README).write_text(text, encoding="utf-8")
+    write_file(folder / README, text)
     missing = arguments.count - train - test
     note = f"; {missing:,} fewer than --count, see {README} for what was dropped" if missing > 0 else ""
     apis = ", ".join(record["test_apis"]) or "none"

@@ -20,7 +20,7 @@ from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import FIXED_TEXT, FeedbackSource, FunctionSource, environment
-from fission_grpo.feedback.spec import sources_from
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
 DEFAULT_TEACHERS = "environment,rules"
@@ -94,7 +94,7 @@ def make_teachers(
     """
     # a simulator imitates its labels, so the environment's own message is guarded here as any other text
     own = {"rules": pointed_rules, "environment": lambda failure: environment(failure)}
-    sources = sources_from(spec, url, options)
+    sources = make_chain(spec, url, options)
     chain = tuple(
         FunctionSource(source.name, own[source.name]) if source.name in own else source for source in sources
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.core.errors import UsageError
+from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
+from fission_grpo.core.terminal import show
 from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.local_model import LocalModelFeedback
@@ -111,7 +112,7 @@ def train_command(argv: list[str]) -> int:
         checkpoint = resume_point(args)
         trainer, rows, settings = make_trainer(script, args, model)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}", error=True)
         return 2
     started = time.monotonic()
     with StopAndSave() as stop:
@@ -128,12 +129,12 @@ def train_command(argv: list[str]) -> int:
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
         write_settings(folder, settings)
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(
+        write_file(folder / RECORD, json.dumps(record, indent=1) + "\n")
+        show(
             f"{record['trained']:,} of {record['parameters']:,} parameters trained in {minutes} minutes; rows left "
             f"out: {record['left_out']}"
         )
-        print(f"model saved in {folder}, with {RECORD}")
+        show(f"model saved in {folder}, with {RECORD}")
     return 0
 
 
@@ -312,5 +313,5 @@ def evaluate_training(trainer: SFTTrainer, rows: TrainingRows, settings: PromptS
             exact = sum(answer.text == answer.example.diagnosis for answer in answers) / len(answers)
             record["trial"][name] = {"rows": len(answers), "exact": round(exact, 4), **metrics_json(metrics[0])}
             if trainer.is_world_process_zero():
-                print(f"{metrics_table(metrics)}\nequal to the teacher   {exact:.3f}")
+                show(f"{metrics_table(metrics)}\nequal to the teacher   {exact:.3f}")
     return record

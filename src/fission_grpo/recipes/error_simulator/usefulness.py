@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.files import read_lines
+from fission_grpo.core.files import append_line, read_lines
 from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import Failure
 from fission_grpo.evaluation.episodes import run_step
@@ -26,7 +26,8 @@ from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.evaluation.tables import aligned
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import Diagnosis, FeedbackSource, make_chain
+from fission_grpo.feedback.sources import Diagnosis, FeedbackSource
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
@@ -46,7 +47,6 @@ class AttemptsFile:
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.feedback: dict[Key, Feedback] = {}
         self.outcomes: dict[Key, dict[int, bool]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         cut_half_line(path)
         known, wanted = self._read(path), json.loads(json.dumps(dict(settings)))
         if known and known != wanted:
@@ -55,15 +55,9 @@ class AttemptsFile:
             raise RunFileError(
                 f"{path} holds attempts of other settings ({what}); give another --output, or delete it"
             )
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
         if not known:
             self._write({"event": "settings", "settings": wanted})
-
-    def __enter__(self) -> AttemptsFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def add_feedback(self, key: Key, feedback: Feedback) -> None:
         """Append the feedback of a source on a failure."""
@@ -101,8 +95,7 @@ class AttemptsFile:
         return settings
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        append_line(self._path, json.dumps(row))
 
 
 def make_arms(chain: Sequence[FeedbackSource], name: str) -> dict[str, tuple[FeedbackSource, ...]]:

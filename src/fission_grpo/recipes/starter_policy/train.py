@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.files import write_file
+from fission_grpo.core.terminal import show
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import MOST_REQUESTS
 from fission_grpo.envs.wrapper import tool_methods
@@ -96,7 +98,7 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
         share_done = max(step / config.steps, elapsed / config.minutes if config.minutes else 0)
         progress = first_progress + (1 - first_progress) * share_done
         if step % 25 == 0 or progress >= 1:
-            print(f"step {step:5d}  loss {loss:.4f}  rate {rate:.1e}  {elapsed:5.1f} min  {progress:4.0%}", flush=True)
+            show(f"step {step:5d}  loss {loss:.4f}  rate {rate:.1e}  {elapsed:5.1f} min  {progress:4.0%}")
     record = {
         **asdict(config),
         "steps_done": step,
@@ -106,7 +108,7 @@ def train_starter(output: Path, config: TrainConfig, sample: Demonstrations | No
         "parameters": sum(weight.numel() for weight in model.parameters()),
     }
     _save(model, tokenizer, output)
-    (output / "training.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+    write_file(output / "training.json", json.dumps(record, indent=1, default=str) + "\n")
     return record
 
 
@@ -230,7 +232,7 @@ def main() -> None:
         from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 
         sample = case_demonstrations(load_cases(args.cases))
-    print(json.dumps(train_starter(args.output, config, sample), default=str))
+    show(json.dumps(train_starter(args.output, config, sample), default=str))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
 from fission_grpo.training.shared_prefix.rows import CachedRows, compute_prompts
 from fission_grpo.training.shared_prefix.update import shared_logps
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """[ours] Largest mean absolute difference of a completion's log-probabilities, by the type the model computes in."""

@@ -8,7 +8,6 @@ same seed gives the same tokens unless the probabilities of two differ by less t
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.training.shared_prefix.check import generation_agrees
 from fission_grpo.training.shared_prefix.rows import (
     CachedRows,
@@ -30,7 +30,7 @@ from fission_grpo.training.shared_prefix.rows import (
 )
 from fission_grpo.training.shared_prefix.update import causal_lm, unsupported, use_attention
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 MIN_ENDED_SHARE = 8  # [ours] ended rows leave the batch when they are 1 / 8 of it: copying the others takes time
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fission_grpo.inference.kv_cache import GrowingLayer, States, read_prompts
+from fission_grpo.inference.kv_cache import CACHE_ARGUMENTS, GrowingLayer, States, find_cache_argument, read_prompts
 from fission_grpo.training.shared_prefix.decoding import Decoding
 
 ROOM = 64  # [ours] number of tokens by which a row's cache grows at a time
@@ -67,6 +67,7 @@ class CachedRows:
         self, model: PreTrainedModel, prompts: Prompts, prompt: Tensor, continued: FinishedRows | None = None
     ):
         self.model, self.prompts = model, prompts
+        self._cache_argument = find_cache_argument(model) or CACHE_ARGUMENTS[0]
         self.index = torch.arange(len(prompt), device=prompt.device)  # numbers in the batch of the rows left
         no_tokens = prompt.new_ones((len(prompt), 0), dtype=torch.bool)
         self.valid = continued.valid if continued else no_tokens
@@ -133,10 +134,10 @@ class CachedRows:
             # transformers takes a mask of four dimensions as final; the attention reads `state` instead.
             attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
             position_ids=positions[:, -ids.shape[1] :],
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
             shared_prefix=state,
+            **{self._cache_argument: self.cache},
         )
         return output.logits[:, -1]
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.training.shared_prefix.check import agrees
 from fission_grpo.training.shared_prefix.generate import SharedGeneration
 from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
 from fission_grpo.training.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps
 from fission_grpo.training.trl_compat import MixinBase
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 SHARING_COUNTS = ("shared_prefix/prompt_tokens", "shared_prefix/read_tokens", "shared_prefix/unshared")
 
