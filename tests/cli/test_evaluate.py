@@ -49,6 +49,17 @@ def test_two_evaluations_are_compared_and_others_refused(tmp_path, capsys):
     assert "holds another evaluation" in capsys.readouterr().err
 
 
+def test_template_options_are_part_of_an_evaluation(tmp_path, capsys):
+    few = (*STARTER[:-1], "2")
+    options = ("--chat_template_kwargs", '{"enable_thinking": false}')
+    assert evaluated(tmp_path, *few, *options) == 0
+    assert read_manifest(tmp_path / "eval-starter").prompt["chat_template_kwargs"] == {"enable_thinking": False}
+    assert evaluated(tmp_path, *few) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+    assert evaluated(tmp_path, *few, *options, "--endpoint", "http://localhost:1/v1") == 2
+    assert "an endpoint takes them in --extra_body" in capsys.readouterr().err
+
+
 def desk_solver(tasks):
     """Answers chat requests as one who knows the solutions of these desk tasks."""
     by_request = {row["prompt"][0]["content"]: list(solution(row)) for row in tasks}

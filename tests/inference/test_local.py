@@ -256,3 +256,17 @@ def test_a_cache_with_room_holds_what_transformers_own_holds_and_moves_nothing_w
         places.append(roomy.layers[0].keys.data_ptr())
     assert places[0] == places[1] == places[2] != places[3] != places[4]
     assert roomy.get_seq_length() == 13
+
+
+def test_template_options_reach_every_prompt(starter):
+    model, tokenizer = starter
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template += "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    later = [ASK, {"role": "assistant", "content": "Yes."}, ASK]
+    for messages in ([ASK], later):
+        assert "<think>" not in prompt_text(tokenizer, Request(messages, SCHEMAS))
+        text = prompt_text(tokenizer, Request(messages, SCHEMAS), {"enable_thinking": False})
+        assert text.endswith("<think></think>")
+        assert text.count("<think></think>") == text.count("<|im_start|>assistant")  # as each turn was asked for
+    policy = LocalPolicy(model, tokenizer, template_options={"enable_thinking": False})
+    assert tokenizer.decode(policy._ids(Request([ASK], SCHEMAS))).endswith("<think></think>")

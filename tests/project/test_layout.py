@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 1600,
-    "envs": 2500,
-    "data": 1000,
-    "inference": 1150,
-    "feedback": 1850,
+    "core": 2400,
+    "envs": 2560,
+    "data": 1200,
+    "inference": 1290,
+    "feedback": 2060,
     "fission": 1000,
-    "training": 3450,
-    "evaluation": 3000,
+    "training": 3800,
+    "evaluation": 3020,
     "report": 650,
     "recipes": 4000,
-    "cli": 800,
+    "cli": 850,
 }
-TOTAL = 20_900
+TOTAL = 22_800
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone

@@ -69,6 +69,8 @@ def _add_policy_options(group: Any) -> None:
     add("--key_variable", default="OPENAI_API_KEY", help="endpoint: environment variable with the key")
     add("--timeout", type=float, default=120.0, help="endpoint: seconds for one try (default 120)")
     add("--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields")
+    template = "local model: arguments of the chat template, as in training (an endpoint takes them in --extra_body)"
+    add("--chat_template_kwargs", type=_json_object, default={}, metavar="JSON", help=template)
     add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
     errors = "transcripts: a tool's result with a match is an error, such as '^Error' (in the first 1,000 characters)"
     add("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
@@ -160,6 +162,8 @@ def evaluate_model(arguments: Namespace) -> str:
     folder = arguments.output / f"eval-{_file_name(name)}"
     in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
     if arguments.endpoint is not None:
+        if arguments.chat_template_kwargs:
+            raise ValueError("--chat_template_kwargs is for local models; an endpoint takes them in --extra_body")
         options = EndpointOptions(
             raw=arguments.raw,
             temperature=sampling.temperature,
@@ -172,7 +176,7 @@ def evaluate_model(arguments: Namespace) -> str:
         )
         loading = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
     else:
-        loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight))
+        loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight, arguments.chat_template_kwargs))
     with loading as loaded:
         manifest = Manifest(
             name=name,

@@ -95,14 +95,12 @@ def step_verdict(
     r_corr = correctness_reward(turn.calls, task.reference, config, stale) if is_whole else 0.0
     r_len = length_reward(length, config)
     if not config.paper_formula:
-        if not task.reference:
-            r_len = 1.0
-        is_repeated = any(
+        r_len = r_len if task.reference else 1.0
+        if not r_fmt or any(
             all(_is_among(call, wrong) for call in turn.calls)
             and r_corr <= correctness_reward(wrong, task.reference, config, stale)
             for wrong in wrong_turns
-        )
-        if not r_fmt or is_repeated:
+        ):
             r_fmt = r_corr = r_len = 0.0
     w_fmt, w_corr = reward_weights(progress, config)
     reward = (w_fmt * r_fmt + w_corr * r_corr + r_len) / 3

@@ -38,18 +38,21 @@ class LoadedPolicy:
     prompt: Mapping[str, Any]
 
 
-def load_local_policy(name: str, sampling: Sampling, batch_size: int) -> LoadedPolicy:
+def load_local_policy(
+    name: str, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None = None
+) -> LoadedPolicy:
     """Load a transformers model into this process, as `load_model` does."""
     from fission_grpo.inference.local import LocalPolicy
 
     model, tokenizer = load_model(name)
     policy = LocalPolicy(
-        model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size=batch_size, seed=sampling.seed
+        model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size, sampling.seed, template_options
     )
     path = Path(model_path(name))
     description = {"kind": "local", "model": name, "weights": fingerprint(path), "dtype": str(model.dtype)}
     description["step"], description["tokens"] = read_training_progress(path)
-    return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer)})
+    options = {"chat_template_kwargs": template_options} if template_options else {}
+    return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer), **options})
 
 
 @contextmanager

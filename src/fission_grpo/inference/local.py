@@ -41,6 +41,7 @@ class LocalPolicy:
         batch_size: requests per batch. Prompts are batched by length, and their common prefix is read once.
         seed: of the sampling. The same seed, model and requests in the same order and batches give the same replies
             on one machine. The global random state is kept.
+        template_options: further arguments of the chat template, as in TRL's `chat_template_kwargs`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class LocalPolicy:
         max_new_tokens: int = 64,
         batch_size: int = 64,
         seed: int = 0,
+        template_options: Mapping[str, Any] | None = None,
     ):
         if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
             limits = "temperature >= 0, max_new_tokens >= 1 and batch_size >= 1"
@@ -62,7 +64,7 @@ class LocalPolicy:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
-        self._seed, self._calls = seed, 0
+        self._seed, self._calls, self._template_options = seed, 0, template_options
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """Return one reply per request. A prompt that fills the model's context gets an empty, truncated reply.
@@ -88,7 +90,7 @@ class LocalPolicy:
         return [replies[i] for i in range(len(prompts))]
 
     def _ids(self, request: Request) -> list[int]:
-        text = encodable(prompt_text(self.tokenizer, request))
+        text = encodable(prompt_text(self.tokenizer, request, self._template_options))
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _room(self, prompt: Sequence[int]) -> int:
@@ -150,7 +152,7 @@ class LocalPolicy:
         return Reply(text, len(reply), truncated=end is None)
 
 
-def prompt_text(tokenizer: Any, request: Request) -> str:
+def prompt_text(tokenizer: Any, request: Request, template_options: Mapping[str, Any] | None = None) -> str:
     """Return the text that a reply continues: the request's `prompt`, else its dialogue in the chat template.
 
     As in training, special tokens in tool results and in the policy's text are broken up (`SpecialTokenFilter`).
@@ -172,14 +174,19 @@ def prompt_text(tokenizer: Any, request: Request) -> str:
         for message in request.messages
     ]
     try:
-        return continued_text(tokenizer, dialogue, request.tools)
+        return continued_text(tokenizer, dialogue, request.tools, template_options)
     except TemplateError as error:
         roles = ", ".join(str(message["role"]) for message in request.messages)
         what = f"the chat template of {_name(tokenizer)} refuses a dialogue of the roles {roles}"
         raise ValueError(f"{what}: {error}") from error
 
 
-def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
+def continued_text(
+    tokenizer: Any,
+    dialogue: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+    template_options: Mapping[str, Any] | None = None,
+) -> str:
     """Return the prompt for the next assistant turn, with the assistant's earlier text verbatim.
 
     The first prompt is rendered by the chat template, which may change earlier turns when it renders them again. So
@@ -191,10 +198,10 @@ def continued_text(tokenizer: Any, dialogue: Sequence[Message], tools: Sequence[
     for i, message in enumerate(dialogue):
         if message["role"] == "assistant":
             turns = [*turns, i] if _is_own(message) else []
-    text = template_text(dialogue[: turns[0]] if turns else dialogue, tools, tokenizer)
+    text = template_text(dialogue[: turns[0]] if turns else dialogue, tools, tokenizer, template_options)
     for start, end in itertools.pairwise([*turns, len(dialogue)]):
         placeholder = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PLACEHOLDER}]
-        rendered = template_text([*placeholder, *dialogue[start + 1 : end]], (), tokenizer)
+        rendered = template_text([*placeholder, *dialogue[start + 1 : end]], (), tokenizer, template_options)
         text += dialogue[start]["content"] + rendered.split(_PLACEHOLDER, 1)[1]
     return text
 

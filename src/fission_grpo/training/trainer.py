@@ -121,8 +121,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         step_rewards = [f for f in self.reward_funcs if isinstance(f, StepReward)]
         for step_reward in step_rewards:
             step_reward.eos_ids = frozenset(self.eos_token_ids)  # it judges truncation too, once
-        step_reward = step_rewards[0] if step_rewards else None
-        self._reader = RolloutReader(self._decode, self.eos_token_ids, args.failure_threshold, step_reward)
+        self._reader = RolloutReader(
+            self._decode, self.eos_token_ids, args.failure_threshold, next(iter(step_rewards), None)
+        )
 
     @staticmethod
     def _check_fission(given: Mapping[str, Any], args: FissionGRPOConfig) -> None:
