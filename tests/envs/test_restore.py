@@ -232,3 +232,36 @@ def test_the_snapshot_after_some_calls_is_of_the_state_that_they_left():
     unreadable = past(ToolCall("add", {PARSE_ERROR: "unclosed"}))
     assert snapshot_after(counter, [results[0], unreadable, past(ToolCall("fly"))]) == 6
     assert snapshot_after(counter, [*results, past(ToolCall("add", {"amount": 1}))]) is None  # never made
+
+
+class Flaky(Pile):
+    """Fails in every other episode."""
+
+    episodes = 0
+
+    def reset(self, prompt, items, **_):
+        Flaky.episodes += 1
+        return super().reset(prompt, items)
+
+    def put(self, item: str) -> str:
+        if Flaky.episodes % 2:
+            raise ValueError("locked")
+        return super().put(item)
+
+
+def test_a_replay_in_which_a_call_no_longer_fails_is_another_task():
+    Flaky.episodes = 0
+    failed = ToolResult(ToolCall("put", {"item": "b"}), "{'error': 'locked'}", "locked")
+    task = replace(pile_task("Pile 2"), history=(failed,))
+    assert restored(Flaky, task).get_reward() is not None  # it fails again
+    other = restored(Flaky, task)
+    assert other.get_reward() is None
+    assert other._fission_monitor.counts["other_tasks"] == 1
+
+
+def test_a_reward_that_reads_the_row_sees_it_as_the_data_set_has_it():
+    environment = make_restorable(Pile, asyncio.run)()
+    row = {"prompt": ASKED, "items": ["a"]}
+    environment.reset(**row)
+    assert environment.items == ["a", "reset"]
+    assert row["items"] == ["a"]

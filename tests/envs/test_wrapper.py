@@ -132,7 +132,7 @@ def test_results_become_text_except_content_blocks():
     assert call(environment, "thing").content == "{1, 2}"
     assert environment._fission_monitor.counts == {"not_json": 1}
     assert environment.numbers() == "[1, 2]"
-    assert environment.picture() == [{"type": "text", "text": "a picture"}]
+    assert environment.picture() == "a picture"  # templates of text models would leave out a list
 
 
 def test_a_tool_cannot_change_what_the_policy_wrote():
@@ -284,6 +284,8 @@ def test_a_long_error_that_is_returned_stays_an_error_when_it_is_cut():
         [{"type": "image", "path": "a.png"}],
         [{"type": "text"}],
         [{"type": "text", "text": 3}],
+        [{"type": "text", "text": "hello", "author": "Bob"}],
+        [{"type": "image", "image": "x.png", "price": 3}],
         [{"name": "a"}],
         ["text"],
         [],
@@ -296,3 +298,6 @@ def test_a_list_of_records_is_text_for_the_policy(value):
 def test_images_and_texts_are_content_blocks():
     blocks = [{"type": "image", "image": "pixels"}, {"type": "text", "text": "a picture"}]
     assert odd(Quiet).says(value=blocks) == blocks
+    assert odd(Quiet, takes_images=lambda: False).says(value=blocks) == str(blocks)
+    texts = [{"type": "text", "text": "moved"}, {"type": "text", "text": "it"}]
+    assert odd(Quiet).says(value=texts) == "moved\nit"

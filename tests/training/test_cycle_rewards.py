@@ -108,7 +108,7 @@ def test_a_truncated_completion_of_a_step_task_earns_nothing_in_training_and_has
             assert not is_cut or earned == 0
             seen.add(is_cut)
     assert True in seen
-    assert reward.eos_ids == set(trainer.eos_token_ids) != set()
+    assert reward.eos_ids == {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
 
 
 def test_the_verdict_on_a_corrective_turn_replaces_all_rewards_and_ends_the_tool_loop(tmp_path):

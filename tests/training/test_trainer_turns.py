@@ -8,8 +8,10 @@ from datasets import Dataset
 from trainer_support import COMMON, desk_trainer, events, history, rows
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
-from fission_grpo.core.chat import read_result
-from fission_grpo.core.types import ToolCall
+from fission_grpo.core.chat import read_result, render_call
+from fission_grpo.core.rewards import StepReward
+from fission_grpo.core.types import Task, ToolCall
+from fission_grpo.data.step_tasks import to_rows
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.inference.pretrained import load_starter
@@ -123,11 +125,15 @@ def test_arguments_that_a_standalone_tool_changes_stay_as_the_policy_wrote_them(
 # -- updates without a signal --------------------------------------------------------------------------------------
 
 
-def flat_after_first(completions, trainer_state=None, **_):
-    """Different rewards in the first cycle, equal ones afterwards."""
-    if trainer_state.global_step:
-        return [1.0] * len(completions)
-    return [float(n % 2) for n in range(len(completions))]
+def flat_after_first(reward=1.0):
+    """A reward function: different rewards in the first cycle, equal ones afterwards."""
+
+    def judge(completions, trainer_state=None, **_):
+        if trainer_state.global_step:
+            return [reward] * len(completions)
+        return [float(n % 2) for n in range(len(completions))]
+
+    return judge
 
 
 class Watched(FissionGRPOTrainer):
@@ -141,13 +147,13 @@ class Watched(FissionGRPOTrainer):
         return super().training_step(*args, **kwargs)
 
 
-def flat_run(folder, **fields):
+def flat_run(folder, reward=1.0, **fields):
     model, tokenizer = load_starter()
     settings = COMMON | {"max_steps": 5, "max_completion_length": 16, "failure_threshold": -1.0, "weight_decay": 0.1}
     data = Dataset.from_list([{"prompt": f"Question {n}?"} for n in range(16)])
     trainer = Watched(
         model=model, args=FissionGRPOConfig(output_dir=str(folder), **(settings | fields)), train_dataset=data,
-        processing_class=tokenizer, reward_funcs=flat_after_first,
+        processing_class=tokenizer, reward_funcs=flat_after_first(reward),
     )  # fmt: skip
     trainer.train()
     return trainer
@@ -163,6 +169,14 @@ def test_updates_without_a_gradient_leave_the_policy_as_it_is_and_are_counted(tm
     assert history(trainer, "fission/skipped_updates") == [0.0, 1.0, 1.0, 1.0, 1.0]
     rates = history(trainer, "learning_rate")
     assert rates == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])  # the schedule goes on
+
+
+@pytest.mark.parametrize("reward", [0.9, 0.1, 1 / 3])
+@pytest.mark.parametrize("group", [8, 16])
+def test_equal_rewards_have_no_advantage_though_their_mean_is_rounded(tmp_path, reward, group):
+    trainer = flat_run(tmp_path, reward, num_generations=group)
+    assert set(trainer.weights[1:]) == {trainer.weights[1]}
+    assert history(trainer, "fission/skipped_updates") == [0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_with_several_micro_batches_one_signal_is_enough(tmp_path):
@@ -190,3 +204,115 @@ def test_plain_grpo_can_skip_such_updates_too(tmp_path):
     trainer = flat_run(tmp_path, fission=False, skip_zero_signal=True)
     assert len(set(trainer.weights)) == 2
     assert steps_per_cycle(trainer.args) == 1
+
+
+# -- what the policy wrote ------------------------------------------------------------------------------------------
+
+
+def rollouts(texts, mask=None):
+    """A rollout function whose every completion is these token texts; `mask` marks those that the policy sampled."""
+
+    def function(prompts, trainer):
+        tokenizer = trainer.processing_class
+        asked = [p if isinstance(p, str) else tokenizer.apply_chat_template(p, tokenize=False) for p in prompts]
+        parts = [[tokenizer.eos_token_id] if text == "EOS" else tokenizer(text)["input_ids"] for text in texts]
+        ids = [token for part in parts for token in part]
+        flags = [flag for part, flag in zip(parts, mask or [1] * len(parts), strict=True) for _ in part]
+        more = {"env_mask": [flags] * len(prompts)} if mask else {}
+        return more | {
+            "prompt_ids": [tokenizer(text)["input_ids"] for text in asked],
+            "completion_ids": [ids] * len(prompts),
+            "logprobs": [[0.0] * len(ids)] * len(prompts),
+        }
+
+    return function
+
+
+def canned(folder, function, prompt, rows=None, **fields):
+    model, tokenizer = load_starter()
+    settings = COMMON | {"max_steps": 1, "num_recovery_generations": 8, "shared_prefix": False} | fields
+    given = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)} if rows is None else {}
+    data = Dataset.from_list(rows or [{"prompt": prompt, "n": n} for n in range(16)])
+    trainer = FissionGRPOTrainer(
+        model=model, args=FissionGRPOConfig(output_dir=str(folder), **settings), train_dataset=data,
+        processing_class=tokenizer, rollout_func=function, **({"reward_funcs": StepReward()} | given),
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("prompt", ["Guess: ", [{"role": "user", "content": "Guess."}]])
+@pytest.mark.parametrize("ends", [True, False])
+def test_turns_that_a_rollout_function_put_together_are_kept_with_what_the_environment_said(tmp_path, prompt, ends):
+    texts = ["guess crane", "EOS", " grey.", " guess cloud", *(["EOS"] if ends else [])]
+    trainer = canned(tmp_path, rollouts(texts, [1, 1, 0, 1, 1][: len(texts)]), prompt)
+    (item, *_) = trainer.fission.buffer
+    assert item.failed.startswith("guess crane")
+    assert item.failed.endswith(" grey. guess cloud")
+    assert item.kind == ("low_reward" if ends else "truncated")
+
+
+def test_an_end_by_padding_is_an_end_as_for_trl(tmp_path):
+    _, tokenizer = load_starter()
+    tool = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    task = Task("t", ({"role": "user", "content": "Look."},), (tool,), (ToolCall("look"),))
+    texts = [render_call(ToolCall("look")), tokenizer.pad_token]
+    trainer = canned(tmp_path, rollouts(texts), "", to_rows([task] * 16, tokenizer))
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert history(trainer, "completions/clipped_ratio") == [0.0]
+    assert history(trainer, "fission/success") == [1.0]
+
+
+def test_fields_of_only_some_step_tasks_stay_out_of_the_rows_of_recoveries(tmp_path):
+    _, tokenizer = load_starter()
+    tool = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    question = ({"role": "user", "content": "Look."},)
+    fields = ({"difficulty": "hard", "images": 1, "completions": 2, "self": 3}, {})
+    tasks = [Task(f"t{n}", question, (tool,), (ToolCall("look"),), fields[n % 2]) for n in range(16)]
+    trainer = canned(tmp_path, rollouts(["no", "EOS"]), "", to_rows(tasks, tokenizer), max_steps=2)
+    assert history(trainer, "fission/phase") == [0.0, 1.0]
+
+
+def test_results_beyond_the_length_limit_are_no_lack_of_turns(tmp_path):
+    class Wordy(Desk):
+        """Desk whose every tool says more than fits."""
+
+    for name, method in tool_methods(Desk()).items():
+        setattr(Wordy, name, functools.wraps(method.__func__)(lambda self, **_: "word " * 500))
+    trainer = desk_trainer(tmp_path, factory=Wordy, max_steps=1, max_tool_calling_iterations=10)
+    trainer.train()
+    kinds = {one["kind"] for one in events(tmp_path, "pushed")}
+    assert "out_of_turns" not in kinds
+    assert "truncated" in kinds
+
+
+def test_a_corrective_turn_that_was_cut_off_is_not_resolved(tmp_path):
+    class Open(Desk):
+        """Desk in which every call makes progress."""
+
+        def _progress(self):
+            Open.asked = getattr(Open, "asked", 0) + 1
+            return float(Open.asked)
+
+    trainer = desk_trainer(
+        tmp_path, factory=Open, max_steps=2, recovery_scope="turn", max_completion_length=6, min_buffered=2
+    )
+    trainer.train()
+    assert history(trainer, "completions/clipped_ratio") == [1.0, 1.0]
+    assert history(trainer, "recovery/rate") == [0.0]
+
+
+@pytest.mark.parametrize("calls", [None, [{"name": "look"}], ValueError("no idea"), 3])
+def test_a_reference_that_an_environment_does_not_know_is_no_end_of_the_run(tmp_path, calls, caplog):
+    class Unsure(Desk):
+        """Desk that may not know what is right."""
+
+        def _reference(self):
+            if isinstance(calls, Exception):
+                raise calls
+            return calls
+
+    trainer = desk_trainer(tmp_path, factory=Unsure, max_steps=1)
+    trainer.train()
+    assert history(trainer, "fission/pushed")[0] > 0
+    assert ("Unsure._reference" in caplog.text) == (calls is not None)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,6 +266,7 @@ class StepReward:
 
     def __init__(self, config: RewardConfig | None = None, eos_ids: Iterable[int] = ()):
         self.config, self.eos_ids = config or RewardConfig(), frozenset(eos_ids)
+        self.decode: Callable[[list[int]], str] | None = None  # to text with special tokens; set by our trainer
         self.verdicts: list[Verdict] = []
 
     def __call__(
@@ -284,6 +285,8 @@ class StepReward:
         for text, ids, row in zip(completions, completion_ids, fission_task, strict=True):
             task = step_task(row)
             truncated = bool(self.eos_ids) and (not ids or ids[-1] not in self.eos_ids)
+            if self.decode is not None:
+                text = self.decode([*ids] if truncated else [*ids[:-1]])
             turn = parse(text, truncated=truncated)
             verdicts.append(step_verdict(task, turn, len(ids), progress, self.config))
         if log_metric is not None:

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,9 @@ def make_restorable(
     """A factory of the same environments with guarded tools, whose `reset` also takes rows of recovery tasks.
 
     For such a row, `reset` returns no observation: the recovery prompt contains it already. In an episode with an
-    infrastructure error the reward is None; one is that a replay did not begin with the observation of the failed
-    episode, so that `reset` drew another task. The class stays the user's own.
+    infrastructure error the reward is None; one is that a replay begins with another observation than the failed
+    episode, or that a call now fails or no longer fails, so that `reset` began another task. The class stays the
+    user's own.
 
     Args:
         run_async: runs a coroutine to its result.
@@ -75,7 +76,7 @@ def make_restorable(
             observation = None
             with monitor.catch_infrastructure_error("reset failed"):
                 if task is None:
-                    observation = _sanitized(original(**row), sanitize)
+                    observation = _sanitized(original(**copy.deepcopy(row)), sanitize)  # rewards read them, too
                 else:
                     columns = {key: value for key, value in task.columns.items() if key in row}
 
@@ -116,15 +117,18 @@ def _restore_to(
         except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             counts["restore_failed"] += 1
             observation = reset()
-    if not replays or not begins_with(task, observation):
+    answers = (
+        list(_replayed(environment, task.history, run_async)) if replays and begins_with(task, observation) else None
+    )
+    if answers is None or any((now.error is None) != (past.error is None) for past, now in answers):
         counts["other_tasks"] += 1
         problem = (
-            f"{type(environment).__name__}.reset drew another task than that of the failed episode; give it _snapshot "
-            "and _restore (JSON values), or rows that determine its task"
+            f"{type(environment).__name__}.reset began another task than that of the failed episode; give it "
+            "_snapshot and _restore (JSON values), or rows that determine its task"
         )
         _warn_once(f"{problem}. Such recoveries get no reward, and are counted as env/other_tasks")
         raise InfrastructureError(problem)
-    counts["replay_mismatches"] += replay(environment, task.history, run_async)
+    counts["replay_mismatches"] += sum(now.content != past.content for past, now in answers)
     counts["replayed"] += 1
 
 
@@ -150,9 +154,16 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync 
     Calls that failed are made as well, since they may have changed the state. Calls of tools that the environment
     does not have (unknown names, standalone tools) are left out.
     """
+    return sum(now.content != past.content for past, now in _replayed(environment, history, run_async))
+
+
+def _replayed(
+    environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None
+) -> Iterator[tuple[ToolResult, ToolResult]]:
     tools = tool_methods(environment)
-    known = [past for past in history if past.call.name in tools]
-    return sum(make_call(tools, past.call, run_async).content != past.content for past in known)
+    for past in history:
+        if past.call.name in tools:
+            yield past, make_call(tools, past.call, run_async)
 
 
 def make_call(

@@ -36,6 +36,7 @@ class ToolLimits:
 
     timeout: float = 60.0  # in seconds
     max_result_chars: int = 20_000  # of a result or error shown to the policy; the rest is cut
+    takes_images: Callable[[], bool] = lambda: True  # whether the policy can read images in results
 
 
 @dataclass
@@ -130,7 +131,8 @@ class EpisodeMonitor:
 
     def _to_text(self, result: Any) -> Any:
         """The result as TRL takes it: text, or a list of content blocks (images and texts)."""
-        if is_content_blocks(result):
+        result = from_blocks(result, self.limits.takes_images())
+        if isinstance(result, list):
             return result
         if not isinstance(result, str):
             try:
@@ -159,13 +161,26 @@ def error_message(error: BaseException) -> str:
     return text if text.strip() else type(error).__name__
 
 
-def is_content_blocks(result: Any) -> bool:
-    """Whether a tool's result is a list of texts and images as chat templates and TRL take them, rather than data."""
-    if not isinstance(result, list) or not result or not all(isinstance(block, dict) for block in result):
-        return False
-    texts = [block for block in result if block.get("type") == "text" and isinstance(block.get("text"), str)]
-    images = [block for block in result if block.get("type") == "image" and "image" in block]
-    return len(texts) + len(images) == len(result)
+def from_blocks(result: Any, takes_images: bool = True) -> Any:
+    """A tool's result as the policy gets it: a list with images stays one, every other list becomes text.
+
+    Texts in content blocks (`{"type": "text", "text": ...}`, as in MCP) are joined by line breaks, because templates
+    of text models leave out lists. Any other list is data.
+    """
+    if not isinstance(result, list):
+        return result
+    texts = [block["text"] for block in result if _is_block(block, "text") and isinstance(block["text"], str)]
+    images = [block for block in result if _is_block(block, "image")]
+    if not result or len(texts) + len(images) < len(result):
+        return str(result)
+    if images:
+        return result if takes_images else str(result)
+    return "\n".join(texts)
+
+
+def _is_block(value: Any, kind: str) -> bool:
+    """Whether a value is `{"type": kind, kind: ...}` and nothing more: a record with other fields is data."""
+    return isinstance(value, dict) and value.get("type") == kind and value.keys() == {"type", kind}
 
 
 def can_snapshot(environment: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -33,7 +34,7 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, snapshot_after
-from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.envs.wrapper import error_message, tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.recovery import CorrectiveInstance
@@ -71,9 +72,21 @@ class Cycle:
     single_turn: bool = False  # the corrective turn alone is sampled and judged (`recovery_scope="turn"`)
     masks: Sequence[Sequence[int]] | None = None  # per rollout, 1 for tokens the policy sampled
     scores: CycleScores | None = None  # set when the rewards are computed
+    starts: Sequence[Any] = ()  # per rollout, the environment's first snapshot, if `reset` draws the tasks
+    max_calling_turns: float = math.inf  # turns of an episode whose calls are made
+
+    def flat_rows(self) -> list[bool]:
+        """Return for each local row whether all judged rewards of its group are equal.
+
+        TRL's mean of equal rewards may differ from them by rounding, which leaves advantages of up to 0.001.
+        """
+        rewards = self.scores.weighted() if self.scores is not None else []
+        groups = [rewards[at : at + self.group_size] for at in range(0, len(rewards), self.group_size)]
+        flat = [len({one for one in group if not math.isnan(one)}) <= 1 for group in groups]
+        return [flat[(self.offset + i) // self.group_size] for i in range(len(self.rows))]
 
 
-def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task:
+def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message], start: Any = None) -> Task:
     """Return the Task of a TRL row.
 
     Its id is the row's, if it has one, and a hash of the row and the prompt: an `id` alone need not be unique (that of
@@ -82,10 +95,11 @@ def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task
     Args:
         row: as the data set has it, before environments, `rollout_func` and rewards change it.
         prompt: the one sampled from, with the environment's first observation.
+        start: the environment's first snapshot, if `reset` draws the task, which the prompt need not show.
     """
     if TASK_KEY in row:
         return row[TASK_KEY]
-    text = json.dumps([prompt, row], sort_keys=True, default=str)
+    text = json.dumps([prompt, row] if start is None else [prompt, row, start], sort_keys=True, default=str)
     digest = hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     if STEP_KEY in row:
         task = step_task(row[STEP_KEY])
@@ -96,10 +110,16 @@ def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message]) -> Task
     return Task(id=name, prompt=prompt if isinstance(prompt, str) else tuple(prompt), columns=dict(row))
 
 
-def row_of_task(task: Task, tokenizer: Any, template_options: Any = None) -> dict[str, Any]:
-    """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself."""
+def row_of_task(
+    task: Task, tokenizer: Any, template_options: Any = None, columns: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself.
+
+    `columns` are those of the data set, by default the task's, which for a step task has the fields of its file, too.
+    """
     prompt = task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt]
-    row = {**task.columns, TASK_KEY: task}
+    row = {key: value for key, value in task.columns.items() if columns is None or key in columns}
+    row[TASK_KEY] = task
     if task.reference is not None:
         row[STEP_KEY] = task_to_json(task)
         if not isinstance(prompt, str):
@@ -125,21 +145,24 @@ def read_turns(
     """
     eos = set(eos_ids)
     texts = [decode([*ids[:-1]] if ids and ids[-1] in eos else [*ids]) for ids in sampled]
-    truncated = [not ids or ids[-1] not in eos for ids in sampled]
+    truncated = [not ids or ids[-1] not in eos for ids in sampled] or [True]
     if isinstance(completion, str):
-        text, cut = ("".join(texts), truncated[-1] if truncated else True)
+        text, cut = "".join(texts), truncated[-1]
         return (parse(text, truncated=cut) if reads_calls else Turn(text, content=text, truncated=cut),)
     groups = _assistant_groups(completion)
     turns = []
     for index, (message, results) in enumerate(groups):
         known = len(texts) == len(groups)  # otherwise the template hid a turn, and the parsed content must do
         text = texts[index] if known else str(message.get("content") or "")
-        cut = truncated[index] if known else False
+        cut = truncated[index] if known else truncated[-1] and index == len(groups) - 1
         turns.append(_turn(text, cut, message, results) if reads_calls else Turn(text, content=text, truncated=cut))
     return tuple(turns)
 
 
-def _assistant_groups(completion: Sequence[Message]) -> list[tuple[Message, list[Message]]]:
+def _assistant_groups(completion: str | Sequence[Message]) -> list[tuple[Message, list[Message]]]:
+    """The assistant messages of a completion, each with the tool results after it; a string is one message."""
+    if isinstance(completion, str):
+        return [({"role": "assistant", "content": completion}, [])]
     groups: list[tuple[Message, list[Message]]] = []
     for message in completion:
         if message["role"] == "assistant":
@@ -195,12 +218,18 @@ def sampled_segments(ids: Sequence[int], mask: Sequence[int] | None) -> list[lis
     return [[token for token, _ in run] for sampled, run in pairs if sampled]
 
 
+def _until_sampled(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
+    """The ids up to the last one that was sampled, with those from outside between them."""
+    last = max(at for at, sampled in enumerate(mask) if sampled)
+    return list(ids[: last + 1])
+
+
 @dataclass(frozen=True)
 class RolloutReader:
     """Reads the rollouts of a cycle."""
 
     decode: Callable[[list[int]], str]  # token ids to text, special tokens kept
-    eos_ids: Sequence[int]  # ids that end a turn
+    eos_ids: Collection[int]  # ids that end a turn, or pad it
     threshold: float  # a rollout with a smaller reward has failed
     step_reward: StepReward | None = None  # has judged the step tasks; None without any
 
@@ -209,18 +238,19 @@ class RolloutReader:
         if cycle.scores is None:
             raise RuntimeError("the cycle was not scored")
         rewards = cycle.scores.weighted()[cycle.offset : cycle.offset + len(cycle.rows)]
-        masks = cycle.masks or [None] * len(cycle.rows)
-        return [
-            self._rollout(cycle.rows[i], cycle.scores, i, mask, rewards[i], has_tools) for i, mask in enumerate(masks)
-        ]
+        return [self._rollout(cycle, cycle.scores, i, rewards[i], has_tools) for i in range(len(cycle.rows))]
 
-    def _rollout(
-        self, row: Row, scores: CycleScores, i: int, mask: Sequence[int] | None, reward: float, has_tools: bool
-    ) -> Rollout:
-        task = task_of_row(row, scores.prompts[i])
+    def _rollout(self, cycle: Cycle, scores: CycleScores, i: int, reward: float, has_tools: bool) -> Rollout:
+        task = task_of_row(cycle.rows[i], scores.prompts[i], cycle.starts[i] if cycle.starts else None)
+        mask = cycle.masks[i] if cycle.masks else None
         segments = sampled_segments(scores.completion_ids[i], mask)
+        if mask is not None and len(segments) > len(_assistant_groups(scores.completions[i])) == 1:
+            segments = [_until_sampled(scores.completion_ids[i], mask)]  # turns that a `rollout_func` put together
         reads_calls = has_tools or task.reference is not None
         turns = read_turns(scores.completions[i], segments, self.decode, self.eos_ids, reads_calls)
+        executes = has_tools and task.reference is None and len(turns) <= cycle.max_calling_turns
+        if executes and turns[-1].calls and not turns[-1].results:
+            turns = (*turns[:-1], replace(turns[-1], truncated=True))  # TRL left out results beyond the length limit
         is_judged = not math.isnan(reward)
         verdict = Verdict(reward if is_judged else None, failed=reward < self.threshold)  # never if not judged
         if is_judged and task.reference is not None and self.step_reward is not None:
@@ -259,9 +289,8 @@ class LocalEnvironments:
         tools = trajectory.task.tools or self._tool_schemas(i)
         failures = find_failures(trajectory, rollout.verdict, tools, failure_turn)
         environment = self.environments[i] if self.environments else None
-        reference = getattr(environment, "_reference", None)
-        if reference is not None and failures:
-            failures = [replace(failure, expected=tuple(reference())) for failure in failures]
+        if failures and (expected := self._expected(environment)) is not None:
+            failures = [replace(failure, expected=expected) for failure in failures]
 
         def get_snapshot(failure: Failure) -> Any:
             if environment is None or not self.guarded:
@@ -269,6 +298,19 @@ class LocalEnvironments:
             return snapshot_after(environment, [result for turn in failure.turns for result in turn.results])
 
         return FailedRollout(failures, zero_std, success, get_snapshot)
+
+    def _expected(self, environment: Any) -> tuple[ToolCall, ...] | None:
+        """Return the calls of the environment's `_reference`, None if it knows none."""
+        reference = getattr(environment, "_reference", None)
+        try:
+            calls = None if reference is None else reference()
+            if calls is None or all(isinstance(call, ToolCall) for call in calls):
+                return None if calls is None else tuple(calls)
+            problem = "gave what is no ToolCall"
+        except Exception as error:  # noqa: BLE001 - the user's code; feedback then goes without it
+            problem = f"failed: {error_message(error)}"
+        _warn_about_reference(f"{type(environment).__name__}._reference {problem}; feedback goes without it")
+        return None
 
     def pop_counts(self) -> Counter[str]:
         """Return and reset the events that the environments' monitors have counted, as `env/<event>`."""
@@ -287,6 +329,11 @@ class LocalEnvironments:
             methods = tool_methods(environment).values() if environment is not None else ()
             self.schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
         return self.schemas[type(environment)]
+
+
+@functools.cache
+def _warn_about_reference(problem: str) -> None:
+    _log.warning(problem)
 
 
 def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *inputs: Any) -> Any:

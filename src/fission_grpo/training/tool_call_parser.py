@@ -18,31 +18,31 @@ from fission_grpo.core.chat import parse
 from fission_grpo.core.json_io import problem_in
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError, Turn
-from fission_grpo.envs.wrapper import error_message, is_content_blocks
+from fission_grpo.envs.wrapper import error_message, from_blocks
 from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_row
 
 _log = get_logger(__name__)
 
 
-def with_parse_errors(tool: Callable[..., Any]) -> Callable[..., Any]:
+def with_parse_errors(tool: Callable[..., Any], takes_images: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
     """Wrap a tool function so that malformed calls raise ToolCallParseError; its signature stays the same.
 
     As in guarded environments, arguments are copied, an error without a message gets its class's name, and a list
-    that holds no content blocks becomes text.
+    without images becomes text.
     """
     if inspect.iscoroutinefunction(tool):
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             with _errors_of_call(kwargs):
-                return _result(await tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+                return from_blocks(await tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), takes_images())
 
         return call_async
 
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
         with _errors_of_call(kwargs):
-            return _result(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+            return from_blocks(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), takes_images())
 
     return call
 
@@ -58,10 +58,6 @@ def _errors_of_call(kwargs: Mapping[str, Any]) -> Iterator[None]:
         if error.args == (message,):
             raise
         raise ValueError(message) from error
-
-
-def _result(result: Any) -> Any:
-    return str(result) if isinstance(result, list) and not is_content_blocks(result) else result
 
 
 def enable_parse_errors(trainer: Any) -> None:

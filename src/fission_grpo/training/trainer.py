@@ -25,7 +25,7 @@ from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
-from fission_grpo.envs.restore import judge_corrective_turn, make_restorable, without_task
+from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, without_task
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
@@ -119,11 +119,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.cycle = Cycle([], self.num_generations)
         self._tool_schemas: dict[type, tuple[Any, ...]] = {}
         step_rewards = [f for f in self.reward_funcs if isinstance(f, StepReward)]
+        ends: Any = frozenset([*self.eos_token_ids, self._tokenizer.pad_token_id])  # as for TRL
         for step_reward in step_rewards:
-            step_reward.eos_ids = frozenset(self.eos_token_ids)  # it judges truncation too, once
-        self._reader = RolloutReader(
-            self._decode, self.eos_token_ids, args.failure_threshold, next(iter(step_rewards), None)
-        )
+            step_reward.eos_ids, step_reward.decode = ends, self._decode  # it reads what the reader reads
+        self._reader = RolloutReader(self._decode, ends, args.failure_threshold, next(iter(step_rewards), None))
 
     @staticmethod
     def _check_fission(given: Mapping[str, Any], args: FissionGRPOConfig) -> None:
@@ -137,7 +136,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
         """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
-        limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars)
+        limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars, lambda: self._is_vlm)
         replays = not (args.fission and self._draws_tasks)
 
         def guarded(factory: Any) -> Any:
@@ -149,7 +148,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         elif factory is not None:
             given["environment_factory"] = guarded(factory)
         if given.get("tools"):
-            given["tools"] = [with_parse_errors(tool) for tool in given["tools"]]
+            given["tools"] = [with_parse_errors(tool, lambda: self._is_vlm) for tool in given["tools"]]
 
     def _get_snapshot(self, task_id: str) -> Any:
         return self.fission.snapshots.get(task_id)
@@ -180,7 +179,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         with self._cycle_settings():
             rows = [copy.deepcopy(row) for row in self.cycle.rows] if self.args.fission else inputs
             output = super()._generate_and_score_completions(rows)  # which, like environments, may change its rows
+        if self.args.skip_zero_signal and self.multi_objective_aggregation == "sum_then_normalize":
+            output["advantages"][self.cycle.flat_rows()] = 0.0
         started = time.perf_counter()
+        self._complete_cycle()
         self._observe(self._reader.read(self.cycle, bool(self.tools)))
         if not self.fission.is_asynchronous:
             self._buffer_feedback()
@@ -201,11 +203,20 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if self.deferred.skip_newest():
             self._log_cycle({"fission/skipped_batches": 1.0})
         group_size = self.args.num_recovery_generations or 0
-        rows = [row_of_task(item.task, self.processing_class, self.chat_template_kwargs) for item in contexts]
+        options, columns = self.chat_template_kwargs, inputs[0].keys()
+        rows = [row_of_task(item.task, self.processing_class, options, columns) for item in contexts]
         batch = [row for row in rows for _ in range(group_size)]
         own = batch[offset : offset + len(inputs)]
         single_turn = self.args.recovery_scope == "turn" and self.environment_factories is not None
         return Cycle(own, group_size, offset, contexts, single_turn)
+
+    def _complete_cycle(self) -> None:
+        """Add to the cycle what its rollouts are read with."""
+        cycle = self.cycle
+        cycle.max_calling_turns = 0 if cycle.single_turn else self.max_tool_calling_iterations or math.inf
+        if self._draws_tasks and self.args.guard_tools:
+            snapshots = [environment._fission_monitor.snapshots for environment in self.environments or ()]
+            cycle.starts = [taken[0] if taken else None for taken in snapshots]
 
     @contextmanager
     def _cycle_settings(self) -> Iterator[None]:
@@ -231,10 +242,12 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         cycle = self.cycle
         rows = [without_task(row) for row in inputs] if cycle.contexts else inputs
-        corrective = {}
+        corrective: dict[int, TurnVerdict] = {}
         if cycle.single_turn:
-            turns = zip(self.environments or (), completions, strict=True)
-            corrective = {i: judge_corrective_turn(env, turn, self._run_async) for i, (env, turn) in enumerate(turns)}
+            for i, (environment, turn) in enumerate(zip(self.environments or (), completions, strict=True)):
+                ends = bool(completion_ids_list[i]) and completion_ids_list[i][-1] in self._reader.eos_ids
+                turn = turn if ends else []  # calls of a turn that was cut off are not made, as in an episode
+                corrective[i] = judge_corrective_turn(environment, turn, self._run_async)
         given = rows, prompts, completions, completion_ids_list
         rewards = calculate_usable_rewards(self, super()._calculate_rewards, *given)
         if cycle.single_turn:  # the verdict on the turn replaces the rewards, which judge the end of an episode
@@ -317,7 +330,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         limit = context_length(self)
         if limit is None or self._is_vlm:
             return True
-        prompt = row_of_task(task, self.processing_class, self.chat_template_kwargs)["prompt"]
+        prompt = row_of_task(task, self.processing_class, self.chat_template_kwargs, ())["prompt"]
         self._batch_environments = [task.columns.get("environment") if self._multi_environment else None]
         (prompt_ids,), *_ = self._tokenize_prompts([prompt])
         return len(prompt_ids) + (self.max_completion_length or 0) <= limit
