@@ -269,7 +269,9 @@ def test_fields_of_only_some_step_tasks_stay_out_of_the_rows_of_recoveries(tmp_p
     question = ({"role": "user", "content": "Look."},)
     fields = ({"difficulty": "hard", "images": 1, "completions": 2, "self": 3}, {})
     tasks = [Task(f"t{n}", question, (tool,), (ToolCall("look"),), fields[n % 2]) for n in range(16)]
-    trainer = canned(tmp_path, rollouts(["no", "EOS"]), "", to_rows(tasks, tokenizer), max_steps=2)
+    trainer = canned(
+        tmp_path, rollouts(["no", "EOS"]), "", to_rows(tasks, tokenizer), max_steps=2, num_recovery_generations=2
+    )
     assert history(trainer, "fission/phase") == [0.0, 1.0]
 
 
@@ -286,20 +288,38 @@ def test_results_beyond_the_length_limit_are_no_lack_of_turns(tmp_path):
     assert "truncated" in kinds
 
 
-def test_a_corrective_turn_that_was_cut_off_is_not_resolved(tmp_path):
-    class Open(Desk):
-        """Desk in which every call makes progress."""
+class Open:
+    """Every call succeeds and makes progress, but nothing is ever rewarded."""
 
-        def _progress(self):
-            Open.asked = getattr(Open, "asked", 0) + 1
-            return float(Open.asked)
+    made = 0
 
-    trainer = desk_trainer(
-        tmp_path, factory=Open, max_steps=2, recovery_scope="turn", max_completion_length=6, min_buffered=2
-    )
+    def reset(self, **_): ...
+
+    def look(self) -> str:
+        """Look."""
+        Open.made += 1
+        return "seen"
+
+    def _progress(self):
+        return float(Open.made)
+
+    def get_reward(self):
+        return 0.0
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_corrective_turn_that_was_cut_off_is_not_resolved(tmp_path, ends):
+    class Canned(FissionGRPOTrainer):
+        """Its policy always calls `look`, with or without an end of the turn."""
+
+        def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+            ids = self._tokenizer(render_call(ToolCall("look")))["input_ids"]
+            return [[*ids, *([self._tokenizer.eos_token_id] if ends else [])] for _ in prompt_ids], None
+
+    trainer = desk_trainer(tmp_path, Canned, factory=Open, max_steps=2, recovery_scope="turn", shared_prefix=False)
     trainer.train()
-    assert history(trainer, "completions/clipped_ratio") == [1.0, 1.0]
-    assert history(trainer, "recovery/rate") == [0.0]
+    assert history(trainer, "completions/clipped_ratio")[1] == float(not ends)
+    assert history(trainer, "recovery/rate") == [float(ends)]
 
 
 @pytest.mark.parametrize("calls", [None, [{"name": "look"}], ValueError("no idea"), 3])
