@@ -269,10 +269,9 @@ def test_fields_of_only_some_step_tasks_stay_out_of_the_rows_of_recoveries(tmp_p
     question = ({"role": "user", "content": "Look."},)
     fields = ({"difficulty": "hard", "images": 1, "completions": 2, "self": 3}, {})
     tasks = [Task(f"t{n}", question, (tool,), (ToolCall("look"),), fields[n % 2]) for n in range(16)]
-    trainer = canned(
-        tmp_path, rollouts(["no", "EOS"]), "", to_rows(tasks, tokenizer), max_steps=2, num_recovery_generations=2
-    )
-    assert history(trainer, "fission/phase") == [0.0, 1.0]
+    more = {"max_steps": 4, "num_recovery_generations": 4}
+    trainer = canned(tmp_path, rollouts(["no", "EOS"]), "", to_rows(tasks, tokenizer), **more)
+    assert history(trainer, "fission/phase") == [0.0, 1.0, 0.0, 1.0]
 
 
 def test_results_beyond_the_length_limit_are_no_lack_of_turns(tmp_path):
