@@ -150,6 +150,18 @@ def test_an_environment_that_draws_its_tasks_recovers_in_the_task_that_failed(tm
     assert history(trainer, "fission/pushed")[0] == 16  # every rollout drew another task
 
 
+class SecretLottery(SnapshotLottery):
+    def reset(self, **_):
+        super().reset()
+        return "Guess."  # the prompt does not tell which number
+
+
+def test_tasks_that_the_prompt_does_not_show_are_told_apart_by_their_snapshots(tmp_path):
+    trainer = make(tmp_path, None, {"max_steps": 1}, reward_funcs=never, environment_factory=SecretLottery)
+    trainer.train()
+    assert history(trainer, "fission/pushed") == [16.0]
+
+
 def test_an_environment_that_draws_its_tasks_without_snapshots_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"Lottery draws its own tasks.*_snapshot and _restore"):
         make(tmp_path, None, environment_factory=Lottery)
