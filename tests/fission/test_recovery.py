@@ -217,7 +217,8 @@ def test_where_no_call_was_made_the_user_says_what_is_wrong(text):
     task = Task("t", ASK, reference=())
     turn = parse(text)
     found = find_failure(Trajectory(task, (turn,)), step_verdict(task, turn, 1))
-    assert found is not None and found.kind == ErrorKind.WRONG_CALL
+    assert found is not None
+    assert found.kind == ErrorKind.WRONG_CALL
     said = rules(found)
     assert said == ("error: no tool call is needed here" if "name" in text else "error: the answer is empty")
     assert recovery_task(found, said).prompt[1:] == (
