@@ -269,10 +269,32 @@ def test_no_value_breaks_the_guard(value):
     find_reference_leak("use something else", [ToolCall("f", {"a": value})], [ToolCall("f", {"a": [value, 1]})])
 
 
+MARKUP = (
+    "**",
+    "*a",
+    "_a ",
+    "__a ",
+    "<a>",
+    "<a b",
+    "<",
+    "</a>",
+    '\\\\"',
+    "\\\\n",
+    "~~a",
+    "> ",
+    "\\n> ",
+    "3 != ",
+    "a vs ",
+    "&lt;",
+    "是 ",
+    "<b>a",
+)
+
+
 def test_hostile_texts_of_full_length_take_no_long_time():
     parts = ("two ", "ab", "1 ", "1 000 ", "1,,", "0", "`", "month ", "'", " ", "aa ", "one hundred and ", "a at ")
     tools = [{"name": "f", "parameters": {"properties": {"a": {"enum": [".", "-", ",", "a", "aa"]}}}}, {"name": "g"}]
-    for part in (*parts, "thousand ", "-", ".", ",", "a,", "jan ", "5 jan ", "14:", "`a.", "[0]"):
+    for part in (*parts, "thousand ", "-", ".", ",", "a,", "jan ", "5 jan ", "14:", "`a.", "[0]", *MARKUP):
         text = f"{(part * 2000)[:1999]}x"
         began = time.perf_counter()
         find_reference_leak(text, SHORT, [ToolCall("go", {"to": text, "n": text})], tools)

@@ -17,6 +17,7 @@ from fission_grpo.core.json_io import quoted, walk_json
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Failure, ToolCall, ToolResult
 from fission_grpo.feedback.value_forms import (
+    CJK,
     MASK,
     is_short,
     is_used,
@@ -28,6 +29,8 @@ from fission_grpo.feedback.value_forms import (
     states_date,
     states_number,
     states_time,
+    without_http_status,
+    without_markup,
 )
 
 FRAGMENT = 24  # a piece of a value with this many letters and digits counts as the value [ours]
@@ -38,8 +41,7 @@ COMMON_WORDS = frozenset(  # values that count only in quotes or after "=", beca
     "a an and as at be by for i if in is it must no not of on one or the to try value you".split()  # noqa: SIM905
 )
 TOOL_WORDS = frozenset({"tool", "function", "method", "command", "call"})  # beside them a tool is named
-_CJK = "\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(f"[{_CJK}]{{2}}|[^\\s{_CJK}]+")  # without spaces two characters count as a word
+_WORD = re.compile(f"[{CJK}]{{2}}|[^\\s{CJK}]+")  # without spaces two characters count as a word
 _BETWEEN_OPTIONS = re.compile(r"['\s,;/|()\[\]*•-]+(?:(?:and|or)[\s']+)?")
 _PROPER = re.compile(r"(?<=[a-z0-9,;'\"`] )['\"`(]?([A-Z]\w+)|(?<=\w )([A-Z][a-z]\w*)")
 
@@ -147,8 +149,17 @@ def find_reference_leak(
     """
     if not reference:
         return None
+    forms = dict.fromkeys((text, without_markup(text)))
+    leaks = (_find_in_form(form, reference, failed, tools) for form in forms)
+    return next(filter(None, leaks), None)
+
+
+def _find_in_form(
+    text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall], tools: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """`find_reference_leak` of one way to read a text."""
     proper = {word.casefold() for words in _PROPER.findall(text) for word in words}  # capitalised within a sentence
-    text = _hide_public(normalize(text), reference, failed, tools)
+    text = _hide_public(without_http_status(normalize(text)), reference, failed, tools)
     called = [call.name for call in failed]
     for call in reference:
         if call.name in called:
