@@ -101,17 +101,21 @@ _CUE_CJK = re.compile(
 _PARAMETER = (
     r"(?:keyword )?(?:arguments?|parameters?|attributes?|fields?|keys?|keywords?|columns?|propert(?:y|ies)|variables?)"
 )
-_REJECTED = (
-    r"(?:unknown|unexpected|unsupported|unrecogni[sz]ed|undefined|missing|required|invalid|deprecated|"
-    r"not (?:known|expected|supported|recogni[sz]ed|defined|given|found|allowed|valid|an? \w+))"
+_WRONG = (
+    r"(?:unknown|unexpected|unsupported|unrecogni[sz]ed|undefined|invalid|"
+    r"not (?:known|expected|supported|recogni[sz]ed|defined|found|allowed|valid|implemented))"
 )
+_REJECTED = rf"(?:{_WRONG}|missing|required|deprecated|not given|not an? \w+)"
 _IDENTIFIER = re.compile(
     r"' (?:is not defined|is undefined|object (?:is|has)|has no attribute|is an invalid keyword|"
     rf"{_PARAMETER} (?:(?:is|was|are) {_REJECTED}|does not exist|do not exist)|"
-    rf"is (?:not )?an? (?:{_REJECTED}|valid|known|required) {_PARAMETER})\b"
+    rf"is (?:not an? (?:valid|known)|an? (?:{_WRONG}|required)) {_PARAMETER})\b"
 )
-_DENIED = re.compile(rf"(?<!\w){_REJECTED}(?: \w+)?: '?$")
-_GREETING = re.compile(r"(?:hi|hello|hey|ok|okay|oh|ah|oops|sorry|well|thanks|so|me|hm+)[,.!:]+ \w")
+_DENIED = re.compile(rf"(?<!\w){_WRONG}(?: \w+)?: $")  # the value after it is a wrong one
+_GREETING = re.compile(
+    r"(?:hi|hello|hey|ok|okay|oh|ah|oops|sorry|hm+)[,.!] (?:the|this|that|your?|i|we|it|there|but|an?|no|please|"
+    r"some\w*|unfortunately|sorry|requests?|server|service|tools?|calls?|errors?|try)\b"
+)
 _NAMED_IN_ERROR = re.compile(
     r"(?<!\w)(?:missing|unexpected|unknown|extra|required|no)(?!\w)[^.;]{0,40}(?:arguments?|parameters?|attributes?|"
     r"fields?|keys?|columns?|propert(?:y|ies)):? (?:'\w+'(?:, | and |, and ))*'$"
@@ -152,8 +156,7 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
     left, right = text[max(0, start - 80) : start].rstrip("$€£#"), text[end : end + 40]
     if left.endswith("'") and right.startswith("'"):
         is_identifier = re.search(rf"(?<!\w){_PARAMETER}:? '$", left) and re.match(rf"' (?:is|was) {_REJECTED}", right)
-        is_named_only = is_identifier or _IDENTIFIER.match(right) or _NAMED_IN_ERROR.search(left)
-        return not (is_named_only or _DENIED.search(left))
+        return not (is_identifier or _IDENTIFIER.match(right) or _NAMED_IN_ERROR.search(left))
     word = "|".join([MASK, *(rf"(?<!\w){re.escape(name)}" for name in names)])
     is_named = re.search(rf"(?:{word})(?:(?<=\w)e?s)?{_LINK}", left) is not None
     is_before_name = re.match(rf"'?[ -]?(?:{word})(?:(?<=\w)e?s)?(?!\w)", right) is not None
@@ -205,7 +208,7 @@ def without_markup(text: str) -> str:
 
 def without_http_status(text: str) -> str:
     """A normalized text without HTTP status codes that stand beside their phrases, as in "200 OK"."""
-    return _HTTP_STATUS.sub("status not valid", text)
+    return _HTTP_STATUS.sub(lambda match: "status not found" if " not " in match[0] else "status", text)
 
 
 def normalize(value: Any) -> str:
