@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fission_grpo.core.chat import render_call
+from fission_grpo.core.chat import parse, render_call
 from fission_grpo.core.rewards import RewardConfig, StepReward, length_reward, step_verdict
 from fission_grpo.core.serialization import task_from_json, task_to_json
 from fission_grpo.core.types import Task, ToolCall, Turn
@@ -136,7 +136,7 @@ def test_in_a_group_without_a_right_answer_the_same_again_has_not_the_top_advant
         (LS_AND_WRONG, 0),  # the same turn again
         (LS_AND_WRONG[::-1], 0),  # in another order
         ((WRONG,), 0),  # a part of it
-        ((LS,), 0),  # the right part of it, which is worse than before
+        ((LS,), (2 + 1 + 1) / 3),  # the right part of it, without the wrong call: 2 * 1 / 2
         ((LS, f(a=7, b=0)), (2 + 2 * (1 + 0.5) / 2 + 1) / 3),  # another second call
         ((WRONG, ToolCall("h")), (2 + 0 + 1) / 3),  # the wrong call among others matches nothing
         ((LS, WRONG, ToolCall("h")), (2 + 2 * 1 / 3 + 1) / 3),  # nor here, while ls still does
@@ -158,6 +158,45 @@ def test_dropping_a_superfluous_call_is_no_repetition():
     # a call that is there once and needed twice
     assert reward_of(Turn("", calls=(LS,)), reference=(LS, LS), failed=((LS,),)) == 0
     assert reward_of(Turn("", calls=(LS, LS)), reference=(LS, LS), failed=((LS,),)) == pytest.approx(5 / 3)
+
+
+def test_dropping_only_the_wrong_call_earns_more_than_an_unrelated_call():
+    reference, failed = (LS, f(a=1, b=2)), ((LS, ToolCall("rm")),)
+    kept, unrelated = Turn("", calls=(LS,)), Turn("", calls=(ToolCall("g"),))
+    assert reward_of(kept, reference, failed=failed) == pytest.approx((2 + 1 + 1) / 3)
+    assert reward_of(unrelated, reference, failed=failed) == pytest.approx(1)
+    for again in ((ToolCall("rm"),), (LS, ToolCall("rm")), (LS, LS, ToolCall("rm"))):  # the wrong call is still there
+        assert reward_of(Turn("", calls=again), reference, failed=failed) == 0
+    assert reward_of(kept, reference, failed=(*failed, (LS,))) == 0  # now it is the same again
+    assert reward_of(kept, reference, failed=((LS, LS),)) == pytest.approx((2 + 1 + 1) / 3)  # one too many dropped
+    assert reward_of(Turn("", calls=(LS, LS)), reference, failed=((LS,),)) == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\u200b",
+        "\x00",
+        "\u2060\ufe0f \u00a0",
+        "\u3164",
+        '{"name": "cd", "arguments": {}}',
+        ' {"name": "cd", "parameters": {"dir": "a"}}\n',
+        '[{"name": "cd", "arguments": {}}, {"name": "ls", "arguments": {}}]',
+        '{"type": "function", "function": {"name": "cd", "arguments": "{}"}}',
+        '```json\n{"name": "cd", "arguments": {}}\n```',
+    ],
+)
+def test_where_no_call_is_wanted_an_invisible_text_or_a_call_without_tags_is_no_answer(content):
+    verdict = step_verdict(Task("t", "go", reference=()), parse(content), 10)
+    assert (verdict.reward, verdict.failed, verdict.parts["format"]) == (0, True, 0)
+
+
+@pytest.mark.parametrize(
+    "content", ["Done.", "好", "👍", "?", "42", '{"name": "Ann", "age": 3}', "[]", "{}", '["name", "arguments"]',
+                'It would be {"name": "cd", "arguments": {}}.']
+)  # fmt: skip
+def test_where_no_call_is_wanted_a_visible_text_is_an_answer(content):
+    assert step_verdict(Task("t", "go", reference=()), parse(content), 10).reward == pytest.approx(5 / 3)
 
 
 def test_a_call_that_was_right_and_failed_for_another_reason_stays_right():

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, ToolResult, Turn
 from fission_grpo.feedback.leak_guard import find_leak, find_reference_leak, letters_and_digits, normalize
+from fission_grpo.feedback.request import feedback_for
+from fission_grpo.feedback.sources import FunctionSource
 
 TOOLS = (
     {
@@ -267,11 +269,129 @@ def test_no_value_breaks_the_guard(value):
     find_reference_leak("use something else", [ToolCall("f", {"a": value})], [ToolCall("f", {"a": [value, 1]})])
 
 
+MARKUP = (
+    "**",
+    "*a",
+    "_a ",
+    "__a ",
+    "<a>",
+    "<a b",
+    "<",
+    "</a>",
+    '\\\\"',
+    "\\\\n",
+    "~~a",
+    "> ",
+    "\\n> ",
+    "3 != ",
+    "a vs ",
+    "&lt;",
+    "是 ",
+    "<b>a",
+)
+
+
 def test_hostile_texts_of_full_length_take_no_long_time():
     parts = ("two ", "ab", "1 ", "1 000 ", "1,,", "0", "`", "month ", "'", " ", "aa ", "one hundred and ", "a at ")
     tools = [{"name": "f", "parameters": {"properties": {"a": {"enum": [".", "-", ",", "a", "aa"]}}}}, {"name": "g"}]
-    for part in (*parts, "thousand ", "-", ".", ",", "a,", "jan ", "5 jan ", "14:", "`a.", "[0]"):
+    for part in (*parts, "thousand ", "-", ".", ",", "a,", "jan ", "5 jan ", "14:", "`a.", "[0]", *MARKUP):
         text = f"{(part * 2000)[:1999]}x"
         began = time.perf_counter()
         find_reference_leak(text, SHORT, [ToolCall("go", {"to": text, "n": text})], tools)
         assert time.perf_counter() - began < 0.15, part  # 25 ms at most when measured on a free machine
+
+
+LOCKED = "plan_2.txt is locked; call unlock_file first"
+UNLOCK = (ToolCall("unlock_file", {"name": "plan_2.txt"}),)
+MOVE = ToolCall("move_file", {"name": "plan"})
+
+
+def failure_at(content, where, reference=UNLOCK):
+    """A failure whose dialogue has a tool result in its last turn, in its history, or in the prompt of a step task."""
+    result = read_result(MOVE, content) if isinstance(content, str) else None
+    turn = Turn("", calls=(MOVE,), results=(result,) if where == "turn" and result else ())
+    prompt = ({"role": "user", "content": "move it"},)
+    prompt += ({"role": "tool", "name": "move_file", "content": content},) if where == "prompt" else ()
+    task = Task("t", prompt, reference=reference, history=(result,) if where == "history" and result else ())
+    return Failure(task, (turn,), ErrorKind.WRONG_CALL)
+
+
+RESULTS = (
+    str({"error": LOCKED}),
+    json.dumps({"error": LOCKED + "."}),
+    json.dumps({"error": {"code": 404, "message": LOCKED}}),
+    str({"error": {"code": 404, "message": LOCKED}}),
+    json.dumps({"error": True, "message": LOCKED}),
+    json.dumps({"status": "refused", "hint": LOCKED}),
+    json.dumps({"isError": True, "content": [{"type": "text", "text": LOCKED}]}),
+    json.dumps([{"type": "text", "text": json.dumps({"error": LOCKED})}]),
+    f"Error: {LOCKED}",
+    LOCKED,
+)
+
+
+@pytest.mark.parametrize("where", ["turn", "history", "prompt"])
+@pytest.mark.parametrize("content", RESULTS)
+@pytest.mark.parametrize(
+    "form",
+    [
+        "error: {}",
+        "{}.",
+        "ValueError: {}",
+        'The tool said: "{}"',
+        "The tool said '{}', so read it.",
+        "{} Please try again.",
+        '{{"error": "{}"}}',
+        "{{'error': '{}'}}",
+        '{{"error": {{"message": "{}"}}}}',
+        "`name` is not right; {}!",
+    ],
+)
+def test_of_a_text_that_quotes_the_environment_only_the_rest_is_judged(content, form, where):
+    failure = failure_at(content, where)
+    text = form.format(LOCKED)
+    assert find_leak(text, failure, from_environment=False) is not None
+    assert find_leak(text, failure) is None
+    assert find_leak(f"{text} So use unlock_file", failure) == "the name of tool 'unlock_file'"
+    assert find_leak(text, failure_at("ok", where)) is not None
+
+
+@pytest.mark.parametrize("content", [RESULTS[0], RESULTS[2], RESULTS[5]])
+def test_a_source_may_quote_the_environment_and_this_is_counted(content):
+    failure = failure_at(content, "turn")
+    feedback = feedback_for(failure, [FunctionSource("mine", lambda _: f"error: {LOCKED}")])
+    assert (feedback.text, feedback.exempt, feedback.leaked) == (f"error: {LOCKED}", True, False)
+    feedback = feedback_for(failure, [FunctionSource("mine", lambda _: f"error: {LOCKED}, so use unlock_file")])
+    assert (feedback.exempt, feedback.leaked) == (False, True)
+
+
+def test_a_short_message_of_an_error_or_a_field_may_be_quoted_but_no_datum():
+    for content in (json.dumps({"error": "call unlock_file first"}), json.dumps({"hint": "call unlock_file first"}),
+                    json.dumps({"hint": "请先调用 unlock_file。"})):  # fmt: skip
+        text = "error: " + next(iter(json.loads(content).values()))
+        assert find_leak(text, failure_at(content, "prompt")) is None
+    title = "Quarterly review with the whole board"
+    reference = (ToolCall("book", {"title": title, "city": "New York"}),)
+    rows = json.dumps({"events": [{"title": title}, {"title": "Lunch"}], "cities": ["New York", "Albany", "New York"]})
+    for text in (f"`title` should be '{title}'", "use New York", "New York", "`city`: 'New York'", "New York, Albany"):
+        assert find_leak(text, failure_at(rows, "prompt", reference)) is not None
+    lone = json.dumps({"city": "New York", "title": title})
+    for text in (f"`title` should be '{title}'", "use New York", "New York"):
+        assert find_leak(text, failure_at(lone, "turn", reference)) is not None
+
+
+def test_a_quoted_message_may_be_cut_and_a_prompt_may_hold_it_in_blocks():
+    long = f"{LOCKED}\n" + "at line 1 of the tool\n" * 200
+    assert find_leak(f"error: {long}"[:2000], failure_at(json.dumps({"error": long}), "prompt")) is None
+    assert find_leak(f"unlock_file: {long}"[:2000], failure_at(json.dumps({"error": long}), "prompt")) is not None
+    blocks = [{"type": "text", "text": LOCKED}]
+    assert find_leak(f"error: {LOCKED}", failure_at(blocks, "prompt")) is None
+    plain = replace(failure_at(blocks, "prompt"), task=Task("t", "move it", reference=UNLOCK))
+    assert find_leak(f"error: {LOCKED}", plain) is not None
+
+
+def test_a_result_with_very_many_texts_takes_no_long_time():
+    rows = json.dumps([{"name": f"the {n}th of many names", "note": f"note {n} of it"} for n in range(5_000)])
+    began = time.perf_counter()
+    find_leak("error: `name` is not right, note 7 of it", failure_at(rows, "turn"))
+    assert time.perf_counter() - began < 2

@@ -218,3 +218,152 @@ def test_the_commonest_words_are_values_in_quotes_and_after_an_equals_sign(text)
 )
 def test_the_words_of_a_parameters_name_show_its_value(name, value, text):
     assert find_reference_leak(text, [ToolCall("f", {name: value})]) == f"the value of `{name}`"
+
+
+MARKED = (  # a parameter, its value, and texts that state it in markup, as a comparison, or in Chinese
+    ("seats", 2, "seats: **2**"),
+    ("city", "Rome", "The city should be **Rome**."),
+    ("unit", "c", "unit should be **c**"),
+    ("city", "rome", "*rome*"),
+    ("city", "rome", "__rome__"),
+    ("city", "rome", "<city>rome</city>"),
+    ("unit", "c", "<unit>c</unit>"),
+    ("city", "rome", "<b>rome</b>"),
+    ("city", "rome", '{\\"city\\": \\"rome\\"}'),
+    ("seats", 2, '{\\"seats\\": 2}'),
+    ("seats", 2, "AssertionError: 3 != 2"),
+    ("seats", 2, "AssertionError: 2 != 3"),
+    ("city", "rome", "paris != rome"),
+    ("city", "rome", "rome != paris"),
+    ("seats", 2, "seats 应为 2"),
+    ("seats", 2, "seats应为2。"),
+    ("city", "rome", "城市应为rome"),
+    ("seats", 2, "请用 2 个座位"),
+    ("seats", 2, "<seats>2</seats>"),
+    ("seats", 2, "use <b>2</b> seats"),
+    ("seats", 2, "**seats**: 2"),
+    ("seats", 2, "`seats`: **2**"),
+    ("city", "rome", "> rome"),
+    ("city", "rome", "- **rome**"),
+    ("city", "rome", "***rome***"),
+    ("city", "rome", "~~paris~~ rome"),
+    ("city", "rome", "- paris\n+ rome"),
+    ("city", "rome", '{\\n  \\"city\\": \\"rome\\"\\n}'),
+    ("seats", 2, '{\\n  \\"seats\\": 2\\n}'),
+    ("city", "New York", "<city>New York</city>"),
+    ("file", "a_b", "_a_b_"),
+    ("seats", 2, "assert 3 == 2"),
+    ("city", "rome", "_rome_"),
+    ("city", "rome", "city: _rome_"),
+    ("city", "rome", "<code>rome</code>"),
+    ("city", "rome", '<param name="city">rome</param>'),
+    ("city", "rome", "请使用 rome"),
+    ("city", "rome", "city 改为 rome,然后重试"),
+    ("seats", 2, "| seats | 2 |"),
+    ("city", "rome", "[rome](http://x)"),
+    ("city", "rome", "<CITY>rome</CITY>"),
+    ("city", "rome", "<city><b>rome</b></city>"),
+    ("city", "rome", "<city>\n  rome\n</city>"),
+    ("city", "rome", "{&quot;city&quot;: &quot;rome&quot;}"),
+    ("seats", 2, "3 <> 2"),
+    ("seats", 2, "3 !== 2"),
+    ("seats", 2, "3 vs 2"),
+    ("city", "rome", "paris vs. rome"),
+    ("city", "rome", "单位应为「rome」"),
+    ("seats", 2, "seats：2"),
+    ("seats", 2, "座位数是2。"),
+    ("seats", 2, "seats 应该是 2，而不是 3"),
+    ("seats", 2, "seats 不是 3,是 2"),
+    ("city", "rome", "AssertionError: 'paris' != 'rome'"),
+    ("city", "rome", "AssertionError: assert 'paris' == 'rome'"),
+    ("city", "rome", "The *city* is _rome_, not paris"),
+    ("unit", "c", "unit: `c`"),
+    ("unit", "c", "unit: *c*"),
+    ("unit", "c", "**unit: c**"),
+    ("unit", "c", "use **c**!"),
+    ("city", "rome", "<answer>rome</answer>"),
+    ("city", "rome", "<b>city</b>: <i>rome</i>"),
+    ("city", "rome", '\\"rome\\"'),
+    ("seats", 2, "book_flight(seats=**2**)"),
+    ("seats", 2, "seats=<b>2</b>"),
+    ("mode", "open", "<mode>open</mode>"),
+    ("flag", True, "<flag>true</flag>"),
+    ("flag", True, "flag: **true**"),
+    ("n", 2, "__2__"),
+    ("city", "rome", "应为 rome 而不是 paris"),
+    ("city", "rome", "AssertionError: assert paris == rome"),
+)
+STILL_LEAKS = (  # texts near to those of `UNMARKED`
+    ("state", "HI", "HI, not CA"),
+    ("state", "OK", "OK, Texas is wrong"),
+    ("state", "OK", "state: OK"),
+    ("state", "OK", "HTTP 200 OK, but the state is OK"),
+    ("city", "rome", "HTTP 200 OK: rome"),
+    ("city", "rome", "400 Bad Request: rome"),
+    ("amount", 500, "Internal Server Error (500), amount should be 500"),
+    ("amount", 500, "amount (500)"),
+    ("amount", 404, "use 404"),
+    ("unit", "m", "the 'm' unit is right"),
+    ("unit", "m", "parameter `unit` is not right; it is 'm'"),
+    ("unit", "m", "missing unit: m"),
+    ("sort", "price", "'price' is a valid key"),
+    ("sort", "price", "sort by the 'price' field"),
+    ("city", "rome", "required city: rome"),
+    ("seats", 2, "missing: 2"),
+)
+UNMARKED = (  # the names of parameters, states of HTTP, greetings, and emphasis of other words
+    ("unit", "m", "The 'm' parameter is unknown"),
+    ("amount", 500, "Internal Server Error (500)"),
+    ("amount", 405, "405 Method Not Allowed: POST"),
+    ("method", "POST", "405 Method Not Allowed: POST"),
+    ("state", "OK", "HTTP 200 OK"),
+    ("state", "HI", "Hi, the request failed"),
+    ("state", "OK", "HTTP/1.1 200 OK"),
+    ("amount", 404, "Not Found (404)"),
+    ("amount", 503, "503: Service Unavailable"),
+    ("unit", "m", "parameter 'm' is unknown"),
+    ("unit", "m", "'m' is not a valid parameter"),
+    ("state", "OK", "OK, the request failed"),
+    ("amount", 422, "Unprocessable Entity (422)"),
+    ("amount", 422, "Unprocessable Content (422)"),
+    ("amount", 429, "Too Many Requests (429)"),
+    ("n", 0, "exit code != 0"),
+    ("n", 0, "rc != 0"),
+    ("n", 200, "status != 200"),
+    ("unit", "m", "Unknown parameter: 'm'"),
+    ("amount", 500, "Server error (500)"),
+    ("amount", 500, "Request failed (500)"),
+    ("amount", 500, "HTTP 500"),
+    ("state", "OK", "status 200 OK, but the date is missing"),
+    ("state", "OR", "one OR more arguments are missing"),
+    ("state", "IN", "The value is not IN the list"),
+    ("seats", 2, "有 2 个错误"),
+    ("seats", 2, "**2** validation errors for book"),
+    ("city", "nice", "that is *not* a **nice** request"),
+    ("state", "error", "**Error**: the request failed"),
+    ("unit", "c", "Field 'c' is required"),
+    ("unit", "m", "unexpected keyword argument 'm'"),
+)
+
+
+@pytest.mark.parametrize(("name", "value", "text"), MARKED)
+@pytest.mark.parametrize("wrote", ["three", 3, "paris"])
+def test_a_short_value_in_markup_or_a_comparison_is_a_leak(name, value, text, wrote):
+    calls = [ToolCall("t", {name: value})], [ToolCall("t", {name: wrote})]
+    assert find_reference_leak(text, *calls) == f"the value of `{name}`"
+
+
+@pytest.mark.parametrize(("name", "value", "text"), STILL_LEAKS)
+def test_a_value_beside_a_status_a_greeting_or_a_parameter_stays_a_leak(name, value, text):
+    calls = [ToolCall("t", {name: value})], [ToolCall("t", {name: "three"})]
+    assert find_reference_leak(text, *calls) == f"the value of `{name}`"
+
+
+@pytest.mark.parametrize(("name", "value", "text"), UNMARKED)
+def test_a_parameters_name_a_status_or_a_greeting_is_no_value(name, value, text):
+    assert find_reference_leak(text, [ToolCall("t", {name: value})], [ToolCall("t", {name: "three"})]) is None
+
+
+def test_a_value_that_contains_markup_is_found_as_it_stands():
+    for value in ("a*b*c", "__init__", "<b>rome</b>", 'say \\"no\\"', "~~x~~"):
+        assert find_reference_leak(f"`x` should be '{value}'", [ToolCall("t", {"x": value})]) == "the value of `x`"

@@ -63,6 +63,15 @@ def test_recovery_rate_is_absent_without_errors():
     assert "fission/error_recovery_rate" not in explore_metrics(count_rollouts([rollout(1.0, False)], []), [True])
 
 
+def test_success_and_rewards_are_absent_if_nobody_could_be_judged():
+    lost = explore_metrics(count_rollouts([rollout(None, False)], []), [True])
+    assert lost == {"fission/error_cases": 0.0, "fission/frac_zero_std": 1.0}
+    outcomes = [RecoveryOutcome("a", None, False, "")]
+    metrics = recovery_metrics([context("a", 3, zero_std=True)], outcomes, zero_std=[True], step=7)
+    assert metrics.keys().isdisjoint({"recovery/rate", "recovery/reward"})
+    assert metrics["fission/age"] == 4
+
+
 def test_counts_of_ranks_add_up():
     one = count_rollouts([rollout(1.0, False, "e")], [])
     assert sum([one, one], Counter())["recovered"] == 2

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fission_grpo.core.chat import parse, render_call
-from fission_grpo.core.rewards import StepReward
+from fission_grpo.core.rewards import StepReward, step_verdict
 from fission_grpo.core.serialization import recovery_id, task_from_json, task_to_json
 from fission_grpo.core.types import (
     PARSE_ERROR,
@@ -15,6 +15,7 @@ from fission_grpo.core.types import (
     Task,
     ToolCall,
     ToolResult,
+    Trajectory,
     Turn,
 )
 from fission_grpo.envs.restore import make_call
@@ -22,6 +23,7 @@ from fission_grpo.feedback.request import feedback_for
 from fission_grpo.feedback.rules import rules
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
 from fission_grpo.fission.algorithm import select_failures
+from fission_grpo.fission.failures import find_failure
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.training.tool_call_parser import with_parse_errors
 
@@ -207,6 +209,22 @@ def test_the_failed_call_again_is_the_worst_call_of_a_recovery_group(kind, depth
     rewards = StepReward()(texts, [[i] * 100 for i in range(5)], [row] * 5)
     # R_corr 2, 2 * (0.5 + 0.5 * 2/3), 2 * (0.5 + 0.5 * 1/3), 0: (2 + R_corr + 1) / 3; the same again earns nothing
     assert rewards == pytest.approx([5 / 3, (3 + 5 / 3) / 3, (3 + 4 / 3) / 3, 1, 0])
+
+
+@pytest.mark.parametrize("text", ["", "\u200b", '{"name": "cd", "arguments": {}}'])
+def test_where_no_call_was_made_the_user_says_what_is_wrong(text):
+    """An empty answer where no call is wanted is a `wrong_call` without calls."""
+    task = Task("t", ASK, reference=())
+    turn = parse(text)
+    found = find_failure(Trajectory(task, (turn,)), step_verdict(task, turn, 1))
+    assert found is not None
+    assert found.kind == ErrorKind.WRONG_CALL
+    said = rules(found)
+    assert said == ("error: no tool call is needed here" if "name" in text else "error: the answer is empty")
+    assert recovery_task(found, said).prompt[1:] == (
+        {"role": "assistant", "content": text},
+        {"role": "user", "content": said},
+    )
 
 
 def test_missing_call_is_pointed_out_by_the_user():

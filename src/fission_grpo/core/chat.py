@@ -75,7 +75,9 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
     (Anthropic) is true. Its wording is not considered.
     """
     error = None
-    answer = _mapping(content)
+    answer = read_structure(content)
+    if not isinstance(answer, dict):
+        return ToolResult(call, content)
     value = answer.get("error")
     if isinstance(value, str) and not value.strip():
         value = None
@@ -246,22 +248,21 @@ def _after_space(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _mapping(content: str) -> Mapping[str, Any]:
-    """The mapping that `content` spells as JSON or as a Python literal, {} if there is none."""
-    if not content.lstrip().startswith("{"):
-        return {}
+def read_structure(content: str) -> Any:
+    """The mapping or list that `content` spells as JSON or as a Python literal, None if there is none."""
+    if not content.lstrip().startswith(("{", "[")):
+        return None
     try:
-        value = json.loads(content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         if len(content) > MAX_LITERAL:
-            return {}
+            return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about invalid escapes in the text
-                value = ast.literal_eval(content.strip())
+                return ast.literal_eval(content.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return {}
-    return value if isinstance(value, dict) else {}
+            return None
 
 
 def _block_text(content: Any) -> str:

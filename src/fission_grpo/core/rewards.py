@@ -14,7 +14,10 @@ failure earn nothing, and length does not count where no call is expected. `Rewa
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,8 @@ from fission_grpo.core.serialization import step_task
 from fission_grpo.core.types import Task, ToolCall, Turn, Verdict
 
 MAX_REWARD = 1e18  # largest absolute reward [ours]: its square, for the standard deviation of a group, fits a float32
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # letters and symbols that show nothing
+_FENCE = re.compile(r"\A\s*```\w*\s(.*)```\s*\Z", re.DOTALL)  # a Markdown code block
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,10 @@ def step_verdict(
     Unless `config.paper_formula` is set [all ours]:
 
     - a turn with R_fmt = 0 (unreadable, cut off, empty, or of the other sort) earns nothing, for its length neither;
-    - so does a wrong answer that only repeats calls of a turn that failed before (`task.failed`): in a recovery group
-      without a right answer, partial credit would give "the same again" the top advantage. With other calls around
-      it, a repeated wrong call earns no partial credit;
+    - so does a wrong answer that only repeats calls of a turn that failed before (`task.failed`), a wrong one among
+      them or all of them: in a recovery group without a right answer, partial credit would give "the same again" the
+      top advantage. With other calls around it, a repeated wrong call earns no partial credit; without it, the right
+      calls keep theirs;
     - R_len is 1 where no call is expected, as the length of a right text is unknown.
 
     Args:
@@ -97,8 +103,7 @@ def step_verdict(
     if not config.paper_formula:
         r_len = r_len if task.reference else 1.0
         if not r_fmt or any(
-            all(_is_among(call, wrong) for call in turn.calls)
-            and r_corr <= correctness_reward(wrong, task.reference, config, stale)
+            _repeats(turn.calls, wrong, stale) and r_corr <= correctness_reward(wrong, task.reference, config, stale)
             for wrong in wrong_turns
         ):
             r_fmt = r_corr = r_len = 0.0
@@ -115,6 +120,14 @@ def _wrong_turns(
     return [calls for calls in failed if correctness_reward(calls, reference, config) < config.correctness_threshold]
 
 
+def _repeats(calls: Sequence[ToolCall], wrong: Sequence[ToolCall], stale: Sequence[ToolCall]) -> bool:
+    """Whether all calls are of a failed turn, a stale one or every call of it among them."""
+    if not all(_is_among(call, wrong) for call in calls):
+        return False
+    is_whole = len(calls) >= len(wrong) and all(_is_among(call, calls) for call in wrong)
+    return is_whole or any(_is_among(call, stale) for call in calls)
+
+
 def _is_among(call: ToolCall, calls: Sequence[ToolCall]) -> bool:
     return any(call.name == other.name and same_value(call.arguments, other.arguments) for other in calls)
 
@@ -122,11 +135,32 @@ def _is_among(call: ToolCall, calls: Sequence[ToolCall]) -> bool:
 def format_reward(turn: Turn, expects_call: bool) -> float:
     """R_fmt: 1 if the turn is valid, complete and of the expected sort, else 0. [paper for the range]
 
-    The expected sort is a turn with calls if the reference has calls, otherwise a turn with text and without
-    calls; whether its calls are right is not considered. [ours, after ToolRL's format reward]
+    The expected sort is a turn with calls if the reference has calls, otherwise a turn with visible text and without
+    calls, also without one that only lacks its tags; whether its calls are right is not considered. [ours, after
+    ToolRL's format reward]
     """
-    is_expected = bool(turn.calls) if expects_call else (not turn.calls and bool(turn.content))
+    is_expected = bool(turn.calls) if expects_call else not turn.calls and _is_visible(turn.content)
+    if not expects_call and is_bare_call(turn.content):
+        return 0.0
     return float(is_expected and turn.error is None and not turn.truncated)
+
+
+def _is_visible(text: str) -> bool:
+    return any(unicodedata.category(char)[0] in "LNPS" and char not in _BLANK for char in text)
+
+
+def is_bare_call(text: str) -> bool:
+    """Whether a text is a tool call, or a list of calls, as JSON without the tags of a call."""
+    try:
+        value = json.loads(_FENCE.sub(r"\1", text))
+    except (ValueError, RecursionError):  # no JSON
+        return False
+    entries = value if isinstance(value, list) else [value]
+    calls = [entry.get("function", entry) for entry in entries if isinstance(entry, Mapping)]  # or in OpenAI's form
+    return 0 < len(calls) == len(entries) and all(
+        isinstance(call, Mapping) and "name" in call and not call.keys().isdisjoint(("arguments", "parameters"))
+        for call in calls
+    )
 
 
 def correctness_reward(

@@ -12,10 +12,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fission_grpo.core.chat import read_result, read_structure
 from fission_grpo.core.json_io import quoted, walk_json
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Failure, ToolCall, ToolResult
 from fission_grpo.feedback.value_forms import (
+    CJK,
     MASK,
     is_short,
     is_used,
@@ -27,15 +29,19 @@ from fission_grpo.feedback.value_forms import (
     states_date,
     states_number,
     states_time,
+    without_http_status,
+    without_markup,
 )
 
 FRAGMENT = 24  # a piece of a value with this many letters and digits counts as the value [ours]
 CUT = 1_000  # a text of at least as many characters that begins a message is that message, cut to length [ours]
 SENTENCE = 6  # a part of a tool result with at least as many words is something that the result says [ours]
+FEW = 3  # so has a tool's error or a field of its answer; fewer may well be a value [ours]
 COMMON_WORDS = frozenset(  # values that count only in quotes or after "=", because most texts contain them [ours]
     "a an and as at be by for i if in is it must no not of on one or the to try value you".split()  # noqa: SIM905
 )
 TOOL_WORDS = frozenset({"tool", "function", "method", "command", "call"})  # beside them a tool is named
+_WORD = re.compile(f"[{CJK}]{{2}}|[^\\s{CJK}]+")  # without spaces two characters count as a word
 _BETWEEN_OPTIONS = re.compile(r"['\s,;/|()\[\]*•-]+(?:(?:and|or)[\s']+)?")
 _PROPER = re.compile(r"(?<=[a-z0-9,;'\"`] )['\"`(]?([A-Z]\w+)|(?<=\w )([A-Z][a-z]\w*)")
 
@@ -44,23 +50,66 @@ def find_leak(text: str, failure: Failure, from_environment: bool | None = None)
     """Find what a feedback text gives away of a failure's reference calls; None if the environment itself said it.
 
     The answer is for logs only, never shown to the policy. `from_environment` is whether it did; by default that is
-    looked up in the dialogue.
+    looked up in the dialogue, and of a text that quotes the environment's messages only the rest is judged.
     """
     if environment_said(text, failure) if from_environment is None else from_environment:
         return None
     made = [call for turn in failure.turns for call in turn.calls]
-    return find_reference_leak(text, failure.reference, made, failure.tools)
+    parts = _without_messages(text, failure) if from_environment is None else [text]
+    leaks = (find_reference_leak(part, failure.reference, made, failure.tools) for part in parts)
+    return next(filter(None, leaks), None)
 
 
 def environment_said(text: str, failure: Failure) -> bool:
     """Whether the dialogue has the text as a message of a tool, or as a sentence of a tool result."""
-    results = [*failure.task.history, *(result for turn in failure.turns for result in turn.results)]
+    results = _results(failure)
     if any(is_message(text, result) for result in results):
         return True
     if len(text.split()) < SENTENCE:
         return False
     forms, contents = _renderings(text), [said for result in results for said in _renderings(result.content)]
     return any(form in said for form in forms for said in contents)
+
+
+def _results(failure: Failure) -> list[ToolResult]:
+    """All tool results of the dialogue; those that stand in the prompt too."""
+    prompt = () if isinstance(failure.task.prompt, str) else failure.task.prompt
+    contents = [message.get("content") for message in prompt if message.get("role") in ("tool", "function")]
+    texts = [content if isinstance(content, str) else json.dumps(content, default=str) for content in contents]
+    shown = [read_result(ToolCall("tool"), text) for text in texts]
+    return [*shown, *failure.task.history, *(result for turn in failure.turns for result in turn.results)]
+
+
+def _without_messages(text: str, failure: Failure) -> list[str]:
+    """The parts of a text between the messages of tools that it quotes."""
+    values = [letters_and_digits(normalize(value)) for _, _, value in _arguments(failure.reference or ())]
+    quoted_forms = set()
+    text = " ".join(text.split())
+    folded = text.casefold()
+    for message in {message for result in _results(failure) for message in _messages(result)}:
+        plain = letters_and_digits(normalize(message))
+        if not any(plain in value for value in values):  # else it is data
+            forms = {re.sub(r"^(?i:\w*error|\w*exception): ", "", form).rstrip(".!?") for form in _renderings(message)}
+            quoted_forms |= {form for form in forms if form and form.casefold() in folded}
+            starts = [(form, text.find(form[:CUT])) for form in forms if len(form) > CUT]  # it may be cut to length
+            quoted_forms |= {text[at:] for form, at in starts if at >= 0 and form.startswith(text[at:])}
+    if not quoted_forms:
+        return [text]
+    one = "|".join(re.escape(form) for form in sorted(quoted_forms, key=len, reverse=True))
+    return re.split(rf"(?i)(?<!\w)(?:{one})(?!\w)", text)
+
+
+def _messages(result: ToolResult) -> Iterator[str]:
+    """What a tool says: its error, the content, and the texts in the content if that is a structure."""
+    enough = SENTENCE if result.error is None else FEW
+    for text in filter(None, (result.error, result.content)):
+        structure = read_structure(text)
+        if structure is None and len(_WORD.findall(text)) >= enough:
+            yield text
+        for path, leaf in walk_json(structure):
+            is_item = any(isinstance(key, int) for key in path)  # a list holds data
+            if isinstance(leaf, str) and len(_WORD.findall(leaf)) >= (enough if is_item else FEW):
+                yield from _messages(ToolResult(result.call, leaf, leaf))
 
 
 def is_message(text: str, result: ToolResult) -> bool:
@@ -100,8 +149,17 @@ def find_reference_leak(
     """
     if not reference:
         return None
+    forms = dict.fromkeys((text, without_markup(text)))
+    leaks = (_find_in_form(form, reference, failed, tools) for form in forms)
+    return next(filter(None, leaks), None)
+
+
+def _find_in_form(
+    text: str, reference: Sequence[ToolCall], failed: Sequence[ToolCall], tools: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """`find_reference_leak` of one way to read a text."""
     proper = {word.casefold() for words in _PROPER.findall(text) for word in words}  # capitalised within a sentence
-    text = _hide_public(normalize(text), reference, failed, tools)
+    text = _hide_public(without_http_status(normalize(text)), reference, failed, tools)
     called = [call.name for call in failed]
     for call in reference:
         if call.name in called:

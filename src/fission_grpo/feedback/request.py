@@ -10,7 +10,7 @@ from math import inf
 
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.types import Failure
-from fission_grpo.feedback.leak_guard import environment_said, find_leak
+from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
 from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource
 
@@ -85,8 +85,7 @@ def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[Diagnosis, bool]
     text = encodable(answer.text).strip()[:MAX_LENGTH]
     if not text:
         return Diagnosis(None, "no diagnosis"), False
-    is_own = answer.from_environment or environment_said(text, failure)
     is_leak = text != FIXED_TEXT and find_leak(text, failure, from_environment=False) is not None
-    if is_leak and not is_own:
+    if is_leak and not answer.from_environment and find_leak(text, failure) is not None:
         return Diagnosis(None, LEAK), False
     return replace(answer, text=text, reason=None), is_leak

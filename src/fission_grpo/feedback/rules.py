@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.rewards import match_calls, same_value
+from fission_grpo.core.rewards import is_bare_call, match_calls, same_value
 from fission_grpo.core.tool_schema import check_call, parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure, ToolCall
 from fission_grpo.feedback.leak_guard import find_leak
@@ -88,7 +88,10 @@ def _faults(calls: Sequence[ToolCall], failure: Failure, quote_calls: bool, othe
     """
     reference: Sequence[ToolCall] = failure.reference or ()
     if not calls:
-        yield "a tool call is needed here, but none was made" if reference else "the answer is empty"
+        if reference:
+            yield "a tool call is needed here, but none was made"
+        else:
+            yield "no tool call is needed here" if is_bare_call(failure.turns[-1].content) else "the answer is empty"
         return
     if not reference:
         yield "no tool call is needed here"

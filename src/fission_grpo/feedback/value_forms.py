@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
+from http import HTTPStatus
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
 
 MASK = "\0"  # replaces public text; neither a letter nor a space, so that nothing is joined across it
-_MARKS = str.maketrans(dict.fromkeys('“”„«»´‘’"', "'") | dict.fromkeys("‐‑‒–—―−", "-") | {MASK: " "})
+_MARKS = str.maketrans(dict.fromkeys('“”„«»‹›「」『』´‘’"', "'") | dict.fromkeys("‐‑‒–—―−", "-") | {MASK: " "})
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]"
 )
@@ -39,12 +41,38 @@ _NOT_A_PLACE = r"(?! (?:the|an?|it|you|which|what|this|that|your|its|one|behalf)
 _YES = rf"{_SET}(?:yes|enabled?|checked|on{_NOT_A_PLACE})(?!\w)|'(?:yes|on|enabled)'"
 _NO = rf"{_SET}(?:no(?=['.,;!?]|$)|disabled?|unchecked|off{_NOT_A_PLACE})(?!\w)|'(?:no|off|disabled)'"
 
+# Markup around values. Emphasis is left out, an element's text counts as the value of a field.
+CJK = "\u3040-\u30ff\u3400-\u9fff"
+_MARKUP = (
+    (re.compile(r"\\+(?=[\"'])"), ""),  # JSON in JSON
+    (re.compile(r"\\+[nrt](?![a-z])"), " "),  # its line breaks
+    (re.compile(r"(?m)^[ \t]*(?:[#>]+|\+) "), "• "),  # headings, quotations, changed lines
+    (re.compile(r"~~([^~\n]+)~~"), r"\1, "),
+    (
+        re.compile(
+            r"(?i)</?(?:b|i|u|s|em|strong|mark|small|big|del|ins|span|font|a|p|li|ul|ol|br|div)(?: [^<>]*)?/?>"
+        ),
+        "",
+    ),
+    (re.compile(r"<([\w:.-]+)(?: [^<>]*)?>\s*([^<>]*?)\s*</\1>"), r" \1='\2' ; "),
+    (re.compile(r"(?<![\w*_])(\*{1,3}|_{1,3})(?=[^\s*_])([^*\n]*?[^\s*_])\1(?![\w*_])"), r"\2"),
+    (re.compile(rf"(?<=[{CJK}])(?=[a-zA-Z\d'\"])|(?<=[a-zA-Z\d'\"])(?=[{CJK}])"), " "),
+)
+_PHRASES = [(status.value, status.phrase.casefold()) for status in HTTPStatus]
+_PHRASES += [(413, "payload too large"), (413, "content too large"), (422, "unprocessable content")]
+_PHRASES += [(422, "unprocessable entity"), (500, "server error")]
+_STATUSES = "|".join(
+    f"{code}[ :(-]{{1,3}}{re.escape(phrase)}\\b|\\b{re.escape(phrase)}[ :([-]{{1,3}}{code}\\b"
+    for code, phrase in _PHRASES
+)
+_HTTP_STATUS = re.compile(rf"(?<![\w.])(?:{_STATUSES})")
+
 # Short values stand in most texts by chance, so they count only where a text uses them as a value. [all ours]
 SHORT_WORD, SHORT_NUMBER = 8, 1_000  # short are words of fewer letters, and whole numbers below
 _ASSIGNED = re.compile(r"(?:(?<![<>!])=|[-=]>|→) ?'?$")
 _OPENED = re.compile(rf"(?:^|[:(\[{{|*•{MASK}] ?|(?:[,;.!?]|(?<!\w)-) |'[.])'?$")
 _CLOSED = re.compile(
-    r"'(?!\w)|(?:$|[)\]}]|[.,;:!?]+(?=[\s')\]}]|$)| [-|(]"
+    rf"'(?!\w)|(?:$|[)\]}}。、]|[.,;:!?]+(?=[\s')\]}}{CJK}]|$)| [-|(]| ?(?:!=|==|<>|≠)| vs(?!\w)"
     r"| (?:instead|please|not|but|rather|and|or|for|as|here|because|since|so|then|if|of (?:them|these|those|it))\b)"
 )
 _CUE = re.compile(
@@ -63,8 +91,30 @@ _NO_VALUE = re.compile(  # a verb or a denied value follows
 _RIGHT_ONE = re.compile(
     r"'? (?:is|are|was|were|would be)(?: the)? (?:what|right|correct|needed|wanted|expected|meant|better|one)\b"
 )
+_COMPARED = re.compile(  # both sides of a comparison that stands alone, as "3 != 2"
+    rf"(?:^|[:(;,] |\bassert )(?:not )?'?(?:(-?\d[\d.,]*)|[\w{MASK}-]+)'?(?: ?(?:!==?|<>|≠) ?| vs\.? )'?$"
+)
+_CUE_CJK = re.compile(
+    r"(?:应该?[为是用]|应当[为是用]|应(?:设|改)[为成]|[改换]用|[改换设写填][为成]|设置[为成]|必须[为是用]|需要?[为是]|正确(?:的?值|答案)?[为是]|"
+    r"[请使]用|等于|值[为是]) ?'?$"
+)
+_PARAMETER = (
+    r"(?:keyword )?(?:arguments?|parameters?|attributes?|fields?|keys?|keywords?|columns?|propert(?:y|ies)|variables?)"
+)
+_WRONG = (
+    r"(?:unknown|unexpected|unsupported|unrecogni[sz]ed|undefined|invalid|"
+    r"not (?:known|expected|supported|recogni[sz]ed|defined|found|allowed|valid|implemented))"
+)
+_REJECTED = rf"(?:{_WRONG}|missing|required|deprecated|not given|not an? \w+)"
 _IDENTIFIER = re.compile(
-    r"' (?:is not defined|is undefined|object (?:is|has)|has no attribute|is an invalid keyword)\b"
+    r"' (?:is not defined|is undefined|object (?:is|has)|has no attribute|is an invalid keyword|"
+    rf"{_PARAMETER} (?:(?:is|was|are) {_REJECTED}|does not exist|do not exist)|"
+    rf"is (?:not an? (?:valid|known)|an? (?:{_WRONG}|required)) {_PARAMETER})\b"
+)
+_DENIED = re.compile(rf"(?<!\w){_WRONG}(?: \w+)?: $")  # the value after it is a wrong one
+_GREETING = re.compile(
+    r"(?:hi|hello|hey|ok|okay|oh|ah|oops|sorry|hm+)[,.!] (?:the|this|that|your?|i|we|it|there|but|an?|no|please|"
+    r"some\w*|unfortunately|sorry|requests?|server|service|tools?|calls?|errors?|try)\b"
 )
 _NAMED_IN_ERROR = re.compile(
     r"(?<!\w)(?:missing|unexpected|unknown|extra|required|no)(?!\w)[^.;]{0,40}(?:arguments?|parameters?|attributes?|"
@@ -105,13 +155,20 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
     """
     left, right = text[max(0, start - 80) : start].rstrip("$€£#"), text[end : end + 40]
     if left.endswith("'") and right.startswith("'"):
-        return not _IDENTIFIER.match(right) and not _NAMED_IN_ERROR.search(left)
+        is_identifier = re.search(rf"(?<!\w){_PARAMETER}:? '$", left) and re.match(rf"' (?:is|was) {_REJECTED}", right)
+        return not (is_identifier or _IDENTIFIER.match(right) or _NAMED_IN_ERROR.search(left))
     word = "|".join([MASK, *(rf"(?<!\w){re.escape(name)}" for name in names)])
     is_named = re.search(rf"(?:{word})(?:(?<=\w)e?s)?{_LINK}", left) is not None
     is_before_name = re.match(rf"'?[ -]?(?:{word})(?:(?<=\w)e?s)?(?!\w)", right) is not None
     if is_number and (is_named or is_before_name):
         return True
     is_item = _OPENED.search(left) is not None
+    if (
+        is_number
+        and re.search(r"(?:error|fail\w*|status|response) [(\[]$", left)
+        and re.match(r"[1-5]\d\d", text[start:])
+    ):
+        return False
     if is_number and (_OTHER_NUMBER.search(left) or _COUNT.search(left) or (is_item and _LIST_MARK.match(right))):
         return False
     if _ASSIGNED.search(left) or _RIGHT_ONE.match(right) or re.match(rf"'? (?:is|was) the (?:{word})\b", right):
@@ -119,16 +176,39 @@ def is_used(text: str, start: int, end: int, names: Collection[str], is_number: 
     is_wanted = rf"'?(?: (?:{word})s?)? (?:is|was|were) (?:requested|asked|needed|wanted|right)\b"
     if (is_named or is_before_name or is_number) and re.match(is_wanted, right):
         return True
-    is_cued, is_placed = _CUE.search(left) is not None, _PLACED.search(left) is not None
+    is_cued = (_CUE.search(left) or re.search("(?<!不)[是为用] '?$", left)) is not None
+    is_placed = _PLACED.search(left) is not None
     if is_before_name and (is_cued or is_placed):  # as "use open mode"
         return True
     # as "error: the request was rejected", "file not found", "none of them"
     is_heading = right.startswith((":", " not ", " of ")) and not left.strip()
-    if is_heading or _NO_VALUE.search(left) or not _CLOSED.match(right):
+    if is_heading or _NO_VALUE.search(left) or _DENIED.search(left) or _is_greeting(text, start, left):
+        return False
+    compared = _COMPARED.search(left)
+    if _CUE_CJK.search(left) or (compared and (not is_number or is_named or compared[1] or MASK in compared[0])):
+        return True
+    if not _CLOSED.match(right):
         return False
     if is_number and left.endswith((" is ", " are ")):
         return True
     return is_named or is_item or is_cued or is_placed
+
+
+def _is_greeting(text: str, start: int, left: str) -> bool:
+    return re.search(r"(?:^|[.:!?] )$", left) is not None and _GREETING.match(text, start) is not None
+
+
+def without_markup(text: str) -> str:
+    """A text without emphasis, tags and escapes; elements become fields."""
+    text = html.unescape(text)
+    for pattern, replacement in _MARKUP:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def without_http_status(text: str) -> str:
+    """A normalized text without HTTP status codes that stand beside their phrases, as in "200 OK"."""
+    return _HTTP_STATUS.sub(lambda match: "status not found" if " not " in match[0] else "status", text)
 
 
 def normalize(value: Any) -> str:

@@ -78,12 +78,13 @@ def count_rollouts(rollouts: Iterable[Rollout], failures: Iterable[Failure]) -> 
 
 
 def explore_metrics(counts: Counter[str], zero_std: Sequence[bool]) -> dict[str, float]:
-    """Return the metrics of an explore cycle from the counts of all ranks."""
+    """Return the metrics of an explore cycle from the counts of all ranks; a rate of nothing is left out."""
     metrics = {
-        "fission/success": counts["succeeded"] / max(1, counts["judged"]),
         "fission/error_cases": float(counts["erred"]),
         "fission/frac_zero_std": fraction(zero_std),
     }
+    if counts["judged"]:
+        metrics["fission/success"] = counts["succeeded"] / counts["judged"]
     if counts["erred"]:
         metrics["fission/error_recovery_rate"] = counts["recovered"] / counts["erred"]
     return metrics | {f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("kind/")}
@@ -108,16 +109,17 @@ def recovery_metrics(
     """Return the metrics of a recover cycle (optimizer step `step`) from the rollouts of all ranks.
 
     `contexts` are the corrective instances used, one per recovery group; `zero_std` tells of each group whether its
-    rewards are all equal.
+    rewards are all equal. Reward and rate are left out if no rollout could be judged.
     """
-    judged = [outcome for outcome in outcomes if outcome.reward is not None]
-    rewards = [outcome.reward for outcome in judged if outcome.reward is not None]
+    judged = [(outcome.reward, outcome.failed) for outcome in outcomes if outcome.reward is not None]
     rescued = [item.zero_std and not same for item, same in zip(contexts, zero_std, strict=True)]
-    return {
-        "recovery/reward": sum(rewards) / max(1, len(rewards)),
-        "recovery/rate": fraction([not outcome.failed for outcome in judged]),
+    metrics = {
         "recovery/frac_zero_std": fraction(zero_std),
         "recovery/depth": sum(item.task.depth for item in contexts) / max(1, len(contexts)),
         "fission/rescued_groups": float(sum(rescued)),
         "fission/age": sum(step - item.step for item in contexts) / max(1, len(contexts)),
     }
+    if judged:
+        metrics["recovery/reward"] = sum(reward for reward, _ in judged) / len(judged)
+        metrics["recovery/rate"] = fraction([not failed for _, failed in judged])
+    return metrics

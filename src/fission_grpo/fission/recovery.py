@@ -17,7 +17,8 @@ from fission_grpo.feedback.request import Feedback
 AS_TOOL_RESULT = frozenset(
     {ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED, ErrorKind.WRONG_CALL}
 )
-"""Kinds whose feedback is a tool result, as a runtime would return it; for the others the user says it. [ours]"""
+"""Kinds whose feedback is a tool result, as a runtime would return it; for the others, and where no call was made, the
+user says it. [ours]"""
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,8 @@ def _failing_turn_messages(failure: Failure, feedback: str, source: str) -> list
         if feedback and source != "environment" and not is_message(feedback.removeprefix("error: "), result):
             content = f"{result.content}\n{feedback}"
             messages[1 + index] = {**messages[1 + index], "content": content}
-    elif failure.kind in AS_TOOL_RESULT:
-        name = turn.calls[index or 0].name if turn.calls else "error"
-        messages.append({"role": "tool", "name": name, "content": feedback})
+    elif failure.kind in AS_TOOL_RESULT and turn.calls:
+        messages.append({"role": "tool", "name": turn.calls[index or 0].name, "content": feedback})
     else:
         messages.append({"role": "user", "content": feedback})
     return messages
