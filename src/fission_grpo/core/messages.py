@@ -131,7 +131,7 @@ def call_entries(message: Mapping[str, Any], place: str) -> Sequence[Mapping[str
     if not entries and old and not isinstance(old, Mapping):
         what = f'must be like {{"name", "arguments"}}, got {quoted(old)}'
         raise MessageError(f"{place}.function_call", what, UNREADABLE_CALL)
-    if not entries and old and any(value is not None for value in old.values()):
+    if not entries and old and any(value not in (None, "") for value in old.values()):
         entries = [{"function": old}]
     return entries or [
         {"id": block.get("id"), "function": {"name": block.get("name"), "arguments": block.get("input")}}
@@ -154,8 +154,8 @@ def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:
 
 
 def lacks_arguments(arguments: str | None) -> bool:
-    """Whether a call's arguments are missing, null or blank, as some servers write a call without arguments."""
-    return arguments is None or arguments.strip() in ("", "null")
+    """Whether a call's arguments are missing, null or blank, also as JSON text of such, as some servers write none."""
+    return arguments is None or re.fullmatch(r'\s*("?)\s*(null)?\s*\1\s*', arguments) is not None
 
 
 def read_arguments(arguments: str | None) -> dict[str, Any]:
