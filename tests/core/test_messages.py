@@ -124,6 +124,46 @@ def test_results_of_tools_are_read_with_their_mark_of_an_error(message, text, is
     assert result.error == (text if is_error else None)
 
 
+WET, BAD = "<tool_response>\nwet\n</tool_response>", '<tool_response>\n{"error": "no city"}\n</tool_response>'
+
+
+@pytest.mark.parametrize(
+    ("content", "results", "request_text"),
+    [
+        (WET, ["wet"], None),
+        (f"{WET}\nGo on.", ["wet"], "Go on."),
+        (f"{WET} Go on.", ["wet"], "Go on."),
+        (f"Here it is:\n{WET}", ["wet"], "Here it is:"),
+        (f"{WET}\n{BAD}\nGo on.", ["wet", '{"error": "no city"}'], "Go on."),
+        (f"One: {WET}\nTwo: {WET}\nGo on.", ["wet", "wet"], "One:\nTwo:\nGo on."),
+        ([{"type": "text", "text": WET}], ["wet"], None),
+        ([{"type": "text", "text": WET}, {"type": "text", "text": "Go on."}], ["wet"], "Go on."),
+        ("What is <tool_response>?", [], "What is <tool_response>?"),
+    ],
+)
+def test_results_in_tags_are_split_from_the_rest_of_a_user_message(content, results, request_text):
+    messages = read({"role": "user", "content": content})
+    assert [one.text for one in messages if one.role == "tool"] == results
+    assert [one.text for one in messages if one.role == "user"] == ([request_text] if request_text else [])
+
+
+@pytest.mark.parametrize(
+    ("message", "results"),
+    [
+        ({"role": "tool", "content": WET}, ["wet"]),
+        ({"role": "function", "name": "weather", "content": [{"type": "text", "text": WET}]}, ["wet"]),
+        ({"role": "tool", "content": f"{BAD}\n{WET}"}, ['{"error": "no city"}', "wet"]),
+        ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": WET}]}, ["wet"]),
+        ({"role": "tool", "content": f"a page: {WET}"}, [f"a page: {WET}"]),
+        ({"role": "tool", "content": "<tool_response>"}, ["<tool_response>"]),
+    ],
+)
+def test_tags_around_a_tools_result_are_no_part_of_it(message, results):
+    messages = read(message)
+    assert [(one.role, one.text) for one in messages] == [("tool", text) for text in results]
+    assert [one.error for one in messages] == ["no city" if "error" in text else None for text in results]
+
+
 def test_blocks_of_a_user_message_become_results_and_a_request():
     results = [
         {"type": "tool_result", "tool_use_id": "b", "content": "no city", "is_error": True},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fission_grpo.core.chat import beside_calls, parse, read_result
@@ -36,7 +36,9 @@ _TEXT_FIELDS = {"type", "text", "cache_control", "citations", "annotations", "_m
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reference")  # read by nobody but their server
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "document", "file")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's arguments, in order of preference
-_RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+_RESPONSE = re.compile(
+    r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL
+)  # a result as Qwen's template renders it
 
 
 class MessageError(RowError):
@@ -240,14 +242,26 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
     content = message.get("content")
     results = [block for block in _blocks(content) if block.get("type") == "tool_result"]
     if not results and role in RESULT_ROLES:
-        return [_read_result(message, message.get("tool_call_id"), f"{place}.content", media)]
-    if not results and isinstance(content, str) and "<tool_response>" in content and not _RESPONSE.sub("", content):
-        return [ChatMessage("tool", well_formed(text.strip("\n"))) for text in _RESPONSE.findall(content)]
+        return _unwrapped(_read_result(message, message.get("tool_call_id"), f"{place}.content", media))
     text = well_formed(read_content(content, f"{place}.content", skip="tool_result", media=media))
-    read = [_read_result(block, block.get("tool_use_id"), f"{place}.content", media) for block in results]
-    if text or not results:
+    read = [
+        result
+        for block in results
+        for result in _unwrapped(_read_result(block, block.get("tool_use_id"), f"{place}.content", media))
+    ]
+    if role == "user" and _RESPONSE.search(text):
+        read += [ChatMessage("tool", body.strip("\n")) for body in _RESPONSE.findall(text)]
+        text = _RESPONSE.sub("\n", text).strip()
+    if text or not read:
         read.append(ChatMessage("system" if role in SYSTEM_ROLES else "user", text))
     return read
+
+
+def _unwrapped(result: ChatMessage) -> list[ChatMessage]:
+    """The results in a tool's message that consists of `<tool_response>` blocks; else the message itself."""
+    if "<tool_response>" not in result.text or _RESPONSE.sub("", result.text):
+        return [result]
+    return [replace(result, text=body.strip("\n")) for body in _RESPONSE.findall(result.text)]
 
 
 def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: bool) -> ChatMessage:
