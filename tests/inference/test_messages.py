@@ -43,7 +43,6 @@ def server():
         {"arguments": " "},
         {"arguments": "\n"},
         {"arguments": "null"},
-        {"arguments": "null"},
         {"arguments": '""'},
         {"arguments": '"null"'},
     ],

@@ -20,7 +20,7 @@ from fission_grpo.core.types import ToolCall
 
 SYSTEM_ROLES, RESULT_ROLES = ("system", "developer"), ("tool", "function")
 ROLES = (*SYSTEM_ROLES, "user", "assistant", *RESULT_ROLES)
-UNREADABLE_CALL = "a tool call cannot be read"
+UNREADABLE_CALL, OTHER_FORM = "a tool call cannot be read", "a call in a form that is not read"
 PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
 PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
 # beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
@@ -39,6 +39,15 @@ _ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's a
 _RESPONSE = re.compile(
     r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL
 )  # a result as Qwen's template renders it
+_THOUGHT = re.compile(r"<(think|scratch_pad)>.*?</\1>|^(?:(?!<think>|<tool_call>).)*?</think>", re.DOTALL)
+# beginnings of calls as models write them that do not use Hermes' format; two more within its tags
+_OTHER_CALL = re.compile(
+    r"<\|python_tag\|>|\[TOOL_CALLS\]|<TOOLCALL>|<function=[^>\s]+>|<function_calls?>|<tool_calls>|<invoke name="
+    r"|<[|\uff5c]tool[\w\u2581]*[|\uff5c]>|<\|tool_call>|<\|action_start\|>|functools\[|to=functions\.\w|```tool_(?:code|call)"
+    r"|\A\s*Action: *\w.*\n+Action Input:",
+    re.IGNORECASE,
+)
+_OTHER_BLOCK = re.compile(r"<tool_call>\s*(?:<function=|[\w.-]+\s*<arg_key>)")
 
 
 class MessageError(RowError):
@@ -71,7 +80,7 @@ class ChatMessage:
     call_id: Any = None  # of a tool: the call that it answers
     name: str | None = None  # of a tool
     is_error: bool = False  # of a tool: the message says that the call failed
-    is_trained: bool = True  # of an assistant: False for `weight: 0`
+    is_trained: bool = True  # of an assistant: False for `weight: 0` and `loss: false`
 
     @property
     def error(self) -> str | None:
@@ -231,6 +240,33 @@ def read_content(content: Any, place: str, *, skip: str = "", media: bool = Fals
     return separator.join(texts)
 
 
+def call_in_other_form(text: str) -> str | None:
+    """How an assistant's text begins a call in a form that `parse` does not read; None if it has no such call.
+
+    Example: of '[TOOL_CALLS] [{"name": "f", "arguments": {}}]' it is "[TOOL_CALLS]".
+    """
+    text = _THOUGHT.sub("", text)
+    if "<tool_call>" in text:
+        found = _OTHER_BLOCK.search(text)
+        return found[0] if found else None
+    if found := _OTHER_CALL.search(text):
+        return found[0]
+    body = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if body[:1] not in ("{", "["):
+        return None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    calls = value if isinstance(value, list) else [value]
+    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    are_calls = [
+        isinstance(one, dict) and isinstance(one.get("name"), str) and any(key in one for key in _ARGUMENTS)
+        for one in functions
+    ]
+    return body if are_calls and all(are_calls) and len(are_calls) == len(calls) else None
+
+
 def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES:
@@ -289,17 +325,20 @@ def _is_result_block(part: Any) -> bool:
 def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> ChatMessage:
     text = well_formed(read_content(message.get("content"), f"{place}.content", skip="tool_use", media=media))
     entries = call_entries(message, place)
-    is_trained = _is_trained(message, place)
+    is_to_learn = is_trained(message, place)
     if not entries:
         turn = parse(text) if "<tool_call>" in text else None
         calls = tuple(ChatCall(call.name, call.arguments) for call in turn.calls) if turn else ()
+        if not calls and (form := call_in_other_form(text)):
+            what = f"holds {OTHER_FORM}, {quoted(form)}; give it as `tool_calls` or as Hermes text"
+            raise MessageError(f"{place}.content", what, OTHER_FORM)
         return ChatMessage(
             "assistant",
             turn.content if turn and calls else text,
             calls,
             turn.error if turn else None,
             written=text,
-            is_trained=is_trained,
+            is_trained=is_to_learn,
         )
     text = beside_calls(text)
     calls, problems, written = [], [], [text] if text else []
@@ -320,16 +359,24 @@ def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> Chat
         is_object = isinstance(given.get("arguments"), Mapping)
         calls.append(ChatCall(name, value, entry.get("id"), is_object))
     unread = "; ".join(problems) or None
-    return ChatMessage("assistant", text, tuple(calls), unread, "\n".join(written), is_trained=is_trained)
+    return ChatMessage("assistant", text, tuple(calls), unread, "\n".join(written), is_trained=is_to_learn)
 
 
-def _is_trained(message: Mapping[str, Any], place: str) -> bool:
-    """Whether a turn is one to learn from: OpenAI's `weight`, 0 or 1."""
-    weight = message.get("weight")
-    if weight is not None and not isinstance(weight, int | float):
-        reason = "the weight of a message is no number"
-        raise MessageError(f"{place}.weight", f"must be 0 or 1, got {quoted(weight)}", reason)
-    return weight is None or weight != 0
+def is_trained(message: Mapping[str, Any], place: str) -> bool:
+    """Whether a turn is one to learn from, by OpenAI's `weight` (0 or 1) or ms-swift's `loss`. Raises MessageError."""
+    for key in ("weight", "loss"):
+        given = message.get(key)
+        try:
+            value = json.loads(given.lower()) if isinstance(given, str) else given
+        except ValueError:
+            value = given
+        if value is not None and not isinstance(value, int | float):
+            raise MessageError(
+                f"{place}.{key}", f"must be 0 or 1, got {quoted(given)}", f"the {key} of a message is no number"
+            )
+        if value is not None and value == 0:
+            return False
+    return True
 
 
 def from_text(value: Any, place: str) -> Any:

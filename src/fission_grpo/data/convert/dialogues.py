@@ -17,7 +17,15 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
-from fission_grpo.core.messages import LIKE_AN_ERROR, UNREADABLE_CALL, matches, name_and_arguments, read_arguments
+from fission_grpo.core.messages import (
+    LIKE_AN_ERROR,
+    OTHER_FORM,
+    UNREADABLE_CALL,
+    call_in_other_form,
+    matches,
+    name_and_arguments,
+    read_arguments,
+)
 from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
@@ -150,6 +158,9 @@ def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | Non
         raise RowDropped("the turn follows no user message or tool result")
     if any(message["role"] == "system" for message in history[1:]):
         raise RowDropped("a system message stands in the middle")
+    said = [one for one in dialogue.messages[: at + 1] if one["role"] == "assistant" and not one.get("tool_calls")]
+    if any(call_in_other_form(one["content"]) for one in said):
+        raise RowDropped(OTHER_FORM)
     calls = [ToolCall(**entry["function"]) for entry in dialogue.messages[at].get("tool_calls") or ()]
     reference = tuple(_restored(call, dialogue.tools) for call in calls)
     for call in reference:
