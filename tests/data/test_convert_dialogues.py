@@ -67,6 +67,36 @@ def test_a_turn_of_weight_0_is_no_task_and_stays_in_the_dialogue(tmp_path, weigh
     assert "weight" not in converted.tasks[0].prompt[1]
 
 
+HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+ACE = '[weather(city="Oslo")]'
+MARKS = [{"weight": "0"}, {"weight": "0.0"}, {"weight": "false"}, {"loss": False}, {"loss": "false"}, {"loss": 0}]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("layout", ["openai", "hermes", "toolace"])
+def test_a_turn_marked_as_not_to_be_learned_is_no_task_in_any_layout(tmp_path, mark, layout):
+    says_so, no_mark = {"from": "gpt", "value": ACE if layout == "toolace" else HERMES}, dict.fromkeys(mark, True)
+    asks = {"from": "human", "value": "Go."}
+    row = {
+        "openai": openai(ASK, LOOK | mark, ASK, LOOK | no_mark),
+        "hermes": {"conversations": [asks, says_so | mark, asks, says_so | no_mark], "tools": json.dumps([WEATHER])},
+        "toolace": {"conversations": [asks, says_so | mark, asks, says_so | no_mark], "system": json.dumps([WEATHER])},
+    }[layout]
+    converted = convert(tmp_path, row, layout=layout)
+    assert (len(converted.tasks), converted.dropped) == (1, {"the turn has weight 0": 1})
+
+
+@pytest.mark.parametrize("mark", [{"weight": "x"}, {"weight": []}, {"loss": "maybe"}])
+@pytest.mark.parametrize("layout", ["openai", "hermes"])
+def test_a_weight_that_is_no_number_is_refused_in_any_layout(tmp_path, mark, layout):
+    entries = [{"from": "human", "value": "q"}, {"from": "gpt", "value": HERMES} | mark]
+    row = (
+        openai(ASK, LOOK | mark) if layout == "openai" else {"conversations": entries, "tools": json.dumps([WEATHER])}
+    )
+    with pytest.raises(TaskFileError, match=r"the (weight|loss) of a message is no number"):
+        convert(tmp_path, row, layout=layout)
+
+
 def test_a_turn_without_calls_of_weight_0_is_no_abstention(tmp_path):
     row = openai(
         ASK, {"role": "assistant", "content": "Hm.", "weight": 0}, ASK, {"role": "assistant", "content": "No."}

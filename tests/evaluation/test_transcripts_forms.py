@@ -50,6 +50,32 @@ def answered(**block):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '<|python_tag|>{"name": "ls", "parameters": {}}',
+        '[TOOL_CALLS][{"name": "ls", "arguments": {}}]',
+        "<TOOLCALL>[]</TOOLCALL>",
+        '<function=ls>{"a": 1}</function>',
+        "<tool_call>\n<function=ls>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>",
+        '{"name": "ls", "arguments": {}}',
+    ],
+)
+def test_a_call_in_a_form_that_is_not_read_is_refused_by_name(tmp_path, text):
+    with pytest.raises(
+        RunFileError, match=r"line 1: field 'messages\[1\].content' holds a call in a form that is not"
+    ):
+        read(tmp_path, ASK, says(content=text), result("sunny"), DONE)
+
+
+@pytest.mark.parametrize("text", ["<function=ls>", '{"name": "ls", "arguments": {}}'])
+def test_such_a_form_beside_or_inside_a_call_is_text(tmp_path, text):
+    inside = f"<tool_call>\n{json.dumps({'name': 'cd', 'arguments': {'folder': text}})}\n</tool_call>"
+    for message in (says(content=inside), says(call("cd", json.dumps({"folder": text})), content=text)):
+        (one,) = read(tmp_path, ASK, message, result("sunny"), DONE).calls
+        assert one.arguments == {"folder": text}
+
+
+@pytest.mark.parametrize(
     ("answer", "error"),
     [
         (answered(content="no such folder", is_error=True), "no such folder"),

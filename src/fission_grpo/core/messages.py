@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
-from fission_grpo.core.chat import beside_calls, parse, read_result
+from fission_grpo.core.chat import beside_calls, parse, read_mapping, read_result
 from fission_grpo.core.errors import RowError, UsageError
 from fission_grpo.core.json_io import NotJson, quoted, read_json, well_formed
 from fission_grpo.core.timing import ToolTimeout, time_limit
@@ -25,14 +26,21 @@ PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held a
 PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
 # beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
 LIKE_AN_ERROR = re.compile(
-    r"\s*[\"'\[(]?([\w.]{0,100}(Error|Exception)|ERROR|error)"
-    r"([:!]|\s(\d|-|(during|executing|calling|invoking|running|in|code|occurred|while|when)\b))"
+    r"\s*[\"'\[(*]{0,3}([\w.]{0,100}(Error|Exception)|ERROR|error)(\*\*)?"
+    r"([:!]|\][\s:]|\.(\s|$)|\s*(\n|$)|\s\((\d|[^()\n]{0,80}\):)"
+    r"|\s(\d|-|(during|executing|calling|invoking|running|in|code|occurred|while|when)\b)"
+    r"|\s(?!correcting|handling|logging|reporting|checking|tracking)\w+ing\b)"
     r"|\s*[\"']?(Traceback \(most recent call last\)|<[\w-]{0,100}error>)"
-    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](error|failed|failure)[\"']|[Ff]alse\b)"
+    r"|\s*[\"'\[(*]{0,3}(?i:an?\s([\w-]+\s){0,3}(error|exception)\s(has\s)?(occurred|was)\b"
+    r"|(exception|failure)\s(has\s)?occurred\b|failed\sto\s[a-z]"
+    r"|(tool|function|api|execution|runtime|request|server|internal|http|call|connection|validation)"
+    r"(\s['\"`]?[\w.-]{1,60}['\"`]?){0,2}"
+    r"\s(error|failure|failed)([:.!]|\s*(\n|$)|\s(\d|(with|due|because|after)\b)))"
+    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](?i:error|failed|failure)[\"']|[Ff]alse\b)"
 )
 
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # field by block type
-_TEXT_FIELDS = {"type", "text", "cache_control", "citations", "annotations", "_meta"}
+_TEXT_FIELDS = {"type", "text", "refusal", "cache_control", "citations", "annotations", "_meta"}
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reference")  # read by nobody but their server
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "document", "file")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's arguments, in order of preference
@@ -109,10 +117,11 @@ def plain_messages(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
             waiting = list(message.calls)
             plain.append(_plain_assistant(message))
         elif message.role == "tool":
-            named = (call for call in waiting if call.id is not None and str(call.id) == str(message.call_id))
-            call = next(named, waiting[0] if waiting else None)
+            by_id = (call for call in waiting if call.id is not None and str(call.id) == str(message.call_id))
+            by_name = (call for call in waiting if call.name == message.name)
+            call = next(chain(by_id, by_name, waiting), None)
             if call is not None:
-                waiting.remove(call)
+                waiting = [one for one in waiting if one is not call]
             name = message.name or (call.name if call else "tool")
             plain.append({"role": "tool", "name": name, "content": message.text})
         else:
@@ -304,22 +313,27 @@ def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: boo
     """A tool's message or `tool_result` block. Blocks are read as text; other objects and lists are its JSON."""
     content, name = result.get("content"), result.get("name")
     parts = content if isinstance(content, list) else [content]
-    if isinstance(content, list | Mapping) and not (parts and all(map(_is_result_block, parts))):
+    is_listed = parts is content
+    if isinstance(content, list | Mapping) and not (parts and all(_is_result_block(one, is_listed) for one in parts)):
         text = json.dumps(content, ensure_ascii=False, default=str)
     else:
         text = read_content(content, place, media=media)
-    is_error = True in (result.get("is_error"), result.get("isError")) or result.get("status") == "error"
+    is_error = (
+        any(str(result.get(key)).strip().lower() in ("true", "1") for key in ("is_error", "isError"))
+        or result.get("status") == "error"
+    )
     name = name if isinstance(name, str) and name else None
     return ChatMessage("tool", well_formed(text), call_id=call_id, name=name, is_error=is_error)
 
 
-def _is_result_block(part: Any) -> bool:
-    """Whether a part of a result is a block of text or media, and not a tool's own object with a field "type"."""
+def _is_result_block(part: Any, is_listed: bool) -> bool:
+    """Whether a result, or a part of its list, is a block of text or media, not a tool's own object with a "type"."""
     fields = {key for key, value in part.items() if value is not None} if isinstance(part, Mapping) else set()
     kind = part["type"] if "type" in fields else None
-    return (kind == "text" and fields <= _TEXT_FIELDS) or (
-        kind in _MEDIA and bool(fields & {*_MEDIA, "source", "data"})
-    )
+    if isinstance(kind, str) and kind in _TEXTS:
+        text = part.get(_TEXTS[kind])
+        return fields <= _TEXT_FIELDS or (is_listed and isinstance(text, str))
+    return kind in _MEDIA and bool(fields & {*_MEDIA, "source", "data"})
 
 
 def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> ChatMessage:
@@ -405,6 +419,15 @@ def compile_error_pattern(text: str) -> re.Pattern[str]:
     if pattern.match("") and pattern.match("x"):
         raise UsageError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
     return pattern
+
+
+def is_like_an_error(text: str) -> bool:
+    """Whether a result begins like an error in words, or has a status of failure on the first level of its object."""
+    if LIKE_AN_ERROR.match(text):
+        return True
+    values = [value for key, value in read_mapping(text).items() if str(key).lower() in ("status", "success", "ok")]
+    words = ("error", "failed", "failure", "false")
+    return any(value is False or (isinstance(value, str) and value.strip().lower() in words) for value in values)
 
 
 def matches(pattern: re.Pattern[str], text: str) -> bool:

@@ -245,7 +245,7 @@ class _Stream:
 
     def add(self, delta: Mapping[str, Any], is_whole: bool = False) -> None:
         """Add a chunk. A whole message, as some servers send at the end, replaces what it repeats."""
-        texts = {"content": read_content(delta.get("content"), "a chunk's content", separator="")}
+        texts: dict[str, Any] = {"content": read_content(delta.get("content"), "a chunk's content", separator="")}
         texts["refusal"] = delta.get("refusal")
         for key, value in texts.items():
             if isinstance(value, str) and value:

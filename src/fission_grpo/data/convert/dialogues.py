@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import read_result
+from fission_grpo.core.chat import MAX_LITERAL, read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
 from fission_grpo.core.messages import (
-    LIKE_AN_ERROR,
     OTHER_FORM,
     UNREADABLE_CALL,
     call_in_other_form,
+    is_like_an_error,
     matches,
     name_and_arguments,
     read_arguments,
@@ -138,13 +138,15 @@ def _is_error(text: str, pattern: re.Pattern[str] | None) -> bool:
         return True
     answers: list[Any] = [text]
     with suppress(ValueError, RecursionError):
-        whole = json.loads(text)
-        for answer in whole if isinstance(whole, list) else [whole]:
-            answers.append(answer)
-            if isinstance(answer, dict):  # an answer may stand beside the name of its tool
-                answers += [answer[key] for key in ("content", "results", "result", "output") if key in answer]
+        whole = read_literal(text) if len(text) <= MAX_LITERAL else json.loads(text)
+        answers.append(whole)
+        if isinstance(whole, dict):  # an answer may stand beside the name of its tool
+            answers += [whole[key] for key in ("content", "results", "result", "output") if key in whole]
+        for item in whole if isinstance(whole, list) else ():  # other lists are data
+            if isinstance(item, dict) and "name" in item:
+                answers += [item[key] for key in ("content", "results") if key in item]
     texts = [answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
-    return any(LIKE_AN_ERROR.match(one) or read_result(ToolCall(""), one).error is not None for one in texts)
+    return any(is_like_an_error(one) or read_result(ToolCall(""), one).error is not None for one in texts)
 
 
 def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | None) -> tuple[Task, bool]:

@@ -275,6 +275,10 @@ def convert_file(
     """
     layout = guess_layout(path) if layout == "auto" else layout
     if layout == "toolrl":
+        if abstentions or pattern is not None:
+            option = "--abstentions" if abstentions else "--error_pattern"
+            what = "a row of ToolRL is one turn with calls, so it changes nothing"
+            raise TaskFileError(f"{path}: {option} does not fit the layout toolrl: {what}; leave it out")
         return layout, read_toolrl(path)
     return layout, convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern)
 
