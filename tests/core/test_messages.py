@@ -11,6 +11,7 @@ from fission_grpo.core.messages import (
     LIKE_AN_ERROR,
     MessageError,
     compile_error_pattern,
+    is_like_an_error,
     matches,
     plain_messages,
     read_arguments,
@@ -116,6 +117,14 @@ def test_arguments_that_are_no_object_are_refused(text):
         ({"role": "tool", "content": "no city", "isError": True}, "no city", True),
         ({"role": "tool", "content": "no city", "status": "error"}, "no city", True),
         ({"role": "tool", "content": "no city", "status": "success"}, "no city", False),
+        ({"role": "tool", "content": "no city", "is_error": "true"}, "no city", True),
+        ({"role": "tool", "content": "no city", "isError": "True"}, "no city", True),
+        ({"role": "tool", "content": "no city", "is_error": "false"}, "no city", False),
+        ({"role": "tool", "content": [{"type": "output_text", "text": "a"}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "input_text", "text": "a", "id": "1"}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "text", "text": "a", "is_error": None, "line": 3}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "refusal", "refusal": "a"}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "text", "words": "a"}]}, '[{"type": "text", "words": "a"}]', False),
     ],
 )
 def test_results_of_tools_are_read_with_their_mark_of_an_error(message, text, is_error):
@@ -258,6 +267,13 @@ def test_messages_become_those_of_chat_templates_with_names_for_results():
     assert plain[4]["tool_calls"][0]["function"] == {"name": "weather", "arguments": OSLO}
 
 
+def test_a_result_without_an_id_is_named_by_its_own_name_and_leaves_the_others():
+    calls = [{"id": one, "function": {"name": one, "arguments": "{}"}} for one in "fgh"]
+    results = [{"role": "tool", "name": "g", "content": "2"}, {"role": "tool", "content": "1"}]
+    given = [{"role": "assistant", "tool_calls": calls}, *results, {"role": "tool", "content": "3"}]
+    assert [message["name"] for message in plain_messages(read(*given))[1:]] == ["g", "f", "h"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -304,6 +320,101 @@ def test_results_that_begin_like_an_error_are_recognised(text):
 )
 def test_other_results_are_not(text):
     assert not LIKE_AN_ERROR.match(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error fetching data: 404",
+        "Error reading file",
+        "Error parsing arguments: x",
+        "Error (404): x",
+        "Error (timeout): x",
+        "[ERROR] x",
+        "Error. x",
+        "Error.",
+        "Tool error: x",
+        "Tool execution failed: timeout",
+        "Failed to call tool: x",
+        "An error occurred: x",
+        "An unexpected error occurred while x",
+        "Execution error: x",
+        "Error\nboom",
+        "**Error**: x",
+        "Exception occurred: x",
+        "Request failed with status code 404",
+        "API request failed: 500",
+        '{"data": {}, "status": "error"}',
+        '{"status": "Error"}',
+        '{"status":"ERROR","message":"x"}',
+        '{"data": {"a": {"b": 1}}, "Status": "Failure"}',
+        '{"success": "false"}',
+        "{'data': {}, 'status': 'error'}",
+        "Error: x",
+        "HTTP error 500",
+        "[error] x",
+        "Error occurred: x",
+        "Internal server error",
+        "Function call failed: x",
+        "Error",
+        "error",
+        "Error invoking tool",
+        "Error validating input: x",
+        "Tool call failed.",
+        "Tool 'f' failed: x",
+        "Tool weather failed: timeout",
+        "API Error: x",
+        "Error while x",
+        "Error (code 5): x",
+        "Error - x",
+        "error fetching",
+        "ERROR reading file x",
+    ],
+)
+def test_errors_in_words_and_statuses_of_failure_are_recognised(text):
+    assert is_like_an_error(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error handling in Python is easy",
+        "Error rates fell",
+        "Error correcting codes",
+        "Failed tests: 3",
+        "Tool error rate: 3%",
+        "No errors",
+        "errors: 0",
+        "The tool failed to x",
+        "An error budget is a thing",
+        "Errors found: none",
+        '[{"id":1,"status":"completed"},{"id":2,"status":"failed"}]',
+        '[{"id":1,"error":"timeout"},{"id":2,"error":null}]',
+        "Request for failed orders: 3",
+        "API documentation",
+        "Server status: ok",
+        "Terror: a film",
+        "error-free",
+        "Connection established",
+    ],
+)
+def test_right_results_that_speak_of_errors_are_not(text):
+    assert not is_like_an_error(text)
+
+
+def test_a_long_result_is_searched_for_errors_in_no_time():
+    began = time.monotonic()
+    for text in (
+        "a" * 10**6,
+        "Error" * 10**5,
+        " " * 10**5,
+        "{" * 10**5,
+        "[" * 10**5,
+        "tool " * 10**5,
+        "an a-" * 10**5,
+    ):
+        is_like_an_error(text)
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("text", ["(", "*a", "[z-a]", "", ".*", "a|", r"(?P<n>x)(?P<n>y)"])

@@ -147,6 +147,11 @@ FAILED = [
     result('"Error: no such city"'),
     result('{"result": "Error: no such city"}'),
     result("Traceback (most recent call last):\n..."),
+    result("{'name': 'weather', 'content': {'error': 'no such city'}}"),
+    result("[{'name': 'weather', 'results': 'Error: no such city'}]"),
+    result("{'data': {}, 'status': 'Error'}"),
+    result('[{"name": "weather", "content": {"status": "ERROR"}}]'),
+    result("Tool execution failed: no such city"),
     {"role": "function", "name": "weather", "content": '{"error": "no such city"}'},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "no", "is_error": True}]},
     {"role": "user", "content": '<tool_response>\n{"error": "no"}\n</tool_response>'},
@@ -171,6 +176,10 @@ def test_a_failed_turn_is_no_reference_and_stays_in_the_dialogue(tmp_path, answe
         result("No error: wet"),
         result('{"errors": []}'),
         result("", is_error=False),
+        result('[{"id": 1, "status": "completed"}, {"id": 2, "status": "failed"}]'),
+        result('[{"id": 1, "error": "timeout"}, {"id": 2, "error": null}]'),
+        result('[{"name": "job", "error": "timeout"}, {"name": "other", "status": "failed"}]'),
+        result("[{'id': 1, 'content': 'Error: none'}]"),
     ],
 )
 def test_a_turn_that_did_not_fail_is_a_reference(tmp_path, answer):
@@ -184,9 +193,10 @@ def test_one_failed_call_of_two_makes_no_reference(tmp_path):
     assert [task.id for task in convert(tmp_path, row).tasks] == ["data:1#2"]
 
 
-def test_failed_turns_of_other_layouts_are_left_out(tmp_path):
+@pytest.mark.parametrize("write_json", [json.dumps, repr])
+def test_failed_turns_of_other_layouts_are_left_out(tmp_path, write_json):
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    inner = json.dumps({"name": "weather", "content": {"error": "no such city"}})
+    inner = write_json({"name": "weather", "content": {"error": "no such city"}})
     entries = [
         {"from": "human", "value": "Go."},
         {"from": "gpt", "value": call},
@@ -219,6 +229,28 @@ def test_a_pattern_leaves_out_turns_with_errors_in_other_words(tmp_path, capsys)
     long = openai(ASK, LOOK, result("a" * 500 + "!"), LOOK)
     assert main(["tasks", "convert", "--error_pattern", "^(a+)+$", str(write(tmp_path, long)), str(target)]) == 1
     assert "takes too long on the result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_data_to_convert_is_never_replaced(tmp_path, capsys, linked):
+    source = write(tmp_path, openai(ASK, LOOK))
+    target = tmp_path / "sub" / ".." / source.name
+    (tmp_path / "sub").mkdir()
+    if linked:
+        target = tmp_path / "link.jsonl"
+        target.symlink_to(source)
+    before = source.read_bytes()
+    assert main(["tasks", "convert", str(source), str(target)]) == 1
+    assert "is the file to convert" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", [["--abstentions"], ["--error_pattern", "^Sorry"]])
+@pytest.mark.parametrize("named", [[], ["--from", "toolrl"]])
+def test_options_without_effect_on_a_layout_are_refused(tmp_path, capsys, option, named):
+    source = write(tmp_path, {"instruction": "x", "input": "y", "output": "z"})
+    assert main(["tasks", "convert", *option, *named, str(source), str(tmp_path / "out.jsonl")]) == 1
+    assert f"{option[0]} does not fit the layout toolrl" in capsys.readouterr().err
 
 
 # forms of messages

@@ -122,10 +122,24 @@ def test_schemas_of_anthropic_and_mcp_class_errors_too(tmp_path):
         (result("no") | {"is_error": True}, "no"),
         (result("no") | {"status": "error"}, "no"),
         (result('{"isError": false, "content": []}'), None),
+        (result("no") | {"is_error": "true"}, "no"),
+        (result([{"type": "output_text", "text": '{"error": "no"}'}]), "no"),
+        (result([{"type": "text", "text": '{"error": "no"}', "id": "1", "meta": {}}]), "no"),
+        (result('{"jsonrpc": "2.0", "result": {"content": [{"type": "text", "text": "no"}], "isError": true}}'), "no"),
+        (result('<tool_response>\n{"error": "no"}\n</tool_response>'), "no"),
     ],
 )
 def test_errors_that_the_message_marks_are_errors(tmp_path, answer, error):
     assert read(tmp_path, ASK, says(call("cd")), answer).calls[0].error == error
+
+
+def test_results_without_ids_belong_to_the_calls_of_their_names(tmp_path):
+    results = [result("2") | {"name": "g"}, result('{"error": "no"}') | {"name": "f"}, result("3") | {"name": "other"}]
+    record = read(tmp_path, ASK, says(call("f"), call("g"), call("h")), *results, DONE)
+    assert [(one.name, one.result) for one in record.calls] == [("f", '{"error": "no"}'), ("g", "2"), ("h", "3")]
+    named = [result("2", "b") | {"name": "f"}, result("1", "a") | {"name": "g"}]  # ids win over names
+    record = read(tmp_path, ASK, says(call("f", id="a"), call("g", id="b")), *named, DONE)
+    assert [one.result for one in record.calls] == ["1", "2"]
 
 
 @pytest.mark.parametrize("kind", ["server_tool_use", "tool-call", "made_up"])
