@@ -212,7 +212,7 @@ WORDS = ["Error: user not found", "ok", "Error: no", "No Error: fine"]
 
 
 def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
-    from fission_grpo.core.messages import compile_error_pattern
+    from fission_grpo.core.result_errors import compile_error_pattern
     from fission_grpo.evaluation.transcripts import uncounted_errors
 
     rows = [
@@ -235,7 +235,7 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
 
 
 def test_a_pattern_is_refused_for_a_result_file(tmp_path):
-    from fission_grpo.core.messages import compile_error_pattern
+    from fission_grpo.core.result_errors import compile_error_pattern
 
     path = write(tmp_path, {"id": "multi_turn_base_0", "result": []})
     with pytest.raises(RunFileError, match="leave --error_pattern out"):

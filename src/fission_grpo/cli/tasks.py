@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
-from fission_grpo.core.messages import compile_error_pattern
+from fission_grpo.core.result_errors import compile_error_pattern
 from fission_grpo.core.terminal import show
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL

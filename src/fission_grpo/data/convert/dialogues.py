@@ -21,11 +21,10 @@ from fission_grpo.core.messages import (
     OTHER_FORM,
     UNREADABLE_CALL,
     call_in_other_form,
-    is_like_an_error,
-    matches,
     name_and_arguments,
     read_arguments,
 )
+from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
