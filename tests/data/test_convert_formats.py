@@ -142,6 +142,26 @@ def test_text_of_toolace_without_calls_is_an_abstention(tmp_path, text):
     assert (references(converted), converted.dropped) == ([[]], {})
 
 
+@pytest.mark.parametrize("layout", ["toolace", "hermes"])
+def test_results_find_the_calls_of_their_names(tmp_path, layout):
+    tools = [WEATHER, tool("now", {})]
+    answers = [{"name": "now", "results": "noon"}, {"name": "weather", "results": "wet"}]
+    if layout == "toolace":
+        row = toolace("Go.", '[weather(city="x"), now()]', json.dumps(answers), "[now()]")
+        row["system"] = json.dumps(tools)
+    else:
+        bodies = [{"name": "weather", "arguments": {"city": "x"}}, {"name": "now", "arguments": {}}]
+        calls = [f"<tool_call>{json.dumps(body)}</tool_call>" for body in bodies]
+        results = "".join(f"<tool_response>{json.dumps(answer)}</tool_response>" for answer in answers)
+        values = {"human": "Go.", "gpt": "".join(calls), "tool": results}
+        entries = [{"from": speaker, "value": value} for speaker, value in values.items()]
+        row = {"conversations": [*entries, {"from": "gpt", "value": calls[1]}], "tools": json.dumps(tools)}
+    task = convert(tmp_path, row, layout=layout).tasks[-1]
+    results = [message for message in task.prompt if message["role"] == "tool"]
+    assert [message["name"] for message in results] == ["now", "weather"]
+    assert ["noon" in message["content"] for message in results] == [True, False]
+
+
 OTHER_FORMS = [
     '<|python_tag|>{"name": "weather", "parameters": {"city": "Oslo"}}',
     '<|python_tag|>weather.call(city="Oslo")',

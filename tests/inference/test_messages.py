@@ -188,6 +188,10 @@ OSLO, ROME = '{"city": "Oslo"}', '{"city": "Rome"}'
         ([[named("a", OSLO, None), named("b", ROME, None)]], ["Oslo", "Rome"]),
         ([[named("a", OSLO, "missing")], [named("b", ROME, "missing")]], ["Oslo", "Rome"]),
         ([[named(None, OSLO, None)], [named(None, ROME, None)]], ["Oslo", "Rome"]),
+        ([[named(None, OSLO)], [named(None, ROME)]], ["Oslo", "Rome"]),
+        ([[named(None, json.loads(OSLO))], [named(None, json.loads(ROME))]], ["Oslo", "Rome"]),
+        ([[named(None, OSLO)], [named(None, "")]], ["Oslo"]),
+        ([[named(None, OSLO[:5])], [named(None, OSLO[5:])]], ["Oslo"]),
         ([[named("a", OSLO[:5], None)], [part(None, arguments=OSLO[5:])]], ["Oslo"]),
         ([[named("a", OSLO[:5], None)], [named("a", OSLO[5:], None)]], ["Oslo"]),
         ([[named("a", "")], [named("a", OSLO[:5])], [named("a", OSLO[5:])]], ["Oslo"]),
@@ -241,9 +245,19 @@ def test_a_streamed_block_that_is_no_text_is_a_fault_that_names_it():
         read_completion(streamed(delta("stop", content=[{"type": "made_up"}])))
 
 
-@pytest.mark.parametrize("old", [{"name": "", "arguments": ""}, {"name": None, "arguments": ""}, {"name": ""}])
-def test_a_blank_call_beside_content_is_none(old):
-    reply = reply_of({"content": "Hello", "function_call": old})
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"function_call": {"name": "", "arguments": ""}},
+        {"function_call": {"name": "", "arguments": "{}"}},
+        {"function_call": {"name": None, "arguments": ""}},
+        {"function_call": {"name": ""}},
+        {"tool_calls": [{"id": "", "type": "function", "function": {"name": "", "arguments": ""}}]},
+        {"tool_calls": [], "function_call": {"name": "", "arguments": None}},
+    ],
+)
+def test_a_blank_call_beside_content_is_none(fields):
+    reply = reply_of({"content": "Hello", **fields})
     assert (reply.text, reply.tool_calls) == ("Hello", ())
 
 

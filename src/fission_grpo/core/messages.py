@@ -134,13 +134,20 @@ def call_entries(message: Mapping[str, Any], place: str) -> Sequence[Mapping[str
     if not entries and old and not isinstance(old, Mapping):
         what = f'must be like {{"name", "arguments"}}, got {quoted(old)}'
         raise MessageError(f"{place}.function_call", what, UNREADABLE_CALL)
-    if not entries and old and any(value not in (None, "") for value in old.values()):
+    entries = [entry for entry in entries or () if not _is_blank(entry, ("",))]
+    if not entries and old and not _is_blank({"function": old}, ("", None)):
         entries = [{"function": old}]
     return entries or [
         {"id": block.get("id"), "function": {"name": block.get("name"), "arguments": block.get("input")}}
         for block in _blocks(message.get("content"))
         if block.get("type") == "tool_use"
     ]
+
+
+def _is_blank(entry: Mapping[str, Any], names: Sequence[str | None]) -> bool:
+    """Whether an entry is no call, but fields that a server always fills in."""
+    name, arguments = name_and_arguments(entry)
+    return name in names and (lacks_arguments(arguments) or (arguments or "").strip() == "{}")
 
 
 def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:

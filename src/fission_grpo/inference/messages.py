@@ -271,12 +271,20 @@ class _Stream:
             call = None
         if call is None and index is None and calls and not name:
             call = calls[max(position, -len(calls))]
-        is_other = call and name and part.get("id") and call.get("id") and part["id"] != call["id"]
-        if call is None or is_other:  # an id without a name begins no call: some servers make up one for each chunk
+        # an id without a name begins no call: some servers make up one for each chunk
+        if call is None or (name and _is_other_call(call, part)):
             call = {"function": {}}
             calls.append(call)
         self._open[index] = call
         return call
+
+
+def _is_other_call(call: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether a part with a name does not continue this call: by its id, or as the call's arguments are complete."""
+    if part.get("id") and call.get("id"):
+        return part["id"] != call["id"]
+    (_, known), (_, more) = name_and_arguments(call), name_and_arguments(part)
+    return bool(known and more) and is_json(known or "")
 
 
 def _add_part(call: dict[str, Any], part: Mapping[str, Any]) -> None:

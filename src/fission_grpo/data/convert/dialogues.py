@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import MAX_LITERAL, read_result
+from fission_grpo.core.chat import MAX_LITERAL, read_mapping, read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
@@ -274,5 +274,11 @@ def tool_messages(content: Any, messages: Sequence[Message]) -> list[dict[str, A
     if not names:
         raise RowDropped("a tool result follows no call")
     parts = content if isinstance(content, list) and len(content) == len(names) else [content]
-    texts = [part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts]
-    return [{"role": "tool", "name": name, "content": text} for name, text in zip(names, texts, strict=False)]
+    results = []
+    for part in parts:  # an answer may name its tool, in another order than that of the calls
+        own = (part if isinstance(part, Mapping) else read_mapping(part) if isinstance(part, str) else {}).get("name")
+        name = own if own in names else names[0]
+        names.remove(name)
+        text = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+        results.append({"role": "tool", "name": name, "content": text})
+    return results
