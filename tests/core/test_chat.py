@@ -213,6 +213,10 @@ def test_arguments_that_are_no_json_cannot_be_rendered():
         ('{"isError": true, "error": "no such file"}', "no such file"),
         ('{"isError": false, "content": [{"type": "text", "text": "fine"}]}', None),
         ('{"isError": null}', None),
+        ('{"jsonrpc": "2.0", "id": 1, "result": {"isError": true, "content": [{"text": "no"}]}}', "no"),
+        ('{"jsonrpc": "2.0", "id": 1, "result": {"isError": false, "content": [{"text": "fine"}]}}', None),
+        ('{"jsonrpc": "2.0", "id": 1, "error": {"code": 3}}', '{"code": 3}'),
+        ('{"jsonrpc": "2.0", "id": 1, "result": null, "error": "no"}', "no"),
         ('{"isError": "true"}', None),
         ('["error"]', None),
         ("Error: it is all wrong", None),  # wording decides nothing

@@ -1,17 +1,12 @@
 """The reader of chat messages: the same message in the forms in which different projects write it."""
 
 import json
-import time
 
 import pytest
 
-from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import NotJson
 from fission_grpo.core.messages import (
-    LIKE_AN_ERROR,
     MessageError,
-    compile_error_pattern,
-    matches,
     plain_messages,
     read_arguments,
     read_messages,
@@ -116,12 +111,60 @@ def test_arguments_that_are_no_object_are_refused(text):
         ({"role": "tool", "content": "no city", "isError": True}, "no city", True),
         ({"role": "tool", "content": "no city", "status": "error"}, "no city", True),
         ({"role": "tool", "content": "no city", "status": "success"}, "no city", False),
+        ({"role": "tool", "content": "no city", "is_error": "true"}, "no city", True),
+        ({"role": "tool", "content": "no city", "isError": "True"}, "no city", True),
+        ({"role": "tool", "content": "no city", "is_error": "false"}, "no city", False),
+        ({"role": "tool", "content": [{"type": "output_text", "text": "a"}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "input_text", "text": "a", "id": "1"}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "text", "text": "a", "is_error": None, "line": 3}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "refusal", "refusal": "a"}]}, "a", False),
+        ({"role": "tool", "content": [{"type": "text", "words": "a"}]}, '[{"type": "text", "words": "a"}]', False),
     ],
 )
 def test_results_of_tools_are_read_with_their_mark_of_an_error(message, text, is_error):
     (result,) = read(message)
     assert (result.role, result.text, result.is_error) == ("tool", text, is_error)
     assert result.error == (text if is_error else None)
+
+
+WET, BAD = "<tool_response>\nwet\n</tool_response>", '<tool_response>\n{"error": "no city"}\n</tool_response>'
+
+
+@pytest.mark.parametrize(
+    ("content", "results", "request_text"),
+    [
+        (WET, ["wet"], None),
+        (f"{WET}\nGo on.", ["wet"], "Go on."),
+        (f"{WET} Go on.", ["wet"], "Go on."),
+        (f"Here it is:\n{WET}", ["wet"], "Here it is:"),
+        (f"{WET}\n{BAD}\nGo on.", ["wet", '{"error": "no city"}'], "Go on."),
+        (f"One: {WET}\nTwo: {WET}\nGo on.", ["wet", "wet"], "One:\nTwo:\nGo on."),
+        ([{"type": "text", "text": WET}], ["wet"], None),
+        ([{"type": "text", "text": WET}, {"type": "text", "text": "Go on."}], ["wet"], "Go on."),
+        ("What is <tool_response>?", [], "What is <tool_response>?"),
+    ],
+)
+def test_results_in_tags_are_split_from_the_rest_of_a_user_message(content, results, request_text):
+    messages = read({"role": "user", "content": content})
+    assert [one.text for one in messages if one.role == "tool"] == results
+    assert [one.text for one in messages if one.role == "user"] == ([request_text] if request_text else [])
+
+
+@pytest.mark.parametrize(
+    ("message", "results"),
+    [
+        ({"role": "tool", "content": WET}, ["wet"]),
+        ({"role": "function", "name": "weather", "content": [{"type": "text", "text": WET}]}, ["wet"]),
+        ({"role": "tool", "content": f"{BAD}\n{WET}"}, ['{"error": "no city"}', "wet"]),
+        ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": WET}]}, ["wet"]),
+        ({"role": "tool", "content": f"a page: {WET}"}, [f"a page: {WET}"]),
+        ({"role": "tool", "content": "<tool_response>"}, ["<tool_response>"]),
+    ],
+)
+def test_tags_around_a_tools_result_are_no_part_of_it(message, results):
+    messages = read(message)
+    assert [(one.role, one.text) for one in messages] == [("tool", text) for text in results]
+    assert [one.error for one in messages] == ["no city" if "error" in text else None for text in results]
 
 
 def test_blocks_of_a_user_message_become_results_and_a_request():
@@ -218,66 +261,8 @@ def test_messages_become_those_of_chat_templates_with_names_for_results():
     assert plain[4]["tool_calls"][0]["function"] == {"name": "weather", "arguments": OSLO}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Error: user not found",
-        "error: no such file",
-        "ERROR: x",
-        "ValueError: bad",
-        "requests.exceptions.HTTPError: 404",
-        "Error executing tool add: 1 validation error",
-        "Error during execution: no ls",
-        "Traceback (most recent call last):\n  File",
-        '"Error: quoted"',
-        "\n Exception: x",
-        "Error code: 401 - {}",
-        '{"status": "error", "message": "no such user"}',
-        '{"message": "no such user", "success": false}',
-        "{'ok': False}",
-        "Error 404",
-        "Error - no such user",
-        "<tool_use_error>InputValidationError</tool_use_error>",
-    ],
-)
-def test_results_that_begin_like_an_error_are_recognised(text):
-    assert LIKE_AN_ERROR.match(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "ok",
-        "No error: all is well",
-        "The Error: none",
-        "errors: 0",
-        "Errors found: none",
-        '{"error": null}',
-        "Terror: a film",
-        '{"status": "ok"}',
-        '{"success": true, "falsehood": false}',
-        '{"order": {"status": "failed"}}',
-        "Error rates fell by 3%",
-        "<errors>none</errors>",
-    ],
-)
-def test_other_results_are_not(text):
-    assert not LIKE_AN_ERROR.match(text)
-
-
-@pytest.mark.parametrize("text", ["(", "*a", "[z-a]", "", ".*", "a|", r"(?P<n>x)(?P<n>y)"])
-def test_a_pattern_that_is_none_or_fits_every_text_is_refused(text):
-    with pytest.raises(UsageError, match=r"is no regular expression|fits every text"):
-        compile_error_pattern(text)
-
-
-def test_a_pattern_is_held_against_the_beginning_and_given_up_in_time():
-    assert matches(compile_error_pattern("^Error"), "Error: x")
-    assert not matches(compile_error_pattern("^Error"), "No Error: x")
-    assert matches(compile_error_pattern("^$"), "")
-    assert not matches(compile_error_pattern("late"), "x" * 5000 + "late")
-    began = time.monotonic()
-    with pytest.raises(UsageError, match=r"--error_pattern .* takes too long"):
-        matches(compile_error_pattern("^(a+)+$"), "a" * 500 + "!")
-    assert time.monotonic() - began < 20
+def test_a_result_without_an_id_is_named_by_its_own_name_and_leaves_the_others():
+    calls = [{"id": one, "function": {"name": one, "arguments": "{}"}} for one in "fgh"]
+    results = [{"role": "tool", "name": "g", "content": "2"}, {"role": "tool", "content": "1"}]
+    given = [{"role": "assistant", "tool_calls": calls}, *results, {"role": "tool", "content": "3"}]
+    assert [message["name"] for message in plain_messages(read(*given))[1:]] == ["g", "f", "h"]

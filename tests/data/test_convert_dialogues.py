@@ -67,6 +67,36 @@ def test_a_turn_of_weight_0_is_no_task_and_stays_in_the_dialogue(tmp_path, weigh
     assert "weight" not in converted.tasks[0].prompt[1]
 
 
+HERMES = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+ACE = '[weather(city="Oslo")]'
+MARKS = [{"weight": "0"}, {"weight": "0.0"}, {"weight": "false"}, {"loss": False}, {"loss": "false"}, {"loss": 0}]
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("layout", ["openai", "hermes", "toolace"])
+def test_a_turn_marked_as_not_to_be_learned_is_no_task_in_any_layout(tmp_path, mark, layout):
+    says_so, no_mark = {"from": "gpt", "value": ACE if layout == "toolace" else HERMES}, dict.fromkeys(mark, True)
+    asks = {"from": "human", "value": "Go."}
+    row = {
+        "openai": openai(ASK, LOOK | mark, ASK, LOOK | no_mark),
+        "hermes": {"conversations": [asks, says_so | mark, asks, says_so | no_mark], "tools": json.dumps([WEATHER])},
+        "toolace": {"conversations": [asks, says_so | mark, asks, says_so | no_mark], "system": json.dumps([WEATHER])},
+    }[layout]
+    converted = convert(tmp_path, row, layout=layout)
+    assert (len(converted.tasks), converted.dropped) == (1, {"the turn has weight 0": 1})
+
+
+@pytest.mark.parametrize("mark", [{"weight": "x"}, {"weight": []}, {"loss": "maybe"}])
+@pytest.mark.parametrize("layout", ["openai", "hermes"])
+def test_a_weight_that_is_no_number_is_refused_in_any_layout(tmp_path, mark, layout):
+    entries = [{"from": "human", "value": "q"}, {"from": "gpt", "value": HERMES} | mark]
+    row = (
+        openai(ASK, LOOK | mark) if layout == "openai" else {"conversations": entries, "tools": json.dumps([WEATHER])}
+    )
+    with pytest.raises(TaskFileError, match=r"the (weight|loss) of a message is no number"):
+        convert(tmp_path, row, layout=layout)
+
+
 def test_a_turn_without_calls_of_weight_0_is_no_abstention(tmp_path):
     row = openai(
         ASK, {"role": "assistant", "content": "Hm.", "weight": 0}, ASK, {"role": "assistant", "content": "No."}
@@ -117,6 +147,11 @@ FAILED = [
     result('"Error: no such city"'),
     result('{"result": "Error: no such city"}'),
     result("Traceback (most recent call last):\n..."),
+    result("{'name': 'weather', 'content': {'error': 'no such city'}}"),
+    result("[{'name': 'weather', 'results': 'Error: no such city'}]"),
+    result("{'data': {}, 'status': 'Error'}"),
+    result('[{"name": "weather", "content": {"status": "ERROR"}}]'),
+    result("Tool execution failed: no such city"),
     {"role": "function", "name": "weather", "content": '{"error": "no such city"}'},
     {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "no", "is_error": True}]},
     {"role": "user", "content": '<tool_response>\n{"error": "no"}\n</tool_response>'},
@@ -141,6 +176,10 @@ def test_a_failed_turn_is_no_reference_and_stays_in_the_dialogue(tmp_path, answe
         result("No error: wet"),
         result('{"errors": []}'),
         result("", is_error=False),
+        result('[{"id": 1, "status": "completed"}, {"id": 2, "status": "failed"}]'),
+        result('[{"id": 1, "error": "timeout"}, {"id": 2, "error": null}]'),
+        result('[{"name": "job", "error": "timeout"}, {"name": "other", "status": "failed"}]'),
+        result("[{'id': 1, 'content': 'Error: none'}]"),
     ],
 )
 def test_a_turn_that_did_not_fail_is_a_reference(tmp_path, answer):
@@ -154,9 +193,10 @@ def test_one_failed_call_of_two_makes_no_reference(tmp_path):
     assert [task.id for task in convert(tmp_path, row).tasks] == ["data:1#2"]
 
 
-def test_failed_turns_of_other_layouts_are_left_out(tmp_path):
+@pytest.mark.parametrize("write_json", [json.dumps, repr])
+def test_failed_turns_of_other_layouts_are_left_out(tmp_path, write_json):
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    inner = json.dumps({"name": "weather", "content": {"error": "no such city"}})
+    inner = write_json({"name": "weather", "content": {"error": "no such city"}})
     entries = [
         {"from": "human", "value": "Go."},
         {"from": "gpt", "value": call},
@@ -189,6 +229,28 @@ def test_a_pattern_leaves_out_turns_with_errors_in_other_words(tmp_path, capsys)
     long = openai(ASK, LOOK, result("a" * 500 + "!"), LOOK)
     assert main(["tasks", "convert", "--error_pattern", "^(a+)+$", str(write(tmp_path, long)), str(target)]) == 1
     assert "takes too long on the result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_data_to_convert_is_never_replaced(tmp_path, capsys, linked):
+    source = write(tmp_path, openai(ASK, LOOK))
+    target = tmp_path / "sub" / ".." / source.name
+    (tmp_path / "sub").mkdir()
+    if linked:
+        target = tmp_path / "link.jsonl"
+        target.symlink_to(source)
+    before = source.read_bytes()
+    assert main(["tasks", "convert", str(source), str(target)]) == 1
+    assert "is the file to convert" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", [["--abstentions"], ["--error_pattern", "^Sorry"]])
+@pytest.mark.parametrize("named", [[], ["--from", "toolrl"]])
+def test_options_without_effect_on_a_layout_are_refused(tmp_path, capsys, option, named):
+    source = write(tmp_path, {"instruction": "x", "input": "y", "output": "z"})
+    assert main(["tasks", "convert", *option, *named, str(source), str(tmp_path / "out.jsonl")]) == 1
+    assert f"{option[0]} does not fit the layout toolrl" in capsys.readouterr().err
 
 
 # forms of messages

@@ -89,6 +89,122 @@ def test_names_of_toolace_may_be_anything():
     assert calls[1]["arguments"] == {"x": [True, {"k": None}]}
 
 
+@pytest.mark.parametrize(
+    "name", ["from", "class", "lambda", "start-date", "start date", "a.b", "$top", "größe", "2nd", "x"]
+)
+def test_an_argument_of_toolace_may_have_any_name(name):
+    text = f'[find(q="(from=1, x=2)", {name}="a", other={{"from": [1]}}), find({name} = 2)]'
+    arguments = {"q": "(from=1, x=2)", name: "a", "other": {"from": [1]}}
+    calls = [{"name": "find", "arguments": arguments}, {"name": "find", "arguments": {name: 2}}]
+    assert read_toolace_calls(text, ["find"]) == calls
+
+
+@pytest.mark.parametrize("written", ["a\nb", "a\r\nb", 'a\\\\\nb \\" c', "a\\nb\nc"])
+def test_a_string_of_toolace_may_hold_a_line_break(written):
+    meant = written.replace('\\"', '"').replace("\\\\", "\0").replace("\\n", "\n").replace("\0", "\\")
+    assert read_toolace_calls(f'[find(q="{written}")]', ["find"]) == [{"name": "find", "arguments": {"q": meant}}]
+
+
+def toolace(*values):
+    speakers = ("user", "assistant", "tool", "assistant")
+    entries = [{"from": speaker, "value": value} for speaker, value in zip(speakers, values, strict=False)]
+    return {"system": f"Tools: {json.dumps([WEATHER])}", "conversations": entries}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[other(city="y"), weather(city="x")]', "the reference calls a tool that is not listed"),
+        ('[weather(city="x"), other(city="y")]', "the reference calls a tool that is not listed"),
+        ('[other(city="y")]', "the reference calls a tool that is not listed"),
+        ("[other()]", "the reference calls a tool that is not listed"),
+        ('[Other Tool(city="y")]', "a tool call cannot be read"),
+        ('[weather(city="x")].', "a call in a form that is not read"),
+        ('[weather(city="x")] Done', "a call in a form that is not read"),
+        ('Sure. [weather(city="x")]', "a call in a form that is not read"),
+        ('Sure. [other(city="x")]', "a call in a form that is not read"),
+        ('```\n[weather(city="x")]\n```', "a call in a form that is not read"),
+        ('weather(city="x")', "a call in a form that is not read"),
+        ('[weather(city="x"]', "a call in a form that is not read"),
+        ('{"name": "weather", "arguments": {"city": "x"}}', "a call in a form that is not read"),
+    ],
+)
+def test_a_call_of_toolace_that_is_not_read_is_no_abstention(tmp_path, text, reason):
+    converted = convert(tmp_path, toolace("Go.", text), toolace("Go.", "No."), layout="toolace", abstentions=True)
+    assert (references(converted), converted.dropped) == ([[]], {reason: 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["No.", "[1, 2]", "See [the page](url).", "[note (a)]", "weather (fair)", "f(x) = [y]"]
+)
+def test_text_of_toolace_without_calls_is_an_abstention(tmp_path, text):
+    converted = convert(tmp_path, toolace("Go.", text), layout="toolace", abstentions=True)
+    assert (references(converted), converted.dropped) == ([[]], {})
+
+
+@pytest.mark.parametrize("layout", ["toolace", "hermes"])
+def test_results_find_the_calls_of_their_names(tmp_path, layout):
+    tools = [WEATHER, tool("now", {})]
+    answers = [{"name": "now", "results": "noon"}, {"name": "weather", "results": "wet"}]
+    if layout == "toolace":
+        row = toolace("Go.", '[weather(city="x"), now()]', json.dumps(answers), "[now()]")
+        row["system"] = json.dumps(tools)
+    else:
+        bodies = [{"name": "weather", "arguments": {"city": "x"}}, {"name": "now", "arguments": {}}]
+        calls = [f"<tool_call>{json.dumps(body)}</tool_call>" for body in bodies]
+        results = "".join(f"<tool_response>{json.dumps(answer)}</tool_response>" for answer in answers)
+        values = {"human": "Go.", "gpt": "".join(calls), "tool": results}
+        entries = [{"from": speaker, "value": value} for speaker, value in values.items()]
+        row = {"conversations": [*entries, {"from": "gpt", "value": calls[1]}], "tools": json.dumps(tools)}
+    task = convert(tmp_path, row, layout=layout).tasks[-1]
+    results = [message for message in task.prompt if message["role"] == "tool"]
+    assert [message["name"] for message in results] == ["now", "weather"]
+    assert ["noon" in message["content"] for message in results] == [True, False]
+
+
+OTHER_FORMS = [
+    '<|python_tag|>{"name": "weather", "parameters": {"city": "Oslo"}}',
+    '<|python_tag|>weather.call(city="Oslo")',
+    '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo"}}]',
+    '[TOOL_CALLS]weather{"city": "Oslo"}',
+    '<TOOLCALL>[{"name": "weather", "arguments": {}}]</TOOLCALL>',
+    '<function=weather>{"city": "Oslo"}</function>',
+    "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>",
+    "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n</tool_call>",
+    '{"name": "weather", "arguments": {"city": "Oslo"}}',
+    '{"name": "weather", "parameters": {"city": "Oslo"}}',
+    '[{"name": "weather", "arguments": "{}"}]',
+    '```json\n{"name": "weather", "arguments": {}}\n```',
+    '{"type": "function", "function": {"name": "weather", "arguments": {}}}',
+    'I look. <function_call>{"name": "weather"}</function_call>',
+    "<\uff5ctool\u2581calls\u2581begin\uff5c>",
+    "<|tool_calls_section_begin|>",
+    '<function_calls><invoke name="weather"></invoke></function_calls>',
+    'Action: weather\nAction Input: {"city": "Oslo"}',
+    '<think>I look.</think>[TOOL_CALLS] [{"name": "weather", "arguments": {}}]',
+]
+
+
+@pytest.mark.parametrize("text", OTHER_FORMS)
+def test_a_call_in_another_form_is_no_abstention(tmp_path, text):
+    said, no = {"role": "assistant", "content": text}, {"role": "assistant", "content": "No."}
+    converted = convert(tmp_path, openai(ASK, said), openai(ASK, no), abstentions=True)
+    assert (references(converted), converted.dropped) == ([[]], {"a call in a form that is not read": 1})
+    entries = [{"from": "human", "value": "Go."}, {"from": "gpt", "value": text}]
+    row = {"conversations": entries, "tools": json.dumps([WEATHER])}
+    with pytest.raises(TaskFileError, match=r"cannot be read|a form that is not read"):
+        convert(tmp_path, row, layout="hermes", abstentions=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"name": "Ann"}', '[{"id": 1}]', "[]", "I use no <function> here.", "<think>[TOOL_CALLS]</think>No.", "{"],
+)
+def test_text_in_json_or_about_calls_is_no_call(tmp_path, text):
+    converted = convert(tmp_path, openai(ASK, {"role": "assistant", "content": text}), abstentions=True)
+    assert references(converted) == [[]]
+
+
 # Hermes
 
 LISTED = [WEATHER, tool("now", {})]
@@ -122,6 +238,16 @@ def test_hermes_is_read_in_all_its_forms(tmp_path, system, call):
     converted = convert(tmp_path, {"conversations": entries})
     assert references(converted) == [[("weather", {"city": "Oslo"})]]
     assert [one["name"] for one in converted.tasks[0].tools] == ["weather", "now"]
+
+
+@pytest.mark.parametrize("tag", ["think", "scratch_pad"])
+def test_thoughts_in_an_argument_of_hermes_stay(tmp_path, tag):
+    city = f"a <{tag}>b</{tag}> c"
+    body = json.dumps({"name": "weather", "arguments": {"city": city}})
+    call = f"<{tag}>I <tool_call>.</{tag}>\n<tool_call>\n{body}\n</tool_call>"
+    entries = [{"from": "human", "value": "Go."}, {"from": "gpt", "value": call}]
+    converted = convert(tmp_path, {"conversations": entries, "tools": json.dumps(LISTED)})
+    assert references(converted) == [[("weather", {"city": city})]]
 
 
 def test_several_calls_of_hermes_may_stand_in_one_block(tmp_path):

@@ -50,6 +50,32 @@ def answered(**block):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        '<|python_tag|>{"name": "ls", "parameters": {}}',
+        '[TOOL_CALLS][{"name": "ls", "arguments": {}}]',
+        "<TOOLCALL>[]</TOOLCALL>",
+        '<function=ls>{"a": 1}</function>',
+        "<tool_call>\n<function=ls>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>",
+        '{"name": "ls", "arguments": {}}',
+    ],
+)
+def test_a_call_in_a_form_that_is_not_read_is_refused_by_name(tmp_path, text):
+    with pytest.raises(
+        RunFileError, match=r"line 1: field 'messages\[1\].content' holds a call in a form that is not"
+    ):
+        read(tmp_path, ASK, says(content=text), result("sunny"), DONE)
+
+
+@pytest.mark.parametrize("text", ["<function=ls>", '{"name": "ls", "arguments": {}}'])
+def test_such_a_form_beside_or_inside_a_call_is_text(tmp_path, text):
+    inside = f"<tool_call>\n{json.dumps({'name': 'cd', 'arguments': {'folder': text}})}\n</tool_call>"
+    for message in (says(content=inside), says(call("cd", json.dumps({"folder": text})), content=text)):
+        (one,) = read(tmp_path, ASK, message, result("sunny"), DONE).calls
+        assert one.arguments == {"folder": text}
+
+
+@pytest.mark.parametrize(
     ("answer", "error"),
     [
         (answered(content="no such folder", is_error=True), "no such folder"),
@@ -96,10 +122,24 @@ def test_schemas_of_anthropic_and_mcp_class_errors_too(tmp_path):
         (result("no") | {"is_error": True}, "no"),
         (result("no") | {"status": "error"}, "no"),
         (result('{"isError": false, "content": []}'), None),
+        (result("no") | {"is_error": "true"}, "no"),
+        (result([{"type": "output_text", "text": '{"error": "no"}'}]), "no"),
+        (result([{"type": "text", "text": '{"error": "no"}', "id": "1", "meta": {}}]), "no"),
+        (result('{"jsonrpc": "2.0", "result": {"content": [{"type": "text", "text": "no"}], "isError": true}}'), "no"),
+        (result('<tool_response>\n{"error": "no"}\n</tool_response>'), "no"),
     ],
 )
 def test_errors_that_the_message_marks_are_errors(tmp_path, answer, error):
     assert read(tmp_path, ASK, says(call("cd")), answer).calls[0].error == error
+
+
+def test_results_without_ids_belong_to_the_calls_of_their_names(tmp_path):
+    results = [result("2") | {"name": "g"}, result('{"error": "no"}') | {"name": "f"}, result("3") | {"name": "other"}]
+    record = read(tmp_path, ASK, says(call("f"), call("g"), call("h")), *results, DONE)
+    assert [(one.name, one.result) for one in record.calls] == [("f", '{"error": "no"}'), ("g", "2"), ("h", "3")]
+    named = [result("2", "b") | {"name": "f"}, result("1", "a") | {"name": "g"}]  # ids win over names
+    record = read(tmp_path, ASK, says(call("f", id="a"), call("g", id="b")), *named, DONE)
+    assert [one.result for one in record.calls] == ["1", "2"]
 
 
 @pytest.mark.parametrize("kind", ["server_tool_use", "tool-call", "made_up"])
@@ -172,7 +212,7 @@ WORDS = ["Error: user not found", "ok", "Error: no", "No Error: fine"]
 
 
 def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
-    from fission_grpo.core.messages import compile_error_pattern
+    from fission_grpo.core.result_errors import compile_error_pattern
     from fission_grpo.evaluation.transcripts import uncounted_errors
 
     rows = [
@@ -195,7 +235,7 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
 
 
 def test_a_pattern_is_refused_for_a_result_file(tmp_path):
-    from fission_grpo.core.messages import compile_error_pattern
+    from fission_grpo.core.result_errors import compile_error_pattern
 
     path = write(tmp_path, {"id": "multi_turn_base_0", "result": []})
     with pytest.raises(RunFileError, match="leave --error_pattern out"):

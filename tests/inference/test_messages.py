@@ -43,7 +43,8 @@ def server():
         {"arguments": " "},
         {"arguments": "\n"},
         {"arguments": "null"},
-        {"arguments": {}},
+        {"arguments": '""'},
+        {"arguments": '"null"'},
     ],
 )
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_missing_arguments_of_a_tool_that_needs_none_are_an_empty_object(argumen
     assert reply.tool_calls[0]["function"]["arguments"] in ("{}", {})
 
 
-@pytest.mark.parametrize("arguments", [{}, {"arguments": None}, {"arguments": ""}, {"arguments": " "}])
+@pytest.mark.parametrize("arguments", [{}, *({"arguments": one} for one in (None, "", " ", '""'))])
 def test_missing_arguments_of_a_tool_that_needs_some_are_the_policys_error(arguments):
     assert parse(reply_of(called(name="weather", **arguments), (TOOL, WEATHER)).text).error is not None
 
@@ -169,6 +170,101 @@ def test_the_parts_of_streamed_calls_are_put_together():
     reply = read_completion(streamed(*chunks, done=False), "text/event-stream", [WEATHER])
     assert parse(reply.text).calls == (ToolCall("weather", {"city": "Oslo"}), ToolCall("weather", {"city": "Rome"}))
     assert [call["id"] for call in reply.tool_calls] == ["a", "b"]
+
+
+def named(call_id, arguments, index=0, name="weather"):
+    entry = {"id": call_id, "index": index, "function": {"name": name, "arguments": arguments}}
+    return {key: value for key, value in entry.items() if value != "missing"}
+
+
+OSLO, ROME = '{"city": "Oslo"}', '{"city": "Rome"}'
+
+
+@pytest.mark.parametrize(
+    ("chunks", "cities"),
+    [
+        ([[named("a", OSLO)], [named("b", ROME)]], ["Oslo", "Rome"]),
+        ([[named("a", "")], [part(0, arguments=OSLO)], [named("b", "")], [part(0, arguments=ROME)]], ["Oslo", "Rome"]),
+        ([[named("a", OSLO, None), named("b", ROME, None)]], ["Oslo", "Rome"]),
+        ([[named("a", OSLO, "missing")], [named("b", ROME, "missing")]], ["Oslo", "Rome"]),
+        ([[named(None, OSLO, None)], [named(None, ROME, None)]], ["Oslo", "Rome"]),
+        ([[named(None, OSLO)], [named(None, ROME)]], ["Oslo", "Rome"]),
+        ([[named(None, json.loads(OSLO))], [named(None, json.loads(ROME))]], ["Oslo", "Rome"]),
+        ([[named(None, OSLO)], [named(None, "")]], ["Oslo"]),
+        ([[named(None, OSLO[:5])], [named(None, OSLO[5:])]], ["Oslo"]),
+        ([[named("a", OSLO[:5], None)], [part(None, arguments=OSLO[5:])]], ["Oslo"]),
+        ([[named("a", OSLO[:5], None)], [named("a", OSLO[5:], None)]], ["Oslo"]),
+        ([[named("a", "")], [named("a", OSLO[:5])], [named("a", OSLO[5:])]], ["Oslo"]),
+        ([[named("a", OSLO[:5])], [named("made up", OSLO[5:], name=None)]], ["Oslo"]),
+        ([[named("a", OSLO[:5])], [named("", OSLO[5:])]], ["Oslo"]),
+        ([[named("a", OSLO[:5], name="wea")], [named(None, OSLO[5:], name="ther")]], ["Oslo"]),
+    ],
+)
+def test_streamed_calls_are_told_apart_with_or_without_good_indices(chunks, cities):
+    body = streamed(*(delta(tool_calls=parts) for parts in chunks), delta("tool_calls"))
+    reply = read_completion(body, "text/event-stream", [WEATHER])
+    assert parse(reply.text).calls == tuple(ToolCall("weather", {"city": city}) for city in cities)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "content"),
+    [
+        ([delta(content=[{"type": "text", "text": "He"}]), delta(content=[{"type": "text", "text": "llo"}])], "Hello"),
+        ([delta(content=[{"type": "thinking", "thinking": "Hm."}]), delta(content="Hello")], "Hello"),
+        ([delta(content="Hel"), delta(content="lo"), {"choices": [{"message": {"content": "Hello"}}]}], "Hello"),
+        (
+            [delta(content="Hello"), {"choices": [{"delta": {"content": ""}, "message": {"content": "Hello"}}]}],
+            "Hello",
+        ),
+        ([delta(content="Hello"), {"choices": [{"message": {"content": ""}}]}], "Hello"),
+        ([{"choices": [{"message": {"content": one}}]} for one in ("Hel", "lo")], "Hello"),
+        ([delta(content="Hello") | {"error": None}], "Hello"),
+        ([delta(content="Hello", function_call={"name": "", "arguments": ""})], "Hello"),
+    ],
+)
+def test_streamed_text_is_read_in_every_form(chunks, content):
+    assert read_completion(streamed(*chunks, delta("stop")), "text/event-stream").text == content
+
+
+def test_the_old_form_of_a_call_is_read_from_a_stream():
+    parts = [{"name": "weather", "arguments": ""}, {"arguments": OSLO[:5]}, {"name": "weather", "arguments": OSLO[5:]}]
+    body = streamed(*(delta(function_call=one) for one in parts), delta("function_call"))
+    assert parse(read_completion(body).text).calls == (ToolCall("weather", {"city": "Oslo"}),)
+
+
+def test_a_whole_message_at_the_end_replaces_streamed_calls():
+    whole = {
+        "choices": [{"message": {"content": "", "tool_calls": [named("a", OSLO)]}, "finish_reason": "tool_calls"}]
+    }
+    body = streamed(delta(tool_calls=[named("a", OSLO)]), whole)
+    assert parse(read_completion(body).text).calls == (ToolCall("weather", {"city": "Oslo"}),)
+
+
+def test_a_streamed_block_that_is_no_text_is_a_fault_that_names_it():
+    with pytest.raises(UnreadableResponse, match="'made_up'"):
+        read_completion(streamed(delta("stop", content=[{"type": "made_up"}])))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"function_call": {"name": "", "arguments": ""}},
+        {"function_call": {"name": "", "arguments": "{}"}},
+        {"function_call": {"name": None, "arguments": ""}},
+        {"function_call": {"name": ""}},
+        {"tool_calls": [{"id": "", "type": "function", "function": {"name": "", "arguments": ""}}]},
+        {"tool_calls": [], "function_call": {"name": "", "arguments": None}},
+    ],
+)
+def test_a_blank_call_beside_content_is_none(fields):
+    reply = reply_of({"content": "Hello", **fields})
+    assert (reply.text, reply.tool_calls) == ("Hello", ())
+
+
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "model_length", "MAX_TOKENS"])
+def test_every_name_of_the_length_limit_is_truncation(reason):
+    reply = reply_of(called(name="weather", arguments='{"city": "Os'), (WEATHER,), finish_reason=reason)
+    assert (reply.truncated, parse(reply.text, truncated=True).error) == (True, None)
 
 
 def test_a_streamed_raw_completion_is_read():

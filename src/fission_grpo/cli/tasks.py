@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
-from fission_grpo.core.messages import compile_error_pattern
+from fission_grpo.core.result_errors import compile_error_pattern
 from fission_grpo.core.terminal import show
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
@@ -56,6 +56,8 @@ def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern:
     """Convert a file to a step-task file. Returns a report of what was dropped. Raises TaskFileError."""
     from fission_grpo.data.convert.formats import convert_file
 
+    if source.exists() and target.exists() and source.samefile(target):
+        raise TaskFileError(f"{target}: is the file to convert, which would be replaced; give another output path")
     layout, converted = convert_file(source, layout, abstentions, pattern)
     try:
         write_file(target, "".join(row_of_step_task(task) + "\n" for task in converted.tasks))

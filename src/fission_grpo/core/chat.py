@@ -72,12 +72,12 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
     The answer is an error if it is a mapping, as JSON or as a Python literal (TRL writes
     `str({"error": str(exception)})`), whose "error" is not empty (not null, false, 0, [], {} or blank text, by which
     tools say that there was none; guarded tools never raise a blank message), or whose "isError" (MCP) or "is_error"
-    (Anthropic) is true. Its wording is not considered.
+    (Anthropic) is true. Of JSON-RPC's envelope the "result" is considered, if it has one. The wording is not.
     """
     error = None
-    answer = read_structure(content)
-    if not isinstance(answer, dict):
-        return ToolResult(call, content)
+    answer = read_mapping(content)
+    if "jsonrpc" in answer and isinstance(answer.get("result"), dict):
+        answer = answer["result"]
     value = answer.get("error")
     if isinstance(value, str) and not value.strip():
         value = None
@@ -246,6 +246,12 @@ def _decoded(text: Any, key: str) -> Any:
 def _after_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
+
+
+def read_mapping(content: str) -> Mapping[str, Any]:
+    """The mapping that `content` spells as JSON or as a Python literal, {} if there is none."""
+    value = read_structure(content) if content.lstrip().startswith("{") else None
+    return value if isinstance(value, dict) else {}
 
 
 def read_structure(content: str) -> Any:

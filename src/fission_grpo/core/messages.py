@@ -9,34 +9,36 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from fission_grpo.core.chat import beside_calls, parse, read_result
-from fission_grpo.core.errors import RowError, UsageError
+from fission_grpo.core.errors import RowError
 from fission_grpo.core.json_io import NotJson, quoted, read_json, well_formed
-from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ToolCall
 
 SYSTEM_ROLES, RESULT_ROLES = ("system", "developer"), ("tool", "function")
 ROLES = (*SYSTEM_ROLES, "user", "assistant", *RESULT_ROLES)
-UNREADABLE_CALL = "a tool call cannot be read"
-PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
-PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
-# beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
-LIKE_AN_ERROR = re.compile(
-    r"\s*[\"'\[(]?([\w.]{0,100}(Error|Exception)|ERROR|error)"
-    r"([:!]|\s(\d|-|(during|executing|calling|invoking|running|in|code|occurred|while|when)\b))"
-    r"|\s*[\"']?(Traceback \(most recent call last\)|<[\w-]{0,100}error>)"
-    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](error|failed|failure)[\"']|[Ff]alse\b)"
-)
+UNREADABLE_CALL, OTHER_FORM = "a tool call cannot be read", "a call in a form that is not read"
 
 _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}  # field by block type
-_TEXT_FIELDS = {"type", "text", "cache_control", "citations", "annotations", "_meta"}
+_TEXT_FIELDS = {"type", "text", "refusal", "cache_control", "citations", "annotations", "_meta"}
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reference")  # read by nobody but their server
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "document", "file")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's arguments, in order of preference
-_RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+_RESPONSE = re.compile(
+    r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL
+)  # a result as Qwen's template renders it
+_THOUGHT = re.compile(r"<(think|scratch_pad)>.*?</\1>|^(?:(?!<think>|<tool_call>).)*?</think>", re.DOTALL)
+# beginnings of calls as models write them that do not use Hermes' format; two more within its tags
+_OTHER_CALL = re.compile(
+    r"<\|python_tag\|>|\[TOOL_CALLS\]|<TOOLCALL>|<function=[^>\s]+>|<function_calls?>|<tool_calls>|<invoke name="
+    r"|<[|\uff5c]tool[\w\u2581]*[|\uff5c]>|<\|tool_call>|<\|action_start\|>|functools\[|to=functions\.\w|```tool_(?:code|call)"
+    r"|\A\s*Action: *\w.*\n+Action Input:",
+    re.IGNORECASE,
+)
+_OTHER_BLOCK = re.compile(r"<tool_call>\s*(?:<function=|[\w.-]+\s*<arg_key>)")
 
 
 class MessageError(RowError):
@@ -69,7 +71,7 @@ class ChatMessage:
     call_id: Any = None  # of a tool: the call that it answers
     name: str | None = None  # of a tool
     is_error: bool = False  # of a tool: the message says that the call failed
-    is_trained: bool = True  # of an assistant: False for `weight: 0`
+    is_trained: bool = True  # of an assistant: False for `weight: 0` and `loss: false`
 
     @property
     def error(self) -> str | None:
@@ -98,10 +100,11 @@ def plain_messages(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
             waiting = list(message.calls)
             plain.append(_plain_assistant(message))
         elif message.role == "tool":
-            named = (call for call in waiting if call.id is not None and str(call.id) == str(message.call_id))
-            call = next(named, waiting[0] if waiting else None)
+            by_id = (call for call in waiting if call.id is not None and str(call.id) == str(message.call_id))
+            by_name = (call for call in waiting if call.name == message.name)
+            call = next(chain(by_id, by_name, waiting), None)
             if call is not None:
-                waiting.remove(call)
+                waiting = [one for one in waiting if one is not call]
             name = message.name or (call.name if call else "tool")
             plain.append({"role": "tool", "name": name, "content": message.text})
         else:
@@ -131,13 +134,20 @@ def call_entries(message: Mapping[str, Any], place: str) -> Sequence[Mapping[str
     if not entries and old and not isinstance(old, Mapping):
         what = f'must be like {{"name", "arguments"}}, got {quoted(old)}'
         raise MessageError(f"{place}.function_call", what, UNREADABLE_CALL)
-    if not entries and old and any(value is not None for value in old.values()):
+    entries = [entry for entry in entries or () if not _is_blank(entry, ("",))]
+    if not entries and old and not _is_blank({"function": old}, ("", None)):
         entries = [{"function": old}]
     return entries or [
         {"id": block.get("id"), "function": {"name": block.get("name"), "arguments": block.get("input")}}
         for block in _blocks(message.get("content"))
         if block.get("type") == "tool_use"
     ]
+
+
+def _is_blank(entry: Mapping[str, Any], names: Sequence[str | None]) -> bool:
+    """Whether an entry is no call, but fields that a server always fills in."""
+    name, arguments = name_and_arguments(entry)
+    return name in names and (lacks_arguments(arguments) or (arguments or "").strip() == "{}")
 
 
 def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:
@@ -154,8 +164,8 @@ def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:
 
 
 def lacks_arguments(arguments: str | None) -> bool:
-    """Whether a call's arguments are missing, null or blank, as some servers write a call without arguments."""
-    return arguments is None or arguments.strip() in ("", "null")
+    """Whether a call's arguments are missing, null or blank, also as JSON text of such, as some servers write none."""
+    return arguments is None or re.fullmatch(r'\s*("?)\s*(null)?\s*\1\s*', arguments) is not None
 
 
 def read_arguments(arguments: str | None) -> dict[str, Any]:
@@ -229,6 +239,33 @@ def read_content(content: Any, place: str, *, skip: str = "", media: bool = Fals
     return separator.join(texts)
 
 
+def call_in_other_form(text: str) -> str | None:
+    """How an assistant's text begins a call in a form that `parse` does not read; None if it has no such call.
+
+    Example: of '[TOOL_CALLS] [{"name": "f", "arguments": {}}]' it is "[TOOL_CALLS]".
+    """
+    text = _THOUGHT.sub("", text)
+    if "<tool_call>" in text:
+        found = _OTHER_BLOCK.search(text)
+        return found[0] if found else None
+    if found := _OTHER_CALL.search(text):
+        return found[0]
+    body = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    if body[:1] not in ("{", "["):
+        return None
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    calls = value if isinstance(value, list) else [value]
+    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    are_calls = [
+        isinstance(one, dict) and isinstance(one.get("name"), str) and any(key in one for key in _ARGUMENTS)
+        for one in functions
+    ]
+    return body if are_calls and all(are_calls) and len(are_calls) == len(calls) else None
+
+
 def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES:
@@ -240,52 +277,72 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
     content = message.get("content")
     results = [block for block in _blocks(content) if block.get("type") == "tool_result"]
     if not results and role in RESULT_ROLES:
-        return [_read_result(message, message.get("tool_call_id"), f"{place}.content", media)]
-    if not results and isinstance(content, str) and "<tool_response>" in content and not _RESPONSE.sub("", content):
-        return [ChatMessage("tool", well_formed(text.strip("\n"))) for text in _RESPONSE.findall(content)]
+        return _unwrapped(_read_result(message, message.get("tool_call_id"), f"{place}.content", media))
     text = well_formed(read_content(content, f"{place}.content", skip="tool_result", media=media))
-    read = [_read_result(block, block.get("tool_use_id"), f"{place}.content", media) for block in results]
-    if text or not results:
+    read = [
+        result
+        for block in results
+        for result in _unwrapped(_read_result(block, block.get("tool_use_id"), f"{place}.content", media))
+    ]
+    if role == "user" and _RESPONSE.search(text):
+        read += [ChatMessage("tool", body.strip("\n")) for body in _RESPONSE.findall(text)]
+        text = _RESPONSE.sub("\n", text).strip()
+    if text or not read:
         read.append(ChatMessage("system" if role in SYSTEM_ROLES else "user", text))
     return read
+
+
+def _unwrapped(result: ChatMessage) -> list[ChatMessage]:
+    """The results in a tool's message that consists of `<tool_response>` blocks; else the message itself."""
+    if "<tool_response>" not in result.text or _RESPONSE.sub("", result.text):
+        return [result]
+    return [replace(result, text=body.strip("\n")) for body in _RESPONSE.findall(result.text)]
 
 
 def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: bool) -> ChatMessage:
     """A tool's message or `tool_result` block. Blocks are read as text; other objects and lists are its JSON."""
     content, name = result.get("content"), result.get("name")
     parts = content if isinstance(content, list) else [content]
-    if isinstance(content, list | Mapping) and not (parts and all(map(_is_result_block, parts))):
+    is_listed = parts is content
+    if isinstance(content, list | Mapping) and not (parts and all(_is_result_block(one, is_listed) for one in parts)):
         text = json.dumps(content, ensure_ascii=False, default=str)
     else:
         text = read_content(content, place, media=media)
-    is_error = True in (result.get("is_error"), result.get("isError")) or result.get("status") == "error"
+    is_error = (
+        any(str(result.get(key)).strip().lower() in ("true", "1") for key in ("is_error", "isError"))
+        or result.get("status") == "error"
+    )
     name = name if isinstance(name, str) and name else None
     return ChatMessage("tool", well_formed(text), call_id=call_id, name=name, is_error=is_error)
 
 
-def _is_result_block(part: Any) -> bool:
-    """Whether a part of a result is a block of text or media, and not a tool's own object with a field "type"."""
+def _is_result_block(part: Any, is_listed: bool) -> bool:
+    """Whether a result, or a part of its list, is a block of text or media, not a tool's own object with a "type"."""
     fields = {key for key, value in part.items() if value is not None} if isinstance(part, Mapping) else set()
     kind = part["type"] if "type" in fields else None
-    return (kind == "text" and fields <= _TEXT_FIELDS) or (
-        kind in _MEDIA and bool(fields & {*_MEDIA, "source", "data"})
-    )
+    if isinstance(kind, str) and kind in _TEXTS:
+        text = part.get(_TEXTS[kind])
+        return fields <= _TEXT_FIELDS or (is_listed and isinstance(text, str))
+    return kind in _MEDIA and bool(fields & {*_MEDIA, "source", "data"})
 
 
 def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> ChatMessage:
     text = well_formed(read_content(message.get("content"), f"{place}.content", skip="tool_use", media=media))
     entries = call_entries(message, place)
-    is_trained = _is_trained(message, place)
+    is_to_learn = is_trained(message, place)
     if not entries:
         turn = parse(text) if "<tool_call>" in text else None
         calls = tuple(ChatCall(call.name, call.arguments) for call in turn.calls) if turn else ()
+        if not calls and (form := call_in_other_form(text)):
+            what = f"holds {OTHER_FORM}, {quoted(form)}; give it as `tool_calls` or as Hermes text"
+            raise MessageError(f"{place}.content", what, OTHER_FORM)
         return ChatMessage(
             "assistant",
             turn.content if turn and calls else text,
             calls,
             turn.error if turn else None,
             written=text,
-            is_trained=is_trained,
+            is_trained=is_to_learn,
         )
     text = beside_calls(text)
     calls, problems, written = [], [], [text] if text else []
@@ -306,16 +363,24 @@ def _read_assistant(message: Mapping[str, Any], place: str, media: bool) -> Chat
         is_object = isinstance(given.get("arguments"), Mapping)
         calls.append(ChatCall(name, value, entry.get("id"), is_object))
     unread = "; ".join(problems) or None
-    return ChatMessage("assistant", text, tuple(calls), unread, "\n".join(written), is_trained=is_trained)
+    return ChatMessage("assistant", text, tuple(calls), unread, "\n".join(written), is_trained=is_to_learn)
 
 
-def _is_trained(message: Mapping[str, Any], place: str) -> bool:
-    """Whether a turn is one to learn from: OpenAI's `weight`, 0 or 1."""
-    weight = message.get("weight")
-    if weight is not None and not isinstance(weight, int | float):
-        reason = "the weight of a message is no number"
-        raise MessageError(f"{place}.weight", f"must be 0 or 1, got {quoted(weight)}", reason)
-    return weight is None or weight != 0
+def is_trained(message: Mapping[str, Any], place: str) -> bool:
+    """Whether a turn is one to learn from, by OpenAI's `weight` (0 or 1) or ms-swift's `loss`. Raises MessageError."""
+    for key in ("weight", "loss"):
+        given = message.get(key)
+        try:
+            value = json.loads(given.lower()) if isinstance(given, str) else given
+        except ValueError:
+            value = given
+        if value is not None and not isinstance(value, int | float):
+            raise MessageError(
+                f"{place}.{key}", f"must be 0 or 1, got {quoted(given)}", f"the {key} of a message is no number"
+            )
+        if value is not None and value == 0:
+            return False
+    return True
 
 
 def from_text(value: Any, place: str) -> Any:
@@ -333,24 +398,3 @@ def from_text(value: Any, place: str) -> Any:
 def _blocks(content: Any) -> Sequence[Mapping[str, Any]]:
     blocks = content if isinstance(content, list) else [content]
     return [block for block in blocks if isinstance(block, Mapping)]
-
-
-def compile_error_pattern(text: str) -> re.Pattern[str]:
-    """The regular expression of an `--error_pattern`. Raises UsageError for one that cannot be used."""
-    try:
-        pattern = re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
-    if pattern.match("") and pattern.match("x"):
-        raise UsageError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
-    return pattern
-
-
-def matches(pattern: re.Pattern[str], text: str) -> bool:
-    """Whether a pattern is found in the beginning of a tool's result. Raises UsageError if that takes too long."""
-    try:
-        with time_limit(PATTERN_SECONDS):
-            return pattern.search(text[:PATTERN_LENGTH]) is not None
-    except ToolTimeout:
-        what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
-        raise UsageError(f"{what}; write a simpler one, without repetition inside of repetition") from None

@@ -16,7 +16,8 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import quoted, well_formed
-from fission_grpo.core.messages import LIKE_AN_ERROR, ChatMessage, from_text, matches, read_messages
+from fission_grpo.core.messages import ChatMessage, from_text, read_messages
+from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
@@ -37,6 +38,7 @@ class _PendingCall:
 
     id: Any
     record: CallRecord | None  # None if the call could not be parsed; then its result is not kept
+    name: str
     is_answered: bool = False
 
 
@@ -149,9 +151,9 @@ def read_turns(messages: Any, tools: Tools | None, pattern: re.Pattern[str] | No
     """The turns of a transcript, without verdicts. RowError names the message and field of a mistake.
 
     Consecutive user messages start one turn; assistant messages before the first user message belong to the first
-    turn. A result belongs to the latest unanswered call with its id; without such a call, to the first unanswered call
-    of the last reply that has calls. A call that is never answered has no error. If `tools` is None, every error is
-    `raised`. A result with a match of `pattern` is an error as well.
+    turn. A result belongs to the latest unanswered call with its id; without such a call, to the first unanswered
+    call of the last reply that has calls, one with its name if there is one. A call that is never answered has no
+    error. If `tools` is None, every error is `raised`. A result with a match of `pattern` is an error as well.
     """
     turns: list[list[_PendingStep]] = [[]]
     previous: str | None = None  # role of the message before, system messages left out
@@ -193,7 +195,7 @@ def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
         (record, call.result)
         for record in records
         for call in record.calls
-        if call.error is None and LIKE_AN_ERROR.match(call.result)
+        if call.error is None and is_like_an_error(call.result)
     ]
     if not found:
         return 0, ""
@@ -213,7 +215,7 @@ def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:
             call = ToolCall(one.name, one.arguments)
             call = without_padding(call, tools or ()) if one.is_object else call
             record = CallRecord(call.name, call.arguments)
-        step.calls.append(_PendingCall(one.id, record))
+        step.calls.append(_PendingCall(one.id, record, one.name))
     return step
 
 
@@ -229,7 +231,8 @@ def _add_result(
     name = str(result.call_id)
     named = [call for step in steps for call in step.calls if call.id is not None and str(call.id) == name]
     of_last_reply = next((step.calls for step in steps if step.calls), [])
-    call = next((call for call in (*named, *of_last_reply) if not call.is_answered), None)
+    of_name = [call for call in of_last_reply if call.name == result.name]
+    call = next((call for call in (*named, *of_name, *of_last_reply) if not call.is_answered), None)
     if call is not None:
         call.is_answered = True
         if call.record is not None:

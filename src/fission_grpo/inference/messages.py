@@ -39,6 +39,7 @@ MAX_CHARACTERS = 200_000
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 """Fields of a request to a server that only streams."""
 
+_AT_LIMIT = ("length", "max_tokens", "model_length", "MAX_TOKENS")  # as OpenAI, Anthropic, Mistral and Gemini say it
 _EVENT = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry)?:")  # the beginning of server-sent events
 _STREAM_ONLY = re.compile(
     r"only supports? stream|only stream\w* (is|are) supported|enable the stream|stream\w* is (required|mandatory)"
@@ -162,7 +163,7 @@ def read_completion(body: bytes, content_type: str = "", tools: Sequence[Mapping
         raise UnreadableResponse("no choices", json.dumps(document))
     choice = _expect(dict, choices[0], "the first choice")
     message = _expect(dict, choice.get("message", {"content": choice.get("text")}), "the message")
-    at_limit = choice.get("finish_reason") == "length"
+    at_limit = choice.get("finish_reason") in _AT_LIMIT
     try:
         content = read_content(message.get("content"), "content", skip="tool_use", separator="")
         calls = tuple(call_entries(message, "message"))
@@ -203,7 +204,9 @@ def _document(body: bytes, content_type: str) -> Any:
     except (ValueError, RecursionError) as error:
         kind = content_type.partition(";")[0].strip() or "no content type"
         raise UnreadableResponse("not JSON", f"{kind}: {error}") from None
-    except (AttributeError, TypeError) as error:
+    except MessageError as error:
+        raise UnreadableResponse("malformed", f"{error.field} {error.what}") from None
+    except (AttributeError, TypeError, IndexError) as error:
         raise UnreadableResponse("malformed", f"a chunk of the stream: {error}") from None
 
 
@@ -213,37 +216,85 @@ def _read_stream(text: str) -> dict[str, Any]:
     Raises UnreadableResponse for an error among them and for a stream that was cut off; ValueError, AttributeError or
     TypeError for chunks of another form.
     """
-    texts: dict[str, str] = {}
-    calls: dict[Any, dict[str, Any]] = {}
-    reason, usage, is_raw = None, None, False
+    stream = _Stream()
+    reason, usage, is_raw, has_deltas = None, None, False, False
     data = [line.removeprefix("data:").strip() for line in text.split("\n") if line.startswith("data:")]
     for chunk in (json.loads(part) for part in data if part and part != "[DONE]"):
-        if "error" in chunk:
+        if chunk.get("error"):
             raise UnreadableResponse("no choices", json.dumps(chunk))
         usage = chunk.get("usage") or usage
         for choice in (chunk.get("choices") or [])[:1]:
             is_raw = is_raw or "text" in choice
-            delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            for key in ("content", "refusal"):
-                if isinstance(delta.get(key), str):
-                    texts[key] = texts.get(key, "") + delta[key]
-            for number, part in enumerate(delta.get("tool_calls") or ()):
-                _add_part(calls.setdefault(part.get("index", number), {"function": {}}), part)
+            stream.add(choice.get("delta") or {"content": choice.get("text")})
+            has_deltas = has_deltas or bool(choice.get("delta"))
+            if choice.get("message"):
+                stream.add(choice["message"], is_whole=has_deltas)
             reason = choice.get("finish_reason") or reason
     if reason is None and "[DONE]" not in data:
         raise UnreadableResponse("malformed", "the stream ended before the completion did")
-    message = {**texts, "tool_calls": list(calls.values())}
-    answer = {"text": texts.get("content", "")} if is_raw else {"message": message}
+    answer = {"text": stream.message.get("content", "")} if is_raw else {"message": stream.message}
     return {"choices": [{**answer, "finish_reason": reason}], "usage": usage}
 
 
+class _Stream:
+    """The message that the chunks of a stream make together."""
+
+    def __init__(self) -> None:
+        self.message: dict[str, Any] = {"tool_calls": []}
+        self._open: dict[Any, dict[str, Any]] = {}  # the call that a chunk with this index continues
+
+    def add(self, delta: Mapping[str, Any], is_whole: bool = False) -> None:
+        """Add a chunk. A whole message, as some servers send at the end, replaces what it repeats."""
+        texts: dict[str, Any] = {"content": read_content(delta.get("content"), "a chunk's content", separator="")}
+        texts["refusal"] = delta.get("refusal")
+        for key, value in texts.items():
+            if isinstance(value, str) and value:
+                self.message[key] = value if is_whole else self.message.get(key, "") + value
+        parts = delta.get("tool_calls") or ()
+        if is_whole and parts:
+            self.message["tool_calls"], self._open = [], {}
+        for number, part in enumerate(parts):
+            _add_part(self._call(part, number - len(parts)), part)
+        if old := delta.get("function_call"):
+            call = {"function": {} if is_whole else self.message.get("function_call", {})}
+            _add_part(call, {"function": old})
+            self.message["function_call"] = call["function"]
+
+    def _call(self, part: Mapping[str, Any], position: int) -> dict[str, Any]:
+        """The call that a part continues, or a new one. Servers give indices, or ids alone, or one index for all."""
+        calls, index, name = self.message["tool_calls"], part.get("index"), (part.get("function") or {}).get("name")
+        if index is not None:
+            call = self._open.get(index)
+        elif part.get("id"):
+            call = next((call for call in calls if call.get("id") == part["id"]), None)
+        else:
+            call = None
+        if call is None and index is None and calls and not name:
+            call = calls[max(position, -len(calls))]
+        # an id without a name begins no call: some servers make up one for each chunk
+        if call is None or (name and _is_other_call(call, part)):
+            call = {"function": {}}
+            calls.append(call)
+        self._open[index] = call
+        return call
+
+
+def _is_other_call(call: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether a part with a name does not continue this call: by its id, or as the call's arguments are complete."""
+    if part.get("id") and call.get("id"):
+        return part["id"] != call["id"]
+    (_, known), (_, more) = name_and_arguments(call), name_and_arguments(part)
+    return bool(known and more) and is_json(known or "")
+
+
 def _add_part(call: dict[str, Any], part: Mapping[str, Any]) -> None:
-    """Add a streamed part of a call to it: its texts are continued, its id and type come once."""
-    call |= {key: part[key] for key in ("id", "type") if part.get(key)}
+    """Add a streamed part of a call to it: its texts are continued; its id, type and whole name may be repeated."""
+    call |= {key: part[key] for key in ("id", "type") if part.get(key) and key not in call}
     function = call["function"]
     for key, value in (part.get("function") or {}).items():
         is_more = isinstance(value, str) and isinstance(function.get(key), str)
-        function[key] = function[key] + value if is_more else (function.get(key) if value is None else value)
+        if value is not None and not (key == "name" and value == function.get(key)):
+            function[key] = function[key] + value if is_more else value
 
 
 def _expect(kind: type, value: Any, name: str) -> Any:

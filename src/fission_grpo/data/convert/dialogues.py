@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import read_result
+from fission_grpo.core.chat import MAX_LITERAL, read_mapping, read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
-from fission_grpo.core.messages import LIKE_AN_ERROR, UNREADABLE_CALL, matches, name_and_arguments, read_arguments
+from fission_grpo.core.messages import (
+    OTHER_FORM,
+    UNREADABLE_CALL,
+    call_in_other_form,
+    name_and_arguments,
+    read_arguments,
+)
+from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
@@ -130,13 +137,15 @@ def _is_error(text: str, pattern: re.Pattern[str] | None) -> bool:
         return True
     answers: list[Any] = [text]
     with suppress(ValueError, RecursionError):
-        whole = json.loads(text)
-        for answer in whole if isinstance(whole, list) else [whole]:
-            answers.append(answer)
-            if isinstance(answer, dict):  # an answer may stand beside the name of its tool
-                answers += [answer[key] for key in ("content", "results", "result", "output") if key in answer]
+        whole = read_literal(text) if len(text) <= MAX_LITERAL else json.loads(text)
+        answers.append(whole)
+        if isinstance(whole, dict):  # an answer may stand beside the name of its tool
+            answers += [whole[key] for key in ("content", "results", "result", "output") if key in whole]
+        for item in whole if isinstance(whole, list) else ():  # other lists are data
+            if isinstance(item, dict) and "name" in item:
+                answers += [item[key] for key in ("content", "results") if key in item]
     texts = [answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
-    return any(LIKE_AN_ERROR.match(one) or read_result(ToolCall(""), one).error is not None for one in texts)
+    return any(is_like_an_error(one) or read_result(ToolCall(""), one).error is not None for one in texts)
 
 
 def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | None) -> tuple[Task, bool]:
@@ -150,6 +159,9 @@ def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | Non
         raise RowDropped("the turn follows no user message or tool result")
     if any(message["role"] == "system" for message in history[1:]):
         raise RowDropped("a system message stands in the middle")
+    said = [one for one in dialogue.messages[: at + 1] if one["role"] == "assistant" and not one.get("tool_calls")]
+    if any(call_in_other_form(one["content"]) for one in said):
+        raise RowDropped(OTHER_FORM)
     calls = [ToolCall(**entry["function"]) for entry in dialogue.messages[at].get("tool_calls") or ()]
     reference = tuple(_restored(call, dialogue.tools) for call in calls)
     for call in reference:
@@ -262,5 +274,11 @@ def tool_messages(content: Any, messages: Sequence[Message]) -> list[dict[str, A
     if not names:
         raise RowDropped("a tool result follows no call")
     parts = content if isinstance(content, list) and len(content) == len(names) else [content]
-    texts = [part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts]
-    return [{"role": "tool", "name": name, "content": text} for name, text in zip(names, texts, strict=False)]
+    results = []
+    for part in parts:  # an answer may name its tool, in another order than that of the calls
+        own = (part if isinstance(part, Mapping) else read_mapping(part) if isinstance(part, str) else {}).get("name")
+        name = own if own in names else names[0]
+        names.remove(name)
+        text = part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+        results.append({"role": "tool", "name": name, "content": text})
+    return results

@@ -13,9 +13,11 @@ from typing import Any
 
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.messages import (
+    OTHER_FORM,
     UNREADABLE_CALL,
     ChatMessage,
     MessageError,
+    is_trained,
     plain_messages,
     read_content,
     read_messages,
@@ -80,8 +82,10 @@ _ROLES = {
 _HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
 _HERMES_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.S)
 _HERMES_TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*?)</tools>", re.S)
-_HERMES_THOUGHT = re.compile(r"<(think|scratch_pad)>.*?</\1>", re.S)
+_HERMES_THOUGHT = re.compile(r"(<tool_call>(?:(?!<tool_call>).)*?</tool_call>)|<(think|scratch_pad)>.*?</\2>", re.S)
+_KEY = r"""[^\s"'()\[\]{},=:][^"'()\[\]{},=:\n]*?"""  # the name of an argument, Python's or not
 _STRING = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""  # a string of Python, without triple quotes
+_LINE_BREAK = re.compile(r"\\.|[\n\r]", re.S)  # or an escape, to be left as it is
 _TOOLACE_SYSTEM = "You are a helpful assistant that can call functions."  # the original asks for its own format [ours]
 
 
@@ -102,8 +106,13 @@ def _with_weights(row: Mapping[str, Any], tools: tuple[Mapping[str, Any], ...], 
     """The dialogue of a row of `conversations`, whose entries may have a `weight`."""
     turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
     entries = [one for one in row["conversations"] if one["from"] in ("gpt", "assistant", "function_call")]
-    untrained = (at for at, one in zip(turns, entries, strict=True) if one.get("weight") in (0, False))
-    return Dialogue(tools, tuple(messages), untrained=frozenset(untrained))
+    try:
+        untrained = frozenset(
+            at for at, one in zip(turns, entries, strict=True) if not is_trained(one, "conversations")
+        )
+    except MessageError as error:
+        raise RowDropped(error.reason) from error
+    return Dialogue(tools, tuple(messages), untrained=untrained)
 
 
 def read_apigen_mt(row: Mapping[str, Any]) -> Dialogue:
@@ -128,7 +137,7 @@ def read_hermes(row: Mapping[str, Any]) -> Dialogue:
     messages: list[dict[str, Any]] = []
     listed = decoded(row.get("tools"), "the tools", read_literal) or []
     for role, text in _conversation(row):
-        outside = _HERMES_THOUGHT.sub("", text)  # thoughts mention the tags
+        outside = _HERMES_THOUGHT.sub(lambda found: found[1] or "", text)  # thoughts mention the tags
         bodies = _HERMES_CALL.findall(outside) if role == "assistant" else []
         if role == "system" and "<tools>" in text:  # the message is only the instructions for calling tools
             listed = listed or _hermes_tools(text)
@@ -203,32 +212,48 @@ def _first_json_list(text: str) -> Any:
 
 
 def read_toolace_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The calls of "[name(x=1), other name(y='a')]"; [] for other text. Raises RowDropped for a broken list.
+    """The calls of "[name(x=1), other name(y='a')]"; [] for other text.
 
     `names` are those of the tools, longest first, so that a name that starts with another is matched completely.
+    Raises RowDropped for a broken list, and for one with other text around it.
     """
     body = text.strip()
-    known = "|".join(map(re.escape, names))
-    if not (body.startswith("[") and body.endswith(")]") and re.match(rf"\[\s*(?:{known or '[^(]+'})\s*\(", body)):
+    known = "|".join(map(re.escape, names)) or "(?!)"
+    arguments = rf"\(\s*(?:\)|{_KEY}\s*=)"
+    starts = re.compile(rf"""\[\s*(?:{known}|[^\[\]()="'\n]+)\s*{arguments}|\A(?:{known})\s*{arguments}""")
+    is_list = body.startswith("[") and body.endswith(")]")
+    if not (is_list and (starts.match(body) or re.match(rf"\[\s*(?:{known})\s*\(", body))):
+        if starts.search(body):
+            raise RowDropped(OTHER_FORM)
         return []
     # names may contain spaces and dots: placeholders, outside of strings, make the list valid Python
-    call = re.compile(rf"""({_STRING})|(?<=[\[,])\s*({known or "(?!)"})\s*\(""", re.S)
-    placeholders = {f"_tool_{number}": name for number, name in enumerate(names)}
-    marks = {name: mark for mark, name in placeholders.items()}
-    marked = call.sub(lambda found: found[0] if found[1] else f" {marks[found[2]]}(", body)
+    mark = re.compile(
+        rf"""(?P<string>{_STRING})|(?<=[\[,])\s*(?P<name>{known})\s*\(|(?<=[(,])\s*(?P<key>{_KEY})\s*=(?!=)""", re.S
+    )
+    originals: dict[str, str] = {}
+
+    def marked(found: re.Match[str]) -> str:
+        if found["string"]:
+            return _LINE_BREAK.sub(lambda one: one[0] if one[0][0] == "\\" else repr(one[0])[1:-1], found[0])
+        placeholder = f"_{'tool' if found['name'] else 'key'}_{found['name'] or found['key']}".encode().hex()
+        originals[f"_{placeholder}"] = found["name"] or found["key"]
+        return f" _{placeholder}{'(' if found['name'] else '='}"
+
     try:
-        nodes = ast.parse(marked.strip(), mode="eval").body
-        return [_toolace_call(node, placeholders) for node in nodes.elts] if isinstance(nodes, ast.List) else []
+        nodes = ast.parse(mark.sub(marked, body).strip(), mode="eval").body
+        return [_toolace_call(node, originals) for node in nodes.elts] if isinstance(nodes, ast.List) else []
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise RowDropped(UNREADABLE_CALL) from error
 
 
-def _toolace_call(node: ast.expr, placeholders: Mapping[str, str]) -> dict[str, Any]:
+def _toolace_call(node: ast.expr, originals: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ValueError("not a call with named arguments")
-    values = {str(keyword.arg): literal_of(keyword.value) for keyword in node.keywords}
+    values = {
+        originals.get(str(keyword.arg), str(keyword.arg)): literal_of(keyword.value) for keyword in node.keywords
+    }
     arguments = json.loads(json.dumps(values, allow_nan=False))
-    return {"name": placeholders.get(node.func.id, node.func.id), "arguments": arguments}
+    return {"name": originals.get(node.func.id, node.func.id), "arguments": arguments}
 
 
 LAYOUTS: Mapping[str, RowReader] = {
@@ -250,6 +275,10 @@ def convert_file(
     """
     layout = guess_layout(path) if layout == "auto" else layout
     if layout == "toolrl":
+        if abstentions or pattern is not None:
+            option = "--abstentions" if abstentions else "--error_pattern"
+            what = "a row of ToolRL is one turn with calls, so it changes nothing"
+            raise TaskFileError(f"{path}: {option} does not fit the layout toolrl: {what}; leave it out")
         return layout, read_toolrl(path)
     return layout, convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern)
 

@@ -1,0 +1,168 @@
+"""Results that report an error in words, and those that only speak of errors."""
+
+import time
+
+import pytest
+
+from fission_grpo.core.errors import UsageError
+from fission_grpo.core.result_errors import LIKE_AN_ERROR, compile_error_pattern, is_like_an_error, matches
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error: user not found",
+        "error: no such file",
+        "ERROR: x",
+        "ValueError: bad",
+        "requests.exceptions.HTTPError: 404",
+        "Error executing tool add: 1 validation error",
+        "Error during execution: no ls",
+        "Traceback (most recent call last):\n  File",
+        '"Error: quoted"',
+        "\n Exception: x",
+        "Error code: 401 - {}",
+        '{"status": "error", "message": "no such user"}',
+        '{"message": "no such user", "success": false}',
+        "{'ok': False}",
+        "Error 404",
+        "Error - no such user",
+        "<tool_use_error>InputValidationError</tool_use_error>",
+    ],
+)
+def test_results_that_begin_like_an_error_are_recognised(text):
+    assert LIKE_AN_ERROR.match(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ok",
+        "No error: all is well",
+        "The Error: none",
+        "errors: 0",
+        "Errors found: none",
+        '{"error": null}',
+        "Terror: a film",
+        '{"status": "ok"}',
+        '{"success": true, "falsehood": false}',
+        '{"order": {"status": "failed"}}',
+        "Error rates fell by 3%",
+        "<errors>none</errors>",
+    ],
+)
+def test_other_results_are_not(text):
+    assert not LIKE_AN_ERROR.match(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error fetching data: 404",
+        "Error reading file",
+        "Error parsing arguments: x",
+        "Error (404): x",
+        "Error (timeout): x",
+        "[ERROR] x",
+        "Error. x",
+        "Error.",
+        "Tool error: x",
+        "Tool execution failed: timeout",
+        "Failed to call tool: x",
+        "An error occurred: x",
+        "An unexpected error occurred while x",
+        "Execution error: x",
+        "Error\nboom",
+        "**Error**: x",
+        "Exception occurred: x",
+        "Request failed with status code 404",
+        "API request failed: 500",
+        '{"data": {}, "status": "error"}',
+        '{"status": "Error"}',
+        '{"status":"ERROR","message":"x"}',
+        '{"data": {"a": {"b": 1}}, "Status": "Failure"}',
+        '{"success": "false"}',
+        "{'data': {}, 'status': 'error'}",
+        "Error: x",
+        "HTTP error 500",
+        "[error] x",
+        "Error occurred: x",
+        "Internal server error",
+        "Function call failed: x",
+        "Error",
+        "error",
+        "Error invoking tool",
+        "Error validating input: x",
+        "Tool call failed.",
+        "Tool 'f' failed: x",
+        "Tool weather failed: timeout",
+        "API Error: x",
+        "Error while x",
+        "Error (code 5): x",
+        "Error - x",
+        "error fetching",
+        "ERROR reading file x",
+    ],
+)
+def test_errors_in_words_and_statuses_of_failure_are_recognised(text):
+    assert is_like_an_error(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error handling in Python is easy",
+        "Error rates fell",
+        "Error correcting codes",
+        "Failed tests: 3",
+        "Tool error rate: 3%",
+        "No errors",
+        "errors: 0",
+        "The tool failed to x",
+        "An error budget is a thing",
+        "Errors found: none",
+        '[{"id":1,"status":"completed"},{"id":2,"status":"failed"}]',
+        '[{"id":1,"error":"timeout"},{"id":2,"error":null}]',
+        "Request for failed orders: 3",
+        "API documentation",
+        "Server status: ok",
+        "Terror: a film",
+        "error-free",
+        "Connection established",
+    ],
+)
+def test_right_results_that_speak_of_errors_are_not(text):
+    assert not is_like_an_error(text)
+
+
+def test_a_long_result_is_searched_for_errors_in_no_time():
+    began = time.monotonic()
+    for text in (
+        "a" * 10**6,
+        "Error" * 10**5,
+        " " * 10**5,
+        "{" * 10**5,
+        "[" * 10**5,
+        "tool " * 10**5,
+        "an a-" * 10**5,
+    ):
+        is_like_an_error(text)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("text", ["(", "*a", "[z-a]", "", ".*", "a|", r"(?P<n>x)(?P<n>y)"])
+def test_a_pattern_that_is_none_or_fits_every_text_is_refused(text):
+    with pytest.raises(UsageError, match=r"is no regular expression|fits every text"):
+        compile_error_pattern(text)
+
+
+def test_a_pattern_is_held_against_the_beginning_and_given_up_in_time():
+    assert matches(compile_error_pattern("^Error"), "Error: x")
+    assert not matches(compile_error_pattern("^Error"), "No Error: x")
+    assert matches(compile_error_pattern("^$"), "")
+    assert not matches(compile_error_pattern("late"), "x" * 5000 + "late")
+    began = time.monotonic()
+    with pytest.raises(UsageError, match=r"--error_pattern .* takes too long"):
+        matches(compile_error_pattern("^(a+)+$"), "a" * 500 + "!")
+    assert time.monotonic() - began < 20
