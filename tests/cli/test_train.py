@@ -26,6 +26,8 @@ SMALL = "num_generations: 2\nper_device_train_batch_size: 2\nmax_completion_leng
             "gradient_checkpointing: true\ngradient_checkpointing_kwargs: {use_reentrant: true, foo: 2}",
             "gradient_checkpointing_kwargs do not .*foo",
         ),
+        ("chat_template_kwargs: {tools: []}", "chat_template_kwargs.tools: this argument is set in training"),
+        ("chat_template_kwargs: {tokenize: false}", "chat_template_kwargs.tokenize: this argument is set"),
         ("model_init_kwargs: {foo: 1}", "model_init_kwargs.foo: the model does not know it"),
     ],
 )

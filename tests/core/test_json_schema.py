@@ -10,8 +10,6 @@ from fission_grpo.core.json_schema import make_validator
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
 from fission_grpo.core.types import ToolCall
 
-# pyright: reportOptionalMemberAccess=false
-
 
 def tool(schema, **more):
     """A tool with one parameter `a`."""

@@ -33,6 +33,9 @@ overridden on the command line. Beyond our own options these are TRL's GRPOConfi
 constants of the step-task reward (alpha, correctness_threshold, format_weight_*, correctness_weight_*, length_*) are
 documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
 
+# arguments of `apply_chat_template` that rendering sets itself
+_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize", "tools")
+
 
 @dataclass
 class TrainArguments:
@@ -184,6 +187,9 @@ def make_trainer(
 
 def _check_library_options(args: FissionGRPOConfig) -> None:
     """Try the mappings that torch and transformers take first in the middle of training. Raises UsageError."""
+    taken = next((key for key in args.chat_template_kwargs or {} if key in _TEMPLATE_ARGUMENTS), None)
+    if taken is not None:
+        raise UsageError(f"chat_template_kwargs.{taken}: this argument is set in training; remove it")
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     try:

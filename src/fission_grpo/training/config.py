@@ -203,7 +203,7 @@ class FissionGRPOConfig(GRPOConfig):
         try:
             if isinstance(given, str):
                 given = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
-            self.accelerator_config = AcceleratorConfig(**given)
+            self.accelerator_config = AcceleratorConfig(**given)  # pyright: ignore[reportAttributeAccessIssue]
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"accelerator_config is no mapping or JSON file of accelerate's options: {error}"
