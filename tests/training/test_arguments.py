@@ -227,7 +227,7 @@ def test_a_number_that_the_command_line_refuses_is_one_line(read, text):
 @pytest.mark.parametrize("number", [".inf", "-.inf", "1e400", ".nan", "'inf'"])
 @pytest.mark.parametrize("name", ["learning_rate", "temperature", "tool_timeout", "feedback_timeout", "save_steps"])
 def test_infinity_is_refused_where_it_makes_no_sense(read, name, number):
-    with pytest.raises(ValueError, match=rf"{name} is -?(inf|nan); give a number"):
+    with pytest.raises(ValueError, match=rf"c\.yaml: {name} is -?(inf|nan); give a number"):
         read(f"{name}: {number}\n")
 
 
@@ -304,7 +304,7 @@ def test_a_variable_that_no_system_takes_is_one_line(read, env, monkeypatch):
     ],
 )
 def test_wrong_settings_of_the_accelerator_are_one_line_with_the_name(read, value, said):
-    with pytest.raises(ValueError, match=r"^accelerator_config is no mapping or JSON file") as error:
+    with pytest.raises(ValueError, match=r"c\.yaml: accelerator_config is no mapping or JSON file") as error:
         read(f"accelerator_config: {value}\n")
     assert said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -312,5 +312,13 @@ def test_wrong_settings_of_the_accelerator_are_one_line_with_the_name(read, valu
 
 def test_no_reports_are_named_none(read):
     for null in ("null", "~", ""):
-        with pytest.raises(ValueError, match="report_to is None; set it to none"):
+        with pytest.raises(ValueError, match=r"c\.yaml: report_to is None; set it to none"):
             read(f"report_to: {null}\n")
+
+
+@pytest.mark.parametrize("option", [["--learning_rate", "inf"], ["--learning_rate=inf"], ["--learning-rate", "inf"]])
+def test_the_file_is_not_named_for_a_value_of_the_command_line(read, option):
+    with pytest.raises(ValueError, match=r"^learning_rate is inf"):
+        read("learning_rate: 1e-6\n", *option)
+    with pytest.raises(ValueError, match=r"^learning_rate is inf"):
+        read("", *option)

@@ -46,13 +46,14 @@ def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
         if dict in _members(kind) and name not in _MAPPING_OR_PATH:
             actions[name].type = _mapping
     names = sorted(actions.keys() - {"help"})
-    rest = list(argv)
+    rest, path, in_file = list(argv), "", {}
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise UsageError("--config needs the path of a YAML file")
         path, rest = argv[at + 1], argv[:at] + argv[at + 2 :]
-        parser.set_defaults_with_config(**_read_config(path, actions, types))
+        in_file = _read_config(path, actions, types)
+        parser.set_defaults_with_config(**in_file)
     for word in parser.parse_known_args(rest)[1]:
         if word.startswith("--"):
             key = word.removeprefix("--").split("=")[0]
@@ -61,7 +62,13 @@ def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
                 raise UsageError(f"--{key} is now called --{RENAMED[name]}")
             raise UsageError(f"unknown option '--{key}'{_similar(name, names)}; see --help")
         raise UsageError(f"unexpected argument '{word}'; options are --name value, see --help")
-    return parser.parse_args_into_dataclasses(args=rest)
+    try:
+        return parser.parse_args_into_dataclasses(args=rest)
+    except ValueError as error:
+        name = str(error).split(" ")[0]
+        if name not in in_file or any(word.split("=")[0].replace("-", "_") == f"__{name}" for word in rest):
+            raise
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _mapping(text: str) -> dict[str, Any]:
