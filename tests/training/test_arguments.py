@@ -1,5 +1,6 @@
 """Configuration files and command lines of `train`: what is taken, and the one line about what is not."""
 
+import math
 import os
 
 import pytest
@@ -191,3 +192,133 @@ def test_a_feedback_models_settings_of_the_wrong_type_are_one_line(read, setting
     with pytest.raises(ValueError, match=settings[1:].split(":")[0]) as error:
         endpoint_options(read(f"feedback_model: {settings}\n")[0].feedback_model)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("seed: 010", "seed", 10),
+        ("seed: 1_000", "seed", 1000),
+        ("seed: +7", "seed", 7),
+        ("seed: 007", "seed", 7),
+        ("pad_to_multiple_of: 010", "pad_to_multiple_of", 10),
+        ("warmup_steps: 010", "warmup_steps", 10.0),
+        ("reward_weights: [010, 1]", "reward_weights", [10.0, 1.0]),
+        ("max_grad_norm: .inf", "max_grad_norm", math.inf),
+        ("epsilon_high: .inf", "epsilon_high", math.inf),
+    ],
+)
+def test_a_number_is_read_as_on_the_command_line(read, text, name, expected):
+    assert getattr(read(text + "\n")[1], name) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: 12:30", "seed: 0x10", "seed: 0b11", "max_steps: 1e3", "max_steps: 1.0", "max_steps: 1:30:00:00",
+     "learning_rate: 1:30.5", "warmup_steps: 12:30", "reward_weights: [1:30]", "num_generations: 0o17",
+     "max_steps: 1e400"],
+)  # fmt: skip
+def test_a_number_that_the_command_line_refuses_is_one_line(read, text):
+    name = text.split(":")[0]
+    with pytest.raises(UsageError, match=rf"c\.yaml: {name} is '.*'; give a (whole )?number"):
+        read(text + "\n")
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", "1e400", ".nan", "'inf'"])
+@pytest.mark.parametrize("name", ["learning_rate", "temperature", "tool_timeout", "feedback_timeout", "save_steps"])
+def test_infinity_is_refused_where_it_makes_no_sense(read, name, number):
+    with pytest.raises(ValueError, match=rf"c\.yaml: {name} is -?(inf|nan); give a number"):
+        read(f"{name}: {number}\n")
+
+
+def test_no_item_of_a_list_is_infinite_and_no_number_exceeds_64_bits(read):
+    with pytest.raises(ValueError, match="reward_weights is inf; give a number"):
+        read("reward_weights: [1, .inf]\n")
+    with pytest.raises(ValueError, match="max_steps is too large"):
+        read(f"max_steps: 1{'0' * 400}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("reward_weights: 1", "reward_weights", [1.0]),
+        ("reward_weights: 0.5", "reward_weights", [0.5]),
+        ("label_names: labels", "label_names", ["labels"]),
+        ("include_for_metrics: loss", "include_for_metrics", ["loss"]),
+    ],
+)
+def test_one_value_for_a_list_is_a_list_of_one(read, text, name, expected):
+    assert getattr(read(text + "\n")[1], name) == expected
+
+
+@pytest.mark.parametrize("key", ["on", "no", "~", "1.5", "2026-01-01", "'1'"])
+def test_keys_of_mappings_are_words_as_the_file_has_them(read, key):
+    _, args, _, _ = read(f"chat_template_kwargs: {{{key}: 2, b: {{{key}: 3}}}}\n")
+    word = key.strip("'")
+    assert args.chat_template_kwargs == {word: 2, "b": {word: 3}}
+
+
+@pytest.mark.parametrize("name", ["model_init_kwargs", "chat_template_kwargs", "generation_kwargs"])
+def test_a_number_names_no_argument(read, name):
+    with pytest.raises(UsageError, match=rf"c\.yaml: {name} has the key 1; keys are the names of arguments"):
+        read(f"{name}: {{a: 1, 1: 2}}\n")
+
+
+def test_numbers_may_be_keys_further_inside(read):
+    _, args, _, _ = read("model_init_kwargs: {max_memory: {0: 10GB, cpu: 1GB}}\n")
+    assert args.model_init_kwargs == {"max_memory": {0: "10GB", "cpu": "1GB"}}
+
+
+@pytest.mark.parametrize(("word", "meant"), [("no", "false"), ("Yes", "true"), ("off", "false"), ("010", "8")])
+@pytest.mark.parametrize("place", ["{stop: %s}", "{a: {b: %s}}", "{stop: [x, %s]}", "\n  stop: %s"])
+def test_a_word_inside_a_mapping_that_yaml_reads_otherwise_is_one_line(read, word, meant, place):
+    said = rf"c\.yaml: generation_kwargs\.[\w.\[\]]+ is {word}, which YAML reads as {meant}; .* quote it: '{word}'$"
+    with pytest.raises(UsageError, match=said):
+        read(f"generation_kwargs: {place % word}\n")
+    _, args, _, _ = read(f"generation_kwargs: {place % repr(word)}\n")
+    assert word in str(args.generation_kwargs)
+
+
+def test_a_time_inside_a_mapping_is_refused_and_a_date_is_text(read):
+    with pytest.raises(UsageError, match=r"at is 12:30, which YAML reads as 750"):
+        read("chat_template_kwargs: {at: 12:30}\n")
+    _, args, _, _ = read("chat_template_kwargs: {date: 2026-01-01, bad: 2026-13-45, t: true, n: -1.5, z: 0}\n")
+    assert args.chat_template_kwargs == {"date": "2026-01-01", "bad": "2026-13-45", "t": True, "n": -1.5, "z": 0}
+
+
+@pytest.mark.parametrize("env", ["{'': x}", "{'A=B': x}", '{"A\\0": x}', '{A: "\\0"}'])
+def test_a_variable_that_no_system_takes_is_one_line(read, env, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(UsageError, match=r"c\.yaml: env\.'.*' cannot be set"):
+        read(f"env: {env}\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("{split_batches: true, foo: 1}", "foo"),
+        ("{foo: 1}", "foo"),
+        ("/x.json", "/x.json"),
+        ("'{foo'", "Expecting"),
+        ("'[1]'", ""),
+    ],
+)
+def test_wrong_settings_of_the_accelerator_are_one_line_with_the_name(read, value, said):
+    with pytest.raises(ValueError, match=r"c\.yaml: accelerator_config is no mapping or JSON file") as error:
+        read(f"accelerator_config: {value}\n")
+    assert said in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_no_reports_are_named_none(read):
+    for null in ("null", "~", ""):
+        with pytest.raises(ValueError, match=r"c\.yaml: report_to is None; set it to none"):
+            read(f"report_to: {null}\n")
+
+
+@pytest.mark.parametrize("option", [["--learning_rate", "inf"], ["--learning_rate=inf"], ["--learning-rate", "inf"]])
+def test_the_file_is_not_named_for_a_value_of_the_command_line(read, option):
+    with pytest.raises(ValueError, match=r"^learning_rate is inf"):
+        read("learning_rate: 1e-6\n", *option)
+    with pytest.raises(ValueError, match=r"^learning_rate is inf"):
+        read("", *option)

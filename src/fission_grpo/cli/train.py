@@ -7,8 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
+from transformers.optimization import get_scheduler
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from fission_grpo.core.errors import RunDirectoryError, UsageError
@@ -29,6 +32,9 @@ Train with Fission-GRPO. Every option below can stand in the YAML file of --conf
 overridden on the command line. Beyond our own options these are TRL's GRPOConfig and ModelConfig, untouched; the
 constants of the step-task reward (alpha, correctness_threshold, format_weight_*, correctness_weight_*, length_*) are
 documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
+
+# arguments of `apply_chat_template` that rendering sets itself
+_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize", "tools")
 
 
 @dataclass
@@ -96,7 +102,7 @@ def train_command(argv: list[str]) -> int:
     with ExitStack() as stack:
         try:
             script, args, model, reward = parse(argv)
-            checkpoint = resume_point(args)
+            resume_from = resume_point(args)
             chain = make_chain(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
@@ -106,7 +112,7 @@ def train_command(argv: list[str]) -> int:
         stop = stack.enter_context(StopAndSave())
         trainer.add_callback(stop)
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=resume_from)
         except RunDirectoryError as error:
             show(f"error: {error}", error=True)
             return 1
@@ -132,6 +138,7 @@ def make_trainer(
     """The trainer with model, data, reward, feedback and progress. Raises ValueError and OSError for wrong input."""
     if not model.model_name_or_path:
         raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
+    _check_library_options(args)
     name = model_path(model.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(
         name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
@@ -146,26 +153,54 @@ def make_trainer(
         reward=reward,
         chat_template_kwargs=args.chat_template_kwargs,
     )
+    own: Any = args.model_init_kwargs or {}
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         "use_safetensors": True,
-        **(args.model_init_kwargs or {}),  # pyright: ignore[reportGeneralTypeIssues]
+        **own,
     }
-    trainer = trainer_class(
-        model=name,
-        reward_funcs=given.reward,
-        args=args,
-        train_dataset=Dataset.from_list(list(given.rows)),
-        processing_class=tokenizer,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-        environment_factory=given.environments,
-        callbacks=[LiveProgress()],
-        feedback=sources,
-    )
+    try:
+        trainer = trainer_class(
+            model=name,
+            reward_funcs=given.reward,
+            args=args,
+            train_dataset=Dataset.from_list(list(given.rows)),
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            environment_factory=given.environments,
+            callbacks=[LiveProgress()],
+            feedback=sources,
+        )
+    except TypeError as error:
+        unknown = next((key for key in own if f"unexpected keyword argument '{key}'" in str(error)), None)
+        if unknown is None:
+            raise
+        raise UsageError(f"model_init_kwargs.{unknown}: the model does not know it; remove or correct it") from error
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _check_library_options(args: FissionGRPOConfig) -> None:
+    """Try the mappings that torch and transformers take first in the middle of training. Raises UsageError."""
+    taken = next((key for key in args.chat_template_kwargs or {} if key in _TEMPLATE_ARGUMENTS), None)
+    if taken is not None:
+        raise UsageError(f"chat_template_kwargs.{taken}: this argument is set in training; remove it")
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    try:
+        if args.lr_scheduler_kwargs and args.lr_scheduler_type != "greedy":
+            options: Any = args.lr_scheduler_kwargs
+            get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"lr_scheduler_kwargs do not fit lr_scheduler_type: {error}") from error
+    try:
+        if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
+            options = {"use_reentrant": False, **args.gradient_checkpointing_kwargs}
+            checkpoint(lambda inputs: inputs, parameter, **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"gradient_checkpointing_kwargs do not fit torch's checkpoint(): {error}") from error

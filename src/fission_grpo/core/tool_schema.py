@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.json_schema import FORMATS, cut, make_validator, schema_text
+from fission_grpo.core.json_schema import FORMATS, cut, is_nullable, make_validator, schema_text
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import ToolTimeout, time_limit
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
@@ -78,14 +78,12 @@ def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Pr
     try:
         validator = make_validator(text)
         with time_limit(PATTERN_SECONDS if '"pattern' in text else 0):
-            errors = [error for error in validator.iter_errors(arguments) if not _is_nullable(error)]
+            errors = [error for error in validator.iter_errors(arguments) if not is_nullable(error)]
         problems = sorted(_explain(error) for error in errors)
     except ToolTimeout:
         message = "the arguments could not be checked against the patterns of the schema"
     except RecursionError:
         message = "the arguments are nested too deeply"
-    except ArithmeticError:
-        message = "the arguments hold a number that is too large"
     except ValueError:
         raise  # the schema is wrong
     except Exception as error:  # noqa: BLE001 - a fault of the checker must not end a training run; logged
@@ -159,10 +157,6 @@ def _unexpected(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str 
     if "properties" not in schema or allows_extra:
         return None
     return next((name for name in arguments if name not in schema["properties"]), None)
-
-
-def _is_nullable(error: Any) -> bool:
-    return error.instance is None and isinstance(error.schema, dict) and error.schema.get("nullable") is True
 
 
 def _explain(error: Any) -> tuple[int, list[str], str]:

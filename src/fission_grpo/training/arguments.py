@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 from argparse import ArgumentTypeError
@@ -23,6 +24,9 @@ _ALSO_FLAGS = frozenset({"fsdp", "resume_from_checkpoint", "scale_rewards"})
 # Mappings that may also be the name of a file, or that are read elsewhere.
 _MAPPING_OR_PATH = frozenset({"accelerator_config", "deepspeed", "feedback_model", "fsdp_config"})
 _WANTED = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false", "_mapping": "a mapping"}
+# What YAML 1.1 reads otherwise than JSON: yes, no, on, off as truth values, 010 in base 8, 12:30 in base 60.
+_READ_OTHERWISE = re.compile(r"(?i:yes|no|on|off)|[-+]?0[0-9_]+|.*:.*")
+_TAG = "tag:yaml.org,2002:"
 
 
 def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
@@ -42,13 +46,14 @@ def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
         if dict in _members(kind) and name not in _MAPPING_OR_PATH:
             actions[name].type = _mapping
     names = sorted(actions.keys() - {"help"})
-    rest = list(argv)
+    rest, path, in_file = list(argv), "", {}
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise UsageError("--config needs the path of a YAML file")
         path, rest = argv[at + 1], argv[:at] + argv[at + 2 :]
-        parser.set_defaults_with_config(**_read_config(path, actions, types))
+        in_file = _read_config(path, actions, types)
+        parser.set_defaults_with_config(**in_file)
     for word in parser.parse_known_args(rest)[1]:
         if word.startswith("--"):
             key = word.removeprefix("--").split("=")[0]
@@ -57,7 +62,13 @@ def parse_options(parser: Any, argv: list[str]) -> tuple[Any, ...]:
                 raise UsageError(f"--{key} is now called --{RENAMED[name]}")
             raise UsageError(f"unknown option '--{key}'{_similar(name, names)}; see --help")
         raise UsageError(f"unexpected argument '{word}'; options are --name value, see --help")
-    return parser.parse_args_into_dataclasses(args=rest)
+    try:
+        return parser.parse_args_into_dataclasses(args=rest)
+    except ValueError as error:
+        name = str(error).split(" ")[0]
+        if name not in in_file or any(word.split("=")[0].replace("-", "_") == f"__{name}" for word in rest):
+            raise
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -77,7 +88,10 @@ def _types(parser: Any) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML would take the last, and reads 1e-6 as a number, as JSON does."""
+    """Refuses a key that occurs twice, of which YAML would take the last, and reads 1e-6 as a number, as JSON does.
+
+    Keys are words or whole numbers, as the file has them: `on` is no truth value.
+    """
 
     def check_keys(self, node: yaml.MappingNode) -> None:
         """Raise UsageError for a key that occurs twice."""
@@ -90,6 +104,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         self.check_keys(node)
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _TAG + "int":
+                key.tag = _TAG + "str"
         return super().construct_mapping(node, deep)
 
 
@@ -107,6 +125,9 @@ def _read_config(path: str, actions: Mapping[str, Any], types: Mapping[str, Any]
             raise UsageError(": must be a mapping, one 'key: value' a line")
         loader.check_keys(root)
         loader.flatten_mapping(root)
+        for key, node in root.value:
+            if isinstance(node, yaml.MappingNode) and key.value != "env":
+                _check_words(str(key.value), node)
         given = {str(key.value): (node, loader.construct_object(node, deep=True)) for key, node in root.value}
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
@@ -126,6 +147,10 @@ def _read_config(path: str, actions: Mapping[str, Any], types: Mapping[str, Any]
                     raise UsageError(
                         f"{path}: env.{name.value} must be one word or number, as environment variables are"
                     )
+                if not name.value or set("=\0") & {*name.value} or "\0" in inner.value:
+                    raise UsageError(
+                        f"{path}: env.{quoted(name.value)} cannot be set; a name has letters, digits and _"
+                    )
                 os.environ[str(name.value)] = _word(inner)
             continue
         if key not in names:
@@ -134,6 +159,31 @@ def _read_config(path: str, actions: Mapping[str, Any], types: Mapping[str, Any]
             raise UsageError(f"{path}: unknown key '{key}'{_similar(key, names)}; remove or correct it")
         values[key] = _checked(f"{path}: {key}", value, node, actions[key], types.get(key, str))
     return values
+
+
+def _check_words(where: str, mapping: yaml.MappingNode) -> None:
+    """Refuse values inside a mapping that YAML reads as another thing than their words; dates become text, as in JSON.
+
+    The type that an entry of a mapping should have is not known here, so that a word cannot be taken as it stands.
+    """
+    waiting: list[tuple[str, yaml.Node]] = [(where, mapping)]
+    seen: set[int] = set()
+    while waiting:
+        place, node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            waiting += [(f"{place}.{key.value}", inner) for key, inner in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += [(f"{place}[{k}]", inner) for k, inner in enumerate(node.value)]
+        elif node.tag == _TAG + "timestamp":
+            node.tag = _TAG + "str"
+        elif node.tag in (_TAG + "bool", _TAG + "int", _TAG + "float") and _READ_OTHERWISE.fullmatch(node.value):
+            meant = json.dumps(yaml.safe_load(node.value))
+            raise UsageError(
+                f": {place} is {node.value}, which YAML reads as {meant}; write {meant}, or quote it: '{node.value}'"
+            )
 
 
 def _word(node: yaml.Node) -> str:
@@ -149,6 +199,9 @@ def _checked(where: str, value: Any, node: yaml.Node, action: Any, kind: Any) ->
     """
     kinds = _members(kind)
     if isinstance(value, dict) and dict in kinds:
+        number = next((key for key in value if not isinstance(key, str)), None)
+        if number is not None:
+            raise UsageError(f"{where} has the key {number}; keys are the names of arguments, such as in {{name: 1}}")
         return value
     if value is None:
         if type(None) in kinds or action.default is None:
@@ -158,7 +211,8 @@ def _checked(where: str, value: Any, node: yaml.Node, action: Any, kind: Any) ->
         items = next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is list), ())
         inner = _members(items[0]) if items else {Any}
         return [_scalar(where, item, of, action, inner) for item, of in zip(value, node.value, strict=True)]
-    return _scalar(where, value, node, action, kinds)
+    scalar = _scalar(where, value, node, action, kinds)
+    return [scalar] if list in kinds and str not in kinds else scalar
 
 
 def _members(kind: Any) -> set[Any]:
@@ -187,15 +241,19 @@ def _scalar(where: str, value: Any, node: yaml.Node, action: Any, kinds: set[Any
         if isinstance(value, bool) and not (bool in kinds or action.dest in _ALSO_FLAGS):
             known = f"YAML reads the word {word} as {json.dumps(value)}"
             raise UsageError(f"{where} is {json.dumps(value)}, as {known}; to mean the word, quote it: '{word}'")
-        if isinstance(value, bool) or type(value) in kinds:
+        if isinstance(value, bool):
             return value
-        value = word
-    try:
-        converted = action.type(str(value)) if action.type is not None else value
+        if type(value) not in kinds:
+            value = word
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        word = str(value)
+    convert = type(value) if str in kinds and not isinstance(value, str | bool) else action.type
+    try:  # a number by its word, as on the command line
+        converted = convert(word) if convert is not None else value
     except (ValueError, TypeError, ArgumentTypeError):
-        wanted = _WANTED.get(getattr(action.type, "__name__", ""), "a value that --help names")
-        raise UsageError(f"{where} is {quoted(value)}; give {wanted}") from None
-    return converted if isinstance(value, str) else value
+        wanted = _WANTED.get(getattr(convert, "__name__", ""), "a value that --help names")
+        raise UsageError(f"{where} is {quoted(value if isinstance(value, bool) else word)}; give {wanted}") from None
+    return value if isinstance(value, bool) else converted
 
 
 def _similar(key: str, names: list[str]) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
 from fission_grpo.fission.buffer import ORDERS
@@ -28,6 +32,18 @@ RENAMED = {
     "watch_tools": "guard_tools",
 }
 """Present names of options, by the names they had before the first release. An old name is an error."""
+
+
+_MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
+    "delta",
+    "epsilon",
+    "epsilon_high",
+    "failure_threshold",
+    "max_grad_norm",
+    "off_policy_mask_threshold",
+    "vllm_importance_sampling_cap",
+    "vllm_importance_sampling_clip_max",
+}
 
 
 def refuse_old_names(config: type) -> type:
@@ -153,6 +169,9 @@ class FissionGRPOConfig(GRPOConfig):
 
     def __post_init__(self):
         self._check_numbers()
+        self._read_accelerator_config()
+        if self.report_to is None:
+            raise ValueError("report_to is None; set it to none for no reports.")
         super().__post_init__()
         if self.num_recovery_generations is None:
             self.num_recovery_generations = self.num_generations
@@ -167,10 +186,28 @@ class FissionGRPOConfig(GRPOConfig):
         """Refuse values that would end in a library's traceback, or in weights that are not numbers."""
         for option in fields(self):
             value = getattr(self, option.name)
-            if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"{option.name} is nan; give a number.")
+            for number in value if isinstance(value, list) else [value]:
+                infinite = isinstance(number, float) and math.isinf(number) and option.name not in _MAY_BE_INFINITE
+                if infinite or (isinstance(number, float) and math.isnan(number)):
+                    raise ValueError(f"{option.name} is {number}; give a number.")
+                if isinstance(number, int) and abs(number) > sys.maxsize:
+                    raise ValueError(f"{option.name} is too large; give a number of at most {sys.maxsize}.")
         self._check_least(num_generations=2, per_device_train_batch_size=1)
         self._check_least(gradient_accumulation_steps=1, max_completion_length=1)
+
+    def _read_accelerator_config(self) -> None:
+        """Make it of a mapping or a JSON file, as transformers does, with the option's name in every error."""
+        given = self.accelerator_config
+        if given is None or isinstance(given, AcceleratorConfig | type):
+            return
+        try:
+            if isinstance(given, str):
+                given = json.loads(given if given.startswith("{") else Path(given).read_text(encoding="utf-8"))
+            self.accelerator_config = AcceleratorConfig(**given)  # pyright: ignore[reportAttributeAccessIssue]
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"accelerator_config is no mapping or JSON file of accelerate's options: {error}"
+            ) from error
 
     def _check_least(self, **least_values: int) -> None:
         for name, least in least_values.items():
