@@ -3,55 +3,13 @@
 import json
 
 import pytest
+from convert_support import ASK, MARK, WEATHER, convert, openai, references, says, tool, write
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.data.convert.dialogues import RowDropped, read_literal
 from fission_grpo.data.convert.formats import convert_file, guess_layout, read_toolace_calls
 from fission_grpo.data.convert.tools import tools_of
-
-ASK = {"role": "user", "content": "Go."}
-MARK = b"\xef\xbb\xbf"
-
-
-def tool(name, properties, required=(), **more):
-    schema = {"type": "object", "properties": properties, "required": list(required), **more}
-    return {"type": "function", "function": {"name": name, "description": "d", "parameters": schema}}
-
-
-WEATHER = tool("weather", {"city": {"type": "string"}}, ["city"])
-
-
-def says(name, arguments, **more):
-    entry = {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
-    return {"role": "assistant", "content": None, "tool_calls": [entry], **more}
-
-
-def result(content, **more):
-    return {"role": "tool", "tool_call_id": "1", "content": content, **more}
-
-
-def openai(*messages, tools=(WEATHER,)):
-    return {"messages": list(messages), "tools": list(tools)}
-
-
-def write(folder, *rows, name="data.jsonl"):
-    path = folder / name
-    if name.endswith(".parquet"):
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(list(rows)), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def convert(folder, *rows, name="data.jsonl", layout="auto", **options):
-    return convert_file(write(folder, *rows, name=name), layout, **options)[1]
-
-
-def references(converted):
-    return [[(call.name, call.arguments) for call in task.reference] for task in converted.tasks]
-
 
 LOOK = says("weather", {"city": "Oslo"})
 

@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 2400,
-    "envs": 2560,
-    "data": 1200,
-    "inference": 1290,
-    "feedback": 2060,
+    "core": 2640,
+    "envs": 2600,
+    "data": 1230,
+    "inference": 1330,
+    "feedback": 2200,
     "fission": 1000,
-    "training": 3800,
+    "training": 3940,
     "evaluation": 3020,
     "report": 650,
     "recipes": 4000,
-    "cli": 850,
+    "cli": 880,
 }
-TOTAL = 22_800
+TOTAL = 23_500
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
