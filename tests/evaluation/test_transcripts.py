@@ -1,48 +1,15 @@
 """Foreign traces from real files: which result belongs to which call, what erred and how, and clear complaints."""
 
-import json
 import sys
 import types
 
 import pytest
+from transcripts_support import ASK, DONE, TOOLS, call, errors, read, result, says, write
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.records import CaseRecord, read_records, to_line
 from fission_grpo.evaluation.transcripts import read_traces
-
-CD = {"type": "object", "properties": {"folder": {"type": "string"}}, "required": ["folder"]}
-TOOLS = [{"type": "function", "function": {"name": "cd", "description": "", "parameters": CD}}]
-ASK = {"role": "user", "content": "go"}
-DONE = {"role": "assistant", "content": "done"}
-
-
-def call(name, arguments="{}", id=None):
-    entry = {"type": "function", "function": {"name": name, "arguments": arguments}}
-    return entry | ({"id": id} if id else {})
-
-
-def says(*calls, content=None):
-    return {"role": "assistant", "content": content} | ({"tool_calls": list(calls)} if calls else {})
-
-
-def result(content, id=None):
-    return {"role": "tool", "content": content} | ({"tool_call_id": id} if id else {})
-
-
-def write(tmp_path, *rows):
-    path = tmp_path / "traces.jsonl"
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
-def read(tmp_path, *messages, **fields):
-    (record,) = read_traces(write(tmp_path, {"messages": list(messages), **fields}))
-    return record
-
-
-def errors(record):
-    return [(one.name, one.error, one.kind and one.kind.value) for one in record.calls]
 
 
 def test_results_go_to_their_calls_by_id_whatever_their_order(tmp_path):
