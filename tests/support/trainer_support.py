@@ -52,5 +52,5 @@ class Spy(FissionGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        self.seen = [*getattr(self, "seen", []), (list(self.cycle.contexts), output, self.cycle.scores.weighted())]
+        self.seen = [*getattr(self, "seen", []), (list(self.cycle.contexts), output, self.cycle.scores.weighted)]
         return output

@@ -103,7 +103,7 @@ def test_a_truncated_completion_of_a_step_task_earns_nothing_in_training_and_has
     trainer.train()
     seen = set()
     for cycle, _, _ in trainer.cycles:
-        for ids, earned in zip(cycle.scores.completion_ids, cycle.scores.weighted(), strict=True):
+        for ids, earned in zip(cycle.scores.completion_ids, cycle.scores.weighted, strict=True):
             is_cut = ids[-1] not in trainer.eos_token_ids
             assert not is_cut or earned == 0
             seen.add(is_cut)
@@ -126,12 +126,12 @@ def test_the_verdict_on_a_corrective_turn_replaces_all_rewards_and_ends_the_tool
     called = 0
     for cycle, output in recovered:
         resolved = [float(cycle.scores.corrective_turns[i].resolved) for i in range(len(cycle.rows))]
-        assert cycle.scores.weighted() == resolved  # neither the function's 0.25 nor the environment's reward
+        assert cycle.scores.weighted == resolved  # neither the function's 0.25 nor the environment's reward
         assert [[m["role"] for m in one] for one in cycle.scores.completions] == [["assistant"]] * len(cycle.rows)
         assert output.get("tool_mask") is None or (output["tool_mask"][output["completion_mask"].bool()] == 1).all()
         called += sum(bool(turn.results) for turn in cycle.scores.corrective_turns.values())
     assert called  # by the judge, after the turn
-    explored = [value for cycle, *_ in trainer.cycles if not cycle.contexts for value in cycle.scores.weighted()]
+    explored = [value for cycle, *_ in trainer.cycles if not cycle.contexts for value in cycle.scores.weighted]
     assert explored
     assert all(value >= 0.25 for value in explored)
     assert all(TASK_KEY not in columns for columns in asked)
@@ -174,7 +174,7 @@ def test_a_rollout_in_a_broken_environment_has_no_reward_of_any_function(tmp_pat
     trainer.train()
     count = 0
     for cycle, broken, _ in trainer.cycles:
-        assert [math.isnan(value) for value in cycle.scores.weighted()] == broken
+        assert [math.isnan(value) for value in cycle.scores.weighted] == broken
         count += sum(broken)
     assert 0 < count < 32
     assert sum(history(trainer, "fission/infrastructure")) == count

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+from functools import lru_cache
 from typing import Any
 
 from fission_grpo.core.errors import RunDirectoryError
@@ -34,6 +35,12 @@ def get_logger(name: str) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.addFilter(_clean_record)
     return logger
+
+
+@lru_cache(maxsize=1024)
+def warn_once(logger: logging.Logger, message: str) -> None:
+    """Log a warning, unless the same one was logged before."""
+    logger.warning("%s", message)
 
 
 def _clean_record(record: logging.LogRecord) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 
 _log = get_logger(__name__)
 
@@ -49,13 +48,10 @@ def format_duration(seconds: float) -> str:
 
 def _can_interrupt() -> bool:
     if not hasattr(signal, "SIGALRM"):
-        return _warn_once("this platform has no SIGALRM")
-    if threading.current_thread() is not threading.main_thread():
-        return _warn_once("tools are called outside the main thread")
-    return True
-
-
-@functools.cache
-def _warn_once(reason: str) -> bool:
-    _log.warning("tool calls have no time limit: %s", reason)
+        reason = "this platform has no SIGALRM"
+    elif threading.current_thread() is not threading.main_thread():
+        reason = "tools are called outside the main thread"
+    else:
+        return True
+    warn_once(_log, f"tool calls have no time limit: {reason}")
     return False

@@ -18,7 +18,7 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
     EpisodeMonitor,
@@ -126,15 +126,10 @@ def _restore_to(
             f"{type(environment).__name__}.reset began another task than that of the failed episode; give it "
             "_snapshot and _restore (JSON values), or rows that determine its task"
         )
-        _warn_once(f"{problem}. Such recoveries get no reward, and are counted as env/other_tasks")
+        warn_once(_log, f"{problem}. Such recoveries get no reward, and are counted as env/other_tasks")
         raise InfrastructureError(problem)
     counts["replay_mismatches"] += sum(now.content != past.content for past, now in answers)
     counts["replayed"] += 1
-
-
-@functools.cache
-def _warn_once(problem: str) -> None:
-    _log.warning(problem)
 
 
 def begins_with(task: Task, observation: Any) -> bool:

@@ -6,9 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fission_grpo.core.types import Failure, Rollout
 from fission_grpo.fission.recovery import CorrectiveInstance
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class RecoveryOutcome:
         return RecoveryOutcome(rollout.trajectory.task.id, verdict.reward, verdict.failed, rollout.text)
 
 
+def groups_of(values: Sequence[Value], group_size: int) -> list[Sequence[Value]]:
+    """Split the values of rollouts, group after group, into their groups."""
+    return [values[start : start + group_size] for start in range(0, len(values), group_size)]
+
+
 def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
     """Return for each group whether all its judged rewards are equal, so that every advantage is 0.
 
@@ -36,7 +44,7 @@ def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
     >>> zero_std_groups([1.0, 1.0, 0.0, 1.0], group_size=2)
     [True, False]
     """
-    groups = [rewards[i : i + group_size] for i in range(0, len(rewards), group_size)]
+    groups = groups_of(rewards, group_size)
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
 
 
@@ -50,8 +58,7 @@ def group_success(succeeded: Sequence[bool | None], group_size: int) -> list[flo
     >>> group_success([True, False, True, None], group_size=2)
     [0.5, 1.0]
     """
-    groups = [succeeded[i : i + group_size] for i in range(0, len(succeeded), group_size)]
-    return [fraction([one for one in group if one is not None]) for group in groups]
+    return [fraction([one for one in group if one is not None]) for group in groups_of(succeeded, group_size)]
 
 
 def fraction(flags: Sequence[bool]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 
 _log = get_logger(__name__)
+_NOT_SHARED = "prompts are not shared, so that generation is slower"
 
 CACHE_ARGUMENTS = ("past_key_values", "cache")
 """Names by which models take their KV cache: the first up to transformers 5.23, the second since."""
@@ -73,11 +73,12 @@ def make_growing_cache(model: Any, room: int) -> Cache | None:
     """
     if find_cache_argument(model) is None or "logits_to_keep" not in _parameters(model):
         wanted = f"{' or '.join(CACHE_ARGUMENTS)}, and logits_to_keep"
-        _warn_once(f"the forward of {type(model).__name__} does not take {wanted}")
+        warn_once(_log, f"{_NOT_SHARED}: the forward of {type(model).__name__} does not take {wanted}")
         return None
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        _warn_once(f"{type(model).__name__} keeps other states than the keys and values of all positions")
+        other = f"{type(model).__name__} keeps other states than the keys and values of all positions"
+        warn_once(_log, f"{_NOT_SHARED}: {other}")
         return None
     return Cache(layers=[GrowingLayer(room) for _ in cache.layers])
 
@@ -85,11 +86,6 @@ def make_growing_cache(model: Any, room: int) -> Cache | None:
 def _parameters(model: Any) -> Any:
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inspect.signature(decoder.forward).parameters
-
-
-@lru_cache(maxsize=64)
-def _warn_once(reason: str) -> None:
-    _log.warning("prompts are not shared, so that generation is slower: %s", reason)
 
 
 class GrowingLayer(DynamicLayer):

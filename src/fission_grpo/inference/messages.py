@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -24,7 +23,7 @@ from fission_grpo.core.messages import (
     name_and_arguments,
     read_content,
 )
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.tool_schema import parameter_schema, tool_names
 from fission_grpo.core.types import Message, ToolResult
 from fission_grpo.inference.base import Reply
@@ -323,13 +322,8 @@ def _token_counts(usage: Any) -> tuple[int | None, int]:
     counts = [usage.get("prompt_tokens", 0), usage["completion_tokens"]]
     if all(type(count) is int and 0 <= count <= MAX_TOKEN_COUNT for count in counts):
         return counts[0], counts[1]
-    _warn_about_counts()
+    warn_once(_log, "an endpoint's token counts are no numbers of tokens; such replies are treated as uncounted")
     return None, 0
-
-
-@lru_cache(maxsize=1)
-def _warn_about_counts() -> None:
-    _log.warning("an endpoint's token counts are no numbers of tokens; such replies are treated as uncounted")
 
 
 def _hermes_text(content: str, tool_calls: Iterable[Mapping[str, Any]]) -> str:

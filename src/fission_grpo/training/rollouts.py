@@ -20,7 +20,7 @@ from fission_grpo.core.chat import parse, read_result, render
 from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
 from fission_grpo.core.rewards import StepReward, is_nan, usable_reward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import (
     PARSE_ERROR,
     Failure,
@@ -37,6 +37,7 @@ from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, snapshot_after
 from fission_grpo.envs.wrapper import error_message, tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
+from fission_grpo.fission.metrics import groups_of
 from fission_grpo.fission.recovery import CorrectiveInstance
 
 Row = dict[str, Any]
@@ -55,8 +56,9 @@ class CycleScores:
     weights: Any  # of the reward functions
     corrective_turns: Mapping[int, TurnVerdict] = field(default_factory=dict)  # by local row, if judged by itself
 
+    @functools.cached_property
     def weighted(self) -> list[float]:
-        """Return the weighted sum of the rewards for every rollout of all ranks; NaN where no function gave one."""
+        """The weighted sum of the rewards for every rollout of all ranks; NaN where no function gave one."""
         sums = (self.rewards * self.weights.to(self.rewards.device)).nansum(dim=1)
         return sums.masked_fill(self.rewards.isnan().all(dim=1), math.nan).tolist()
 
@@ -80,8 +82,7 @@ class Cycle:
 
         TRL's mean of equal rewards may differ from them by rounding, which leaves advantages of up to 0.001.
         """
-        rewards = self.scores.weighted() if self.scores is not None else []
-        groups = [rewards[at : at + self.group_size] for at in range(0, len(rewards), self.group_size)]
+        groups = [] if self.scores is None else groups_of(self.scores.weighted, self.group_size)
         flat = [len({one for one in group if not math.isnan(one)}) <= 1 for group in groups]
         return [flat[(self.offset + i) // self.group_size] for i in range(len(self.rows))]
 
@@ -237,7 +238,7 @@ class RolloutReader:
         """Return this rank's rollouts of a scored cycle, in order; `has_tools`: whether texts may hold tool calls."""
         if cycle.scores is None:
             raise RuntimeError("the cycle was not scored")
-        rewards = cycle.scores.weighted()[cycle.offset : cycle.offset + len(cycle.rows)]
+        rewards = cycle.scores.weighted[cycle.offset : cycle.offset + len(cycle.rows)]
         return [self._rollout(cycle, cycle.scores, i, rewards[i], has_tools) for i in range(len(cycle.rows))]
 
     def _rollout(self, cycle: Cycle, scores: CycleScores, i: int, reward: float, has_tools: bool) -> Rollout:
@@ -309,7 +310,7 @@ class LocalEnvironments:
             problem = "gave what is no ToolCall"
         except Exception as error:  # noqa: BLE001 - the user's code; feedback then goes without it
             problem = f"failed: {error_message(error)}"
-        _warn_about_reference(f"{type(environment).__name__}._reference {problem}; feedback goes without it")
+        warn_once(_log, f"{type(environment).__name__}._reference {problem}; feedback goes without it")
         return None
 
     def pop_counts(self) -> Counter[str]:
@@ -329,11 +330,6 @@ class LocalEnvironments:
             methods = tool_methods(environment).values() if environment is not None else ()
             self.schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
         return self.schemas[type(environment)]
-
-
-@functools.cache
-def _warn_about_reference(problem: str) -> None:
-    _log.warning(problem)
 
 
 def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *inputs: Any) -> Any:

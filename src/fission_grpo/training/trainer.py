@@ -194,7 +194,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         offset = self.accelerator.process_index * len(inputs)
         if not self.args.fission:
             return Cycle(inputs, self.num_generations, offset)
-        for row in inputs:  # also those that a stream brings late
+        for row in inputs[:: self.num_generations]:  # one of each group; a stream may bring other columns late
             check_row(row, "a row")
         self.deferred.add(inputs)
         contexts = self.fission.next_contexts(self.state.global_step)
@@ -268,7 +268,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     def _observe(self, rollouts: list[Rollout]) -> None:
         """Share this rank's rollouts with all ranks, request feedback on the failed ones, and log the cycle."""
         cycle, step = self.cycle, self.state.global_step
-        rewards = cycle.scores.weighted() if cycle.scores is not None else []
+        rewards = cycle.scores.weighted if cycle.scores is not None else []
         zero_std = zero_std_groups(rewards, cycle.group_size)
         succeeded = [None if r.verdict.reward is None else not r.verdict.failed for r in rollouts]
         success = group_success(gather_object(succeeded), cycle.group_size)
