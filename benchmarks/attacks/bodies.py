@@ -88,7 +88,9 @@ def bomb(mebibytes: int) -> bytes:
 
 async def answer(rng: Random) -> AsyncIterator[bytes]:
     """The bytes of a whole response, in pieces; an empty piece is a pause."""
-    status = rng.choice((200, 200, 200, 200, 200, 200, 400, 401, 404, 422, 429, 500, 503, 204, 301, 302, 307, 308, 999))
+    status = rng.choice(
+        (200, 200, 200, 200, 200, 200, 400, 401, 404, 422, 429, 500, 503, 204, 301, 302, 307, 308, 999)
+    )
     data, encoding = encoded(body(rng), rng)
     if status >= 400 and rng.random() < 0.7:
         data = dumps({"error": {"message": text(rng, 50_000), "code": strange(rng)}}).encode("utf-8", "surrogatepass")
@@ -106,7 +108,9 @@ async def answer(rng: Random) -> AsyncIterator[bytes]:
         head.append(f"Content-Length: {len(data) if framing else rng.choice((len(data) + 5, 0, -1, 10**12, 'x'))}")
     elif framing == 3:
         head.append("Transfer-Encoding: chunked")
-        data = b"".join(b"%x\r\n%s\r\n" % (len(data[at : at + 999]), data[at : at + 999]) for at in range(0, len(data), 999))
+        data = b"".join(
+            b"%x\r\n%s\r\n" % (len(data[at : at + 999]), data[at : at + 999]) for at in range(0, len(data), 999)
+        )
         data += rng.choice((b"0\r\n\r\n", b"0\r\n\r\n", b"", b"zz\r\n", b"fffffffffff\r\n"))
     yield ("\r\n".join(head) + "\r\n\r\n").encode("latin-1", "replace")
     match rng.randrange(14):

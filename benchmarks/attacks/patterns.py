@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from values import text
+from values import refused, text
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.result_errors import compile_error_pattern, matches
@@ -16,8 +16,35 @@ from fission_grpo.core.types import ToolCall
 
 ATOMS = (
     *("a", "b", "x", "0", ".", r"\d", r"\w", r"\s", r"\S", "[a-z]", "[^a]", "[0-9a-f]", r"\b", "^", "$", r"\.", "-"),
-    *(r"\p{L}", r"\p{Script=Greek}", r"(?<year>\d{4})", r"\k<year>", r"\1", r"\u0041", r"\u{1F600}", r"\cA", "[]", "[^]"),
-    *("(?=a)", "(?!a)", "(?<=a)", "(?<!b)", r"\Z", "(?i)", "[[:alpha:]]", "é", "\x00", "[z-a]", "\\", "[", "(", ")", "]"),
+    *(
+        r"\p{L}",
+        r"\p{Script=Greek}",
+        r"(?<year>\d{4})",
+        r"\k<year>",
+        r"\1",
+        r"\u0041",
+        r"\u{1F600}",
+        r"\cA",
+        "[]",
+        "[^]",
+    ),
+    *(
+        "(?=a)",
+        "(?!a)",
+        "(?<=a)",
+        "(?<!b)",
+        r"\Z",
+        "(?i)",
+        "[[:alpha:]]",
+        "é",
+        "\x00",
+        "[z-a]",
+        "\\",
+        "[",
+        "(",
+        ")",
+        "]",
+    ),
 )
 REPEATS = ("*", "+", "?", "{2}", "{1,3}", "{0,}", "*?", "++", "{1000}", "{99999999999}", "{,5}", "{2,1}", "**")
 
@@ -62,8 +89,7 @@ def attack(rng: Random) -> str:
     try:
         check_tool_schema(tool)
     except ValueError as error:
-        assert str(error).strip(), "an empty message"
-        return "refused"
+        return refused(error)
     if rng.random() < 0.5:
         return _check(tool, rng)
     found: list[str | BaseException] = []

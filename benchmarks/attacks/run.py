@@ -40,7 +40,9 @@ class Totals:
 
     def finding(self, kind: str, case: int, detail: str) -> None:
         """Keep a finding; of those with the same last line of detail, the first, and their number."""
-        known = next((one for one in self.findings if one["kind"] == kind and one["detail"][-80:] == detail[-80:]), None)
+        known = next(
+            (one for one in self.findings if one["kind"] == kind and one["detail"][-80:] == detail[-80:]), None
+        )
         if known is None:
             self.findings.append({"kind": kind, "case": case, "times": 1, "detail": detail[-1500:]})
         else:
@@ -81,7 +83,9 @@ def attack_edge(edge: str, seed: int, seconds: float, first: int = 0, most: int 
     with tempfile.TemporaryDirectory(prefix="attacks") as folder:
         while time.monotonic() < end and (most is None or totals.cases < most):
             ours, theirs = context.Pipe()
-            process = context.Process(target=child, args=(edge, seed, case, theirs, folder))  # not daemonic: has a server
+            process = context.Process(
+                target=child, args=(edge, seed, case, theirs, folder)
+            )  # not daemonic: has a server
             process.start()
             theirs.close()
             try:

@@ -42,8 +42,7 @@ TOOLRL = {
     "instruction": "**Available Tools**\n1. Name: weather\nDescription: d\nParameters: "
     '{"city": {"type": "string", "description": "c", "default": ""}}\n**Steps for Each Turn**\n...',
     "input": "**Dialogue Records History**\n<user> Weather? </user>\n",
-    "output": f"<think> well </think>\n<tool_call>\n{json.dumps({'name': 'weather', 'parameters': {'city': 'Rome'}})}\n"
-    "</tool_call>",
+    "output": '<think> well </think>\n<tool_call>\n{"name": "weather", "parameters": {"city": "Rome"}}\n</tool_call>',
 }
 ROWS: dict[str, dict[str, Any]] = {
     "openai": {"messages": [ASK, {"role": "assistant", "content": None, "tool_calls": [ENTRY]}, RESULT, ANSWER]},

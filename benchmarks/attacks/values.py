@@ -138,3 +138,9 @@ _NESTED = re.compile(r'"@(\[\]|\{\})(\d+)@"')
 def _deep(found: re.Match[str]) -> str:
     depth = int(found[2])
     return "[" * depth + "]" * depth if found[1] == "[]" else '{"a": ' * depth + "{}" + "}" * depth
+
+
+def refused(error: Exception) -> str:
+    """The outcome of input that was refused with a message. Raises AssertionError for one that says nothing."""
+    assert str(error).strip(), "an empty message"
+    return "refused"
