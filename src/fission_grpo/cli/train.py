@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 from transformers.optimization import get_scheduler
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from fission_grpo.core.errors import RunDirectoryError, UsageError
+from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
@@ -23,8 +24,9 @@ from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, 
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave, print_resume_command
-from fission_grpo.training.checkpoint import resume_point
 from fission_grpo.training.config import FissionGRPOConfig
+from fission_grpo.training.resume import resume_point
+from fission_grpo.training.run_folder import lock_run
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
 DESCRIPTION = """\
@@ -93,37 +95,57 @@ def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConf
 def train_command(argv: list[str]) -> int:
     """Run `fission-grpo train`.
 
-    Returns 0; 1 if the run's folder cannot be written; 2 for a mistake in configuration, data or model, named in one
-    line on stderr; 128 + the signal that stopped the run after a checkpoint was saved.
+    Returns 0; 1 if the run's folder cannot be written or another run has it; 2 for a mistake in configuration, data
+    or model, or a checkpoint that does not fit, named in one line on stderr; 128 + the signal that stopped the run
+    after a checkpoint was saved.
     """
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
         return 0
+    try:
+        return _train(argv)
+    except (RunDirectoryError, _Refused) as error:
+        show(f"error: {error}", error=True)
+        return 1 if isinstance(error, RunDirectoryError) else 2
+
+
+class _Refused(Exception):
+    """A mistake in configuration, data, model or checkpoint: not to be mixed up with errors of the user's own code."""
+
+
+def _train(argv: list[str]) -> int:
     with ExitStack() as stack:
         try:
             script, args, model, reward = parse(argv)
+            folder = str(args.output_dir)  # as it was given; the trainer makes it absolute
+            if args.process_index == 0:
+                stack.enter_context(lock_run(Path(folder)))
             resume_from = resume_point(args)
             chain = make_chain(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
+        except RunDirectoryError:
+            raise
         except (ValueError, OSError) as error:
-            show(f"error: {error}", error=True)
-            return 2
+            raise _Refused(error) from error
         stop = stack.enter_context(StopAndSave())
         trainer.add_callback(stop)
         try:
             trainer.train(resume_from_checkpoint=resume_from)
-        except RunDirectoryError as error:
-            show(f"error: {error}", error=True)
-            return 1
+        except (CheckpointError, UsageError) as error:
+            raise _Refused(error) from error
         for line in usage_reports(sources):
             show(line)
-    if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-        print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
-        return 128 + stop.signal
-    trainer.save_model()
-    trainer.save_state()
-    show(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
+        if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
+            print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
+            return 128 + stop.signal
+        if trainer.was_finished:
+            show(
+                f"the run was at its end, step {trainer.state.global_step}: nothing is trained, the model is saved again"
+            )
+        trainer.save_model()
+        trainer.save_state()
+    show(f"model saved in {folder}. Report: fission-grpo report {folder}")
     return 0
 
 

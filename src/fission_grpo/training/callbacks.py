@@ -1,4 +1,4 @@
-"""Callbacks: live progress, a token budget, and stopping on Ctrl-C or SIGTERM."""
+"""Callbacks: live progress, a token budget, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -166,9 +166,11 @@ def _local(gradient: Any) -> torch.Tensor:
 
 
 class StopAndSave(TrainerCallback):
-    """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
+    """On a signal: finish the cycle, save a checkpoint, end training. A second signal ends at once.
 
-    Use it as a context manager around `train()`, in the main thread. `signal` is the number that some rank received.
+    The signals are SIGINT and SIGTERM, and, unless they are ignored (nohup) or something else handles them, SIGHUP (a
+    closed terminal) and SIGUSR1 (a scheduler's warning). Use it as a context manager around `train()`, in the main
+    thread. `signal` is the number that some rank received.
     """
 
     def __init__(self) -> None:
@@ -176,8 +178,10 @@ class StopAndSave(TrainerCallback):
         self._original_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAndSave:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._original_handlers[number] = signal.signal(number, self._receive)
+        others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+        for number in (signal.SIGINT, signal.SIGTERM, *others):
+            if number not in others or signal.getsignal(number) == signal.SIG_DFL:
+                self._original_handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -255,16 +256,17 @@ class FissionGRPOConfig(GRPOConfig):
 
 
 def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
-    """Return the trainer's `args`; by default a config whose output_dir is named after the model.
+    """Return the trainer's `args`, with an absolute output_dir; by default one that is named after the model.
 
     Raises:
         TypeError: `args` is the config of another trainer.
     """
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path
-        return FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
+        args = FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
     if not isinstance(args, FissionGRPOConfig):
         raise TypeError(
             f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
         )
+    args.output_dir = os.path.abspath(str(args.output_dir))  # a tool may change the working directory
     return args
