@@ -140,9 +140,7 @@ def _train(argv: list[str]) -> int:
             print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
             return 128 + stop.signal
         if trainer.was_finished:
-            show(
-                f"the run was at its end, step {trainer.state.global_step}: nothing is trained, the model is saved again"
-            )
+            show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
         trainer.save_model()
         trainer.save_state()
     show(f"model saved in {folder}. Report: fission-grpo report {folder}")

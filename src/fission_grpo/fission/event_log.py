@@ -4,6 +4,9 @@ Events: `tools` (a set of tool schemas by key), `failed` (a failure as feedback 
 `pushed` (the corrective instance), `recovered` (rewards and texts of its recovery rollouts), `dropped`,
 and `resumed`. The file is append-only. A resume removes what was written after the checkpoint, as the
 resumed run writes it again.
+
+A corrective instance's prompt begins with the dialogue of its failure. So that a dialogue is stored once, `pushed`
+holds the messages after it in `prompt`, and the number of those before in `shared`; `read_events` joins them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,11 +40,14 @@ class EventLog:
     def __init__(self, path: Path | None):
         self.path = path
         self._tools: set[str] = set()
+        self._dialogue: tuple[str, list[Any]] | None = None  # of the last "failed" event: its id and messages
         self._started = False  # this process has started or resumed the file
 
     def pushed(self, item: CorrectiveInstance) -> None:
         """Log a corrective instance that entered the buffer."""
         task = item.task
+        name, dialogue = self._dialogue or ("", [])
+        shared = _shared(dialogue, task.prompt) if name == task.id else 0
         self._write(
             event="pushed",
             id=task.id,
@@ -55,7 +62,8 @@ class EventLog:
             fallback=item.fallback,
             failed=item.failed,
             reward=item.reward,
-            prompt=task.prompt,
+            prompt=task.prompt[shared:],
+            **({"shared": shared} if shared else {}),
         )
 
     def failed(self, failure: Failure, item_id: str, step: int) -> None:
@@ -87,6 +95,7 @@ class EventLog:
             tools=key,
             messages=alone.task.prompt,
         )
+        self._dialogue = item_id, list(alone.task.prompt)
 
     def recovered(self, item: CorrectiveInstance, step: int, rewards: list[float | None], texts: list[str]) -> None:
         """Log the rewards and texts of an instance's recovery rollouts."""
@@ -161,23 +170,48 @@ class EventLog:
         append_line(self.path, json.dumps(event, ensure_ascii=True, default=list), RESUME)
 
 
+def _shared(dialogue: list[Any], prompt: Any) -> int:
+    """The number of messages at the beginning of a prompt that are those of a dialogue; 0 for a prompt of text."""
+    if isinstance(prompt, str):
+        return 0
+    pairs = zip(dialogue, prompt, strict=False)
+    return next((k for k, (one, other) in enumerate(pairs) if one != other), min(len(dialogue), len(prompt)))
+
+
 def _tail(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
 def read_events(path: Path, notes: list[str] | None = None) -> list[Line]:
-    """Read the events of a run in file order, without those that a resumed run made void.
+    """Read the events of a run in file order, without those that a resumed run made void; prompts are whole.
 
     `notes` receives a note about a last line that a kill cut off. Raises RunFileError, naming file, line and field.
     """
     events: list[Line] = []
+    dialogues: dict[str, Line] = {}  # "failed" events by id
     for line in read_lines(path, [] if notes is None else notes):
         event = line.take("event", str)
         if event == "resumed":
             step = line.take("step", int)
             events = [past for past in events if past.record["event"] == "tools" or past.take("step", int) < step]
         elif event in EVENTS:
-            events.append(line)
+            events.append(_with_dialogue(line, dialogues) if event == "pushed" else line)
         else:
             raise line.wrong(f"field 'event' must be one of {', '.join(EVENTS)} or resumed, but is {event!r}")
+        if event == "failed":
+            dialogues[line.take("id", str)] = line
     return events
+
+
+def _with_dialogue(line: Line, dialogues: Mapping[str, Line]) -> Line:
+    """A "pushed" event with its whole prompt."""
+    shared = line.take("shared", int, optional=True)
+    if not shared:
+        return line
+    failed = dialogues.get(line.take("id", str))
+    if failed is None:
+        raise line.wrong("its beginning should be in the event 'failed' of the same id before it, which is missing")
+    messages = failed.take_all("messages", dict)
+    if not 0 < shared <= len(messages):
+        raise line.wrong(f"field 'shared' is {shared}, but its event 'failed' has {len(messages)} messages")
+    return replace(line, record={**line.record, "prompt": [*messages[:shared], *line.take_all("prompt", dict)]})
