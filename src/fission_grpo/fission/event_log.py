@@ -5,8 +5,9 @@ Events: `tools` (a set of tool schemas by key), `failed` (a failure as feedback 
 and `resumed`. The file is append-only. A resume removes what was written after the checkpoint, as the
 resumed run writes it again.
 
-A corrective instance's prompt begins with the dialogue of its failure. So that a dialogue is stored once, `pushed`
-holds the messages after it in `prompt`, and the number of those before in `shared`; `read_events` joins them.
+A corrective instance's prompt begins with the dialogue of its failure. So that a dialogue is stored once, `failed`
+leaves out the first messages if the `pushed` before it has them: `shared` is their number. If that prompt is a text, it
+begins with the content of the first message, of `shared_text` characters. `read_events` puts them back.
 """
 
 from __future__ import annotations
@@ -40,14 +41,12 @@ class EventLog:
     def __init__(self, path: Path | None):
         self.path = path
         self._tools: set[str] = set()
-        self._dialogue: tuple[str, list[Any]] | None = None  # of the last "failed" event: its id and messages
+        self._pushed: tuple[str, Any] | None = None  # of the last "pushed" event: its id and prompt
         self._started = False  # this process has started or resumed the file
 
     def pushed(self, item: CorrectiveInstance) -> None:
         """Log a corrective instance that entered the buffer."""
         task = item.task
-        name, dialogue = self._dialogue or ("", [])
-        shared = _shared(dialogue, task.prompt) if name == task.id else 0
         self._write(
             event="pushed",
             id=task.id,
@@ -62,9 +61,9 @@ class EventLog:
             fallback=item.fallback,
             failed=item.failed,
             reward=item.reward,
-            prompt=task.prompt[shared:],
-            **({"shared": shared} if shared else {}),
+            prompt=task.prompt,
         )
+        self._pushed = task.id, task.prompt
 
     def failed(self, failure: Failure, item_id: str, step: int) -> None:
         """Log all that feedback on a failure may use: dialogue, tools, reference (for `fission-grpo simulator data`).
@@ -93,9 +92,23 @@ class EventLog:
             failed=alone.turns[-1].text,
             reference=None if reference is None else [call_fields(call) for call in reference],
             tools=key,
-            messages=alone.task.prompt,
+            **self._unshared(item_id, list(alone.task.prompt)),
         )
-        self._dialogue = item_id, list(alone.task.prompt)
+
+    def _unshared(self, item_id: str, messages: list[Any]) -> dict[str, Any]:
+        """The fields for a dialogue, without what the last event "pushed" has of it if it is of the same instance."""
+        name, prompt = self._pushed or ("", ())
+        if name != item_id or not messages:
+            return {"messages": messages}
+        if isinstance(prompt, str):
+            text = messages[0].get("content")
+            if messages[0].keys() != {"role", "content"} or messages[0]["role"] != "user" or not isinstance(text, str):
+                return {"messages": messages}
+            is_shared = bool(text) and prompt.startswith(text)
+            return {"messages": messages[1:], "shared_text": len(text)} if is_shared else {"messages": messages}
+        pairs = zip(messages, prompt, strict=False)
+        shared = next((k for k, (one, other) in enumerate(pairs) if one != other), min(len(messages), len(prompt)))
+        return {"messages": messages[shared:], "shared": shared} if shared else {"messages": messages}
 
     def recovered(self, item: CorrectiveInstance, step: int, rewards: list[float | None], texts: list[str]) -> None:
         """Log the rewards and texts of an instance's recovery rollouts."""
@@ -170,48 +183,44 @@ class EventLog:
         append_line(self.path, json.dumps(event, ensure_ascii=True, default=list), RESUME)
 
 
-def _shared(dialogue: list[Any], prompt: Any) -> int:
-    """The number of messages at the beginning of a prompt that are those of a dialogue; 0 for a prompt of text."""
-    if isinstance(prompt, str):
-        return 0
-    pairs = zip(dialogue, prompt, strict=False)
-    return next((k for k, (one, other) in enumerate(pairs) if one != other), min(len(dialogue), len(prompt)))
-
-
 def _tail(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
 def read_events(path: Path, notes: list[str] | None = None) -> list[Line]:
-    """Read the events of a run in file order, without those that a resumed run made void; prompts are whole.
+    """Read the events of a run in file order, without those that a resumed run made void; dialogues are whole.
 
     `notes` receives a note about a last line that a kill cut off. Raises RunFileError, naming file, line and field.
     """
     events: list[Line] = []
-    dialogues: dict[str, Line] = {}  # "failed" events by id
+    pushed: dict[str, Line] = {}  # events by id
     for line in read_lines(path, [] if notes is None else notes):
         event = line.take("event", str)
         if event == "resumed":
             step = line.take("step", int)
             events = [past for past in events if past.record["event"] == "tools" or past.take("step", int) < step]
         elif event in EVENTS:
-            events.append(_with_dialogue(line, dialogues) if event == "pushed" else line)
+            events.append(_with_dialogue(line, pushed) if event == "failed" else line)
         else:
             raise line.wrong(f"field 'event' must be one of {', '.join(EVENTS)} or resumed, but is {event!r}")
-        if event == "failed":
-            dialogues[line.take("id", str)] = line
+        if event == "pushed":
+            pushed[line.take("id", str)] = line
     return events
 
 
-def _with_dialogue(line: Line, dialogues: Mapping[str, Line]) -> Line:
-    """A "pushed" event with its whole prompt."""
-    shared = line.take("shared", int, optional=True)
-    if not shared:
+def _with_dialogue(line: Line, pushed: Mapping[str, Line]) -> Line:
+    """A "failed" event with all its messages."""
+    count, characters = (line.take(name, int, optional=True) for name in ("shared", "shared_text"))
+    if count is None and characters is None:
         return line
-    failed = dialogues.get(line.take("id", str))
-    if failed is None:
-        raise line.wrong("its beginning should be in the event 'failed' of the same id before it, which is missing")
-    messages = failed.take_all("messages", dict)
-    if not 0 < shared <= len(messages):
-        raise line.wrong(f"field 'shared' is {shared}, but its event 'failed' has {len(messages)} messages")
-    return replace(line, record={**line.record, "prompt": [*messages[:shared], *line.take_all("prompt", dict)]})
+    other = pushed.get(line.take("id", str))
+    if other is None:
+        raise line.wrong("its dialogue should begin in the event 'pushed' of the same id before it, which is missing")
+    prompt = other.take("prompt", (str, list))
+    if isinstance(prompt, str):
+        whole, first = characters, [{"role": "user", "content": prompt[:characters]}]
+    else:
+        whole, first = count, prompt[:count]
+    if whole is None or not 0 < whole <= len(prompt):
+        raise line.wrong(f"fields 'shared' and 'shared_text' do not fit the prompt in line {other.number}")
+    return replace(line, record={**line.record, "messages": [*first, *line.take_all("messages", dict)]})

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.terminal import show
 from fission_grpo.core.timing import format_duration
-from fission_grpo.inference.secrets import shown_command
+from fission_grpo.inference.secrets import shown_command, without_option_secrets
 
 PROGRESS_METRICS = (
     ("reward", "reward", ".3f"),
@@ -210,8 +210,8 @@ def steps_per_cycle(args: Any) -> int:
 
 
 def print_resume_command(state: Any, words: Sequence[str]) -> None:
-    """Print where a run was stopped, and the command that resumes it, without the secrets of its URLs."""
+    """Print where a run was stopped, and the command that resumes it, without secrets in URLs and tokens."""
     resume = ["--resume_from_checkpoint", "true"]
     again = words if list(words[-2:]) == resume else [*words, *resume]  # the last one counts
     show(f"stopped at step {state.global_step} of {state.max_steps}, checkpoint saved. Resume:")
-    show(f"  {shown_command(again)}")
+    show(f"  {shown_command(without_option_secrets(again))}")
