@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Trainer
 from transformers.optimization import get_scheduler
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -21,7 +21,7 @@ from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, make_chain, usage_reports
-from fission_grpo.inference.pretrained import model_path
+from fission_grpo.inference.pretrained import loading_model, model_path, refuse_hub_kernels
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave, print_resume_command
 from fission_grpo.training.config import FissionGRPOConfig
@@ -37,6 +37,7 @@ documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a c
 
 # arguments of `apply_chat_template` that rendering sets itself
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize", "tools")
+_OPTIMIZERS_OF_MODELS = ("adalomo", "apollo", "galore", "lomo")  # they cannot be made without the model
 
 
 @dataclass
@@ -160,9 +161,12 @@ def make_trainer(
         raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
     _check_library_options(args)
     name = model_path(model.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(
-        name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
-    )
+    own: Any = args.model_init_kwargs or {}
+    refuse_hub_kernels(name, model.model_revision, own.get("attn_implementation", model.attn_implementation))
+    with loading_model(name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
+        )
     given = load_training_data(
         script.tasks or "",
         tokenizer,
@@ -173,7 +177,6 @@ def make_trainer(
         reward=reward,
         chat_template_kwargs=args.chat_template_kwargs,
     )
-    own: Any = args.model_init_kwargs or {}
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,
@@ -183,19 +186,20 @@ def make_trainer(
         **own,
     }
     try:
-        trainer = trainer_class(
-            model=name,
-            reward_funcs=given.reward,
-            args=args,
-            train_dataset=Dataset.from_list(list(given.rows)),
-            processing_class=tokenizer,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-            environment_factory=given.environments,
-            callbacks=[LiveProgress()],
-            feedback=sources,
-        )
-    except TypeError as error:
+        with loading_model(name):
+            trainer = trainer_class(
+                model=name,
+                reward_funcs=given.reward,
+                args=args,
+                train_dataset=Dataset.from_list(list(given.rows)),
+                processing_class=tokenizer,
+                quantization_config=get_quantization_config(model),
+                peft_config=get_peft_config(model),
+                environment_factory=given.environments,
+                callbacks=[LiveProgress()],
+                feedback=sources,
+            )
+    except (TypeError, ValueError) as error:
         unknown = next((key for key in own if f"unexpected keyword argument '{key}'" in str(error)), None)
         if unknown is None:
             raise
@@ -212,8 +216,15 @@ def _check_library_options(args: FissionGRPOConfig) -> None:
         raise UsageError(f"chat_template_kwargs.{taken}: this argument is set in training; remove it")
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
+    if not str(args.optim.value).startswith(_OPTIMIZERS_OF_MODELS):
+        try:
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            if isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer):
+                optimizer_class([parameter], **options)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"optim, optim_args, learning_rate or adam_*: {error}") from error
     try:
-        if args.lr_scheduler_kwargs and args.lr_scheduler_type != "greedy":
+        if args.lr_scheduler_type != "greedy":
             options: Any = args.lr_scheduler_kwargs
             get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=options)
     except (TypeError, ValueError) as error:

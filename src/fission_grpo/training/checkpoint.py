@@ -380,7 +380,6 @@ class ExactCheckpointMixin(MixinBase):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish_model(staged, run)
-                checkpoint_files.clean_staging(run)
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

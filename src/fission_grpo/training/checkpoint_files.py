@@ -76,7 +76,7 @@ def _move_into_place(staged: Path, final: Path) -> None:
     flush(final.parent)
     if old is not None:
         _remove(old)
-    _remove_empty_staging(final.parent)
+    remove_empty_staging(final.parent)
 
 
 def _move_aside(checkpoint: Path) -> Path:
@@ -100,7 +100,8 @@ def _remove(path: Path) -> None:
         _log.warning("%s could not be removed (%s); remove it by hand", path, error)
 
 
-def _remove_empty_staging(run: Path) -> None:
+def remove_empty_staging(run: Path) -> None:
+    """Remove `STAGING` if there is nothing in it."""
     with suppress(OSError):  # it is not there, not empty, or a link
         (run / STAGING).rmdir()
 
@@ -121,7 +122,7 @@ def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
     surplus = max(0, len(oldest_first) - max(limit, len(protected)))
     for path in [path for path in oldest_first if path.name not in protected][:surplus]:
         _remove(_move_aside(path))
-    _remove_empty_staging(run)
+    remove_empty_staging(run)
 
 
 def clean_staging(run: Path) -> None:
@@ -144,7 +145,7 @@ def clean_staging(run: Path) -> None:
             what = "checkpoint" if step_of(path) >= 0 else "folder"
             _log.warning("%s is a %s that the run was killed while writing: removed", path, what)
         _remove(path)
-    _remove_empty_staging(run)
+    remove_empty_staging(run)
 
 
 def find_corruption(checkpoint: Path) -> str | None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -18,7 +19,15 @@ from typing import Any
 from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.core.files import check_writable, write_file, writing
 from fission_grpo.core.terminal import get_logger, printable
-from fission_grpo.training.checkpoint_files import MANIFEST, STAGING, TRAINER_STATE, flush, numbered, step_of
+from fission_grpo.training.checkpoint_files import (
+    MANIFEST,
+    STAGING,
+    TRAINER_STATE,
+    flush,
+    numbered,
+    remove_empty_staging,
+    step_of,
+)
 
 try:
     import fcntl
@@ -189,6 +198,8 @@ def publish_model(staged: Path, run: Path) -> None:
             path.replace(target)
     for folder in {run, *((run / name).parent for name in names)}:
         flush(folder)
+    shutil.rmtree(staged, ignore_errors=True)
+    remove_empty_staging(run)
 
 
 def model_staging(run: Path) -> Path:
