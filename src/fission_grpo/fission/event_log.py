@@ -6,8 +6,8 @@ and `resumed`. The file is append-only. A resume removes what was written after 
 resumed run writes it again.
 
 A corrective instance's prompt begins with the dialogue of its failure. So that a dialogue is stored once, `failed`
-leaves out the first messages if the `pushed` before it has them: `shared` is their number. If that prompt is a text, it
-begins with the content of the first message, of `shared_text` characters. `read_events` puts them back.
+leaves out the first messages if the `pushed` before it has them: `shared` is their number. If that prompt is a text,
+it begins with the content of the first message, of `shared_text` characters. `read_events` puts them back.
 """
 
 from __future__ import annotations

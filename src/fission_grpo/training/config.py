@@ -236,6 +236,8 @@ class FissionGRPOConfig(GRPOConfig):
                 limits = f"{'at least' if is_allowed else 'above'} {least}"
                 limits += "" if largest is None else f" and at most {largest}"
                 raise ValueError(f"{name} is {value}, but must be {limits}.")
+        if str(self.scale_rewards).lower() not in ("batch", "group", "none", "true", "false"):
+            raise ValueError(f"scale_rewards is {self.scale_rewards!r}; set it to one of batch, group, none.")
         for name, known in _CHOICES.items():
             if getattr(self, name, known[0]) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
