@@ -294,7 +294,7 @@ class ExactCheckpointMixin(MixinBase):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.was_finished:  # transformers would make one step more before it looks
-            self.model.train()  # as training leaves it: TRL logs the metrics of this mode
+            self.model_wrapped.train()  # as training leaves it: TRL logs the metrics of this mode
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

@@ -88,6 +88,7 @@ _SHAPES = {  # of the state that a checkpoint adds to TRL's
     "fission.schedule": dict,
     "fission.success_rates": dict,
 }
+_BY_RANK = ("deferred", "snapshots", "sources")
 _MAY_BE_NULL = ("event_log", "trainer.settings")
 
 _log = get_logger(__name__)
@@ -199,7 +200,7 @@ def _trainer_state_problem(checkpoint: Path) -> str | None:
         "epoch": state.epoch is None or _is_number(state.epoch),
         "train_batch_size": state.train_batch_size is None or _is_count(state.train_batch_size),
         "log_history": isinstance(history, list) and all(isinstance(entry, dict) for entry in history),
-        "stateful_callbacks": isinstance(callbacks, dict),
+        "stateful_callbacks": isinstance(callbacks, dict) and "TrainerControl" in callbacks,
         "best_model_checkpoint": isinstance(state.best_model_checkpoint, str | None),
         "total_flos": _is_number(state.total_flos),
     }
@@ -227,6 +228,12 @@ def _check_shapes(path: Path, state: Mapping[str, Any]) -> None:
         if not is_right:
             raise ValueError(f"{path} is damaged: {name} is {json.dumps(value)[:60]}")
     trainer = state.get("trainer") or {}
+    for name in _SHAPES if trainer else ():
+        if name.startswith("trainer.") and name not in _MAY_BE_NULL and name.partition(".")[2] not in trainer:
+            raise ValueError(f"{path} is damaged: {name} is missing")
+    ranks = [len(by_rank) for by_rank in (trainer.get("loss"), *map(state.get, _BY_RANK)) if by_rank is not None]
+    if ranks and (0 in ranks or len(set(ranks)) > 1):
+        raise ValueError(f"{path} is damaged: trainer.loss and {', '.join(_BY_RANK)} have not one entry for each rank")
     for name, values in {**(trainer.get("metrics") or {}), "loss": trainer.get("loss") or []}.items():
         if not isinstance(values, list) or not all(type(value) in _NUMBER for value in values):
             raise ValueError(f"{path} is damaged: trainer.{name} holds something that is no number")
