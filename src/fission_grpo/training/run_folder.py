@@ -77,24 +77,33 @@ def lock_run(run: Path) -> Iterator[None]:
     if path in _held and _held[path].thread == threading.get_ident():
         yield
         return
-    with writing(path, advice="Correct that, or give another output_dir"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
-    try:
-        _take(descriptor, run)
-    except RunDirectoryError:
-        os.close(descriptor)
-        raise
+    descriptor = _take(path)
     _held[path] = _Held(descriptor, threading.get_ident())
     try:
         yield
     finally:
         del _held[path]
         with suppress(OSError):
-            os.ftruncate(descriptor, 0)
+            path.unlink()  # before the lock is free: see `_take`
         os.close(descriptor)
 
 
-def _take(descriptor: int, run: Path) -> None:
+def _take(path: Path) -> int:
+    """Open and lock a file; returns its descriptor."""
+    while True:
+        with writing(path, advice="Correct that, or give another output_dir"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+        try:
+            _lock(descriptor, path.parent)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        except RunDirectoryError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was removed by the process that had it: the file of this name is another one
+
+
+def _lock(descriptor: int, run: Path) -> None:
     if fcntl is None:
         _log.warning("this system has no file locks: make sure that no other process trains into %s", run)
         return
