@@ -56,8 +56,9 @@ class Kill:
     """One SIGKILL.
 
     `aim` is "any" moment, a "save", or its "end" (manifest, rename, deletion of an older checkpoint), or of `AIMS`;
-    `seconds` since the process began; `step` the last one it logged, None before the first; `phase` what it was doing; `left` the
-    entries of `.saving` then; `checkpoints` those in their place; `next_start` what the next start's log said of it.
+    `seconds` since the process began; `step` the last one it logged, None before the first; `phase` what it was doing;
+    `left` the entries of `.saving` then; `checkpoints` those in their place; `next_start` what the next start's log
+    said of it.
     """
 
     number: int

@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("trl")
 from peft import LoraConfig
+from processes_support import launched
 from resume_support import FOUR_UPDATES, as_it_was, differences, tiny_trainer, without_times
 
 from fission_grpo.cli.train import train_command
-from fission_grpo.core.errors import CheckpointError, RunDirectoryError
+from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.training.checkpoint_files import MANIFEST, numbered
 from fission_grpo.training.run_folder import LOCK, RUN, lock_run
 
@@ -345,3 +346,31 @@ def test_a_checkpoint_that_cannot_fit_is_refused_in_one_line_and_nothing_is_move
     with pytest.raises(CheckpointError, match=said):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-1"))
     assert [path.name for path in numbered(run)] == ["checkpoint-1", "checkpoint-9"]
+
+
+def test_two_ranks_hold_one_run_and_raise_what_the_first_one_finds(tmp_path):
+    with lock_run(tmp_path / "locked"):
+        launched(2, "run_on_ranks.py", tmp_path, timeout=120)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert re.fullmatch(r"\(True, 2, '[0-9a-f]{8}'\)", first["finished"])
+    assert "is in use by another training run (process" in first["locked"]
+    assert first["locked"].startswith("RunDirectoryError: ")
+    assert first["missing"].startswith("CheckpointError: no checkpoint-* in ")
+    assert first["few"].startswith("ValueError: train_dataset has 1 rows, but a generation batch of this run takes 2 ")
+    assert list((tmp_path / "locked").iterdir()) == []
+
+
+def test_a_data_set_of_exactly_one_generation_batch_is_trained_on(tmp_path):
+    tiny_trainer(tmp_path / "two", count=2, max_steps=1).train()
+    with pytest.raises(ValueError, match=r"1 rows, but .* takes 2 \(generation_batch_size 8 = .*num_generations 4\)"):
+        tiny_trainer(tmp_path / "one", count=1, max_steps=1)
+    with pytest.raises(ValueError, match="1 rows"):
+        tiny_trainer(tmp_path / "plain", count=1, max_steps=1, **PLAIN)
+
+
+def test_a_stream_that_ends_before_its_first_batch_is_an_error(tmp_path):
+    trainer = tiny_trainer(tmp_path, count=2, max_steps=3)
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset().take(0)
+    with pytest.raises(UsageError, match="training ended without a step"):
+        trainer.train()
