@@ -44,16 +44,21 @@ OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_ste
 """Steps of well under a second, an epoch every 12 explore cycles, a log every 3 and a save every 2 steps."""
 LONGEST = 12.0
 """Seconds after which a run is killed at the latest, unless a save was to be hit."""
-FOUND = re.compile(r"removed$|moved there$|NOT resumed|cut off$|which is not resumed|is not as it was")
+FOUND = re.compile(
+    r"removed$|moved there$|NOT resumed|written after the checkpoint|which is not resumed|was at its end"
+)
+AIMS = ("rotation", "final", "exit")
+"""What `--runs` aims at: the deletion of an old checkpoint, the save of the final model, all after the last save."""
 
 
 @dataclass(frozen=True)
 class Kill:
     """One SIGKILL.
 
-    `aim` is "any" moment, a "save", or its "end" (manifest, rename, deletion of an older checkpoint); `seconds` since
-    the process began; `step` the last one it logged, None before the first; `phase` what it was doing; `left` the
-    entries of `.saving` then; `checkpoints` those in their place; `next_start` what the next start's log said of it.
+    `aim` is "any" moment, a "save", or its "end" (manifest, rename, deletion of an older checkpoint), or of `AIMS`;
+    `seconds` since the process began; `step` the last one it logged, None before the first; `phase` what it was doing;
+    `left` the entries of `.saving` then; `checkpoints` those in their place; `next_start` what the next start's log
+    said of it.
     """
 
     number: int
@@ -115,8 +120,20 @@ def until(process: int, moment: Callable[[], bool]) -> int | None:
     return None
 
 
+def _moment(aim: str, folder: Path) -> Callable[[], bool]:
+    """Whether the moment has come at which a kill is aimed."""
+    staging = folder / STAGING
+    if aim == "save":
+        return staging.is_dir
+    if aim == "end":
+        return lambda: _ending(folder)
+    if aim == "rotation":
+        return lambda: any(staging.glob("deleted-*"))
+    return (staging / "model").is_dir if aim == "final" else (folder / f"checkpoint-{STEPS}").is_dir
+
+
 def disturbed(
-    folder: Path, logs: Path, wanted: int, seed: int, ends: float, told: Callable[[Kill], None]
+    folder: Path, logs: Path, wanted: int, seed: int, ends: float, told: Callable[[Kill], None], aimed: bool = False
 ) -> list[Kill]:
     """Train with `wanted` kills (fewer if the run is over before), then to the end. RuntimeError if a start fails."""
     draw, kills, pending = random.Random(seed), [], None
@@ -126,16 +143,19 @@ def disturbed(
         aim = "any" if draw.random() < 0.55 else "save"
         if ends and draw.random() < ends:
             aim = "end"
+        aim = draw.choice(AIMS) if aimed else aim
+        is_late = (folder / f"checkpoint-{STEPS}").is_dir()  # the whole start is after the last save
         moment, pause = draw.uniform(0.0, LONGEST), draw.uniform(0.0, draw.choice((0.05, 0.25)))
         if len(kills) == wanted:
             code = until(process, lambda: False)
         elif aim == "any":
             code = until(process, lambda began=began, moment=moment: time.monotonic() - began >= moment)
+        elif aim == "exit" and is_late:
+            code = until(process, lambda began=began, moment=moment: time.monotonic() - began >= moment / 2)
         else:  # `.saving` may be left of the last kill: a save is what appears after training has begun
-            code = until(process, lambda log=log: "step " in _text(log)) or until(
-                process, (folder / STAGING).is_dir if aim == "save" else lambda: _ending(folder)
-            )
-            time.sleep(pause if aim == "save" else pause / 20)
+            code = None if aim in AIMS else until(process, lambda log=log: "step " in _text(log))
+            code = until(process, _moment(aim, folder)) if code is None else code
+            time.sleep(pause if aim in ("save", "exit") else pause / 20)
         text = _text(log)
         if pending is not None:
             kills[-1] = Kill(**{**asdict(pending), "next_start": [x for x in text.splitlines() if FOUND.search(x)]})
@@ -160,7 +180,11 @@ def _kill(number: int, aim: str, seconds: float, log: str, folder: Path) -> Kill
         phase = "deleting an old checkpoint"
     if any(name.startswith("checkpoint-") for name in left):
         phase = "saving: all written" if MANIFEST in files else f"saving: {len(files)} files begun"
+    if "model" in left:
+        phase = "saving the final model"
     there = [path.name for path in numbered(folder)]
+    if phase == "training" and f"checkpoint-{STEPS}" in there:
+        phase = "after the last save"
     return Kill(number, aim, round(seconds, 2), int(steps[-1]) if steps else None, phase, left, there, [])
 
 
@@ -181,18 +205,33 @@ def compared(peace: Path, chaos: Path) -> dict[str, Any]:
     faults = [
         fault for run in (peace, chaos) for path in numbered(run) if (fault := find_corruption(path)) is not None
     ]
-    same = (peace / "model.safetensors").read_bytes() == (chaos / "model.safetensors").read_bytes()
+    first, second = final_files(peace), final_files(chaos)
+    different = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
     return {
-        "different": differences(peace, chaos, f"checkpoint-{STEPS}") + ([] if same else ["model.safetensors"]),
+        "different": differences(peace, chaos, f"checkpoint-{STEPS}") + different,
         "compared": "of the last checkpoint: weights, optimizer, scheduler, random states, buffer, displaced rows, "
         "sources, metrics since the last log, trainer state with log_history (but times); fission.jsonl byte by byte; "
-        "the saved model",
+        "every file beside the checkpoints but those that hold the folder's name, trainer_state.json without times",
         "events": dict(Counter(event for event, *_ in undisturbed)),
         "instances_lost": sum(lost.values()),
         "instances_doubled": sum(more.values()),
         "same_order": undisturbed == killed,
         "faults_in_checkpoints": faults,
     }
+
+
+def final_files(run: Path) -> dict[str, Any]:
+    """What a run leaves beside its checkpoints, by name."""
+    from resume_support import without_times
+
+    own = ("README.md", "training_args.bin", "fission_run.json")  # they hold the folder's name, or a random one
+    files: dict[str, Any] = {
+        path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name not in own
+    }
+    state = without_times(json.loads(files.pop("trainer_state.json", b"{}")))
+    places = ("best_model_checkpoint",)
+    checkpoints = [path.name for path in numbered(run)]
+    return {**files, "state": {k: v for k, v in state.items() if k not in places}, "checkpoints": checkpoints}
 
 
 def main() -> int:
@@ -202,17 +241,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ends", type=float, default=0.0, help="share of kills aimed at the end of a save")
+    parser.add_argument(
+        "--runs", type=int, default=0, help="many short runs with kills at their ends; set CHAOS_STEPS=6, say"
+    )
     parser.add_argument("--compare", action="store_true", help="only write the result of what is in --work already")
     given = parser.parse_args()
     for name in ("resume_support", "fission_grpo.cli.train"):  # and with them torch, trl, transformers
         importlib.import_module(name)
 
     if not given.compare:
-        run(given.work, given.kills, given.seed, given.ends)
+        run(given.work, given.kills, given.seed, given.ends, given.runs)
     return written(given)
 
 
-def run(work: Path, kills: int, seed: int, ends: float) -> None:
+def run(work: Path, kills: int, seed: int, ends: float, runs: int = 0) -> None:
     """Both runs in `work`, which is emptied first; `kills.jsonl` and `times.json` tell of them."""
     threads = len(list(Path("/proc/self/task").iterdir()))
     shutil.rmtree(work, ignore_errors=True)
@@ -227,7 +269,12 @@ def run(work: Path, kills: int, seed: int, ends: float) -> None:
         with (work / "kills.jsonl").open("a") as file:
             file.write(json.dumps(asdict(kill)) + "\n")
 
-    disturbed(chaos, logs, kills, seed, ends, told)
+    for k in range(runs):
+        (logs / str(k)).mkdir()
+        share = kills // runs + (k < kills % runs)
+        disturbed(work / f"chaos-{k}", logs / str(k), share, seed + k, ends, told, aimed=True)
+    if not runs:
+        disturbed(chaos, logs, kills, seed, ends, told)
     seconds = {"undisturbed": round(alone, 1), "killed": round(time.monotonic() - began - alone, 1)}
     (work / "times.json").write_text(json.dumps({"threads_at_fork": threads, "seconds": seconds}))
 
@@ -237,20 +284,24 @@ def written(given: argparse.Namespace) -> int:
     kills = [json.loads(line) for line in (given.work / "kills.jsonl").read_text().splitlines()]
     times = _text(given.work / "times.json")
     result = {
-        "command": f"python benchmarks/chaos/run.py --kills {given.kills} --seed {given.seed} --ends {given.ends}",
+        "command": f"python benchmarks/chaos/run.py --kills {given.kills} --seed {given.seed} --ends {given.ends} "
+        f"--runs {given.runs}, CHAOS_STEPS={STEPS}",
         "options": " ".join(OPTIONS).replace(str(ROOT), "."),
         **(json.loads(times) if times else {}),
         "kills": len(kills),
         "aims": dict(Counter(kill["aim"] for kill in kills)),
         "phases": dict(Counter(re.sub(r"\d+ files", "files", kill["phase"]) for kill in kills)),
-        "result": compared(given.work / "peace", given.work / "chaos"),
+        "result": compared(given.work / "peace", given.work / ("chaos-0" if given.runs else "chaos")),
         "each": kills,
     }
+    bad = [result["result"]]
+    if given.runs:
+        bad = [compared(given.work / "peace", given.work / f"chaos-{k}") for k in range(given.runs)]
+        result["runs"] = [{"different": one["different"], "lost": one["instances_lost"]} for one in bad]
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: value for name, value in result.items() if name != "each"}, indent=1))
-    bad = result["result"]
-    return 1 if bad["different"] or bad["instances_lost"] or bad["instances_doubled"] else 0
+    return int(any(one["different"] or one["instances_lost"] or one["instances_doubled"] for one in bad))
 
 
 if __name__ == "__main__":

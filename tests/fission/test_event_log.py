@@ -1,9 +1,13 @@
 """fission.jsonl, written by the journal and read back by the report's reader."""
 
 import json
+from dataclasses import replace
 
-from fission_grpo.core.types import ErrorKind, Task
-from fission_grpo.fission.event_log import EventLog
+import pytest
+
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.types import ErrorKind, Failure, Task, Turn
+from fission_grpo.fission.event_log import EventLog, read_events
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.report.run import read_run
 
@@ -100,3 +104,66 @@ def test_lines_are_json_of_ascii(tmp_path):
     log.dropped(instance(), 9, "age")
     (line,) = (tmp_path / "fission.jsonl").read_text("ascii").splitlines()
     assert json.loads(line) == {"event": "dropped", "id": "x1", "step": 9, "reason": "age"}
+
+
+LONG = {"role": "system", "content": "x" * 106_000}
+SHORT = {"role": "assistant", "content": "calls"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "recovery"),
+    [
+        ((LONG, ASK), (LONG, ASK, SHORT)),
+        ((LONG, ASK), (LONG, {"role": "user", "content": "other"}, SHORT)),
+        (LONG["content"], LONG["content"] + "calls\n\nno such file\n\n"),
+        (LONG["content"], "another text"),
+        ("", ""),
+    ],
+    ids=["messages", "in part", "text", "nothing in common", "empty"],
+)
+def test_a_dialogue_is_stored_once_and_read_whole(tmp_path, prompt, recovery):
+    path = tmp_path / "fission.jsonl"
+    log = EventLog(path)
+    failure = Failure(Task("t", prompt), (Turn("calls"),), ErrorKind.LOW_REWARD)
+    item = replace(instance(), task=Task("x1", recovery, root="t", parent="t", depth=1))
+    log.pushed(item)
+    log.failed(failure, "x1", 3)
+    shared = 0 if recovery == "another text" else 1
+    assert path.read_text().count("x" * 106_000) == (1 if prompt else 0)
+    assert path.stat().st_size < 108_000
+    assert ("shared" in path.read_text()) == bool(shared and prompt)
+    by_event = {line.record["event"]: line.record for line in read_events(path)}
+    whole = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    assert by_event["failed"]["messages"] == whole
+    (read,) = read_run(tmp_path).instances
+    assert read.prompt == recovery
+
+
+def test_a_failure_of_another_instance_and_of_an_older_file_are_stored_whole(tmp_path):
+    path = tmp_path / "fission.jsonl"
+    log = EventLog(path)
+    log.pushed(instance("other"))
+    failure = Failure(Task("t", (ASK,)), (Turn("calls"),), ErrorKind.LOW_REWARD)
+    log.failed(failure, "x1", 3)
+    assert "shared" not in path.read_text()
+    assert [line.record.get("messages") for line in read_events(path)][-1] == [ASK]
+
+
+@pytest.mark.parametrize(
+    ("shared", "said"),
+    [({"shared": 9}, "do not fit"), ({"shared": -1}, "do not fit"), ({"shared_text": 2}, "do not fit"), ({}, None)],
+)
+def test_a_reference_to_messages_that_are_not_there_names_the_line(tmp_path, shared, said):
+    path = tmp_path / "fission.jsonl"
+    EventLog(path).pushed(instance())
+    lost = {
+        "event": "failed",
+        "id": "x2" if said is None else "x1",
+        "step": 3,
+        "messages": [],
+        **(shared or {"shared": 1}),
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(lost) + "\n")
+    with pytest.raises(RunFileError, match=rf"fission\.jsonl, line 2: .*{said or 'which is missing'}"):
+        read_events(path)

@@ -10,7 +10,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.cli.main import main
-from fission_grpo.inference.secrets import Secrets, shown_command, split_url
+from fission_grpo.inference.secrets import Secrets, shown_command, split_url, without_option_secrets
 
 KEY, PASSWORD, QUERY = "Kennwort7Umgebung", "Kennwort8 Nutzer", "Kennwort9Frage"
 """Like no key's usual form, so that they are not found by how they look."""
@@ -123,3 +123,22 @@ def test_secrets_of_a_url_are_hidden_as_they_are_and_as_urls_write_them():
     assert secrets == ("a/b c", "k5", "2", "bWU6YS9iIGM=")  # the last is what `Authorization: Basic` says
     assert Secrets(["a/b c"]).clean("a/b c, a%2Fb%20c, a/b%20c, a%2Fb+c, sk-12345") == "***, ***, ***, ***, ***"
     assert split_url(None) == (None, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["--hub_token", "hf_x", "--seed", "1"], ["--hub_token", "***", "--seed", "1"]),
+        (["--hub-token", "x"], ["--hub-token", "***"]),
+        (["--hub_token=hf_x"], ["--hub_token=***"]),
+        (
+            ["--model_init_kwargs", '{"token": "a\\"b", "dtype": "c"}'],
+            ["--model_init_kwargs", '{"token": "***", "dtype": "c"}'],
+        ),
+        (["--max_generated_tokens", "300"], ["--max_generated_tokens", "300"]),
+        (["--hub_token", "--seed", "1"], ["--hub_token", "--seed", "1"]),
+        (["--output_dir", "hf_models/run"], ["--output_dir", "hf_models/run"]),
+    ],
+)
+def test_options_that_are_named_like_a_token_are_shown_without_it(words, shown):
+    assert without_option_secrets(words) == shown

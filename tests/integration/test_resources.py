@@ -75,6 +75,29 @@ def test_a_disk_that_is_full_while_logging_names_the_file(tmp_path, small_files,
     assert differences(straight, tmp_path, "checkpoint-3") == []
 
 
+def test_a_disk_that_is_full_while_the_final_model_is_saved_leaves_the_old_one_and_a_resume_saves_it(
+    tmp_path, small_files, straight
+):
+    trainer = train(tmp_path)
+    (tmp_path / "model.safetensors").write_text("an older model")
+    small_files(1_000_000)
+    with pytest.raises(RunDirectoryError, match=r"model\.safetensors could not be written \(.*\)\. What was written"):
+        trainer.save_model()
+    small_files(1000)
+    for name in ("model.safetensors", "trainer_state.json"):
+        with pytest.raises(RunDirectoryError, match=rf"{name} could not be written \(.*File too large"):
+            trainer.save_model() if "model" in name else trainer.save_state()
+    small_files(resource.RLIM_INFINITY)
+    assert (tmp_path / "model.safetensors").read_text() == "an older model"
+    assert not (tmp_path / "trainer_state.json").exists()
+    again = train(tmp_path, resume=True)
+    again.save_model()
+    weights = (tmp_path / "checkpoint-3" / "model.safetensors").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / ".saving").exists()
+    assert differences(straight, tmp_path, "checkpoint-3") == []
+
+
 def test_memory_that_runs_out_in_one_step_costs_no_more_than_the_steps_since_the_last_save(tmp_path, straight):
     asked = []
 

@@ -11,6 +11,7 @@ from fission_grpo.cli.train import make_parser, parse
 from fission_grpo.core.errors import UsageError
 from fission_grpo.feedback.spec import endpoint_options, make_chain
 from fission_grpo.training.arguments import parse_options
+from fission_grpo.training.config import FissionGRPOConfig
 
 BASE = "tasks: desk\nmodel_name_or_path: starter\noutput_dir: out\nuse_cpu: true\nbf16: false\n"
 
@@ -322,3 +323,35 @@ def test_the_file_is_not_named_for_a_value_of_the_command_line(read, option):
         read("learning_rate: 1e-6\n", *option)
     with pytest.raises(ValueError, match=r"^learning_rate is inf"):
         read("", *option)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("temperature", 0.0, "above 0"),
+        ("temperature", -1.0, "above 0"),
+        ("learning_rate", -1.0, "at least 0"),
+        ("weight_decay", -0.1, "at least 0"),
+        ("top_p", 1.5, "at least 0 and at most 1"),
+        ("top_k", -1, "at least 0"),
+        ("min_p", 2.0, "at least 0 and at most 1"),
+        ("repetition_penalty", 0.0, "above 0"),
+        ("beta", -1.0, "at least 0"),
+        ("epsilon", -0.2, "at least 0"),
+        ("adam_beta1", -1.0, "at least 0 and at most 1"),
+        ("adam_epsilon", -1.0, "at least 0"),
+        ("max_grad_norm", -1.0, "at least 0"),
+        ("num_iterations", 0, "at least 1"),
+        ("steps_per_generation", 0, "at least 1"),
+        ("top_entropy_quantile", 2.0, "at least 0 and at most 1"),
+        ("ref_model_sync_steps", 0, "at least 1"),
+        ("max_generated_tokens", -5, "at least 0"),
+        ("dataloader_num_workers", -1, "at least 0"),
+        ("scale_rewards", "foo", "batch, group, none"),
+        ("loss_type", "foo", "one of grpo"),
+        ("importance_sampling_level", "foo", "token, sequence"),
+    ],
+)
+def test_a_value_that_no_library_takes_is_refused_before_anything_is_loaded(field, value, said):
+    with pytest.raises(ValueError, match=rf"{field} is {value!r}.*{said}"):
+        FissionGRPOConfig("x", use_cpu=True, bf16=False, report_to="none", **{field: value})

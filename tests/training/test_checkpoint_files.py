@@ -200,3 +200,61 @@ def test_a_save_killed_at_any_system_call_leaves_a_complete_checkpoint(tmp_path)
         assert newest is not None
         newest_ones.add((newest.name, (newest / "model.safetensors").read_text()))
     assert {("checkpoint-4", "stale"), ("checkpoint-4", "new")} <= newest_ones
+
+
+def test_of_a_linked_checkpoint_rotation_removes_the_link_alone_and_later_starts_go_on(tmp_path, caplog):
+    run, disk = tmp_path / "run", tmp_path / "bigger-disk"
+    saved(run, 2).rename(disk)
+    (run / "checkpoint-2").symlink_to(disk)
+    for step in (4, 6):
+        saved(run, step)
+    rotate(run, 2, run / "checkpoint-6", None)
+    assert names(run) == ["checkpoint-4", "checkpoint-6"]
+    assert (disk / "model.safetensors").read_text() == "weights"
+    assert f"only the link is removed, {disk} is left as it is" in caplog.text
+    clean_staging(run)
+
+
+@pytest.mark.parametrize("target", ["folder", "nowhere", "file"])
+def test_a_link_in_the_staging_folder_does_not_fail_a_start(tmp_path, target):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / STAGING).mkdir()
+    for name in ("deleted-checkpoint-2", "checkpoint-8"):
+        (tmp_path / STAGING / name).symlink_to(tmp_path / target)
+    clean_staging(tmp_path)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("target", ["folder", "nowhere"])
+def test_a_checkpoint_replaces_a_link_of_its_name(tmp_path, target):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "folder").mkdir()
+    (run / "checkpoint-4").symlink_to(tmp_path / target)
+    assert find_corruption(saved(run, 4)) is None
+    assert not (run / "checkpoint-4").is_symlink()
+    assert (tmp_path / "folder").is_dir()
+
+
+def test_what_cannot_be_removed_is_logged_and_does_not_fail_a_start(tmp_path, monkeypatch, caplog):
+    written(tmp_path, 4)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("fission_grpo.training.checkpoint_files.shutil.rmtree", refuse)
+    clean_staging(tmp_path)
+    assert "could not be removed" in caplog.text
+
+
+def test_rotation_goes_by_step_whatever_the_clock_says(tmp_path):
+    for step, time in ((2, 4_000_000_000), (4, 3), (6, 2), (8, 1)):
+        os.utime(saved(tmp_path, step), (time, time))
+    rotate(tmp_path, 2, tmp_path / "checkpoint-8", None)
+    assert names(tmp_path) == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_a_manifest_names_the_run(tmp_path):
+    commit(written(tmp_path, 4), tmp_path / "checkpoint-4", VERSIONS, "0a1b2c3d")
+    assert json.loads((tmp_path / "checkpoint-4" / MANIFEST).read_text())["run"] == "0a1b2c3d"

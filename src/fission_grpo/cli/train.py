@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Trainer
 from transformers.optimization import get_scheduler
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from fission_grpo.core.errors import RunDirectoryError, UsageError
+from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, make_chain, usage_reports
-from fission_grpo.inference.pretrained import model_path
+from fission_grpo.inference.pretrained import loading_model, model_path, refuse_hub_kernels
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave, print_resume_command
-from fission_grpo.training.checkpoint import resume_point
 from fission_grpo.training.config import FissionGRPOConfig
+from fission_grpo.training.resume import resume_point
+from fission_grpo.training.run_folder import lock_run
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
 DESCRIPTION = """\
@@ -35,6 +37,7 @@ documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a c
 
 # arguments of `apply_chat_template` that rendering sets itself
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize", "tools")
+_OPTIMIZERS_OF_MODELS = ("adalomo", "apollo", "galore", "lomo")  # they cannot be made without the model
 
 
 @dataclass
@@ -93,37 +96,55 @@ def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConf
 def train_command(argv: list[str]) -> int:
     """Run `fission-grpo train`.
 
-    Returns 0; 1 if the run's folder cannot be written; 2 for a mistake in configuration, data or model, named in one
-    line on stderr; 128 + the signal that stopped the run after a checkpoint was saved.
+    Returns 0; 1 if the run's folder cannot be written or another run has it; 2 for a mistake in configuration, data
+    or model, or a checkpoint that does not fit, named in one line on stderr; 128 + the signal that stopped the run
+    after a checkpoint was saved.
     """
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
         return 0
+    try:
+        return _train(argv)
+    except (RunDirectoryError, _Refused) as error:
+        show(f"error: {error}", error=True)
+        return 1 if isinstance(error, RunDirectoryError) else 2
+
+
+class _Refused(Exception):
+    """A mistake in configuration, data, model or checkpoint: not to be mixed up with errors of the user's own code."""
+
+
+def _train(argv: list[str]) -> int:
     with ExitStack() as stack:
         try:
             script, args, model, reward = parse(argv)
+            folder = str(args.output_dir)  # as it was given; the trainer makes it absolute
+            if args.process_index == 0:
+                stack.enter_context(lock_run(Path(folder)))
             resume_from = resume_point(args)
             chain = make_chain(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
+        except RunDirectoryError:
+            raise
         except (ValueError, OSError) as error:
-            show(f"error: {error}", error=True)
-            return 2
+            raise _Refused(error) from error
         stop = stack.enter_context(StopAndSave())
         trainer.add_callback(stop)
         try:
             trainer.train(resume_from_checkpoint=resume_from)
-        except RunDirectoryError as error:
-            show(f"error: {error}", error=True)
-            return 1
+        except (CheckpointError, UsageError) as error:
+            raise _Refused(error) from error
         for line in usage_reports(sources):
             show(line)
-    if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-        print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
-        return 128 + stop.signal
-    trainer.save_model()
-    trainer.save_state()
-    show(f"model saved in {args.output_dir}. Report: fission-grpo report {args.output_dir}")
+        if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
+            print_resume_command(trainer.state, ["fission-grpo", "train", *argv])
+            return 128 + stop.signal
+        if trainer.was_finished:
+            show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
+        trainer.save_model()
+        trainer.save_state()
+    show(f"model saved in {folder}. Report: fission-grpo report {folder}")
     return 0
 
 
@@ -140,9 +161,12 @@ def make_trainer(
         raise UsageError("model_name_or_path is missing; give a folder, a hub id, or 'starter'")
     _check_library_options(args)
     name = model_path(model.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(
-        name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
-    )
+    own: Any = args.model_init_kwargs or {}
+    refuse_hub_kernels(name, model.model_revision, own.get("attn_implementation", model.attn_implementation))
+    with loading_model(name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=model.model_revision, trust_remote_code=args.trust_remote_code, padding_side="left"
+        )
     given = load_training_data(
         script.tasks or "",
         tokenizer,
@@ -153,7 +177,6 @@ def make_trainer(
         reward=reward,
         chat_template_kwargs=args.chat_template_kwargs,
     )
-    own: Any = args.model_init_kwargs or {}
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "trust_remote_code": args.trust_remote_code,
@@ -163,19 +186,20 @@ def make_trainer(
         **own,
     }
     try:
-        trainer = trainer_class(
-            model=name,
-            reward_funcs=given.reward,
-            args=args,
-            train_dataset=Dataset.from_list(list(given.rows)),
-            processing_class=tokenizer,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-            environment_factory=given.environments,
-            callbacks=[LiveProgress()],
-            feedback=sources,
-        )
-    except TypeError as error:
+        with loading_model(name):
+            trainer = trainer_class(
+                model=name,
+                reward_funcs=given.reward,
+                args=args,
+                train_dataset=Dataset.from_list(list(given.rows)),
+                processing_class=tokenizer,
+                quantization_config=get_quantization_config(model),
+                peft_config=get_peft_config(model),
+                environment_factory=given.environments,
+                callbacks=[LiveProgress()],
+                feedback=sources,
+            )
+    except (TypeError, ValueError) as error:
         unknown = next((key for key in own if f"unexpected keyword argument '{key}'" in str(error)), None)
         if unknown is None:
             raise
@@ -192,8 +216,15 @@ def _check_library_options(args: FissionGRPOConfig) -> None:
         raise UsageError(f"chat_template_kwargs.{taken}: this argument is set in training; remove it")
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.1)
+    if not str(args.optim.value).startswith(_OPTIMIZERS_OF_MODELS):
+        try:
+            optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
+            if isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer):
+                optimizer_class([parameter], **options)
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(f"optim, optim_args, learning_rate or adam_*: {error}") from error
     try:
-        if args.lr_scheduler_kwargs and args.lr_scheduler_type != "greedy":
+        if args.lr_scheduler_type != "greedy":
             options: Any = args.lr_scheduler_kwargs
             get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=options)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,10 @@ class RunDirectoryError(OSError):
     """A file of a run could not be written (no space, no permission). Files saved before are complete."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is missing or damaged, or does not fit the run that resumes from it."""
+
+
 class RowError(Exception):
     """A mistake in one row, before its file and row number are known: the `field`, and `what` is wrong with it."""
 

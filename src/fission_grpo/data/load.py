@@ -19,6 +19,7 @@ from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.wrapper import tool_methods
 
 DESK_TASKS = 512  # rows drawn for the built-in environment if `num_tasks` is 0 [ours]
+MAX_DESK_TASKS = 100_000  # most rows drawn for it, which are held in memory; more are refused [ours]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def load_training_data(
     except ValueError as error:
         raise UsageError(f"tasks: {error}") from error
     if requests:
+        if num_tasks > MAX_DESK_TASKS:
+            raise UsageError(f"num_tasks is {num_tasks}, but of 'desk' at most {MAX_DESK_TASKS} can be drawn")
         return TrainingData(make_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
     if is_case_file(tasks):
         rows, environments = case_rows(tasks, skip_tasks, num_tasks)

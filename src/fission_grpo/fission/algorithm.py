@@ -173,8 +173,8 @@ class Fission:
             ]
             for instance, failure in fresh:
                 pushed[instance.task.depth] += 1
-                self.event_log.failed(failure, instance.task.id, step)
                 self.event_log.pushed(instance)
+                self.event_log.failed(failure, instance.task.id, step)
                 if (dropped := self.buffer.push(instance)) is not None:
                     self.event_log.dropped(dropped, step, "capacity")
             roots |= {instance.task.root for instance, _ in fresh}

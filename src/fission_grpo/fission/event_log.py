@@ -4,6 +4,10 @@ Events: `tools` (a set of tool schemas by key), `failed` (a failure as feedback 
 `pushed` (the corrective instance), `recovered` (rewards and texts of its recovery rollouts), `dropped`,
 and `resumed`. The file is append-only. A resume removes what was written after the checkpoint, as the
 resumed run writes it again.
+
+A corrective instance's prompt begins with the dialogue of its failure. So that a dialogue is stored once, `failed`
+leaves out the first messages if the `pushed` before it has them: `shared` is their number. If that prompt is a text,
+it begins with the content of the first message, of `shared_text` characters. `read_events` puts them back.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +41,7 @@ class EventLog:
     def __init__(self, path: Path | None):
         self.path = path
         self._tools: set[str] = set()
+        self._pushed: tuple[str, Any] | None = None  # of the last "pushed" event: its id and prompt
         self._started = False  # this process has started or resumed the file
 
     def pushed(self, item: CorrectiveInstance) -> None:
@@ -57,6 +63,7 @@ class EventLog:
             reward=item.reward,
             prompt=task.prompt,
         )
+        self._pushed = task.id, task.prompt
 
     def failed(self, failure: Failure, item_id: str, step: int) -> None:
         """Log all that feedback on a failure may use: dialogue, tools, reference (for `fission-grpo simulator data`).
@@ -85,8 +92,23 @@ class EventLog:
             failed=alone.turns[-1].text,
             reference=None if reference is None else [call_fields(call) for call in reference],
             tools=key,
-            messages=alone.task.prompt,
+            **self._unshared(item_id, list(alone.task.prompt)),
         )
+
+    def _unshared(self, item_id: str, messages: list[Any]) -> dict[str, Any]:
+        """The fields for a dialogue, without what the last event "pushed" has of it if it is of the same instance."""
+        name, prompt = self._pushed or ("", ())
+        if name != item_id or not messages:
+            return {"messages": messages}
+        if isinstance(prompt, str):
+            text = messages[0].get("content")
+            if messages[0].keys() != {"role", "content"} or messages[0]["role"] != "user" or not isinstance(text, str):
+                return {"messages": messages}
+            is_shared = bool(text) and prompt.startswith(text)
+            return {"messages": messages[1:], "shared_text": len(text)} if is_shared else {"messages": messages}
+        pairs = zip(messages, prompt, strict=False)
+        shared = next((k for k, (one, other) in enumerate(pairs) if one != other), min(len(messages), len(prompt)))
+        return {"messages": messages[shared:], "shared": shared} if shared else {"messages": messages}
 
     def recovered(self, item: CorrectiveInstance, step: int, rewards: list[float | None], texts: list[str]) -> None:
         """Log the rewards and texts of an instance's recovery rollouts."""
@@ -166,18 +188,39 @@ def _tail(text: bytes) -> str:
 
 
 def read_events(path: Path, notes: list[str] | None = None) -> list[Line]:
-    """Read the events of a run in file order, without those that a resumed run made void.
+    """Read the events of a run in file order, without those that a resumed run made void; dialogues are whole.
 
     `notes` receives a note about a last line that a kill cut off. Raises RunFileError, naming file, line and field.
     """
     events: list[Line] = []
+    pushed: dict[str, Line] = {}  # events by id
     for line in read_lines(path, [] if notes is None else notes):
         event = line.take("event", str)
         if event == "resumed":
             step = line.take("step", int)
             events = [past for past in events if past.record["event"] == "tools" or past.take("step", int) < step]
         elif event in EVENTS:
-            events.append(line)
+            events.append(_with_dialogue(line, pushed) if event == "failed" else line)
         else:
             raise line.wrong(f"field 'event' must be one of {', '.join(EVENTS)} or resumed, but is {event!r}")
+        if event == "pushed":
+            pushed[line.take("id", str)] = line
     return events
+
+
+def _with_dialogue(line: Line, pushed: Mapping[str, Line]) -> Line:
+    """A "failed" event with all its messages."""
+    count, characters = (line.take(name, int, optional=True) for name in ("shared", "shared_text"))
+    if count is None and characters is None:
+        return line
+    other = pushed.get(line.take("id", str))
+    if other is None:
+        raise line.wrong("its dialogue should begin in the event 'pushed' of the same id before it, which is missing")
+    prompt = other.take("prompt", (str, list))
+    if isinstance(prompt, str):
+        whole, first = characters, [{"role": "user", "content": prompt[:characters]}]
+    else:
+        whole, first = count, prompt[:count]
+    if whole is None or not 0 < whole <= len(prompt):
+        raise line.wrong(f"fields 'shared' and 'shared_text' do not fit the prompt in line {other.number}")
+    return replace(line, record={**line.record, "messages": [*first, *line.take_all("messages", dict)]})

@@ -7,6 +7,10 @@ recovers from errors in 5-25%, and solves far more within eight tries (measured:
 
 from __future__ import annotations
 
+import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +52,10 @@ def load_model(name: str, tokenizer: Any = None) -> tuple[Any, Any]:
     placement: dict[str, Any] = {"dtype": torch.float32}
     if torch.cuda.is_available():
         placement = {"dtype": "auto", "device_map": f"cuda:{torch.cuda.current_device()}"}
-    with torch.random.fork_rng():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False, **placement
-            )
-            return model, tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            problem = " ".join(str(error).split())[:300]
-            raise ValueError(f"model: {path} cannot be loaded as a causal language model ({problem})") from error
+    with torch.random.fork_rng(), loading_model(path):
+        refuse_hub_kernels(path)
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **placement)
+        return model, tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def model_path(name: str) -> str:
@@ -78,3 +77,72 @@ def model_path(name: str) -> str:
     if is_path or ("/" in name and folder.parent.is_dir()):
         raise ValueError(f"model: the folder {name} does not exist; give a folder, a hub id, or 'starter'")
     return name
+
+
+_JSON_FILES = ("*config.json", "*.index.json", "special_tokens_map.json", "tokenizer.json", "chat_template.json")
+
+
+@contextmanager
+def loading_model(path: str) -> Iterator[None]:
+    """Turn what the libraries raise while they load a model or tokenizer into a ValueError that names it.
+
+    Errors that come from elsewhere pass. A file that is damaged is named.
+    """
+    try:
+        yield
+    except Exception as error:  # tokenizers raises a bare Exception
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        if "from_pretrained" not in frames:
+            raise
+        problem = " ".join(str(error).split())[:300]
+        damaged = _damaged_file(Path(path))
+        where = f"model: {path}" if damaged is None else f"model: {damaged} is damaged, so {path}"
+        raise ValueError(f"{where} cannot be loaded ({type(error).__name__}: {problem})") from error
+
+
+def _damaged_file(folder: Path) -> Path | None:
+    """The first file of a model folder that holds no JSON object, or no safetensors; None if all can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted({path for pattern in _JSON_FILES for path in folder.glob(pattern)}):
+        try:
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return path
+        except (OSError, ValueError, RecursionError):
+            return path
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError):
+            return path
+    return None
+
+
+def refuse_hub_kernels(path: str, revision: str | None = None, chosen: str | None = None) -> None:
+    """Raise ValueError if a model's config.json names an attention kernel of the hub, which is code to be downloaded.
+
+    transformers would load it without `trust_remote_code`. `chosen` is the attention implementation that the user
+    has named, which is trusted.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    except (OSError, ValueError, RecursionError):  # `from_pretrained` has the same reason, and says it
+        return
+    waiting: list[Any] = [config]
+    while waiting:
+        value = waiting.pop()
+        waiting += value if isinstance(value, list) else []
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            waiting.append(inner)
+            kernels = inner.values() if isinstance(inner, dict) else [inner]
+            if not str(key).endswith("attn_implementation"):
+                continue
+            for kernel in kernels:
+                if isinstance(kernel, str) and "/" in kernel and kernel != chosen:
+                    raise ValueError(
+                        f"model: {path}, config.json, field '{key}' names {kernel!r}, an attention kernel of the hub, "
+                        "which is code; remove the field, or set attn_implementation to it if you trust it"
+                    )

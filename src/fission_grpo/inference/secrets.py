@@ -101,3 +101,26 @@ def read_key(variable: str, model: str, url: str | None) -> str:
             "the port (it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
         )
     return key
+
+
+_SECRET_NAME = r"\w*(?:token|api_?key|password|secret)"
+_SECRET_OPTION = re.compile(rf"(--{_SECRET_NAME})(=.*)?", re.IGNORECASE | re.DOTALL)
+_SECRET_IN_JSON = re.compile(rf"""(["']{_SECRET_NAME}["']\s*:\s*["'])(?:\\.|[^"'\\])*""", re.IGNORECASE)
+
+
+def without_option_secrets(words: Sequence[str]) -> list[str]:
+    """A command line without the values of options, and of keys in JSON, that are named like a token or key.
+
+    Example:
+        `without_option_secrets(["x", "--hub_token", "hf_1"])` is `["x", "--hub_token", "***"]`.
+    """
+    shown: list[str] = []
+    for word in words:
+        option = _SECRET_OPTION.fullmatch(shown[-1].replace("-", "_").replace("__", "--", 1)) if shown else None
+        if option is not None and option[2] is None and not word.startswith("--"):
+            shown.append(HIDDEN)
+            continue
+        name = word.partition("=")[0]
+        has_value = "=" in word and _SECRET_OPTION.fullmatch(name.replace("-", "_").replace("__", "--", 1))
+        shown.append(f"{name}={HIDDEN}" if has_value else _SECRET_IN_JSON.sub(rf"\1{HIDDEN}", word))
+    return shown

@@ -1,4 +1,4 @@
-"""Callbacks: live progress, a token budget, and stopping on Ctrl-C or SIGTERM."""
+"""Callbacks: live progress, a token budget, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.terminal import show
 from fission_grpo.core.timing import format_duration
-from fission_grpo.inference.secrets import shown_command
+from fission_grpo.inference.secrets import shown_command, without_option_secrets
 
 PROGRESS_METRICS = (
     ("reward", "reward", ".3f"),
@@ -166,9 +166,11 @@ def _local(gradient: Any) -> torch.Tensor:
 
 
 class StopAndSave(TrainerCallback):
-    """On SIGINT or SIGTERM: finish the cycle, save a checkpoint, end training. A second signal ends at once.
+    """On a signal: finish the cycle, save a checkpoint, end training. A second signal ends at once.
 
-    Use it as a context manager around `train()`, in the main thread. `signal` is the number that some rank received.
+    The signals are SIGINT and SIGTERM, and, unless they are ignored (nohup) or something else handles them, SIGHUP (a
+    closed terminal) and SIGUSR1 (a scheduler's warning). Use it as a context manager around `train()`, in the main
+    thread. `signal` is the number that some rank received.
     """
 
     def __init__(self) -> None:
@@ -176,8 +178,10 @@ class StopAndSave(TrainerCallback):
         self._original_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopAndSave:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._original_handlers[number] = signal.signal(number, self._receive)
+        others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+        for number in (signal.SIGINT, signal.SIGTERM, *others):
+            if number not in others or signal.getsignal(number) == signal.SIG_DFL:
+                self._original_handlers[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -206,8 +210,8 @@ def steps_per_cycle(args: Any) -> int:
 
 
 def print_resume_command(state: Any, words: Sequence[str]) -> None:
-    """Print where a run was stopped, and the command that resumes it, without the secrets of its URLs."""
+    """Print where a run was stopped, and the command that resumes it, without secrets in URLs and tokens."""
     resume = ["--resume_from_checkpoint", "true"]
     again = words if list(words[-2:]) == resume else [*words, *resume]  # the last one counts
     show(f"stopped at step {state.global_step} of {state.max_steps}, checkpoint saved. Resume:")
-    show(f"  {shown_command(again)}")
+    show(f"  {shown_command(without_option_secrets(again))}")

@@ -6,8 +6,9 @@ generation batch that is partly used. They hold what TRL and transformers keep i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback
 
-from fission_grpo.core.files import check_writable, writing
+from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
+from fission_grpo.core.files import AGAIN, writing
 from fission_grpo.core.serialization import faithful, task_to_json
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Task
 from fission_grpo.feedback.sources import state_of
 from fission_grpo.training import checkpoint_files
-from fission_grpo.training.checkpoint_files import FILE, MANIFEST, STAGING, TRAINER_STATE, find_corruption, load_state
+from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
+from fission_grpo.training.resume import PACKAGES, compare_settings, find_checkpoint, loading, settings_of
+from fission_grpo.training.resume import resume_point as resume_point
+from fission_grpo.training.resume import why_unusable as why_unusable
+from fission_grpo.training.run_folder import claim, lock_run, model_staging, publish_model
 from fission_grpo.training.trl_compat import MixinBase
 
-PACKAGES = ("fission-grpo", "trl", "transformers", "torch")  # a checkpoint's manifest names their versions
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
 
 _BEYOND_JSON = ("timestamp", "date", "time", "duration", "decimal", "binary", "large_binary")  # Arrow's names begin so
@@ -71,6 +76,17 @@ def shard_for_rank(by_rank: Sequence[Any], process_index: int, processes: int) -
     return by_rank[process_index if processes == len(by_rank) else process_index % len(by_rank)]
 
 
+def without_secrets(args: Any) -> Any:
+    """A copy of training arguments without the tokens for the hub."""
+    copied = copy.copy(args)
+    for name in ("hub_token", "push_to_hub_token"):
+        if getattr(copied, name, None) is not None:
+            setattr(copied, name, None)
+    if isinstance(options := getattr(copied, "model_init_kwargs", None), dict):
+        copied.model_init_kwargs = {key: value for key, value in options.items() if key != "token"}
+    return copied
+
+
 def check_columns(dataset: Any) -> None:
     """Check, from its column types and its first row, that a JSON checkpoint can keep a data set's rows.
 
@@ -108,61 +124,6 @@ def _type_beyond_json(feature: Any) -> str | None:
         beyond = kind.startswith(_BEYOND_JSON) or type(feature).__name__ in ("Image", "Audio", "Video", "Pdf")
         return (kind if kind.startswith(_BEYOND_JSON) else type(feature).__name__) if beyond else None
     return next((kind for part in parts if (kind := _type_beyond_json(part)) is not None), None)
-
-
-def resume_point(args: Any) -> str | bool | None:
-    """`find_checkpoint` for a command with `transformers.TrainingArguments`, before it loads the model.
-
-    Only the first process looks; others return whether to resume, and the trainer gives them the folder.
-    """
-    if args.process_index != 0:
-        return str(args.resume_from_checkpoint).lower() not in ("none", "false")
-    run = Path(str(args.output_dir))
-    checkpoint_files.clean_staging(run)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, run, bool(getattr(args, "fission", False)))
-    return None if checkpoint is None else str(checkpoint)
-
-
-def find_checkpoint(wanted: Any, output: Path, fission: bool) -> Path | None:
-    """The complete checkpoint to resume from, None to start afresh. Incomplete ones are skipped and logged.
-
-    Args:
-        wanted: True or "true": the newest complete one in `output`; a path; None, False, "none" or "false".
-        output: the run directory.
-        fission: whether the buffer is needed. Without it checkpoints of other trainers are accepted, too.
-
-    Raises:
-        ValueError: there is none, or the path is no folder, or its checkpoint is damaged; the message names the file.
-    """
-    find_problem = partial(why_unusable, fission=fission)
-    if str(wanted).lower() in ("none", "false"):
-        return None
-    if str(wanted).lower() != "true":
-        checkpoint = Path(str(wanted))
-        if not checkpoint.is_dir():
-            raise ValueError(f"resume_from_checkpoint: {wanted} is no folder; give a checkpoint-* folder, or 'true'")
-        checkpoint_files.require_complete(checkpoint, find_problem)
-        return checkpoint
-    newest = checkpoint_files.last_complete_checkpoint(output, find_problem)
-    if newest is None:
-        raise ValueError(f"no checkpoint-* in {output} to resume from; check output_dir, or start without resuming")
-    return newest
-
-
-def why_unusable(checkpoint: Path, fission: bool) -> str | None:
-    """The reason why a run cannot be resumed from a checkpoint, None if it can. Other trainers' have no manifest."""
-    has_manifest = (checkpoint / MANIFEST).exists()
-    if has_manifest and (problem := find_corruption(checkpoint)) is not None:
-        return problem
-    if not has_manifest and not fission and not (checkpoint / TRAINER_STATE).is_file():
-        return f"{checkpoint / TRAINER_STATE} is missing, so the checkpoint is unfinished"
-    if not fission and not (checkpoint / FILE).exists():
-        return None
-    try:
-        load_state(checkpoint)
-    except ValueError as error:
-        return str(error) if fission or has_manifest else None
-    return None if has_manifest else find_corruption(checkpoint)
 
 
 class CycleEnds(TrainerCallback):
@@ -206,50 +167,97 @@ class ExactCheckpointMixin(MixinBase):
     """Makes checkpoints complete and exact, in `class Trainer(ExactCheckpointMixin, GRPOTrainer)`.
 
     Adds to a checkpoint: a manifest of its files; metrics and loss since the last log, the count of forward passes,
-    and a reference model that `sync_ref_model` changes; and the state of subclasses, which extend `_run_state` and
-    `_load_run_state`.
+    and a reference model that `sync_ref_model` changes; the settings that decide what the run computes; and the state
+    of subclasses, which extend `_run_state` and `_load_run_state`.
 
-    Overrides: `train` (finds and checks the checkpoint), `_save_checkpoint`, `_get_output_dir`,
-    `_push_from_checkpoint` (write to a staging folder, then rename), `_load_optimizer_and_scheduler`,
-    `_get_train_sampler` (restore state and order of rows), `log` (`train_loss` is the mean of all steps).
+    Overrides: `train` (locks the run's folder, finds and checks the checkpoint), `_run_epoch` (nothing, if the resumed
+    run was at its end), `_save_checkpoint`, `save_model`, `save_state`, `_get_output_dir`, `_push_from_checkpoint`
+    (write to a staging folder, then rename), `_save` (no token in a file), `_load_from_checkpoint`,
+    `_load_optimizer_and_scheduler`, `_get_train_sampler` (restore state and order of rows), `log` (`train_loss` is
+    the mean of all steps).
 
     Without it a killed run may leave a checkpoint that is partly written, and a resumed run samples other rollouts
-    and logs other values than one that never stopped.
+    and logs other values than one that never stopped, or trains on beyond its end.
     """
 
     args: Any
+    was_finished = False  # the resumed checkpoint was at the run's end, so that nothing was trained
     _is_staging = False  # transformers is writing a checkpoint
     _must_push = False
     _sampler: Any = None
+    _resumed_from: Path | None = None
     _resumed_state: dict[str, Any] | None = None
     _first_step = 0
+    _run: str | None = None  # id of the run, in its checkpoints
+    _settings: Mapping[str, Any] = {}
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """TRL's, from a complete checkpoint. `resume_from_checkpoint` is `wanted` of `find_checkpoint`.
 
+        A run that was at its end is loaded, and not trained. A run that starts sets checkpoints of earlier runs in
+        its folder aside.
+
         Raises:
-            ValueError: there is none, or it is damaged or does not fit this trainer.
+            CheckpointError: there is no checkpoint, or it is damaged or does not fit this trainer.
+            RunDirectoryError: another process trains into the folder, or it cannot be written.
         """
-        run = Path(str(self.args.output_dir))
-        found: Path | str | None = None  # a str is the error
-        if self.args.should_save:
-            check_writable(run)
-            checkpoint_files.clean_staging(run)
-        if self.accelerator.is_main_process:
-            try:
-                found = find_checkpoint(resume_from_checkpoint, run, self._has_fission())
-            except ValueError as error:
-                found = str(error)
-        (checkpoint,) = broadcast_object_list([found])
-        if isinstance(checkpoint, str):
-            raise ValueError(checkpoint)
-        self._resumed_state, self._first_step = None, 0
-        if checkpoint is None:
-            self._on_fresh_start()
-        self.remove_callback(CycleEnds)  # it must come last, after the callbacks that request saves
-        self.add_callback(CycleEnds(self._in_cycle, self._restore_loss))
-        output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        with ExitStack() as stack:
+            self._resumed_from = checkpoint = self._open_run(resume_from_checkpoint, stack)
+            self._resumed_state, self._first_step, self.was_finished = None, 0, False
+            self._settings = settings_of(self)
+            if checkpoint is None:
+                self._on_fresh_start()
+            self.remove_callback(CycleEnds)  # it must come last, after the callbacks that request saves
+            self.add_callback(CycleEnds(self._in_cycle, self._begin))
+            output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        if not self.state.global_step:
+            raise UsageError(
+                "training ended without a step: train_dataset gave no full generation batch "
+                f"({self.args.generation_batch_size} rollouts), or max_steps or num_train_epochs is 0"
+            )
         return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
+
+    def _open_run(self, wanted: Any, stack: ExitStack) -> Path | None:
+        """Lock the run's folder until `stack` is closed; return the checkpoint to resume from, on all ranks."""
+        run, found = Path(str(self.args.output_dir)), None
+
+        def look() -> None:
+            nonlocal found
+            if self.args.should_save:
+                stack.enter_context(lock_run(run))
+                checkpoint_files.clean_staging(run)
+            if self.accelerator.is_main_process:
+                found = find_checkpoint(wanted, run, self._has_fission(), self.args.save_only_model)
+
+        self._together(look)
+        (checkpoint,) = broadcast_object_list([found])
+        return checkpoint
+
+    def _claim_folder(self) -> None:
+        """Make the folder this run's, once everything is loaded that could be refused."""
+        run, name = Path(str(self.args.output_dir)), None
+
+        def claim_it() -> None:
+            nonlocal name
+            if self.accelerator.is_main_process:
+                name = claim(run, self._resumed_from, self.state.global_step)
+
+        self._together(claim_it)
+        (self._run,) = broadcast_object_list([name])
+
+    @staticmethod
+    def _together(action: Callable[[], None]) -> None:
+        """Do something on all ranks, and raise on every rank what one of them raises: else the others would wait."""
+        error: Exception | None = None
+        try:
+            action()
+        except RunDirectoryError as raised:
+            error = raised
+        except (ValueError, OSError) as raised:
+            error = CheckpointError(str(raised))
+        for other in gather_object([error]):
+            if other is not None:
+                raise error or other
 
     def _has_fission(self) -> bool:
         return bool(getattr(self.args, "fission", False))
@@ -271,7 +279,7 @@ class ExactCheckpointMixin(MixinBase):
             "last_logged": self._globalstep_last_logged,
             "first_step": self._first_step,
         }
-        return {"trainer": state}
+        return {"trainer": {**state, "settings": dict(self._settings)}}
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Restore what `_run_state` returned, but for the loss, which transformers resets after this."""
@@ -279,15 +287,29 @@ class ExactCheckpointMixin(MixinBase):
         self._step, self._buffered_inputs = resumed["step"], None
         self._metrics["train"].clear()
         self._metrics["train"].update(resumed["metrics"])
-        if self._in_cycle():
-            _log.warning(
-                "%s was saved in the middle of a cycle, at the end of its run: a new batch is sampled, so this run "
-                "is not exactly the one that would have continued",
-                checkpoint,
-            )
 
-    def _restore_loss(self) -> None:
+    def _is_at_end(self) -> bool:
+        """Whether nothing is left to train; asked once a checkpoint is loaded."""
+        return self.state.global_step >= self.state.max_steps
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.was_finished:  # transformers would make one step more before it looks
+            self.model_wrapped.train()  # as training leaves it: TRL logs the metrics of this mode
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _begin(self) -> None:
+        """Called when everything is loaded, and transformers has reset the loss."""
+        self._claim_folder()
         resumed = self._resumed_state
+        self.was_finished = self.state.global_step > 0 and self._is_at_end()
+        if resumed is not None and self._in_cycle() and not self.was_finished:
+            _log.warning(
+                "the checkpoint of step %d was saved in the middle of a cycle, at the end of its run: a new batch is "
+                "sampled, so this run is not exactly the one that would have continued",
+                self.state.global_step,
+            )
         if resumed is None:
             self._first_step = self.state.global_step
             return
@@ -338,6 +360,48 @@ class ExactCheckpointMixin(MixinBase):
                 self._is_staging = False
             self._complete(staged, final)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's, but the files appear in `output_dir` when all of them are written.
+
+        Raises:
+            RunDirectoryError: a file could not be written, or another process trains into the folder.
+        """
+        if self._is_staging:
+            super().save_model(output_dir, _internal_call)
+            return
+        run = Path(str(output_dir or self.args.output_dir)).absolute()
+        staged = model_staging(run)
+        with ExitStack() as stack:
+            if self.args.should_save:
+                stack.enter_context(lock_run(run))
+                checkpoint_files.clean_staging(run)
+            self.accelerator.wait_for_everyone()
+            with writing(run / "model.safetensors", Exception, advice=AGAIN):  # tokenizers raises a bare Exception
+                super().save_model(str(staged), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish_model(staged, run)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        given = self.args
+        self.args = without_secrets(given)  # it is written as training_args.bin
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            self.args = given
+
+    def save_state(self) -> None:
+        if not self.args.should_save:
+            return
+        path = Path(str(self.args.output_dir)) / TRAINER_STATE
+        half = path.with_name(f".{TRAINER_STATE}.half")
+        with writing(path, advice=AGAIN):
+            self.state.save_to_json(str(half))
+            half.replace(path)
+
     def _complete(self, staged: Path, final: Path) -> None:
         """Add our files to a checkpoint that transformers has written, and move it to its place."""
         if self.state.best_model_checkpoint == str(staged):
@@ -350,27 +414,35 @@ class ExactCheckpointMixin(MixinBase):
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint_files.commit(staged, final, {name: version(name) for name in PACKAGES})
+            checkpoint_files.commit(staged, final, {name: version(name) for name in PACKAGES}, self._run)
             checkpoint_files.rotate(final.parent, self.args.save_total_limit, final, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self._must_push:
             self._push_from_checkpoint(str(final))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with loading(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = Path(checkpoint)
-        if (folder / REFERENCE).exists() and (reference := self._moving_reference()) is not None:
-            load_model(reference, str(folder / REFERENCE))
+        with loading(folder):
+            try:
+                state = load_state(folder)
+            except ValueError as error:
+                if self._has_fission():
+                    raise
+                state = {}
+                _log.warning("%s Metrics and loss since its last log are lost.", error)
+            compare_settings(folder, (state.get("trainer") or {}).get("settings"), self._settings)
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if (folder / REFERENCE).exists() and (reference := self._moving_reference()) is not None:
+                load_model(reference, str(folder / REFERENCE))
+            if state:
+                self._load_run_state(state, folder)
         if (sampler := self._sampler) is not None:
             for _ in range(int(self.state.epoch or 0)):  # each epoch draws its order from the same generator
                 next(iter(sampler), None)
-        try:
-            state = load_state(folder)
-        except ValueError as error:
-            if self._has_fission():
-                raise
-            _log.warning("%s Metrics and loss since its last log are lost.", error)
-            return
-        self._load_run_state(state, folder)

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ def step_of(checkpoint: Path) -> int:
     return int(name[1]) if name else -1
 
 
-def commit(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
+def commit(staged: Path, final: Path, versions: Mapping[str, str], run: str | None = None) -> None:
     """Write a checkpoint's manifest, flush its files, and move it from `final.parent / STAGING` to its place at once.
 
-    A checkpoint that is there (of an earlier part of the run) is replaced. `versions` go into the manifest.
+    A checkpoint that is there (of an earlier part of the run) is replaced. `versions`, and the id of the run, go into
+    the manifest.
 
     Raises:
         OSError: the disk is full, or cannot be written. Nothing has changed at `final` then.
@@ -57,41 +59,55 @@ def commit(staged: Path, final: Path, versions: Mapping[str, str]) -> None:
         path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
     }
-    content = {"format": 1, "step": step_of(final), "versions": dict(versions), "files": files}
+    content = {"format": 1, "step": step_of(final), "run": run, "versions": dict(versions), "files": files}
     temporary = staged / (MANIFEST + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for path in (*paths, temporary):
-        _fsync(path)
+        flush(path)
     temporary.replace(manifest)
     for folder in {staged, *(path.parent for path in paths)}:
-        _fsync(folder)
+        flush(folder)
     _move_into_place(staged, final)
 
 
 def _move_into_place(staged: Path, final: Path) -> None:
-    old = _move_aside(final) if final.exists() else None
+    old = _move_aside(final) if os.path.lexists(final) else None
     staged.rename(final)  # from here on this checkpoint exists
-    _fsync(final.parent)
+    flush(final.parent)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-    _remove_empty_staging(final.parent)
+        _remove(old)
+    remove_empty_staging(final.parent)
 
 
 def _move_aside(checkpoint: Path) -> Path:
     """Move a checkpoint that is to be deleted into `STAGING`; returns its new place."""
     place = checkpoint.parent / STAGING / f"deleted-{checkpoint.name}"
     place.parent.mkdir(exist_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
+    _remove(place)
     return checkpoint.rename(place)
 
 
-def _remove_empty_staging(run: Path) -> None:
-    if (run / STAGING).is_dir() and not any((run / STAGING).iterdir()):
+def _remove(path: Path) -> None:
+    """Remove a file or folder, and of a link the link alone, as we did not make what it leads to; never raises."""
+    if path.is_symlink():
+        _log.warning("%s is a link: only the link is removed, %s is left as it is", path, os.path.realpath(path))
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s could not be removed (%s); remove it by hand", path, error)
+
+
+def remove_empty_staging(run: Path) -> None:
+    """Remove `STAGING` if there is nothing in it."""
+    with suppress(OSError):  # it is not there, not empty, or a link
         (run / STAGING).rmdir()
 
 
 def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
-    """Delete a run's oldest checkpoints (by time, then step), but not `keep` and `best`, until `limit` are left.
+    """Delete a run's oldest checkpoints (by step), but not `keep` and `best`, until `limit` are left.
 
     Args:
         limit: `save_total_limit`; 0 or None: keep all.
@@ -102,40 +118,45 @@ def rotate(run: Path, limit: int | None, keep: Path, best: str | None) -> None:
     if not limit or limit < 0:
         return
     protected = {keep.name} | ({Path(best).name} if best else set())
-    oldest_first = sorted(numbered(run), key=lambda path: (path.stat().st_mtime, step_of(path)))
+    oldest_first = numbered(run)
     surplus = max(0, len(oldest_first) - max(limit, len(protected)))
     for path in [path for path in oldest_first if path.name not in protected][:surplus]:
-        shutil.rmtree(_move_aside(path), ignore_errors=True)
-    _remove_empty_staging(run)
+        _remove(_move_aside(path))
+    remove_empty_staging(run)
 
 
 def clean_staging(run: Path) -> None:
-    """Empty `STAGING` after a kill: a complete checkpoint is moved to its place, everything else is removed."""
+    """Empty `STAGING` after a kill: a complete checkpoint is moved to its place, everything else is removed.
+
+    Only the process that writes the run's folder may do so. What cannot be moved or removed is logged and stays.
+    """
     staging = run / STAGING
     if not staging.is_dir():
         return
     for path in sorted(staging.iterdir()):
         if step_of(path) >= 0 and find_corruption(path) is None:
             _log.warning("%s is complete, but was not in its place when the run ended: moved there", path)
-            _move_into_place(path, run / path.name)
+            try:
+                _move_into_place(path, run / path.name)
+            except OSError as error:
+                _log.warning("%s could not be moved (%s)", path, error)
             continue
         if not path.name.startswith("deleted-"):
-            _log.warning("%s is a checkpoint that the run was killed while writing: removed", path)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _remove_empty_staging(run)
+            what = "checkpoint" if step_of(path) >= 0 else "folder"
+            _log.warning("%s is a %s that the run was killed while writing: removed", path, what)
+        _remove(path)
+    remove_empty_staging(run)
 
 
 def find_corruption(checkpoint: Path) -> str | None:
     """The first file that differs from the checkpoint's manifest, and how; None if it is complete."""
     path = checkpoint / MANIFEST
-    try:
-        files = json.loads(path.read_text(encoding="utf-8-sig"))["files"]
-        listed = {checkpoint / name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return f"{path} is missing, so the checkpoint is unfinished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{path} is damaged ({type(error).__name__}: {error})"
     try:
+        listed = _listed(checkpoint)
+        if (odd := find_odd_file(checkpoint)) is not None:
+            return odd
         for file, (size, _) in listed.items():  # fast, before gigabytes are read
             if file.stat().st_size != size:
                 return f"{file} is damaged: it has {file.stat().st_size:,} bytes instead of {size:,}"
@@ -145,7 +166,40 @@ def find_corruption(checkpoint: Path) -> str | None:
                     return f"{file} is damaged: its content is not what was written (sha256 differs)"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
+    except ValueError as error:
+        return str(error)
     return None
+
+
+def find_odd_file(checkpoint: Path) -> str | None:
+    """The first pipe, device or broken link of a checkpoint, whose reading would wait or not end; None without one."""
+    odd = (entry for entry in checkpoint.rglob("*") if not entry.is_file() and not entry.is_dir())
+    return next((f"{entry} is damaged: it is no file" for entry in odd), None)
+
+
+def _listed(checkpoint: Path) -> dict[Path, tuple[int, str]]:
+    """The files of a checkpoint's manifest with their sizes and hashes.
+
+    Raises ValueError if the manifest is damaged, or names something that is not a file inside the checkpoint.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        files = json.loads(path.read_text(encoding="utf-8-sig"))["files"]
+        entries = [(str(name), entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+        for name, size, digest in entries:
+            if type(size) is not int or size < 0 or not isinstance(digest, str):
+                raise ValueError(f"{name} has no number of bytes and sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {str(error)[:200]})") from error
+    root = os.path.realpath(checkpoint)
+    for name, _, _ in entries:
+        if "\0" in name or not Path(os.path.realpath(checkpoint / name)).is_relative_to(root):
+            raise ValueError(f"{path} is damaged: it lists {name[:200]!r}, which is not in the checkpoint")
+        if (checkpoint / name).exists() and not (checkpoint / name).is_file():
+            raise ValueError(f"{path} is damaged: it lists {name[:200]!r}, which is no file")
+    return {checkpoint / name: (size, digest) for name, size, digest in entries}
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -157,7 +211,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 def load_state(folder: Path) -> dict[str, Any]:
     """Read what `save_state` wrote. Raises ValueError if the file is missing, damaged or of another version."""
     path = folder / FILE
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(
             f"{path} does not exist: this checkpoint has no fission buffer, so it was not saved by "
             "FissionGRPOTrainer. Resume from one of its checkpoints, or load the model alone (model=CHECKPOINT) and "
@@ -217,7 +271,8 @@ def _cached_digest(path: Path, *_: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -43,6 +44,38 @@ _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
     "off_policy_mask_threshold",
     "vllm_importance_sampling_cap",
     "vllm_importance_sampling_clip_max",
+}
+
+
+_RANGES = {  # least and largest value, and whether the least itself is allowed; None: no limit [of the libraries]
+    "adam_beta1": (0, 1, True),
+    "adam_beta2": (0, 1, True),
+    "adam_epsilon": (0, None, True),
+    "beta": (0, None, True),
+    "dataloader_num_workers": (0, None, True),
+    "epsilon": (0, None, True),
+    "epsilon_high": (0, None, True),
+    "label_smoothing_factor": (0, 1, True),
+    "learning_rate": (0, None, True),
+    "max_generated_tokens": (0, None, True),
+    "max_grad_norm": (0, None, True),
+    "max_tool_calling_iterations": (0, None, True),
+    "min_p": (0, 1, True),
+    "neftune_noise_alpha": (0, None, True),
+    "num_iterations": (1, None, True),
+    "ref_model_mixup_alpha": (0, 1, True),
+    "ref_model_sync_steps": (1, None, True),
+    "repetition_penalty": (0, None, False),
+    "steps_per_generation": (1, None, True),
+    "temperature": (0, None, False),
+    "top_entropy_quantile": (0, 1, True),
+    "top_p": (0, 1, True),
+    "weight_decay": (0, None, True),
+}
+_CHOICES = {  # of TRL's options of text that it looks at in the first update
+    "importance_sampling_level": ("token", "sequence"),
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
 }
 
 
@@ -194,6 +227,20 @@ class FissionGRPOConfig(GRPOConfig):
                     raise ValueError(f"{option.name} is too large; give a number of at most {sys.maxsize}.")
         self._check_least(num_generations=2, per_device_train_batch_size=1)
         self._check_least(gradient_accumulation_steps=1, max_completion_length=1)
+        self._check_least(top_k=-1 if self.use_vllm else 0)  # vLLM takes -1 for all tokens
+        for name, (least, largest, is_allowed) in _RANGES.items():
+            value = getattr(self, name, None)
+            if value is None:
+                continue
+            if value < least or (value == least and not is_allowed) or (largest is not None and value > largest):
+                limits = f"{'at least' if is_allowed else 'above'} {least}"
+                limits += "" if largest is None else f" and at most {largest}"
+                raise ValueError(f"{name} is {value}, but must be {limits}.")
+        if str(self.scale_rewards).lower() not in ("batch", "group", "none", "true", "false"):
+            raise ValueError(f"scale_rewards is {self.scale_rewards!r}; set it to one of batch, group, none.")
+        for name, known in _CHOICES.items():
+            if getattr(self, name, known[0]) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
 
     def _read_accelerator_config(self) -> None:
         """Make it of a mapping or a JSON file, as transformers does, with the option's name in every error."""
@@ -255,16 +302,17 @@ class FissionGRPOConfig(GRPOConfig):
 
 
 def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
-    """Return the trainer's `args`; by default a config whose output_dir is named after the model.
+    """Return the trainer's `args`, with an absolute output_dir; by default one that is named after the model.
 
     Raises:
         TypeError: `args` is the config of another trainer.
     """
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path
-        return FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
+        args = FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
     if not isinstance(args, FissionGRPOConfig):
         raise TypeError(
             f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
         )
+    args.output_dir = os.path.abspath(str(args.output_dir))  # a tool may change the working directory
     return args

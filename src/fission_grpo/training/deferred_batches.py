@@ -38,20 +38,41 @@ def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_si
         size: rows of a generation batch of all ranks together.
         group_size: number of consecutive rows with equal prompts (G).
     """
-    for rows in _global_batches(displaced):
-        if len(rows) != size:
+    if any(type(count) is not int or count < 1 for rank in displaced for rows in rank for _, count in rows):
+        raise ValueError("the checkpoint holds rows that wait to be explored with a count that is no number")
+    batch_sizes = [sum(count for part in parts for _, count in part) for parts in zip(*displaced, strict=True)]
+    for number in batch_sizes:  # before the rows are unpacked
+        if number != size:
             raise ValueError(
-                f"the checkpoint holds {len(displaced[0])} generation batches of {len(rows)} rows that wait to be "
+                f"the checkpoint holds {len(displaced[0])} generation batches of {number} rows that wait to be "
                 f"explored, but a generation batch of this run has {size} (per_device_train_batch_size x processes x "
-                f"steps_per_generation). When the number of processes changes, keep this product at {len(rows)}: "
+                f"steps_per_generation). When the number of processes changes, keep this product at {number}: "
                 "change per_device_train_batch_size or steps_per_generation."
             )
+    for rows in _global_batches(displaced):
         groups = [rows[start : start + group_size] for start in range(0, size, group_size)]
         if any(row != group[0] for group in groups for row in group):
             raise ValueError(
                 "the checkpoint holds generation batches that wait to be explored, whose prompts are not repeated "
                 f"num_generations = {group_size} times as this run's are. Keep the checkpoint's num_generations."
             )
+
+
+def check_rows(dataset: Any, size: int, group_size: int) -> None:
+    """Raise ValueError if a data set has too few rows for one generation batch, of which nothing would be trained.
+
+    Args:
+        dataset: with rows, or a stream or None, of which nothing is known.
+        size: rollouts of a generation batch of all ranks together.
+        group_size: number of rollouts of each row (G).
+    """
+    needed = size // group_size
+    if hasattr(dataset, "__len__") and len(dataset) < needed:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, but a generation batch of this run takes {needed} "
+            f"(generation_batch_size {size} = per_device_train_batch_size x processes x steps_per_generation, over "
+            f"num_generations {group_size}). Give more rows, lower one of the first three, or raise num_generations."
+        )
 
 
 def _global_batches(displaced: Sequence[Sequence[PackedRows]]) -> Iterator[list[dict[str, Any]]]:

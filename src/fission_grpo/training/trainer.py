@@ -48,7 +48,7 @@ from fission_grpo.training.checkpoint import (
     source_states,
 )
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
-from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, split_batches
+from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, check_rows, split_batches
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rollouts import (
     Cycle,
@@ -99,6 +99,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self._draws_tasks = given.get("train_dataset") is None  # `reset` draws them, so that only snapshots restore
         if args.fission:
             self._check_fission(given, args)
+        check_rows(given.get("train_dataset"), args.generation_batch_size or 0, args.num_generations or 1)
         if args.guard_tools:
             self._guard_tools(given, args)
         super().__init__(**given)
@@ -346,6 +347,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _on_fresh_start(self) -> None:
         self.event_log.start()
+
+    def _is_at_end(self) -> bool:
+        return super()._is_at_end() or 0 < self.args.max_generated_tokens <= self.generated_tokens
 
     def _save_checkpoint(self, model, trial):
         self._buffer_feedback()

@@ -29,7 +29,7 @@ from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
 from fission_grpo.recipes.starter_policy.train import make_model
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import StopAndSave, print_resume_command
-from fission_grpo.training.checkpoint import resume_point
+from fission_grpo.training.resume import resume_point
 
 RECORD = "training.json"
 HELD_OUT = 0.1  # most of the training rows kept for evaluation on seen APIs [ours]

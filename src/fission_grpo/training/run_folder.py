@@ -1,0 +1,227 @@
+"""The folder of a run: one process writes it, and a resume finds the checkpoints of one run in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.core.errors import RunDirectoryError
+from fission_grpo.core.files import check_writable, write_file, writing
+from fission_grpo.core.terminal import get_logger, printable
+from fission_grpo.training.checkpoint_files import (
+    MANIFEST,
+    STAGING,
+    TRAINER_STATE,
+    flush,
+    numbered,
+    remove_empty_staging,
+    step_of,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = "_run.lock"  # names with an underscore are left out when a run's folder is uploaded to the hub
+RUN = "fission_run.json"  # {"run": id of the run that the folder's checkpoints belong to}
+EARLIER = re.compile(r"_earlier-(\d+)")
+_WEIGHTS = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json")
+
+_log = get_logger(__name__)
+
+
+@dataclass
+class _Held:
+    descriptor: int
+    thread: int
+
+
+_held: dict[Path, _Held] = {}  # this process's locks
+
+
+def _forget_locks() -> None:
+    """Close a forked child's copies of the locks, which would hold them after the death of the parent."""
+    for held in _held.values():
+        os.close(held.descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Be the only process that writes a run's folder. Inside another `lock_run` of this thread it does nothing.
+
+    The system gives the lock back when the process ends, however it ends. Where there are no locks (Windows, some
+    network file systems) a warning says so.
+
+    Raises:
+        RunDirectoryError: another process has the lock (the message says which), or the folder cannot be written.
+    """
+    check_writable(run)
+    path = run.resolve() / LOCK
+    if path in _held and _held[path].thread == threading.get_ident():
+        yield
+        return
+    descriptor = _take(path)
+    _held[path] = _Held(descriptor, threading.get_ident())
+    try:
+        yield
+    finally:
+        del _held[path]
+        with suppress(OSError):
+            path.unlink()  # before the lock is free: see `_take`
+        os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    """Open and lock a file; returns its descriptor."""
+    while True:
+        with writing(path, advice="Correct that, or give another output_dir"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+        try:
+            _lock(descriptor, path.parent)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        except RunDirectoryError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was removed by the process that had it: the file of this name is another one
+
+
+def _lock(descriptor: int, run: Path) -> None:
+    if fcntl is None:
+        _log.warning("this system has no file locks: make sure that no other process trains into %s", run)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # the second is that of some network file systems
+        raise RunDirectoryError(
+            f"output_dir {run} is in use by another training run ({_holder(descriptor)}). Wait until it ends, stop "
+            "it, or give another output_dir"
+        ) from error
+    except OSError as error:
+        _log.warning(
+            "%s: its file system has no locks (%s): make sure that no other process trains into it", run, error
+        )
+        return
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with suppress(OSError):  # for the message only
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return printable(f"process {holder['pid']} on {holder['host']}, since {holder['since']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its process is not known"
+
+
+def run_of_folder(run: Path) -> str | None:
+    """The id of the run that a folder belongs to; None if it has none (of an earlier release, or a damaged file)."""
+    return _read_id(run / RUN)
+
+
+def run_of_checkpoint(checkpoint: Path) -> str | None:
+    """The id of the run that wrote a checkpoint; None if it has none."""
+    return _read_id(checkpoint / MANIFEST)
+
+
+def _read_id(path: Path) -> str | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))["run"] if path.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def claim(run: Path, checkpoint: Path | None, step: int) -> str:
+    """Give a folder to the run that starts, or goes on from a checkpoint of this step, and return the run's id.
+
+    What a later resume or report would take for this run's is moved to a new folder `_earlier-N` in it: checkpoints
+    of other runs and of later steps, and on a start the trainer state of an earlier run. Nothing is deleted.
+    """
+    own = None if checkpoint is None else run_of_checkpoint(checkpoint)
+    if checkpoint is None:
+        mistaken = [*numbered(run), *(path for path in (run / TRAINER_STATE,) if path.is_file())]
+    else:
+        known = {own} if checkpoint.resolve().parent != run.resolve() else {own, None}
+        mistaken = [path for path in numbered(run) if run_of_checkpoint(path) not in known or step_of(path) > step]
+        if own is None and checkpoint.resolve().parent != run.resolve():
+            mistaken = numbered(run)
+    if mistaken:
+        why = "begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
+        _set_aside(run, mistaken, f"this run {why}")
+    name = own or secrets.token_hex(4)
+    if run_of_folder(run) != name:
+        write_file(run / RUN, json.dumps({"run": name}) + "\n")
+    return name
+
+
+def _set_aside(run: Path, paths: list[Path], why: str) -> None:
+    numbers = [int(match[1]) for path in run.iterdir() if (match := EARLIER.fullmatch(path.name))]
+    aside = run / f"_earlier-{max(numbers, default=0) + 1}"
+    with writing(aside, advice="Correct that, or give another output_dir"):
+        aside.mkdir()
+        for path in paths:
+            path.rename(aside / path.name)
+    names = ", ".join(path.name for path in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
+    _log.warning("%s: %s moved to %s, as %s; delete that folder if you do not need it", run, names, aside.name, why)
+
+
+def publish_model(staged: Path, run: Path) -> None:
+    """Move a model that was written into a folder of `STAGING` to the run's folder, file by file, weights last.
+
+    All files are on the disk before the first one moves. Weights of an earlier model under other names, which would
+    be loaded instead of the new ones, are set aside.
+    """
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    files.sort(key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name.endswith(".index.json")))
+    for path in files:
+        flush(path)
+    names = {path.relative_to(staged).as_posix() for path in files}
+    if any(_WEIGHTS.fullmatch(name) for name in names):
+        stale = [path for path in run.iterdir() if _WEIGHTS.fullmatch(path.name) and path.name not in names]
+        if stale:
+            _set_aside(run, stale, "the new model has its weights in other files")
+    for path in files:
+        target = run / path.relative_to(staged)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    for folder in {run, *((run / name).parent for name in names)}:
+        flush(folder)
+    shutil.rmtree(staged, ignore_errors=True)
+    remove_empty_staging(run)
+
+
+def model_staging(run: Path) -> Path:
+    """The folder in which the final model is written."""
+    return run / STAGING / "model"
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint. Raises ValueError, naming the file, if it is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object)")
+    return value

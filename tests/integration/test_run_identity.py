@@ -1,0 +1,376 @@
+"""A folder holds one run: a finished one is not trained on, another one is not taken for it, and two do not mix."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+from peft import LoraConfig
+from processes_support import launched
+from resume_support import FOUR_UPDATES, as_it_was, differences, tiny_trainer, without_times
+
+from fission_grpo.cli.train import train_command
+from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
+from fission_grpo.training.checkpoint_files import MANIFEST, numbered
+from fission_grpo.training.run_folder import LOCK, RUN, lock_run
+
+PLAIN = {"fission": False, "shared_prefix": False}
+LORA = {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}
+FINISHED = {
+    "steps": ({"max_steps": 2}, {}),
+    "plain GRPO": ({"max_steps": 2, **PLAIN}, {}),
+    "LoRA": ({"max_steps": 2}, LORA),
+    "epochs": ({"num_train_epochs": 1, "count": 4}, {}),
+    "part of an epoch": ({"num_train_epochs": 0.5, "count": 8}, {}),
+    "end within a cycle": ({"max_steps": 3, **FOUR_UPDATES}, {}),
+    "tokens": ({"max_steps": 9, "max_generated_tokens": 300}, {}),
+    "saved by epoch": ({"num_train_epochs": 1, "count": 4, "save_strategy": "epoch"}, {}),
+}
+
+
+def finish(trainer):
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+def files(run):
+    """What a run leaves beside its checkpoints, but times."""
+    found = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != LOCK}
+    for name in ("training_args.bin", "README.md"):  # they hold the folder's name
+        found.pop(name, None)
+    state = without_times(json.loads(found.pop("trainer_state.json")))
+    return found | {f"trainer_state.json: {key}": value for key, value in state.items() if "best" not in key}
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path, name):
+    fields, more = FINISHED[name]
+    straight = tmp_path / "straight"
+    trainer = finish(tiny_trainer(straight, more, **fields))  # saved before training: an older model is replaced
+    trainer.train()
+    finish(trainer)
+    last = numbered(straight)[-1]
+    for place in ("killed", "again"):
+        resumed = tmp_path / place
+        as_it_was(straight, trainer.state.global_step, resumed)
+        for path in resumed.iterdir():
+            if path.is_file() and path.name not in ("fission.jsonl", RUN):
+                path.unlink()  # the kill came before the final save
+        other = tiny_trainer(resumed, more, **fields)
+        other.train(resume_from_checkpoint=True if place == "killed" else str(resumed / last.name))
+        finish(other)
+        assert other.was_finished
+        assert other.state.global_step == trainer.state.global_step
+        assert differences(straight, resumed, last.name) == []
+        found, wanted = files(resumed), files(straight)
+        assert found.keys() == wanted.keys()
+        assert [key for key in found if found[key] != wanted[key]] == []
+        assert [path.name for path in numbered(resumed)] == [path.name for path in numbered(straight)]
+
+
+def test_a_finished_run_goes_on_if_it_gets_more_steps(tmp_path):
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    tiny_trainer(straight, max_steps=3, lr_scheduler_type="constant").train()
+    tiny_trainer(run, max_steps=2, lr_scheduler_type="constant").train()
+    trainer = tiny_trainer(run, max_steps=3, lr_scheduler_type="constant")
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.was_finished, trainer.state.global_step) == (False, 3)
+    found = differences(straight, run, "checkpoint-3")
+    assert [name for name in found if "max_steps" not in name and "settings" not in name] == []
+
+
+def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(tmp_path, caplog):
+    trainer = tiny_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    finish(trainer)
+    first = json.loads((tmp_path / RUN).read_text())
+    tiny_trainer(tmp_path, max_steps=2, seed=7).train()  # killed after step 2, say
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    aside = sorted(path.name for path in (tmp_path / "_earlier-1").iterdir())
+    assert aside == [*(f"checkpoint-{step}" for step in (1, 2, 3, 4)), "trainer_state.json"]
+    assert re.search("moved to _earlier-1, as this run begins anew; delete that folder", caplog.text)
+    assert json.loads((tmp_path / RUN).read_text()) != first
+    trainer = tiny_trainer(tmp_path, max_steps=3, seed=7)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [2, 3]
+    tiny_trainer(tmp_path, max_steps=1).train()
+    assert len(list((tmp_path / "_earlier-2").iterdir())) == 3
+
+
+def test_true_takes_only_checkpoints_of_the_run_and_a_named_one_of_another_is_warned_of(tmp_path, caplog):
+    one, other = tmp_path / "one", tmp_path / "other"
+    tiny_trainer(one, max_steps=1).train()
+    tiny_trainer(other, max_steps=3, seed=7).train()
+    (other / "checkpoint-3").rename(one / "checkpoint-3")
+    trainer = tiny_trainer(one, max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-3 was saved by another run" in caplog.text
+    assert trainer.state.global_step == 2
+    assert [path.name for path in numbered(one)] == ["checkpoint-1", "checkpoint-2"]
+    assert (one / "_earlier-1" / "checkpoint-3").is_dir()
+    caplog.clear()
+    trainer = tiny_trainer(one, max_steps=3, seed=7)
+    trainer.train(resume_from_checkpoint=str(other / "checkpoint-2"))
+    assert re.search(r"checkpoint-2 was saved by another run \(\w+\) than that in", caplog.text)
+    assert [path.name for path in numbered(one)] == ["checkpoint-3"]  # else the next resume might take the others
+    tiny_trainer(one, max_steps=3, seed=7).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_resume_from_a_later_one(tmp_path):
+    tiny_trainer(tmp_path, max_steps=4).train()
+    tiny_trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert sorted(path.name for path in (tmp_path / "_earlier-1").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_checkpoints_of_an_earlier_release_have_no_run_and_are_taken(tmp_path):
+    tiny_trainer(tmp_path, max_steps=2).train()
+    (tmp_path / RUN).unlink()
+    for checkpoint in numbered(tmp_path):
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        del manifest["run"]
+        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    trainer = tiny_trainer(tmp_path, max_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fission_grpo.training.run_folder import lock_run
+with lock_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that has the lock of `tmp_path / "run"`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_training_into_a_folder_is_refused_until_the_first_one_ends(tmp_path, holder, capsys):
+    run = tmp_path / "run"
+    half = run / ".saving" / "checkpoint-1"
+    half.mkdir(parents=True)  # what the first one is writing
+    trainer = tiny_trainer(run, max_steps=1)
+    said = rf"run is in use by another training run \(process {holder.pid} on .+, since 20.+\). Wait until it ends"
+    with pytest.raises(RunDirectoryError, match=said):
+        trainer.train()
+    with pytest.raises(RunDirectoryError, match=said):
+        trainer.save_model()
+    command = "--tasks desk --model_name_or_path starter --use_cpu true --bf16 false --report_to none --max_steps 1"
+    for resume in ("none", "true"):
+        status = train_command([*command.split(), "--output_dir", str(run), "--resume_from_checkpoint", resume])
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert (status, f"process {holder.pid} on " in line) == (1, True)
+    assert half.is_dir()
+    assert sorted(path.name for path in run.iterdir()) == [".saving", LOCK]
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    with pytest.raises(RunDirectoryError, match="is in use"), lock_run(link):
+        pass
+    holder.kill()  # without giving the lock back
+    holder.wait()
+    trainer = tiny_trainer(run, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_a_forked_child_does_not_hold_the_lock_of_a_dead_parent(tmp_path):
+    script = """
+        import os, sys, time
+        from pathlib import Path
+        from fission_grpo.training.run_folder import lock_run
+        with lock_run(Path(sys.argv[1])):
+            if os.fork() == 0:
+                print("forked", flush=True)
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "forked\n"
+        with pytest.raises(RunDirectoryError, match="is in use"), lock_run(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with lock_run(tmp_path), lock_run(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, 9)
+
+
+def test_a_second_thread_does_not_get_the_lock(tmp_path):
+    found = []
+
+    def attempt():
+        try:
+            with lock_run(tmp_path):
+                found.append("locked")
+        except RunDirectoryError as error:
+            found.append(str(error))
+
+    with lock_run(tmp_path):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    assert f"process {os.getpid()} on " in found[0]
+    attempt()
+    assert found[1] == "locked"
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl.flock", refuse)
+    with lock_run(tmp_path):
+        assert "its file system has no locks" in caplog.text
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl", None)
+    with lock_run(tmp_path):
+        assert "this system has no file locks" in caplog.text
+
+
+def test_a_tool_that_changes_the_working_directory_moves_nothing(tmp_path, monkeypatch):
+    from fission_grpo.envs.desk.env import Desk
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def reset(self, **row):
+        os.chdir(tmp_path / "elsewhere")
+        return Desk.reset(self, **row)
+
+    trainer = tiny_trainer(Path("runs/mine"), max_steps=2, factory=type("Desk", (Desk,), {"reset": reset}))
+    finish(trainer).train()
+    finish(trainer)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert {"checkpoint-1", "checkpoint-2", "fission.jsonl", "model.safetensors", "trainer_state.json"} <= {
+        path.name for path in (tmp_path / "runs" / "mine").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "said"),
+    [
+        ({"seed": 7}, {}, ["seed: 42 -> 7"]),
+        ({"num_generations": 2}, {}, ["num_generations: 4 -> 2"]),
+        ({"num_recovery_generations": 2}, {}, ["num_recovery_generations: 4 -> 2"]),
+        (
+            {"temperature": 0.5, "learning_rate": 1e-3},
+            {},
+            ["learning_rate: 0.0001 -> 0.001", "temperature: 1.0 -> 0.5"],
+        ),
+        ({"count": 8}, {}, ['train_dataset: "6 rows, \\w+" -> "8 rows, \\w+"']),
+        ({}, {"feedback": "rules"}, ["feedback: .*shuffled:environment.* -> "]),
+        ({}, {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}, ["reward_funcs: .*varied.* -> "]),
+        ({"per_device_train_batch_size": 4}, {}, ["generation_batch_size: 8 -> 4", "rows_per_update: 8 -> 4"]),
+    ],
+)
+def test_a_resume_under_other_settings_names_them(saved, tmp_path, caplog, fields, more, said):
+    run = shutil.copytree(saved, tmp_path / "run")
+    trainer = tiny_trainer(run, more, **{"max_steps": 1, **fields})
+    trainer.train(resume_from_checkpoint=True)
+    for words in said:
+        assert re.search(f"saved under other settings, .*{words}", caplog.text), caplog.text
+    assert caplog.text.count("under other settings") == 1
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with one checkpoint."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    tiny_trainer(folder, max_steps=1).train()
+    return folder
+
+
+def test_what_may_change_on_a_resume_is_not_warned_of(saved, tmp_path, caplog):
+    run = shutil.copytree(saved, tmp_path / "run")
+    free = {"max_steps": 1, "num_train_epochs": 9, "logging_steps": 1, "save_total_limit": 3, "run_name": "x"}
+    tiny_trainer(run, **free).train(resume_from_checkpoint=True)
+    tiny_trainer(run, **free, **FOUR_UPDATES | {"num_iterations": 1, "gradient_accumulation_steps": 2}).train(
+        resume_from_checkpoint=True
+    )
+    assert "under other" not in caplog.text
+
+
+def test_other_versions_are_named(saved, tmp_path, caplog):
+    run = shutil.copytree(saved, tmp_path / "run")
+    path = run / "checkpoint-1" / MANIFEST
+    path.write_text(path.read_text().replace('"trl": "', '"trl": "0.9+'))
+    tiny_trainer(run, max_steps=1).train(resume_from_checkpoint=True)
+    assert re.search(r"saved under other versions: trl: 0\.9\+[\d.]+ -> [\d.]+$", caplog.text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "said"),
+    [
+        ({"optim": "sgd"}, {}, "holds the state of the optimizer adamw_torch.*, which sgd cannot read; set optim to"),
+        ({"optim": "adafactor"}, {}, "which adafactor cannot read"),
+        ({}, LORA, "checkpoint-1 cannot be resumed from"),
+    ],
+)
+def test_a_checkpoint_that_cannot_fit_is_refused_in_one_line_and_nothing_is_moved(saved, tmp_path, fields, more, said):
+    run = shutil.copytree(saved, tmp_path / "run")
+    shutil.copytree(run / "checkpoint-1", run / "checkpoint-9")
+    trainer = tiny_trainer(run, more, max_steps=2, **fields)
+    with pytest.raises(CheckpointError, match=said):
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-1"))
+    assert [path.name for path in numbered(run)] == ["checkpoint-1", "checkpoint-9"]
+
+
+def test_two_ranks_hold_one_run_and_raise_what_the_first_one_finds(tmp_path):
+    with lock_run(tmp_path / "locked"):
+        launched(2, "run_on_ranks.py", tmp_path, timeout=120)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert re.fullmatch(r"\(True, 2, '[0-9a-f]{8}'\)", first["finished"])
+    assert "is in use by another training run (process" in first["locked"]
+    assert first["locked"].startswith("RunDirectoryError: ")
+    assert first["missing"].startswith("CheckpointError: no checkpoint-* in ")
+    assert first["few"].startswith("ValueError: train_dataset has 1 rows, but a generation batch of this run takes 2 ")
+    assert list((tmp_path / "locked").iterdir()) == []
+
+
+def test_a_data_set_of_exactly_one_generation_batch_is_trained_on(tmp_path):
+    tiny_trainer(tmp_path / "two", count=2, max_steps=1).train()
+    with pytest.raises(ValueError, match=r"1 rows, but .* takes 2 \(generation_batch_size 8 = .*num_generations 4\)"):
+        tiny_trainer(tmp_path / "one", count=1, max_steps=1)
+    with pytest.raises(ValueError, match="1 rows"):
+        tiny_trainer(tmp_path / "plain", count=1, max_steps=1, **PLAIN)
+
+
+def test_a_stream_that_ends_before_its_first_batch_is_an_error(tmp_path):
+    trainer = tiny_trainer(tmp_path, count=2, max_steps=3)
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset().take(0)
+    with pytest.raises(UsageError, match="training ended without a step"):
+        trainer.train()
