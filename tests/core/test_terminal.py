@@ -162,11 +162,12 @@ def test_a_report_shows_controls_as_text(tmp_path):
 @pytest.mark.parametrize("status", [400, 500])
 def test_errors_of_an_endpoint_are_clean_wherever_they_go(status, monkeypatch, caplog):
     pytest.importorskip("openai")
-    from fission_grpo.inference.endpoint import EndpointOptions, EndpointPolicy, _Tries
+    from fission_grpo.inference.endpoint import EndpointOptions, EndpointPolicy
+    from fission_grpo.inference.http_client import Tries
 
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     policy = EndpointPolicy("m", "http://localhost:1/v1", EndpointOptions())
-    tries = _Tries(1.0, 1.0, policy._counts, reason=f"HTTP {status}", detail=f"no {HOSTILE}")
+    tries = Tries(1.0, 1.0, policy._counts, reason=f"HTTP {status}", detail=f"no {HOSTILE}")
     reply = policy._counted(tries)
     policy.close()
     assert_clean(reply.lost)

@@ -10,7 +10,8 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.json_io import NotJson, read_json
@@ -19,7 +20,6 @@ from fission_grpo.core.types import Failure, Message, ToolCall, ToolResult, Turn
 MAX_LITERAL = 100_000  # longest tool result read as a Python literal, not only as JSON, in characters [ours]
 
 _TAG = re.compile(r"<think>|</think>|<tool_call>|</tool_call>")
-_CALL_BLOCK = re.compile(r"<tool_call>(?:(?!<tool_call>).)*?</tool_call>", re.S)
 _OPEN_THOUGHT = "unclosed <think>"
 _SPACE = re.compile(r"\s*")
 _PROBE_TOOL = {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}}
@@ -100,7 +100,7 @@ def beside_calls(content: str) -> str:
     turn = parse(content)
     if not (turn.calls or turn.error):
         return content
-    rest = _CALL_BLOCK.sub("", content)
+    rest = without_blocks(content, "tool_call", innermost=True)
     if turn.error == _OPEN_THOUGHT:
         rest = rest.rstrip() + "\n</think>"
     turn = parse(rest)
@@ -246,6 +246,50 @@ def _decoded(text: Any, key: str) -> Any:
 def _after_space(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
     return match.end() if match else at
+
+
+@dataclass(frozen=True)
+class Block:
+    """`<tag>body</tag>` in a text, from index `start` to index `end`."""
+
+    tag: str
+    body: str
+    start: int
+    end: int
+
+
+def tagged_blocks(text: str, *tags: str, innermost: bool = False) -> Iterator[Block]:
+    """Yield the blocks of tags, each up to the next closing tag of its own, in linear time for any text.
+
+    With `innermost`, a `tool_call` with a second opening tag before its closing tag begins at the second.
+    """
+    opening = re.compile(f"<({'|'.join(tags)})>")
+    closings = dict.fromkeys(tags, -1)  # index of each tag's next closing tag, looked for once
+    at = 0
+    while match := opening.search(text, at):
+        tag, at = match[1], match.end()
+        if closings[tag] < at:
+            found = text.find(f"</{tag}>", at)
+            closings[tag] = len(text) if found < 0 else found
+        end = closings[tag]
+        if end == len(text) or (innermost and tag == "tool_call" and text.find(match[0], at, end) >= 0):
+            continue
+        yield Block(tag, text[at:end], match.start(), end + len(tag) + 3)
+        at = end + len(tag) + 3
+
+
+def without_blocks(text: str, *tags: str, innermost: bool = False) -> str:
+    """The text without the blocks of tags, see `tagged_blocks`."""
+    return "".join(text_between(text, tagged_blocks(text, *tags, innermost=innermost)))
+
+
+def text_between(text: str, blocks: Iterable[Block]) -> list[str]:
+    """The parts of a text before, between and after blocks."""
+    parts, at = [], 0
+    for block in blocks:
+        parts.append(text[at : block.start])
+        at = block.end
+    return [*parts, text[at:]]
 
 
 def read_mapping(content: str) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -12,6 +13,9 @@ from fractions import Fraction
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
+
+import attrs
+import regex
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import get_logger
@@ -22,6 +26,14 @@ FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")  # those that jsonschema che
 MAX_SUBSCHEMAS = 10_000  # that one value is checked against by `$ref`, `allOf` and so on, with repetitions [ours]
 MAX_CHAIN = 40  # such subschemas one inside another [ours]; each takes about 3 frames of Python's 1,000
 MAX_REPEATED = 8  # errors that a second check of a value against the same `$ref` repeats [ours]
+MAX_STEPS = 400_000  # of one check, about one for each keyword and value it looks at [ours]; they take about a second
+MAX_SECONDS = 3.0  # of one check, and of the references of one schema [ours]; steps end it before on most machines
+ERROR_STEPS = 20  # steps that an error counts for [ours], as it is kept
+MAX_CHARACTERS = 200_000  # of a schema [ours]
+MAX_PATTERN = 5000  # characters of a pattern [ours]
+MAX_REPEATS = 10_000  # parts of a pattern after its repetitions are written out, as its compiler does [ours]
+MAX_MATCHED = 100_000  # characters of a text that a pattern is held against [ours]
+PATTERN_SECONDS = 2.0  # of one pattern on one text [ours]; some take exponential time
 # of `re.error`: a pattern with such a fault is none in any dialect
 _BROKEN_PATTERN = re.compile(
     r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
@@ -29,8 +41,31 @@ _BROKEN_PATTERN = re.compile(
 
 
 _NO_PATTERN = (re.error, OverflowError, RecursionError)  # of `re.compile`: wrong, a{99999999999}, nested too deeply
+_NO_COMPILED = (*_NO_PATTERN, regex.error, ValueError, IndexError, KeyError, MemoryError)  # `regex` is less exact
 _REFERENCES = ("$ref", "$dynamicRef")
-_checked: ContextVar[dict[Hashable, Any]] = ContextVar("checked")  # of one call: errors by `$ref` and value
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
+
+
+class CannotBeChecked(Exception):
+    """A value and its schema take too much work. The message is for the policy."""
+
+
+class _Check:
+    """The work of one check: its steps, its time, and errors by `$ref` and value."""
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, Any] = {}
+        self.steps = 0
+        self.end = time.monotonic() + MAX_SECONDS
+
+    def charge(self, steps: int) -> None:
+        """Count steps. Raises CannotBeChecked if they are too many."""
+        self.steps += steps
+        if self.steps > MAX_STEPS or time.monotonic() > self.end:
+            raise CannotBeChecked("the arguments take too long to check against the schema")
+
+
+_check: ContextVar[_Check] = ContextVar("check")
 
 
 def schema_text(schema: Mapping[str, Any]) -> str:
@@ -50,35 +85,62 @@ class SchemaValidator:
         self._validator = _validator_class()(schema, registry=Registry(), format_checker=FormatChecker(FORMATS))
 
     def iter_errors(self, value: Any) -> list[Any]:
-        """The value's `jsonschema.ValidationError`s."""
-        token = _checked.set({})
+        """The value's `jsonschema.ValidationError`s. Raises CannotBeChecked if there is too much to check."""
+        token = _check.set(_Check())
         try:
             return list(self._validator.iter_errors(value))
         finally:
-            _checked.reset(token)
+            _check.reset(token)
 
 
 @lru_cache(maxsize=4096)
 def make_validator(schema_text: str) -> SchemaValidator:
     """The validator of a schema. `$ref`s are resolved inside it only: no file is read and no address fetched."""
+    if len(schema_text) > MAX_CHARACTERS:
+        raise ValueError(f"`parameters` has more than {MAX_CHARACTERS:,} characters; use a smaller schema")
     schema = json.loads(schema_text)
+    token = _check.set(_Check())
     try:
         _check_is_schema(schema, ["parameters"])
         parts = _check_references(schema)
+        _drop_foreign_patterns(parts)
+        return SchemaValidator(schema)
     except RecursionError:
         raise ValueError("`parameters` is nested too deeply") from None
-    _drop_foreign_patterns(parts)
-    return SchemaValidator(schema)
+    except CannotBeChecked:
+        raise ValueError("`parameters` takes too long to check; use fewer subschemas and references") from None
+    finally:
+        _check.reset(token)
 
 
 @lru_cache(maxsize=1)
 def _validator_class() -> Any:
-    """jsonschema's validator, with exact `multipleOf`, and `uniqueItems` and references in linear time."""
+    """jsonschema's validator with counted steps, exact `multipleOf`, and patterns with a time limit."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
-    own = {keyword: _remembered(keyword, Draft202012Validator.VALIDATORS[keyword]) for keyword in _REFERENCES}
-    return extend(Draft202012Validator, {"multipleOf": _multiple_of, "uniqueItems": _unique_items, **own})
+    usual = Draft202012Validator.VALIDATORS
+    own = {keyword: _remembered(keyword, usual[keyword]) for keyword in _REFERENCES}
+    own |= {"multipleOf": _multiple_of, "uniqueItems": _unique_items, "pattern": _pattern}
+    own |= {"patternProperties": _pattern_properties, "additionalProperties": _additional_properties}
+    counted = {keyword: _counted(check) for keyword, check in {**usual, **own}.items()}
+    validator: Any = extend(Draft202012Validator, counted)
+    # jsonschema's own `evolve` takes another class for a subschema with `$schema`, and with it other checks
+    validator.evolve = lambda self, **changes: attrs.evolve(self, **changes)
+    return validator
+
+
+def _counted(check: Any) -> Any:
+    """The check of a keyword, which counts its steps: the sizes of what stands in the schema, and errors."""
+
+    def counted(validator: Any, given: Any, instance: Any, schema: Any) -> Iterator[Any]:
+        budget = _check.get()
+        budget.charge(1 + (len(given) if isinstance(given, list | dict) else 0))
+        for error in check(validator, given, instance, schema) or ():
+            budget.charge(ERROR_STEPS)
+            yield error
+
+    return counted
 
 
 def _remembered(keyword: str, check: Any) -> Any:
@@ -86,7 +148,7 @@ def _remembered(keyword: str, check: Any) -> Any:
     from jsonschema import ValidationError
 
     def reference(validator: Any, target: str, instance: Any, schema: Any) -> Iterator[Any]:
-        checked, key = _checked.get(), (keyword, id(schema), id(instance))
+        checked, key = _check.get().known, (keyword, id(schema), id(instance))
         if key in checked:
             yield from map(ValidationError.create_from, checked[key][1])
             return
@@ -121,30 +183,115 @@ def _is_multiple(number: float, divisor: float) -> bool:
 def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
-    if wanted and validator.is_type(instance, "array") and len(set(map(_hashable, instance))) < len(instance):
+    if wanted and validator.is_type(instance, "array") and len(set(map(_canonical, instance))) < len(instance):
         yield ValidationError("items that are equal")
 
 
-def _hashable(value: Any) -> Hashable:
-    """A key that is equal for equal JSON values. 1 equals 1.0, but not true."""
+def _canonical(value: Any) -> str:
+    """A text that is the same for equal JSON values only. 1 equals 1.0, but not true.
+
+    Texts, as a model can write many numbers that have the same hash.
+    """
     if isinstance(value, dict):
-        return "object", frozenset((name, _hashable(inner)) for name, inner in value.items())
+        return (
+            "{" + ",".join(sorted(f"{json.dumps(str(name))}:{_canonical(item)}" for name, item in value.items())) + "}"
+        )
     if isinstance(value, list | tuple):
-        return ("array", *map(_hashable, value))
-    return (value,) if isinstance(value, bool) else value
+        return "[" + ",".join(map(_canonical, value)) + "]"
+    if isinstance(value, float) and value.is_integer():
+        return _canonical(int(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return hex(value)  # in linear time, without a limit of digits
+    return json.dumps(value, default=repr)
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if validator.is_type(instance, "string") and not _matches(pattern, instance):
+        yield ValidationError(f"{quoted(instance)} does not match {quoted(pattern)}")
+
+
+def _pattern_properties(validator: Any, named: Mapping[str, Any], instance: Any, schema: Any) -> Iterator[Any]:
+    for pattern, subschema in named.items() if validator.is_type(instance, "object") else ():
+        for name, value in instance.items():
+            if _matches(pattern, name):
+                yield from validator.descend(value, subschema, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    if not validator.is_type(instance, "object"):
+        return
+    properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    extra = [name for name in instance if name not in properties]
+    extra = [name for name in extra if not any(_matches(pattern, name) for pattern in patterns)]
+    if validator.is_type(allowed, "object"):
+        for name in extra:
+            yield from validator.descend(instance[name], allowed, path=name)
+    elif not allowed and extra:
+        yield ValidationError(f"additional properties: {quoted(extra[0])}")
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether a pattern is found in a text. Raises CannotBeChecked if that takes too long."""
+    _check.get().charge(1 + len(text) // 100)
+    if len(text) > MAX_MATCHED:
+        raise CannotBeChecked("a text is too long to be checked against the patterns of the schema")
+    try:
+        return _compiled(pattern).search(text, timeout=PATTERN_SECONDS) is not None
+    except (TimeoutError, MemoryError):
+        message = "the arguments could not be checked against the patterns of the schema"
+        raise CannotBeChecked(message) from None
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> Any:
+    """A pattern that Python's `re` knows, compiled by a library with time limits. "$" is the end, as in JavaScript."""
+    tokens = ["\\Z" if token[0] == "$" else _as_literal(token) for token in _TOKEN.finditer(pattern)]
+    return regex.compile("".join(tokens))
+
+
+def _as_literal(token: re.Match[str]) -> str:
+    """A token of a pattern, with what only `regex` gives a meaning escaped: "{e}", and "[" within a class."""
+    text = token[0]
+    if text[0] == "{" and not (token[1] or token[2]):
+        return "\\" + text
+    if text[0] == "[" and len(text) > 1:
+        return "[" + re.sub(r"(\\.)|\[", lambda found: found[1] or "\\[", text[1:])
+    return text
+
+
+def _size_of(pattern: str) -> int:
+    """The number of parts of a pattern once what is repeated is written as often as it has to be there."""
+    sizes, last = [0], 0  # of the open groups; of the last part
+    for token in _TOKEN.finditer(pattern):
+        if token[0][0] == "(":
+            sizes.append(0)
+            last = 0
+        elif token[0] == ")" and len(sizes) > 1:
+            last = 1 + sizes.pop()
+            sizes[-1] += last
+        elif token[0][0] == "{" and (token[1] or token[2]):
+            sizes[-1] += last * max(int((token[1] or "1")[:9]) - 1, 0)
+            last *= max(int((token[1] or "1")[:9]), 1)
+        else:
+            last = 1
+            sizes[-1] += 1
+    return sum(sizes)
 
 
 def _check_is_schema(schema: Any, where: Sequence[str]) -> None:
     from jsonschema import Draft202012Validator, FormatChecker
-    from jsonschema.exceptions import SchemaError
+    from jsonschema.exceptions import best_match
 
     patterns = FormatChecker(())
     patterns.checks("regex", raises=_NO_PATTERN)(_check_pattern)
-    try:
-        Draft202012Validator.check_schema(schema, format_checker=patterns)
-    except SchemaError as error:
+    validator = _validator_class()(Draft202012Validator.META_SCHEMA, format_checker=patterns)
+    if (error := best_match(validator.iter_errors(schema))) is not None:
         place = ".".join([*where, *map(str, error.absolute_path)])
-        raise ValueError(f"`{place}` is not valid JSON Schema (Draft 2020-12): {cut(error.message)}") from None
+        raise ValueError(f"`{cut(place)}` is not valid JSON Schema (Draft 2020-12): {cut(error.message)}")
 
 
 def _check_references(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -157,9 +304,11 @@ def _check_references(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     from referencing.jsonschema import DRAFT202012
 
     parts: dict[int, dict[str, Any]] = {}
+    seen = {id(schema)}  # targets of references that are known to be schemas
     applied: dict[int, list[int]] = {}  # by schema, those that are applied to the same value
     waiting: list[tuple[Any, Any]] = [(schema, Registry().resolver_with_root(DRAFT202012.create_resource(schema)))]
     while waiting:
+        _check.get().charge(1)
         part, resolver = waiting.pop()
         if not isinstance(part, dict) or id(part) in applied:
             continue
@@ -170,7 +319,7 @@ def _check_references(schema: Mapping[str, Any]) -> list[dict[str, Any]]:
         same += part.get("dependentSchemas", {}).values()
         for keyword in _REFERENCES:
             if keyword in part:
-                target, its_resolver = _referenced(keyword, part[keyword], resolver)
+                target, its_resolver = _referenced(keyword, part[keyword], resolver, seen)
                 waiting.insert(0, (target, its_resolver))  # last, as it mostly is inside a part that waits
                 same.append(target)
         parts[id(part)] = part
@@ -202,8 +351,8 @@ def _check_effort(applied: Mapping[int, Sequence[int]]) -> None:
         )
 
 
-def _referenced(keyword: str, reference: str, resolver: Any) -> tuple[Any, Any]:
-    """The schema that a reference leads to, and the resolver of the references in it."""
+def _referenced(keyword: str, reference: str, resolver: Any, seen: set[int]) -> tuple[Any, Any]:
+    """The schema that a reference leads to, and the resolver of the references in it. Adds it to `seen`."""
     from referencing.exceptions import CannotDetermineSpecification, Unresolvable
 
     try:
@@ -212,12 +361,18 @@ def _referenced(keyword: str, reference: str, resolver: Any) -> tuple[Any, Any]:
         raise ValueError(
             f"`{keyword}` {quoted(reference)} points nowhere within `parameters`; references are never fetched"
         ) from None
-    _check_is_schema(found.contents, [f"the target of `{keyword}` {quoted(reference)}"])
+    if id(found.contents) not in seen:
+        _check_is_schema(found.contents, [f"the target of `{keyword}` {quoted(reference)}"])
+        seen.add(id(found.contents))
     return found.contents, found.resolver
 
 
 def _check_pattern(pattern: Any) -> bool:
     """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
+    if not isinstance(pattern, str):
+        return True
+    if len(pattern) > MAX_PATTERN or _size_of(pattern) > MAX_REPEATS:
+        raise OverflowError(f"longer than {MAX_PATTERN:,} characters, or {MAX_REPEATS:,} parts with its repetitions")
     try:
         re.compile(pattern)
     except re.error as error:
@@ -230,14 +385,19 @@ def _is_foreign(pattern: Any) -> bool:
     """Whether Python cannot compile a pattern. JSON Schema's are JavaScript's, which has \\p{L} and (?<name>...)."""
     try:
         re.compile(pattern)
-    except _NO_PATTERN:
+        _compiled(pattern)
+    except _NO_COMPILED:
         return True
     return False
 
 
 def _drop_foreign_patterns(parts: Sequence[dict[str, Any]]) -> None:
     """Remove patterns that cannot be checked here, with a warning; whatever they demand is then taken as fulfilled."""
+    has_named = any("patternProperties" in part for part in parts)
     for part in parts:
+        if has_named and part.pop("unevaluatedProperties", None) is not None:
+            what = "`unevaluatedProperties` of a schema with `patternProperties` is not checked: it has no time limit"
+            _log.warning("a schema's %s", what)
         if "pattern" in part and _is_foreign(part["pattern"]):
             _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(part.pop("pattern")))
         named = part.get("patternProperties", {})

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
-from fission_grpo.core.chat import beside_calls, parse, read_result
+from fission_grpo.core.chat import beside_calls, parse, read_result, tagged_blocks, text_between, without_blocks
 from fission_grpo.core.errors import RowError
 from fission_grpo.core.json_io import NotJson, quoted, read_json, well_formed
 from fission_grpo.core.types import ToolCall
@@ -27,13 +27,10 @@ _TEXT_FIELDS = {"type", "text", "refusal", "cache_control", "citations", "annota
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reference")  # read by nobody but their server
 _MEDIA = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "document", "file")
 _ARGUMENTS = ("arguments", "parameters", "args", "input")  # names of a call's arguments, in order of preference
-_RESPONSE = re.compile(
-    r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL
-)  # a result as Qwen's template renders it
-_THOUGHT = re.compile(r"<(think|scratch_pad)>.*?</\1>|^(?:(?!<think>|<tool_call>).)*?</think>", re.DOTALL)
+_RESPONSE = "tool_response"  # the tag of a result as Qwen's template renders it
 # beginnings of calls as models write them that do not use Hermes' format; two more within its tags
 _OTHER_CALL = re.compile(
-    r"<\|python_tag\|>|\[TOOL_CALLS\]|<TOOLCALL>|<function=[^>\s]+>|<function_calls?>|<tool_calls>|<invoke name="
+    r"<\|python_tag\|>|\[TOOL_CALLS\]|<TOOLCALL>|<function=[^>\s]{1,200}>|<function_calls?>|<tool_calls>|<invoke name="
     r"|<[|\uff5c]tool[\w\u2581]*[|\uff5c]>|<\|tool_call>|<\|action_start\|>|functools\[|to=functions\.\w|```tool_(?:code|call)"
     r"|\A\s*Action: *\w.*\n+Action Input:",
     re.IGNORECASE,
@@ -94,22 +91,50 @@ def read_messages(messages: Any, *, media: bool = False) -> list[list[ChatMessag
 def plain_messages(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
     """The messages as chat templates take them. Calls that cannot be read stay in the text."""
     plain: list[dict[str, Any]] = []
-    waiting: list[ChatCall] = []
+    waiting = CallQueue(())
     for message in messages:
         if message.role == "assistant":
-            waiting = list(message.calls)
+            waiting = CallQueue(message.calls)
             plain.append(_plain_assistant(message))
         elif message.role == "tool":
-            by_id = (call for call in waiting if call.id is not None and str(call.id) == str(message.call_id))
-            by_name = (call for call in waiting if call.name == message.name)
-            call = next(chain(by_id, by_name, waiting), None)
-            if call is not None:
-                waiting = [one for one in waiting if one is not call]
+            call = waiting.take(str(message.call_id), message.name)
             name = message.name or (call.name if call else "tool")
             plain.append({"role": "tool", "name": name, "content": message.text})
         else:
             plain.append({"role": message.role, "content": message.text})
     return plain
+
+
+class CallQueue:
+    """Calls that wait for their results. Each is found in constant time, as a model writes how many there are."""
+
+    def __init__(self, calls: Iterable[Any], taken: set[int] | None = None):
+        self._all = deque(calls)
+        self._taken = set() if taken is None else taken
+        self._by_id: dict[str, deque[Any]] = {}
+        self._by_name: dict[str, deque[Any]] = {}
+        self._held = list(self._all)  # so that their ids stay their own
+        for call in self._held:
+            self._by_name.setdefault(call.name, deque()).append(call)
+            if call.id is not None:
+                self._by_id.setdefault(str(call.id), deque()).append(call)
+
+    def take(self, call_id: str, name: str | None) -> Any:
+        """The first call that waits with this id, else with this name, else at all; None without any."""
+        queues = (self._by_name.get(name or ""), self._all)
+        return self.take_id(call_id) or self._first(queues[0]) or self._first(queues[1])
+
+    def take_id(self, call_id: str) -> Any:
+        """The first call that waits with this id; None without any."""
+        return self._first(self._by_id.get(call_id))
+
+    def _first(self, queue: deque[Any] | None) -> Any:
+        while queue:
+            call = queue.popleft()
+            if id(call) not in self._taken:
+                self._taken.add(id(call))
+                return call
+        return None
 
 
 def _plain_assistant(message: ChatMessage) -> dict[str, Any]:
@@ -165,7 +190,12 @@ def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:
 
 def lacks_arguments(arguments: str | None) -> bool:
     """Whether a call's arguments are missing, null or blank, also as JSON text of such, as some servers write none."""
-    return arguments is None or re.fullmatch(r'\s*("?)\s*(null)?\s*\1\s*', arguments) is not None
+    if arguments is None:
+        return True
+    text = arguments.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1].strip()
+    return text in ("", "null")
 
 
 def read_arguments(arguments: str | None) -> dict[str, Any]:
@@ -244,7 +274,10 @@ def call_in_other_form(text: str) -> str | None:
 
     Example: of '[TOOL_CALLS] [{"name": "f", "arguments": {}}]' it is "[TOOL_CALLS]".
     """
-    text = _THOUGHT.sub("", text)
+    opened, end, rest = text.partition("</think>")
+    if end and "<think>" not in opened and "<tool_call>" not in opened:  # a thought that the prompt began
+        text = rest
+    text = without_blocks(text, "think", "scratch_pad")
     if "<tool_call>" in text:
         found = _OTHER_BLOCK.search(text)
         return found[0] if found else None
@@ -284,9 +317,9 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
         for block in results
         for result in _unwrapped(_read_result(block, block.get("tool_use_id"), f"{place}.content", media))
     ]
-    if role == "user" and _RESPONSE.search(text):
-        read += [ChatMessage("tool", body.strip("\n")) for body in _RESPONSE.findall(text)]
-        text = _RESPONSE.sub("\n", text).strip()
+    if role == "user" and (blocks := list(tagged_blocks(text, _RESPONSE))):
+        read += [ChatMessage("tool", block.body.strip("\n")) for block in blocks]
+        text = "\n".join(part.strip() for part in text_between(text, blocks)).strip()
     if text or not read:
         read.append(ChatMessage("system" if role in SYSTEM_ROLES else "user", text))
     return read
@@ -294,9 +327,10 @@ def _read_message(message: Any, place: str, media: bool) -> list[ChatMessage]:
 
 def _unwrapped(result: ChatMessage) -> list[ChatMessage]:
     """The results in a tool's message that consists of `<tool_response>` blocks; else the message itself."""
-    if "<tool_response>" not in result.text or _RESPONSE.sub("", result.text):
+    blocks = list(tagged_blocks(result.text, _RESPONSE))
+    if not blocks or any(part.strip() for part in text_between(result.text, blocks)):
         return [result]
-    return [replace(result, text=body.strip("\n")) for body in _RESPONSE.findall(result.text)]
+    return [replace(result, text=block.body.strip("\n")) for block in blocks]
 
 
 def _read_result(result: Mapping[str, Any], call_id: Any, place: str, media: bool) -> ChatMessage:

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.json_schema import FORMATS, cut, is_nullable, make_validator, schema_text
-from fission_grpo.core.terminal import get_logger
-from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.json_schema import FORMATS, CannotBeChecked, cut, is_nullable, make_validator, schema_text
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 
 _log = get_logger(__name__)
 
 MAX_LISTED = 30  # options in a message [ours]; longer lists are left out, as a part would hint at the answer
-PATTERN_SECONDS = 2.0  # limit for the regular expressions of a schema [ours]; some take exponential time
 _READABLE_PATTERNS = {  # usual patterns of dates and times, without anchors
     r"\d{4}-\d{2}-\d{2}": "YYYY-MM-DD",
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}": "YYYY-MM-DD",
@@ -77,11 +75,11 @@ def _check_arguments(arguments: dict[str, Any], schema: Mapping[str, Any]) -> Pr
     text = schema_text(schema)
     try:
         validator = make_validator(text)
-        with time_limit(PATTERN_SECONDS if '"pattern' in text else 0):
-            errors = [error for error in validator.iter_errors(arguments) if not is_nullable(error)]
+        errors = [error for error in validator.iter_errors(arguments) if not is_nullable(error)]
         problems = sorted(_explain(error) for error in errors)
-    except ToolTimeout:
-        message = "the arguments could not be checked against the patterns of the schema"
+    except CannotBeChecked as error:
+        message = str(error)
+        warn_once(_log, f"calls are refused because {message}")
     except RecursionError:
         message = "the arguments are nested too deeply"
     except ValueError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -119,7 +120,9 @@ def steps_to_recovery(case: CaseSummary) -> list[int]:
     resolving = [i for i, (_, step) in enumerate(steps) if step.calls and not step.errors]
     waits: list[int] = []
     for error in case.own:
-        waits += [i - error.step for i in resolving if i > error.step and steps[i][0] == error.turn][:1]
+        at = bisect_right(resolving, error.step)
+        if at < len(resolving) and steps[resolving[at]][0] == error.turn:
+            waits.append(resolving[at] - error.step)
     return waits
 
 

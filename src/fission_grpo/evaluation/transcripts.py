@@ -16,7 +16,7 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import quoted, well_formed
-from fission_grpo.core.messages import ChatMessage, from_text, read_messages
+from fission_grpo.core.messages import CallQueue, ChatMessage, from_text, read_messages
 from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
@@ -39,7 +39,6 @@ class _PendingCall:
     id: Any
     record: CallRecord | None  # None if the call could not be parsed; then its result is not kept
     name: str
-    is_answered: bool = False
 
 
 @dataclass
@@ -51,6 +50,32 @@ class _PendingStep:
     def record(self) -> StepRecord:
         calls = tuple(call.record for call in self.calls if call.record is not None)
         return StepRecord(self.text, calls, "; ".join(self.unread) or None)
+
+
+class _Waiting:
+    """The calls without a result, found in constant time: the latest with an id, else the last reply's."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[CallQueue]] = {}
+        self._last = CallQueue(())
+        self._taken: set[int] = set()
+        self.is_unread = False  # whether the last reply could not be parsed
+
+    def add(self, step: _PendingStep) -> None:
+        self.is_unread = bool(step.unread)
+        if not step.calls:
+            return
+        self._last = CallQueue(step.calls, self._taken)
+        for name in dict.fromkeys(str(call.id) for call in step.calls if call.id is not None):
+            self._by_id.setdefault(name, []).append(self._last)
+
+    def take(self, call_id: str, name: str | None) -> Any:
+        queues = self._by_id.get(call_id, [])
+        while queues:
+            if (call := queues[-1].take_id(call_id)) is not None:
+                return call
+            queues.pop()
+        return self._last.take(call_id, name)
 
 
 def read_traces(
@@ -156,14 +181,16 @@ def read_turns(messages: Any, tools: Tools | None, pattern: re.Pattern[str] | No
     error. If `tools` is None, every error is `raised`. A result with a match of `pattern` is an error as well.
     """
     turns: list[list[_PendingStep]] = [[]]
+    waiting = _Waiting()
     previous: str | None = None  # role of the message before, system messages left out
     has_request = False
     for number, read in enumerate(read_messages(messages, media=True)):
         for message in read:
             if message.role == "assistant":
-                turns[-1].append(_pending_step(message, tools))
+                turns[-1].append(step := _pending_step(message, tools))
+                waiting.add(step)
             elif message.role == "tool":
-                _add_result(turns, message, tools, pattern, f"messages[{number}]")
+                _add_result(waiting, message, tools, pattern, f"messages[{number}]")
             elif message.role == "user":
                 if has_request and previous != "user":
                     turns.append([])
@@ -220,26 +247,16 @@ def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:
 
 
 def _add_result(
-    turns: Sequence[Sequence[_PendingStep]],
-    result: ChatMessage,
-    tools: Tools | None,
-    pattern: re.Pattern[str] | None,
-    place: str,
+    waiting: _Waiting, result: ChatMessage, tools: Tools | None, pattern: re.Pattern[str] | None, place: str
 ) -> None:
     """Add a result to its call; a result of a reply that could not be parsed is left out."""
-    steps = [step for turn in reversed(turns) for step in reversed(turn)]
-    name = str(result.call_id)
-    named = [call for step in steps for call in step.calls if call.id is not None and str(call.id) == name]
-    of_last_reply = next((step.calls for step in steps if step.calls), [])
-    of_name = [call for call in of_last_reply if call.name == result.name]
-    call = next((call for call in (*named, *of_name, *of_last_reply) if not call.is_answered), None)
+    call = waiting.take(str(result.call_id), result.name)
     if call is not None:
-        call.is_answered = True
         if call.record is not None:
             error = result.error
             if error is None and pattern is not None and matches(pattern, result.text):
                 error = result.text.strip() or result.text
             call.record = record_call(ToolCall(call.record.name, call.record.arguments), result.text, tools, error)
-    elif not (steps and steps[0].unread):
+    elif not waiting.is_unread:
         what = f"is a tool result without a call before it that waits for one, got {quoted(result.text)}"
         raise RowError(place, what)

@@ -35,7 +35,7 @@ _INJECTION = re.compile(
 )
 _REFUSAL = re.compile(r"i['’]m sorry|i am sorry|sorry,|i can['’]?t\b|i cannot|i['’]m unable|as an ai\b", re.IGNORECASE)
 _SENTENCES = re.compile(r".*[.!?](?=[\s'\"`)]|$)", re.DOTALL)
-_FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
+_FENCE = re.compile(r"^[^\S\n]*+```\w*+[^\S\n]*+$", re.MULTILINE)
 
 
 def usable_text(text: str, truncated: bool = False, context: str = "") -> Diagnosis:

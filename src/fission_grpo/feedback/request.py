@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import Any
 
 from fission_grpo.core.json_io import encodable
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource
+from fission_grpo.feedback.sources import FAULTS, FIXED_TEXT, Diagnosis, FeedbackSource, completed, name_of
 
+_log = get_logger(__name__)
 LEAK, LATE = "leak", "late"  # reasons
+REASON_LENGTH = 60  # of a reason, in characters [ours]; it becomes the name of a metric
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class FeedbackRequest:
 
     def __init__(self, failures: Sequence[Failure], chain: Sequence[FeedbackSource]):
         self.failures, self._chain = list(failures), chain
-        self._first = chain[0].start(self.failures) if chain else []
+        self._first = _start(chain[0], self.failures) if chain else []
 
     def feedback(self, timeout: float = inf) -> list[Feedback]:
         """Wait for the answers and return one feedback per failure. Faults of sources never raise.
@@ -54,14 +59,14 @@ class FeedbackRequest:
         rejected: list[list[tuple[str, str]]] = [[] for _ in self.failures]
         for position, source in enumerate(self._chain):
             open_indices = [i for i in range(len(self.failures)) if i not in results]
-            futures = self._first if position == 0 else source.start([self.failures[i] for i in open_indices])
-            wait(futures, timeout=None if timeout == inf else max(0.0, end - time.monotonic()))
+            futures = self._first if position == 0 else _start(source, [self.failures[i] for i in open_indices])
+            _wait(futures, end)
             for i, future in zip(open_indices, futures, strict=True):
-                answer, is_exempt = _check_answer(_result(future), self.failures[i])
+                answer, is_exempt = _check_answer(_result(source, future), self.failures[i])
                 if answer.text is not None:
-                    results[i] = Feedback(answer.text, source.name, tuple(rejected[i]), is_exempt)
+                    results[i] = Feedback(answer.text, name_of(source), tuple(rejected[i]), is_exempt)
                 elif answer.reason:
-                    rejected[i].append((source.name, answer.reason))
+                    rejected[i].append((name_of(source), answer.reason))
         return [results.get(i) or Feedback(FIXED_TEXT, "fixed", tuple(reasons)) for i, reasons in enumerate(rejected)]
 
 
@@ -69,10 +74,43 @@ def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
     return FeedbackRequest([failure], chain).feedback()[0]
 
 
-def _result(future: Future[Diagnosis]) -> Diagnosis:
+def _start(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
+    """The futures of a source, also of one that does not keep to `FeedbackSource`; faults are logged."""
+    try:
+        futures = list(source.start(failures))
+        if len(futures) == len(failures) and all(isinstance(future, Future) for future in futures):
+            return futures
+        reason = "wrong number of answers" if len(futures) != len(failures) else "answers are no futures"
+        _log.warning("feedback source %s: start() must return one future for each failure", name_of(source))
+    except FAULTS as error:
+        reason = f"raised {type(error).__name__}"
+        _log.warning("feedback source %s: start() failed", name_of(source), exc_info=True)
+    return [completed(Diagnosis(None, reason)) for _ in failures]
+
+
+def _wait(futures: Sequence[Future[Any]], end: float) -> None:
+    """Wait until all are done, or until a time. `concurrent.futures.wait` waits for cancelled ones without end."""
+    done = threading.Semaphore(0)
+    for future in futures:
+        future.add_done_callback(lambda _: done.release())
+    for _ in futures:
+        if not done.acquire(timeout=min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)):
+            return
+
+
+def _result(source: Any, future: Future[Diagnosis]) -> Diagnosis:
     """The answer; a future that has none yet is cancelled and counts as late."""
-    is_late = not future.done() and (future.cancel() or not future.done())
-    return Diagnosis(None, LATE) if is_late else future.result()
+    if not future.done() and (future.cancel() or not future.done()):
+        return Diagnosis(None, LATE)
+    try:
+        answer: Any = future.result()
+    except FAULTS as error:
+        _log.warning("feedback source %s failed", name_of(source), exc_info=True)
+        return Diagnosis(None, f"raised {type(error).__name__}")
+    given = answer.text if isinstance(answer, Diagnosis) else answer
+    if not isinstance(answer, Diagnosis) or not isinstance(given, str | None):
+        return Diagnosis(None, f"returned {type(given).__name__}")
+    return replace(answer, reason=None if answer.reason is None else str(answer.reason)[:REASON_LENGTH])
 
 
 def _check_answer(answer: Diagnosis, failure: Failure) -> tuple[Diagnosis, bool]:

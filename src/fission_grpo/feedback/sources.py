@@ -5,17 +5,21 @@ Several sources make a chain: each gets the failures that the ones before it had
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
 # [paper] Feedback where there is nothing better, and where the simulator fails.
 FIXED_TEXT = "error: you made a mistake. please try again."
+MAX_COUNT = 1e15
+"""Largest number that is believed of a source's metric. [ours] Sums of many stay exact and finite."""
+FAULTS = (Exception, SystemExit)  # what a user's source may raise, without ending the run
 _log = get_logger(__name__)
 
 
@@ -78,7 +82,7 @@ class FunctionSource(FeedbackSource):
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
             text = self.function(failure)
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; logged and counted
+        except FAULTS as error:  # logged and counted
             _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
             return Diagnosis(None, f"raised {type(error).__name__}")
         if isinstance(text, Diagnosis):
@@ -93,6 +97,33 @@ class FunctionSource(FeedbackSource):
 def state_of(source: Any) -> Any:
     """Return `source.state()`, None if it has no state."""
     return source.state() if callable(getattr(source, "state", None)) else None
+
+
+def name_of(source: Any) -> str:
+    return str(getattr(source, "name", None) or type(source).__name__)
+
+
+def counts_of(source: Any) -> tuple[dict[str, float], int]:
+    """Return `source.counts()` and the number of its faults: entries that are no finite numbers, or the whole."""
+    try:
+        given = source.counts() if hasattr(source, "counts") else {}
+        entries = list(given.items())
+    except FAULTS:
+        _log.warning("feedback source %s: counts() failed; it is left out", name_of(source), exc_info=True)
+        return {}, 1
+    kept = {name: value for name, value in entries if isinstance(name, str) and _is_count(value)}
+    if len(kept) < len(entries):
+        what = "returns what is no mapping from names to finite numbers; such entries are left out"
+        warn_once(_log, f"feedback source {name_of(source)}: counts() {what}")
+    return kept, len(entries) - len(kept)
+
+
+def _is_count(value: Any) -> bool:
+    try:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return is_number and abs(float(value)) <= MAX_COUNT  # not of NaN
+    except OverflowError:
+        return False
 
 
 def completed(answer: Diagnosis) -> Future[Diagnosis]:

@@ -9,9 +9,12 @@ from dataclasses import fields
 from typing import Any
 
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import SOURCES, FeedbackFunction, FeedbackSource, FunctionSource
+from fission_grpo.feedback.sources import FAULTS, SOURCES, FeedbackFunction, FeedbackSource, FunctionSource, name_of
+
+_log = get_logger(__name__)
 
 SOURCE_FORMS = """\
 rules, environment, fixed, none: without a model
@@ -102,19 +105,27 @@ def endpoint_options(given: Mapping[str, Any] | str | None) -> tuple[str | None,
 
 
 def usage_reports(chain: Sequence[FeedbackSource]) -> list[str]:
-    """Return the sources' reports on requests and costs, for the end of a run."""
-    return [source.report() for source in _inner_sources(chain) if hasattr(source, "report")]
+    """Return the sources' reports on requests and costs, for the end of a run. A report that fails is logged."""
+    return [str(text) for source in _inner_sources(chain) if (text := _call(source, "report")) is not None]
 
 
 @contextmanager
 def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource]]:
-    """Close the sources of a chain at the end of a `with` block."""
+    """Close the sources of a chain at the end of a `with` block. One that cannot be closed is logged."""
     try:
         yield chain
     finally:
         for source in _inner_sources(chain):
-            if hasattr(source, "close"):
-                source.close()
+            _call(source, "close")
+
+
+def _call(source: Any, method: str) -> Any:
+    """The result of a method that a source may have; None without it, and after a fault, which is logged."""
+    try:
+        return getattr(source, method)() if hasattr(source, method) else None
+    except FAULTS:  # the run's result does not depend on it
+        _log.warning("feedback source %s: %s() failed", name_of(source), method, exc_info=True)
+        return None
 
 
 def _inner_sources(chain: Sequence[FeedbackSource]) -> list[Any]:

@@ -44,8 +44,8 @@ _NO = rf"{_SET}(?:no(?=['.,;!?]|$)|disabled?|unchecked|off{_NOT_A_PLACE})(?!\w)|
 # Markup around values. Emphasis is left out, an element's text counts as the value of a field.
 CJK = "\u3040-\u30ff\u3400-\u9fff"
 _MARKUP = (
-    (re.compile(r"\\+(?=[\"'])"), ""),  # JSON in JSON
-    (re.compile(r"\\+[nrt](?![a-z])"), " "),  # its line breaks
+    (re.compile(r"(?<!\\)\\++(?=[\"'])"), ""),  # JSON in JSON
+    (re.compile(r"(?<!\\)\\++[nrt](?![a-z])"), " "),  # its line breaks
     (re.compile(r"(?m)^[ \t]*(?:[#>]+|\+) "), "• "),  # headings, quotations, changed lines
     (re.compile(r"~~([^~\n]+)~~"), r"\1, "),
     (
@@ -54,7 +54,7 @@ _MARKUP = (
         ),
         "",
     ),
-    (re.compile(r"<([\w:.-]+)(?: [^<>]*)?>\s*([^<>]*?)\s*</\1>"), r" \1='\2' ; "),
+    (re.compile(r"<([\w:.-]++)(?: [^<>]*+)?>([^<>]*+)</\1>"), lambda found: f" {found[1]}='{found[2].strip()}' ; "),
     (re.compile(r"(?<![\w*_])(\*{1,3}|_{1,3})(?=[^\s*_])([^*\n]*?[^\s*_])\1(?![\w*_])"), r"\2"),
     (re.compile(rf"(?<=[{CJK}])(?=[a-zA-Z\d'\"])|(?<=[a-zA-Z\d'\"])(?=[{CJK}])"), " "),
 )

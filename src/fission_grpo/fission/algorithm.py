@@ -23,7 +23,7 @@ from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure, Task
 from fission_grpo.feedback.request import FeedbackRequest
-from fission_grpo.feedback.sources import FeedbackSource
+from fission_grpo.feedback.sources import FeedbackSource, counts_of
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.metrics import RecoveryOutcome, fraction, outcomes_by_context, recovery_metrics
@@ -153,7 +153,10 @@ class Fission:
                 self.snapshots[instance.task.id] = snapshot
             collected.instances.append((instance, failure))
         for source in self.sources:
-            collected.source_counts.update(source.counts())  # pyright: ignore[reportArgumentType] - costs are floats
+            counts, faults = counts_of(source)
+            collected.source_counts.update(counts)  # pyright: ignore[reportArgumentType] - costs are floats
+            if faults:
+                collected.source_counts["feedback/source_faults"] += faults
         collected.seconds = pending.seconds + time.perf_counter() - started
         return collected
 

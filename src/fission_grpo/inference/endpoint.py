@@ -15,22 +15,20 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from fission_grpo.core.json_io import encodable, quoted
 from fission_grpo.core.terminal import printable
 from fission_grpo.inference.base import Reply, Request
+from fission_grpo.inference.http_client import TRIES, RequestGate, Tries, recording_client
 from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.messages import (
     MAX_CHARACTERS,
     STREAM,
-    UnreadableResponse,
-    read_completion,
     to_openai,
     tools_to_openai,
     wants_stream,
@@ -40,7 +38,10 @@ from fission_grpo.inference.secrets import NO_KEY, EndpointError, Secrets, publi
 CHECK_TRIES = 3
 """Most tries of `check`, the first included. [ours] A user waits for it, and the usual cause is a wrong URL."""
 
-_TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
+MAX_NUMBER = 1e12
+"""Largest number that an option takes. [ours] No product of two overflows, and no run needs more seconds or tokens."""
+MAX_SEED = 2.0**64  # likewise, of a seed and of its negative [ours]
+
 _VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 _KINDS = {"str": "text; in YAML, quote it", "bool": "true or false", "int": "a whole number", "float": "a number"}
 _RESERVED_FIELDS = ("messages", "model", "stream", "n", "tools")
@@ -71,7 +72,7 @@ class EndpointOptions:
         "timeout": 0.001,
         "patience": 0.001,
         "max_tokens": 1,
-        "seed": -math.inf,
+        "seed": -MAX_SEED,
     }
 
     def __post_init__(self):
@@ -102,90 +103,12 @@ class EndpointOptions:
             return
         if type(value).__name__ not in (kind, "int") or not least <= value < math.inf:  # pyright: ignore
             raise self._error(name, f"must be {_KINDS[kind]} of at least {least}, got {quoted(value)}")
+        assert value is not None
+        if value > (most := MAX_SEED if name == "seed" else MAX_NUMBER):
+            raise self._error(name, f"must be at most {most:.0e}, got {quoted(value)}")
 
     def _error(self, name: str, problem: str) -> ValueError:
         return ValueError(f"{type(self).__name__}.{name} {problem}")
-
-
-class RequestGate(Protocol):
-    """Admits tries and is informed of results, such as a budget or a circuit breaker. Runs in the policy's thread."""
-
-    def admit(self, is_retry: bool) -> str | None:
-        """Return why a try may not be made, which ends its request with this reason; None to admit it."""
-
-    def record(self, reason: str | None, tokens: int, seconds: float) -> None:
-        """Record a finished request: None and its tokens if answered, else the fault's reason or "cancelled"."""
-
-
-@dataclass
-class _Tries:
-    """The tries of one request, recorded by the HTTP client as the `openai` client makes them."""
-
-    timeout: float  # limit of one try in seconds
-    deadline: float  # of the request, on the clock of time.monotonic
-    counts: Counter[str]
-    gate: RequestGate | None = None
-    tools: Sequence[Mapping[str, Any]] = ()  # of the request
-    number: int = 0
-    reason: str = "timeout"  # of the last fault
-    detail: str = ""
-    reply: Reply | None = None
-
-    def start(self) -> float | None:
-        """Count a try and return its limit in seconds; None if the gate refuses it."""
-        if self.gate is not None and (refusal := self.gate.admit(self.number > 0)) is not None:
-            self.reason, self.detail = refusal, ""
-            return None
-        self.counts["requests"] += 1
-        if self.number > 0:
-            self.counts[f"retries/{self.reason}"] += 1
-        self.number += 1
-        limit = min(self.timeout, self.deadline - time.monotonic())
-        self.reason, self.detail = "timeout", f"no complete answer within {limit:.3g} s"
-        return limit
-
-    def read(self, response: Any) -> None:
-        """Keep the reply or the fault of a response. Raises UnreadableResponse."""
-        if response.is_success:
-            self.reply = read_completion(response.content, response.headers.get("content-type", ""), self.tools)
-            return
-        self.reason, self.detail = f"HTTP {response.status_code}", response.text
-        if response.status_code in (400, 413, 422) and _TOO_LONG.search(response.text):
-            self.reason = "too long"
-        wait = response.headers.get("retry-after", "")
-        if wait.isdecimal() and time.monotonic() + float(wait) >= self.deadline:
-            response.headers["x-should-retry"] = "false"  # there would be no time for another try
-
-
-_TRIES: ContextVar[_Tries | None] = ContextVar("tries", default=None)
-
-
-def _recording_client(openai: Any) -> Any:
-    """An HTTP client for `openai` that records each try in `_TRIES`. Its exceptions and statuses decide on retries."""
-    httpx = importlib.import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])  # or httpx2
-
-    class RecordingClient(openai.DefaultAsyncHttpxClient):
-        async def send(self, request: Any, **kwargs: Any) -> Any:
-            tries = _TRIES.get()
-            if tries is None:
-                return await super().send(request, **kwargs)
-            if (limit := tries.start()) is None:
-                return httpx.Response(400, request=request)  # a status that is not retried
-            try:
-                async with asyncio.timeout(limit):  # the client's own timeout starts again with each byte
-                    response = await super().send(request, **kwargs)
-                tries.read(response)
-            except (TimeoutError, httpx.TimeoutException) as error:
-                raise httpx.ReadTimeout(tries.detail, request=request) from error
-            except UnreadableResponse as error:
-                tries.reason, tries.detail = error.reason, str(error)
-                raise httpx.DecodingError(error.reason, request=request) from error
-            except Exception as error:
-                tries.reason, tries.detail = "connection", str(error)
-                raise
-            return response
-
-    return RecordingClient()
 
 
 class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
@@ -227,7 +150,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             api_key=key,
             max_retries=self.options.max_retries,
             timeout=self._openai.Timeout(self.options.timeout),
-            http_client=_recording_client(self._openai),
+            http_client=recording_client(self._openai),
         )
         self.url = public_url(str(self._client.base_url))
         self._counts: Counter[str] = Counter()
@@ -264,9 +187,14 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             + (", and only some servers have raw completions" if self.options.raw else ""),
             "timeout": "it is too slow or stuck; raise the timeout",
             "connection": "nobody answers there; is the server up, and the URL right?",
+            "too large": "what answers there sends no completion, or one without an end; set max_tokens",
+            "encoded": "the server, or a proxy before it, must send answers as they are",
             "not JSON": "what answers there does not speak the OpenAI API; base URLs mostly end in /v1",
         }
-        otherwise = "correct the request as it says" if tries.reason.startswith("HTTP 4") else "try again later"
+        otherwise = {
+            "HTTP 3": "if you trust that server, give its URL",
+            "HTTP 4": "correct the request as it says",
+        }.get(tries.reason[:6], "try again later")
         problem = self._describe(tries, f" (tried {tries.number} times)" if tries.number > 1 else "")
         problem += f"; {hints.get(tries.reason, otherwise)}"
         models = asyncio.run_coroutine_threadsafe(self._models(), self._loop).result()
@@ -329,11 +257,11 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
                     self._gate.record(reason, tokens, time.monotonic() - start)
         return reply
 
-    async def _request(self, client: Any, body: Any, counts: Counter[str], gate: RequestGate | None = None) -> _Tries:
+    async def _request(self, client: Any, body: Any, counts: Counter[str], gate: RequestGate | None = None) -> Tries:
         """Send a request with its retries. Returns the tries with the reply or the last fault."""
         deadline = time.monotonic() + self.options.patience
-        tries = _Tries(self.options.timeout, deadline, counts, gate, body.get("tools", ()))
-        _TRIES.set(tries)
+        tries = Tries(self.options.timeout, deadline, counts, gate, body.get("tools", ()))
+        TRIES.set(tries)
         completions = client.completions if self.options.raw else client.chat.completions
         # fields go into `extra_body`, because openai walks through all others: an eighth of a request's time
         arguments = {"model": self.model, "extra_body": {**body, **self.options.extra_body, **self._stream}}
@@ -352,7 +280,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             tries.reason, tries.detail = "client", f"{type(error).__name__}: {error}"
         return tries
 
-    def _counted(self, tries: _Tries) -> Reply:
+    def _counted(self, tries: Tries) -> Reply:
         """The reply, or what stands for the fault; counted."""
         if (reply := tries.reply) is not None:
             self._counts["prompt_tokens"] += reply.prompt_tokens or 0
@@ -368,7 +296,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         times = f" after {tries.number} {'try' if tries.number == 1 else 'tries'}"
         return Reply("", lost=self._describe(tries, times), reason=tries.reason)
 
-    def _describe(self, tries: _Tries, times: str) -> str:
+    def _describe(self, tries: Tries, times: str) -> str:
         return f"{tries.reason}{times}" + (f": {self._clean(tries.detail)}" if tries.detail.strip() else "")
 
     async def _models(self) -> str:
@@ -377,7 +305,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             async with asyncio.timeout(5.0):
                 listing = await self._client.with_options(max_retries=0).models.with_raw_response.list()
             names = [str(entry["id"]) for entry in json.loads(listing.content)["data"]]
-        except (TimeoutError, self._openai.OpenAIError, ValueError, KeyError, TypeError):
+        except (TimeoutError, self._openai.OpenAIError, ValueError, KeyError, TypeError, RecursionError):
             return ""
         listed = self._clean(", ".join(names[:10])) + (", ..." if len(names) > 10 else "")
         return f" (it serves: {listed})" if names else ""

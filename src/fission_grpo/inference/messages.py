@@ -35,13 +35,17 @@ MAX_TOKEN_COUNT = 10**9
 
 MAX_CHARACTERS = 200_000
 """Longest reply that is kept, in characters. [ours] A hundred times the longest useful turn."""
+
+MAX_CALLS = 250
+"""Most structured calls of a reply. [ours] Twice what OpenAI allows; each is compared with others."""
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 """Fields of a request to a server that only streams."""
 
 _AT_LIMIT = ("length", "max_tokens", "model_length", "MAX_TOKENS")  # as OpenAI, Anthropic, Mistral and Gemini say it
 _EVENT = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry)?:")  # the beginning of server-sent events
 _STREAM_ONLY = re.compile(
-    r"only supports? stream|only stream\w* (is|are) supported|enable the stream|stream\w* is (required|mandatory)"
+    r"only supports? stream|only stream\w{0,9} (is|are) supported|enable the stream"
+    r"|stream\w{0,9} is (required|mandatory)"
     r"|stream\W{0,3}(parameter )?(must|has to|needs to|should) be (set to )?\W?(true|enabled|on)\b",
     re.IGNORECASE,
 )
@@ -141,7 +145,7 @@ def _structured_turn(message: Message, results: Sequence[Message], number: int) 
 
 
 class UnreadableResponse(Exception):
-    """The response holds no completion. `reason` is "not JSON", "no choices" or "malformed"."""
+    """The response holds no completion. `reason`: "not JSON", "no choices", "malformed", "too large", "encoded"."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -166,6 +170,7 @@ def read_completion(body: bytes, content_type: str = "", tools: Sequence[Mapping
     try:
         content = read_content(message.get("content"), "content", skip="tool_use", separator="")
         calls = tuple(call_entries(message, "message"))
+        _check_number(calls)
     except MessageError as error:
         raise UnreadableResponse("malformed", f"{error.field} {error.what}") from None
     if not content and isinstance(refusal := message.get("refusal"), str):
@@ -235,12 +240,24 @@ def _read_stream(text: str) -> dict[str, Any]:
     return {"choices": [{**answer, "finish_reason": reason}], "usage": usage}
 
 
+class _Parts(list[str]):
+    """The parts of a text that is streamed, as adding each to the text would take quadratic time."""
+
+
 class _Stream:
     """The message that the chunks of a stream make together."""
 
     def __init__(self) -> None:
-        self.message: dict[str, Any] = {"tool_calls": []}
+        self._texts: dict[str, _Parts] = {}  # content and refusal
+        self._calls: list[dict[str, Any]] = []
+        self._function: dict[str, Any] = {}  # the old form of a call
         self._open: dict[Any, dict[str, Any]] = {}  # the call that a chunk with this index continues
+
+    @property
+    def message(self) -> dict[str, Any]:
+        calls = [{**call, "function": _joined(call["function"])} for call in self._calls]
+        old = {"function_call": _joined(self._function)} if self._function else {}
+        return {**_joined(self._texts), "tool_calls": calls, **old}
 
     def add(self, delta: Mapping[str, Any], is_whole: bool = False) -> None:
         """Add a chunk. A whole message, as some servers send at the end, replaces what it repeats."""
@@ -248,20 +265,22 @@ class _Stream:
         texts["refusal"] = delta.get("refusal")
         for key, value in texts.items():
             if isinstance(value, str) and value:
-                self.message[key] = value if is_whole else self.message.get(key, "") + value
+                if is_whole:
+                    self._texts[key] = _Parts()
+                self._texts.setdefault(key, _Parts()).append(value)
         parts = delta.get("tool_calls") or ()
         if is_whole and parts:
-            self.message["tool_calls"], self._open = [], {}
+            self._calls, self._open = [], {}
         for number, part in enumerate(parts):
             _add_part(self._call(part, number - len(parts)), part)
         if old := delta.get("function_call"):
-            call = {"function": {} if is_whole else self.message.get("function_call", {})}
+            call = {"function": {} if is_whole else self._function}
             _add_part(call, {"function": old})
-            self.message["function_call"] = call["function"]
+            self._function = call["function"]
 
     def _call(self, part: Mapping[str, Any], position: int) -> dict[str, Any]:
         """The call that a part continues, or a new one. Servers give indices, or ids alone, or one index for all."""
-        calls, index, name = self.message["tool_calls"], part.get("index"), (part.get("function") or {}).get("name")
+        calls, index, name = self._calls, part.get("index"), (part.get("function") or {}).get("name")
         if index is not None:
             call = self._open.get(index)
         elif part.get("id"):
@@ -274,6 +293,7 @@ class _Stream:
         if call is None or (name and _is_other_call(call, part)):
             call = {"function": {}}
             calls.append(call)
+            _check_number(calls)
         self._open[index] = call
         return call
 
@@ -282,7 +302,7 @@ def _is_other_call(call: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
     """Whether a part with a name does not continue this call: by its id, or as the call's arguments are complete."""
     if part.get("id") and call.get("id"):
         return part["id"] != call["id"]
-    (_, known), (_, more) = name_and_arguments(call), name_and_arguments(part)
+    (_, known), (_, more) = name_and_arguments({"function": _joined(call["function"])}), name_and_arguments(part)
     return bool(known and more) and is_json(known or "")
 
 
@@ -291,9 +311,22 @@ def _add_part(call: dict[str, Any], part: Mapping[str, Any]) -> None:
     call |= {key: part[key] for key in ("id", "type") if part.get(key) and key not in call}
     function = call["function"]
     for key, value in (part.get("function") or {}).items():
-        is_more = isinstance(value, str) and isinstance(function.get(key), str)
-        if value is not None and not (key == "name" and value == function.get(key)):
-            function[key] = function[key] + value if is_more else value
+        known = function.get(key)
+        if value is None or (key == "name" and isinstance(known, _Parts) and value == "".join(known)):
+            continue
+        if isinstance(value, str) and isinstance(known, _Parts):
+            known.append(value)
+        else:
+            function[key] = _Parts([value]) if isinstance(value, str) else value
+
+
+def _joined(texts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: "".join(value) if isinstance(value, _Parts) else value for key, value in texts.items()}
+
+
+def _check_number(calls: Sequence[Any]) -> None:
+    if len(calls) > MAX_CALLS:
+        raise UnreadableResponse("malformed", f"more than {MAX_CALLS:,} calls in one reply")
 
 
 def _expect(kind: type, value: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ A key comes from an environment variable. A URL may hold more: `https://user:pas
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import re
@@ -17,8 +18,16 @@ HIDDEN = "***"
 NO_KEY = "none"  # the client requires a key even where the server does not
 _ADDRESS = re.compile(r"https?://([^/?#]*@)?([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?([/?#]|$)", re.IGNORECASE)
 _KEY_PATTERN = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
-_USER_IN_URL = re.compile(r"(https?://)[^/\s\"'<>@]*@", re.IGNORECASE)
-_QUERY_IN_URL = re.compile(r"(https?://[^\s\"'<>?#]*)[?#][^\s\"'<>]*", re.IGNORECASE)
+# a URL as it is, with slashes as JSON may escape them, or as the value of another URL's query
+_URL = re.compile(r"(https?(?::|%3a)(?:\\*+/|%2f){2})([^\s\"'<>]*+)", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(?:(?!%2f|%3f|%23)[^/?#\\])*+", re.IGNORECASE)
+_USER = re.compile(r".*(?:@|%40)", re.IGNORECASE | re.DOTALL)
+_QUERY = re.compile(r"[?#]|%3f|%23", re.IGNORECASE)
+_SEGMENT = re.compile(r"[^/\\?#]++")
+SHORT = 5
+"""Length from which a secret is hidden wherever it stands, in characters. [ours] A shorter one, as in `?v=2`, is
+hidden only where it stands as a value in a URL, because most texts have it by chance."""
+_ENCODED = re.compile(r"%[0-9A-F]{2}")
 _LOGGERS = ("httpx", "httpx2", "openai._base_client")  # they log URLs; a filter is not inherited by child loggers
 
 
@@ -36,28 +45,45 @@ def split_url(url: str | None) -> tuple[str | None, dict[str, str], tuple[str, .
     secrets = [password or user, *query.values()]
     if user or password:  # the form of the Authorization header, which a server may quote
         secrets.append(base64.b64encode(f"{user}:{password}".encode()).decode())
+    secrets += [unquote(segment) for segment in _SEGMENT.findall(parts.path) if _is_like_a_key(segment)]
     return parts._replace(query="", fragment="").geturl(), query, tuple(filter(None, secrets))
 
 
 def public_url(url: str) -> str:
-    """Return the URL without user, password and query."""
+    """Return the URL without user, password and query, and with parts of the path hidden that look like keys."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+    path = _SEGMENT.sub(lambda found: HIDDEN if _is_like_a_key(found[0]) else found[0], parts.path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}".rstrip("/")
+
+
+def _is_like_a_key(segment: str) -> bool:
+    """Whether a part of a path looks like a key: a prefix that keys have, or letters and digits mixed. [ours]"""
+    if _KEY_PATTERN.search(segment) or len(segment) >= 24:
+        return True
+    runs = re.split(r"[\W_]+", segment)
+    return any(len(run) >= 8 and not run.isalpha() and not run.isdigit() for run in runs)
 
 
 class Secrets:
-    """Removes secrets, and their URL-encoded forms, from texts and logs."""
+    """Removes secrets from texts and logs, also as URLs, JSON and Python write them."""
 
     def __init__(self, values: Iterable[str]):
-        encodings = (str, quote, quote_plus, lambda value: quote(value, safe=""))
-        forms = {encode(value) for value in values if value for encode in encodings}
-        self._forms = sorted(forms, key=len, reverse=True)
+        encodings = (str, quote, quote_plus, lambda value: quote(value, safe=""), _in_json, _in_json_with_slashes)
+        forms = {(encode(value), len(value) < SHORT) for value in values if value for encode in encodings}
+        forms |= {(quote(form, safe=""), is_short) for form, is_short in forms}  # a URL in a URL
+        forms |= {(_ENCODED.sub(lambda found: found[0].lower(), form), is_short) for form, is_short in forms}
+        ordered = sorted(forms, key=lambda form: len(form[0]), reverse=True)
+        self._forms = [form for form, is_short in ordered if not is_short]
+        short = "|".join(re.escape(form) for form, is_short in ordered if is_short)
+        self._short = re.compile(rf"(?<=[=:])(?:{short})(?=[&@#;\s\"'<>)\\]|$)") if short else None
 
     def clean(self, text: object) -> str:
         """Return the text without the secrets and without anything that looks like a key."""
         cleaned = str(text)
         for form in self._forms:
             cleaned = cleaned.replace(form, HIDDEN)
+        if self._short is not None:
+            cleaned = self._short.sub(HIDDEN, cleaned)
         return _KEY_PATTERN.sub(HIDDEN, cleaned)
 
     def hide_in_logs(self) -> Secrets:
@@ -82,7 +108,33 @@ def shown_command(words: Sequence[str]) -> str:
     Example:
         `shown_command(["x", "--url", "http://me:pw@host/v1?k=1"])` is "x --url 'http://***@host/v1?***'".
     """
-    return shlex.join(_QUERY_IN_URL.sub(rf"\1?{HIDDEN}", _USER_IN_URL.sub(rf"\1{HIDDEN}@", word)) for word in words)
+    return shlex.join(hide_in_urls(word) for word in words)
+
+
+def hide_in_urls(text: str) -> str:
+    """The text with users, passwords, queries and what looks like a key in a path hidden in all of its URLs."""
+    return _URL.sub(_hidden, text)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    start, rest = found[1], found[2]
+    authority = _AUTHORITY.match(rest)
+    end = authority.end() if authority else 0
+    query = _QUERY.search(rest, end)
+    path = _SEGMENT.sub(
+        lambda part: HIDDEN if _is_like_a_key(part[0]) else part[0], rest[end : query.start() if query else None]
+    )
+    user = _USER.match(rest[:end])
+    shown = f"{HIDDEN}@{rest[user.end() : end]}" if user else rest[:end]
+    return start + shown + path + (f"?{HIDDEN}" if query else "")
+
+
+def _in_json(value: str) -> str:
+    return json.dumps(value)[1:-1]
+
+
+def _in_json_with_slashes(value: str) -> str:
+    return _in_json(value).replace("/", "\\/")
 
 
 def read_key(variable: str, model: str, url: str | None) -> str:

@@ -25,7 +25,7 @@ _ALSO_FLAGS = frozenset({"fsdp", "resume_from_checkpoint", "scale_rewards"})
 _MAPPING_OR_PATH = frozenset({"accelerator_config", "deepspeed", "feedback_model", "fsdp_config"})
 _WANTED = {"int": "a whole number", "float": "a number", "string_to_bool": "true or false", "_mapping": "a mapping"}
 # What YAML 1.1 reads otherwise than JSON: yes, no, on, off as truth values, 010 in base 8, 12:30 in base 60.
-_READ_OTHERWISE = re.compile(r"(?i:yes|no|on|off)|[-+]?0[0-9_]+|.*:.*")
+_READ_OTHERWISE = re.compile(r"(?i:yes|no|on|off)|[-+]?0[0-9_]+|[^:\n]*+:.*")
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -112,7 +112,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 

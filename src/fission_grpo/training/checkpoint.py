@@ -23,7 +23,7 @@ from fission_grpo.core.files import AGAIN, writing
 from fission_grpo.core.serialization import faithful, task_to_json
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Task
-from fission_grpo.feedback.sources import state_of
+from fission_grpo.feedback.sources import FAULTS, name_of, state_of
 from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
 from fission_grpo.training.resume import PACKAGES, compare_settings, find_checkpoint, loading, settings_of
@@ -40,29 +40,46 @@ _WHY_JSON = "(with fission=True the buffer keeps rows as JSON; fission=False doe
 _log = get_logger(__name__)
 
 
-def source_states(sources: Iterable[Any]) -> list[dict[str, Any]]:
-    """Names and states of feedback sources; None for a source without `state()`. Raises ValueError if not JSON."""
+def source_states(sources: Iterable[Any], strict: bool = True) -> list[dict[str, Any]]:
+    """Names and states of feedback sources; None for a source without `state()`.
+
+    A `state()` that raises is logged, and marked "failed". So is a state that is no JSON; if `strict`, ValueError.
+    """
     states = []
     for source in sources:
-        state = state_of(source)
-        if faithful(state) is None:
-            raise ValueError(
-                f"feedback source {source.name!r}: state() must return plain JSON (objects with string keys, "
-                "lists, strings, numbers, booleans, null), else it cannot be kept in a checkpoint"
+        name = name_of(source)
+        try:
+            if faithful(state := state_of(source)) is not None:
+                states.append({"name": name, "state": state})
+                continue
+            problem = (
+                "state() must return plain JSON (objects with string keys, lists, strings, numbers, booleans, null), "
+                "else it cannot be kept in a checkpoint"
             )
-        states.append({"name": source.name, "state": state})
+        except FAULTS:
+            _log.warning("feedback source %r: state() failed", name, exc_info=True)
+        else:
+            if strict:
+                raise ValueError(f"feedback source {name!r}: {problem}")
+            _log.warning("feedback source %r: %s", name, problem)
+        states.append({"name": name, "state": None, "failed": True})
     return states
 
 
 def load_source_states(sources: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Restore the states of feedback sources; returns the names of sources that the checkpoint does not have."""
+    """Restore the states of feedback sources; returns the names of those whose state is missing or not accepted."""
     unknown = []
     for i, source in enumerate(sources):
-        saved = states[i] if i < len(states) and states[i]["name"] == source.name else None
-        if saved is None:
-            unknown.append(source.name)
+        name = name_of(source)
+        saved = states[i] if i < len(states) and states[i]["name"] == name else None
+        if saved is None or "failed" in saved:
+            unknown.append(name)
         elif saved["state"] is not None and callable(getattr(source, "load_state", None)):
-            source.load_state(saved["state"])
+            try:
+                source.load_state(saved["state"])
+            except FAULTS:
+                _log.warning("feedback source %s: load_state() failed", name, exc_info=True)
+                unknown.append(name)
     return unknown
 
 

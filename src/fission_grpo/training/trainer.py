@@ -96,6 +96,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         sources = make_chain(feedback) if args.fission else ()
         for source in sources:
             source.check()
+        source_states(sources)  # raises before the run, not at its first checkpoint
         self._draws_tasks = given.get("train_dataset") is None  # `reset` draws them, so that only snapshots restore
         if args.fission:
             self._check_fission(given, args)
@@ -356,11 +357,14 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         super()._save_checkpoint(model, trial)
 
     def _run_state(self) -> dict[str, Any]:
+        sources = source_states(self.fission.sources, strict=False)
+        if faults := sum("failed" in saved for saved in sources):
+            self._log_cycle({"feedback/source_faults": float(faults)})
         return super()._run_state() | {
             "fission": self.fission.state(),
             "deferred": gather_object([list(self.deferred.batches)]),
             "snapshots": gather_object([packed_snapshots(self.fission.buffered_snapshots())]),
-            "sources": gather_object([source_states(self.fission.sources)]),
+            "sources": gather_object([sources]),
             "event_log": self.event_log.mark(),
             "generated_tokens": self.generated_tokens,
         }

@@ -29,6 +29,9 @@ from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
 
+MAX_TURNS = 250
+"""Most assistant turns of a row. [ours] Each becomes a task that holds all turns before it."""
+
 
 class RowDropped(Exception):
     """A row or turn cannot become a task. The message is the reason, without details of the row, for counting."""
@@ -91,10 +94,17 @@ def convert_rows(
         except RowError as mistake:
             raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
         replies = [at for at, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+        if len(replies) > MAX_TURNS and not last_only:
+            dropped[f"it has more than {MAX_TURNS} assistant turns"] += 1
+            continue
         places = [at for at in replies if abstentions or dialogue.messages[at].get("tool_calls")]
+        said = (at for at in replies if not dialogue.messages[at].get("tool_calls"))
+        other = next((at for at in said if places and call_in_other_form(dialogue.messages[at]["content"])), None)
         for turn, at in enumerate(places[-1:] if last_only else places, start=1):
             try:
                 task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}", pattern)
+                if other is not None and other <= at:
+                    raise RowDropped(OTHER_FORM)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
@@ -159,9 +169,6 @@ def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | Non
         raise RowDropped("the turn follows no user message or tool result")
     if any(message["role"] == "system" for message in history[1:]):
         raise RowDropped("a system message stands in the middle")
-    said = [one for one in dialogue.messages[: at + 1] if one["role"] == "assistant" and not one.get("tool_calls")]
-    if any(call_in_other_form(one["content"]) for one in said):
-        raise RowDropped(OTHER_FORM)
     calls = [ToolCall(**entry["function"]) for entry in dialogue.messages[at].get("tool_calls") or ()]
     reference = tuple(_restored(call, dialogue.tools) for call in calls)
     for call in reference:

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.chat import tagged_blocks, text_between
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.messages import (
     OTHER_FORM,
@@ -79,12 +80,12 @@ _ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
-_HERMES_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.S)
-_HERMES_RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.S)
+MAX_STARTS = 100
+"""Most places of a text at which a list of tools is looked for. [ours] Each may be read to the end of the text."""
 _HERMES_TOOLS = re.compile(r"<tools>((?:(?!<tools>).)*?)</tools>", re.S)
-_HERMES_THOUGHT = re.compile(r"(<tool_call>(?:(?!<tool_call>).)*?</tool_call>)|<(think|scratch_pad)>.*?</\2>", re.S)
-_KEY = r"""[^\s"'()\[\]{},=:][^"'()\[\]{},=:\n]*?"""  # the name of an argument, Python's or not
-_STRING = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""  # a string of Python, without triple quotes
+_KEY = r"""[^\s"'()\[\]{},=:][^"'()\[\]{},=:\n]*+"""  # the name of an argument, Python's or not, and spaces after it
+_STRING = r""""(?:[^"\\]|\\.)*+(?:"|\Z)|'(?:[^'\\]|\\.)*+(?:'|\Z)"""  # of Python, not with triple quotes; or unclosed
+_SEPARATORS = re.compile(r"[ \t\r\n,]*+")
 _LINE_BREAK = re.compile(r"\\.|[\n\r]", re.S)  # or an escape, to be left as it is
 _TOOLACE_SYSTEM = "You are a helpful assistant that can call functions."  # the original asks for its own format [ours]
 
@@ -137,16 +138,17 @@ def read_hermes(row: Mapping[str, Any]) -> Dialogue:
     messages: list[dict[str, Any]] = []
     listed = decoded(row.get("tools"), "the tools", read_literal) or []
     for role, text in _conversation(row):
-        outside = _HERMES_THOUGHT.sub(lambda found: found[1] or "", text)  # thoughts mention the tags
-        bodies = _HERMES_CALL.findall(outside) if role == "assistant" else []
+        blocks = tagged_blocks(text, "tool_call", "think", "scratch_pad", innermost=True)
+        outside = "".join(text_between(text, (one for one in blocks if one.tag != "tool_call")))
+        called = list(tagged_blocks(outside, "tool_call")) if role == "assistant" else []  # thoughts mention the tags
         if role == "system" and "<tools>" in text:  # the message is only the instructions for calling tools
             listed = listed or _hermes_tools(text)
         elif role == "tool":
-            parts = _HERMES_RESULT.findall(text) or [text]
+            parts = [block.body.strip() for block in tagged_blocks(text, "tool_response")] or [text]
             messages += tool_messages(parts if len(parts) > 1 else parts[0], messages)
-        elif bodies:
-            calls = [call for body in bodies for call in decoded(body, "a tool call", read_literals)]
-            rest = _HERMES_CALL.sub("", outside).strip()
+        elif called:
+            calls = [call for one in called for call in decoded(one.body.strip(), "a tool call", read_literals)]
+            rest = "".join(text_between(outside, called)).strip()
             if not calls or "tool_call>" in rest:
                 raise RowDropped(UNREADABLE_CALL)
             messages.append(assistant_message(calls, rest))
@@ -179,7 +181,7 @@ def read_literals(text: str) -> list[Any]:
     with suppress(ValueError, RecursionError):
         while at < len(text):
             value, at = json.JSONDecoder().raw_decode(text, at)
-            at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+            at = _SEPARATORS.match(text, at).end()  # pyright: ignore[reportOptionalMemberAccess] - it always matches
             values += value if isinstance(value, list) else [value]
         return values
     return [read_literal(line.strip().rstrip(",")) for line in text.split("\n") if line.strip()]
@@ -205,9 +207,9 @@ def read_toolace(row: Mapping[str, Any]) -> Dialogue:
 
 def _first_json_list(text: str) -> Any:
     """The first JSON list of objects in a text."""
-    for start in re.finditer(r"\[\s*\{", text):
+    for start in islice(re.finditer(r"\[\s*+\{", text), MAX_STARTS):
         with suppress(ValueError, RecursionError):
-            return json.JSONDecoder().raw_decode(text[start.start() :])[0]
+            return json.JSONDecoder().raw_decode(text, start.start())[0]
     raise RowDropped("the tools cannot be read")
 
 
@@ -219,8 +221,8 @@ def read_toolace_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """
     body = text.strip()
     known = "|".join(map(re.escape, names)) or "(?!)"
-    arguments = rf"\(\s*(?:\)|{_KEY}\s*=)"
-    starts = re.compile(rf"""\[\s*(?:{known}|[^\[\]()="'\n]+)\s*{arguments}|\A(?:{known})\s*{arguments}""")
+    arguments = rf"\(\s*+(?:\)|{_KEY}\s*+=)"
+    starts = re.compile(rf"""\[\s*+(?:{known}|[^\[\]()="'\n]++)\s*+{arguments}|\A(?:{known})\s*+{arguments}""")
     is_list = body.startswith("[") and body.endswith(")]")
     if not (is_list and (starts.match(body) or re.match(rf"\[\s*(?:{known})\s*\(", body))):
         if starts.search(body):
@@ -228,15 +230,16 @@ def read_toolace_calls(text: str, names: Sequence[str]) -> list[dict[str, Any]]:
         return []
     # names may contain spaces and dots: placeholders, outside of strings, make the list valid Python
     mark = re.compile(
-        rf"""(?P<string>{_STRING})|(?<=[\[,])\s*(?P<name>{known})\s*\(|(?<=[(,])\s*(?P<key>{_KEY})\s*=(?!=)""", re.S
+        rf"""(?P<string>{_STRING})|(?<=[\[,])\s*(?P<name>{known})\s*\(|(?<=[(,])\s*+(?P<key>{_KEY})\s*+=(?!=)""", re.S
     )
     originals: dict[str, str] = {}
 
     def marked(found: re.Match[str]) -> str:
         if found["string"]:
             return _LINE_BREAK.sub(lambda one: one[0] if one[0][0] == "\\" else repr(one[0])[1:-1], found[0])
-        placeholder = f"_{'tool' if found['name'] else 'key'}_{found['name'] or found['key']}".encode().hex()
-        originals[f"_{placeholder}"] = found["name"] or found["key"]
+        original = found["name"] or found["key"].rstrip()
+        placeholder = f"_{'tool' if found['name'] else 'key'}_{original}".encode().hex()
+        originals[f"_{placeholder}"] = original
         return f" _{placeholder}{'(' if found['name'] else '='}"
 
     try:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.chat import tagged_blocks, text_between
 from fission_grpo.core.errors import RowError
 from fission_grpo.core.types import Message
 from fission_grpo.data.convert.dialogues import (
@@ -29,8 +30,8 @@ from fission_grpo.data.convert.dialogues import (
 )
 from fission_grpo.data.convert.tools import checked_tools, is_schema, json_schema, parameters_of
 
-_TOOL = re.compile(r"^\d+\. Name: (.*?)\nDescription: (.*?)\nParameters: (.*?)(?=\n\d+\. Name: |\Z)", re.M | re.S)
-_BLOCK = re.compile(r"<(user|think|tool_call|response|obs)>(.*?)</\1>", re.S)
+_TOOL_START = re.compile(r"^\d{1,9}\. Name: ", re.M)
+_TAGS = ("user", "think", "tool_call", "response", "obs")
 
 
 def read_toolrl(path: str | Path) -> Converted:
@@ -42,8 +43,8 @@ def _read_row(row: Mapping[str, Any]) -> Dialogue:
     """The dialogue of a row; its last message holds the expected calls."""
     instruction, dialogue, output = _texts(row)
     tools = _tools(instruction)
-    blocks = _BLOCK.findall(output)  # not a search for the tag, as thoughts may mention it
-    calls = _calls(next((body for tag, body in blocks if tag == "tool_call"), ""))
+    blocks = tagged_blocks(output, *_TAGS)  # not a search for the tag, as thoughts may mention it
+    calls = _calls(next((block.body for block in blocks if block.tag == "tool_call"), ""))
     if not calls:
         raise RowDropped("no reference call")
     return Dialogue(tools, (*_messages(dialogue), assistant_message(calls)))
@@ -66,11 +67,26 @@ def _tools(instruction: str) -> tuple[Mapping[str, Any], ...]:
     listed = instruction.partition("**Available Tools**")[2].partition("**Steps for Each Turn**")[0].strip()
     tools = [
         {"name": name.strip(), "description": description.strip(), "parameters": _schema(parameters)}
-        for name, description, parameters in _TOOL.findall(listed)
+        for name, description, parameters in _listed_tools(listed)
     ]
     if not tools:
         raise RowDropped("the instruction lists no tools")
     return checked_tools(tools)
+
+
+def _listed_tools(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield name, description and parameters of each tool in a list, whose entries have these lines in this order."""
+    start = _TOOL_START.search(text)
+    while start:
+        described = text.find("\nDescription: ", start.end())
+        declared = text.find("\nParameters: ", described + 1) if described >= 0 else -1
+        if declared < 0:
+            return
+        begin = declared + len("\nParameters: ")
+        following = _TOOL_START.search(text, begin)
+        end = following.start() - 1 if following else len(text)
+        yield text[start.end() : described], text[described + len("\nDescription: ") : declared], text[begin:end]
+        start = following
 
 
 def _schema(text: str) -> dict[str, Any]:
@@ -96,11 +112,12 @@ def _schema(text: str) -> dict[str, Any]:
 def _messages(dialogue: str) -> list[Message]:
     """The dialogue as chat messages. Consecutive blocks of the assistant are one message."""
     text = dialogue.replace("**Dialogue Records History**", "", 1)
-    if _BLOCK.sub("", text).strip():
+    blocks = list(tagged_blocks(text, *_TAGS))
+    if any(part.strip() for part in text_between(text, blocks)):
         raise RowDropped("the dialogue cannot be read")
     messages: list[dict[str, Any]] = []
-    for tag, body in _BLOCK.findall(text):
-        content = body.strip()
+    for block in blocks:
+        tag, content = block.tag, block.body.strip()
         if tag == "user":
             messages.append({"role": "user", "content": content})
         elif tag == "obs":
