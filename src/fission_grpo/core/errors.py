@@ -34,5 +34,21 @@ class InfrastructureError(Exception):
     """
 
 
+class TimeLimitExceeded(Exception):
+    """A call of others' code was stopped at its time limit."""
+
+    def __init__(self, name: str, seconds: float):
+        super().__init__(f"{name} was stopped after {seconds:g} s")
+
+
+class ExitAttempt(Exception):
+    """Others' code tried to end the process, by SystemExit or anything else that is no Exception."""
+
+    def __init__(self, name: str, error: BaseException):
+        super().__init__(
+            f"{name} tried to end the process ({type(error).__name__}{f': {error}' if str(error) else ''})"
+        )
+
+
 class UnsupportedVersionError(ImportError):
     """An installed package has a version that this library does not support. The message names the supported ones."""

@@ -148,7 +148,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         elif factory is not None:
             given["environment_factory"] = guarded(factory)
         if given.get("tools"):
-            given["tools"] = [with_parse_errors(tool, lambda: self._is_vlm) for tool in given["tools"]]
+            given["tools"] = [
+                with_parse_errors(tool, lambda: self._is_vlm, args.tool_timeout) for tool in given["tools"]
+            ]
 
     def _get_snapshot(self, task_id: str) -> Any:
         return self.fission.snapshots.get(task_id)
@@ -256,10 +258,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object(
-                [env._fission_monitor.infrastructure_error is not None for env in self.environments]
-            )
-            rewards[broken] = math.nan
+            monitors = [environment._fission_monitor for environment in self.environments]
+            stopped = gather_object([monitor.stopped is not None for monitor in monitors])
+            rewards[stopped] = rewards[stopped].nan_to_num(0.0).clamp(max=0.0)
+            rewards[gather_object([monitor.infrastructure_error is not None for monitor in monitors])] = math.nan
         cycle.scores = CycleScores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
         return rewards
 

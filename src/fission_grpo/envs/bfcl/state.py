@@ -6,16 +6,24 @@ import copy
 import importlib
 import inspect
 import json
+import math
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import localcontext
 from functools import cache
 from typing import Any
 
 from fission_grpo.core.chat import read_result
+from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import FILES, class_of
 
 STATELESS = ("MathAPI",)
+MAX_PRECISION = 1_000  # digits of `logarithm` and `square_root` [ours]; the official cases have at most 10
+MAX_ENTRIES = 10_000  # that `find` and `du` walk through [ours]; the official cases have 124 at most
+_SHORT_NUMBER = re.compile(r"[^/eE]{1,4300}([eE]\s*[+-]?\d{1,4})?")  # text that mpmath reads in short time
 
 
 @dataclass
@@ -47,7 +55,9 @@ class BfclState:
         if instance is None:
             raise ValueError(f"no function {call.name!r} here")
         method, defaults = getattr(instance, call.name), _mutable_defaults(type(instance), call.name)
-        return method(**copy.deepcopy({**defaults, **call.arguments}))
+        arguments = _bounded(instance, call.name, copy.deepcopy({**defaults, **call.arguments}))
+        with localcontext():  # `square_root` sets the precision of every Decimal in the process
+            return method(**arguments)
 
     def copy(self) -> BfclState:
         """An independent copy in the same state, including random generators."""
@@ -65,6 +75,46 @@ def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: b
         if name not in STATELESS:
             instances[name]._load_scenario(copy.deepcopy(config.get(name, {})), long_context=long_context)
     return BfclState(instances)
+
+
+def _bounded(instance: Any, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, changed where that saves time without changing the result.
+
+    Raises ValueError for a call whose computation would not end within seconds, or would fill the memory.
+    """
+    get = arguments.get
+    if function == "power":
+        base, exponent = get("base"), get("exponent")
+        if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
+            if (abs(base).bit_length() - 1) * exponent > math.log2(10) * sys.int_info.default_max_str_digits:
+                str(1 << 20_000)  # raises the ValueError that the official executor meets when it writes the result
+    elif function == "round_number":
+        places = get("decimal_places")
+        if isinstance(get("number"), int) and isinstance(places, int):
+            arguments["decimal_places"] = max(places, -2 * sys.int_info.default_max_str_digits)  # the result is 0
+    elif function in ("logarithm", "square_root"):
+        try:
+            precision = abs(int(get("precision", 0)))
+        except (TypeError, ValueError, OverflowError):
+            precision = 0  # the function's own error
+        if precision > MAX_PRECISION:
+            raise ValueError(f"precision must be at most {MAX_PRECISION}, got {quoted(get('precision'))}")
+        for name in ("value", "base"):
+            if isinstance(get(name), str) and not _SHORT_NUMBER.fullmatch(get(name)):
+                raise ValueError(f"{name} must be a number, got {quoted(get(name))}")
+    elif function in ("find", "du") and _count_entries(instance.root) > MAX_ENTRIES:
+        raise ValueError(f"{function}: there are more than {MAX_ENTRIES} files and directories")
+    return arguments
+
+
+def _count_entries(directory: Any) -> int:
+    """Entries below a directory, counted to just above `MAX_ENTRIES`: copies share contents, even with themselves."""
+    count, open_directories = 0, [directory]
+    while open_directories and count <= MAX_ENTRIES:
+        contents = open_directories.pop().contents.values()
+        count += len(contents)
+        open_directories += [item for item in contents if hasattr(item, "contents")]
+    return count
 
 
 @cache
