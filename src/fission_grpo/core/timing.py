@@ -27,7 +27,7 @@ class ToolTimeout(BaseException):
     """Raised inside a tool at its time limit. Not an Exception, so that the tool's own handlers let it pass."""
 
 
-class time_limit:  # noqa: N801 - used like a function
+class time_limit:
     """Raise `ToolTimeout` in the body after `seconds`, and again every second until the body ends; 0: no limit.
 
     Limits may be nested, and each holds from its own start. There is no limit outside the main thread and on platforms
@@ -62,11 +62,11 @@ class time_limit:  # noqa: N801 - used like a function
         signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
 
 
-class contained(time_limit):  # noqa: N801 - used like a function
+class contained(time_limit):
     """Keep a call of others' code, which is the body, from hanging and from ending the process.
 
-    Raises TimeLimitExceeded after `seconds` (see `time_limit`), and ExitAttempt in place of SystemExit and all else that
-    is no Exception, but for Ctrl-C. If the body cannot be stopped, a warning with `advice` is logged.
+    Raises TimeLimitExceeded after `seconds` (see `time_limit`), and ExitAttempt in place of SystemExit and whatever
+    else is no Exception, but for Ctrl-C. If the body cannot be stopped, a warning with `advice` is logged.
     """
 
     def __init__(self, name: str, seconds: float, advice: str = ""):

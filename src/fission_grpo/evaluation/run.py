@@ -17,7 +17,7 @@ from typing import Any
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import append_line, write_file
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import TolerantStream, show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.metrics import Metrics
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records, to_line
@@ -188,12 +188,13 @@ class Progress:
         self.judged += record.success is not None
         self.succeeded += bool(record.success)
         self.missing += record.missing is not None
-        is_terminal, now = sys.stderr.isatty(), self.clock()
+        is_terminal, now = TolerantStream(sys.stderr).isatty(), self.clock()
         if is_terminal or now - self.shown >= SHOWN_EVERY:
             self.shown = now
             line = f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n"
-            sys.stderr.write(line)  # numbers and controls of ours only
-            sys.stderr.flush()
+            stream = TolerantStream(sys.stderr)
+            stream.write(line)  # numbers and controls of ours only
+            stream.flush()
 
     def line(self, now: float) -> str:
         """Example: "12/200 cases · success 0.58 · 1 missing · 1:30 left" """
@@ -207,7 +208,7 @@ class Progress:
 
     def end(self) -> None:
         """Finish the line on a terminal."""
-        if sys.stderr.isatty() and self.done > self.before:
+        if TolerantStream(sys.stderr).isatty() and self.done > self.before:
             show(error=True)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.faults import Fault, inject_faults
+from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.episodes import EpisodeConfig, Factory, run_episode, run_step
 from fission_grpo.evaluation.runner import StartCase
 
@@ -41,6 +42,7 @@ class TaskSpec:
     max_turns: int = 4  # assistant turns per episode (BFCL's own cases have their official limit)
     format: str = "chat"  # how BFCL's own cases are rendered: see `bfcl.formats`
     mode: str = "strict"  # as officially, or "feedback": see `bfcl.run_case`
+    tool_timeout: float = ToolLimits.timeout  # seconds of one call; a case that exceeds it has failed; 0: no limit
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
 
     @property
@@ -101,7 +103,7 @@ def _episodes(
             environments = {name: inject_faults(make, spec.faults, spec.seed) for name, make in environments.items()}
         else:
             environments = inject_faults(environments, spec.faults, spec.seed)
-    config = EpisodeConfig(spec.max_turns)
+    config = EpisodeConfig(spec.max_turns, limits=ToolLimits(spec.tool_timeout))
     return {
         str(row.get("id", number)): partial(run_episode, environments, row, number, config)
         for number, row in enumerate(rows)
@@ -120,7 +122,9 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
     for category in spec.official:
         if category in MULTI_TURN:
             selected = multi_turn_cases(category)[chosen]
-            starts |= {case.id: partial(run_case, case, spec.format, spec.mode) for case in selected}
+            starts |= {
+                case.id: partial(run_case, case, spec.format, spec.mode, spec.tool_timeout) for case in selected
+            }
         else:
             selected = single_turn_cases(category)[chosen]
             starts |= {case.id: partial(run_single_turn, case, spec.format) for case in selected}

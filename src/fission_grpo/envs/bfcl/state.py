@@ -9,7 +9,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import localcontext
 from functools import cache
@@ -21,6 +21,7 @@ from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import FILES, class_of
 
 STATELESS = ("MathAPI",)
+MAX_BITS = round(math.log2(10) * sys.int_info.default_max_str_digits)  # of an integer that Python writes as text
 MAX_PRECISION = 1_000  # digits of `logarithm` and `square_root` [ours]; the official cases have at most 10
 MAX_ENTRIES = 10_000  # that `find` and `du` walk through [ours]; the official cases have 124 at most
 _SHORT_NUMBER = re.compile(r"[^/eE]{1,4300}([eE]\s*[+-]?\d{1,4})?")  # text that mpmath reads in short time
@@ -82,16 +83,16 @@ def _bounded(instance: Any, function: str, arguments: dict[str, Any]) -> dict[st
 
     Raises ValueError for a call whose computation would not end within seconds, or would fill the memory.
     """
-    get = arguments.get
+    get: Callable[..., Any] = arguments.get
     if function == "power":
         base, exponent = get("base"), get("exponent")
-        if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
-            if (abs(base).bit_length() - 1) * exponent > math.log2(10) * sys.int_info.default_max_str_digits:
-                str(1 << 20_000)  # raises the ValueError that the official executor meets when it writes the result
+        is_integer = isinstance(base, int) and isinstance(exponent, int) and exponent > 0
+        if is_integer and (abs(base).bit_length() - 1) * exponent > MAX_BITS:
+            str(1 << 2 * MAX_BITS)  # raises the ValueError that the official executor meets when it writes the result
     elif function == "round_number":
         places = get("decimal_places")
         if isinstance(get("number"), int) and isinstance(places, int):
-            arguments["decimal_places"] = max(places, -2 * sys.int_info.default_max_str_digits)  # the result is 0
+            arguments["decimal_places"] = max(places, -MAX_BITS)  # more than there are digits: the result is 0
     elif function in ("logarithm", "square_root"):
         try:
             precision = abs(int(get("precision", 0)))
