@@ -93,10 +93,8 @@ def _add_task_options(group: Any) -> None:
     add("--format", choices=("chat", "qwen-fc", "qwen-prompting"), default="chat", help=formats)
     modes = "BFCL: strict is official; feedback answers calls that cannot be read with an error (default strict)"
     add("--mode", choices=("strict", "feedback"), default="strict", help=modes)
-    timeout = (
-        f"seconds of one tool call; a case that exceeds it has failed; 0: no limit (default {ToolLimits.timeout:g})"
-    )
-    add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=timeout)
+    limit = "seconds of one tool call; a case that exceeds them has failed; 0: no limit (default %(default)g)"
+    add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=limit)
     faults = "inject faults into environments, such as timeout:0.1; may be given several times"
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ STATELESS = ("MathAPI",)
 MAX_BITS = round(math.log2(10) * sys.int_info.default_max_str_digits)  # of an integer that Python writes as text
 MAX_PRECISION = 1_000  # digits of `logarithm` and `square_root` [ours]; the official cases have at most 10
 MAX_ENTRIES = 10_000  # that `find` and `du` walk through [ours]; the official cases have 124 at most
-_SHORT_NUMBER = re.compile(r"[^/eE]{1,4300}([eE]\s*[+-]?\d{1,4})?")  # text that mpmath reads in short time
 
 
 @dataclass
@@ -101,11 +99,17 @@ def _bounded(instance: Any, function: str, arguments: dict[str, Any]) -> dict[st
         if precision > MAX_PRECISION:
             raise ValueError(f"precision must be at most {MAX_PRECISION}, got {quoted(get('precision'))}")
         for name in ("value", "base"):
-            if isinstance(get(name), str) and not _SHORT_NUMBER.fullmatch(get(name)):
+            if isinstance(get(name), str) and _is_long_number(get(name)):
                 raise ValueError(f"{name} must be a number, got {quoted(get(name))}")
     elif function in ("find", "du") and _count_entries(instance.root) > MAX_ENTRIES:
         raise ValueError(f"{function}: there are more than {MAX_ENTRIES} files and directories")
     return arguments
+
+
+def _is_long_number(text: str) -> bool:
+    """Whether mpmath may need long to read a number: it takes fractions, and exponents of any size."""
+    _, has_exponent, exponent = text.lower().rpartition("e")
+    return len(text) > MAX_PRECISION or "/" in text or (bool(has_exponent) and sum(map(str.isdigit, exponent)) > 4)
 
 
 def _count_entries(directory: Any) -> int:

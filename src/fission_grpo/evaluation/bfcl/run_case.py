@@ -174,7 +174,8 @@ def run_case(
 ) -> RunningCase:
     """Run a case of `official.multi_turn_cases` in a format of `formats.FORMATS`, and judge it.
 
-    A call that runs longer than `tool_timeout` seconds (0: no limit) ends the case, which has failed. Raises ValueError if there is no such format or mode (when the case starts).
+    A call that runs longer than `tool_timeout` seconds (0: no limit) ends the case, which has failed. Raises
+    ValueError if there is no such format or mode (when the case starts).
     """
     if mode not in MODES:
         raise ValueError(f"no mode {mode!r}; there are {', '.join(MODES)}")
