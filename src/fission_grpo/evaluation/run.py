@@ -1,7 +1,8 @@
 """An evaluation on disk: `manifest.json` describes it, `cases.jsonl` grows by one line with every case that ends.
 
 A killed evaluation continues when it is started again: finished cases are not run again, except those that are missing
-(lost to the endpoint or a broken environment).
+(lost to the endpoint or a broken environment). A local model then writes the same replies as without the kill, up to
+rounding: each turn of a case has a seed of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fission_grpo.core.terminal import TolerantStream, show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.metrics import Metrics
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records, to_line
-from fission_grpo.evaluation.runner import StartCase, run_cases
+from fission_grpo.evaluation.runner import StartCase, run_cases, with_seeds
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
 MANIFEST = "manifest.json"
@@ -137,6 +138,8 @@ def evaluate_run(
     if records:
         show(f"{directory}: {finished} of {len(cases)} cases are there already", error=True)
     progress = Progress(len(cases), finished)
+    if isinstance(seed := manifest.decoding.get("seed"), int):
+        cases = {name: with_seeds(start, seed, name) for name, start in cases.items()}
 
     def save(record: CaseRecord) -> None:
         append_line(directory / CASES, to_line(record), sync=True)
