@@ -6,6 +6,7 @@ import time
 
 import pytest
 from datasets import Dataset
+from isolated_environments import Shop
 from trainer_settings import QUIETLY_ON_CPU
 from trainer_support import Spy, desk_trainer, history
 
@@ -70,9 +71,15 @@ class Scripted(FissionGRPOTrainer):
         return [self.processing_class(text + "<|im_end|>")["input_ids"] for text in texts], None
 
 
-def scripted_trainer(folder, names=NAMES, factory=Odd, **more):
+def scripted_trainer(folder, names=NAMES, factory=Odd, isolate_environments=False, tool_timeout=0.2, **more):
     model, tokenizer = load_starter()
-    fields = {"max_tool_calling_iterations": 2, "max_completion_length": 120, "tool_timeout": 0.2, "max_steps": 1}
+    fields = {
+        "max_tool_calling_iterations": 2,
+        "max_completion_length": 120,
+        "tool_timeout": tool_timeout,
+        "max_steps": 1,
+    }
+    fields["isolate_environments"] = isolate_environments
     size = {"per_device_train_batch_size": len(names), "num_generations": len(names)}
     args = FissionGRPOConfig(output_dir=str(folder), **QUIETLY_ON_CPU, **fields, **size)
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "Do it."}]}] * 4)
@@ -148,3 +155,30 @@ def test_a_reward_function_that_exits_leaves_the_rollouts_unjudged(function, tmp
     assert all(math.isnan(reward) for reward in trainer.seen[0][2])
     assert history(trainer, "fission/unusable_rewards") == [16.0]
     assert f"{function.__name__} tried to end the process" in caplog.text
+
+
+def test_a_run_with_isolated_environments_goes_on_after_hangs_in_c_code_and_crashes(tmp_path):
+    names = ["hashes", "dies", "exits", "offline", "add_nothing"]
+    trainer = scripted_trainer(tmp_path, names, Shop, isolate_environments=True, tool_timeout=1.0)
+    trainer.train()
+    assert str([reward for [reward] in trainer.rewards]) == "[0.0, 0.0, 0.0, nan, 0.0]"
+    answers = [completion[1]["content"] for completion in trainer.completions]
+    assert "hashes was stopped after 1 s" in answers[0]
+    assert "dies ended the process of Shop" in answers[1]
+    assert (history(trainer, "env/timeouts"), history(trainer, "env/crashes")) == ([1.0], [1.0])
+
+
+def test_isolated_environments_need_a_guard(tmp_path):
+    with pytest.raises(ValueError, match="isolate_environments needs guard_tools"):
+        FissionGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, fission=False, isolate_environments=True)
+
+
+def test_training_in_processes_equals_training_without_them(tmp_path):
+    steps = {"max_steps": 3, "shared_prefix": False, "num_generations": 4, "per_device_train_batch_size": 8}
+    runs = []
+    for isolate in (False, True):
+        runs.append(desk_trainer(tmp_path / str(isolate), Spy, isolate_environments=isolate, **steps))
+        runs[-1].train()
+    assert history(runs[0], "fission/phase")[1:] != [0.0, 0.0]  # a recover cycle is among them
+    for key in ("loss", "reward", "fission/phase", "env/restored"):
+        assert history(runs[0], key) == history(runs[1], key)

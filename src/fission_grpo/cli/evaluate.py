@@ -95,6 +95,8 @@ def _add_task_options(group: Any) -> None:
     add("--mode", choices=("strict", "feedback"), default="strict", help=modes)
     limit = "seconds of one tool call; a case that exceeds them has failed; 0: no limit (default %(default)g)"
     add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=limit)
+    isolate = "run each environment in a process of its own, which is killed at --tool_timeout (not for BFCL)"
+    add("--isolate_environments", action="store_true", help=isolate)
     faults = "inject faults into environments, such as timeout:0.1; may be given several times"
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
@@ -240,6 +242,7 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
         format=arguments.format,
         mode=arguments.mode,
         tool_timeout=arguments.tool_timeout,
+        isolate_environments=arguments.isolate_environments,
         faults=tuple(Fault(kind, rate) for kind, rate in arguments.fault),
     )
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):

@@ -34,7 +34,18 @@ class InfrastructureError(Exception):
     """
 
 
-class TimeLimitExceeded(Exception):
+class CallStopped(Exception):
+    """A call of others' code did not end by itself."""
+
+
+class ProcessDied(CallStopped):
+    """A call of others' code ended the process in which it was made."""
+
+    def __init__(self, name: str, environment: object):
+        super().__init__(f"{name} ended the process of {type(environment).__name__}")
+
+
+class TimeLimitExceeded(CallStopped):
     """A call of others' code was stopped at its time limit."""
 
     def __init__(self, name: str, seconds: float):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.errors import InfrastructureError, TimeLimitExceeded
+from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained_async
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
@@ -85,6 +85,8 @@ def make_restorable(
 
             observation = None
             with monitor.catch_infrastructure_error("reset"):
+                if (start := getattr(environment, "_fission_start", None)) is not None:  # a process, see `worker`
+                    start()
                 if task is None:
                     observation = begin()
                 else:
@@ -166,7 +168,10 @@ def _replayed(
     monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     for past in history:
         name = past.call.name
-        if monitor is not None and past.error == str(TimeLimitExceeded(name, monitor.limits.timeout)):
+        if monitor is not None and past.error in (
+            str(TimeLimitExceeded(name, monitor.limits.timeout)),
+            str(ProcessDied(name, environment)),
+        ):
             continue
         if name in tools:
             yield past, make_call(tools, past.call, run_async)

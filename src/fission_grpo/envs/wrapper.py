@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.errors import ExitAttempt, InfrastructureError, TimeLimitExceeded
+from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, TimeLimitExceeded
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
@@ -49,12 +49,18 @@ class EpisodeMonitor:
     limits: ToolLimits
     snapshots: list[Any] = field(default_factory=list)  # from the episode's start and after every call, if supported
     infrastructure_error: str | None = None  # why this episode cannot be judged
-    stopped: str | None = None  # the policy's call that exceeded its limit, which ended the episode with reward 0
+    stopped: str | None = None  # the policy's call that did not end by itself; the episode's reward is then 0
     counts: Counter[str] = field(default_factory=Counter)  # of events ("env/..."), until the trainer clears them
     takes_snapshots: bool = True  # whether `_snapshot` has worked so far
 
     def record_snapshot(self) -> None:
-        """Take a snapshot, if the environment supports it. After a failure no more are taken."""
+        """Take a snapshot, if the environment supports it. After a failure no more are taken.
+
+        The state after a call that was stopped is not known: a recovery begins with the state before it.
+        """
+        if self.stopped is not None:
+            self.snapshots += self.snapshots[-1:]
+            return
         if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(self.environment):
             return
         name = f"{type(self.environment).__name__}._snapshot"
@@ -87,9 +93,9 @@ class EpisodeMonitor:
             yield
         except InfrastructureError as error:
             self.record_infrastructure_error(error, f"{method} failed")
-        except (TimeLimitExceeded, ExitAttempt) as error:
-            if isinstance(error, TimeLimitExceeded):
-                self.counts["timeouts"] += 1
+        except (CallStopped, ExitAttempt) as error:
+            if isinstance(error, CallStopped):
+                self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
             self.record_infrastructure_error(error, "")
             _log.warning("%s; the episode is not judged", error)
 
@@ -132,9 +138,9 @@ class EpisodeMonitor:
         """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
         try:
             yield
-        except TimeLimitExceeded as error:
+        except CallStopped as error:
             self.stopped = str(error)
-            self.counts["timeouts"] += 1
+            self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
             raise
         except InfrastructureError as error:
             self.record_infrastructure_error(error, f"{name} is out of order")

@@ -26,6 +26,7 @@ from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
 from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, without_task
+from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
@@ -140,6 +141,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         replays = not (args.fission and self._draws_tasks)
 
         def guarded(factory: Any) -> Any:
+            if args.isolate_environments:
+                factory = isolated(factory, args.tool_timeout)
             return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
 
         factory = given.get("environment_factory")
