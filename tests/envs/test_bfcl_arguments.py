@@ -7,12 +7,13 @@ import pytest
 
 pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
 
+import fission_grpo.envs.bfcl.state as state_module
 from fission_grpo.core.timing import time_limit
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.bfcl.env import environment_of
 from fission_grpo.envs.bfcl.functions import FILES, class_docs
 from fission_grpo.envs.bfcl.official import MULTI_TURN, multi_turn_cases
-from fission_grpo.envs.bfcl.state import MAX_ENTRIES, MAX_PRECISION, _count_entries, new_state
+from fission_grpo.envs.bfcl.state import new_state
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
 
@@ -90,14 +91,14 @@ def test_no_official_case_needs_more_than_the_limits():
     most_entries = 0
     for case in (case for category in MULTI_TURN for case in multi_turn_cases(category)):
         for call in (call for turn in case.reference for call in turn):
-            assert abs(call.arguments.get("precision", 0)) <= MAX_PRECISION / 10
-            assert abs(call.arguments.get("decimal_places", 0)) <= MAX_PRECISION / 10
+            assert abs(call.arguments.get("precision", 0)) <= state_module.MAX_PRECISION / 10
+            assert abs(call.arguments.get("decimal_places", 0)) <= state_module.MAX_PRECISION / 10
             if call.name == "power":
                 assert call.arguments["base"] ** call.arguments["exponent"] < 10**100
         if "GorillaFileSystem" in case.classes:
             state = new_state(case.classes, case.config, case.long_context)
-            most_entries = max(most_entries, _count_entries(state.instances["GorillaFileSystem"].root))
-    assert 50 < most_entries < MAX_ENTRIES / 10
+            most_entries = max(most_entries, state_module._count_entries(state.instances["GorillaFileSystem"].root))
+    assert 50 < most_entries < state_module.MAX_ENTRIES / 10
 
 
 def file_system():
@@ -120,7 +121,7 @@ def test_directories_that_share_their_contents_are_not_walked_through_for_ever(n
         call("cp", source=source, destination=f"{source}{number}")
         call("mv", source=f"{source}{number}", destination=target)
     with time_limit(5):
-        assert f"more than {MAX_ENTRIES} files" in call(name, **arguments)
+        assert f"more than {state_module.MAX_ENTRIES} files" in call(name, **arguments)
 
 
 def test_a_directory_copied_into_itself_is_an_error():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
@@ -77,7 +78,8 @@ class FunctionSource(FeedbackSource):
 
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
-            text = self.function(failure)
+            with contained(self.name, 0):
+                text = self.function(failure)
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything; logged and counted
             _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
             return Diagnosis(None, f"raised {type(error).__name__}")
