@@ -74,7 +74,6 @@ def make_restorable(
 
         @functools.wraps(original)
         def reset(**row: Any) -> Any:
-            monitor.begin_episode()
             task = row.pop(TASK_KEY, None)
             columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
 
@@ -85,8 +84,7 @@ def make_restorable(
 
             observation = None
             with monitor.catch_infrastructure_error("reset"):
-                if (start := getattr(environment, "_fission_start", None)) is not None:  # a process, see `worker`
-                    start()
+                monitor.begin_episode()
                 if task is None:
                     observation = begin()
                 else:

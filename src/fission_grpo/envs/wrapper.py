@@ -74,8 +74,10 @@ class EpisodeMonitor:
             _log.warning("%s failed; its episodes are restored by replay", name, exc_info=True)
 
     def begin_episode(self) -> None:
-        """Forget the episode before."""
+        """Forget the episode before, and wait for the environment's process if it has one (see `worker`)."""
         self.infrastructure_error = self.stopped = None
+        if (start := getattr(self.environment, "_fission_start", None)) is not None:
+            start()
 
     def record_infrastructure_error(self, error: Exception, default: str) -> None:
         """Mark the episode as one that cannot be judged; `default` is the reason if the error has no message."""
