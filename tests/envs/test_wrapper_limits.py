@@ -183,3 +183,12 @@ def test_a_turn_with_a_stopped_call_has_not_resolved_the_failure():
     verdict = judge_corrective_turn(environment, [{"tool_calls": [{"function": {"name": "tool", "arguments": {}}}]}])
     assert not verdict.resolved
     assert verdict.results[0].error == "tool was stopped after 0.1 s"
+
+
+def test_an_environment_that_exits_while_it_is_made_does_not_look_like_success():
+    class Exits(Fatal):
+        def __init__(self):
+            raise SystemExit(0)
+
+    with pytest.raises(Exception, match=r"making Exits tried to end the process \(SystemExit: 0\)"):
+        make_restorable(Exits, run_awaitable)()

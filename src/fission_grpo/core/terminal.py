@@ -79,7 +79,7 @@ class TolerantStream:
     def _attempt(self, action: Callable[[], Any]) -> Any:
         try:
             return None if self._stream is None else action()
-        except (OSError, ValueError) as problem:  # ValueError: it is closed
+        except (OSError, ValueError, RuntimeError) as problem:  # closed; written by a signal handler within a write
             self.problem = self.problem or getattr(problem, "strerror", None) or str(problem)
             return None
 

@@ -20,7 +20,7 @@ from typing import Any
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded
 from fission_grpo.core.terminal import get_logger, warn_once
-from fission_grpo.core.timing import contained_async
+from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
     ADVICE,
@@ -50,24 +50,23 @@ def make_restorable(
     """A factory of the same environments with guarded tools, whose `reset` also takes rows of recovery tasks.
 
     For such a row, `reset` returns no observation: the recovery prompt contains it already. In an episode with an
-    infrastructure error the reward is None; one is that a replay begins with another observation than the failed
-    episode, or that a call now fails or no longer fails, so that `reset` began another task. The class stays the
-    user's own.
+    infrastructure error the reward is None; one is that in a replay the observation differs, or whether a call fails,
+    so that `reset` began another task. The class stays the user's own.
 
     Args:
         run_async: runs a coroutine to its result.
         get_snapshot: from a recovery task's id to the snapshot to restore; None to replay the task's history.
         sanitize: applied to the text that `reset` returns.
-        replays: whether `reset` gives the same task for the same row, so that a task without a snapshot can be
-            replayed.
+        replays: whether `reset` gives the same task for the same row, so that calls can be repeated after it.
     """
 
     def make_one() -> Any:
-        environment = make()
+        with contained(f"making {getattr(make, '__name__', 'the environment')}", 0):
+            environment = make()
         if not replays and not can_snapshot(environment):
             raise ValueError(
-                f"{type(environment).__name__} draws its own tasks, as there is no train_dataset. To recover from a "
-                "failed one it needs _snapshot and _restore: add them, give a train_dataset, or set fission=False."
+                f"{type(environment).__name__} draws its own tasks, as there is no train_dataset. To recover from one "
+                "it needs _snapshot and _restore: add them, give a train_dataset, or set fission=False."
             )
         monitor = guard_tools(environment, limits or ToolLimits())
         original = environment.reset

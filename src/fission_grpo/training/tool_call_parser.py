@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fission_grpo.core.chat import parse
+from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded
 from fission_grpo.core.json_io import problem_in
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained, contained_async
@@ -59,6 +60,8 @@ def _errors_of_call(kwargs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, TimeLimitExceeded | ExitAttempt):
+            _log.warning("%s", error)
         message = error_message(error)
         if error.args == (message,):
             raise
