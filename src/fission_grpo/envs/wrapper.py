@@ -20,7 +20,7 @@ from typing import Any
 
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, TimeLimitExceeded
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
 
@@ -99,7 +99,7 @@ class EpisodeMonitor:
             if isinstance(error, CallStopped):
                 self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
             self.record_infrastructure_error(error, "")
-            _log.warning("%s; the episode is not judged", error)
+            warn_once(_log, f"{error}; such episodes are not judged, and counted as env/broken")
 
     def contained(self, method: str) -> contained:
         """The limits of a method that is no tool, for a `with` statement."""
