@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from isolated_environments import Shop
 from trainer_settings import QUIETLY_ON_CPU
-from trainer_support import Spy, desk_trainer, history
+from trainer_support import Spy, desk_trainer, events, history
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.inference.pretrained import load_starter
@@ -102,6 +102,9 @@ def test_a_call_that_hangs_earns_nothing_and_one_that_exits_is_answered_with_an_
     assert answers[4] == "done"
     assert history(trainer, "env/timeouts") == [2.0]
     assert history(trainer, "fission/infrastructure") == [0.0]
+    assert history(trainer, "fission/kind/raised") == [2.0]
+    [pushed] = events(tmp_path, "pushed")
+    assert pushed["feedback"] in ("hangs was stopped after 0.2 s", "hangs_async was stopped after 0.2 s")
     assert trainer.async_loop_thread.is_alive()
 
 

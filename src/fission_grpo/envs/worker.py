@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, ProcessDied, TimeLimitExceeded
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, tolerant_output
 from fission_grpo.core.timing import contained
 from fission_grpo.envs.restore import run_awaitable
 from fission_grpo.envs.wrapper import error_message
@@ -192,7 +192,7 @@ def _serve(connection: Connection, parent: int, make: Callable[[], Any]) -> None
     answer = _outcome("__init__", make)
     if answer[0] == "result":
         environment, answer = answer[2], ("result", "", None)
-    with suppress(EOFError, OSError):
+    with tolerant_output(), suppress(EOFError, OSError):
         while True:
             try:
                 connection.send(answer)
