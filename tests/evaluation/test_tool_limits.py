@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +166,22 @@ def test_the_command_takes_the_limit_and_refuses_what_is_none(tmp_path, capsys):
             main([*words, "--tool_timeout", wrong])
         assert "--tool_timeout" in capsys.readouterr().err
     assert json.loads((tmp_path / "eval-starter" / "rates.json").read_text())
+
+
+def test_a_tool_that_changes_the_working_directory_does_not_move_the_results(tmp_path, monkeypatch):
+    from fission_grpo.evaluation.episodes import run_episode
+    from fission_grpo.evaluation.run import Manifest, evaluate_run
+
+    class Moves(Odd):
+        def works(self) -> str:
+            """Work elsewhere."""
+            os.chdir(tmp_path / "elsewhere")
+            return "done"
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rows = {name: {"id": name, "prompt": [{"role": "user", "content": "works"}]} for name in ("a", "b", "c")}
+    cases = {name: lambda row=row: run_episode(Moves, row) for name, row in rows.items()}
+    evaluate_run(Path("run"), Manifest("test", {}, {}, {}), Calls(), cases, in_flight=1)
+    assert len(read_records(tmp_path / "run" / "cases.jsonl")) == 3
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -146,6 +146,8 @@ def _fault(text: str) -> tuple[str, float]:
 def evaluate_command(argv: list[str]) -> int:
     """Returns 0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted."""
     arguments = eval_parser().parse_args(argv)
+    if arguments.output is not None:
+        arguments.output = arguments.output.absolute()  # a tool may change the working directory
     try:
         if arguments.error_pattern is not None and not arguments.traces:
             raise ValueError("--error_pattern is for transcripts; give them with --traces FILE, or leave it out")

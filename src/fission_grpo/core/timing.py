@@ -194,10 +194,10 @@ def format_duration(seconds: float) -> str:
 
 def _can_interrupt() -> bool:
     if not hasattr(signal, "SIGALRM"):
-        reason = "this platform has no SIGALRM"
+        reason = "on this platform, which lacks SIGALRM"
     elif threading.current_thread() is not threading.main_thread():
-        reason = "tools are called outside the main thread"
+        reason = "outside the main thread"
     else:
         return True
-    warn_once(_log, f"tool calls have no time limit: {reason}")
+    warn_once(_log, f"sync code of tools and environments has no time limit {reason}")
     return False

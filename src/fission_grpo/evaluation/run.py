@@ -129,6 +129,7 @@ def evaluate_run(
     `cases` are functions that start each case, by case id; `policy` and `in_flight` are as for `run_cases`. Raises
     RunFileError if the directory holds another evaluation, or a file of it is broken.
     """
+    directory = directory.absolute()  # a tool may change the working directory
     _check_same_run(directory, manifest)
     write_manifest(directory, manifest)
     cut_half_line(directory / CASES)
