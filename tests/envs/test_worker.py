@@ -180,6 +180,18 @@ def test_faults_are_injected_into_it():
     assert [fault.tool for fault in environment.injected] == ["add"]
 
 
+def test_bfcls_classes_which_no_module_holds_are_isolated_too():
+    pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+    from fission_grpo.envs.bfcl.env import environment_of
+
+    environment = make_restorable(isolated(environment_of("MathAPI+TicketAPI-logout"), 5), run_awaitable)()
+    environment.reset(scenario='{"config": {}, "history": [], "reference": []}')
+    assert call(environment, "add", a=1, b=2).content == '{"result": 3}'
+    assert "logout" not in tool_methods(environment)
+    assert len(environment._fission_monitor.snapshots) == 2
+    assert environment._reward() == 1.0
+
+
 @pytest.mark.parametrize("how", ["raise SystemExit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_process_outlives_the_one_that_began_it(how, tmp_path):
     program = f"""

@@ -146,15 +146,12 @@ def test_short_formats_in_an_argument_are_still_computed():
     assert call.arguments == {"content": "5%"}
 
 
-@pytest.mark.parametrize("tasks", ["desk", "cases"])
-def test_the_command_isolates_environments(tasks, tmp_path, monkeypatch):
-    words = ["eval", "--model", "starter", "--num_tasks", "1", "--isolate_environments"]
-    if tasks == "cases":
-        pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
-        assert main(["tasks", "generate", "--output", str(tmp_path), "--train", "0", "--heldout", "2"]) == 0
-        tasks = str(next(tmp_path.glob("*held*.jsonl")))
-    assert main([*words, "--tasks", tasks, "--output", str(tmp_path / "run")]) == 0
-    assert main([*words, "--tasks", "multi_turn_base", "--output", str(tmp_path / "run")]) == 2
+def test_the_command_isolates_environments_but_not_bfcls_own_cases(tmp_path, capsys):
+    words = ["eval", "--model", "starter", "--num_tasks", "1", "--isolate_environments", "--output", str(tmp_path)]
+    assert main([*words, "--tasks", "desk"]) == 0
+    pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock")
+    assert main([*words, "--tasks", "multi_turn_base"]) == 2
+    assert "leave out --isolate_environments" in capsys.readouterr().err
 
 
 def test_the_command_takes_the_limit_and_refuses_what_is_none(tmp_path, capsys):

@@ -289,16 +289,15 @@ def test_a_request_with_a_seed_gets_the_same_reply_in_any_batch_and_order(starte
     assert sum(a != b for a, b in zip(alone, other, strict=True)) > 2
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_replies_with_seeds_are_samples_of_the_same_distribution(starter, temperature):
+def test_replies_with_seeds_are_samples_of_the_same_distribution(starter):
     import torch
 
     model, tokenizer = starter
-    policy = LocalPolicy(model, tokenizer, temperature, max_new_tokens=1, batch_size=500)
+    policy = LocalPolicy(model, tokenizer, 0.5, max_new_tokens=1, batch_size=500)
     request = Request([ASK], SCHEMAS)
     ids = torch.tensor([policy._ids(request)])
     with torch.no_grad():
-        expected = (model(ids).logits[0, -1] / temperature).softmax(-1)
+        expected = (model(ids).logits[0, -1] / 0.5).softmax(-1)
     replies = policy.reply(seeded([request] * 2000))
     drawn = torch.zeros_like(expected)
     for reply in replies:

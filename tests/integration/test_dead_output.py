@@ -68,11 +68,7 @@ def test_an_evaluation_goes_on_without_its_progress_but_not_without_its_results(
     assert len((tmp_path / "eval-starter" / "cases.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "ending", "status"),
-    [([*TRAIN, "--output_dir", "run"], "2>&1 | true", 0), (["--help"], ">/dev/full 2>&-", 1)],
-)
-def test_a_process_ends_with_the_same_status(words, ending, status, tmp_path):
-    line = " ".join([sys.executable, "-m", "fission_grpo.cli", *words, ending])
-    done = subprocess.run(["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], cwd=tmp_path, check=False)
+@pytest.mark.parametrize(("ending", "status"), [(">/dev/full 2>&-", 1), (">&- 2>&-", 1), ("2>/dev/full", 0)])
+def test_a_process_ends_with_the_status_of_its_command(ending, status):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m fission_grpo.cli --help {ending}"], check=False)
     assert done.returncode == status

@@ -177,11 +177,11 @@ def test_isolated_environments_need_a_guard(tmp_path):
 
 
 def test_training_in_processes_equals_training_without_them(tmp_path):
-    steps = {"max_steps": 3, "shared_prefix": False, "num_generations": 4, "per_device_train_batch_size": 8}
+    steps = {"max_steps": 2, "num_recovery_generations": 4, "num_generations": 4, "per_device_train_batch_size": 4}
     runs = []
     for isolate in (False, True):
         runs.append(desk_trainer(tmp_path / str(isolate), Spy, isolate_environments=isolate, **steps))
         runs[-1].train()
-    assert history(runs[0], "fission/phase")[1:] != [0.0, 0.0]  # a recover cycle is among them
+    assert history(runs[0], "fission/phase") == [0.0, 1.0]
     for key in ("loss", "reward", "fission/phase", "env/restored"):
         assert history(runs[0], key) == history(runs[1], key)
