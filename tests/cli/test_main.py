@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import fission_grpo.cli.main as main_module
 from fission_grpo.cli.main import main
 from fission_grpo.core.timing import format_duration
 from fission_grpo.training.callbacks import RunProgress, progress_line
@@ -164,3 +166,25 @@ def test_time_left_heeds_the_token_budget_and_a_resume():
 
 def test_clock_shows_hours_only_where_there_are_any():
     assert [format_duration(5), format_duration(65), format_duration(3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+@pytest.mark.parametrize("code", [0, None, 3, "bye"])
+@pytest.mark.parametrize("command", ["train", "eval", "compare"])
+def test_a_library_that_exits_does_not_look_like_success(command, code, monkeypatch, capsys):
+    def run(words):
+        sys.exit(code)
+
+    place = SimpleNamespace(**{main_module.COMMANDS[command][1]: run})
+    monkeypatch.setattr(main_module, "import_module", lambda name: place)
+    assert main([command]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {command} was ended by SystemExit({code!r}) from {__file__}, line ")
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--no_such_option"], 2)])
+@pytest.mark.parametrize("command", ["eval", "compare", "report", "check-environment"])
+def test_the_exits_of_the_command_line_parser_keep_their_status(command, words, code, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, *words])
+    assert caught.value.code == code
+    assert "was ended by" not in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fission_grpo.core.terminal import get_logger, printable, show
+from fission_grpo.core.terminal import get_logger, printable, show, tolerant_output
 
 SOURCE = Path(__file__).parents[2] / "src" / "fission_grpo"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\u2069\x08\r\x00\x7f\u2028"
@@ -182,3 +182,62 @@ def test_the_verdict_on_an_environment_has_one_clean_line_for_each_check():
     lines = str(report).split("\n")
     assert_clean("".join(lines))
     assert len(lines) == 2
+
+
+class Odd(io.StringIO):
+    """A stream whose use raises."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, *_):
+        raise self.error
+
+    flush = isatty = write
+
+
+def closed_stream():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+ODD = {
+    "dead pipe": lambda: Odd(BrokenPipeError(32, "Broken pipe")),
+    "full disk": lambda: Odd(OSError(28, "No space left on device")),
+    "written by a signal handler": lambda: Odd(RuntimeError("reentrant call inside <_io.BufferedWriter>")),
+    "closed": closed_stream,
+    "none": lambda: None,
+}
+
+
+@pytest.mark.parametrize("error", [True, False], ids=["stderr", "stdout"])
+@pytest.mark.parametrize("stream", ODD)
+def test_showing_a_text_on_a_stream_that_cannot_be_written_raises_nothing(stream, error, monkeypatch):
+    monkeypatch.setattr(sys, "stderr" if error else "stdout", ODD[stream]())
+    show("lost", error=error)
+
+
+@pytest.mark.parametrize("stream", ODD)
+def test_in_tolerant_output_whatever_writes_there_raises_nothing(stream, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", ODD[stream]())
+    monkeypatch.setattr(sys, "stderr", ODD[stream]())
+    with tolerant_output() as output:
+        print("lost", flush=True)
+        sys.stderr.writelines(["a", "b"])
+        logging.getLogger("somebody").warning("lost")
+        assert not sys.stderr.isatty()
+        assert output.problem
+    print("into nothing", flush=True)
+
+
+def test_tolerant_output_passes_everything_on(capsys):
+    before = sys.stdout, sys.stderr
+    with tolerant_output() as output:
+        print("out")
+        show("err", error=True)
+        assert sys.stdout.encoding == before[0].encoding
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("out\n", "err\n")
+    assert output.problem is None

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from environments_on_trial import (
@@ -136,3 +137,32 @@ def test_every_row_given_is_tried():
     assert check_environment(Door, [{"locked": False}], calls).ok
     report = check_environment(Door, [{"locked": False}, {"locked": True}], calls)
     assert [finding.check for finding in report.findings if finding.status == "failed"] == ["snapshot"]
+
+
+def ends_in(method, how):
+    """A class whose method hangs or raises."""
+
+    def end(self, *_, **__):
+        if how == "hangs":
+            time.sleep(30)
+        raise how
+
+    return type("Ends", (Till,), {method: end})
+
+
+@pytest.mark.parametrize("how", ["hangs", SystemExit(0), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("method", ["reset", "get_reward", "_snapshot", "_restore", "_progress"])
+def test_a_method_that_hangs_or_ends_the_process_is_a_failed_check(method, how):
+    found = failed(ends_in(method, how), calls=[ToolCall("put", {"amount": 7}), ToolCall("put", {"amount": 1})])
+    assert found
+    said = " ".join(found.values())
+    assert ("hangs" if how == "hangs" else type(how).__name__) in said
+
+
+def test_a_tool_that_raises_what_ctrl_c_raises_is_a_failed_check():
+    class Interrupts(Till):
+        def total(self) -> int:
+            """Say how much there is."""
+            raise KeyboardInterrupt
+
+    assert "raises KeyboardInterrupt, which is no Exception" in failed(Interrupts)["errors are results"]

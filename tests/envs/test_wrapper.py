@@ -96,15 +96,16 @@ def test_an_exception_of_a_tool_is_an_error_of_the_policy():
 
 
 @pytest.mark.parametrize("name", ["hangs", "hangs_stubbornly", "sleeps"])
-def test_a_tool_that_hangs_is_stopped_and_the_episode_is_not_judged(name):
+def test_a_tool_that_hangs_is_stopped_and_the_policy_has_failed(name):
     environment = odd()
     began = time.monotonic()
     result = call(environment, name)
     assert time.monotonic() - began < 2
     assert result.error == f"{name} was stopped after 0.1 s"
-    assert environment.get_reward() is None
+    assert environment.get_reward() == 0.0
     assert environment._fission_monitor.counts == {"timeouts": 1}
-    assert call(environment, "add", item="x").error == result.error  # no call is made after an infrastructure error
+    assert environment._fission_monitor.infrastructure_error is None
+    assert call(environment, "add", item="x").error == f"the episode has ended: {result.error}"
     assert environment.kept == []
     environment.reset()
     assert environment.get_reward() == 1.0

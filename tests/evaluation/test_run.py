@@ -191,3 +191,52 @@ def test_results_of_other_types_are_one_error_with_file_and_line(tmp_path, old, 
     path.write_text(LINE.replace(old, new) + "\n")
     with pytest.raises(RunFileError, match=r"cases\.jsonl, line 1: field 'turns'"):
         read_records(path)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_killed_evaluation_goes_on_with_the_replies_that_it_would_have_had(tmp_path, monkeypatch):
+    from fission_grpo.evaluation import run as run_module
+    from fission_grpo.evaluation.task_sets import TaskSpec, task_set
+    from fission_grpo.inference.local import LocalPolicy
+    from fission_grpo.inference.pretrained import load_starter
+
+    cases, starter = task_set(TaskSpec("desk", count=6)).cases, load_starter()
+    manifest = Manifest("test", {"kind": "desk"}, {}, {"temperature": 1.0, "seed": 3})
+
+    def evaluated(folder):
+        records = evaluate_run(folder, manifest, LocalPolicy(*starter, max_new_tokens=24), cases, 3)
+        return [[step.text for step in record.steps] for record in records]
+
+    whole = evaluated(tmp_path / "whole")
+    append = run_module.append_line
+
+    def kill_after_two(path, *args, **kwargs):
+        if path.is_file() and len(path.read_text().splitlines()) == 2:
+            raise Killed
+        append(path, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "append_line", kill_after_two)
+    with pytest.raises(Killed):
+        evaluated(tmp_path / "killed")
+    monkeypatch.setattr(run_module, "append_line", append)
+    assert evaluated(tmp_path / "killed") == whole
+    other = Manifest("test", {"kind": "desk"}, {}, {"temperature": 1.0, "seed": 4})
+    records = evaluate_run(tmp_path / "other", other, LocalPolicy(*starter, max_new_tokens=24), cases, 3)
+    assert [[step.text for step in record.steps] for record in records] != whole
+
+
+def test_every_request_of_an_evaluation_has_a_seed_of_its_own(tmp_path):
+    seen = []
+
+    class Keeps(Writer):
+        def reply(self, requests):
+            seen.extend(request.seed for request in requests)
+            return super().reply(requests)
+
+    manifest = Manifest("test", MANIFEST.tasks, MANIFEST.prompt, {"temperature": 1.0, "seed": 0})
+    evaluate_run(tmp_path, manifest, Keeps(right), plays("Oslo", "Rome"))
+    assert len(set(seen)) == 2
+    assert all(0 < seed < 2**31 for seed in seen)

@@ -206,3 +206,10 @@ def test_close_gives_up_what_is_under_way_and_may_be_called_again(server):
     assert time.monotonic() - began < 1.0
     assert future.cancelled()
     assert "endpoint" not in [thread.name for thread in threading.enumerate()][before:]
+
+
+def test_a_seed_of_the_request_goes_before_that_of_the_options(server):
+    one_reply(server, Request(ASK, seed=9), seed=3)
+    one_reply(server, Request(ASK, seed=9))
+    one_reply(server, Request(ASK), seed=3)
+    assert [body.get("seed") for body in server.asked] == [9, 9, 3]

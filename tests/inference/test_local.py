@@ -4,6 +4,7 @@ Repeatability, left padding and what dialogues look like with the starter are in
 """
 
 import copy
+import dataclasses
 import inspect
 
 import pytest
@@ -270,3 +271,41 @@ def test_template_options_reach_every_prompt(starter):
         assert text.count("<think></think>") == text.count("<|im_start|>assistant")  # as each turn was asked for
     policy = LocalPolicy(model, tokenizer, template_options={"enable_thinking": False})
     assert tokenizer.decode(policy._ids(Request([ASK], SCHEMAS))).endswith("<think></think>")
+
+
+def seeded(requests, base=0):
+    return [dataclasses.replace(request, seed=base + number) for number, request in enumerate(requests)]
+
+
+def test_a_request_with_a_seed_gets_the_same_reply_in_any_batch_and_order(starter):
+    requests = seeded(requests_of_odd_lengths(12))
+    alone = [LocalPolicy(*starter, max_new_tokens=24).reply([request])[0] for request in requests]
+    policy = LocalPolicy(*starter, max_new_tokens=24, batch_size=5)
+    policy.reply(requests[3:7])
+    assert policy.reply(requests) == alone
+    assert policy.reply(requests[::-1]) == alone[::-1]
+    assert len({reply.text for reply in alone}) > 5
+    other = LocalPolicy(*starter, max_new_tokens=24).reply(seeded(requests_of_odd_lengths(12), base=100))
+    assert sum(a != b for a, b in zip(alone, other, strict=True)) > 2
+
+
+def test_replies_with_seeds_are_samples_of_the_same_distribution(starter):
+    import torch
+
+    model, tokenizer = starter
+    policy = LocalPolicy(model, tokenizer, 0.5, max_new_tokens=1, batch_size=500)
+    request = Request([ASK], SCHEMAS)
+    ids = torch.tensor([policy._ids(request)])
+    with torch.no_grad():
+        expected = (model(ids).logits[0, -1] / 0.5).softmax(-1)
+    replies = policy.reply(seeded([request] * 2000))
+    drawn = torch.zeros_like(expected)
+    for reply in replies:
+        token = tokenizer(reply.text, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+        drawn[token[0]] += 1 / len(replies)
+    assert (drawn - expected).abs().sum() < 0.15
+
+
+def test_greedy_replies_do_not_depend_on_seeds(starter):
+    requests = requests_of_odd_lengths(3)
+    assert greedy(starter).reply(seeded(requests)) == greedy(starter).reply(requests)

@@ -43,6 +43,7 @@ TWO = (
     "slow",
     "server",
     "drawn",
+    "hanging",
 )
 FOUR = ("straddling", "uneven", "straddling<2")
 
@@ -235,3 +236,12 @@ def test_server_mode_of_vllm_asks_for_the_groups_of_each_cycle_and_every_rank_ge
     assert first["synced"] == 4  # once a step
     # The server tells how likely each token was; the policy finds the same only for its own rows' prompts.
     assert max(entry["sampling/sampling_logp_difference/max"] for entry in cycles) < 1e-3
+
+
+def test_a_rank_whose_resets_hang_or_exit_goes_on_without_their_rewards(two):
+    first, second = ranks(two, 2, "hanging")
+    assert first["fission"] == second["fission"]
+    entries = [entry for entry in first["history"] if "fission/phase" in entry]
+    assert [entry["fission/infrastructure"] for entry in entries] == [8, 8]
+    assert [entry["env/timeouts"] for entry in entries] == [2, 2]
+    assert [entry["env/broken"] for entry in entries] == [8, 8]

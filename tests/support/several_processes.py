@@ -5,6 +5,7 @@ A job is a training of `processes_support`, by its name; `straddling<2` is resum
 
 import os
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -116,6 +117,24 @@ def drawn(folder):
     return sampled(folder, PROCESSES, max_steps=2, feedback="fixed", more=more, max_completion_length=24)
 
 
+class HangsInReset(Desk):
+    """On the last rank every fourth `reset` hangs, and the others exit."""
+
+    resets = 0
+
+    def reset(self, **row):
+        HangsInReset.resets += 1
+        if RANK == PROCESSES - 1:
+            time.sleep(600 if HangsInReset.resets % 4 == 1 else 0)
+            sys.exit(0)
+        super().reset(**row)
+
+
+def hanging(folder):
+    more = {"environment_factory": HangsInReset}
+    return sampled(folder, PROCESSES, max_steps=2, tool_timeout=0.2, more=more, max_completion_length=24)
+
+
 def run(job):
     name, _, begun = job.partition("<")
     folder = FOLDER / str(PROCESSES) / job.replace("<", "_from_")
@@ -123,7 +142,15 @@ def run(job):
     if begun:
         copied(FOLDER / begun / name, folder, RANK)
         checkpoint = str(next(folder.glob("checkpoint-[24]")))
-    makers = {"drawn": drawn, "endpoint": endpoint, "raising": raising, "slow": slow, "turns": turns, "server": server}
+    makers = {
+        "drawn": drawn,
+        "hanging": hanging,
+        "endpoint": endpoint,
+        "raising": raising,
+        "slow": slow,
+        "turns": turns,
+        "server": server,
+    }
     if name == "sampled":
         trainer = sampled(folder, PROCESSES, max_steps=4, save_strategy="steps", save_steps=2)
     elif name in makers:

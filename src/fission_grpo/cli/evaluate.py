@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from fission_grpo.core.terminal import show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
+from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
 from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy, versions
 from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
@@ -91,6 +93,10 @@ def _add_task_options(group: Any) -> None:
     add("--format", choices=("chat", "qwen-fc", "qwen-prompting"), default="chat", help=formats)
     modes = "BFCL: strict is official; feedback answers calls that cannot be read with an error (default strict)"
     add("--mode", choices=("strict", "feedback"), default="strict", help=modes)
+    limit = "seconds of one tool call; a case that exceeds them has failed; 0: no limit (default %(default)g)"
+    add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=limit)
+    isolate = "run each environment in a process of its own, which is killed at --tool_timeout (not for BFCL)"
+    add("--isolate_environments", action="store_true", help=isolate)
     faults = "inject faults into environments, such as timeout:0.1; may be given several times"
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
@@ -110,6 +116,13 @@ def _count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{number} is negative")
     return number
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return seconds
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -133,6 +146,8 @@ def _fault(text: str) -> tuple[str, float]:
 def evaluate_command(argv: list[str]) -> int:
     """Returns 0; 1 if a package is missing; 2 for a mistake, named in one line on stderr; 130 if interrupted."""
     arguments = eval_parser().parse_args(argv)
+    if arguments.output is not None:
+        arguments.output = arguments.output.absolute()  # a tool may change the working directory
     try:
         if arguments.error_pattern is not None and not arguments.traces:
             raise ValueError("--error_pattern is for transcripts; give them with --traces FILE, or leave it out")
@@ -228,6 +243,8 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
         max_turns=turns_for(requests_of(arguments.tasks) or 1) if max_turns is None else max_turns,
         format=arguments.format,
         mode=arguments.mode,
+        tool_timeout=arguments.tool_timeout,
+        isolate_environments=arguments.isolate_environments,
         faults=tuple(Fault(kind, rate) for kind, rate in arguments.fault),
     )
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+import traceback
 from importlib import import_module
 
 from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import show, tolerant_output
 
 USAGE = """\
 usage: fission-grpo COMMAND [options]
@@ -43,6 +45,16 @@ COMMANDS = {  # module and function of each command
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 or 2 for a mistake in the input, 128 + signal if interrupted."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    with tolerant_output() as output:
+        status = _run(command, rest)
+        output.flush()
+        if output.problem is not None:
+            show(f"error: standard output could not be written ({output.problem})", error=True)
+            status = status if command == "train" else status or 1  # a trained model is there, whatever was shown
+    return status
+
+
+def _run(command: str, rest: list[str]) -> int:
     if command in ("-h", "--help", "help"):
         show(USAGE.rstrip())
         return 0
@@ -62,6 +74,13 @@ def main(argv: list[str] | None = None) -> int:
             show(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", error=True)
             return 1
         return run(rest)
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if place.filename == argparse.__file__:
+            raise
+        where = f"{place.filename}, line {place.lineno}, in {place.name}"
+        show(f"error: {command} was ended by SystemExit({error.code!r}) from {where}", error=True)
+        return 1
     except (UnsupportedVersionError, RunDirectoryError) as error:
         show(f"error: {error}", error=True)
         return 1

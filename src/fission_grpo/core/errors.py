@@ -38,5 +38,32 @@ class InfrastructureError(Exception):
     """
 
 
+class CallStopped(Exception):
+    """A call of others' code did not end by itself."""
+
+
+class ProcessDied(CallStopped):
+    """A call of others' code ended the process in which it was made."""
+
+    def __init__(self, name: str, environment: object):
+        super().__init__(f"{name} ended the process of {type(environment).__name__}")
+
+
+class TimeLimitExceeded(CallStopped):
+    """A call of others' code was stopped at its time limit."""
+
+    def __init__(self, name: str, seconds: float):
+        super().__init__(f"{name} was stopped after {seconds:g} s")
+
+
+class ExitAttempt(Exception):
+    """Others' code tried to end the process, by SystemExit or anything else that is no Exception."""
+
+    def __init__(self, name: str, error: BaseException):
+        super().__init__(
+            f"{name} tried to end the process ({type(error).__name__}{f': {error}' if str(error) else ''})"
+        )
+
+
 class UnsupportedVersionError(ImportError):
     """An installed package has a version that this library does not support. The message names the supported ones."""

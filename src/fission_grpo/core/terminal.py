@@ -10,10 +10,10 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
-
-from fission_grpo.core.errors import RunDirectoryError
 
 # Control characters (C0, DEL, C1), unpaired surrogates, separators of lines and paragraphs, controls of direction,
 # and invisible tags. Joiners stay: scripts and emoji need them.
@@ -50,18 +50,62 @@ def _clean_record(record: logging.LogRecord) -> bool:
     return True
 
 
+class TolerantStream:
+    """A text stream on which a write that fails is dropped, and the first reason kept as `problem`.
+
+    A log on a full disk or a pipe that nobody reads any more must not end a run, whoever writes to it.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream  # None where the process has none
+        self.problem: str | None = None if stream is not None else "there is none"
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        self._attempt(lambda: self._stream.flush())
+
+    def isatty(self) -> bool:
+        return bool(self._attempt(lambda: self._stream.isatty()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _attempt(self, action: Callable[[], Any]) -> Any:
+        try:
+            return None if self._stream is None else action()
+        except (OSError, ValueError, RuntimeError) as problem:  # closed; written by a signal handler within a write
+            self.problem = self.problem or getattr(problem, "strerror", None) or str(problem)
+            return None
+
+
+@contextmanager
+def tolerant_output() -> Iterator[TolerantStream]:
+    """Make standard output and stderr tolerant in the body; gives the former, to ask for its `problem`."""
+    originals: Any = {"stdout": sys.stdout, "stderr": sys.stderr}
+    streams = {name: TolerantStream(original) for name, original in originals.items()}
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+    try:
+        yield streams["stdout"]
+    finally:
+        for name, stream in streams.items():
+            stream.flush()  # Python does so at its end, and exits with status 120 if it cannot
+            setattr(sys, name, originals[name] if stream.problem is None else open(os.devnull, "w"))  # noqa: SIM115
+
+
 def show(text: Any = "", *, error: bool = False) -> None:
     """Print a text of one or several lines, on stderr if `error`: as `printable`, in the stream's encoding.
 
-    Raises RunDirectoryError if standard output cannot be written. If stderr cannot, nobody can be informed.
+    A stream that cannot be written is no error here; `tolerant_output` says so at the end.
     """
-    stream = sys.stderr if error else sys.stdout
+    stream = TolerantStream(sys.stderr if error else sys.stdout)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     line = printable(str(text), keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        print(line, file=stream, flush=True)
-    except OSError as problem:
-        if error:
-            return
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python would try again to write the rest at its end
-        raise RunDirectoryError(f"standard output could not be written ({problem.strerror})") from problem
+    stream.write(f"{line}\n")
+    stream.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import math
 import random
@@ -14,10 +13,10 @@ from typing import Any
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import printable
-from fission_grpo.core.timing import ToolTimeout
+from fission_grpo.core.timing import ToolTimeout, is_interrupt
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_calls
-from fission_grpo.envs.restore import get_progress, run_awaitable
+from fission_grpo.envs.restore import get_progress
 from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 
 # checks without which the later ones cannot be made, and the reason given for skipping these
@@ -70,7 +69,11 @@ class Report(EnvironmentProbe):
                 status, detail = "skipped", str(reason)
             except CheckFailed as reason:
                 status, detail = "failed", str(reason)
-            except (Exception, SystemExit, ToolTimeout) as error:  # noqa: BLE001 - the environment's; it is the verdict
+            except ToolTimeout:
+                status, detail = "failed", f"hangs for more than {self.timeout:g} s"
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 status, detail = "failed", f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if status == "failed" and name in REQUIRED:
                 blocked = REQUIRED[name]
@@ -103,7 +106,9 @@ class Report(EnvironmentProbe):
                 self.start(row)
             except ToolTimeout:
                 raise CheckFailed(f"reset hangs for more than {self.timeout:g} s") from None
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; it is the verdict
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
                 hint = "" if self.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
                 raise CheckFailed(f"reset raised {type(error).__name__}: {quoted(str(error))}{hint}") from None
         return f"with {len(self.rows)} row{'s' * (len(self.rows) != 1)}"
@@ -135,7 +140,7 @@ class Report(EnvironmentProbe):
             random.random()  # advances the global generator, so that a tool that draws from it is detected
             second = self.start(row)
             _compare("two fresh instances answer differently", self.calls, expected, self.answers(second, self.calls))
-            if repr(_reward_of(first)) != repr(_reward_of(second)):
+            if repr(self._reward_of(first)) != repr(self._reward_of(second)):
                 raise CheckFailed("the same calls earn different rewards; judge by state alone")
         return f"{len(self.calls)} calls, twice the same{self.in_rows}"
 
@@ -167,7 +172,7 @@ class Report(EnvironmentProbe):
         for row in self.row_numbers:
             environment = self.start(row)
             self.answers(environment, before)
-            state = environment._snapshot()
+            state = self.limited(environment._snapshot)
             kept = copy.deepcopy(state)
             is_comparable = _is_equal(kept, state)
             expected = self.answers(environment, after)
@@ -176,7 +181,7 @@ class Report(EnvironmentProbe):
             for how, target in targets.items():
                 if is_comparable and not _is_equal(kept, state):
                     raise CheckFailed("calls change a snapshot taken before them; copy in _snapshot and in _restore")
-                target._restore(state)
+                self.limited(target._restore, state)
                 _compare(f"restored{how}, it answers differently", after, expected, self.answers(target, after))
         return f"restored three times, {len(after)} calls the same{self.in_rows}"
 
@@ -188,10 +193,10 @@ class Report(EnvironmentProbe):
         rewards = []
         for call in before:
             self.call(environment, call)
-            reward, progress = _reward_of(environment), get_progress(environment)
+            reward, progress = self._reward_of(environment), self.limited(get_progress, environment)
             if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
                 raise CheckFailed(f"get_reward gives {quoted(reward)}; it must be a finite number")
-            if reward != _reward_of(environment):
+            if reward != self._reward_of(environment):
                 raise CheckFailed("get_reward gives another number when asked again; it must not change anything")
             if progress is not None and not 0 <= progress <= 1:
                 raise CheckFailed(f"_progress gives {quoted(progress)}; it must lie between 0 and 1")
@@ -200,6 +205,10 @@ class Report(EnvironmentProbe):
         _compare("reading the reward changes the state", after, expected, self.answers(environment, after))
         low, high = min(rewards, default=0), max(rewards, default=0)
         return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
+
+    def _reward_of(self, environment: Any) -> Any:
+        judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
+        return None if judge is None else self.limited(judge)
 
     CHECKS: Mapping[str, Callable[[Any], str]] = {  # by name, in the order in which they are made
         "tools": _check_tools,
@@ -264,12 +273,6 @@ def _compare(problem: str, calls: Sequence[ToolCall], expected: Sequence[str], a
         if left != right:
             place = f"call {number}, {call.name} with {quoted(dict(call.arguments))}"
             raise CheckFailed(f"{problem}: {place}: {quoted(left)} against {quoted(right)}")
-
-
-def _reward_of(environment: Any) -> Any:
-    judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
-    reward = None if judge is None else judge()
-    return run_awaitable(reward) if inspect.isawaitable(reward) else reward
 
 
 def _is_equal(left: Any, right: Any) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.timing import ToolTimeout, is_interrupt, time_limit
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.restore import run_awaitable
 from fission_grpo.envs.wrapper import tool_methods
@@ -75,6 +75,12 @@ class EnvironmentProbe:
         with time_limit(self.timeout):
             environment.reset(**columns)
 
+    def limited(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a method that is no tool, sync or async, within the time limit."""
+        with time_limit(self.timeout):
+            result = method(*arguments)
+            return run_awaitable(result) if inspect.isawaitable(result) else result
+
     def call(self, environment: Any, call: ToolCall) -> ProbeOutcome:
         """Make one call; never raises for what the tool does."""
         arguments = copy.deepcopy(dict(call.arguments))
@@ -84,13 +90,13 @@ class EnvironmentProbe:
                 value = tool_methods(environment)[call.name](**arguments)
                 value = run_awaitable(value) if inspect.isawaitable(value) else value
             text = str(value)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except ToolTimeout:
             return ProbeOutcome(call, "hang")
         except SystemExit:
             return ProbeOutcome(call, "exit")
-        except BaseException as error:  # noqa: BLE001 - any error is an answer here
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             return ProbeOutcome(call, "error", f"{type(error).__name__}: {error}", error)
         return ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value)
 

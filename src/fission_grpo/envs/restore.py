@@ -12,15 +12,18 @@ import copy
 import functools
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.errors import InfrastructureError
+from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded
 from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
+    ADVICE,
     EpisodeMonitor,
     ToolLimits,
     bind_method,
@@ -47,42 +50,43 @@ def make_restorable(
     """A factory of the same environments with guarded tools, whose `reset` also takes rows of recovery tasks.
 
     For such a row, `reset` returns no observation: the recovery prompt contains it already. In an episode with an
-    infrastructure error the reward is None; one is that a replay begins with another observation than the failed
-    episode, or that a call now fails or no longer fails, so that `reset` began another task. The class stays the
-    user's own.
+    infrastructure error the reward is None; one is that in a replay the observation differs, or whether a call fails,
+    so that `reset` began another task. The class stays the user's own.
 
     Args:
         run_async: runs a coroutine to its result.
         get_snapshot: from a recovery task's id to the snapshot to restore; None to replay the task's history.
         sanitize: applied to the text that `reset` returns.
-        replays: whether `reset` gives the same task for the same row, so that a task without a snapshot can be
-            replayed.
+        replays: whether `reset` gives the same task for the same row, so that calls can be repeated after it.
     """
 
     def make_one() -> Any:
-        environment = make()
+        with contained(f"making {getattr(make, '__name__', 'the environment')}", 0):
+            environment = make()
         if not replays and not can_snapshot(environment):
             raise ValueError(
-                f"{type(environment).__name__} draws its own tasks, as there is no train_dataset. To recover from a "
-                "failed one it needs _snapshot and _restore: add them, give a train_dataset, or set fission=False."
+                f"{type(environment).__name__} draws its own tasks, as there is no train_dataset. To recover from one "
+                "it needs _snapshot and _restore: add them, give a train_dataset, or set fission=False."
             )
         monitor = guard_tools(environment, limits or ToolLimits())
         original = environment.reset
 
         @functools.wraps(original)
         def reset(**row: Any) -> Any:
-            monitor.infrastructure_error = None
             task = row.pop(TASK_KEY, None)
+            columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
+
+            def begin() -> Any:
+                with monitor.contained("reset"):  # which may change its columns; rewards read them, too
+                    observation = original(**copy.deepcopy(columns))
+                return sanitize(observation) if isinstance(observation, str) else observation
+
             observation = None
-            with monitor.catch_infrastructure_error("reset failed"):
+            with monitor.catch_infrastructure_error("reset"):
+                monitor.begin_episode()
                 if task is None:
-                    observation = _sanitized(original(**copy.deepcopy(row)), sanitize)  # rewards read them, too
+                    observation = begin()
                 else:
-                    columns = {key: value for key, value in task.columns.items() if key in row}
-
-                    def begin() -> Any:  # an environment may change what it is given
-                        return _sanitized(original(**copy.deepcopy(columns)), sanitize)
-
                     _restore_to(task, environment, get_snapshot(task.id), begin, run_async, replays)
             monitor.snapshots = []  # without those of replayed calls
             monitor.record_snapshot()
@@ -97,29 +101,31 @@ def make_restorable(
     return make_one
 
 
-def _sanitized(observation: Any, sanitize: Callable[[str], str]) -> Any:
-    return sanitize(observation) if isinstance(observation, str) else observation
-
-
 def _restore_to(
     task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync, replays: bool
 ) -> None:
     """Reset an environment and bring it to where a recovery task begins, and count how in its monitor."""
-    counts = environment._fission_monitor.counts
+    monitor: EpisodeMonitor = environment._fission_monitor
+    counts = monitor.counts
     observation = reset()
     if snapshot is not None and can_snapshot(environment):
         try:
-            environment._restore(copy.deepcopy(snapshot))  # several rollouts begin with it
+            with monitor.contained("_restore"):
+                environment._restore(copy.deepcopy(snapshot))  # several rollouts begin with it
             counts["restored"] += 1
             return
         except InfrastructureError:
             raise
-        except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
+        except Exception as error:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             counts["restore_failed"] += 1
+            name = type(environment).__name__
+            warn_once(_log, f"{name}._restore failed ({error_message(error)}); such episodes are restored by replay")
             observation = reset()
     answers = (
         list(_replayed(environment, task.history, run_async)) if replays and begins_with(task, observation) else None
     )
+    if monitor.stopped is not None:  # not by the policy that goes on from here
+        raise InfrastructureError(f"a repeated call: {monitor.stopped}")
     if answers is None or any((now.error is None) != (past.error is None) for past, now in answers):
         counts["other_tasks"] += 1
         problem = (
@@ -146,8 +152,8 @@ def begins_with(task: Task, observation: Any) -> bool:
 def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None = None) -> int:
     """Make the calls of `history` again, in order; returns how many are now answered differently.
 
-    Calls that failed are made as well, since they may have changed the state. Calls of tools that the environment
-    does not have (unknown names, standalone tools) are left out.
+    Calls that failed are made as well, since they may have changed the state. Left out are calls that were stopped at
+    their time limit, and calls of tools that the environment does not have (unknown names, standalone tools).
     """
     return sum(now.content != past.content for past, now in _replayed(environment, history, run_async))
 
@@ -156,8 +162,15 @@ def _replayed(
     environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None
 ) -> Iterator[tuple[ToolResult, ToolResult]]:
     tools = tool_methods(environment)
+    monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     for past in history:
-        if past.call.name in tools:
+        name = past.call.name
+        if monitor is not None and past.error in (
+            str(TimeLimitExceeded(name, monitor.limits.timeout)),
+            str(ProcessDied(name, environment)),
+        ):
+            continue
+        if name in tools:
             yield past, make_call(tools, past.call, run_async)
 
 
@@ -178,12 +191,24 @@ def make_call(
 
 
 def run_awaitable(awaitable: Any) -> Any:
-    """Run any awaitable to its result; `asyncio.run` takes coroutines only."""
+    """Run any awaitable to its result, in one event loop for all, which a call that never ends cannot hold up."""
 
     async def run() -> Any:
         return await awaitable
 
-    return asyncio.run(run())
+    future = asyncio.run_coroutine_threadsafe(run(), _background_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+@functools.cache
+def _background_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async tools", daemon=True).start()
+    return loop
 
 
 def snapshot_after(environment: Any, results: Iterable[ToolResult]) -> Any:
@@ -200,17 +225,30 @@ def without_task(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guard_reward(judge: Callable[[], Any], monitor: EpisodeMonitor) -> Callable[[], Any]:
-    """The environment's reward, or None (TRL's value for no reward) in an episode that cannot be judged."""
+    """The environment's reward; 0 if a call was stopped, None (TRL's value for none) if it cannot be judged."""
+    name = judge.__name__
 
     @functools.wraps(judge)
     def get_reward() -> Any:
-        with monitor.catch_infrastructure_error("get_reward failed"):
-            return judge() if monitor.infrastructure_error is None else None
+        reward = None
+        if monitor.infrastructure_error is None:
+            if monitor.stopped is not None:
+                return 0.0
+            with monitor.catch_infrastructure_error(name), monitor.contained(name):
+                reward = judge()
+        return reward
 
     @functools.wraps(judge)
     async def get_reward_async() -> Any:
-        with monitor.catch_infrastructure_error("get_reward failed"):
-            return await judge() if monitor.infrastructure_error is None else None
+        reward = None
+        if monitor.infrastructure_error is None:
+            if monitor.stopped is not None:
+                return 0.0
+            with monitor.catch_infrastructure_error(name):
+                reward = await contained_async(
+                    judge(), f"{type(monitor.environment).__name__}.{name}", monitor.limits.timeout, ADVICE
+                )
+        return reward
 
     return get_reward_async if inspect.iscoroutinefunction(judge) else get_reward
 
@@ -246,13 +284,19 @@ def judge_corrective_turn(
 
 def _progress_of(environment: Any) -> float | None:
     """The environment's progress; None, which breaks a guarded environment's episode, if that is no number."""
+    monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     try:
-        progress = get_progress(environment)
+        progress = None
+        if monitor is None:
+            progress = get_progress(environment)
+        else:
+            with monitor.catch_infrastructure_error("_progress"), monitor.contained("_progress"):
+                progress = get_progress(environment)
         if progress is not None and not math.isfinite(progress):
             raise ValueError(str(progress))
         return progress
     except (TypeError, ValueError, ArithmeticError) as error:
-        if (monitor := getattr(environment, "_fission_monitor", None)) is None:
+        if monitor is None:
             raise
         monitor.record_infrastructure_error(ValueError(f"_progress gives no number ({error})"), "")
         return None

@@ -1,12 +1,12 @@
 """Guards around one environment's tools: limits on every call, a snapshot after it, and counts of what went wrong.
 
-The arguments are copied, so that a tool cannot change what the policy wrote. A call that exceeds its time limit or
-raises InfrastructureError ends the episode without a reward, because the policy is not to blame.
+The arguments are copied, so that a tool cannot change what the policy wrote. A call that exceeds its time limit ends
+the episode with reward 0, as the policy chose its arguments; one that raises InfrastructureError ends it without a
+reward, because the policy is not to blame.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
 import inspect
@@ -19,22 +19,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.errors import InfrastructureError
-from fission_grpo.core.terminal import get_logger
-from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, TimeLimitExceeded
+from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
 
 _log = get_logger(__name__)
 
+ADVICE = "With isolate_environments its process would be ended (docs/environments.md)."
+
 
 @dataclass(frozen=True)
 class ToolLimits:
-    """Limits of one tool call, 0 for no limit. [ours]
+    """Limits of one call of a tool, 0 for no limit. [ours]
 
-    The timeout of sync tools needs SIGALRM and the main thread (where TRL calls tools), see `time_limit`.
+    The timeout of sync code needs SIGALRM and the main thread (where TRL calls tools), see `time_limit`.
     """
 
-    timeout: float = 60.0  # in seconds
+    timeout: float = 60.0  # in seconds; also of `reset`, the reward and the optional methods
     max_result_chars: int = 20_000  # of a result or error shown to the policy; the rest is cut
     takes_images: Callable[[], bool] = lambda: True  # whether the policy can read images in results
 
@@ -47,21 +49,35 @@ class EpisodeMonitor:
     limits: ToolLimits
     snapshots: list[Any] = field(default_factory=list)  # from the episode's start and after every call, if supported
     infrastructure_error: str | None = None  # why this episode cannot be judged
+    stopped: str | None = None  # the policy's call that did not end by itself; the episode's reward is then 0
     counts: Counter[str] = field(default_factory=Counter)  # of events ("env/..."), until the trainer clears them
     takes_snapshots: bool = True  # whether `_snapshot` has worked so far
 
     def record_snapshot(self) -> None:
-        """Take a snapshot, if the environment supports it. After a failure no more are taken."""
+        """Take a snapshot, if the environment supports it. After a failure no more are taken.
+
+        The state after a call that was stopped is not known: a recovery begins with the state before it.
+        """
+        if self.stopped is not None:
+            self.snapshots += self.snapshots[-1:]
+            return
         if not self.takes_snapshots or self.infrastructure_error is not None or not can_snapshot(self.environment):
             return
+        name = f"{type(self.environment).__name__}._snapshot"
         try:
-            self.snapshots.append(copy.deepcopy(self.environment._snapshot()))  # which may be the live state
+            with contained(name, self.limits.timeout, ADVICE):
+                self.snapshots.append(copy.deepcopy(self.environment._snapshot()))  # which may be the live state
         except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             self.takes_snapshots = False
             self.snapshots = []
             self.counts["snapshot_failed"] += 1
-            name = type(self.environment).__name__
-            _log.warning("%s._snapshot failed; its episodes are restored by replay", name, exc_info=True)
+            _log.warning("%s failed; its episodes are restored by replay", name, exc_info=True)
+
+    def begin_episode(self) -> None:
+        """Forget the episode before, and wait for the environment's process if it has one (see `worker`)."""
+        self.infrastructure_error = self.stopped = None
+        if (start := getattr(self.environment, "_fission_start", None)) is not None:
+            start()
 
     def record_infrastructure_error(self, error: Exception, default: str) -> None:
         """Mark the episode as one that cannot be judged; `default` is the reason if the error has no message."""
@@ -69,55 +85,65 @@ class EpisodeMonitor:
         self.counts["broken"] += 1
 
     @contextmanager
-    def catch_infrastructure_error(self, default: str) -> Iterator[None]:
-        """Record an InfrastructureError of the body instead of raising it."""
+    def catch_infrastructure_error(self, method: str) -> Iterator[None]:
+        """Record an InfrastructureError of the body instead of raising it.
+
+        So are code of the environment that ran into its time limit, and attempts to end the process: the policy is not
+        to blame for what `reset` or the reward do. Other exceptions are the user's, to be seen.
+        """
         try:
             yield
         except InfrastructureError as error:
-            self.record_infrastructure_error(error, default)
+            self.record_infrastructure_error(error, f"{method} failed")
+        except (CallStopped, ExitAttempt) as error:
+            if isinstance(error, CallStopped):
+                self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
+            self.record_infrastructure_error(error, "")
+            warn_once(_log, f"{error}; such episodes are not judged, and counted as env/broken")
+
+    def contained(self, method: str) -> contained:
+        """The limits of a method that is no tool, for a `with` statement."""
+        return contained(f"{type(self.environment).__name__}.{method}", self.limits.timeout, ADVICE)
 
     def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
         """The guarded tool, with the same name, signature and docstring."""
+        name = getattr(tool, "__name__", "a tool")
 
         @functools.wraps(tool)
         def call(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = self._checked(args, kwargs)
-            with self._recorded(tool), time_limit(self.limits.timeout):
+            with self._recorded(name), contained(name, self.limits.timeout, ADVICE):
                 return self._to_text(tool(*args, **kwargs))
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = self._checked(args, kwargs)
-            with self._recorded(tool):
-                limit = asyncio.timeout(self.limits.timeout or None)
-                try:
-                    async with limit:
-                        return self._to_text(await tool(*args, **kwargs))
-                except TimeoutError:
-                    if not limit.expired():  # the tool's own error
-                        raise
-                    raise ToolTimeout from None
+            with self._recorded(name):
+                result = await contained_async(tool(*args, **kwargs), name, self.limits.timeout, ADVICE)
+                with contained(name, 0):
+                    return self._to_text(result)
 
         return call_async if inspect.iscoroutinefunction(tool) else call
 
     def _checked(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """A copy of a call's arguments. Refuses unparsable calls, and calls in an episode that cannot be judged."""
+        """A copy of a call's arguments. Refuses unparsable calls, and calls in an episode that has ended."""
         if PARSE_ERROR in kwargs:
             raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
         if self.infrastructure_error is not None:
             raise InfrastructureError(self.infrastructure_error)
+        if self.stopped is not None:
+            raise ValueError(f"the episode has ended: {self.stopped}")
         return copy.deepcopy((args, kwargs))
 
     @contextmanager
-    def _recorded(self, tool: Callable[..., Any]) -> Iterator[None]:
+    def _recorded(self, name: str) -> Iterator[None]:
         """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
-        name = getattr(tool, "__name__", "a tool")
         try:
             yield
-        except ToolTimeout:
-            self.infrastructure_error = f"{name} was stopped after {self.limits.timeout:g} s"
-            self.counts["timeouts"] += 1
-            raise InfrastructureError(self.infrastructure_error) from None
+        except CallStopped as error:
+            self.stopped = str(error)
+            self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
+            raise
         except InfrastructureError as error:
             self.record_infrastructure_error(error, f"{name} is out of order")
             raise

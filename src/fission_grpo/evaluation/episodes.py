@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 import time
@@ -16,7 +15,7 @@ from fission_grpo.core.rewards import RewardConfig, step_verdict, usable_reward
 from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.envs.faults import injected_calls
-from fission_grpo.envs.restore import make_call, make_restorable
+from fission_grpo.envs.restore import make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 from fission_grpo.evaluation.runner import RunningCase, run_cases
@@ -116,7 +115,7 @@ def run_episode(
     case_id = str(row.get("id", number))
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
     factory = environment[row["environment"]] if isinstance(environment, Mapping) else environment
-    episode = _start_episode(make_restorable(factory, asyncio.run, limits=config.limits)(), row, case_id)
+    episode = _start_episode(make_restorable(factory, run_awaitable, limits=config.limits)(), row, case_id)
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
         if reply.lost is not None:
@@ -188,18 +187,21 @@ def _take_step(episode: _Episode, reply: Reply, is_last: bool) -> bool:
         return False
     if turn.error is not None:
         episode.transcript += unread_messages(reply, next(iter(episode.tools), "error"), turn.error)
-    results += [make_call(episode.tools, call, asyncio.run) for call in turn.calls]
+    results += [make_call(episode.tools, call, run_awaitable) for call in turn.calls]
     episode.transcript += result_messages(reply, results) if turn.calls else []
-    return True
+    return episode.environment._fission_monitor.stopped is None
 
 
 def _judge(environment: Any, success_at: float) -> tuple[bool | None, str | None, str | None]:
     """Success, why there is no verdict, and the reason for a failure."""
     reward = environment.get_reward() if hasattr(environment, "get_reward") else environment._reward()
-    reward = asyncio.run(reward) if inspect.iscoroutine(reward) else reward
-    broken = environment._fission_monitor.infrastructure_error
+    reward = run_awaitable(reward) if inspect.iscoroutine(reward) else reward
+    monitor = environment._fission_monitor
+    broken = monitor.infrastructure_error
     if broken is not None or reward is None:
         return None, broken or "no reward", None
+    if monitor.stopped is not None:
+        return False, None, monitor.stopped
     value = usable_reward(reward)
     if value is None:
         return None, f"the environment gave {quoted(reward)} as its reward, which is no number", None

@@ -1,7 +1,8 @@
 """An evaluation on disk: `manifest.json` describes it, `cases.jsonl` grows by one line with every case that ends.
 
 A killed evaluation continues when it is started again: finished cases are not run again, except those that are missing
-(lost to the endpoint or a broken environment).
+(lost to the endpoint or a broken environment). A local model then writes the same replies as without the kill, up to
+rounding: each turn of a case has a seed of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import append_line, write_file
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import TolerantStream, show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.metrics import Metrics
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records, to_line
-from fission_grpo.evaluation.runner import StartCase, run_cases
+from fission_grpo.evaluation.runner import StartCase, run_cases, with_seeds
 from fission_grpo.inference.base import AsynchronousPolicy, Policy
 
 MANIFEST = "manifest.json"
@@ -128,6 +129,7 @@ def evaluate_run(
     `cases` are functions that start each case, by case id; `policy` and `in_flight` are as for `run_cases`. Raises
     RunFileError if the directory holds another evaluation, or a file of it is broken.
     """
+    directory = directory.absolute()  # a tool may change the working directory
     _check_same_run(directory, manifest)
     write_manifest(directory, manifest)
     cut_half_line(directory / CASES)
@@ -137,6 +139,8 @@ def evaluate_run(
     if records:
         show(f"{directory}: {finished} of {len(cases)} cases are there already", error=True)
     progress = Progress(len(cases), finished)
+    if isinstance(seed := manifest.decoding.get("seed"), int):
+        cases = {name: with_seeds(start, seed, name) for name, start in cases.items()}
 
     def save(record: CaseRecord) -> None:
         append_line(directory / CASES, to_line(record), sync=True)
@@ -188,12 +192,13 @@ class Progress:
         self.judged += record.success is not None
         self.succeeded += bool(record.success)
         self.missing += record.missing is not None
-        is_terminal, now = sys.stderr.isatty(), self.clock()
+        is_terminal, now = TolerantStream(sys.stderr).isatty(), self.clock()
         if is_terminal or now - self.shown >= SHOWN_EVERY:
             self.shown = now
             line = f"\r{self.line(now)}\x1b[K" if is_terminal else f"{self.line(now)}\n"
-            sys.stderr.write(line)  # numbers and controls of ours only
-            sys.stderr.flush()
+            stream = TolerantStream(sys.stderr)
+            stream.write(line)  # numbers and controls of ours only
+            stream.flush()
 
     def line(self, now: float) -> str:
         """Example: "12/200 cases · success 0.58 · 1 missing · 1:30 left" """
@@ -207,7 +212,7 @@ class Progress:
 
     def end(self) -> None:
         """Finish the line on a terminal."""
-        if sys.stderr.isatty() and self.done > self.before:
+        if TolerantStream(sys.stderr).isatty() and self.done > self.before:
             show(error=True)
 
 

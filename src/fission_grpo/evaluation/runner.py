@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from itertools import count
 
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
@@ -11,6 +14,25 @@ from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Reque
 # A case under way yields requests, is sent the policy's replies, and returns its record.
 RunningCase = Generator[Request, Reply, CaseRecord]
 StartCase = Callable[[], RunningCase]
+
+
+def with_seeds(start: StartCase, seed: int, case_id: str) -> StartCase:
+    """The case with a seed for each request, from `seed`, its id and the turn, so that a rerun samples the same."""
+
+    def run() -> RunningCase:
+        case, reply = start(), None
+        for turn in count():
+            try:
+                request = case.send(reply)  # pyright: ignore[reportArgumentType] - None starts a generator
+            except StopIteration as end:
+                return end.value
+            digest = hashlib.sha256(f"{seed} {turn} {case_id}".encode("utf-8", "surrogatepass")).digest()
+            reply = yield replace(
+                request, seed=1 + int.from_bytes(digest[:4], "big") // 4
+            )  # endpoints may take 31 bits
+        raise AssertionError("count() does not end")
+
+    return run
 
 
 def run_cases(

@@ -13,6 +13,8 @@ from typing import Any
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.faults import Fault, inject_faults
+from fission_grpo.envs.worker import isolated
+from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.episodes import EpisodeConfig, Factory, run_episode, run_step
 from fission_grpo.evaluation.runner import StartCase
 
@@ -41,6 +43,8 @@ class TaskSpec:
     max_turns: int = 4  # assistant turns per episode (BFCL's own cases have their official limit)
     format: str = "chat"  # how BFCL's own cases are rendered: see `bfcl.formats`
     mode: str = "strict"  # as officially, or "feedback": see `bfcl.run_case`
+    tool_timeout: float = ToolLimits.timeout  # seconds of one call; a case that exceeds it has failed; 0: no limit
+    isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
 
     @property
@@ -96,12 +100,17 @@ def _file(spec: TaskSpec) -> TaskSet:
 def _episodes(
     rows: Sequence[Mapping[str, Any]], environments: Factory | Mapping[str, Factory], spec: TaskSpec
 ) -> dict[str, StartCase]:
-    if spec.faults:
-        if isinstance(environments, Mapping):
-            environments = {name: inject_faults(make, spec.faults, spec.seed) for name, make in environments.items()}
-        else:
-            environments = inject_faults(environments, spec.faults, spec.seed)
-    config = EpisodeConfig(spec.max_turns)
+
+    def wrapped(make: Factory) -> Factory:
+        if spec.isolate_environments:
+            make = isolated(make, spec.tool_timeout)
+        return inject_faults(make, spec.faults, spec.seed) if spec.faults else make
+
+    if isinstance(environments, Mapping):
+        environments = {name: wrapped(make) for name, make in environments.items()}
+    else:
+        environments = wrapped(environments)
+    config = EpisodeConfig(spec.max_turns, limits=ToolLimits(spec.tool_timeout))
     return {
         str(row.get("id", number)): partial(run_episode, environments, row, number, config)
         for number, row in enumerate(rows)
@@ -114,13 +123,17 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
 
     if spec.faults:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")
+    if spec.isolate_environments:
+        raise ValueError("BFCL's own cases have no environments of ours; leave out --isolate_environments")
     starts: dict[str, StartCase] = {}
     cases: list[Any] = []
     chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)
     for category in spec.official:
         if category in MULTI_TURN:
             selected = multi_turn_cases(category)[chosen]
-            starts |= {case.id: partial(run_case, case, spec.format, spec.mode) for case in selected}
+            starts |= {
+                case.id: partial(run_case, case, spec.format, spec.mode, spec.tool_timeout) for case in selected
+            }
         else:
             selected = single_turn_cases(category)[chosen]
             starts |= {case.id: partial(run_single_turn, case, spec.format) for case in selected}

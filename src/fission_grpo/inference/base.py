@@ -25,11 +25,14 @@ class Request:
         tools: JSON schemas `{"name", "description", "parameters"}`.
         prompt: the exact text to continue, where the case is rendered by us (BFCL's official formats). A policy that
             takes only messages cannot run such cases.
+        seed: of the sampling of this turn, so that it does not depend on which other requests are made; None: none of
+            its own.
     """
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
     prompt: str | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

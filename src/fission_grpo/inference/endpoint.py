@@ -241,7 +241,11 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             body["messages"] = to_openai(request.messages)
             if request.tools:
                 body["tools"] = tools_to_openai(request.tools)
-        settings = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
+        settings = {
+            "temperature": options.temperature,
+            "max_tokens": options.max_tokens,
+            "seed": request.seed or options.seed,
+        }
         if "max_completion_tokens" in options.extra_body:
             del settings["max_tokens"]
         return body | {name: value for name, value in settings.items() if value is not None}

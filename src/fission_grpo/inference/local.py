@@ -40,7 +40,8 @@ class LocalPolicy:
         max_new_tokens: most tokens of one turn.
         batch_size: requests per batch. Prompts are batched by length, and their common prefix is read once.
         seed: of the sampling. The same seed, model and requests in the same order and batches give the same replies
-            on one machine. The global random state is kept.
+            on one machine. The global random state is kept. Requests with a seed of their own, if all of a batch have
+            one, get the same replies in any batch, up to rounding: padding changes logits in their last digits.
         template_options: further arguments of the chat template, as in TRL's `chat_template_kwargs`.
     """
 
@@ -84,7 +85,8 @@ class LocalPolicy:
                 indices = list(group)
                 for start in range(0, len(indices), self.batch_size):
                     batch = indices[start : start + self.batch_size]
-                    replies |= zip(batch, self._sample([prompts[i] for i in batch], room), strict=True)
+                    seeds = [requests[i].seed for i in batch]
+                    replies |= zip(batch, self._sample([prompts[i] for i in batch], room, seeds), strict=True)
         self.model.train(was_training)
         self._calls += 1
         return [replies[i] for i in range(len(prompts))]
@@ -96,7 +98,7 @@ class LocalPolicy:
     def _room(self, prompt: Sequence[int]) -> int:
         return min(self.max_new_tokens, self.context - len(prompt)) if self.context else self.max_new_tokens
 
-    def _sample(self, prompts: list[list[int]], room: int) -> list[Reply]:
+    def _sample(self, prompts: list[list[int]], room: int, seeds: Sequence[int | None]) -> list[Reply]:
         """Continue one batch of prompts (token ids) by at most `room` tokens."""
         import torch
         from transformers import GenerationConfig
@@ -124,6 +126,11 @@ class LocalPolicy:
             [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
         )
         mask = torch.tensor([[1] * shared + [0] * gap + [1] * (length - shared - gap) for gap in gaps])
+        is_sampled = self.temperature > 0
+        own_seeds = [seed for seed in seeds if seed is not None] if is_sampled else []
+        noise = (
+            [_seeded_noise(own_seeds, self.temperature, self.model.device)] if len(own_seeds) == len(prompts) else None
+        )
         model, settings = self.model, self.model.generation_config
         model.generation_config = GenerationConfig()  # `generate` would use the model's for all that is not given
         try:
@@ -135,8 +142,9 @@ class LocalPolicy:
                     pad_token_id=self._pad,
                     eos_token_id=sorted(self.eos) or None,
                     use_cache=True,
-                    do_sample=self.temperature > 0,
-                    temperature=self.temperature or None,
+                    do_sample=is_sampled and not noise,
+                    temperature=self.temperature if is_sampled and not noise else None,
+                    logits_processor=noise,
                     top_k=0,
                     top_p=1.0,
                     **{find_cache_argument(model) or CACHE_ARGUMENTS[0]: cache},
@@ -150,6 +158,25 @@ class LocalPolicy:
         reply = ids if end is None else ids[: end + 1]
         text = self.tokenizer.decode(reply, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Reply(text, len(reply), truncated=end is None)
+
+
+def _seeded_noise(seeds: Sequence[int], temperature: float, device: Any) -> Any:
+    """A logits processor after which the largest score is a sample, drawn for each row with its own seed.
+
+    The index of the largest `logit / temperature + g`, with g from a standard Gumbel distribution, has the
+    distribution softmax(logits / temperature).
+    """
+    import torch
+
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def add_noise(_: Any, scores: Any) -> Any:
+        drawn = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(drawn, generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() / temperature - drawn.clamp_min(1e-30).log()
+
+    return add_noise
 
 
 def prompt_text(tokenizer: Any, request: Request, template_options: Mapping[str, Any] | None = None) -> str:

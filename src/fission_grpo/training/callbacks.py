@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -14,9 +16,11 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import TolerantStream, get_logger, show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.inference.secrets import shown_command, without_option_secrets
+
+_log = get_logger(__name__)
 
 PROGRESS_METRICS = (
     ("reward", "reward", ".3f"),
@@ -61,13 +65,14 @@ class RunProgress:
 
 
 def progress_line(progress: RunProgress, logs: Mapping[str, float]) -> str:
-    """One line about a logged step; values that were not logged are left out.
+    """One line about a logged step; values that were not logged, or are no numbers, are left out.
 
     The trainer's `logs` are means over the logged steps, so that a phase between 0 and 1 is "mixed".
 
     Example:
         "step 4/10 · explore · reward 0.61 · success 0.33 · recovered 0.25 · buffer 3 · 45 tokens/s · 0:30 left"
     """
+    logs = {name: float(value) for name, value in logs.items() if isinstance(value, int | float) and value == value}
     parts = [f"step {progress.step}/{progress.max_steps}"]
     if "fission/phase" in logs:
         parts.append({0.0: "explore", 1.0: "recover"}.get(logs["fission/phase"], "mixed"))
@@ -79,17 +84,37 @@ def progress_line(progress: RunProgress, logs: Mapping[str, float]) -> str:
     return " · ".join(parts)
 
 
+def _cosmetic(event: Callable[..., None]) -> Callable[..., None]:
+    """An event of `LiveProgress` that never raises: after an error, which is logged, nothing more is shown."""
+
+    @functools.wraps(event)
+    def handle(self: LiveProgress, *args: Any, **kwargs: Any) -> None:
+        if not self._is_broken:
+            try:
+                event(self, *args, **kwargs)
+            except Exception:  # noqa: BLE001 - of a terminal, rich, or values that nobody foresaw
+                self._is_broken = True
+                with suppress(Exception):
+                    _log.warning("progress is not shown any more", exc_info=True)
+                with suppress(Exception):
+                    self._stop()
+
+    return handle
+
+
 class LiveProgress(TrainerCallback):
     """Shows `progress_line` in a rich progress bar, or as one line per log where stderr is no terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._task: Any = None
+        self._is_broken = False
 
+    @_cosmetic
     def on_train_begin(self, args, state, control, **kwargs):
         self._started, self._first_step = time.monotonic(), state.global_step
         self._first_tokens: float | None = 0.0 if state.global_step == 0 else None
-        if not state.is_world_process_zero or not sys.stderr.isatty():
+        if not state.is_world_process_zero or not TolerantStream(sys.stderr).isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
@@ -99,6 +124,7 @@ class LiveProgress(TrainerCallback):
         self._task = self._bar.add_task("sampling the first batch", total=state.max_steps, completed=state.global_step)
         self._bar.start()
 
+    @_cosmetic
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "fission/generated_tokens" not in logs:
             return
@@ -119,10 +145,14 @@ class LiveProgress(TrainerCallback):
         else:
             self._bar.update(self._task, completed=state.global_step, description=line)
 
+    @_cosmetic
     def on_train_end(self, args, state, control, **kwargs):
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._stop()
+
+    def _stop(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
 
 
 class TokenBudget(TrainerCallback):

@@ -166,8 +166,14 @@ class FissionGRPOConfig(GRPOConfig):
     )
     tool_timeout: float = _option(
         60.0,
-        "Time limit of a tool call in an environment, in seconds; after it the environment counts as broken. 0 for"
-        " none [ours].",
+        "Time limit of a tool call, in seconds. A call in an environment that exceeds it ends the episode with reward "
+        "0. It also holds for the environment's other methods; an episode in which these exceed it is not judged. 0 "
+        "for none [ours].",
+    )
+    isolate_environments: bool = _option(
+        False,
+        "Run each environment in a process of its own, which is killed at tool_timeout even in C code, and whose "
+        "crash ends only its episode. The class must be at the top of a module [ours].",
     )
     max_tool_result_chars: int = _option(
         20_000,
@@ -210,6 +216,8 @@ class FissionGRPOConfig(GRPOConfig):
             self.num_recovery_generations = self.num_generations
         if self.guard_tools is None:
             self.guard_tools = self.fission
+        if self.isolate_environments and not self.guard_tools:
+            raise ValueError("isolate_environments needs guard_tools: set guard_tools to true, or leave it out.")
         if self.skip_zero_signal is None:
             self.skip_zero_signal = self.fission
         if self.fission:

@@ -17,10 +17,12 @@ from accelerate.utils import gather_object
 from torch.nn import Module
 
 from fission_grpo.core.chat import parse, read_result, render
+from fission_grpo.core.errors import ExitAttempt
 from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
 from fission_grpo.core.rewards import StepReward, is_nan, usable_reward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
 from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import (
     PARSE_ERROR,
     Failure,
@@ -303,8 +305,10 @@ class LocalEnvironments:
     def _expected(self, environment: Any) -> tuple[ToolCall, ...] | None:
         """Return the calls of the environment's `_reference`, None if it knows none."""
         reference = getattr(environment, "_reference", None)
+        limits = environment._fission_monitor.limits.timeout if self.guarded and environment is not None else 0
         try:
-            calls = None if reference is None else reference()
+            with contained("_reference", limits):
+                calls = None if reference is None else reference()
             if calls is None or all(isinstance(call, ToolCall) for call in calls):
                 return None if calls is None else tuple(calls)
             problem = "gave what is no ToolCall"
@@ -353,15 +357,31 @@ def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *input
                 unusable.add(i)
         return numbers
 
+    def none_after_exit(error: ExitAttempt) -> list[float | None]:
+        _log.warning("%s; its rollouts are not judged", error)
+        unusable.update(range(len(inputs[0])))
+        return [None] * len(inputs[0])
+
     def checked(function: Any) -> Any:
         name = getattr(function, "__name__", type(function).__name__)
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
             async def judge_async(*args: Any, **kwargs: Any) -> list[float | None]:
-                return check(name, await function(*args, **kwargs))
+                try:
+                    return check(name, await contained_async(function(*args, **kwargs), name, 0))
+                except ExitAttempt as error:
+                    return none_after_exit(error)
 
             return judge_async
-        return lambda *args, **kwargs: check(name, function(*args, **kwargs))
+
+        def judge(*args: Any, **kwargs: Any) -> list[float | None]:
+            try:
+                with contained(name, 0):
+                    return check(name, function(*args, **kwargs))
+            except ExitAttempt as error:
+                return none_after_exit(error)
+
+        return judge
 
     functions = trainer.reward_funcs
     trainer.reward_funcs = [one if isinstance(one, Module) else checked(one) for one in functions]

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from fission_grpo.core.chat import parse
+from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded
 from fission_grpo.core.json_io import problem_in
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError, Turn
 from fission_grpo.envs.wrapper import error_message, from_blocks
 from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_row
@@ -24,24 +26,28 @@ from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_
 _log = get_logger(__name__)
 
 
-def with_parse_errors(tool: Callable[..., Any], takes_images: Callable[[], bool] = lambda: True) -> Callable[..., Any]:
+def with_parse_errors(
+    tool: Callable[..., Any], takes_images: Callable[[], bool] = lambda: True, timeout: float = 0.0
+) -> Callable[..., Any]:
     """Wrap a tool function so that malformed calls raise ToolCallParseError; its signature stays the same.
 
-    As in guarded environments, arguments are copied, an error without a message gets its class's name, and a list
-    without images becomes text.
+    As in guarded environments, arguments are copied, an error without a message gets its class's name, a list without
+    images becomes text, and a call that ends the process or runs longer than `timeout` seconds (0: no limit) fails.
     """
+    name = getattr(tool, "__name__", "a tool")
     if inspect.iscoroutinefunction(tool):
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             with _errors_of_call(kwargs):
-                return from_blocks(await tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), takes_images())
+                result = await contained_async(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), name, timeout)
+                return from_blocks(result, takes_images())
 
         return call_async
 
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _errors_of_call(kwargs):
+        with _errors_of_call(kwargs), contained(name, timeout):
             return from_blocks(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), takes_images())
 
     return call
@@ -54,6 +60,8 @@ def _errors_of_call(kwargs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, TimeLimitExceeded | ExitAttempt):
+            _log.warning("%s", error)
         message = error_message(error)
         if error.args == (message,):
             raise

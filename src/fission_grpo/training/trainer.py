@@ -26,6 +26,7 @@ from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
 from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, without_task
+from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
@@ -142,6 +143,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         replays = not (args.fission and self._draws_tasks)
 
         def guarded(factory: Any) -> Any:
+            if args.isolate_environments:
+                factory = isolated(factory, args.tool_timeout)
             return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
 
         factory = given.get("environment_factory")
@@ -150,7 +153,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         elif factory is not None:
             given["environment_factory"] = guarded(factory)
         if given.get("tools"):
-            given["tools"] = [with_parse_errors(tool, lambda: self._is_vlm) for tool in given["tools"]]
+            given["tools"] = [
+                with_parse_errors(tool, lambda: self._is_vlm, args.tool_timeout) for tool in given["tools"]
+            ]
 
     def _get_snapshot(self, task_id: str) -> Any:
         return self.fission.snapshots.get(task_id)
@@ -258,10 +263,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             rewards[:] = math.nan
             rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
         if self.args.guard_tools and self.environments:
-            broken = gather_object(
-                [env._fission_monitor.infrastructure_error is not None for env in self.environments]
-            )
-            rewards[broken] = math.nan
+            monitors = [environment._fission_monitor for environment in self.environments]
+            stopped = gather_object([monitor.stopped is not None for monitor in monitors])
+            rewards[stopped] = rewards[stopped].nan_to_num(0.0).clamp(max=0.0)
+            rewards[gather_object([monitor.infrastructure_error is not None for monitor in monitors])] = math.nan
         cycle.scores = CycleScores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
         return rewards
 

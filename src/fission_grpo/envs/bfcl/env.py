@@ -6,6 +6,7 @@ official check of state and responses after this turn.
 
 from __future__ import annotations
 
+import copyreg
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,11 @@ class TurnScenario:
     reference: tuple[ToolCall, ...] = ()  # the calls expected in this turn
 
 
-class BfclEnvironment:
+class _NamedType(type):
+    """The type of classes that are made by `environment_of`, which pickles find by their name."""
+
+
+class BfclEnvironment(metaclass=_NamedType):
     """The base class of all sets of tools; see `environment_of`."""
 
     _classes: tuple[str, ...] = ()
@@ -129,6 +134,9 @@ def environment_of(name: str) -> type[BfclEnvironment]:
     members: dict[str, Any] = {"_classes": classes, "__doc__": f"BFCL's {', '.join(classes)}."}
     members |= {function: _make_tool(function) for function in functions if function not in without}
     return type(name, (BfclEnvironment,), members)
+
+
+copyreg.pickle(_NamedType, lambda cls: (environment_of, (cls.__name__,)))  # pyright: ignore[reportArgumentType]
 
 
 def _make_tool(name: str) -> Callable[..., str]:

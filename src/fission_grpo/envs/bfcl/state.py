@@ -6,16 +6,23 @@ import copy
 import importlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import localcontext
 from functools import cache
 from typing import Any
 
 from fission_grpo.core.chat import read_result
+from fission_grpo.core.json_io import quoted
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import FILES, class_of
 
 STATELESS = ("MathAPI",)
+MAX_BITS = round(math.log2(10) * sys.int_info.default_max_str_digits)  # of an integer that Python writes as text
+MAX_PRECISION = 1_000  # digits of `logarithm` and `square_root` [ours]; the official cases have at most 10
+MAX_ENTRIES = 10_000  # that `find` and `du` walk through [ours]; the official cases have 124 at most
 
 
 @dataclass
@@ -47,7 +54,9 @@ class BfclState:
         if instance is None:
             raise ValueError(f"no function {call.name!r} here")
         method, defaults = getattr(instance, call.name), _mutable_defaults(type(instance), call.name)
-        return method(**copy.deepcopy({**defaults, **call.arguments}))
+        arguments = _bounded(instance, call.name, copy.deepcopy({**defaults, **call.arguments}))
+        with localcontext():  # `square_root` sets the precision of every Decimal in the process
+            return method(**arguments)
 
     def copy(self) -> BfclState:
         """An independent copy in the same state, including random generators."""
@@ -65,6 +74,52 @@ def new_state(classes: Iterable[str], config: Mapping[str, Any], long_context: b
         if name not in STATELESS:
             instances[name]._load_scenario(copy.deepcopy(config.get(name, {})), long_context=long_context)
     return BfclState(instances)
+
+
+def _bounded(instance: Any, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, changed where that saves time without changing the result.
+
+    Raises ValueError for a call whose computation would not end within seconds, or would fill the memory.
+    """
+    get: Callable[..., Any] = arguments.get
+    if function == "power":
+        base, exponent = get("base"), get("exponent")
+        is_integer = isinstance(base, int) and isinstance(exponent, int) and exponent > 0
+        if is_integer and (abs(base).bit_length() - 1) * exponent > MAX_BITS:
+            str(1 << 2 * MAX_BITS)  # raises the ValueError that the official executor meets when it writes the result
+    elif function == "round_number":
+        places = get("decimal_places")
+        if isinstance(get("number"), int) and isinstance(places, int):
+            arguments["decimal_places"] = max(places, -MAX_BITS)  # more than there are digits: the result is 0
+    elif function in ("logarithm", "square_root"):
+        try:
+            precision = abs(int(get("precision", 0)))
+        except (TypeError, ValueError, OverflowError):
+            precision = 0  # the function's own error
+        if precision > MAX_PRECISION:
+            raise ValueError(f"precision must be at most {MAX_PRECISION}, got {quoted(get('precision'))}")
+        for name in ("value", "base"):
+            if isinstance(get(name), str) and _is_long_number(get(name)):
+                raise ValueError(f"{name} must be a number, got {quoted(get(name))}")
+    elif function in ("find", "du") and _count_entries(instance.root) > MAX_ENTRIES:
+        raise ValueError(f"{function}: there are more than {MAX_ENTRIES} files and directories")
+    return arguments
+
+
+def _is_long_number(text: str) -> bool:
+    """Whether mpmath may need long to read a number: it takes fractions, and exponents of any size."""
+    _, has_exponent, exponent = text.lower().rpartition("e")
+    return len(text) > MAX_PRECISION or "/" in text or (bool(has_exponent) and sum(map(str.isdigit, exponent)) > 4)
+
+
+def _count_entries(directory: Any) -> int:
+    """Entries below a directory, counted to just above `MAX_ENTRIES`: copies share contents, even with themselves."""
+    count, open_directories = 0, [directory]
+    while open_directories and count <= MAX_ENTRIES:
+        contents = open_directories.pop().contents.values()
+        count += len(contents)
+        open_directories += [item for item in contents if hasattr(item, "contents")]
+    return count
 
 
 @cache

@@ -269,6 +269,8 @@ def _size(op: ast.operator, left: Any, right: Any) -> float:
     if isinstance(op, ast.Mult) and str in (type(left), type(right)):
         text, number = (left, right) if isinstance(left, str) else (right, left)
         return len(text) * max(0, number)
+    if isinstance(op, ast.Mod) and isinstance(left, str):  # widths and precisions in a format
+        return len(left) + left.count("%") * len(str(right)) + sum(map(int, re.findall(r"\d+", left)))
     return len(str(left)) + len(str(right))
 
 

@@ -15,12 +15,15 @@ from functools import cache
 from typing import Any
 
 from fission_grpo.core.chat import read_result
+from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded
+from fission_grpo.core.timing import contained
 from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_turn
 from fission_grpo.envs.bfcl.official import MultiTurnCase
 from fission_grpo.envs.bfcl.state import BfclState, new_state
+from fission_grpo.envs.wrapper import ADVICE, ToolLimits
 from fission_grpo.evaluation.bfcl.decoding import OfficialCall, clean, parse_expression
 from fission_grpo.evaluation.bfcl.formats import Conversation, Unrenderable, new_conversation
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
@@ -32,6 +35,7 @@ MODES = ("strict", "feedback")
 
 # Official `error_type`s of a case that ended before its last turn, and of one on which the handler failed.
 FORCED, INFERENCE_ERROR = "multi_turn:force_terminated", "multi_turn:inference_error"
+TIMEOUT = "tool_timeout"  # our verdict on a case that ended with a call beyond the time limit [ours]
 
 _REFUSED = ("kill", "exit", "quit", "remove", "unlink", "popen", "Popen", "run")
 _NAME_BEFORE_BRACKET = re.compile(r"\b([a-zA-Z_]\w*)\s*(?=\()")
@@ -110,18 +114,26 @@ def _evaluate(state: BfclState, node: ast.expr, variables: Mapping[str, str]) ->
 class CaseState:
     """The states of a case under way: after the policy's calls and, separately, after the reference's."""
 
-    def __init__(self, case: MultiTurnCase):
-        self._case = case
+    def __init__(self, case: MultiTurnCase, tool_timeout: float = ToolLimits.timeout):
+        self._case, self._tool_timeout = case, tool_timeout
         self._state, self._truth = (new_state(case.classes, case.config, case.long_context) for _ in range(2))
         self._variables = executor_variables(self._state, case.id)
         self._results: list[str] = []
         self._turn, self._has_called = 0, False
-        self.verdict: str | None = None  # the official `error_type` of the first turn that was wrong
+        self.verdict: str | None = None  # the official `error_type` of the first turn that was wrong, or TIMEOUT
 
     def execute(self, calls: Sequence[OfficialCall]) -> tuple[CallRecord, ...]:
-        """Execute the calls of one step, in order. Each record's `result` is what the policy is shown."""
+        """Execute the calls of one step, in order, up to one that exceeds the time limit, after which nothing is run.
+
+        Each record's `result` is what the policy is shown.
+        """
         self._has_called = self._has_called or bool(calls)
-        return tuple(self._execute(call) for call in calls)
+        records: list[CallRecord] = []
+        for call in calls if self.verdict != TIMEOUT else ():
+            records.append(self._execute(call))
+            if self.verdict == TIMEOUT:
+                break
+        return tuple(records)
 
     def end_turn(self) -> bool:
         """End the user turn; returns whether all is right so far. A turn beyond the reference's never is."""
@@ -134,7 +146,13 @@ class CaseState:
         return self.verdict is None
 
     def _execute(self, call: OfficialCall) -> CallRecord:
-        text = execute(self._state, call.source, self._variables)
+        try:
+            with contained(call.name, self._tool_timeout, ADVICE):
+                text = execute(self._state, call.source, self._variables)
+        except (TimeLimitExceeded, ExitAttempt) as error:
+            self._state.error, text = error, f"Error during execution: {error}"
+            if isinstance(error, TimeLimitExceeded):
+                self.verdict = TIMEOUT
         self._results.append(text)
         executed = ToolCall(call.name, call.arguments)
         if self._state.error is not None:
@@ -151,15 +169,18 @@ def _schemas(classes: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     return tuple(official_schema(name) for class_name in classes for name in class_docs(class_name))
 
 
-def run_case(case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict") -> RunningCase:
+def run_case(
+    case: MultiTurnCase, format: str = "qwen-fc", mode: str = "strict", tool_timeout: float = ToolLimits.timeout
+) -> RunningCase:
     """Run a case of `official.multi_turn_cases` in a format of `formats.FORMATS`, and judge it.
 
-    Raises ValueError if there is no such format or mode (when the case starts).
+    A call that runs longer than `tool_timeout` seconds (0: no limit) ends the case, which has failed. Raises
+    ValueError if there is no such format or mode (when the case starts).
     """
     if mode not in MODES:
         raise ValueError(f"no mode {mode!r}; there are {', '.join(MODES)}")
     started = time.monotonic()
-    conversation, state = new_conversation(format, case.functions), CaseState(case)
+    conversation, state = new_conversation(format, case.functions), CaseState(case, tool_timeout)
     turns: list[TurnRecord] = []
     verdict = missing = None
     for number, messages in enumerate(case.turns):
@@ -195,6 +216,8 @@ def _run_turn(
         error = decoded.unread if mode == "feedback" else None
         if not calls and error is None:
             return None, None
+        if state.verdict == TIMEOUT:
+            return None, TIMEOUT
         if calls:
             conversation.add_results(decoded, [call.result for call in calls])
         if error is not None:
