@@ -8,7 +8,14 @@ import pytest
 
 from fission_grpo.core import timing
 from fission_grpo.core.types import Task, ToolCall, ToolResult
-from fission_grpo.envs.restore import TASK_KEY, judge_corrective_turn, make_call, make_restorable, run_awaitable
+from fission_grpo.envs.restore import (
+    TASK_KEY,
+    judge_corrective_turn,
+    make_call,
+    make_restorable,
+    run_awaitable,
+    snapshot_after,
+)
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 
 
@@ -161,14 +168,20 @@ def test_an_async_tool_that_swallows_its_cancellation_holds_up_nothing(monkeypat
     assert time.monotonic() - began < 3
 
 
-def test_a_stopped_call_is_not_repeated_in_a_replay():
-    environment = begun(Fatal, "tool")
-    history = (call(environment, "add", item="a"), call(environment, "tool"))
+@pytest.mark.parametrize("cls", [Fatal, Kept], ids=["replay", "snapshot"])
+def test_a_recovery_from_a_stopped_call_begins_before_it_and_never_makes_it_again(cls):
+    environment = begun(cls, "tool")
+    calls = [("add", {"item": "a"}), ("tool", {}), ("add", {"item": "b"}), ("tool", {})]
+    history = tuple(call(environment, name, **arguments) for name, arguments in calls)
     assert history[1].error == "tool was stopped after 0.1 s"
-    environment.reset(**{TASK_KEY: Task("t", prompt="x", history=history)})
-    assert environment.made == ["tool"]
-    assert environment.get_reward() == 1.0
-    assert environment._fission_monitor.counts["replayed"] == 1
+    assert history[2].error == history[3].error == "the episode has ended: tool was stopped after 0.1 s"
+    snapshot = snapshot_after(environment, history)
+    assert snapshot == (["a"] if cls is Kept else None)
+    again = make_restorable(cls, run_awaitable, lambda _: snapshot, ToolLimits(timeout=0.1))()
+    again.place = "tool"
+    again.reset(**{TASK_KEY: Task("t", prompt="x", history=history)})
+    assert (again.kept, again.made) == (["a"], [])
+    assert again.get_reward() == 1.0
 
 
 def test_a_repeated_call_that_hangs_is_not_the_fault_of_the_policy_that_goes_on():

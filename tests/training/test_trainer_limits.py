@@ -71,13 +71,15 @@ class Scripted(FissionGRPOTrainer):
         return [self.processing_class(text + "<|im_end|>")["input_ids"] for text in texts], None
 
 
-def scripted_trainer(folder, names=NAMES, factory=Odd, isolate_environments=False, tool_timeout=0.2, **more):
+def scripted_trainer(
+    folder, names=NAMES, factory=Odd, isolate_environments=False, tool_timeout=0.2, max_steps=1, **more
+):
     model, tokenizer = load_starter()
     fields = {
         "max_tool_calling_iterations": 2,
         "max_completion_length": 120,
         "tool_timeout": tool_timeout,
-        "max_steps": 1,
+        "max_steps": max_steps,
     }
     fields["isolate_environments"] = isolate_environments
     size = {"per_device_train_batch_size": len(names), "num_generations": len(names)}
@@ -185,3 +187,14 @@ def test_training_in_processes_equals_training_without_them(tmp_path):
     assert history(runs[0], "fission/phase") == [0.0, 1.0]
     for key in ("loss", "reward", "fission/phase", "env/restored"):
         assert history(runs[0], key) == history(runs[1], key)
+
+
+def test_a_failure_by_a_stopped_call_is_recovered_from_without_making_it_again(tmp_path):
+    trainer = scripted_trainer(tmp_path, ["hangs", "works", "works", "works"], max_steps=2)
+    began = time.monotonic()
+    trainer.train()
+    assert time.monotonic() - began < 10
+    assert history(trainer, "fission/phase") == [0.0, 1.0]
+    assert history(trainer, "env/replayed") == [4.0]
+    assert history(trainer, "env/timeouts") == [1.0, 1.0]  # of the policy, once in each cycle
+    assert [reward for [reward] in trainer.rewards] == [0.0, 0.5, 0.5, 0.5]

@@ -24,6 +24,7 @@ from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
     ADVICE,
+    ENDED,
     EpisodeMonitor,
     ToolLimits,
     bind_method,
@@ -152,8 +153,8 @@ def begins_with(task: Task, observation: Any) -> bool:
 def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None = None) -> int:
     """Make the calls of `history` again, in order; returns how many are now answered differently.
 
-    Calls that failed are made as well, since they may have changed the state. Left out are calls that were stopped at
-    their time limit, and calls of tools that the environment does not have (unknown names, standalone tools).
+    Calls that failed are made as well, since they may have changed the state. Left out are calls that were stopped,
+    those after them, and calls of tools that the environment does not have (unknown names, standalone tools).
     """
     return sum(now.content != past.content for past, now in _replayed(environment, history, run_async))
 
@@ -164,14 +165,15 @@ def _replayed(
     tools = tool_methods(environment)
     monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     for past in history:
-        name = past.call.name
-        if monitor is not None and past.error in (
-            str(TimeLimitExceeded(name, monitor.limits.timeout)),
-            str(ProcessDied(name, environment)),
-        ):
-            continue
-        if name in tools:
+        if past.call.name in tools and not (monitor is not None and _was_stopped(past, monitor)):
             yield past, make_call(tools, past.call, run_async)
+
+
+def _was_stopped(past: ToolResult, monitor: EpisodeMonitor) -> bool:
+    """Whether a call did not end by itself, or came after one that did not, by the error that the monitor gave it."""
+    name, error = past.call.name, past.error or ""
+    stopped = TimeLimitExceeded(name, monitor.limits.timeout), ProcessDied(name, monitor.environment)
+    return error in map(str, stopped) or error.startswith(ENDED)
 
 
 def make_call(

@@ -26,6 +26,7 @@ from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
 
 _log = get_logger(__name__)
 
+ENDED = "the episode has ended: "  # answers the calls after one that was stopped
 ADVICE = "With isolate_environments its process would be ended (docs/environments.md)."
 
 
@@ -132,7 +133,8 @@ class EpisodeMonitor:
         if self.infrastructure_error is not None:
             raise InfrastructureError(self.infrastructure_error)
         if self.stopped is not None:
-            raise ValueError(f"the episode has ended: {self.stopped}")
+            self.record_snapshot()
+            raise ValueError(f"{ENDED}{self.stopped}")
         return copy.deepcopy((args, kwargs))
 
     @contextmanager
