@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -268,6 +269,17 @@ def loading(checkpoint: Path) -> Iterator[None]:
             f"{checkpoint} cannot be resumed from ({reason}). Use the model, the options and the versions "
             "it was saved with, or another checkpoint"
         ) from error
+
+
+def without_secrets(args: Any) -> Any:
+    """A copy of training arguments without the tokens for the hub."""
+    copied = copy.copy(args)
+    for name in ("hub_token", "push_to_hub_token"):
+        if getattr(copied, name, None) is not None:
+            setattr(copied, name, None)
+    if isinstance(options := getattr(copied, "model_init_kwargs", None), dict):
+        copied.model_init_kwargs = {key: value for key, value in options.items() if key != "token"}
+    return copied
 
 
 def settings_of(trainer: Any) -> dict[str, Any]:
