@@ -126,8 +126,7 @@ class ExactCheckpointMixin(MixinBase):
     Overrides: `train` (locks the run's folder, finds and checks the checkpoint), `_run_epoch` (nothing, if the resumed
     run was at its end), `_save_checkpoint`, `save_model`, `save_state`, `_get_output_dir`, `_push_from_checkpoint`
     (write to a staging folder, then rename), `_save` (no token in a file), `_load_from_checkpoint`,
-    `_load_optimizer_and_scheduler`, `_get_train_sampler` (restore state and order of rows), `log` (`train_loss` is
-    the mean of all steps).
+    `_load_optimizer_and_scheduler`, `_get_train_sampler` (restore state and order of rows), `log` (mean `train_loss`).
 
     Without it a killed run may leave a checkpoint that is partly written, and a resumed run samples other rollouts
     and logs other values than one that never stopped, or trains on beyond its end.

@@ -11,7 +11,6 @@ from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -69,6 +68,8 @@ _FREE = {
     "torch_empty_cache_steps",
 }
 
+_MISFITS = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SafetensorError, TypeError)
+_MISFITS += (ValueError,)
 _NUMBER = (int, float)
 _SHAPES = {  # of the state that a checkpoint adds to TRL's
     "trainer": dict,
@@ -251,18 +252,9 @@ def loading(checkpoint: Path) -> Iterator[None]:
         yield
     except (CheckpointError, RunDirectoryError):
         raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        UnpicklingError,
-        ValueError,
-    ) as error:
+    except Exception as error:
+        if not isinstance(error, _MISFITS) and type(error).__name__ != "UnpicklingError":  # of torch.load
+            raise
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         reason = reason if type(error) in (ValueError, OSError) else f"{type(error).__name__}: {reason}"
         raise CheckpointError(
