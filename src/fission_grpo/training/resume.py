@@ -78,6 +78,8 @@ _SHAPES = {  # of the state that a checkpoint adds to TRL's
     "snapshots": list,
     "sources": list,
     "event_log": dict,
+    "event_log.bytes": int,
+    "event_log.tail": str,
     "generated_tokens": int,
     "trainer.step": int,
     "trainer.metrics": dict,
