@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shlex
 import threading
+from types import SimpleNamespace
 
 import pytest
 from openai_server import OpenAIServer
@@ -10,7 +12,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.cli.main import main
-from fission_grpo.inference.secrets import Secrets, shown_command, split_url, without_option_secrets
+from fission_grpo.inference.secrets import Secrets, shown_command, split_url
 
 KEY, PASSWORD, QUERY = "Kennwort7Umgebung", "Kennwort8 Nutzer", "Kennwort9Frage"
 """Like no key's usual form, so that they are not found by how they look."""
@@ -140,5 +142,10 @@ def test_secrets_of_a_url_are_hidden_as_they_are_and_as_urls_write_them():
         (["--output_dir", "hf_models/run"], ["--output_dir", "hf_models/run"]),
     ],
 )
-def test_options_that_are_named_like_a_token_are_shown_without_it(words, shown):
-    assert without_option_secrets(words) == shown
+def test_the_command_that_resumes_a_run_is_shown_without_tokens(capsys, words, shown):
+    pytest.importorskip("trl")
+    from fission_grpo.training.callbacks import print_resume_command
+
+    print_resume_command(SimpleNamespace(global_step=1, max_steps=2), words)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line) == [*shown, "--resume_from_checkpoint", "true"]

@@ -3,7 +3,9 @@
 import ast
 import json
 import pickle
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,18 @@ def test_the_option_that_trusts_a_folders_code_is_off_and_lets_it_run(models):
     with pytest.raises(Exception):  # noqa: B017, PT011 - the folder's code is no model
         AutoConfig.from_pretrained(models / "with_code", trust_remote_code=True)
     assert (models / "code_was_run").exists()  # so the tests above could have failed
+
+
+@pytest.mark.parametrize("name", ["accelerate", "datasets", "jsonschema", "openai", "peft", "transformers", "trl"])
+def test_a_library_whose_interface_we_call_has_an_upper_bound(name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(one for group in project["optional-dependencies"].values() for one in group)]
+    bounds = [line for line in listed if re.match(rf"{name}\b", line)]
+    assert bounds
+    assert [line for line in bounds if not re.search(r",<\d", line)] == []
+
+
+def test_torch_is_new_enough_to_read_an_optimizer():
+    """transformers refuses torch.load below 2.6, so that an older one saves what it cannot resume from."""
+    train = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    assert [line for line in train if line.startswith("torch>=")] == ["torch>=2.6"]

@@ -261,3 +261,10 @@ def test_numbers_beyond_floating_point_are_left_out_of_the_curves_and_refused_in
         (run / "eval.jsonl").write_text(text + "\n")
         with pytest.raises(RunFileError, match=rf"eval\.jsonl, line 1: field '{field}.*too large a number"):
             read_run(run)
+
+
+def test_what_a_run_has_set_aside_is_no_run_of_its_folder(tmp_path):
+    (tmp_path / "_earlier-1" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "_earlier-1" / "checkpoint-4" / "trainer_state.json").write_text('{"log_history": [{"reward": 9}]}')
+    (tmp_path / "fission.jsonl").write_text("")
+    assert [run.name for run in read_runs(tmp_path)] == [tmp_path.name]

@@ -42,11 +42,16 @@ def sealed(checkpoint, **files):
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
 
 
-def refused(run, **fields):
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    """One for all refusals, which come before it trains."""
+    return tiny_trainer(tmp_path_factory.mktemp("trainer") / "run", max_steps=2, count=4)
+
+
+def refused(trainer, run):
     """What the error says when the checkpoint is resumed from."""
-    trainer = tiny_trainer(run, max_steps=2, count=4, **fields)
     with pytest.raises(CheckpointError) as caught:
-        trainer.train(resume_from_checkpoint=True)
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-1"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -106,11 +111,11 @@ def test_a_number_of_bytes_that_is_none_is_refused(run, size):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
-def test_a_manifest_without_a_part_that_training_needs_is_refused(run, name):
+def test_a_manifest_without_a_part_that_training_needs_is_refused(trainer, run, name):
     checkpoint = run / "checkpoint-1"
     sealed(checkpoint, **{name: None})
     said = "the weights" if name == "model.safetensors" else name
-    assert f"it does not list {said}, which every checkpoint has" in refused(run)
+    assert f"it does not list {said}, which every checkpoint has" in refused(trainer, run)
 
 
 def test_a_checkpoint_saved_without_the_optimizer_is_taken(tmp_path):
@@ -166,12 +171,12 @@ def put(state, path, value):
         ("generated_tokens", "remove"),
     ],
 )
-def test_a_forged_state_is_one_error(run, path, value):
+def test_a_forged_state_is_one_error(trainer, run, path, value):
     checkpoint = run / "checkpoint-1"
     state = json.loads((checkpoint / FILE).read_text())
     put(state, path, value)
     sealed(checkpoint, **{FILE: json.dumps(state)})
-    assert "checkpoint-1" in refused(run)
+    assert "checkpoint-1" in refused(trainer, run)
 
 
 @pytest.mark.parametrize(
@@ -192,15 +197,15 @@ def test_a_forged_state_is_one_error(run, path, value):
         ("total_flos", "x"),
     ],
 )
-def test_a_forged_trainer_state_is_one_error(run, path, value):
+def test_a_forged_trainer_state_is_one_error(trainer, run, path, value):
     checkpoint = run / "checkpoint-1"
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     put(state, path, value)
     sealed(checkpoint, **{"trainer_state.json": json.dumps(state)})
-    assert "checkpoint-1/trainer_state.json is damaged" in refused(run)
+    assert "checkpoint-1/trainer_state.json is damaged" in refused(trainer, run)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "model.safetensors"])
-def test_a_part_that_no_library_can_read_is_one_error(run, name):
+def test_a_part_that_no_library_can_read_is_one_error(trainer, run, name):
     sealed(run / "checkpoint-1", **{name: "not what it should be"})
-    assert "checkpoint-1 cannot be resumed from" in refused(run)
+    assert "checkpoint-1 cannot be resumed from" in refused(trainer, run)

@@ -21,6 +21,7 @@ from fission_grpo.fission.event_log import read_events
 
 STATE, FISSION, EVAL = "trainer_state.json", "fission.jsonl", "eval.jsonl"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+EARLIER = re.compile(r"_earlier-\d+")  # what a run that began in a used folder has moved there
 NUMBER = (int, float)
 
 
@@ -98,7 +99,8 @@ def read_runs(path: str | Path) -> list[Run]:
         raise RunFileError(f"{path}: no such directory; give the output_dir of a `fission-grpo train` run")
     if _state_path(path) is not None:
         return [read_run(path)]
-    runs = [read_run(folder) for folder in sorted(path.iterdir()) if folder.is_dir() and _is_run(folder)]
+    folders = [folder for folder in sorted(path.iterdir()) if not EARLIER.fullmatch(folder.name)]
+    runs = [read_run(folder) for folder in folders if folder.is_dir() and _is_run(folder)]
     if runs and not _is_run(path):
         return runs
     own = read_run(path)

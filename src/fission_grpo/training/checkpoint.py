@@ -6,7 +6,6 @@ generation batch that is partly used. They hold what TRL and transformers keep i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -20,22 +19,26 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.core.files import AGAIN, writing
-from fission_grpo.core.serialization import faithful, task_to_json
+from fission_grpo.core.serialization import faithful
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.core.types import Task
 from fission_grpo.feedback.sources import FAULTS, name_of, state_of
 from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
-from fission_grpo.training.resume import PACKAGES, compare_settings, find_checkpoint, loading, settings_of
+from fission_grpo.training.deferred_batches import check_columns as check_columns
+from fission_grpo.training.resume import (
+    PACKAGES,
+    compare_settings,
+    find_checkpoint,
+    loading,
+    settings_of,
+    without_secrets,
+)
 from fission_grpo.training.resume import resume_point as resume_point
 from fission_grpo.training.resume import why_unusable as why_unusable
 from fission_grpo.training.run_folder import claim, lock_run, model_staging, publish_model
 from fission_grpo.training.trl_compat import MixinBase
 
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
-
-_BEYOND_JSON = ("timestamp", "date", "time", "duration", "decimal", "binary", "large_binary")  # Arrow's names begin so
-_WHY_JSON = "(with fission=True the buffer keeps rows as JSON; fission=False does not need it)"
 
 _log = get_logger(__name__)
 
@@ -93,56 +96,6 @@ def shard_for_rank(by_rank: Sequence[Any], process_index: int, processes: int) -
     return by_rank[process_index if processes == len(by_rank) else process_index % len(by_rank)]
 
 
-def without_secrets(args: Any) -> Any:
-    """A copy of training arguments without the tokens for the hub."""
-    copied = copy.copy(args)
-    for name in ("hub_token", "push_to_hub_token"):
-        if getattr(copied, name, None) is not None:
-            setattr(copied, name, None)
-    if isinstance(options := getattr(copied, "model_init_kwargs", None), dict):
-        copied.model_init_kwargs = {key: value for key, value in options.items() if key != "token"}
-    return copied
-
-
-def check_columns(dataset: Any) -> None:
-    """Check, from its column types and its first row, that a JSON checkpoint can keep a data set's rows.
-
-    Raises:
-        ValueError: it cannot, or there is no row; the message names the column.
-    """
-    for name, feature in (getattr(dataset, "features", None) or {}).items():
-        if (kind := _type_beyond_json(feature)) is not None:
-            raise ValueError(
-                f"train_dataset, column {name!r} holds values of type {kind}, which JSON cannot give back. Convert it "
-                f"to strings or numbers, or remove it {_WHY_JSON}"
-            )
-    if hasattr(dataset, "__len__"):
-        if not len(dataset):
-            raise ValueError("train_dataset is empty: it needs at least one row.")
-        check_row(dataset[0], "row 0")
-
-
-def check_row(row: Mapping[str, Any], name: str) -> None:
-    """Raise ValueError if a JSON checkpoint cannot keep a row; the message names the column."""
-    try:
-        task_to_json(Task(name, "", columns=dict(row)))
-    except ValueError as error:
-        raise ValueError(f"train_dataset, {error} {_WHY_JSON}") from error
-
-
-def _type_beyond_json(feature: Any) -> str | None:
-    """The first type in a column's `datasets` feature whose values JSON cannot give back, None if there is none."""
-    if isinstance(feature, Mapping | list | tuple):
-        parts = list(feature.values() if isinstance(feature, Mapping) else feature)
-    elif hasattr(feature, "feature"):  # Sequence, List, LargeList
-        parts = [feature.feature]
-    else:
-        kind = str(getattr(feature, "dtype", ""))
-        beyond = kind.startswith(_BEYOND_JSON) or type(feature).__name__ in ("Image", "Audio", "Video", "Pdf")
-        return (kind if kind.startswith(_BEYOND_JSON) else type(feature).__name__) if beyond else None
-    return next((kind for part in parts if (kind := _type_beyond_json(part)) is not None), None)
-
-
 class CycleEnds(TrainerCallback):
     """Postpones saves, stops with a save, and evaluations for a save from the middle of a cycle to its end."""
 
@@ -190,8 +143,7 @@ class ExactCheckpointMixin(MixinBase):
     Overrides: `train` (locks the run's folder, finds and checks the checkpoint), `_run_epoch` (nothing, if the resumed
     run was at its end), `_save_checkpoint`, `save_model`, `save_state`, `_get_output_dir`, `_push_from_checkpoint`
     (write to a staging folder, then rename), `_save` (no token in a file), `_load_from_checkpoint`,
-    `_load_optimizer_and_scheduler`, `_get_train_sampler` (restore state and order of rows), `log` (`train_loss` is
-    the mean of all steps).
+    `_load_optimizer_and_scheduler`, `_get_train_sampler` (restore state and order of rows), `log` (mean `train_loss`).
 
     Without it a killed run may leave a checkpoint that is partly written, and a resumed run samples other rollouts
     and logs other values than one that never stopped, or trains on beyond its end.
@@ -311,7 +263,7 @@ class ExactCheckpointMixin(MixinBase):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.was_finished:  # transformers would make one step more before it looks
-            self.model_wrapped.train()  # as training leaves it: TRL logs the metrics of this mode
+            self.model.train()  # pyright: ignore - as training leaves it: TRL logs the metrics of this mode
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)

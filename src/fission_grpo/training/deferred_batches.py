@@ -1,13 +1,22 @@
-"""Dataset rows whose turn a recovery cycle took: they wait in a queue, and are explored in their order."""
+"""Dataset rows whose turn a recovery cycle took: they wait in a queue, and are explored in their order.
+
+Also what is checked of a data set's rows before training: that there are enough, and that a checkpoint can keep them.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from fission_grpo.core.serialization import task_to_json
+from fission_grpo.core.types import Task
+
 MAX_STREAMED_BATCHES = 256  # [ours] longest queue if the dataset has no length
+
+_BEYOND_JSON = ("timestamp", "date", "time", "duration", "decimal", "binary", "large_binary")  # Arrow's names begin so
+_WHY_JSON = "(with fission=True the buffer keeps rows as JSON; fission=False does not need it)"
 
 PackedRows = list[tuple[dict[str, Any], int]]
 """Rows, and how often each is repeated."""
@@ -107,3 +116,42 @@ class DeferredBatches:
             return False
         self.batches.pop()
         return True
+
+
+def check_columns(dataset: Any) -> None:
+    """Check, from its column types and its first row, that a JSON checkpoint can keep a data set's rows.
+
+    Raises:
+        ValueError: it cannot, or there is no row; the message names the column.
+    """
+    for name, feature in (getattr(dataset, "features", None) or {}).items():
+        if (kind := _type_beyond_json(feature)) is not None:
+            raise ValueError(
+                f"train_dataset, column {name!r} holds values of type {kind}, which JSON cannot give back. Convert it "
+                f"to strings or numbers, or remove it {_WHY_JSON}"
+            )
+    if hasattr(dataset, "__len__"):
+        if not len(dataset):
+            raise ValueError("train_dataset is empty: it needs at least one row.")
+        check_row(dataset[0], "row 0")
+
+
+def check_row(row: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if a JSON checkpoint cannot keep a row; the message names the column."""
+    try:
+        task_to_json(Task(name, "", columns=dict(row)))
+    except ValueError as error:
+        raise ValueError(f"train_dataset, {error} {_WHY_JSON}") from error
+
+
+def _type_beyond_json(feature: Any) -> str | None:
+    """The first type in a column's `datasets` feature whose values JSON cannot give back, None if there is none."""
+    if isinstance(feature, Mapping | list | tuple):
+        parts = list(feature.values() if isinstance(feature, Mapping) else feature)
+    elif hasattr(feature, "feature"):  # Sequence, List, LargeList
+        parts = [feature.feature]
+    else:
+        kind = str(getattr(feature, "dtype", ""))
+        beyond = kind.startswith(_BEYOND_JSON) or type(feature).__name__ in ("Image", "Audio", "Video", "Pdf")
+        return (kind if kind.startswith(_BEYOND_JSON) else type(feature).__name__) if beyond else None
+    return next((kind for part in parts if (kind := _type_beyond_json(part)) is not None), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,6 @@ from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -68,6 +68,8 @@ _FREE = {
     "torch_empty_cache_steps",
 }
 
+_MISFITS = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SafetensorError, TypeError)
+_MISFITS += (ValueError,)
 _NUMBER = (int, float)
 _SHAPES = {  # of the state that a checkpoint adds to TRL's
     "trainer": dict,
@@ -76,6 +78,8 @@ _SHAPES = {  # of the state that a checkpoint adds to TRL's
     "snapshots": list,
     "sources": list,
     "event_log": dict,
+    "event_log.bytes": int,
+    "event_log.tail": str,
     "generated_tokens": int,
     "trainer.step": int,
     "trainer.metrics": dict,
@@ -250,24 +254,26 @@ def loading(checkpoint: Path) -> Iterator[None]:
         yield
     except (CheckpointError, RunDirectoryError):
         raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        UnpicklingError,
-        ValueError,
-    ) as error:
+    except Exception as error:
+        if not isinstance(error, _MISFITS) and type(error).__name__ != "UnpicklingError":  # of torch.load
+            raise
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         reason = reason if type(error) in (ValueError, OSError) else f"{type(error).__name__}: {reason}"
         raise CheckpointError(
             f"{checkpoint} cannot be resumed from ({reason}). Use the model, the options and the versions "
             "it was saved with, or another checkpoint"
         ) from error
+
+
+def without_secrets(args: Any) -> Any:
+    """A copy of training arguments without the tokens for the hub."""
+    copied = copy.copy(args)
+    for name in ("hub_token", "push_to_hub_token"):
+        if getattr(copied, name, None) is not None:
+            setattr(copied, name, None)
+    if isinstance(options := getattr(copied, "model_init_kwargs", None), dict):
+        copied.model_init_kwargs = {key: value for key, value in options.items() if key != "token"}
+    return copied
 
 
 def settings_of(trainer: Any) -> dict[str, Any]:

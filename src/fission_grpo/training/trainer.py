@@ -41,15 +41,20 @@ from fission_grpo.fission.metrics import (
 from fission_grpo.training.callbacks import SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import (
     ExactCheckpointMixin,
-    check_columns,
-    check_row,
     load_source_states,
     packed_snapshots,
     shard_for_rank,
     source_states,
 )
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
-from fission_grpo.training.deferred_batches import DeferredBatches, check_batches, check_rows, split_batches
+from fission_grpo.training.deferred_batches import (
+    DeferredBatches,
+    check_batches,
+    check_columns,
+    check_row,
+    check_rows,
+    split_batches,
+)
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rollouts import (
     Cycle,
