@@ -6,10 +6,12 @@ than it is read in; a line end in a name looks like a line of ours.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
 import sys
+import traceback
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +50,18 @@ def _clean_record(record: logging.LogRecord) -> bool:
     if record.exc_info:
         record.exc_text = printable(logging.Formatter().formatException(record.exc_info), keep="\n\t")
     return True
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, whose messages are `printable`: they repeat the command line."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message, keep="\n\t"), file)
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Show an error that nobody caught; for `sys.excepthook`."""
+    show("".join(traceback.format_exception(kind, error, trace)).rstrip(), error=True)
 
 
 def show(text: Any = "", *, error: bool = False) -> None:
