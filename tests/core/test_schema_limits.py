@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from fission_grpo.core import json_schema
-from fission_grpo.core.json_schema import MAX_CHARACTERS, MAX_PATTERN, make_validator
+from fission_grpo.core import json_schema, schema_patterns
+from fission_grpo.core.json_schema import MAX_CHARACTERS, make_validator
+from fission_grpo.core.schema_patterns import MAX_PATTERN
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
 from fission_grpo.core.types import ToolCall
 
@@ -16,7 +17,7 @@ LIMIT = 6.0  # seconds on a slow machine, for what takes hours without a limit
 
 @pytest.fixture(autouse=True)
 def short_limits(monkeypatch):
-    monkeypatch.setattr(json_schema, "PATTERN_SECONDS", 0.2)
+    monkeypatch.setattr(schema_patterns, "PATTERN_SECONDS", 0.2)
     monkeypatch.setattr(json_schema, "MAX_SECONDS", 0.7)
 
 
