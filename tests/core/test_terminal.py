@@ -241,3 +241,45 @@ def test_tolerant_output_passes_everything_on(capsys):
     assert (sys.stdout, sys.stderr) == before
     assert capsys.readouterr() == ("out\n", "err\n")
     assert output.problem is None
+
+
+@pytest.mark.parametrize("command", [["eval"], ["compare"], ["report"], ["tasks"], ["simulator", "check"], ["train"]])
+@pytest.mark.parametrize("word", ["--x\x1b[2J", "x\x9b2J", "--\u202ey", "--a\x1b]0;owned\x07=3"])
+def test_options_of_a_command_line_are_clean_in_its_errors(command, word, capsys):
+    from fission_grpo.cli.main import main
+
+    try:
+        status = main([*command, word, word, word])
+    except SystemExit as ended:
+        status = ended.code
+    assert status in (1, 2)
+    assert_clean("".join(capsys.readouterr()))
+
+
+def test_every_command_has_the_parser_that_cleans_its_messages():
+    for path in SOURCE.rglob("*.py"):
+        if path.name != "terminal.py":
+            assert "argparse.ArgumentParser(" not in path.read_text(), path
+
+
+def test_an_error_that_nobody_catches_is_shown_clean(capsys, monkeypatch):
+    import sys
+
+    from fission_grpo.cli import main as cli
+    from fission_grpo.core.terminal import show_traceback
+
+    monkeypatch.setattr(sys, "argv", ["fission-grpo", "--version"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    assert cli.main() == 0
+    assert sys.excepthook is show_traceback
+    try:
+        raise KeyError(HOSTILE)
+    except KeyError as error:
+        show_traceback(KeyError, error, error.__traceback__)
+    try:
+        raise RuntimeError(HOSTILE) from ValueError(HOSTILE)
+    except RuntimeError as error:
+        show_traceback(RuntimeError, error, error.__traceback__)
+    told = capsys.readouterr().err
+    assert_clean(told)
+    assert "Traceback" in told

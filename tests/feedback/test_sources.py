@@ -373,3 +373,33 @@ def test_what_is_no_source_is_one_error_that_lists_the_forms(given):
 def test_an_unknown_name_is_one_error_in_every_form(given):
     with pytest.raises(ValueError, match="no feedback source is called"):
         make_chain(given)
+
+
+def circular():
+    entries: list = ["rules"]
+    entries.append(entries)
+    return entries
+
+
+def nested(levels):
+    entries: list = ["rules"]
+    for _ in range(levels):
+        entries = [entries]
+    return entries
+
+
+@pytest.mark.parametrize(
+    "feedback",
+    [",".join(["rules"] * 5000), "shuffled:" * 2000 + "rules", ["rules"] * 5000, nested(3000), circular()],
+    ids=["commas", "shuffled", "list", "nested", "circular"],
+)
+def test_a_chain_of_very_many_sources_is_refused_in_one_line(feedback):
+    with pytest.raises(ValueError, match="more than 50 sources") as error:
+        make_chain(feedback)
+    assert len(str(error.value)) < 200
+
+
+def test_fifty_sources_are_a_chain():
+    assert len(make_chain(",".join(["rules"] * 50))) == 50
+    assert len(make_chain([["rules", "fixed"], "none"])) == 3
+    assert [source.name for source in make_chain("shuffled:shuffled:rules")] == ["shuffled:shuffled:rules"]

@@ -5,6 +5,7 @@ import logging
 import shlex
 import threading
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from openai_server import OpenAIServer
@@ -12,7 +13,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.cli.main import main
-from fission_grpo.inference.secrets import Secrets, shown_command, split_url
+from fission_grpo.inference.secrets import Secrets, hide_in_urls, shown_command, split_url
 
 KEY, PASSWORD, QUERY = "Kennwort7Umgebung", "Kennwort8 Nutzer", "Kennwort9Frage"
 """Like no key's usual form, so that they are not found by how they look."""
@@ -149,3 +150,67 @@ def test_the_command_that_resumes_a_run_is_shown_without_tokens(capsys, words, s
     print_resume_command(SimpleNamespace(global_step=1, max_steps=2), words)
     line = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(line) == [*shown, "--resume_from_checkpoint", "true"]
+
+
+PATH_KEY = "a8f3k2m9q1"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:p@ss@host/v1", "https://***@host/v1"),
+        ("https://me:p@s@s@host:80/v1?k=a@b", "https://***@host:80/v1?***"),
+        ("HTTPS://me:pw@host", "HTTPS://***@host"),
+        ("https://host/v1", "https://host/v1"),
+        ("https://host/v1?v=2", "https://host/v1?***"),
+        ("https://host/v1#frag", "https://host/v1?***"),
+        (r"https:\/\/me:pw@host\/v1?k=1", r"https:\/\/***@host\/v1?***"),
+        (r"https:\\/\\/me:pw@host", r"https:\\/\\/***@host"),
+        ("https%3A%2F%2Fme%3Apw%40host%2Fv1%3Fk%3D1", "https%3A%2F%2F***@host%2Fv1?***"),
+        ("https%3a%2f%2fme%3apw%40host", "https%3a%2f%2f***@host"),
+        (f"https://host/{PATH_KEY}/v1", "https://host/***/v1"),
+        ("https://host/openai/deployments/gpt-4o-mini/v1beta", "https://host/openai/deployments/gpt-4o-mini/v1beta"),
+        ("https://host/sk-abcdef/v1", "https://host/***/v1"),
+        ("http://a@b/ http://c@d/", "http://***@b/ http://***@d/"),
+    ],
+)
+def test_urls_of_every_form_are_shown_without_secrets(url, shown):
+    assert hide_in_urls(f'say "{url}" now') == f'say "{shown}" now'
+    assert hide_in_urls(shown) == shown
+
+
+def test_a_short_value_of_a_query_hides_nothing_but_itself():
+    _, _, found = split_url("https://host/v1?v=2&n=10&on=true&key=abc")
+    secrets = Secrets(found)
+    assert secrets.clean("HTTP 429: 2 of 10 true tries, abc in v2") == "HTTP 429: 2 of 10 true tries, abc in v2"
+    assert secrets.clean("POST https://host/v1?v=2&n=10&on=true&key=abc") == (
+        "POST https://host/v1?v=***&n=***&on=***&key=***"
+    )
+    assert secrets.clean("v=20 key=abcd") == "v=20 key=abcd"
+
+
+@pytest.mark.parametrize("secret", ["pa/ss wörd", 'qu"ote\\d', "plain-secret", "p@ss/w%rd", "ge\nheim"])
+def test_a_secret_is_hidden_as_every_writer_spells_it(secret):
+    spelled = [
+        secret,
+        quote(secret),
+        quote(secret, safe=""),
+        quote(secret, safe="").lower() if secret.islower() else secret,
+        quote(quote(secret, safe=""), safe=""),
+        json.dumps(secret),
+        json.dumps(secret).replace("/", "\\/"),
+    ]
+    for text in spelled:
+        assert Secrets([secret]).clean(f"<{text}>") in ("<***>", '<"***">'), text
+
+
+def test_keys_in_paths_and_odd_passwords_of_urls_are_written_nowhere(server, tmp_path, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    url = server.url.replace("127.0.0.1", "me:p@Kennwort8s@127.0.0.1").replace("/v1", "/Kennwort7a1b2/v1")
+    server.faults = [None, "tell key", "500"]
+    evaluation = ["--endpoint", url + "?api_key=Kennwort9Frage&v=2", "--model", "small", "--tasks", "desk"]
+    main(["eval", *evaluation, "--num_tasks", "2", "--output", str(tmp_path), "--timeout", "5"])
+    assert "/Kennwort7a1b2/v1/chat/completions" in server.paths[-1]
+    assert_no_key(tmp_path, capfd, caplog)
+    assert b"127.0.0.1" in written(tmp_path)
+    assert b"/***/v1" in written(tmp_path)

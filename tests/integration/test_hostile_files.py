@@ -214,7 +214,7 @@ def test_calls_in_hermes_blocks_are_kept_as_json(value):
 
 
 def test_a_pattern_that_takes_exponential_time_is_given_up():
-    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^(a+)+$"}}}
+    schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": "(a|aa)+$"}}}
     tool = {"name": "f", "parameters": schema}
     started = time.monotonic()
     problem = check_call(ToolCall("f", {"x": "a" * 60 + "!"}), [tool])

@@ -6,9 +6,10 @@ from contextlib import suppress
 
 import pytest
 
+from fission_grpo.core.call_queue import CallQueue
 from fission_grpo.core.chat import beside_calls, parse, read_result, tagged_blocks, text_between
 from fission_grpo.core.errors import RunFileError, TaskFileError
-from fission_grpo.core.messages import CallQueue, call_in_other_form, lacks_arguments, plain_messages, read_messages
+from fission_grpo.core.messages import call_in_other_form, lacks_arguments, plain_messages, read_messages
 from fission_grpo.core.result_errors import is_like_an_error
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, ToolResult, Turn
@@ -261,3 +262,17 @@ def test_a_queue_of_calls_gives_by_id_then_by_name_then_in_order():
 )
 def test_blank_arguments_are_told_from_others(text, lacks):
     assert lacks_arguments(text) is lacks
+
+
+def test_a_deep_list_of_many_items_takes_bounded_memory():
+    import tracemalloc
+
+    text = "[" * 900 + "1," * 50_000 + "1" + "]" * 900
+    call = ToolCall("f", {"a": "x"})
+    result = ToolResult(call, text, None)
+    failure = Failure(Task("t", "go", (TOOL,), (call,)), (Turn("", "", (call,), None, (result,)),), ErrorKind.RAISED)
+    tracemalloc.start()
+    find_leak("error: `a` is not right, as the list says it is", failure)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * MIB

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from fission_grpo.core.errors import UsageError
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.envs.check import check_environment
 
 
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _parser() -> argparse.ArgumentParser:
     description = "Check that an environment in TRL's convention can be trained and recovered in."
-    parser = argparse.ArgumentParser("fission-grpo check-environment", description=description)
+    parser = ArgumentParser("fission-grpo check-environment", description=description)
     add = parser.add_argument
     add("environment", metavar="MODULE:CLASS", help="or path/to/file.py:Class; made without arguments")
     add("--row", type=Path, metavar="FILE", help="data set rows for reset: .json (one or a list) or .jsonl")

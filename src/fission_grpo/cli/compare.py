@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from fission_grpo.core.files import write_file
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.evaluation.compare import compare, comparison_json, comparison_table, read_run
 
 
@@ -42,7 +42,7 @@ def compare_command(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "fission-grpo compare",
         description="Compare two evaluations of the same cases, case by case. Refuses, with exit status 2, runs whose "
         "task sets, prompts or decoding differ.",

@@ -15,7 +15,7 @@ from typing import Any
 
 from fission_grpo.cli.tasks import error_pattern
 from fission_grpo.core.files import append_line, write_file
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import Fault
@@ -50,7 +50,7 @@ PACKAGES = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]
 
 def eval_parser() -> argparse.ArgumentParser:
     """The command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "fission-grpo eval",
         description="Success and error recovery of a model on tasks with tools, or of recorded transcripts.",
         epilog=EXAMPLES,

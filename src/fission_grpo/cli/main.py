@@ -8,7 +8,7 @@ import traceback
 from importlib import import_module
 
 from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
-from fission_grpo.core.terminal import show, tolerant_output
+from fission_grpo.core.terminal import show, show_traceback, tolerant_output
 
 USAGE = """\
 usage: fission-grpo COMMAND [options]
@@ -44,6 +44,8 @@ COMMANDS = {  # module and function of each command
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 or 2 for a mistake in the input, 128 + signal if interrupted."""
+    if argv is None:
+        sys.excepthook = show_traceback
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     with tolerant_output() as output:
         status = _run(command, rest)

@@ -10,7 +10,7 @@ from pathlib import Path
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.result_errors import compile_error_pattern
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
@@ -76,7 +76,7 @@ def error_pattern(text: str) -> re.Pattern[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fission-grpo tasks", description="Check, convert, generate task files (JSONL).")
+    parser = ArgumentParser("fission-grpo tasks", description="Check, convert, generate task files (JSONL).")
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("check", help="check a task file; names the first mistake by row and field")
     action.add_argument("file", metavar="FILE", type=Path, help="a step-task file, or a case file of `generate`")

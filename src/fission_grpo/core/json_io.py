@@ -73,7 +73,8 @@ def problem_in(value: Any) -> str | None:
 def walk_json(value: Any, arrays: bool = True) -> Iterator[tuple[JsonPath, Any]]:
     """Yield every value inside a JSON value, itself included, with its path; inside of lists only with `arrays`.
 
-    A container comes before its items, and later items before earlier ones.
+    A container comes before its items, and later items before earlier ones. What is nested deeper than `MAX_DEPTH`
+    levels is left out, as its paths would take memory that grows with the square of the text.
 
     Example: of `{"a": [1, 2]}` the paths are `()`, `("a",)`, `("a", 1)`, `("a", 0)`.
     """
@@ -81,6 +82,8 @@ def walk_json(value: Any, arrays: bool = True) -> Iterator[tuple[JsonPath, Any]]
     while waiting:
         path, item = waiting.pop()
         yield path, item
+        if len(path) >= MAX_DEPTH:
+            continue
         if isinstance(item, Mapping):
             waiting += [((*path, key), inner) for key, inner in item.items()]
         elif arrays and isinstance(item, list | tuple):

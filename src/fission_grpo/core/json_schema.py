@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -15,9 +14,15 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import attrs
-import regex
 
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.schema_patterns import (
+    NO_PATTERN,
+    CannotBeChecked,
+    check_pattern,
+    drop_foreign_patterns,
+    pattern_matches,
+)
 from fission_grpo.core.terminal import get_logger
 
 _log = get_logger(__name__)
@@ -27,27 +32,10 @@ MAX_SUBSCHEMAS = 10_000  # that one value is checked against by `$ref`, `allOf` 
 MAX_CHAIN = 40  # such subschemas one inside another [ours]; each takes about 3 frames of Python's 1,000
 MAX_REPEATED = 8  # errors that a second check of a value against the same `$ref` repeats [ours]
 MAX_STEPS = 400_000  # of one check, about one for each keyword and value it looks at [ours]; they take about a second
-MAX_SECONDS = 3.0  # of one check, and of the references of one schema [ours]; steps end it before on most machines
+MAX_SECONDS = 3.0  # of the processor, for one check, and for one schema [ours]; steps mostly end it before
 ERROR_STEPS = 20  # steps that an error counts for [ours], as it is kept
 MAX_CHARACTERS = 200_000  # of a schema [ours]
-MAX_PATTERN = 5000  # characters of a pattern [ours]
-MAX_REPEATS = 10_000  # parts of a pattern after its repetitions are written out, as its compiler does [ours]
-MAX_MATCHED = 100_000  # characters of a text that a pattern is held against [ours]
-PATTERN_SECONDS = 2.0  # of one pattern on one text [ours]; some take exponential time
-# of `re.error`: a pattern with such a fault is none in any dialect
-_BROKEN_PATTERN = re.compile(
-    r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
-)
-
-
-_NO_PATTERN = (re.error, OverflowError, RecursionError)  # of `re.compile`: wrong, a{99999999999}, nested too deeply
-_NO_COMPILED = (*_NO_PATTERN, regex.error, ValueError, IndexError, KeyError, MemoryError)  # `regex` is less exact
 _REFERENCES = ("$ref", "$dynamicRef")
-_TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
-
-
-class CannotBeChecked(Exception):
-    """A value and its schema take too much work. The message is for the policy."""
 
 
 class _Check:
@@ -56,12 +44,12 @@ class _Check:
     def __init__(self) -> None:
         self.known: dict[Hashable, Any] = {}
         self.steps = 0
-        self.end = time.monotonic() + MAX_SECONDS
+        self.end = time.thread_time() + MAX_SECONDS
 
     def charge(self, steps: int) -> None:
         """Count steps. Raises CannotBeChecked if they are too many."""
         self.steps += steps
-        if self.steps > MAX_STEPS or time.monotonic() > self.end:
+        if self.steps > MAX_STEPS or time.thread_time() > self.end:
             raise CannotBeChecked("the arguments take too long to check against the schema")
 
 
@@ -103,7 +91,7 @@ def make_validator(schema_text: str) -> SchemaValidator:
     try:
         _check_is_schema(schema, ["parameters"])
         parts = _check_references(schema)
-        _drop_foreign_patterns(parts)
+        drop_foreign_patterns(parts)
         return SchemaValidator(schema)
     except RecursionError:
         raise ValueError("`parameters` is nested too deeply") from None
@@ -205,6 +193,11 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, default=repr)
 
 
+def _matches(pattern: str, text: str) -> bool:
+    _check.get().charge(1 + len(text) // 100)
+    return pattern_matches(pattern, text)
+
+
 def _pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
     from jsonschema import ValidationError
 
@@ -234,60 +227,12 @@ def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: 
         yield ValidationError(f"additional properties: {quoted(extra[0])}")
 
 
-def _matches(pattern: str, text: str) -> bool:
-    """Whether a pattern is found in a text. Raises CannotBeChecked if that takes too long."""
-    _check.get().charge(1 + len(text) // 100)
-    if len(text) > MAX_MATCHED:
-        raise CannotBeChecked("a text is too long to be checked against the patterns of the schema")
-    try:
-        return _compiled(pattern).search(text, timeout=PATTERN_SECONDS) is not None
-    except (TimeoutError, MemoryError):
-        message = "the arguments could not be checked against the patterns of the schema"
-        raise CannotBeChecked(message) from None
-
-
-@lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> Any:
-    """A pattern that Python's `re` knows, compiled by a library with time limits. "$" is the end, as in JavaScript."""
-    tokens = ["\\Z" if token[0] == "$" else _as_literal(token) for token in _TOKEN.finditer(pattern)]
-    return regex.compile("".join(tokens))
-
-
-def _as_literal(token: re.Match[str]) -> str:
-    """A token of a pattern, with what only `regex` gives a meaning escaped: "{e}", and "[" within a class."""
-    text = token[0]
-    if text[0] == "{" and not (token[1] or token[2]):
-        return "\\" + text
-    if text[0] == "[" and len(text) > 1:
-        return "[" + re.sub(r"(\\.)|\[", lambda found: found[1] or "\\[", text[1:])
-    return text
-
-
-def _size_of(pattern: str) -> int:
-    """The number of parts of a pattern once what is repeated is written as often as it has to be there."""
-    sizes, last = [0], 0  # of the open groups; of the last part
-    for token in _TOKEN.finditer(pattern):
-        if token[0][0] == "(":
-            sizes.append(0)
-            last = 0
-        elif token[0] == ")" and len(sizes) > 1:
-            last = 1 + sizes.pop()
-            sizes[-1] += last
-        elif token[0][0] == "{" and (token[1] or token[2]):
-            sizes[-1] += last * max(int((token[1] or "1")[:9]) - 1, 0)
-            last *= max(int((token[1] or "1")[:9]), 1)
-        else:
-            last = 1
-            sizes[-1] += 1
-    return sum(sizes)
-
-
 def _check_is_schema(schema: Any, where: Sequence[str]) -> None:
     from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import best_match
 
     patterns = FormatChecker(())
-    patterns.checks("regex", raises=_NO_PATTERN)(_check_pattern)
+    patterns.checks("regex", raises=NO_PATTERN)(check_pattern)
     validator = _validator_class()(Draft202012Validator.META_SCHEMA, format_checker=patterns)
     if (error := best_match(validator.iter_errors(schema))) is not None:
         place = ".".join([*where, *map(str, error.absolute_path)])
@@ -365,46 +310,6 @@ def _referenced(keyword: str, reference: str, resolver: Any, seen: set[int]) -> 
         _check_is_schema(found.contents, [f"the target of `{keyword}` {quoted(reference)}"])
         seen.add(id(found.contents))
     return found.contents, found.resolver
-
-
-def _check_pattern(pattern: Any) -> bool:
-    """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
-    if not isinstance(pattern, str):
-        return True
-    if len(pattern) > MAX_PATTERN or _size_of(pattern) > MAX_REPEATS:
-        raise OverflowError(f"longer than {MAX_PATTERN:,} characters, or {MAX_REPEATS:,} parts with its repetitions")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        if _BROKEN_PATTERN.search(error.msg):
-            raise
-    return True
-
-
-def _is_foreign(pattern: Any) -> bool:
-    """Whether Python cannot compile a pattern. JSON Schema's are JavaScript's, which has \\p{L} and (?<name>...)."""
-    try:
-        re.compile(pattern)
-        _compiled(pattern)
-    except _NO_COMPILED:
-        return True
-    return False
-
-
-def _drop_foreign_patterns(parts: Sequence[dict[str, Any]]) -> None:
-    """Remove patterns that cannot be checked here, with a warning; whatever they demand is then taken as fulfilled."""
-    has_named = any("patternProperties" in part for part in parts)
-    for part in parts:
-        if has_named and part.pop("unevaluatedProperties", None) is not None:
-            what = "`unevaluatedProperties` of a schema with `patternProperties` is not checked: it has no time limit"
-            _log.warning("a schema's %s", what)
-        if "pattern" in part and _is_foreign(part["pattern"]):
-            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(part.pop("pattern")))
-        named = part.get("patternProperties", {})
-        for pattern in [key for key in named if _is_foreign(key)]:
-            _log.warning("a schema's pattern %s is not checked: Python cannot compile it", quoted(pattern))
-            del named[pattern]
-            named[".*"] = True  # every name may be one that it allows
 
 
 def cut(text: str) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fission_grpo.core.call_queue import CallQueue
 from fission_grpo.core.chat import beside_calls, parse, read_result, tagged_blocks, text_between, without_blocks
 from fission_grpo.core.errors import RowError
 from fission_grpo.core.json_io import NotJson, quoted, read_json, well_formed
@@ -105,38 +105,6 @@ def plain_messages(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
     return plain
 
 
-class CallQueue:
-    """Calls that wait for their results. Each is found in constant time, as a model writes how many there are."""
-
-    def __init__(self, calls: Iterable[Any], taken: set[int] | None = None):
-        self._all = deque(calls)
-        self._taken = set() if taken is None else taken
-        self._by_id: dict[str, deque[Any]] = {}
-        self._by_name: dict[str, deque[Any]] = {}
-        self._held = list(self._all)  # so that their ids stay their own
-        for call in self._held:
-            self._by_name.setdefault(call.name, deque()).append(call)
-            if call.id is not None:
-                self._by_id.setdefault(str(call.id), deque()).append(call)
-
-    def take(self, call_id: str, name: str | None) -> Any:
-        """The first call that waits with this id, else with this name, else at all; None without any."""
-        queues = (self._by_name.get(name or ""), self._all)
-        return self.take_id(call_id) or self._first(queues[0]) or self._first(queues[1])
-
-    def take_id(self, call_id: str) -> Any:
-        """The first call that waits with this id; None without any."""
-        return self._first(self._by_id.get(call_id))
-
-    def _first(self, queue: deque[Any] | None) -> Any:
-        while queue:
-            call = queue.popleft()
-            if id(call) not in self._taken:
-                self._taken.add(id(call))
-                return call
-        return None
-
-
 def _plain_assistant(message: ChatMessage) -> dict[str, Any]:
     if not message.calls or message.unread:
         return {"role": "assistant", "content": message.written}
@@ -190,9 +158,7 @@ def name_and_arguments(entry: Mapping[str, Any]) -> tuple[Any, str | None]:
 
 def lacks_arguments(arguments: str | None) -> bool:
     """Whether a call's arguments are missing, null or blank, also as JSON text of such, as some servers write none."""
-    if arguments is None:
-        return True
-    text = arguments.strip()
+    text = (arguments or "").strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].strip()
     return text in ("", "null")

@@ -6,10 +6,12 @@ than it is read in; a line end in a name looks like a line of ours.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -97,6 +99,18 @@ def tolerant_output() -> Iterator[TolerantStream]:
         for name, stream in streams.items():
             stream.flush()  # Python does so at its end, and exits with status 120 if it cannot
             setattr(sys, name, originals[name] if stream.problem is None else open(os.devnull, "w"))  # noqa: SIM115
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, whose messages are `printable`: they repeat the command line."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message, keep="\n\t"), file)
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Show an error that nobody caught; for `sys.excepthook`."""
+    show("".join(traceback.format_exception(kind, error, trace)).rstrip(), error=True)
 
 
 def show(text: Any = "", *, error: bool = False) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.call_queue import CallQueue
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import quoted, well_formed
-from fission_grpo.core.messages import CallQueue, ChatMessage, from_text, read_messages
+from fission_grpo.core.messages import ChatMessage, from_text, read_messages
 from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call

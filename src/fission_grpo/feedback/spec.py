@@ -24,6 +24,7 @@ shuffled:SPEC: the feedback of SPEC on another failure, as a control
 A,B,...: A, then B for the failures that A has no text for, and so on"""
 OPTIONS_HELP = 'options of the endpoint: fields of FeedbackModelOptions as JSON, such as \'{"cache": "runs/cache"}\''
 TEACHER = "teacher"
+MAX_SOURCES = 50  # of a chain [ours]; each may take the whole time for feedback
 FeedbackSpec = str | FeedbackFunction | FeedbackSource
 _EXAMPLE = '{"url": "http://localhost:8000/v1", "concurrency": 8}'
 
@@ -44,6 +45,8 @@ def make_chain(
         url: of the endpoint; None for OPENAI_BASE_URL, else OpenAI's own.
         teacher_texts: labels by task id, for the source "teacher".
     """
+    if isinstance(feedback, str | list | tuple) and _size(feedback) > MAX_SOURCES:
+        raise ValueError(f"feedback names more than {MAX_SOURCES} sources, or lists inside of lists; give fewer")
     if isinstance(feedback, str):
         return _named_sources(feedback.strip(), url, options, teacher_texts)
     if isinstance(feedback, list | tuple) and feedback:
@@ -57,6 +60,19 @@ def make_chain(
         "Failure -> str | None, a FeedbackSource (with `start` and `asynchronous`), or a list of these that is not "
         f"empty; got {feedback!r}"
     )
+
+
+def _size(feedback: Any) -> int:
+    """The number of sources and of lists in a specification, as far as `MAX_SOURCES` + 1."""
+    size, waiting = 0, [feedback]
+    while waiting and size <= MAX_SOURCES:
+        part = waiting.pop()
+        if isinstance(part, str):
+            size += 1 + part.count(",") + part.count("shuffled:")
+        else:
+            size += 1
+            waiting += part if isinstance(part, list | tuple) else ()
+    return size
 
 
 def _named_sources(

@@ -5,7 +5,6 @@ The page contains its styles and images, no script and no link to another page. 
 
 from __future__ import annotations
 
-import argparse
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import write_file
-from fission_grpo.core.terminal import printable, show
+from fission_grpo.core.terminal import ArgumentParser, printable, show
 from fission_grpo.report.charts import FAMILIES, TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds, family
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 
@@ -26,7 +25,7 @@ SAME_COST = 0.05  # largest relative difference of generated tokens at equal cos
 
 def report_command(argv: list[str] | None = None) -> int:
     """Run `fission-grpo report` and print the page's path. Returns 0, or 1 after an error message on stderr."""
-    parser = argparse.ArgumentParser("fission-grpo report", description="Write an HTML report of a training run.")
+    parser = ArgumentParser("fission-grpo report", description="Write an HTML report of a training run.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a run's output_dir, or a directory of several")
     parser.add_argument("--output", metavar="DIR", help="where to write report.html and the PNGs (RUN_DIR/report)")
     args = parser.parse_args(argv)

@@ -16,7 +16,7 @@ from types import ModuleType
 
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.files import write_file
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.bfcl.env import TaskError
 from fission_grpo.envs.bfcl.state import BfclState, new_state
@@ -97,7 +97,7 @@ def _print_counts(name: str, counts: Counter[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "fission-grpo tasks generate",
         description="Generate cases over BFCL's environments: train.jsonl on Travel, Trading, Ticket and Message, "
         "heldout.jsonl on Files, Vehicle, Twitter and Math. All references pass the official checker; no case "

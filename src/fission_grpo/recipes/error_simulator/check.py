@@ -19,7 +19,7 @@ from typing import Any
 
 from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import Proportion, metrics_json
 from fission_grpo.evaluation.tables import aligned, proportion_row
@@ -216,7 +216,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "fission-grpo simulator check",
         description="Check a source of feedback on seen and unseen APIs: answered, leaked, specific, latency; with "
         "--usefulness also how much it helps an untrained policy, against controls. Writes check.json and "

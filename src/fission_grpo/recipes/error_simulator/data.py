@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.files import write_file
-from fission_grpo.core.terminal import show
+from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.feedback.dataset import TEST, TOOLS, TRAIN, write_examples
 from fission_grpo.feedback.spec import OPTIONS_HELP, closing, endpoint_options, usage_reports
 from fission_grpo.inference.secrets import shown_command
@@ -180,7 +180,7 @@ def _write(arguments: argparse.Namespace, split: Split, record: dict[str, Any], 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "fission-grpo simulator data",
         description="Collect failed tool calls, label them with feedback that does not reveal the answer, filter, "
         f"split by API, and write {TRAIN}, {TEST}, {TOOLS} and a {README}.",
