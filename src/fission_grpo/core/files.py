@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -39,6 +40,13 @@ def parse_json_lines(
             yield number, ValueError("nested too deeply")
         except ValueError as error:
             yield number, error
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file of a run. Raises OSError, also for a pipe or a device, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()
 
 
 def read_task_rows(
@@ -129,9 +137,12 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
     Lines that a kill left half-written are left out, with a sentence added to `notes`: the last one if it has no
     newline, and one followed by the `resumed` event that the next start of the run appends.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
-    content = path.read_bytes()
+    try:
+        content = read_file(path)
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read ({error.strerror}); restore it, or delete it") from error
     lines: list[Line] = []
     broken: tuple[int, ValueError] | None = None
     for number, record in parse_json_lines(content):

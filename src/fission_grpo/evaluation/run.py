@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.files import append_line, read_file, write_file
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import TolerantStream, show
 from fission_grpo.core.timing import format_duration
@@ -59,7 +59,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     """Read the manifest of a run directory. RunFileError names the file, the field and the fix of a mistake."""
     path = Path(directory) / MANIFEST
     try:
-        values = json.loads(path.read_bytes().decode("utf-8-sig"))
+        values = json.loads(read_file(path).decode("utf-8-sig"))
     except OSError as error:
         what = f"cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
         raise RunFileError(f"{path}: {what}") from error
@@ -156,7 +156,7 @@ def evaluate_run(
 
 def _check_same_run(directory: Path, manifest: Manifest) -> None:
     """Raise RunFileError if the directory holds another evaluation than the manifest's."""
-    if not (directory / MANIFEST).is_file():
+    if not (directory / MANIFEST).exists():
         return
     existing = read_manifest(directory)
     different = differences(existing, manifest)

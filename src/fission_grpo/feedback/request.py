@@ -47,7 +47,7 @@ class FeedbackRequest:
 
     def __init__(self, failures: Sequence[Failure], chain: Sequence[FeedbackSource]):
         self.failures, self._chain = list(failures), chain
-        self._first = _start(chain[0], self.failures) if chain else []
+        self._first = started(chain[0], self.failures) if chain else []
 
     def feedback(self, timeout: float = inf) -> list[Feedback]:
         """Wait for the answers and return one feedback per failure. Faults of sources never raise.
@@ -59,10 +59,10 @@ class FeedbackRequest:
         rejected: list[list[tuple[str, str]]] = [[] for _ in self.failures]
         for position, source in enumerate(self._chain):
             open_indices = [i for i in range(len(self.failures)) if i not in results]
-            futures = self._first if position == 0 else _start(source, [self.failures[i] for i in open_indices])
-            _wait(futures, end)
+            futures = self._first if position == 0 else started(source, [self.failures[i] for i in open_indices])
+            wait(futures, end)
             for i, future in zip(open_indices, futures, strict=True):
-                answer, is_exempt = _check_answer(_result(source, future), self.failures[i])
+                answer, is_exempt = _check_answer(answer_of(source, future), self.failures[i])
                 if answer.text is not None:
                     results[i] = Feedback(answer.text, name_of(source), tuple(rejected[i]), is_exempt)
                 elif answer.reason:
@@ -74,7 +74,7 @@ def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
     return FeedbackRequest([failure], chain).feedback()[0]
 
 
-def _start(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
+def started(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
     """The futures of a source, also of one that does not keep to `FeedbackSource`; faults are logged."""
     try:
         futures = list(source.start(failures))
@@ -88,7 +88,7 @@ def _start(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
     return [completed(Diagnosis(None, reason)) for _ in failures]
 
 
-def _wait(futures: Sequence[Future[Any]], end: float) -> None:
+def wait(futures: Sequence[Future[Any]], end: float = inf) -> None:
     """Wait until all are done, or until a time. `concurrent.futures.wait` waits for cancelled ones without end."""
     done = threading.Semaphore(0)
     for future in futures:
@@ -98,7 +98,7 @@ def _wait(futures: Sequence[Future[Any]], end: float) -> None:
             return
 
 
-def _result(source: Any, future: Future[Diagnosis]) -> Diagnosis:
+def answer_of(source: Any, future: Future[Diagnosis]) -> Diagnosis:
     """The answer; a future that has none yet is cancelled and counts as late."""
     if not future.done() and (future.cancel() or not future.done()):
         return Diagnosis(None, LATE)
