@@ -228,6 +228,8 @@ def test_redirects_are_not_followed_and_named_with_their_host(status, raw):
     [
         ("https://me:pw9@elsewhere:8443/v2?key=k9", "https://elsewhere:8443/v2"),
         ("/v2/chat", "/v2/chat"),
+        ("https://elsewhere/v1/chat/completions", "redirects to https://elsewhere/v1, which"),
+        ("/v1/chat/completions", "/v1/chat/completions, which"),
         ("//elsewhere/v1", "http://elsewhere/v1"),
         ("http://[", "http://["),
         ("http://elsewhere/\x1b[2J\u202e", "elsewhere"),

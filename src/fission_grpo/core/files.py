@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -42,11 +41,14 @@ def parse_json_lines(
             yield number, error
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file of a run. Raises OSError, also for a pipe or a device, which may have no end."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return path.read_bytes()
+def read_file(path: Path, advice: str = "restore it, or delete it") -> bytes:
+    """The content of a file of a run. Raises RunFileError, also for a pipe or a device, which may have no end."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RunFileError(f"{path}: cannot be read (it is no regular file); {advice}")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
 
 
 def read_task_rows(
@@ -139,10 +141,7 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
     """
     if not path.exists():
         return []
-    try:
-        content = read_file(path)
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be read ({error.strerror}); restore it, or delete it") from error
+    content = read_file(path)
     lines: list[Line] = []
     broken: tuple[int, ValueError] | None = None
     for number, record in parse_json_lines(content):

@@ -19,7 +19,7 @@ MAX_PATTERN = 5000  # characters of a pattern [ours]
 MAX_REPEATS = 10_000  # parts of a pattern after its repetitions are written out, as its compiler does [ours]
 MAX_MATCHED = 100_000  # characters of a text that a pattern is held against [ours]
 PATTERN_SECONDS = 2.0  # of one pattern on one text [ours]; some take exponential time
-_TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.?)*+\]?|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
 # of `re.error`: a pattern with such a fault is none in any dialect
 _BROKEN_PATTERN = re.compile(
     r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"

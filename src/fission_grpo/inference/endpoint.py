@@ -38,9 +38,8 @@ from fission_grpo.inference.secrets import NO_KEY, EndpointError, Secrets, publi
 CHECK_TRIES = 3
 """Most tries of `check`, the first included. [ours] A user waits for it, and the usual cause is a wrong URL."""
 
-MAX_NUMBER = 1e12
-"""Largest number that an option takes. [ours] No product of two overflows, and no run needs more seconds or tokens."""
-MAX_SEED = 2.0**64  # likewise, of a seed and of its negative [ours]
+MAX_NUMBER = 2.0**64
+"""Largest number that an option takes. [ours] No product of two overflows; no seed is larger."""
 
 _VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 _KINDS = {"str": "text; in YAML, quote it", "bool": "true or false", "int": "a whole number", "float": "a number"}
@@ -72,7 +71,7 @@ class EndpointOptions:
         "timeout": 0.001,
         "patience": 0.001,
         "max_tokens": 1,
-        "seed": -MAX_SEED,
+        "seed": -MAX_NUMBER,
     }
 
     def __post_init__(self):
@@ -104,8 +103,8 @@ class EndpointOptions:
         if type(value).__name__ not in (kind, "int") or not least <= value < math.inf:  # pyright: ignore
             raise self._error(name, f"must be {_KINDS[kind]} of at least {least}, got {quoted(value)}")
         assert value is not None
-        if value > (most := MAX_SEED if name == "seed" else MAX_NUMBER):
-            raise self._error(name, f"must be at most {most:.0e}, got {quoted(value)}")
+        if value > MAX_NUMBER:
+            raise self._error(name, f"must be at most {MAX_NUMBER:.0e}, got {quoted(value)}")
 
     def _error(self, name: str, problem: str) -> ValueError:
         return ValueError(f"{type(self).__name__}.{name} {problem}")

@@ -147,10 +147,9 @@ def _state_path(path: Path) -> Path | None:
 
 def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     """Read the finite numbers of each row of a trainer state's `log_history`. Raises RunFileError if damaged."""
+    content = read_file(path)
     try:
-        state = json.loads(read_file(path).decode("utf-8-sig"))
-    except OSError as error:
-        raise RunFileError(f"{path}: cannot be read ({error.strerror}); restore it, or delete it") from error
+        state = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise RunFileError(
