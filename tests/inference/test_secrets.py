@@ -226,3 +226,11 @@ def test_a_models_name_in_a_path_is_no_key(name):
 @pytest.mark.parametrize("key", ["550e8400-e29b-41d4-a716-446655440000", "a" * 24, "Kennwort7a1b2", "hf_abcd"])
 def test_a_key_in_a_path_is_hidden(key):
     assert public_url(f"https://router/{key}/v1") == "https://router/***/v1"
+
+
+@pytest.mark.parametrize(
+    "text", ["https://proxy/https://me:pw9@h/v1", "https://a,https://me:pw9@h", "ftp://me:p@pw9@h", "x=//me:pw9@h"]
+)
+def test_a_user_in_a_url_within_another_is_hidden(text):
+    assert "pw9" not in hide_in_urls(text)
+    assert "h" in hide_in_urls(text)

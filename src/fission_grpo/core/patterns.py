@@ -40,7 +40,7 @@ def pattern_matches(pattern: str, text: str, python: bool = False) -> bool:
     if len(text) > MAX_MATCHED:
         raise CannotBeChecked("a text is too long to be checked against the patterns of the schema")
     try:
-        return _compiled(pattern, python).search(text, timeout=PATTERN_SECONDS) is not None
+        return _compiled(pattern, python).search(text, timeout=PATTERN_SECONDS, concurrent=True) is not None
     except (TimeoutError, MemoryError):
         message = "the arguments could not be checked against the patterns of the schema"
         raise CannotBeChecked(message) from None

@@ -21,7 +21,9 @@ _KEY_PATTERN = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
 # a URL as it is, with slashes as JSON may escape them, or as the value of another URL's query
 _URL = re.compile(r"(https?(?::|%3a)(?:\\*+/|%2f){2})([^\s\"'<>]*+)", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?:(?!%2f|%3f|%23)[^/?#\\])*+", re.IGNORECASE)
-_USER = re.compile(r".*(?:@|%40)", re.IGNORECASE | re.DOTALL)
+_USER = re.compile(
+    r"((?<!\\)(?:\\*+/|%2f){2})(?:(?!%2f|%3f|%23)[^/?#\\\s\"'<>])*(?:@|%40)", re.IGNORECASE
+)  # also of a URL within the path of another, and beside it
 _QUERY = re.compile(r"[?#]|%3f|%23", re.IGNORECASE)
 _SEGMENT = re.compile(r"[^/\\?#]++")
 SHORT = 5
@@ -125,18 +127,16 @@ def shown_command(words: Sequence[str]) -> str:
 
 def hide_in_urls(text: str) -> str:
     """The text with users, passwords, queries and what looks like a key in a path hidden in all of its URLs."""
-    return _URL.sub(_hidden, text)
+    return _URL.sub(_hidden, _USER.sub(rf"\1{HIDDEN}@", text))
 
 
 def _hidden(found: re.Match[str]) -> str:
-    start, rest = found[1], found[2]
+    rest = found[2]
     authority = _AUTHORITY.match(rest)
     end = authority.end() if authority else 0
     query = _QUERY.search(rest, end)
     path = _public_path(rest[end : query.start() if query else None])
-    user = _USER.match(rest[:end])
-    shown = f"{HIDDEN}@{rest[user.end() : end]}" if user else rest[:end]
-    return start + shown + path + (f"?{HIDDEN}" if query else "")
+    return found[1] + rest[:end] + path + (f"?{HIDDEN}" if query else "")
 
 
 def read_key(variable: str, model: str, url: str | None) -> str:
