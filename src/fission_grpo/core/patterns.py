@@ -17,15 +17,15 @@ _log = get_logger(__name__)
 
 MAX_PATTERN = 5000  # characters of a pattern [ours]
 MAX_REPEATS = 10_000  # parts of a pattern after its repetitions are written out, as its compiler does [ours]
-MAX_MATCHED = 100_000  # characters of a text that a pattern is held against [ours]
+MAX_MATCHED = 1_000_000  # characters of a text that a pattern is held against [ours]; it takes 100 bytes for each
 PATTERN_SECONDS = 2.0  # of one pattern on one text [ours]; some take exponential time
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.?)*+\]?|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
 # of `re.error`: a pattern with such a fault is none in any dialect
 _BROKEN_PATTERN = re.compile(
     r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
 )
-NO_PATTERN = (re.error, OverflowError, RecursionError)  # of `re.compile`: wrong, a{99999999999}, nested too deeply
-NO_COMPILED = (*NO_PATTERN, regex.error, ValueError, IndexError, KeyError, MemoryError)  # `regex` is less exact
+# of compiling: wrong, a{99999999999}, nested too deeply; and what `regex` raises, which is less exact
+NO_PATTERN = (re.error, OverflowError, RecursionError, regex.error, ValueError, IndexError, KeyError, MemoryError)
 
 
 class CannotBeChecked(Exception):
@@ -107,7 +107,7 @@ def _is_foreign(pattern: Any) -> bool:
     try:
         check_python_pattern(pattern)
         _compiled(pattern)
-    except NO_COMPILED:
+    except NO_PATTERN:
         return True
     return False
 

@@ -11,7 +11,7 @@ import re
 from fission_grpo.core.chat import read_mapping
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.patterns import NO_COMPILED, CannotBeChecked, check_python_pattern, pattern_matches
+from fission_grpo.core.patterns import NO_PATTERN, CannotBeChecked, check_python_pattern, pattern_matches
 
 PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
 # beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
@@ -35,7 +35,7 @@ def check_error_pattern(pattern: str) -> str:
     try:
         check_python_pattern(pattern)
         fits_all = matches(pattern, "") and matches(pattern, "x")
-    except NO_COMPILED as error:
+    except NO_PATTERN as error:
         raise UsageError(f"{quoted(pattern)} is no regular expression ({error}); example: '^Error'") from None
     if fits_all:
         raise UsageError(f"{quoted(pattern)} fits every text, so every result would be an error; example: '^Error'")
