@@ -294,3 +294,20 @@ def test_a_stream_of_250_calls_is_read():
 def test_numbers_beyond_use_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be"):
         EndpointOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h/\x1b",
+        "http://_ä..b/v1",
+        "http://999.999.1.1/",
+        "http://h/\ud800",
+        "http://me:pw9\ud800@h/",
+        "http://h/" + "x" * 70_000,
+    ],
+)
+def test_a_url_that_the_http_library_refuses_is_one_error_with_the_fix(url):
+    with pytest.raises(EndpointError, match="no address of an HTTP server; write it like") as error:
+        EndpointPolicy("small", url)
+    assert "pw9" not in str(error.value)

@@ -107,9 +107,14 @@ class Tries:
 TRIES: ContextVar[Tries | None] = ContextVar("tries", default=None)
 
 
+def http_library(openai: Any) -> Any:
+    """The package that `openai` makes requests with: httpx or httpx2."""
+    return importlib.import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])
+
+
 def recording_client(openai: Any) -> Any:
     """An HTTP client for `openai` that records each try in `TRIES`. Its exceptions and statuses decide on retries."""
-    httpx = importlib.import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])  # or httpx2
+    httpx = http_library(openai)
 
     class RecordingClient(openai.DefaultAsyncHttpxClient):
         async def send(self, request: Any, **kwargs: Any) -> Any:

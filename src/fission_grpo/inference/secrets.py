@@ -16,6 +16,10 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "***"
 NO_KEY = "none"  # the client requires a key even where the server does not
+NO_ADDRESS = (
+    "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as the port "
+    "(it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
+)
 _ADDRESS = re.compile(r"https?://([^/?#]*@)?([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?([/?#]|$)", re.IGNORECASE)
 _KEY_PATTERN = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
 # a URL as it is, with slashes as JSON may escape them, or as the value of another URL's query
@@ -89,11 +93,10 @@ class Secrets:
             cleaned = self._short.sub(HIDDEN, cleaned)
         return _KEY_PATTERN.sub(HIDDEN, cleaned)
 
-    def hide_in_logs(self) -> Secrets:
-        """Clean the records of the HTTP libraries from now on. Returns itself."""
+    def hide_in_logs(self) -> None:
+        """Clean the records of the HTTP libraries from now on."""
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._clean_record)
-        return self
 
     def show_in_logs(self) -> None:
         """Undo `hide_in_logs`."""
@@ -150,10 +153,7 @@ def read_key(variable: str, model: str, url: str | None) -> str:
             "server's URL, or set the key for OpenAI's own"
         )
     if url is not None and not _ADDRESS.match(url):
-        raise EndpointError(
-            "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as "
-            "the port (it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
-        )
+        raise EndpointError(NO_ADDRESS)
     return key
 
 
