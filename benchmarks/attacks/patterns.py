@@ -10,7 +10,7 @@ from random import Random
 from values import refused, text
 
 from fission_grpo.core.errors import UsageError
-from fission_grpo.core.result_errors import compile_error_pattern, matches
+from fission_grpo.core.result_errors import check_error_pattern, matches
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
 from fission_grpo.core.types import ToolCall
 
@@ -115,7 +115,7 @@ def _check(tool: dict[str, object], rng: Random) -> str:
 
 def _error_pattern(rng: Random) -> str:
     try:
-        compiled = compile_error_pattern(pattern(rng))
+        compiled = check_error_pattern(pattern(rng))
     except ValueError:
         return "error pattern refused"
     try:

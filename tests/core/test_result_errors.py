@@ -1,11 +1,12 @@
 """Results that report an error in words, and those that only speak of errors."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fission_grpo.core.errors import UsageError
-from fission_grpo.core.result_errors import LIKE_AN_ERROR, compile_error_pattern, is_like_an_error, matches
+from fission_grpo.core.result_errors import LIKE_AN_ERROR, check_error_pattern, is_like_an_error, matches
 
 
 @pytest.mark.parametrize(
@@ -154,15 +155,35 @@ def test_a_long_result_is_searched_for_errors_in_no_time():
 @pytest.mark.parametrize("text", ["(", "*a", "[z-a]", "", ".*", "a|", r"(?P<n>x)(?P<n>y)"])
 def test_a_pattern_that_is_none_or_fits_every_text_is_refused(text):
     with pytest.raises(UsageError, match=r"is no regular expression|fits every text"):
-        compile_error_pattern(text)
+        check_error_pattern(text)
 
 
 def test_a_pattern_is_held_against_the_beginning_and_given_up_in_time():
-    assert matches(compile_error_pattern("^Error"), "Error: x")
-    assert not matches(compile_error_pattern("^Error"), "No Error: x")
-    assert matches(compile_error_pattern("^$"), "")
-    assert not matches(compile_error_pattern("late"), "x" * 5000 + "late")
+    assert matches(check_error_pattern("^Error"), "Error: x")
+    assert not matches(check_error_pattern("^Error"), "No Error: x")
+    assert matches(check_error_pattern("^$"), "")
+    assert not matches(check_error_pattern("late"), "x" * 5000 + "late")
     began = time.monotonic()
     with pytest.raises(UsageError, match=r"--error_pattern .* takes too long"):
-        matches(compile_error_pattern("^(a+)+$"), "a" * 500 + "!")
+        matches(check_error_pattern("^(a|a|b?a)+$"), "a" * 500 + "!")
+    assert time.monotonic() - began < 20
+
+
+def test_the_end_of_a_pattern_is_pythons():
+    assert matches(check_error_pattern("Error$"), "x Error\n")
+    assert matches(check_error_pattern("^[[a]rror"), "[rror")
+
+
+@pytest.mark.parametrize("text", ["(a|b?)" * 7000, "(" * 3000 + ")" * 3000, "((a{1000}){1000}){1000}", "x" * 5001])
+def test_a_pattern_too_large_to_compile_is_refused_at_once(text):
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="is no regular expression"):
+        check_error_pattern(text)
+    assert time.monotonic() - began < 2
+
+
+def test_a_pattern_is_given_up_in_a_thread_too():
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool, pytest.raises(UsageError, match="takes too long"):
+        pool.submit(matches, "^(a|aa)+$", "a" * 900 + "!").result()
     assert time.monotonic() - began < 20

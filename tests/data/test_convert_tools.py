@@ -7,6 +7,7 @@ from convert_support import ASK, WEATHER, convert, openai, references, result, s
 
 from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import ToolCall
+from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.tools import tools_of
 
 # padded tables
@@ -193,3 +194,14 @@ def test_a_broken_list_of_required_parameters_is_left_out(required):
     (read,) = tools_of([{"name": "f", "description": "", "parameters": given}])
     assert read["parameters"]["properties"] == {"x": {"type": "string"}}
     assert not read["parameters"].get("required")
+
+
+@pytest.mark.parametrize("key", ["properties", "items", "anyOf", "x"])
+@pytest.mark.parametrize("is_text", [True, False])
+def test_tools_nested_too_deeply_are_dropped(key, is_text):
+    inner = {"type": "string"}
+    for _ in range(450):
+        inner = {"type": "object", key: [inner, None] if key == "anyOf" else {"a": inner}}
+    tool = {"name": "f", "parameters": json.dumps(inner) if is_text else inner}
+    with pytest.raises(RowDropped):
+        tools_of([tool])

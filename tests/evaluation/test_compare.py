@@ -1,7 +1,10 @@
 """Paired comparison of two runs through the command, on real directories, with numbers worked by hand."""
 
 import json
+import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -248,3 +251,24 @@ def test_comparing_the_other_way_round_turns_every_sign(cases):
         if one.interval and other.interval:
             assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
             assert -1 <= one.interval[0] <= one.interval[1] <= 1
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "cases.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_what_is_no_regular_file_is_refused_without_reading_it(tmp_path, capsys, name, make):
+    a, b = two_runs(tmp_path)
+    odd = Path(b) / name
+    odd.unlink()
+    make(odd)
+    assert main(["compare", a, b]) == 2
+    assert f"{odd}: cannot be read (it is no regular file)" in capsys.readouterr().err
+
+
+def test_a_message_loses_its_middle_if_it_quotes_too_much(tmp_path, capsys):
+    other = replace(BASE, tasks={**BASE.tasks, **{f"key{number}": "x" * 50 for number in range(2000)}})
+    a, b = two_runs(tmp_path, other=other)
+    assert main(["compare", a, b]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: these runs cannot be compared")
+    assert shown.rstrip().endswith("evaluate both alike")
+    assert len(shown) < 2500

@@ -179,7 +179,7 @@ WORDS = ["Error: user not found", "ok", "Error: no", "No Error: fine"]
 
 
 def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
-    from fission_grpo.core.result_errors import compile_error_pattern
+    from fission_grpo.core.result_errors import check_error_pattern
     from fission_grpo.evaluation.transcripts import uncounted_errors
 
     rows = [
@@ -194,7 +194,7 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
     assert note.startswith("2 results in 2 cases, 1 of them successful, not counted as errors though")
     assert "'Error: user not found'" in note
     assert "--error_pattern" in note
-    counted = read_traces(path, pattern=compile_error_pattern("^Error"))
+    counted = read_traces(path, pattern=check_error_pattern("^Error"))
     rates = compute_metrics(counted)
     assert (rates.own_errors, rates.recovery.hits, rates.recovery.of) == (2, 1, 2)
     assert [one.error for record in counted for one in record.calls] == [WORDS[0], None, WORDS[2], None]
@@ -202,8 +202,8 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
 
 
 def test_a_pattern_is_refused_for_a_result_file(tmp_path):
-    from fission_grpo.core.result_errors import compile_error_pattern
+    from fission_grpo.core.result_errors import check_error_pattern
 
     path = write(tmp_path, {"id": "multi_turn_base_0", "result": []})
     with pytest.raises(RunFileError, match="leave --error_pattern out"):
-        read_traces(path, pattern=compile_error_pattern("x"))
+        read_traces(path, pattern=check_error_pattern("x"))

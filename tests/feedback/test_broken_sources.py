@@ -56,7 +56,15 @@ def cancelled():
     return future
 
 
-ERRORS = [RuntimeError("gone"), OverflowError("int too large"), KeyError("x"), RecursionError(), SystemExit(0)]
+ERRORS = [
+    RuntimeError("gone"),
+    OverflowError("int too large"),
+    KeyError("x"),
+    RecursionError(),
+    SystemExit(0),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -228,6 +228,8 @@ def test_redirects_are_not_followed_and_named_with_their_host(status, raw):
     [
         ("https://me:pw9@elsewhere:8443/v2?key=k9", "https://elsewhere:8443/v2"),
         ("/v2/chat", "/v2/chat"),
+        ("https://elsewhere/v1/chat/completions", "redirects to https://elsewhere/v1, which"),
+        ("/v1/chat/completions", "/v1/chat/completions, which"),
         ("//elsewhere/v1", "http://elsewhere/v1"),
         ("http://[", "http://["),
         ("http://elsewhere/\x1b[2J\u202e", "elsewhere"),
@@ -292,3 +294,20 @@ def test_a_stream_of_250_calls_is_read():
 def test_numbers_beyond_use_are_refused(name, value):
     with pytest.raises(ValueError, match=rf"{name} must be"):
         EndpointOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://h/\x1b",
+        "http://_ä..b/v1",
+        "http://999.999.1.1/",
+        "http://h/\ud800",
+        "http://me:pw9\ud800@h/",
+        "http://h/" + "x" * 70_000,
+    ],
+)
+def test_a_url_that_the_http_library_refuses_is_one_error_with_the_fix(url):
+    with pytest.raises(EndpointError, match="no address of an HTTP server; write it like") as error:
+        EndpointPolicy("small", url)
+    assert "pw9" not in str(error.value)

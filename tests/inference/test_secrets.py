@@ -13,7 +13,7 @@ from openai_server import OpenAIServer
 pytest.importorskip("openai", reason="needs the openai package (pip install 'fission-grpo[endpoint]')")
 
 from fission_grpo.cli.main import main
-from fission_grpo.inference.secrets import Secrets, hide_in_urls, shown_command, split_url
+from fission_grpo.inference.secrets import Secrets, hide_in_urls, public_url, shown_command, split_url
 
 KEY, PASSWORD, QUERY = "Kennwort7Umgebung", "Kennwort8 Nutzer", "Kennwort9Frage"
 """Like no key's usual form, so that they are not found by how they look."""
@@ -214,3 +214,23 @@ def test_keys_in_paths_and_odd_passwords_of_urls_are_written_nowhere(server, tmp
     assert_no_key(tmp_path, capfd, caplog)
     assert b"127.0.0.1" in written(tmp_path)
     assert b"/***/v1" in written(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Mixtral-8x7B-Instruct-v0.1", "Meta-Llama-3.1-70B-Instruct"])
+def test_a_models_name_in_a_path_is_no_key(name):
+    url = f"https://router/models/{name}/v1"
+    assert public_url(url) == url
+    assert split_url(url)[2] == ()
+
+
+@pytest.mark.parametrize("key", ["550e8400-e29b-41d4-a716-446655440000", "a" * 24, "Kennwort7a1b2", "hf_abcd"])
+def test_a_key_in_a_path_is_hidden(key):
+    assert public_url(f"https://router/{key}/v1") == "https://router/***/v1"
+
+
+@pytest.mark.parametrize(
+    "text", ["https://proxy/https://me:pw9@h/v1", "https://a,https://me:pw9@h", "ftp://me:p@pw9@h", "x=//me:pw9@h"]
+)
+def test_a_user_in_a_url_within_another_is_hidden(text):
+    assert "pw9" not in hide_in_urls(text)
+    assert "h" in hide_in_urls(text)

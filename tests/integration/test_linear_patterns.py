@@ -32,7 +32,7 @@ BOUNDED = {
     r"feedback.value_forms:(?:error|fail\w*|status|response) [(\[]$": "is_used: 80 characters",
     "feedback.value_forms._NO_VALUE": "is_used: 80 characters",
 }
-MOST_ATTACKS = 70  # of one expression
+MOST_ATTACKS = 40  # of one expression
 
 
 def modules():

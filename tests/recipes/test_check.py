@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -147,3 +148,18 @@ def test_mistakes_are_one_line_on_stderr(options, expected, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert expected in error
+
+
+def test_a_source_that_breaks_costs_its_answers_with_a_reason():
+    class Broken:
+        def start(self, failures):
+            raise SystemExit("no model")
+
+    example = make_example("a", "api", None, "x")
+    future = Future()
+    future.set_exception(RuntimeError("x"))
+    late = FunctionSource("late", lambda failure: None)
+    late.start = lambda failures: [future for _ in failures]
+    (answer,) = ask_sources([Broken(), late], [example])
+    assert answer.text is None
+    assert answer.rejected == ("Broken: raised SystemExit", "late: raised RuntimeError")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 
 import pytest
@@ -268,3 +269,17 @@ def test_what_a_run_has_set_aside_is_no_run_of_its_folder(tmp_path):
     (tmp_path / "_earlier-1" / "checkpoint-4" / "trainer_state.json").write_text('{"log_history": [{"reward": 9}]}')
     (tmp_path / "fission.jsonl").write_text("")
     assert [run.name for run in read_runs(tmp_path)] == [tmp_path.name]
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "checkpoint-3/trainer_state.json", "fission.jsonl", "eval.jsonl"]
+)
+def test_a_pipe_in_place_of_a_runs_file_is_refused_without_reading_it(tmp_path, capsys, name):
+    run = write_run(tmp_path / "run", evaluations=[EVALUATION])
+    odd = tmp_path / "run" / name
+    odd.unlink(missing_ok=True)
+    odd.parent.mkdir(exist_ok=True)
+    (tmp_path / "run/trainer_state.json").unlink(missing_ok=True)
+    os.mkfifo(odd)
+    assert report_command([str(run)]) != 0
+    assert f"{odd}: cannot be read (it is no regular file)" in capsys.readouterr().err

@@ -226,7 +226,7 @@ def evaluate_traces(arguments: Namespace) -> str:
     ids = sorted(record.id for record in records)
     tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
     if pattern is not None:
-        tasks["error_pattern"] = pattern.pattern  # evaluations that count other errors are not compared
+        tasks["error_pattern"] = pattern  # evaluations that count other errors are not compared
     write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
     write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
     return _summarize(records, folder, name, uncounted=uncounted_errors(records))

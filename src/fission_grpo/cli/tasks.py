@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
-from fission_grpo.core.result_errors import compile_error_pattern
+from fission_grpo.core.result_errors import check_error_pattern
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
@@ -52,7 +51,7 @@ def check(path: Path) -> str:
     return f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
 
 
-def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern: re.Pattern[str] | None = None) -> str:
+def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern: str | None = None) -> str:
     """Convert a file to a step-task file. Returns a report of what was dropped. Raises TaskFileError."""
     from fission_grpo.data.convert.formats import convert_file
 
@@ -67,10 +66,10 @@ def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern:
     return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
 
 
-def error_pattern(text: str) -> re.Pattern[str]:
+def error_pattern(text: str) -> str:
     """The value of `--error_pattern`, for argparse."""
     try:
-        return compile_error_pattern(text)
+        return check_error_pattern(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,26 +11,23 @@ class CallQueue:
     """Calls that wait for their results. Each is found in constant time, as a model writes how many there are."""
 
     def __init__(self, calls: Iterable[Any], taken: set[int] | None = None):
-        self._all = deque(calls)
+        self._calls = list(calls)  # held, so that their ids stay their own
         self._taken = set() if taken is None else taken
-        self._by_id: dict[str, deque[Any]] = {}
-        self._by_name: dict[str, deque[Any]] = {}
-        self._held = list(self._all)  # so that their ids stay their own
-        for call in self._held:
-            self._by_name.setdefault(call.name, deque()).append(call)
-            if call.id is not None:
-                self._by_id.setdefault(str(call.id), deque()).append(call)
+        self._queues: dict[tuple[str, ...], deque[Any]] = defaultdict(deque)
+        for call in self._calls:
+            for key in ((), ("name", call.name), ("id", "" if call.id is None else str(call.id))):
+                self._queues[key].append(call)
 
     def take(self, call_id: str, name: str | None) -> Any:
         """The first call that waits with this id, else with this name, else at all; None without any."""
-        queues = (self._by_name.get(name or ""), self._all)
-        return self.take_id(call_id) or self._first(queues[0]) or self._first(queues[1])
+        return self.take_id(call_id) or self._first("name", name or "") or self._first()
 
     def take_id(self, call_id: str) -> Any:
         """The first call that waits with this id; None without any."""
-        return self._first(self._by_id.get(call_id))
+        return self._first("id", call_id) if call_id else None
 
-    def _first(self, queue: deque[Any] | None) -> Any:
+    def _first(self, *key: str) -> Any:
+        queue = self._queues.get(key)
         while queue:
             call = queue.popleft()
             if id(call) not in self._taken:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE = 2000  # characters of a message [ours], which may quote what a file or a model says
 
-class UsageError(ValueError):
+
+class InputError(ValueError):
+    """What a user gives is invalid. A message that is too long loses its middle: the end says how to correct it."""
+
+    def __init__(self, message: object):
+        text = str(message)
+        if len(text) > MAX_MESSAGE:
+            text = f"{text[: MAX_MESSAGE // 2]} ... {text[-MAX_MESSAGE // 2 :]}"
+        super().__init__(text)
+
+
+class UsageError(InputError):
     """A command line or configuration is invalid."""
 
 
-class TaskFileError(ValueError):
+class TaskFileError(InputError):
     """A task file is missing or invalid."""
 
 
-class RunFileError(ValueError):
+class RunFileError(InputError):
     """A file of a run directory is missing or invalid."""
 
 
@@ -19,7 +31,7 @@ class RunDirectoryError(OSError):
     """A file of a run could not be written (no space, no permission). Files saved before are complete."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint is missing or damaged, or does not fit the run that resumes from it."""
 
 

@@ -41,6 +41,16 @@ def parse_json_lines(
             yield number, error
 
 
+def read_file(path: Path, advice: str = "restore it, or delete it") -> bytes:
+    """The content of a file of a run. Raises RunFileError, also for a pipe or a device, which may have no end."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RunFileError(f"{path}: cannot be read (it is no regular file); {advice}")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFileError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+
+
 def read_task_rows(
     path: Path, what: str, read: Callable[[Mapping[str, Any], str], tuple[str, Parsed]]
 ) -> list[Parsed]:
@@ -129,9 +139,9 @@ def read_lines(path: Path, notes: list[str]) -> list[Line]:
     Lines that a kill left half-written are left out, with a sentence added to `notes`: the last one if it has no
     newline, and one followed by the `resumed` event that the next start of the run appends.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
-    content = path.read_bytes()
+    content = read_file(path)
     lines: list[Line] = []
     broken: tuple[int, ValueError] | None = None
     for number, record in parse_json_lines(content):

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.schema_patterns import (
+from fission_grpo.core.patterns import (
     NO_PATTERN,
     CannotBeChecked,
     check_pattern,

@@ -11,10 +11,9 @@ import re
 from fission_grpo.core.chat import read_mapping
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.patterns import NO_PATTERN, CannotBeChecked, check_python_pattern, pattern_matches
 
 PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
-PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
 # beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
 LIKE_AN_ERROR = re.compile(
     r"\s*[\"'\[(*]{0,3}([\w.]{0,100}(Error|Exception)|ERROR|error)(\*\*)?"
@@ -31,14 +30,15 @@ LIKE_AN_ERROR = re.compile(
 )
 
 
-def compile_error_pattern(text: str) -> re.Pattern[str]:
-    """The regular expression of an `--error_pattern`. Raises UsageError for one that cannot be used."""
+def check_error_pattern(pattern: str) -> str:
+    """Return the regular expression of an `--error_pattern`. Raises UsageError for one that cannot be used."""
     try:
-        pattern = re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise UsageError(f"{quoted(text)} is no regular expression ({error}); example: '^Error'") from None
-    if pattern.match("") and pattern.match("x"):
-        raise UsageError(f"{quoted(text)} fits every text, so every result would be an error; example: '^Error'")
+        check_python_pattern(pattern)
+        fits_all = matches(pattern, "") and matches(pattern, "x")
+    except NO_PATTERN as error:
+        raise UsageError(f"{quoted(pattern)} is no regular expression ({error}); example: '^Error'") from None
+    if fits_all:
+        raise UsageError(f"{quoted(pattern)} fits every text, so every result would be an error; example: '^Error'")
     return pattern
 
 
@@ -51,11 +51,10 @@ def is_like_an_error(text: str) -> bool:
     return any(value is False or (isinstance(value, str) and value.strip().lower() in words) for value in values)
 
 
-def matches(pattern: re.Pattern[str], text: str) -> bool:
+def matches(pattern: str, text: str) -> bool:
     """Whether a pattern is found in the beginning of a tool's result. Raises UsageError if that takes too long."""
     try:
-        with time_limit(PATTERN_SECONDS):
-            return pattern.search(text[:PATTERN_LENGTH]) is not None
-    except ToolTimeout:
-        what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
+        return pattern_matches(pattern, text[:PATTERN_LENGTH], python=True)
+    except CannotBeChecked:
+        what = f"--error_pattern {quoted(pattern)} takes too long on the result {quoted(text)}"
         raise UsageError(f"{what}; write a simpler one, without repetition inside of repetition") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.json_schema import FORMATS, cut, is_nullable, make_validator, schema_text
-from fission_grpo.core.schema_patterns import CannotBeChecked
+from fission_grpo.core.patterns import CannotBeChecked
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import ErrorKind, ToolCall, ToolResult
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.errors import InputError, RunFileError
 from fission_grpo.core.terminal import printable
 from fission_grpo.evaluation.intervals import Pair, difference_interval, total
 from fission_grpo.evaluation.metrics import CaseSummary, summarize
@@ -18,7 +18,7 @@ from fission_grpo.evaluation.tables import aligned
 MAX_NAMED = 5  # most case ids that a message names [ours]
 
 
-class NotComparable(ValueError):
+class NotComparable(InputError):
     """Two runs that must not be compared; the message lists what differs."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.files import append_line, read_file, write_file
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import TolerantStream, show
 from fission_grpo.core.timing import format_duration
@@ -58,11 +58,9 @@ def write_manifest(directory: str | Path, manifest: Manifest) -> Path:
 def read_manifest(directory: str | Path) -> Manifest:
     """Read the manifest of a run directory. RunFileError names the file, the field and the fix of a mistake."""
     path = Path(directory) / MANIFEST
+    content = read_file(path, "give the output directory of a `fission-grpo eval`")
     try:
-        values = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        what = f"cannot be read ({error.strerror}); give the output directory of a `fission-grpo eval`"
-        raise RunFileError(f"{path}: {what}") from error
+        values = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{path}: not JSON ({error}); evaluate again, or restore the file") from error
     if not isinstance(values, dict):
@@ -156,7 +154,7 @@ def evaluate_run(
 
 def _check_same_run(directory: Path, manifest: Manifest) -> None:
     """Raise RunFileError if the directory holds another evaluation than the manifest's."""
-    if not (directory / MANIFEST).is_file():
+    if not (directory / MANIFEST).exists():
         return
     existing = read_manifest(directory)
     different = differences(existing, manifest)
@@ -171,7 +169,7 @@ def _check_same_run(directory: Path, manifest: Manifest) -> None:
 
 def cut_half_line(path: Path) -> None:
     """Remove a last line that was cut off by a kill, so that the next record starts on a new line."""
-    if not path.is_file() or not (text := path.read_bytes()) or text.endswith(b"\n"):
+    if not path.exists() or not (text := read_file(path)) or text.endswith(b"\n"):
         return
     with path.open("r+b") as file:
         file.truncate(text.rfind(b"\n") + 1)

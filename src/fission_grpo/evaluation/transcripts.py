@@ -6,7 +6,6 @@ Each line of a file of transcripts is {"messages": [...]} and optionally "id" (u
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,13 +78,11 @@ class _Waiting:
         return self._last.take(call_id, name)
 
 
-def read_traces(
-    path: str | Path, notes: list[str] | None = None, pattern: re.Pattern[str] | None = None
-) -> list[CaseRecord]:
+def read_traces(path: str | Path, notes: list[str] | None = None, pattern: str | None = None) -> list[CaseRecord]:
     """Read a file of transcripts, or a BFCL result file if its rows have "id" and "result".
 
     A sentence about a last line that was cut off by a kill is added to `notes`; if None, that is an error. A result
-    with a match of `pattern` (see `compile_error_pattern`) is an error. RunFileError names file, line and field of
+    with a match of `pattern` (see `check_error_pattern`) is an error. RunFileError names file, line and field of
     what cannot be read, or what has to be installed.
     """
     path = Path(path)
@@ -128,7 +125,7 @@ def _is_result_file(lines: Sequence[Line]) -> bool:
     return bool(results)
 
 
-def _case_record(line: Line, pattern: re.Pattern[str] | None) -> CaseRecord:
+def _case_record(line: Line, pattern: str | None) -> CaseRecord:
     try:
         messages = from_text(line.record.get("messages"), "messages")
         if not isinstance(messages, list):
@@ -173,7 +170,7 @@ def _read_tools(line: Line) -> list[Mapping[str, Any]] | None:
     return read
 
 
-def read_turns(messages: Any, tools: Tools | None, pattern: re.Pattern[str] | None = None) -> tuple[TurnRecord, ...]:
+def read_turns(messages: Any, tools: Tools | None, pattern: str | None = None) -> tuple[TurnRecord, ...]:
     """The turns of a transcript, without verdicts. RowError names the message and field of a mistake.
 
     Consecutive user messages start one turn; assistant messages before the first user message belong to the first
@@ -247,9 +244,7 @@ def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:
     return step
 
 
-def _add_result(
-    waiting: _Waiting, result: ChatMessage, tools: Tools | None, pattern: re.Pattern[str] | None, place: str
-) -> None:
+def _add_result(waiting: _Waiting, result: ChatMessage, tools: Tools | None, pattern: str | None, place: str) -> None:
     """Add a result to its call; a result of a reply that could not be parsed is left out."""
     call = waiting.take(str(result.call_id), result.name)
     if call is not None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import FAULTS, FIXED_TEXT, Diagnosis, FeedbackSource, completed, name_of
+from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource, completed, name_of, reason_of
 
 _log = get_logger(__name__)
 LEAK, LATE = "leak", "late"  # reasons
@@ -47,7 +48,7 @@ class FeedbackRequest:
 
     def __init__(self, failures: Sequence[Failure], chain: Sequence[FeedbackSource]):
         self.failures, self._chain = list(failures), chain
-        self._first = _start(chain[0], self.failures) if chain else []
+        self._first = started(chain[0], self.failures) if chain else []
 
     def feedback(self, timeout: float = inf) -> list[Feedback]:
         """Wait for the answers and return one feedback per failure. Faults of sources never raise.
@@ -59,10 +60,10 @@ class FeedbackRequest:
         rejected: list[list[tuple[str, str]]] = [[] for _ in self.failures]
         for position, source in enumerate(self._chain):
             open_indices = [i for i in range(len(self.failures)) if i not in results]
-            futures = self._first if position == 0 else _start(source, [self.failures[i] for i in open_indices])
-            _wait(futures, end)
+            futures = self._first if position == 0 else started(source, [self.failures[i] for i in open_indices])
+            wait(futures, end)
             for i, future in zip(open_indices, futures, strict=True):
-                answer, is_exempt = _check_answer(_result(source, future), self.failures[i])
+                answer, is_exempt = _check_answer(answer_of(source, future), self.failures[i])
                 if answer.text is not None:
                     results[i] = Feedback(answer.text, name_of(source), tuple(rejected[i]), is_exempt)
                 elif answer.reason:
@@ -74,21 +75,22 @@ def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
     return FeedbackRequest([failure], chain).feedback()[0]
 
 
-def _start(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
+def started(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
     """The futures of a source, also of one that does not keep to `FeedbackSource`; faults are logged."""
     try:
-        futures = list(source.start(failures))
+        with contained(name_of(source), 0):
+            futures = list(source.start(failures))
         if len(futures) == len(failures) and all(isinstance(future, Future) for future in futures):
             return futures
         reason = "wrong number of answers" if len(futures) != len(failures) else "answers are no futures"
         _log.warning("feedback source %s: start() must return one future for each failure", name_of(source))
-    except FAULTS as error:
-        reason = f"raised {type(error).__name__}"
+    except Exception as error:  # noqa: BLE001 - others' code; logged and counted
+        reason = reason_of(error)
         _log.warning("feedback source %s: start() failed", name_of(source), exc_info=True)
     return [completed(Diagnosis(None, reason)) for _ in failures]
 
 
-def _wait(futures: Sequence[Future[Any]], end: float) -> None:
+def wait(futures: Sequence[Future[Any]], end: float = inf) -> None:
     """Wait until all are done, or until a time. `concurrent.futures.wait` waits for cancelled ones without end."""
     done = threading.Semaphore(0)
     for future in futures:
@@ -98,15 +100,16 @@ def _wait(futures: Sequence[Future[Any]], end: float) -> None:
             return
 
 
-def _result(source: Any, future: Future[Diagnosis]) -> Diagnosis:
+def answer_of(source: Any, future: Future[Diagnosis]) -> Diagnosis:
     """The answer; a future that has none yet is cancelled and counts as late."""
     if not future.done() and (future.cancel() or not future.done()):
         return Diagnosis(None, LATE)
     try:
-        answer: Any = future.result()
-    except FAULTS as error:
+        with contained(name_of(source), 0):
+            answer: Any = future.result()
+    except Exception as error:  # noqa: BLE001 - others' code; logged and counted
         _log.warning("feedback source %s failed", name_of(source), exc_info=True)
-        return Diagnosis(None, f"raised {type(error).__name__}")
+        return Diagnosis(None, reason_of(error))
     given = answer.text if isinstance(answer, Diagnosis) else answer
     if not isinstance(answer, Diagnosis) or not isinstance(given, str | None):
         return Diagnosis(None, f"returned {type(given).__name__}")

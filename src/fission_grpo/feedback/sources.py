@@ -11,7 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fission_grpo.core.errors import ExitAttempt
 from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
@@ -81,10 +83,11 @@ class FunctionSource(FeedbackSource):
 
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
-            text = self.function(failure)
-        except FAULTS as error:  # logged and counted
+            with contained(self.name, 0):
+                text = self.function(failure)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; logged and counted
             _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
-            return Diagnosis(None, f"raised {type(error).__name__}")
+            return Diagnosis(None, reason_of(error))
         if isinstance(text, Diagnosis):
             return text
         if text is not None and not isinstance(text, str):
@@ -99,6 +102,11 @@ def state_of(source: Any) -> Any:
     return source.state() if callable(getattr(source, "state", None)) else None
 
 
+def reason_of(error: Exception) -> str:
+    """The reason of a text that is missing because a source raised an error, also one that would end the process."""
+    return f"raised {type(error.__cause__ if isinstance(error, ExitAttempt) else error).__name__}"
+
+
 def name_of(source: Any) -> str:
     return str(getattr(source, "name", None) or type(source).__name__)
 
@@ -106,9 +114,9 @@ def name_of(source: Any) -> str:
 def counts_of(source: Any) -> tuple[dict[str, float], int]:
     """Return `source.counts()` and the number of its faults: entries that are no finite numbers, or the whole."""
     try:
-        given = source.counts() if hasattr(source, "counts") else {}
-        entries = list(given.items())
-    except FAULTS:
+        with contained(name_of(source), 0):
+            entries = list(source.counts().items()) if hasattr(source, "counts") else []
+    except Exception:  # noqa: BLE001 - as above
         _log.warning("feedback source %s: counts() failed; it is left out", name_of(source), exc_info=True)
         return {}, 1
     kept = {name: value for name, value in entries if isinstance(name, str) and _is_count(value)}

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from fission_grpo.core.json_io import encodable, quoted
 from fission_grpo.core.terminal import printable
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.http_client import TRIES, RequestGate, Tries, recording_client
+from fission_grpo.inference.http_client import TRIES, RequestGate, Tries, http_library, recording_client
 from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.messages import (
     MAX_CHARACTERS,
@@ -33,7 +33,7 @@ from fission_grpo.inference.messages import (
     tools_to_openai,
     wants_stream,
 )
-from fission_grpo.inference.secrets import NO_KEY, EndpointError, Secrets, public_url, read_key, split_url
+from fission_grpo.inference.secrets import NO_ADDRESS, NO_KEY, EndpointError, Secrets, public_url, read_key, split_url
 
 CHECK_TRIES = 3
 """Most tries of `check`, the first included. [ours] A user waits for it, and the usual cause is a wrong URL."""
@@ -142,16 +142,20 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         key = read_key(self.options.key_variable, model, base_url)
-        url, query, secrets = split_url(base_url)
-        self._secrets = Secrets((*secrets, "" if key == NO_KEY else key)).hide_in_logs()
-        self._client = self._openai.AsyncOpenAI(
-            base_url=url,
-            default_query=query,
-            api_key=key,
-            max_retries=self.options.max_retries,
-            timeout=self._openai.Timeout(self.options.timeout),
-            http_client=recording_client(self._openai),
-        )
+        try:
+            url, query, secrets = split_url(base_url)
+            self._secrets = Secrets((*secrets, "" if key == NO_KEY else key))
+            self._client = self._openai.AsyncOpenAI(
+                base_url=url,
+                default_query=query,
+                api_key=key,
+                max_retries=self.options.max_retries,
+                timeout=self._openai.Timeout(self.options.timeout),
+                http_client=recording_client(self._openai),
+            )
+        except (ValueError, http_library(self._openai).InvalidURL):  # its message may quote a password
+            raise EndpointError(NO_ADDRESS) from None
+        self._secrets.hide_in_logs()
         self.url = public_url(str(self._client.base_url))
         self._counts: Counter[str] = Counter()
         self._stream: Mapping[str, Any] = {}  # fields of a request to a server that only streams

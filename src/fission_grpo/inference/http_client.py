@@ -33,6 +33,7 @@ that it is parsed in another thread."""
 
 TOO_LARGE, ENCODED = "too large", "encoded"  # reasons
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
+_METHOD = re.compile(r"(?:/chat)?/completions/?$")  # what the client adds to a base URL
 _RETRY_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")  # which the `openai` client reads
 
 
@@ -106,9 +107,14 @@ class Tries:
 TRIES: ContextVar[Tries | None] = ContextVar("tries", default=None)
 
 
+def http_library(openai: Any) -> Any:
+    """The package that `openai` makes requests with: httpx or httpx2."""
+    return importlib.import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])
+
+
 def recording_client(openai: Any) -> Any:
     """An HTTP client for `openai` that records each try in `TRIES`. Its exceptions and statuses decide on retries."""
-    httpx = importlib.import_module(openai.DefaultAsyncHttpxClient.__base__.__module__.partition(".")[0])  # or httpx2
+    httpx = http_library(openai)
 
     class RecordingClient(openai.DefaultAsyncHttpxClient):
         async def send(self, request: Any, **kwargs: Any) -> Any:
@@ -172,11 +178,14 @@ async def read_body(response: Any) -> bytes:
 
 def _redirection(response: Any) -> str:
     """Where a redirect leads, for the user, who decides whether to go there."""
-    location = response.headers.get("location", "")
+    location, asked = response.headers.get("location", ""), str(response.request.url)
     try:
-        target = public_url(urljoin(str(response.request.url), location))
+        target = public_url(urljoin(asked, location))
     except ValueError:
         target = location
     if not location:
         return "it redirects to no address"
+    base = _METHOD.sub("", target)
+    if base != _METHOD.sub("", public_url(asked)):
+        target = base  # which a user gives
     return f"it redirects to {target[:200]}, which is not followed: the prompt would go there"

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.json_io import walk_json
+
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin", "model*.pt", "model*.pth")
 
 
@@ -131,18 +133,10 @@ def refuse_hub_kernels(path: str, revision: str | None = None, chosen: str | Non
         config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError, RecursionError):  # `from_pretrained` has the same reason, and says it
         return
-    waiting: list[Any] = [config]
-    while waiting:
-        value = waiting.pop()
-        waiting += value if isinstance(value, list) else []
-        for key, inner in value.items() if isinstance(value, dict) else ():
-            waiting.append(inner)
-            kernels = inner.values() if isinstance(inner, dict) else [inner]
-            if not str(key).endswith("attn_implementation"):
-                continue
-            for kernel in kernels:
-                if isinstance(kernel, str) and "/" in kernel and kernel != chosen:
-                    raise ValueError(
-                        f"model: {path}, config.json, field '{key}' names {kernel!r}, an attention kernel of the hub, "
-                        "which is code; remove the field, or set attn_implementation to it if you trust it"
-                    )
+    for place, kernel in walk_json(config):
+        key = next((key for key in place[-2:] if str(key).endswith("attn_implementation")), None)
+        if key and isinstance(kernel, str) and "/" in kernel and kernel != chosen:
+            raise ValueError(
+                f"model: {path}, config.json, field '{key}' names {kernel!r}, an attention kernel of the hub, "
+                "which is code; remove the field, or set attn_implementation to it if you trust it"
+            )

@@ -16,12 +16,18 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 HIDDEN = "***"
 NO_KEY = "none"  # the client requires a key even where the server does not
+NO_ADDRESS = (
+    "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as the port "
+    "(it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
+)
 _ADDRESS = re.compile(r"https?://([^/?#]*@)?([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?([/?#]|$)", re.IGNORECASE)
 _KEY_PATTERN = re.compile(r"\b(sk|hf|gsk)[-_][\w*-]{4,}")
 # a URL as it is, with slashes as JSON may escape them, or as the value of another URL's query
 _URL = re.compile(r"(https?(?::|%3a)(?:\\*+/|%2f){2})([^\s\"'<>]*+)", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?:(?!%2f|%3f|%23)[^/?#\\])*+", re.IGNORECASE)
-_USER = re.compile(r".*(?:@|%40)", re.IGNORECASE | re.DOTALL)
+_USER = re.compile(
+    r"((?<!\\)(?:\\*+/|%2f){2})(?:(?!%2f|%3f|%23)[^/?#\\\s\"'<>])*(?:@|%40)", re.IGNORECASE
+)  # also of a URL within the path of another, and beside it
 _QUERY = re.compile(r"[?#]|%3f|%23", re.IGNORECASE)
 _SEGMENT = re.compile(r"[^/\\?#]++")
 SHORT = 5
@@ -52,29 +58,30 @@ def split_url(url: str | None) -> tuple[str | None, dict[str, str], tuple[str, .
 def public_url(url: str) -> str:
     """Return the URL without user, password and query, and with parts of the path hidden that look like keys."""
     parts = urlsplit(url)
-    path = _SEGMENT.sub(lambda found: HIDDEN if _is_like_a_key(found[0]) else found[0], parts.path)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}".rstrip("/")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{_public_path(parts.path)}".rstrip("/")
+
+
+def _public_path(path: str) -> str:
+    return _SEGMENT.sub(lambda found: HIDDEN if _is_like_a_key(found[0]) else found[0], path)
 
 
 def _is_like_a_key(segment: str) -> bool:
-    """Whether a part of a path looks like a key: a prefix that keys have, or letters and digits mixed. [ours]"""
-    if _KEY_PATTERN.search(segment) or len(segment) >= 24:
-        return True
-    runs = re.split(r"[\W_]+", segment)
-    return any(len(run) >= 8 and not run.isalpha() and not run.isdigit() for run in runs)
+    """Whether a part of a path looks like a key: a prefix that keys have, or letters and digits mixed. [ours]
+
+    Names of models have dashes, so that their length says nothing.
+    """
+    runs = [run for run in re.split(r"[\W_]+", segment) if len(run) >= 8]
+    mixed = any(len(run) >= 24 or not (run.isalpha() or run.isdigit()) for run in runs)
+    return mixed or _KEY_PATTERN.search(segment) is not None
 
 
 class Secrets:
     """Removes secrets from texts and logs, also as URLs, JSON and Python write them."""
 
     def __init__(self, values: Iterable[str]):
-        encodings = (str, quote, quote_plus, lambda value: quote(value, safe=""), _in_json, _in_json_with_slashes)
-        forms = {(encode(value), len(value) < SHORT) for value in values if value for encode in encodings}
-        forms |= {(quote(form, safe=""), is_short) for form, is_short in forms}  # a URL in a URL
-        forms |= {(_ENCODED.sub(lambda found: found[0].lower(), form), is_short) for form, is_short in forms}
-        ordered = sorted(forms, key=lambda form: len(form[0]), reverse=True)
-        self._forms = [form for form, is_short in ordered if not is_short]
-        short = "|".join(re.escape(form) for form, is_short in ordered if is_short)
+        given = set(filter(None, values))
+        self._forms = _written(value for value in given if len(value) >= SHORT)
+        short = "|".join(map(re.escape, _written(value for value in given if len(value) < SHORT)))
         self._short = re.compile(rf"(?<=[=:])(?:{short})(?=[&@#;\s\"'<>)\\]|$)") if short else None
 
     def clean(self, text: object) -> str:
@@ -86,11 +93,10 @@ class Secrets:
             cleaned = self._short.sub(HIDDEN, cleaned)
         return _KEY_PATTERN.sub(HIDDEN, cleaned)
 
-    def hide_in_logs(self) -> Secrets:
-        """Clean the records of the HTTP libraries from now on. Returns itself."""
+    def hide_in_logs(self) -> None:
+        """Clean the records of the HTTP libraries from now on."""
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._clean_record)
-        return self
 
     def show_in_logs(self) -> None:
         """Undo `hide_in_logs`."""
@@ -100,6 +106,17 @@ class Secrets:
     def _clean_record(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = self.clean(record.getMessage()), ()
         return True
+
+
+def _written(values: Iterable[str]) -> list[str]:
+    """All forms in which URLs, JSON and Python write the values, long ones first."""
+    forms: set[str] = set()
+    for value in values:
+        in_json = json.dumps(value)[1:-1]
+        forms |= {value, quote(value), quote_plus(value), quote(value, safe=""), in_json, in_json.replace("/", "\\/")}
+    forms |= {quote(form, safe="") for form in forms}  # a URL in a URL
+    forms |= {_ENCODED.sub(lambda found: found[0].lower(), form) for form in forms}
+    return sorted(forms, key=len, reverse=True)
 
 
 def shown_command(words: Sequence[str]) -> str:
@@ -113,28 +130,16 @@ def shown_command(words: Sequence[str]) -> str:
 
 def hide_in_urls(text: str) -> str:
     """The text with users, passwords, queries and what looks like a key in a path hidden in all of its URLs."""
-    return _URL.sub(_hidden, text)
+    return _URL.sub(_hidden, _USER.sub(rf"\1{HIDDEN}@", text))
 
 
 def _hidden(found: re.Match[str]) -> str:
-    start, rest = found[1], found[2]
+    rest = found[2]
     authority = _AUTHORITY.match(rest)
     end = authority.end() if authority else 0
     query = _QUERY.search(rest, end)
-    path = _SEGMENT.sub(
-        lambda part: HIDDEN if _is_like_a_key(part[0]) else part[0], rest[end : query.start() if query else None]
-    )
-    user = _USER.match(rest[:end])
-    shown = f"{HIDDEN}@{rest[user.end() : end]}" if user else rest[:end]
-    return start + shown + path + (f"?{HIDDEN}" if query else "")
-
-
-def _in_json(value: str) -> str:
-    return json.dumps(value)[1:-1]
-
-
-def _in_json_with_slashes(value: str) -> str:
-    return _in_json(value).replace("/", "\\/")
+    path = _public_path(rest[end : query.start() if query else None])
+    return found[1] + rest[:end] + path + (f"?{HIDDEN}" if query else "")
 
 
 def read_key(variable: str, model: str, url: str | None) -> str:
@@ -148,15 +153,12 @@ def read_key(variable: str, model: str, url: str | None) -> str:
             "server's URL, or set the key for OpenAI's own"
         )
     if url is not None and not _ADDRESS.match(url):
-        raise EndpointError(
-            "the base URL is no address of an HTTP server; write it like http://localhost:8000/v1, with a number as "
-            "the port (it comes from --endpoint, or from the environment variable OPENAI_BASE_URL)"
-        )
+        raise EndpointError(NO_ADDRESS)
     return key
 
 
-_SECRET_NAME = r"\w*(?:token|api_?key|password|secret)"
-_SECRET_OPTION = re.compile(rf"(--{_SECRET_NAME})(=.*)?", re.IGNORECASE | re.DOTALL)
+_SECRET_NAME = r"[\w-]*(?:token|api[_-]?key|password|secret)"
+_SECRET_OPTION = re.compile(rf"--{_SECRET_NAME}", re.IGNORECASE)
 _SECRET_IN_JSON = re.compile(rf"""(["']{_SECRET_NAME}["']\s*:\s*["'])(?:\\.|[^"'\\])*""", re.IGNORECASE)
 
 
@@ -168,11 +170,11 @@ def without_option_secrets(words: Sequence[str]) -> list[str]:
     """
     shown: list[str] = []
     for word in words:
-        option = _SECRET_OPTION.fullmatch(shown[-1].replace("-", "_").replace("__", "--", 1)) if shown else None
-        if option is not None and option[2] is None and not word.startswith("--"):
+        name, equals, _ = word.partition("=")
+        if shown and _SECRET_OPTION.fullmatch(shown[-1]) and not word.startswith("--"):
             shown.append(HIDDEN)
-            continue
-        name = word.partition("=")[0]
-        has_value = "=" in word and _SECRET_OPTION.fullmatch(name.replace("-", "_").replace("__", "--", 1))
-        shown.append(f"{name}={HIDDEN}" if has_value else _SECRET_IN_JSON.sub(rf"\1{HIDDEN}", word))
+        elif equals and _SECRET_OPTION.fullmatch(name):
+            shown.append(f"{name}={HIDDEN}")
+        else:
+            shown.append(_SECRET_IN_JSON.sub(rf"\1{HIDDEN}", word))
     return shown

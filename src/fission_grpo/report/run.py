@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.files import Line, read_file, read_lines
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import Message
 from fission_grpo.fission.event_log import read_events
@@ -131,14 +131,14 @@ def read_run(path: str | Path) -> Run:
 
 
 def _is_run(path: Path) -> bool:
-    return _state_path(path) is not None or (path / FISSION).is_file() or (path / EVAL).is_file()
+    return _state_path(path) is not None or (path / FISSION).exists() or (path / EVAL).exists()
 
 
 def _state_path(path: Path) -> Path | None:
     """Find the run's trainer state, or that of its newest checkpoint. A checkpoint itself is not a run."""
     if CHECKPOINT.fullmatch(path.name):
         return None
-    if (path / STATE).is_file():
+    if (path / STATE).exists():
         return path / STATE
     states = path.glob(f"checkpoint-*/{STATE}")
     by_step = {int(match[1]): state for state in states if (match := CHECKPOINT.fullmatch(state.parent.name))}
@@ -147,8 +147,9 @@ def _state_path(path: Path) -> Path | None:
 
 def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     """Read the finite numbers of each row of a trainer state's `log_history`. Raises RunFileError if damaged."""
+    content = read_file(path)
     try:
-        state = json.loads(path.read_text(encoding="utf-8-sig"))
+        state = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise RunFileError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -70,7 +69,7 @@ def convert_rows(
     read: RowReader,
     abstentions: bool = False,
     last_only: bool = False,
-    pattern: re.Pattern[str] | None = None,
+    pattern: str | None = None,
 ) -> Converted:
     """Convert all rows of a file. Raises TaskFileError if it cannot be read, or nothing in it can become a task.
 
@@ -132,7 +131,7 @@ def _without_padding(dialogue: Dialogue, is_padded: bool) -> Dialogue:
     return dialogue
 
 
-def _failed(dialogue: Dialogue, at: int, pattern: re.Pattern[str] | None) -> bool:
+def _failed(dialogue: Dialogue, at: int, pattern: str | None) -> bool:
     """Whether a result of the calls of message `at` is an error."""
     for number, message in enumerate(dialogue.messages[at + 1 :], start=at + 1):
         if message["role"] != "tool":
@@ -142,7 +141,7 @@ def _failed(dialogue: Dialogue, at: int, pattern: re.Pattern[str] | None) -> boo
     return False
 
 
-def _is_error(text: str, pattern: re.Pattern[str] | None) -> bool:
+def _is_error(text: str, pattern: str | None) -> bool:
     if pattern is not None and matches(pattern, text):
         return True
     answers: list[Any] = [text]
@@ -158,7 +157,7 @@ def _is_error(text: str, pattern: re.Pattern[str] | None) -> bool:
     return any(is_like_an_error(one) or read_result(ToolCall(""), one).error is not None for one in texts)
 
 
-def _task(dialogue: Dialogue, at: int, name: str, pattern: re.Pattern[str] | None) -> tuple[Task, bool]:
+def _task(dialogue: Dialogue, at: int, name: str, pattern: str | None) -> tuple[Task, bool]:
     """The task to generate message `at`, and whether strings in its reference were restored to their types."""
     if at in dialogue.untrained:
         raise RowDropped("the turn has weight 0")

@@ -269,7 +269,7 @@ LAYOUTS: Mapping[str, RowReader] = {
 
 
 def convert_file(
-    path: Path, layout: str, abstentions: bool = False, pattern: re.Pattern[str] | None = None
+    path: Path, layout: str, abstentions: bool = False, pattern: str | None = None
 ) -> tuple[str, Converted]:
     """The layout of a file and its step tasks. Raises TaskFileError.
 

@@ -20,14 +20,17 @@ def tools_of(listed: Any) -> tuple[Mapping[str, Any], ...]:
     """Tools as `{"name", "description", "parameters"}`, also from OpenAI's, Anthropic's, MCP's. Raises RowDropped."""
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
         raise RowDropped("the tools cannot be read")
-    tools = []
-    for entry in listed:
-        tool = entry["function"] if isinstance(entry.get("function"), dict) else entry
-        description = str(tool.get("description") or "")
-        given = (tool.get(key) for key in ("parameters", "input_schema", "inputSchema"))
-        parameters = parameters_of(next((value for value in given if value is not None), None))
-        tools.append({"name": tool.get("name"), "description": description, "parameters": parameters})
-    return checked_tools(tools)
+    try:
+        return checked_tools([_tool_of(entry) for entry in listed])
+    except RecursionError:
+        raise RowDropped("the tools are nested too deeply") from None
+
+
+def _tool_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    tool = entry["function"] if isinstance(entry.get("function"), dict) else entry
+    given = (tool.get(key) for key in ("parameters", "input_schema", "inputSchema"))
+    parameters = parameters_of(next((value for value in given if value is not None), None))
+    return {"name": tool.get("name"), "description": str(tool.get("description") or ""), "parameters": parameters}
 
 
 def checked_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -25,8 +25,9 @@ from fission_grpo.evaluation.metrics import Proportion, metrics_json
 from fission_grpo.evaluation.tables import aligned, proportion_row
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.leak_guard import find_leak
+from fission_grpo.feedback.request import answer_of, started, wait
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import FeedbackSource
+from fission_grpo.feedback.sources import FeedbackSource, name_of
 from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, make_chain
 from fission_grpo.recipes.error_simulator.failures import open_policy
 from fission_grpo.recipes.error_simulator.labels import is_specific
@@ -78,14 +79,15 @@ def ask_sources(chain: Sequence[FeedbackSource], examples: Sequence[FeedbackExam
     rejected: list[list[str]] = [[] for _ in examples]
     for source in chain:
         pending = [index for index in range(len(examples)) if index not in texts]
-        started = source.start([examples[index].failure for index in pending])
-        for index, future in zip(pending, started, strict=True):
-            answer = future.result()
+        futures = started(source, [examples[index].failure for index in pending])
+        wait(futures)
+        for index, future in zip(pending, futures, strict=True):
+            answer = answer_of(source, future)
             text = encodable(answer.text or "").strip()[:MAX_LENGTH]
             if text or answer.text == "":
                 texts[index] = text
             elif reason := answer.reason or (answer.text and "no diagnosis"):
-                rejected[index].append(f"{source.name}: {reason}")
+                rejected[index].append(f"{name_of(source)}: {reason}")
     return [SourceAnswer(example, texts.get(i), tuple(rejected[i])) for i, example in enumerate(examples)]
 
 

@@ -1,8 +1,9 @@
-"""Regular expressions of JSON schemas from outside: what may be compiled, and searches with a time limit."""
+"""Regular expressions from outside, of schemas and options: what may be compiled, and searches with a time limit."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,37 +17,40 @@ _log = get_logger(__name__)
 
 MAX_PATTERN = 5000  # characters of a pattern [ours]
 MAX_REPEATS = 10_000  # parts of a pattern after its repetitions are written out, as its compiler does [ours]
-MAX_MATCHED = 100_000  # characters of a text that a pattern is held against [ours]
+MAX_MATCHED = 1_000_000  # characters of a text that a pattern is held against [ours]; it takes 100 bytes for each
 PATTERN_SECONDS = 2.0  # of one pattern on one text [ours]; some take exponential time
-_TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*+\]|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.?)*+\]?|\{(\d+)?(,\d*)?\}[?+]?|\(\?[^)=!<>:]*+[=!:>]?|.", re.DOTALL)
 # of `re.error`: a pattern with such a fault is none in any dialect
 _BROKEN_PATTERN = re.compile(
     r"missing \)|unbalanced|unterminated|(nothing to|multiple|min) repeat|end of|bad character range [^\\]*$"
 )
-NO_PATTERN = (re.error, OverflowError, RecursionError)  # of `re.compile`: wrong, a{99999999999}, nested too deeply
-_NO_COMPILED = (*NO_PATTERN, regex.error, ValueError, IndexError, KeyError, MemoryError)  # `regex` is less exact
+# of compiling: wrong, a{99999999999}, nested too deeply; and what `regex` raises, which is less exact
+NO_PATTERN = (re.error, OverflowError, RecursionError, regex.error, ValueError, IndexError, KeyError, MemoryError)
 
 
 class CannotBeChecked(Exception):
     """A value and its schema take too much work. The message is for the policy."""
 
 
-def pattern_matches(pattern: str, text: str) -> bool:
-    """Whether a pattern is found in a text. Raises CannotBeChecked if that takes too long."""
+def pattern_matches(pattern: str, text: str, python: bool = False) -> bool:
+    """Whether a pattern is found in a text. Raises CannotBeChecked if that takes too long.
+
+    "$" is the end of the text, as in JavaScript, or in `python` also before a newline that ends it.
+    """
     if len(text) > MAX_MATCHED:
         raise CannotBeChecked("a text is too long to be checked against the patterns of the schema")
     try:
-        return _compiled(pattern).search(text, timeout=PATTERN_SECONDS) is not None
+        return _compiled(pattern, python).search(text, timeout=PATTERN_SECONDS, concurrent=True) is not None
     except (TimeoutError, MemoryError):
         message = "the arguments could not be checked against the patterns of the schema"
         raise CannotBeChecked(message) from None
 
 
 @lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> Any:
-    """A pattern that Python's `re` knows, compiled by a library with time limits. "$" is the end, as in JavaScript."""
-    tokens = ["\\Z" if token[0] == "$" else _as_literal(token) for token in _TOKEN.finditer(pattern)]
-    return regex.compile("".join(tokens))
+def _compiled(pattern: str, python: bool = False) -> Any:
+    """A pattern that Python's `re` knows, compiled by a library with time limits."""
+    end = "$" if python else "\\Z"
+    return regex.compile("".join(end if found[0] == "$" else _as_literal(found) for found in _TOKEN.finditer(pattern)))
 
 
 def _as_literal(token: re.Match[str]) -> str:
@@ -78,14 +82,20 @@ def _size_of(pattern: str) -> int:
     return sum(sizes)
 
 
-def check_pattern(pattern: Any) -> bool:
-    """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
-    if not isinstance(pattern, str):
-        return True
+def check_python_pattern(pattern: str) -> None:
+    """Raises one of `NO_PATTERN` for a pattern that Python cannot compile, or not in a short time."""
     if len(pattern) > MAX_PATTERN or _size_of(pattern) > MAX_REPEATS:
         raise OverflowError(f"longer than {MAX_PATTERN:,} characters, or {MAX_REPEATS:,} parts with its repetitions")
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of "[[", which is "[" here
         re.compile(pattern)
+
+
+def check_pattern(pattern: Any) -> bool:
+    """Whether a pattern is one in any dialect. Raises re.error for one that is not closed or repeats nothing."""
+    try:
+        if isinstance(pattern, str):
+            check_python_pattern(pattern)
     except re.error as error:
         if _BROKEN_PATTERN.search(error.msg):
             raise
@@ -95,9 +105,9 @@ def check_pattern(pattern: Any) -> bool:
 def _is_foreign(pattern: Any) -> bool:
     """Whether Python cannot compile a pattern. JSON Schema's are JavaScript's, which has \\p{L} and (?<name>...)."""
     try:
-        re.compile(pattern)
+        check_python_pattern(pattern)
         _compiled(pattern)
-    except _NO_COMPILED:
+    except NO_PATTERN:
         return True
     return False
 
