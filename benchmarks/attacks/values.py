@@ -89,14 +89,15 @@ def _change(holder: Any, key: Any, places: list[tuple[Any, Any]], rng: Random) -
             other, at = rng.choice(places)
             if at in _keys(other):
                 holder[key] = copy.deepcopy(other[at])
-        case 2:
-            holder[key] = json.dumps(holder[key])
+        case 2 if len(written := json.dumps(holder[key])) < 10**6:  # escapes double with each time
+            holder[key] = written
         case 3:
             holder[key] = text(rng)
         case 4 if isinstance(holder, dict):
             holder[word(rng)] = holder.pop(key)
         case 5 if isinstance(holder, list):
-            holder.extend([holder[key]] * rng.choice((1, 5, 500)))
+            size = len(json.dumps(holder[key]))
+            holder.extend([holder[key]] * min(rng.choice((1, 5, 500)), 10**6 // size))
         case 6:
             holder[key] = value(rng)
         case _:
