@@ -147,11 +147,7 @@ async def exiting_later(completions, **_):
     raise SystemExit(0)
 
 
-def interrupting(completions, **_):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("function", [exiting, exiting_later, interrupting])
+@pytest.mark.parametrize("function", [exiting, exiting_later])
 def test_a_reward_function_that_exits_leaves_the_rollouts_unjudged(function, tmp_path, caplog):
     trainer = desk_trainer(
         tmp_path, cls=Spy, factory=None, more={"reward_funcs": function}, max_steps=1, max_completion_length=16

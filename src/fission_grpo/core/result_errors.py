@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 from fission_grpo.core.chat import read_mapping
-from fission_grpo.core.errors import UsageError
+from fission_grpo.core.errors import TimeLimitExceeded, UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.timing import ToolTimeout, time_limit
+from fission_grpo.core.timing import contained
 
 PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
 PATTERN_SECONDS = 2.0  # limit for one of them, as some regular expressions take exponential time [ours]
@@ -54,8 +54,7 @@ def is_like_an_error(text: str) -> bool:
 def matches(pattern: re.Pattern[str], text: str) -> bool:
     """Whether a pattern is found in the beginning of a tool's result. Raises UsageError if that takes too long."""
     try:
-        with time_limit(PATTERN_SECONDS):
-            return pattern.search(text[:PATTERN_LENGTH]) is not None
-    except ToolTimeout:
+        return contained(lambda: pattern.search(text[:PATTERN_LENGTH]) is not None, "the pattern", PATTERN_SECONDS)
+    except TimeLimitExceeded:
         what = f"--error_pattern {quoted(pattern.pattern)} takes too long on the result {quoted(text)}"
         raise UsageError(f"{what}; write a simpler one, without repetition inside of repetition") from None

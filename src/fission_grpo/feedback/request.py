@@ -12,10 +12,11 @@ from typing import Any
 
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import FAULTS, FIXED_TEXT, Diagnosis, FeedbackSource, completed, name_of
+from fission_grpo.feedback.sources import FIXED_TEXT, Diagnosis, FeedbackSource, completed, name_of, raised
 
 _log = get_logger(__name__)
 LEAK, LATE = "leak", "late"  # reasons
@@ -77,13 +78,13 @@ def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
 def _start(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
     """The futures of a source, also of one that does not keep to `FeedbackSource`; faults are logged."""
     try:
-        futures = list(source.start(failures))
+        futures = contained(lambda: list(source.start(failures)), "start()")
         if len(futures) == len(failures) and all(isinstance(future, Future) for future in futures):
             return futures
         reason = "wrong number of answers" if len(futures) != len(failures) else "answers are no futures"
         _log.warning("feedback source %s: start() must return one future for each failure", name_of(source))
-    except FAULTS as error:
-        reason = f"raised {type(error).__name__}"
+    except Exception as error:  # noqa: BLE001 - logged and counted
+        reason = raised(error)
         _log.warning("feedback source %s: start() failed", name_of(source), exc_info=True)
     return [completed(Diagnosis(None, reason)) for _ in failures]
 
@@ -103,10 +104,10 @@ def _result(source: Any, future: Future[Diagnosis]) -> Diagnosis:
     if not future.done() and (future.cancel() or not future.done()):
         return Diagnosis(None, LATE)
     try:
-        answer: Any = future.result()
-    except FAULTS as error:
+        answer: Any = contained(future.result, "its answer")
+    except Exception as error:  # noqa: BLE001 - logged and counted
         _log.warning("feedback source %s failed", name_of(source), exc_info=True)
-        return Diagnosis(None, f"raised {type(error).__name__}")
+        return Diagnosis(None, raised(error))
     given = answer.text if isinstance(answer, Diagnosis) else answer
     if not isinstance(answer, Diagnosis) or not isinstance(given, str | None):
         return Diagnosis(None, f"returned {type(given).__name__}")

@@ -11,7 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fission_grpo.core.errors import ExitAttempt
 from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
@@ -19,7 +21,6 @@ from fission_grpo.feedback.rules import rules
 FIXED_TEXT = "error: you made a mistake. please try again."
 MAX_COUNT = 1e15
 """Largest number that is believed of a source's metric. [ours] Sums of many stay exact and finite."""
-FAULTS = (Exception, SystemExit)  # what a user's source may raise, without ending the run
 _log = get_logger(__name__)
 
 
@@ -81,10 +82,10 @@ class FunctionSource(FeedbackSource):
 
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
-            text = self.function(failure)
-        except FAULTS as error:  # logged and counted
+            text = contained(lambda: self.function(failure), self.name)
+        except Exception as error:  # noqa: BLE001 - logged and counted
             _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
-            return Diagnosis(None, f"raised {type(error).__name__}")
+            return Diagnosis(None, raised(error))
         if isinstance(text, Diagnosis):
             return text
         if text is not None and not isinstance(text, str):
@@ -99,6 +100,11 @@ def state_of(source: Any) -> Any:
     return source.state() if callable(getattr(source, "state", None)) else None
 
 
+def raised(error: Exception) -> str:
+    """The reason of a missing text that an error of a user's source gives."""
+    return f"raised {type(error.__cause__ if isinstance(error, ExitAttempt) else error).__name__}"
+
+
 def name_of(source: Any) -> str:
     return str(getattr(source, "name", None) or type(source).__name__)
 
@@ -106,9 +112,8 @@ def name_of(source: Any) -> str:
 def counts_of(source: Any) -> tuple[dict[str, float], int]:
     """Return `source.counts()` and the number of its faults: entries that are no finite numbers, or the whole."""
     try:
-        given = source.counts() if hasattr(source, "counts") else {}
-        entries = list(given.items())
-    except FAULTS:
+        entries = contained(lambda: list(source.counts().items()) if hasattr(source, "counts") else [], "counts()")
+    except Exception:  # noqa: BLE001 - the run's result does not depend on it
         _log.warning("feedback source %s: counts() failed; it is left out", name_of(source), exc_info=True)
         return {}, 1
     kept = {name: value for name, value in entries if isinstance(name, str) and _is_count(value)}

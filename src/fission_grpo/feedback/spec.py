@@ -10,9 +10,10 @@ from typing import Any
 
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.timing import contained
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.feedback.shuffled import ShuffledFeedback
-from fission_grpo.feedback.sources import FAULTS, SOURCES, FeedbackFunction, FeedbackSource, FunctionSource, name_of
+from fission_grpo.feedback.sources import SOURCES, FeedbackFunction, FeedbackSource, FunctionSource, name_of
 
 _log = get_logger(__name__)
 
@@ -138,8 +139,8 @@ def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource
 def _call(source: Any, method: str) -> Any:
     """The result of a method that a source may have; None without it, and after a fault, which is logged."""
     try:
-        return getattr(source, method)() if hasattr(source, method) else None
-    except FAULTS:  # the run's result does not depend on it
+        return contained(getattr(source, method), method) if hasattr(source, method) else None
+    except Exception:  # noqa: BLE001 - the run's result does not depend on it
         _log.warning("feedback source %s: %s() failed", name_of(source), method, exc_info=True)
         return None
 
