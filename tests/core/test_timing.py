@@ -31,7 +31,7 @@ def is_clean(handler):
 @pytest.mark.parametrize("outer", [0, 5, 0.0016])
 def test_no_alarm_is_left_behind_by_calls_that_end_near_their_limit(outer):
     rng, handler, stopped, ended = random.Random(0), signal.getsignal(signal.SIGALRM), 0, 0
-    end = time.monotonic() + 1
+    end = time.monotonic() + 0.5
     while time.monotonic() < end:
         seconds = 0.0015 * rng.uniform(0.9, 1.01)
         try:
@@ -41,8 +41,8 @@ def test_no_alarm_is_left_behind_by_calls_that_end_near_their_limit(outer):
             stopped += 1
         assert is_clean(handler)
         assert timing._ends == []
-    assert stopped > 50
-    assert ended > 50
+    assert stopped > 20
+    assert ended > 20
 
 
 def test_an_inner_limit_does_not_stop_the_clock_of_the_outer_one():
@@ -161,10 +161,14 @@ def test_a_keyboard_interrupt_of_a_tool_ends_the_program_as_ctrl_c_does():
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)  # as TRL runs async tools
     thread.start()
-    call = asyncio.run_coroutine_threadsafe(contained_async(interrupting(), "tool", 5), loop)
-    with pytest.raises(KeyboardInterrupt):
+
+    def wait():
+        asyncio.run_coroutine_threadsafe(contained_async(interrupting(), "tool", 5), loop)
         time.sleep(5)
-    assert isinstance(call.exception(5), errors.ExitAttempt)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    assert asyncio.run_coroutine_threadsafe(asyncio.sleep(0, "goes on"), loop).result(5) == "goes on"
     loop.call_soon_threadsafe(loop.stop)
 
 

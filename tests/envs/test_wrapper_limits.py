@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 
 import pytest
@@ -155,6 +156,23 @@ def test_an_async_reward_that_hangs_or_ends_the_process_is_no_reward(seconds, er
 
     assert run_awaitable(begun(Judge).get_reward()) is None
     assert run_awaitable(begun(Fatal).tool_async()) == "done"  # the event loop goes on
+
+
+def test_async_tools_run_in_the_thread_that_made_their_environment():
+    class Database(Fatal):
+        def __init__(self):
+            super().__init__()
+            self.connection = sqlite3.connect(":memory:")
+
+        async def count(self) -> str:
+            return str(self.connection.execute("select 1 + 1").fetchone()[0])
+
+    assert call(begun(Database), "count").content == "2"
+
+    async def notebook():
+        return call(begun(Fatal), "tool_async").content
+
+    assert asyncio.run(notebook()) == "done"
 
 
 def test_an_async_tool_that_swallows_its_cancellation_holds_up_nothing(monkeypatch):

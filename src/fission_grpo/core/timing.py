@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -34,10 +32,10 @@ def contained(call: Callable[[], T], name: str, seconds: float = 0.0, advice: st
     if it does not, a warning with `advice` is logged. Limits may be nested, and each holds from its own start. There
     is none outside the main thread and on platforms without SIGALRM; a warning is logged once.
     """
-    process, end = os.getpid(), time.monotonic() + seconds
+    process, end, key = os.getpid(), time.monotonic() + seconds, object()
+    _report_late(key, name, seconds, advice)
     try:
-        with _reported(name, seconds, advice):
-            return _limited(call, end) if seconds > 0 and _can_interrupt() else call()
+        return _limited(call, end) if seconds > 0 and _can_interrupt() else call()
     except (Exception, KeyboardInterrupt):
         raise
     except ToolTimeout:
@@ -47,26 +45,29 @@ def contained(call: Callable[[], T], name: str, seconds: float = 0.0, advice: st
     except BaseException as error:
         raise ExitAttempt(name, error) from error
     finally:
+        _started.pop(key, None)
         _end_fork(process)
 
 
 def _limited(call: Callable[[], T], end: float) -> T:
     """`call()`, in which ToolTimeout is raised at `end`. Whenever that happens, nothing is left behind."""
     depth = len(_ends)
-    others = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    others: Any = None  # handler and timer, before the outermost limit
     try:
         try:
+            if not depth:
+                others = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+                signal.signal(signal.SIGALRM, _raise_timeout)
             _ends.append(end)
-            signal.signal(signal.SIGALRM, _raise_timeout)
             _set_alarm()
             return call()
         finally:
             del _ends[depth:]  # from here on nothing is raised for this limit
     finally:
         del _ends[depth:]  # if it was raised just before
-        if _ends:
+        if depth:
             _set_alarm()
-        else:
+        elif others is not None:
             signal.setitimer(signal.ITIMER_REAL, *others[1])
             signal.signal(signal.SIGALRM, others[0] or signal.SIG_DFL)
 
@@ -81,22 +82,24 @@ def _set_alarm() -> None:
     signal.setitimer(signal.ITIMER_REAL, max(min(_ends) - time.monotonic(), 1e-3), REPEAT_SECONDS)
 
 
-async def contained_async(call: Awaitable[T], name: str, seconds: float = 0.0, advice: str = "") -> T:
+async def contained_async(call: Awaitable[Any], name: str, seconds: float = 0.0, advice: str = "") -> Any:
     """The result of a call of others' async code, kept from harm as by `contained`.
 
     At the limit it is cancelled, again every second, and left behind if it still goes on after `CANCEL_ATTEMPTS`.
     """
     task = asyncio.ensure_future(_outcome(call))
+    _report_late(task, name, seconds, advice)
     try:
-        with _reported(name, seconds, advice):
-            in_time, _ = await asyncio.wait([task], timeout=seconds or None)
-            for _ in range(CANCEL_ATTEMPTS):
-                if not task.done():
-                    task.cancel()
-                    await asyncio.wait([task], timeout=REPEAT_SECONDS)
+        in_time, _ = await asyncio.wait([task], timeout=seconds or None)
+        for _ in range(CANCEL_ATTEMPTS):
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=REPEAT_SECONDS)
     except asyncio.CancelledError:  # of the caller
         task.cancel()
         raise
+    finally:
+        _started.pop(task, None)
     if not in_time:
         if not task.done():
             _log.warning("%s was cancelled %d times and goes on; it is left behind", name, CANCEL_ATTEMPTS)
@@ -116,7 +119,7 @@ async def _outcome(call: Awaitable[Any]) -> tuple[Any, BaseException | None]:
         raise
     except BaseException as error:  # noqa: BLE001 - raised by the caller
         if isinstance(error, KeyboardInterrupt):
-            _thread.interrupt_main()
+            os.kill(os.getpid(), signal.SIGINT)  # in the main thread, as Ctrl-C does
         return None, error
     finally:
         _end_fork(process)
@@ -128,22 +131,14 @@ def _end_fork(process: int) -> None:
         os._exit(0)
 
 
-_started: dict[object, tuple[float, str]] = {}  # calls under way: when to report them, and how
+_started: dict[object, tuple[float, str, float, str]] = {}  # calls under way: when to report them, and what
 
 
-@contextmanager
-def _reported(name: str, seconds: float, advice: str) -> Iterator[None]:
-    """Have the body reported once it runs `WARN_SECONDS` beyond its limit."""
-    if seconds <= 0:
-        yield
-        return
-    key, what = object(), f"{name} still runs {WARN_SECONDS:g} s after its limit of {seconds:g} s"
-    _started[key] = time.monotonic() + seconds + WARN_SECONDS, f"{what}, and cannot be stopped. {advice}"
-    _start_reporter()
-    try:
-        yield
-    finally:
-        _started.pop(key, None)
+def _report_late(key: object, name: str, seconds: float, advice: str) -> None:
+    """Have a call reported once it runs `WARN_SECONDS` beyond its limit, unless its key is removed before."""
+    if seconds > 0:
+        _started[key] = time.monotonic() + seconds + WARN_SECONDS, name, seconds, advice
+        _start_reporter()
 
 
 @cache
@@ -151,9 +146,10 @@ def _start_reporter() -> None:
     def report() -> None:
         while True:
             time.sleep(REPEAT_SECONDS)
-            for key, (when, text) in list(_started.items()):
+            for key, (when, name, seconds, advice) in list(_started.items()):
                 if when <= time.monotonic() and _started.pop(key, None):
-                    _log.warning("%s", text)
+                    late = f"{name} still runs {WARN_SECONDS:g} s after its limit of {seconds:g} s"
+                    _log.warning("%s, and cannot be stopped. %s", late, advice)
 
     threading.Thread(target=report, name="late calls", daemon=True).start()
 

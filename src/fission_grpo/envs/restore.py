@@ -14,6 +14,7 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -199,24 +200,25 @@ def make_call(
 
 
 def run_awaitable(awaitable: Any) -> Any:
-    """Run any awaitable to its result, in one event loop for all, which a call that never ends cannot hold up."""
+    """Run any awaitable to its result, in this thread; in another one where a loop runs here, as in a notebook.
+
+    The loop stays open: a call that never ends cannot hold up its closing.
+    """
 
     async def run() -> Any:
         return await awaitable
 
-    future = asyncio.run_coroutine_threadsafe(run(), _background_loop())
     try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _loop_of(threading.get_ident()).run_until_complete(run())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run()).result()
 
 
 @functools.cache
-def _background_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async tools", daemon=True).start()
-    return loop
+def _loop_of(thread: int) -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
 
 
 def snapshot_after(environment: Any, results: Iterable[ToolResult]) -> Any:
