@@ -267,7 +267,7 @@ def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
 
 def _what_it_raised(error: Exception) -> str:
     raised = error.__cause__ if isinstance(error, ExitAttempt) and error.__cause__ else error
-    return f"raised {type(raised).__name__}: {quoted(error_message(raised))}"
+    return f"raised {type(raised).__name__}: {' '.join(error_message(raised).split())[:200]}"
 
 
 def _compare(problem: str, calls: Sequence[ToolCall], expected: Sequence[str], actual: Sequence[str]) -> None:
