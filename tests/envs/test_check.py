@@ -150,7 +150,7 @@ def ends_in(method, how):
     return type("Ends", (Till,), {method: end})
 
 
-@pytest.mark.parametrize("how", ["hangs", SystemExit(0), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+@pytest.mark.parametrize("how", ["hangs", SystemExit(0), GeneratorExit()], ids=repr)
 @pytest.mark.parametrize("method", ["reset", "get_reward", "_snapshot", "_restore", "_progress"])
 def test_a_method_that_hangs_or_ends_the_process_is_a_failed_check(method, how):
     found = failed(ends_in(method, how), calls=[ToolCall("put", {"amount": 7}), ToolCall("put", {"amount": 1})])
@@ -159,10 +159,11 @@ def test_a_method_that_hangs_or_ends_the_process_is_a_failed_check(method, how):
     assert ("hangs" if how == "hangs" else type(how).__name__) in said
 
 
-def test_a_tool_that_raises_what_ctrl_c_raises_is_a_failed_check():
+def test_a_tool_that_raises_what_ctrl_c_raises_stops_the_check():
     class Interrupts(Till):
         def total(self) -> int:
             """Say how much there is."""
             raise KeyboardInterrupt
 
-    assert "raises KeyboardInterrupt, which is no Exception" in failed(Interrupts)["errors are results"]
+    with pytest.raises(KeyboardInterrupt):
+        failed(Interrupts)

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from isolated_environments import Shop
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import ErrorKind, ToolCall
+from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.episodes import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
@@ -82,6 +84,35 @@ def test_every_case_of_a_policy_whose_calls_hang_or_exit_gets_its_verdict():
     assert len(records[0].steps) == 1  # the episode has ended
     metrics = compute_metrics(records)
     assert (metrics.judged, metrics.missing) == (5, 2)
+
+
+@pytest.mark.parametrize("name", ["hang", "crash"])
+def test_a_reset_that_hangs_or_crashes_in_a_process_of_its_own_costs_its_case_only(name):
+    calls = [{"role": "user", "content": "pid"}]
+    rows = [{"id": 0, "prompt": calls, "name": name}, {"id": 1, "prompt": calls}]
+    records = evaluate(Calls(), isolated(Shop, 0.5), rows, limits=ToolLimits(0.5))
+    assert [record.success for record in records] == [None, False]
+    assert "Shop" in records[0].missing or "reset" in records[0].missing
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise SystemExit(0)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_error_whose_message_ends_the_process_is_an_error_of_the_policy(kind):
+    class Raises(Odd):
+        def sync(self) -> str:
+            """Fail."""
+            raise Mute
+
+    async def later(self):
+        raise Mute
+
+    setattr(Raises, "async", later)
+    [record] = evaluate(Calls(), Raises, [{"id": "x", "prompt": [{"role": "user", "content": kind}]}], limits=LIMITS)
+    assert (record.success, record.calls[0].error) == (True, "Mute")
 
 
 def bfcl_case(*replies, **options):

@@ -6,11 +6,12 @@ import time
 
 import pytest
 from datasets import Dataset
-from isolated_environments import Shop
+from isolated_environments import Shop, Unscored
 from trainer_settings import QUIETLY_ON_CPU
 from trainer_support import Spy, desk_trainer, events, history
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
+from fission_grpo.envs.worker import isolated
 from fission_grpo.inference.pretrained import load_starter
 
 CALL = '<tool_call>\n{"name": "%s", "arguments": {}}\n</tool_call>'
@@ -72,7 +73,7 @@ class Scripted(FissionGRPOTrainer):
 
 
 def scripted_trainer(
-    folder, names=NAMES, factory=Odd, isolate_environments=False, tool_timeout=0.2, max_steps=1, **more
+    folder, names=NAMES, factory=Odd, isolate_environments=False, tool_timeout=0.2, max_steps=1, row=None, **more
 ):
     model, tokenizer = load_starter()
     fields = {
@@ -84,7 +85,7 @@ def scripted_trainer(
     fields["isolate_environments"] = isolate_environments
     size = {"per_device_train_batch_size": len(names), "num_generations": len(names)}
     args = FissionGRPOConfig(output_dir=str(folder), **QUIETLY_ON_CPU, **fields, **size)
-    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "Do it."}]}] * 4)
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "Do it."}], **(row or {})}] * 4)
     trainer = Scripted(
         model, args=args, train_dataset=rows, processing_class=tokenizer, environment_factory=factory, **more
     )
@@ -147,11 +148,7 @@ async def exiting_later(completions, **_):
     raise SystemExit(0)
 
 
-def interrupting(completions, **_):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("function", [exiting, exiting_later, interrupting])
+@pytest.mark.parametrize("function", [exiting, exiting_later])
 def test_a_reward_function_that_exits_leaves_the_rollouts_unjudged(function, tmp_path, caplog):
     trainer = desk_trainer(
         tmp_path, cls=Spy, factory=None, more={"reward_funcs": function}, max_steps=1, max_completion_length=16
@@ -171,6 +168,16 @@ def test_a_run_with_isolated_environments_goes_on_after_hangs_in_c_code_and_cras
     assert "hashes was stopped after 1 s" in answers[0]
     assert "dies ended the process of Shop" in answers[1]
     assert (history(trainer, "env/timeouts"), history(trainer, "env/crashes")) == ([1.0], [1.0])
+
+
+def test_a_reward_function_that_reads_an_environment_which_cannot_be_reset_leaves_the_rollouts_unjudged(tmp_path):
+    def kept(environments, **_):
+        return [float(len(environment.kept)) for environment in environments]
+
+    factory = isolated(Unscored, 1.0)
+    trainer = scripted_trainer(tmp_path, ["pid", "dies"], factory, reward_funcs=kept, row={"name": "crash"})
+    trainer.train()
+    assert str(trainer.rewards[0]) == "[nan]"
 
 
 def test_isolated_environments_need_a_guard(tmp_path):

@@ -68,13 +68,27 @@ class TimeLimitExceeded(CallStopped):
         super().__init__(f"{name} was stopped after {seconds:g} s")
 
 
+class ToolTimeout(BaseException):
+    """Raised inside a tool at its time limit. Not an Exception, so that the tool's own handlers let it pass."""
+
+
 class ExitAttempt(Exception):
     """Others' code tried to end the process, by SystemExit or anything else that is no Exception."""
 
     def __init__(self, name: str, error: BaseException):
-        super().__init__(
-            f"{name} tried to end the process ({type(error).__name__}{f': {error}' if str(error) else ''})"
-        )
+        kind, message = type(error).__name__, error_message(error)
+        super().__init__(f"{name} tried to end the process ({kind if message == kind else f'{kind}: {message}'})")
+
+
+def error_message(error: BaseException) -> str:
+    """The message of an exception; its class's name if it has none, as a policy cannot learn from an empty error."""
+    try:
+        text = str(error)
+    except (KeyboardInterrupt, ToolTimeout):
+        raise
+    except BaseException:  # noqa: BLE001 - the user's class
+        text = ""
+    return text if text.strip() else type(error).__name__
 
 
 class UnsupportedVersionError(ImportError):

@@ -1,119 +1,94 @@
-"""Limits on code of others, which may hang or try to end the process, and durations as text."""
+"""Calls of others' code, which may hang or try to end the process, and durations as text."""
 
 from __future__ import annotations
 
 import asyncio
-import dis
-import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import cache
-from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
-from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded
+from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded, ToolTimeout
 from fission_grpo.core.terminal import get_logger, warn_once
 
+T = TypeVar("T")
 _log = get_logger(__name__)
 
 REPEAT_SECONDS = 1.0  # between two attempts to stop code that catches or ignores the first one [ours]
 CANCEL_ATTEMPTS = 3  # cancellations of an async call, after which it is left behind [ours]
 WARN_SECONDS = 5.0  # beyond its limit, after which a call that cannot be stopped is logged [ours]
 
-
-class ToolTimeout(BaseException):
-    """Raised inside a tool at its time limit. Not an Exception, so that the tool's own handlers let it pass."""
+_ends: list[float] = []  # of the limits of the calls under way in the main thread, the innermost last
 
 
-class time_limit:
-    """Raise `ToolTimeout` in the body after `seconds`, and again every second until the body ends; 0: no limit.
+def contained(call: Callable[[], T], name: str, seconds: float = 0.0, advice: str = "") -> T:
+    """The result of `call()`, which is others' code: it neither hangs, nor ends the process, nor goes on in a fork.
 
-    Limits may be nested, and each holds from its own start. There is no limit outside the main thread and on platforms
-    without SIGALRM; a warning is logged once.
+    Raises TimeLimitExceeded after `seconds` (0: no limit), and ExitAttempt in place of SystemExit and whatever else is
+    no Exception, but for KeyboardInterrupt. The limit is raised in the call, again every second until the call ends;
+    if it does not, a warning with `advice` is logged. Limits may be nested, and each holds from its own start. There
+    is none outside the main thread and on platforms without SIGALRM; a warning is logged once.
     """
+    process, end, key = os.getpid(), time.monotonic() + seconds, object()
+    _report_late(key, name, seconds, advice)
+    try:
+        return _limited(call, end) if seconds > 0 and _can_interrupt() else call()
+    except (Exception, KeyboardInterrupt):
+        raise
+    except ToolTimeout:
+        if time.monotonic() < end:  # of a call around this one
+            raise
+        raise TimeLimitExceeded(name, seconds) from None
+    except BaseException as error:
+        raise ExitAttempt(name, error) from error
+    finally:
+        _started.pop(key, None)
+        _end_fork(process)
 
-    _open: ClassVar[list[time_limit]] = []  # those whose body runs, the innermost last
-    _others: ClassVar[Any] = None  # handler and timer before the outermost limit
 
-    def __init__(self, seconds: float):
-        self._seconds, self._end = seconds, math.inf
-
-    def __enter__(self) -> time_limit:
-        if self._seconds > 0 and _can_interrupt():
-            if not self._open:
-                time_limit._others = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+def _limited(call: Callable[[], T], end: float) -> T:
+    """`call()`, in which ToolTimeout is raised at `end`. Whenever that happens, nothing is left behind."""
+    depth = len(_ends)
+    others: Any = None  # handler and timer, before the outermost limit
+    try:
+        try:
+            if not depth:
+                others = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
                 signal.signal(signal.SIGALRM, _raise_timeout)
-            self._end = time.monotonic() + self._seconds
-            self._open.append(self)
+            _ends.append(end)
             _set_alarm()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self not in self._open:
-            return
-        self._open.remove(self)
-        if self._open:
+            return call()
+        finally:
+            del _ends[depth:]  # from here on nothing is raised for this limit
+    finally:
+        del _ends[depth:]  # if it was raised just before
+        if depth:
             _set_alarm()
-            return
-        handler, timer = self._others
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+        elif others is not None:
+            signal.setitimer(signal.ITIMER_REAL, *others[1])
+            signal.signal(signal.SIGALRM, others[0] or signal.SIG_DFL)
 
 
-class contained(time_limit):
-    """Keep a call of others' code, which is the body, from hanging and from ending the process.
-
-    Raises TimeLimitExceeded after `seconds` (see `time_limit`), and ExitAttempt in place of SystemExit and whatever
-    else is no Exception, but for Ctrl-C. If the body cannot be stopped, a warning with `advice` is logged.
-    """
-
-    def __init__(self, name: str, seconds: float, advice: str = ""):
-        super().__init__(seconds)
-        self._name, self._advice = name, advice
-
-    def __enter__(self) -> contained:
-        _report_late(id(self), self._name, self._seconds, self._advice)
-        super().__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
-        _started.pop(id(self), None)
-        if isinstance(error, ToolTimeout) and time.monotonic() >= self._end:
-            raise TimeLimitExceeded(self._name, self._seconds) from None
-        if not isinstance(error, Exception | ToolTimeout | None) and not is_interrupt(error):
-            raise ExitAttempt(self._name, error) from error
-
-
-_BETWEEN_BODIES = {f.__code__ for cls in (time_limit, contained) for f in (cls.__enter__, cls.__exit__)}
-
-
-def _raise_timeout(number: int, frame: FrameType | None) -> None:
-    """The handler of SIGALRM. Where a limit begins or ends, it raises nothing: `_set_alarm` follows there."""
-    now = time.monotonic()
-    for _ in range(4):  # the methods of a limit call nothing deeper
-        if frame is not None and frame.f_code in _BETWEEN_BODIES:
-            return
-        frame = frame.f_back if frame is not None else None
-    if any(limit._end <= now for limit in time_limit._open):
+def _raise_timeout(*_: Any) -> None:
+    if _ends and min(_ends) <= time.monotonic():
         raise ToolTimeout
 
 
 def _set_alarm() -> None:
-    """Set the timer to the next end of a limit; where one has passed it rings at once, and then every second."""
-    first = min(limit._end for limit in time_limit._open)
-    signal.setitimer(signal.ITIMER_REAL, max(first - time.monotonic(), 1e-3), REPEAT_SECONDS)
+    """Set the timer to the first end; where that has passed it rings at once, and then every second."""
+    signal.setitimer(signal.ITIMER_REAL, max(min(_ends) - time.monotonic(), 1e-3), REPEAT_SECONDS)
 
 
-async def contained_async(call: Awaitable[Any], name: str, seconds: float, advice: str = "") -> Any:
+async def contained_async(call: Awaitable[Any], name: str, seconds: float = 0.0, advice: str = "") -> Any:
     """The result of a call of others' async code, kept from harm as by `contained`.
 
     At the limit it is cancelled, again every second, and left behind if it still goes on after `CANCEL_ATTEMPTS`.
     """
     task = asyncio.ensure_future(_outcome(call))
-    _report_late(id(task), name, seconds, advice)
+    _report_late(task, name, seconds, advice)
     try:
         in_time, _ = await asyncio.wait([task], timeout=seconds or None)
         for _ in range(CANCEL_ATTEMPTS):
@@ -124,7 +99,7 @@ async def contained_async(call: Awaitable[Any], name: str, seconds: float, advic
         task.cancel()
         raise
     finally:
-        _started.pop(id(task), None)
+        _started.pop(task, None)
     if not in_time:
         if not task.done():
             _log.warning("%s was cancelled %d times and goes on; it is left behind", name, CANCEL_ATTEMPTS)
@@ -136,40 +111,33 @@ async def contained_async(call: Awaitable[Any], name: str, seconds: float, advic
 
 
 async def _outcome(call: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    """The call's result and what it raised: SystemExit in a task would end the event loop."""
+    """The call's result and what it raised: what is no Exception would end the event loop."""
+    process = os.getpid()
     try:
         return await call, None
     except asyncio.CancelledError:
         raise
     except BaseException as error:  # noqa: BLE001 - raised by the caller
+        if isinstance(error, KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)  # in the main thread, as Ctrl-C does
         return None, error
+    finally:
+        _end_fork(process)
 
 
-def is_interrupt(error: BaseException) -> bool:
-    """Whether an exception is a KeyboardInterrupt from Ctrl-C, and not from a `raise` in others' code."""
-    if not isinstance(error, KeyboardInterrupt) or threading.current_thread() is not threading.main_thread():
-        return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return True
-    handler: Any = signal.getsignal(signal.SIGINT)  # one in Python raises where Ctrl-C meets the program
-    code = trace.tb_frame.f_code
-    is_raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return not is_raised or code is getattr(getattr(handler, "__func__", handler), "__code__", None)
+def _end_fork(process: int) -> None:
+    """End a process that a call of others' code forked from this one, and that would go on in its caller."""
+    if os.getpid() != process:
+        os._exit(0)
 
 
-_started: dict[int, tuple[float, str]] = {}  # calls under way: when to report them, and how
+_started: dict[object, tuple[float, str, float, str]] = {}  # calls under way: when to report them, and what
 
 
-def _report_late(key: int, name: str, seconds: float, advice: str) -> None:
-    """Have a call reported once it runs `WARN_SECONDS` beyond its limit; 0: never. Ended by removing its key."""
+def _report_late(key: object, name: str, seconds: float, advice: str) -> None:
+    """Have a call reported once it runs `WARN_SECONDS` beyond its limit, unless its key is removed before."""
     if seconds > 0:
-        text = (
-            f"{name} still runs {WARN_SECONDS:g} s after its limit of {seconds:g} s, and cannot be stopped. {advice}"
-        )
-        _started[key] = time.monotonic() + seconds + WARN_SECONDS, text
+        _started[key] = time.monotonic() + seconds + WARN_SECONDS, name, seconds, advice
         _start_reporter()
 
 
@@ -178,9 +146,10 @@ def _start_reporter() -> None:
     def report() -> None:
         while True:
             time.sleep(REPEAT_SECONDS)
-            for key, (when, text) in list(_started.items()):
+            for key, (when, name, seconds, advice) in list(_started.items()):
                 if when <= time.monotonic() and _started.pop(key, None):
-                    _log.warning("%s", text)
+                    late = f"{name} still runs {WARN_SECONDS:g} s after its limit of {seconds:g} s"
+                    _log.warning("%s, and cannot be stopped. %s", late, advice)
 
     threading.Thread(target=report, name="late calls", daemon=True).start()
 

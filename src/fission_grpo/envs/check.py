@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded, error_message
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import printable
-from fission_grpo.core.timing import ToolTimeout, is_interrupt
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_calls
 from fission_grpo.envs.restore import get_progress
@@ -69,12 +69,10 @@ class Report(EnvironmentProbe):
                 status, detail = "skipped", str(reason)
             except CheckFailed as reason:
                 status, detail = "failed", str(reason)
-            except ToolTimeout:
+            except TimeLimitExceeded:
                 status, detail = "failed", f"hangs for more than {self.timeout:g} s"
-            except BaseException as error:
-                if is_interrupt(error):
-                    raise
-                status, detail = "failed", f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            except Exception as error:  # noqa: BLE001 - the user's code
+                status, detail = "failed", _what_it_raised(error)
             if status == "failed" and name in REQUIRED:
                 blocked = REQUIRED[name]
             self.findings = (*self.findings, Finding(name, status, detail))
@@ -104,13 +102,11 @@ class Report(EnvironmentProbe):
         for row in range(len(self.rows)):
             try:
                 self.start(row)
-            except ToolTimeout:
+            except TimeLimitExceeded:
                 raise CheckFailed(f"reset hangs for more than {self.timeout:g} s") from None
-            except BaseException as error:
-                if is_interrupt(error):
-                    raise
+            except Exception as error:  # noqa: BLE001 - the user's code
                 hint = "" if self.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
-                raise CheckFailed(f"reset raised {type(error).__name__}: {quoted(str(error))}{hint}") from None
+                raise CheckFailed(f"reset {_what_it_raised(error)}{hint}") from None
         return f"with {len(self.rows)} row{'s' * (len(self.rows) != 1)}"
 
     def _check_calls(self) -> str:
@@ -253,11 +249,13 @@ def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
     if outcome.kind == "hang":
         return f"hangs for more than {timeout:g} s; give it a time limit of its own"
     if outcome.kind == "exit":
-        return "exits the process; raise an ordinary exception instead"
+        if isinstance(value, SystemExit):
+            return "exits the process; raise an ordinary exception instead"
+        return f"raises {type(value).__name__}, which is no Exception"
     if outcome.kind == "mutated":
         return "changes its arguments; copy them first"
     if outcome.kind == "error":
-        return None if isinstance(value, Exception) else f"raises {type(value).__name__}, which is no Exception"
+        return None
     if len(outcome.text) > limit:
         return f"answers {len(outcome.text)} characters; a policy sees {limit} at most"
     try:
@@ -265,6 +263,11 @@ def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
     except (TypeError, ValueError, RecursionError):
         return f"answers a {type(value).__name__}, which is no JSON; return text, numbers, lists or dicts"
     return None
+
+
+def _what_it_raised(error: Exception) -> str:
+    raised = error.__cause__ if isinstance(error, ExitAttempt) and error.__cause__ else error
+    return f"raised {type(raised).__name__}: {' '.join(error_message(raised).split())[:200]}"
 
 
 def _compare(problem: str, calls: Sequence[ToolCall], expected: Sequence[str], actual: Sequence[str]) -> None:

@@ -99,7 +99,7 @@ def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Colle
     Where a fault lets the call be made (slow, its result lost or undone), an error of the call is the policy's own.
     `tools` names the environment's tools: calls of other names did not reach it.
     """
-    faulty = {fault.index for fault in getattr(environment, "injected", ()) if fault.kind in SKIPS_CALL}
+    faulty = {fault.index for fault in vars(environment).get("injected", ()) if fault.kind in SKIPS_CALL}
     flags = []
     index = 0
     for result in results:

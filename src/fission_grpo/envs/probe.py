@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.timing import ToolTimeout, is_interrupt, time_limit
+from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded, error_message
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.restore import run_awaitable
 from fission_grpo.envs.wrapper import tool_methods
@@ -63,8 +64,7 @@ class EnvironmentProbe:
 
     def start(self, row: int = 0) -> Any:
         """A new instance, reset with a row."""
-        with time_limit(self.timeout):
-            environment = self.make()
+        environment = self.limited(self.make)
         self.reset(environment, row)
         return environment
 
@@ -72,32 +72,30 @@ class EnvironmentProbe:
         """Reset an instance with a row, without the column that selects the environment."""
         columns = copy.deepcopy(self.rows[row % len(self.rows)])
         columns.pop("environment", None)
-        with time_limit(self.timeout):
-            environment.reset(**columns)
+        self.limited(environment.reset, **columns)
 
-    def limited(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """The result of a method that is no tool, sync or async, within the time limit."""
-        with time_limit(self.timeout):
-            result = method(*arguments)
+    def limited(self, method: Callable[..., Any], *arguments: Any, **columns: Any) -> Any:
+        """The result of a method, sync or async, within the time limit."""
+
+        def call() -> Any:
+            result = method(*arguments, **columns)
             return run_awaitable(result) if inspect.isawaitable(result) else result
+
+        return contained(call, getattr(method, "__name__", "it"), self.timeout)
 
     def call(self, environment: Any, call: ToolCall) -> ProbeOutcome:
         """Make one call; never raises for what the tool does."""
         arguments = copy.deepcopy(dict(call.arguments))
         before = repr(arguments)
         try:
-            with time_limit(self.timeout):
-                value = tool_methods(environment)[call.name](**arguments)
-                value = run_awaitable(value) if inspect.isawaitable(value) else value
-            text = str(value)
-        except ToolTimeout:
+            value = self.limited(tool_methods(environment)[call.name], **arguments)
+            text = self.limited(str, value)
+        except TimeLimitExceeded:
             return ProbeOutcome(call, "hang")
-        except SystemExit:
-            return ProbeOutcome(call, "exit")
-        except BaseException as error:
-            if is_interrupt(error):
-                raise
-            return ProbeOutcome(call, "error", f"{type(error).__name__}: {error}", error)
+        except ExitAttempt as error:
+            return ProbeOutcome(call, "exit", str(error), error.__cause__)
+        except Exception as error:  # noqa: BLE001 - the user's code
+            return ProbeOutcome(call, "error", f"{type(error).__name__}: {error_message(error)}", error)
         return ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value)
 
     def answers(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:

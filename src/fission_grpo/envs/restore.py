@@ -14,13 +14,15 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded
+from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded, error_message
 from fission_grpo.core.terminal import get_logger, warn_once
-from fission_grpo.core.timing import contained, contained_async
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
 from fission_grpo.envs.wrapper import (
     ADVICE,
@@ -29,7 +31,6 @@ from fission_grpo.envs.wrapper import (
     ToolLimits,
     bind_method,
     can_snapshot,
-    error_message,
     guard_tools,
     tool_methods,
 )
@@ -62,8 +63,7 @@ def make_restorable(
     """
 
     def make_one() -> Any:
-        with contained(f"making {getattr(make, '__name__', 'the environment')}", 0):
-            environment = make()
+        environment = contained(make, f"making {getattr(make, '__name__', 'the environment')}")
         if not replays and not can_snapshot(environment):
             raise ValueError(
                 f"{type(environment).__name__} draws its own tasks, as there is no train_dataset. To recover from one "
@@ -78,17 +78,16 @@ def make_restorable(
             columns = row if task is None else {key: value for key, value in task.columns.items() if key in row}
 
             def begin() -> Any:
-                with monitor.contained("reset"):  # which may change its columns; rewards read them, too
-                    observation = original(**copy.deepcopy(columns))
+                observation = original(**copy.deepcopy(columns))  # it may change them; rewards read them, too
                 return sanitize(observation) if isinstance(observation, str) else observation
 
+            monitor.begin_episode()
             observation = None
-            with monitor.catch_infrastructure_error("reset"):
-                monitor.begin_episode()
-                if task is None:
-                    observation = begin()
-                else:
-                    _restore_to(task, environment, get_snapshot(task.id), begin, run_async, replays)
+            if monitor.infrastructure_error is None:
+                observation = monitor.run(begin, "reset")
+            if task is not None:
+                _restore_to(task, environment, get_snapshot(task.id), begin, observation, run_async, replays)
+                observation = None
             monitor.snapshots = []  # without those of replayed calls
             monitor.record_snapshot()
             return observation
@@ -103,40 +102,48 @@ def make_restorable(
 
 
 def _restore_to(
-    task: Task, environment: Any, snapshot: Any, reset: Callable[[], Any], run_async: RunAsync, replays: bool
+    task: Task,
+    environment: Any,
+    snapshot: Any,
+    reset: Callable[[], Any],
+    observation: Any,
+    run_async: RunAsync,
+    replays: bool,
 ) -> None:
-    """Reset an environment and bring it to where a recovery task begins, and count how in its monitor."""
+    """Bring an environment, which was reset, to where a recovery task begins, and count how in its monitor."""
     monitor: EpisodeMonitor = environment._fission_monitor
-    counts = monitor.counts
-    observation = reset()
-    if snapshot is not None and can_snapshot(environment):
+    name = type(environment).__name__
+    if snapshot is not None and can_snapshot(environment) and monitor.infrastructure_error is None:
         try:
-            with monitor.contained("_restore"):
-                environment._restore(copy.deepcopy(snapshot))  # several rollouts begin with it
-            counts["restored"] += 1
+            state = copy.deepcopy(snapshot)  # several rollouts begin with it
+            contained(lambda: environment._restore(state), monitor.name_of("_restore"), monitor.limits.timeout, ADVICE)
+            monitor.counts["restored"] += 1
             return
-        except InfrastructureError:
-            raise
+        except InfrastructureError as error:
+            monitor.record_infrastructure_error(error, "_restore failed")
         except Exception as error:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
-            counts["restore_failed"] += 1
-            name = type(environment).__name__
+            monitor.counts["restore_failed"] += 1
             warn_once(_log, f"{name}._restore failed ({error_message(error)}); such episodes are restored by replay")
-            observation = reset()
-    answers = (
-        list(_replayed(environment, task.history, run_async)) if replays and begins_with(task, observation) else None
-    )
+            observation = monitor.run(reset, "reset")
+    if monitor.infrastructure_error is not None:
+        return
+    can_replay = replays and begins_with(task, observation)
+    answers = list(_replayed(environment, task.history, run_async)) if can_replay else None
     if monitor.stopped is not None:  # not by the policy that goes on from here
-        raise InfrastructureError(f"a repeated call: {monitor.stopped}")
-    if answers is None or any((now.error is None) != (past.error is None) for past, now in answers):
-        counts["other_tasks"] += 1
+        monitor.record_infrastructure_error(InfrastructureError(f"a repeated call: {monitor.stopped}"), "")
+    elif monitor.infrastructure_error is not None:  # of a repeated call
+        return
+    elif answers is None or any((now.error is None) != (past.error is None) for past, now in answers):
+        monitor.counts["other_tasks"] += 1
         problem = (
-            f"{type(environment).__name__}.reset began another task than that of the failed episode; give it "
-            "_snapshot and _restore (JSON values), or rows that determine its task"
+            f"{name}.reset began another task than that of the failed episode; give it _snapshot and _restore (JSON "
+            "values), or rows that determine its task"
         )
         warn_once(_log, f"{problem}. Such recoveries get no reward, and are counted as env/other_tasks")
-        raise InfrastructureError(problem)
-    counts["replay_mismatches"] += sum(now.content != past.content for past, now in answers)
-    counts["replayed"] += 1
+        monitor.record_infrastructure_error(InfrastructureError(problem), "")
+    else:
+        monitor.counts["replay_mismatches"] += sum(now.content != past.content for past, now in answers)
+        monitor.counts["replayed"] += 1
 
 
 def begins_with(task: Task, observation: Any) -> bool:
@@ -193,24 +200,25 @@ def make_call(
 
 
 def run_awaitable(awaitable: Any) -> Any:
-    """Run any awaitable to its result, in one event loop for all, which a call that never ends cannot hold up."""
+    """Run any awaitable to its result, in this thread; in another one where a loop runs here, as in a notebook.
+
+    The loop stays open: a call that never ends cannot hold up its closing.
+    """
 
     async def run() -> Any:
         return await awaitable
 
-    future = asyncio.run_coroutine_threadsafe(run(), _background_loop())
     try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _loop_of(threading.get_ident()).run_until_complete(run())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, run()).result()
 
 
 @functools.cache
-def _background_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async tools", daemon=True).start()
-    return loop
+def _loop_of(thread: int) -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
 
 
 def snapshot_after(environment: Any, results: Iterable[ToolResult]) -> Any:
@@ -228,29 +236,18 @@ def without_task(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _guard_reward(judge: Callable[[], Any], monitor: EpisodeMonitor) -> Callable[[], Any]:
     """The environment's reward; 0 if a call was stopped, None (TRL's value for none) if it cannot be judged."""
-    name = judge.__name__
 
     @functools.wraps(judge)
     def get_reward() -> Any:
-        reward = None
-        if monitor.infrastructure_error is None:
-            if monitor.stopped is not None:
-                return 0.0
-            with monitor.catch_infrastructure_error(name), monitor.contained(name):
-                reward = judge()
-        return reward
+        if monitor.infrastructure_error is not None or monitor.stopped is not None:
+            return None if monitor.infrastructure_error is not None else 0.0
+        return monitor.run(judge, judge.__name__)
 
     @functools.wraps(judge)
     async def get_reward_async() -> Any:
-        reward = None
-        if monitor.infrastructure_error is None:
-            if monitor.stopped is not None:
-                return 0.0
-            with monitor.catch_infrastructure_error(name):
-                reward = await contained_async(
-                    judge(), f"{type(monitor.environment).__name__}.{name}", monitor.limits.timeout, ADVICE
-                )
-        return reward
+        if monitor.infrastructure_error is not None or monitor.stopped is not None:
+            return None if monitor.infrastructure_error is not None else 0.0
+        return await monitor.run_async(judge(), judge.__name__)
 
     return get_reward_async if inspect.iscoroutinefunction(judge) else get_reward
 
@@ -288,12 +285,8 @@ def _progress_of(environment: Any) -> float | None:
     """The environment's progress; None, which breaks a guarded environment's episode, if that is no number."""
     monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     try:
-        progress = None
-        if monitor is None:
-            progress = get_progress(environment)
-        else:
-            with monitor.catch_infrastructure_error("_progress"), monitor.contained("_progress"):
-                progress = get_progress(environment)
+        measure = partial(get_progress, environment)
+        progress = measure() if monitor is None else monitor.run(measure, "_progress")
         if progress is not None and not math.isfinite(progress):
             raise ValueError(str(progress))
         return progress

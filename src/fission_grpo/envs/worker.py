@@ -23,11 +23,17 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, ProcessDied, TimeLimitExceeded
+from fission_grpo.core.errors import (
+    CallStopped,
+    ExitAttempt,
+    InfrastructureError,
+    ProcessDied,
+    TimeLimitExceeded,
+    error_message,
+)
 from fission_grpo.core.terminal import get_logger, tolerant_output
 from fission_grpo.core.timing import contained
 from fission_grpo.envs.restore import run_awaitable
-from fission_grpo.envs.wrapper import error_message
 
 _log = get_logger(__name__)
 
@@ -45,8 +51,6 @@ class WorkerEnvironment:
     _timeout: float
 
     def __init__(self) -> None:
-        self._process: Any = None
-        self._is_ready = False
         self._row: dict[str, Any] | None = None  # of the last reset
         self._executor: ThreadPoolExecutor | None = None
         self._begin()
@@ -55,7 +59,7 @@ class WorkerEnvironment:
         """Begin to start a child."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, os.getpid(), self._make), daemon=True)
+        self._process: Any = context.Process(target=_serve, args=(theirs, os.getpid(), self._make), daemon=True)
         try:
             self._process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -63,73 +67,61 @@ class WorkerEnvironment:
             raise ValueError(f"{what}. Define it at the top of a module, or leave out isolate_environments") from error
         theirs.close()
         self._is_ready = False
-        self._finalizer = weakref.finalize(self, _end, self._process, self._connection)
+        self._kill = weakref.finalize(self, _end, self._process, self._connection)
 
     def _fission_start(self) -> None:
         """Wait for a child, a fresh one if there is none. Called before an episode, outside of its time limits."""
-        if self._process is None:
+        if not self._kill.alive:
             self._begin()
         if not self._is_ready:
-            try:
-                self._exchange("the start of its process", START_SECONDS)
-            except BaseException:
-                self._kill(self._process)
-                raise
+            self._exchange("the start of its process", START_SECONDS)
             self._is_ready = True
 
     def _request(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Make a call in the child. Raises what it raises, TimeLimitExceeded, or ProcessDied."""
         if method == "reset":
             self._row = kwargs
-            self._fission_start()
-        elif not self._is_ready and self._process is not None:
-            self._fission_start()
-        if self._process is None:
+        elif not self._kill.alive:
             raise InfrastructureError(f"the process of {type(self).__name__} has ended; reset begins a new one")
+        self._fission_start()
         return self._exchange(method, self._timeout, (method, args, kwargs))
 
     def _exchange(self, name: str, seconds: float, message: Any = None) -> Any:
-        process, connection = self._process, self._connection
+        process, connection, kill = self._process, self._connection, self._kill
         try:
             if message is not None:
                 connection.send(message)
             if not connection.poll(seconds or None):
                 raise TimeLimitExceeded(name, seconds)
-            kind, error, value = connection.recv()
+            error, value = connection.recv()
         except (EOFError, OSError):
             process.join(END_SECONDS)
             _log.warning("the process of %s ended in %s with status %s", type(self).__name__, name, process.exitcode)
-            self._kill(process)
+            kill()
             raise ProcessDied(name, self) from None
         except BaseException:  # a limit, or Ctrl-C: the answer would be taken for that of the next call
-            self._kill(process)
+            kill()
             raise
-        if kind == "result":
+        if error is None:
             return value
-        if error in _KNOWN:
-            raise _KNOWN[error].__new__(_KNOWN[error], value)
-        raise type(error, (Exception,), {"__module__": __name__})(value)
-
-    def _kill(self, process: Any) -> None:
-        if process is not None and process is self._process:  # not one that has taken its place
-            self._process, self._is_ready = None, False
-            self._finalizer()
+        kind = _KNOWN.get(error) or type(error, (Exception,), {"__module__": __name__})
+        raise kind.__new__(kind, value)
 
     async def _request_async(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._executor is None:  # one thread, so that calls of one environment do not meet in its child
             self._executor = ThreadPoolExecutor(1, f"{type(self).__name__} calls")
-        call, process = partial(self._request, method, *args, **kwargs), self._process
+        call, kill = partial(self._request, method, *args, **kwargs), self._kill
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, call)
         except asyncio.CancelledError:  # at its limit
-            self._kill(process)
+            kill()
             raise
 
     def __getattr__(self, name: str) -> Any:
         """A public attribute of the environment, for reward functions. After a crash, as `reset` leaves it."""
         if name.startswith("_") or name in _OPTIONAL:
             raise AttributeError(name)
-        if self._process is None and self._row is not None:
+        if not self._kill.alive and self._row is not None:
             self._request("reset", **self._row)
         return self._request("__getattr__", name)
 
@@ -145,19 +137,15 @@ def isolated(make: Callable[[], Any], timeout: float) -> Callable[[], Any]:
         timeout: seconds of one call, after which the process is killed; 0 for no limit.
     """
     kind: Any = make if isinstance(make, type) else type(make())
-    methods = {
-        name: method
+    members: dict[str, Any] = {
+        name: _forwarding(name, method)
         for name, method in inspect.getmembers(kind, predicate=inspect.isfunction)
         if name in _OPTIONAL or not name.startswith("_")
     }
-    members = {name: _forwarding(name, method) for name, method in methods.items()}
-    members |= {
-        "_make": staticmethod(make),
-        "_timeout": timeout,
-        "__doc__": kind.__doc__,
-        "__module__": kind.__module__,
-    }
-    return type(kind.__name__, (WorkerEnvironment,), members)
+    members |= {"_make": staticmethod(make), "_timeout": timeout}
+    return type(
+        kind.__name__, (WorkerEnvironment,), members | {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    )
 
 
 def _forwarding(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,29 +177,37 @@ def _serve(connection: Connection, parent: int, make: Callable[[], Any]) -> None
         if os.getppid() != parent:
             return
     environment: Any = None
-    answer = _outcome("__init__", make)
-    if answer[0] == "result":
-        environment, answer = answer[2], ("result", "", None)
+
+    def begin() -> None:
+        nonlocal environment
+        environment = make()
+
+    def call(method: str, args: Any, kwargs: Any) -> Any:
+        value = (
+            getattr(environment, *args) if method == "__getattr__" else getattr(environment, method)(*args, **kwargs)
+        )
+        return run_awaitable(value) if inspect.isawaitable(value) else value
+
     with tolerant_output(), suppress(EOFError, OSError):
+        _answer(connection, "__init__", begin)
         while True:
-            try:
-                connection.send(answer)
-            except (pickle.PicklingError, AttributeError, TypeError):  # what cannot be pickled
-                connection.send((*answer[:2], str(answer[2])))
-            method, args, kwargs = connection.recv()
-            call = partial(getattr, environment) if method == "__getattr__" else partial(_call, environment, method)
-            answer = _outcome(method, partial(call, *args, **kwargs))
+            request = connection.recv()
+            _answer(connection, request[0], partial(call, *request))
 
 
-def _call(environment: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-    value = getattr(environment, method)(*args, **kwargs)
-    return run_awaitable(value) if inspect.isawaitable(value) else value
+def _answer(connection: Connection, name: str, call: Callable[[], Any]) -> None:
+    """Send the name of the class of what a call raised, None for nothing, with its message or the result."""
 
+    def sendable() -> bytes:
+        value = call()
+        try:
+            return pickle.dumps((None, value))
+        except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
+            return pickle.dumps((None, str(value)))
 
-def _outcome(name: str, call: Callable[[], Any]) -> tuple[str, str, Any]:
     try:
-        with contained(name, 0):
-            return "result", "", call()
+        answer = contained(sendable, name)
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
         kind = next((name for name, cls in _KNOWN.items() if isinstance(error, cls)), type(error).__name__)
-        return "error", kind, error_message(error)
+        answer = pickle.dumps((kind, error_message(error)))
+    connection.send_bytes(answer)

@@ -13,13 +13,19 @@ import inspect
 import json
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from fission_grpo.core.chat import read_result
-from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, TimeLimitExceeded
+from fission_grpo.core.errors import (
+    CallStopped,
+    ExitAttempt,
+    InfrastructureError,
+    TimeLimitExceeded,
+    error_message,
+)
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError
@@ -66,45 +72,47 @@ class EpisodeMonitor:
             return
         name = f"{type(self.environment).__name__}._snapshot"
         try:
-            with contained(name, self.limits.timeout, ADVICE):
-                self.snapshots.append(copy.deepcopy(self.environment._snapshot()))  # which may be the live state
-        except Exception:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
+            take = self.environment._snapshot
+            state = contained(
+                lambda: copy.deepcopy(take()), name, self.limits.timeout, ADVICE
+            )  # it may be the live one
+            self.snapshots.append(state)
+        except Exception as error:  # noqa: BLE001 - the user's code; counted, and replay is the fallback
             self.takes_snapshots = False
             self.snapshots = []
             self.counts["snapshot_failed"] += 1
-            _log.warning("%s failed; its episodes are restored by replay", name, exc_info=True)
+            problem = self._cut(error_message(error))
+            _log.warning("%s failed (%s); its episodes are restored by replay", name, problem)
 
     def begin_episode(self) -> None:
         """Forget the episode before, and wait for the environment's process if it has one (see `worker`)."""
         self.infrastructure_error = self.stopped = None
         if (start := getattr(self.environment, "_fission_start", None)) is not None:
-            start()
+            with self._recorded("the start of its process", by_policy=False):
+                start()
 
     def record_infrastructure_error(self, error: Exception, default: str) -> None:
         """Mark the episode as one that cannot be judged; `default` is the reason if the error has no message."""
         self.infrastructure_error = str(error) or default
         self.counts["broken"] += 1
 
-    @contextmanager
-    def catch_infrastructure_error(self, method: str) -> Iterator[None]:
-        """Record an InfrastructureError of the body instead of raising it.
+    def run(self, call: Callable[[], Any], method: str) -> Any:
+        """The result of code of the environment that is no tool, within the limits; None if it cannot be judged.
 
-        So are code of the environment that ran into its time limit, and attempts to end the process: the policy is not
-        to blame for what `reset` or the reward do. Other exceptions are the user's, to be seen.
+        So is code that raises InfrastructureError, runs into its time limit or tries to end the process: the policy is
+        not to blame for what `reset` or the reward do. Other exceptions are the user's, to be seen.
         """
-        try:
-            yield
-        except InfrastructureError as error:
-            self.record_infrastructure_error(error, f"{method} failed")
-        except (CallStopped, ExitAttempt) as error:
-            if isinstance(error, CallStopped):
-                self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
-            self.record_infrastructure_error(error, "")
-            warn_once(_log, f"{error}; such episodes are not judged, and counted as env/broken")
+        with self._recorded(method, by_policy=False):
+            return contained(call, self.name_of(method), self.limits.timeout, ADVICE)
 
-    def contained(self, method: str) -> contained:
-        """The limits of a method that is no tool, for a `with` statement."""
-        return contained(f"{type(self.environment).__name__}.{method}", self.limits.timeout, ADVICE)
+    async def run_async(self, call: Awaitable[Any], method: str) -> Any:
+        """The same as `run`, of async code."""
+        with self._recorded(method, by_policy=False):
+            return await contained_async(call, self.name_of(method), self.limits.timeout, ADVICE)
+
+    def name_of(self, method: str) -> str:
+        """The name of a method that is no tool in messages."""
+        return f"{type(self.environment).__name__}.{method}"
 
     def wrap(self, tool: Callable[..., Any]) -> Callable[..., Any]:
         """The guarded tool, with the same name, signature and docstring."""
@@ -113,16 +121,30 @@ class EpisodeMonitor:
         @functools.wraps(tool)
         def call(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = self._checked(args, kwargs)
-            with self._recorded(name), contained(name, self.limits.timeout, ADVICE):
-                return self._to_text(tool(*args, **kwargs))
+
+            def answer() -> Any:
+                with readable_errors(self._cut):
+                    return self._to_text(tool(*args, **kwargs))
+
+            try:
+                with self._recorded(name):
+                    return contained(answer, name, self.limits.timeout, ADVICE)
+            finally:
+                self.record_snapshot()
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = self._checked(args, kwargs)
-            with self._recorded(name):
-                result = await contained_async(tool(*args, **kwargs), name, self.limits.timeout, ADVICE)
-                with contained(name, 0):
-                    return self._to_text(result)
+
+            async def answer() -> Any:
+                with readable_errors(self._cut):
+                    return self._to_text(await tool(*args, **kwargs))
+
+            try:
+                with self._recorded(name):
+                    return await contained_async(answer(), name, self.limits.timeout, ADVICE)
+            finally:
+                self.record_snapshot()
 
         return call_async if inspect.iscoroutinefunction(tool) else call
 
@@ -138,24 +160,22 @@ class EpisodeMonitor:
         return copy.deepcopy((args, kwargs))
 
     @contextmanager
-    def _recorded(self, name: str) -> Iterator[None]:
-        """Around one call: record timeouts and infrastructure errors, cut long error messages, take a snapshot."""
+    def _recorded(self, name: str, by_policy: bool = True) -> Iterator[None]:
+        """Record what ends the episode: a call of the policy that did not end by itself, or a broken environment."""
         try:
             yield
-        except CallStopped as error:
-            self.stopped = str(error)
-            self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
-            raise
-        except InfrastructureError as error:
-            self.record_infrastructure_error(error, f"{name} is out of order")
-            raise
-        except Exception as error:
-            message = self._cut(error_message(error))
-            if error.args == (message,):
+        except (CallStopped, ExitAttempt, InfrastructureError) as error:
+            if isinstance(error, CallStopped):
+                self.counts["timeouts" if isinstance(error, TimeLimitExceeded) else "crashes"] += 1
+            if by_policy and isinstance(error, CallStopped):
+                self.stopped = str(error)
+            elif isinstance(error, InfrastructureError):
+                self.record_infrastructure_error(error, f"{name} failed")
+            elif not by_policy:
+                self.record_infrastructure_error(error, "")
+                warn_once(_log, f"{error}; such episodes are not judged, and counted as env/broken")
+            if by_policy:
                 raise
-            raise ValueError(message) from error
-        finally:
-            self.record_snapshot()
 
     def _to_text(self, result: Any) -> Any:
         """The result as TRL takes it: text, or a list of content blocks (images and texts)."""
@@ -180,13 +200,18 @@ class EpisodeMonitor:
         return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
 
 
-def error_message(error: BaseException) -> str:
-    """The message of an exception; without one its class's name, as a policy cannot learn from an empty error."""
+@contextmanager
+def readable_errors(cut: Callable[[str], str] = str) -> Iterator[None]:
+    """Have an exception of the body say something, in a text that is `cut`, as the policy reads it."""
     try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - the user's class
-        text = ""
-    return text if text.strip() else type(error).__name__
+        yield
+    except InfrastructureError:
+        raise
+    except Exception as error:
+        message = cut(error_message(error))
+        if error.args == (message,):
+            raise
+        raise ValueError(message) from error
 
 
 def from_blocks(result: Any, takes_images: bool = True) -> Any:

@@ -78,13 +78,12 @@ def feedback_for(failure: Failure, chain: Sequence[FeedbackSource]) -> Feedback:
 def started(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
     """The futures of a source, also of one that does not keep to `FeedbackSource`; faults are logged."""
     try:
-        with contained(name_of(source), 0):
-            futures = list(source.start(failures))
+        futures = contained(lambda: list(source.start(failures)), "start()")
         if len(futures) == len(failures) and all(isinstance(future, Future) for future in futures):
             return futures
         reason = "wrong number of answers" if len(futures) != len(failures) else "answers are no futures"
         _log.warning("feedback source %s: start() must return one future for each failure", name_of(source))
-    except Exception as error:  # noqa: BLE001 - others' code; logged and counted
+    except Exception as error:  # noqa: BLE001 - logged and counted
         reason = reason_of(error)
         _log.warning("feedback source %s: start() failed", name_of(source), exc_info=True)
     return [completed(Diagnosis(None, reason)) for _ in failures]
@@ -105,9 +104,8 @@ def answer_of(source: Any, future: Future[Diagnosis]) -> Diagnosis:
     if not future.done() and (future.cancel() or not future.done()):
         return Diagnosis(None, LATE)
     try:
-        with contained(name_of(source), 0):
-            answer: Any = future.result()
-    except Exception as error:  # noqa: BLE001 - others' code; logged and counted
+        answer: Any = contained(future.result, "its answer")
+    except Exception as error:  # noqa: BLE001 - logged and counted
         _log.warning("feedback source %s failed", name_of(source), exc_info=True)
         return Diagnosis(None, reason_of(error))
     given = answer.text if isinstance(answer, Diagnosis) else answer

@@ -21,7 +21,6 @@ from fission_grpo.feedback.rules import rules
 FIXED_TEXT = "error: you made a mistake. please try again."
 MAX_COUNT = 1e15
 """Largest number that is believed of a source's metric. [ours] Sums of many stay exact and finite."""
-FAULTS = (Exception, SystemExit)  # what a user's source may raise, without ending the run
 _log = get_logger(__name__)
 
 
@@ -83,9 +82,8 @@ class FunctionSource(FeedbackSource):
 
     def _answer(self, failure: Failure) -> Diagnosis:
         try:
-            with contained(self.name, 0):
-                text = self.function(failure)
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; logged and counted
+            text = contained(lambda: self.function(failure), self.name)
+        except Exception as error:  # noqa: BLE001 - logged and counted
             _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
             return Diagnosis(None, reason_of(error))
         if isinstance(text, Diagnosis):
@@ -114,9 +112,8 @@ def name_of(source: Any) -> str:
 def counts_of(source: Any) -> tuple[dict[str, float], int]:
     """Return `source.counts()` and the number of its faults: entries that are no finite numbers, or the whole."""
     try:
-        with contained(name_of(source), 0):
-            entries = list(source.counts().items()) if hasattr(source, "counts") else []
-    except Exception:  # noqa: BLE001 - as above
+        entries = contained(lambda: list(source.counts().items()) if hasattr(source, "counts") else [], "counts()")
+    except Exception:  # noqa: BLE001 - the run's result does not depend on it
         _log.warning("feedback source %s: counts() failed; it is left out", name_of(source), exc_info=True)
         return {}, 1
     kept = {name: value for name, value in entries if isinstance(name, str) and _is_count(value)}

@@ -139,8 +139,7 @@ def closing(chain: Sequence[FeedbackSource]) -> Iterator[Sequence[FeedbackSource
 def _call(source: Any, method: str) -> Any:
     """The result of a method that a source may have; None without it, and after a fault, which is logged."""
     try:
-        with contained(name_of(source), 0):
-            return getattr(source, method)() if hasattr(source, method) else None
+        return contained(getattr(source, method), method) if hasattr(source, method) else None
     except Exception:  # noqa: BLE001 - the run's result does not depend on it
         _log.warning("feedback source %s: %s() failed", name_of(source), method, exc_info=True)
         return None

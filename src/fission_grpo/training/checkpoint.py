@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageEr
 from fission_grpo.core.files import AGAIN, writing
 from fission_grpo.core.serialization import faithful
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.feedback.sources import FAULTS, name_of, state_of
+from fission_grpo.core.timing import contained
+from fission_grpo.feedback.sources import name_of, state_of
 from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
 from fission_grpo.training.deferred_batches import check_columns as check_columns
@@ -52,14 +54,14 @@ def source_states(sources: Iterable[Any], strict: bool = True) -> list[dict[str,
     for source in sources:
         name = name_of(source)
         try:
-            if faithful(state := state_of(source)) is not None:
+            if faithful(state := contained(partial(state_of, source), "state()")) is not None:
                 states.append({"name": name, "state": state})
                 continue
             problem = (
                 "state() must return plain JSON (objects with string keys, lists, strings, numbers, booleans, null), "
                 "else it cannot be kept in a checkpoint"
             )
-        except FAULTS:
+        except Exception:  # noqa: BLE001 - the user's code
             _log.warning("feedback source %r: state() failed", name, exc_info=True)
         else:
             if strict:
@@ -79,8 +81,8 @@ def load_source_states(sources: Sequence[Any], states: Sequence[Mapping[str, Any
             unknown.append(name)
         elif saved["state"] is not None and callable(getattr(source, "load_state", None)):
             try:
-                source.load_state(saved["state"])
-            except FAULTS:
+                contained(partial(source.load_state, saved["state"]), "load_state()")
+            except Exception:  # noqa: BLE001 - the user's code
                 _log.warning("feedback source %s: load_state() failed", name, exc_info=True)
                 unknown.append(name)
     return unknown

@@ -8,7 +8,8 @@ import inspect
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -17,7 +18,7 @@ from accelerate.utils import gather_object
 from torch.nn import Module
 
 from fission_grpo.core.chat import parse, read_result, render
-from fission_grpo.core.errors import ExitAttempt
+from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, error_message
 from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
 from fission_grpo.core.rewards import StepReward, is_nan, usable_reward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
@@ -36,7 +37,7 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, snapshot_after
-from fission_grpo.envs.wrapper import error_message, tool_methods
+from fission_grpo.envs.wrapper import ADVICE, tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
 from fission_grpo.fission.metrics import groups_of
@@ -307,8 +308,7 @@ class LocalEnvironments:
         reference = getattr(environment, "_reference", None)
         limits = environment._fission_monitor.limits.timeout if self.guarded and environment is not None else 0
         try:
-            with contained("_reference", limits):
-                calls = None if reference is None else reference()
+            calls = None if reference is None else contained(reference, "_reference", limits, ADVICE)
             if calls is None or all(isinstance(call, ToolCall) for call in calls):
                 return None if calls is None else tuple(calls)
             problem = "gave what is no ToolCall"
@@ -357,29 +357,30 @@ def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *input
                 unusable.add(i)
         return numbers
 
-    def none_after_exit(error: ExitAttempt) -> list[float | None]:
-        _log.warning("%s; its rollouts are not judged", error)
-        unusable.update(range(len(inputs[0])))
-        return [None] * len(inputs[0])
+    @contextmanager
+    def excused(name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ExitAttempt, CallStopped, InfrastructureError) as error:  # the last two: of isolated environments
+            _log.warning("%s: %s; its rollouts are not judged", name, error)
+            unusable.update(range(len(inputs[0])))
 
     def checked(function: Any) -> Any:
         name = getattr(function, "__name__", type(function).__name__)
+        unjudged: list[float | None] = [None] * len(inputs[0])
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
             async def judge_async(*args: Any, **kwargs: Any) -> list[float | None]:
-                try:
-                    return check(name, await contained_async(function(*args, **kwargs), name, 0))
-                except ExitAttempt as error:
-                    return none_after_exit(error)
+                with excused(name):
+                    return check(name, await contained_async(function(*args, **kwargs), name))
+                return unjudged
 
             return judge_async
 
         def judge(*args: Any, **kwargs: Any) -> list[float | None]:
-            try:
-                with contained(name, 0):
-                    return check(name, function(*args, **kwargs))
-            except ExitAttempt as error:
-                return none_after_exit(error)
+            with excused(name):
+                return contained(lambda: check(name, function(*args, **kwargs)), name)
+            return unjudged
 
         return judge
 

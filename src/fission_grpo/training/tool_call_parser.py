@@ -10,17 +10,15 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.chat import parse
-from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded
 from fission_grpo.core.json_io import problem_in
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.core.types import PARSE_ERROR, ToolCall, ToolCallParseError, Turn
-from fission_grpo.envs.wrapper import error_message, from_blocks
+from fission_grpo.envs.wrapper import from_blocks, readable_errors
 from fission_grpo.training.trl_compat import parser_knows_tools, tools_of_every_row
 
 _log = get_logger(__name__)
@@ -39,33 +37,34 @@ def with_parse_errors(
 
         @functools.wraps(tool)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
-            with _errors_of_call(kwargs):
-                result = await contained_async(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), name, timeout)
-                return from_blocks(result, takes_images())
+            args, kwargs = _checked(args, kwargs)
+
+            async def answer() -> Any:
+                with readable_errors():
+                    return from_blocks(await tool(*args, **kwargs), takes_images())
+
+            return await contained_async(answer(), name, timeout)
 
         return call_async
 
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _errors_of_call(kwargs), contained(name, timeout):
-            return from_blocks(tool(*copy.deepcopy(args), **copy.deepcopy(kwargs)), takes_images())
+        args, kwargs = _checked(args, kwargs)
+
+        def answer() -> Any:
+            with readable_errors():
+                return from_blocks(tool(*args, **kwargs), takes_images())
+
+        return contained(answer, name, timeout)
 
     return call
 
 
-@contextmanager
-def _errors_of_call(kwargs: Mapping[str, Any]) -> Iterator[None]:
+def _checked(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """A copy of a call's arguments. Refuses unparsable calls."""
     if PARSE_ERROR in kwargs:
         raise ToolCallParseError(str(kwargs[PARSE_ERROR]))
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, TimeLimitExceeded | ExitAttempt):
-            _log.warning("%s", error)
-        message = error_message(error)
-        if error.args == (message,):
-            raise
-        raise ValueError(message) from error
+    return copy.deepcopy((args, kwargs))
 
 
 def enable_parse_errors(trainer: Any) -> None:

@@ -11,7 +11,7 @@ import ast
 import re
 import time
 from collections.abc import Generator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from fission_grpo.core.chat import read_result
@@ -23,7 +23,7 @@ from fission_grpo.envs.bfcl.functions import class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_turn
 from fission_grpo.envs.bfcl.official import MultiTurnCase
 from fission_grpo.envs.bfcl.state import BfclState, new_state
-from fission_grpo.envs.wrapper import ADVICE, ToolLimits
+from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.bfcl.decoding import OfficialCall, clean, parse_expression
 from fission_grpo.evaluation.bfcl.formats import Conversation, Unrenderable, new_conversation
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
@@ -147,8 +147,8 @@ class CaseState:
 
     def _execute(self, call: OfficialCall) -> CallRecord:
         try:
-            with contained(call.name, self._tool_timeout, ADVICE):
-                text = execute(self._state, call.source, self._variables)
+            make = partial(execute, self._state, call.source, self._variables)
+            text = contained(make, call.name, self._tool_timeout, "It is C code of the simulator.")
         except (TimeLimitExceeded, ExitAttempt) as error:
             self._state.error, text = error, f"Error during execution: {error}"
             if isinstance(error, TimeLimitExceeded):
