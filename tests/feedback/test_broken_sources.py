@@ -62,7 +62,6 @@ ERRORS = [
     KeyError("x"),
     RecursionError(),
     SystemExit(0),
-    KeyboardInterrupt(),
     GeneratorExit(),
 ]
 

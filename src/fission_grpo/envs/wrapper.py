@@ -40,7 +40,7 @@ ADVICE = "With isolate_environments its process would be ended (docs/environment
 class ToolLimits:
     """Limits of one call of a tool, 0 for no limit. [ours]
 
-    The timeout of sync code needs SIGALRM and the main thread (where TRL calls tools), see `time_limit`.
+    The timeout of sync code needs SIGALRM and the main thread (where TRL calls tools), see `contained`.
     """
 
     timeout: float = 60.0  # in seconds; also of `reset`, the reward and the optional methods
