@@ -19,6 +19,7 @@ from resume_support import FOUR_UPDATES, as_it_was, differences, tiny_trainer, w
 
 from fission_grpo.cli.train import train_command
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
+from fission_grpo.report.run import read_run
 from fission_grpo.training.checkpoint_files import MANIFEST, numbered
 from fission_grpo.training.run_folder import LOCK, RUN, lock_run
 
@@ -96,7 +97,7 @@ def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(tmp_path, caplog
     tiny_trainer(tmp_path, max_steps=2, seed=7).train()  # killed after step 2, say
     assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
     aside = sorted(path.name for path in (tmp_path / "_earlier-1").iterdir())
-    assert aside == [*(f"checkpoint-{step}" for step in (1, 2, 3, 4)), "trainer_state.json"]
+    assert aside == [*(f"checkpoint-{step}" for step in (1, 2, 3, 4)), "fission.jsonl", "trainer_state.json"]
     assert re.search("moved to _earlier-1, as this run begins anew; delete that folder", caplog.text)
     assert json.loads((tmp_path / RUN).read_text()) != first
     trainer = tiny_trainer(tmp_path, max_steps=3, seed=7)
@@ -104,7 +105,8 @@ def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(tmp_path, caplog
     assert trainer.state.global_step == 3
     assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [2, 3]
     tiny_trainer(tmp_path, max_steps=1).train()
-    assert len(list((tmp_path / "_earlier-2").iterdir())) == 3
+    assert len(list((tmp_path / "_earlier-2").iterdir())) == 4
+    assert read_run(tmp_path / "_earlier-1").instances  # an earlier run can still be reported
 
 
 def test_true_takes_only_checkpoints_of_the_run_and_a_named_one_of_another_is_warned_of(tmp_path, caplog):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fission_grpo.training.run_folder import RUN, claim, model_staging, publish_model, run_of_folder
+from fission_grpo.training.run_folder import RUN, claim, model_staging, publish_model, run_of
 
 
 def write(folder, **files):
@@ -60,7 +60,7 @@ def test_a_start_numbers_its_folders_and_touches_nothing_else(tmp_path, caplog):
         write(tmp_path / "checkpoint-best", x__json="mine")
         names.add(claim(tmp_path, None, 0))
     assert len(names) == 2
-    assert run_of_folder(tmp_path) in names
+    assert run_of(tmp_path / RUN) in names
     assert sorted(path for path in content(tmp_path) if path != RUN) == [
         "_earlier-1/checkpoint-10/x.json",
         "_earlier-1/checkpoint-2/x.json",
@@ -74,6 +74,6 @@ def test_a_start_numbers_its_folders_and_touches_nothing_else(tmp_path, caplog):
 @pytest.mark.parametrize("text", ["", "[]", '{"run": 3}', "{", "null"])
 def test_a_damaged_id_of_a_folder_is_no_id(tmp_path, text):
     (tmp_path / RUN).write_text(text)
-    assert run_of_folder(tmp_path) is None
+    assert run_of(tmp_path / RUN) is None
     claim(tmp_path, None, 0)
-    assert json.loads((tmp_path / RUN).read_text())["run"] == run_of_folder(tmp_path)
+    assert json.loads((tmp_path / RUN).read_text())["run"] == run_of(tmp_path / RUN)

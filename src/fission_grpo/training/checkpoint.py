@@ -24,18 +24,9 @@ from fission_grpo.core.terminal import get_logger
 from fission_grpo.feedback.sources import FAULTS, name_of, state_of
 from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
-from fission_grpo.training.deferred_batches import check_columns as check_columns
-from fission_grpo.training.resume import (
-    PACKAGES,
-    compare_settings,
-    find_checkpoint,
-    loading,
-    settings_of,
-    without_secrets,
-)
-from fission_grpo.training.resume import resume_point as resume_point
-from fission_grpo.training.resume import why_unusable as why_unusable
+from fission_grpo.training.resume import find_checkpoint, loading
 from fission_grpo.training.run_folder import claim, lock_run, model_staging, publish_model
+from fission_grpo.training.settings import PACKAGES, compare_settings, settings_of, without_secrets
 from fission_grpo.training.trl_compat import MixinBase
 
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
@@ -174,8 +165,6 @@ class ExactCheckpointMixin(MixinBase):
             self._resumed_from = checkpoint = self._open_run(resume_from_checkpoint, stack)
             self._resumed_state, self._first_step, self.was_finished = None, 0, False
             self._settings = settings_of(self)
-            if checkpoint is None:
-                self._on_fresh_start()
             self.remove_callback(CycleEnds)  # it must come last, after the callbacks that request saves
             self.add_callback(CycleEnds(self._in_cycle, self._begin))
             output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
@@ -231,8 +220,8 @@ class ExactCheckpointMixin(MixinBase):
     def _has_fission(self) -> bool:
         return bool(getattr(self.args, "fission", False))
 
-    def _on_fresh_start(self) -> None:
-        """Called when training starts without a checkpoint."""
+    def _on_claim(self, state: Mapping[str, Any] | None) -> None:
+        """Called when the folder is this run's, with the state of the checkpoint; None at a start without one."""
 
     def _in_cycle(self) -> bool:
         """Whether updates with the current generation batch are still to come."""
@@ -252,7 +241,7 @@ class ExactCheckpointMixin(MixinBase):
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Restore what `_run_state` returned, but for the loss, which transformers resets after this."""
-        self._resumed_state = resumed = state["trainer"]
+        self._resumed_state, resumed = state, state["trainer"]
         self._step, self._buffered_inputs = resumed["step"], None
         self._metrics["train"].clear()
         self._metrics["train"].update(resumed["metrics"])
@@ -271,7 +260,11 @@ class ExactCheckpointMixin(MixinBase):
     def _begin(self) -> None:
         """Called when everything is loaded, and transformers has reset the loss."""
         self._claim_folder()
-        resumed = self._resumed_state
+        self._on_claim(self._resumed_state)
+        resumed = None if self._resumed_state is None else self._resumed_state["trainer"]
+        best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.global_step and best.is_dir():  # where it is now: the folder may have been moved
+            self.state.best_model_checkpoint = str(best)
         self.was_finished = self.state.global_step > 0 and self._is_at_end()
         if resumed is not None and self._in_cycle() and not self.was_finished:
             _log.warning(
@@ -378,7 +371,7 @@ class ExactCheckpointMixin(MixinBase):
         state = self._run_state()
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE))
-            checkpoint_files.save_state(staged, state)
+            checkpoint_files.save_state(staged, {"run": self._run, **state})
             if (reference := self._moving_reference()) is not None:
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
