@@ -2,10 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from fission_grpo.training.run_folder import RUN, claim, model_staging, publish_model, run_of
+from fission_grpo.training.checkpoint_files import numbered
+from fission_grpo.training.resume import find_checkpoint
+from fission_grpo.training.run_folder import LOCK, RUN, claim, lock_run, model_staging, publish_model, run_of
 
 
 def write(folder, **files):
@@ -77,3 +80,56 @@ def test_a_damaged_id_of_a_folder_is_no_id(tmp_path, text):
     assert run_of(tmp_path / RUN) is None
     claim(tmp_path, None, 0)
     assert json.loads((tmp_path / RUN).read_text())["run"] == run_of(tmp_path / RUN)
+
+
+def test_a_linked_checkpoint_that_is_set_aside_still_leads_to_its_files(tmp_path):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    write(disk, x__json="1")
+    run.mkdir()
+    (run / "checkpoint-1").symlink_to("../disk")
+    claim(run, None, 0)
+    assert content(run / "_earlier-1" / "checkpoint-1") == content(disk)
+    assert not (run / "checkpoint-1").is_symlink()
+
+
+def test_a_lock_whose_file_vanishes_while_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    removed = []
+
+    def flock(descriptor, _):
+        if not removed:  # the process that had it ends at this moment
+            removed.append((tmp_path / LOCK).unlink())
+
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl.flock", flock)
+    with lock_run(tmp_path):
+        assert (tmp_path / LOCK).is_file()
+
+
+def saved(run, step, name):
+    """A checkpoint, as far as its run and step are asked for."""
+    write(run / f"checkpoint-{step}", fission_manifest__json=json.dumps({"run": name, "files": {}}))
+    return run / f"checkpoint-{step}"
+
+
+def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_resume_from_a_later_one(tmp_path):
+    for step, name in ((1, "a"), (2, "a"), (3, None), (4, "a"), (1, "b")):
+        saved(tmp_path / ("elsewhere" if name == "b" else ""), step, name)
+    assert claim(tmp_path, tmp_path / "checkpoint-2", 2) == "a"
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "_earlier-1").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert claim(tmp_path, tmp_path / "elsewhere" / "checkpoint-1", 1) == "b"
+    assert numbered(tmp_path) == []
+
+
+def test_a_start_that_is_killed_while_it_moves_an_earlier_run_does_not_become_that_run(tmp_path, monkeypatch):
+    for step in (1, 2):
+        saved(tmp_path, step, "earlier")
+    (tmp_path / RUN).write_text('{"run": "earlier"}')
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with pytest.raises(KeyboardInterrupt):
+        claim(tmp_path, None, 0)
+    with pytest.raises(ValueError, match="checkpoint-2 was saved by another run"):
+        find_checkpoint(True, tmp_path, fission=False)

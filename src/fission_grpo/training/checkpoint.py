@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback
@@ -177,45 +177,33 @@ class ExactCheckpointMixin(MixinBase):
 
     def _open_run(self, wanted: Any, stack: ExitStack) -> Path | None:
         """Lock the run's folder until `stack` is closed; return the checkpoint to resume from, on all ranks."""
-        run, found = Path(str(self.args.output_dir)), None
+        run = Path(str(self.args.output_dir))
 
-        def look() -> None:
-            nonlocal found
+        def look() -> Path | None:
             if self.args.should_save:
                 stack.enter_context(lock_run(run))
                 checkpoint_files.clean_staging(run)
             if self.accelerator.is_main_process:
-                found = find_checkpoint(wanted, run, self._has_fission(), self.args.save_only_model)
+                return find_checkpoint(wanted, run, self._has_fission(), self.args.save_only_model)
+            return None
 
-        self._together(look)
-        (checkpoint,) = broadcast_object_list([found])
-        return checkpoint
-
-    def _claim_folder(self) -> None:
-        """Make the folder this run's, once everything is loaded that could be refused."""
-        run, name = Path(str(self.args.output_dir)), None
-
-        def claim_it() -> None:
-            nonlocal name
-            if self.accelerator.is_main_process:
-                name = claim(run, self._resumed_from, self.state.global_step)
-
-        self._together(claim_it)
-        (self._run,) = broadcast_object_list([name])
+        return self._together(look)
 
     @staticmethod
-    def _together(action: Callable[[], None]) -> None:
-        """Do something on all ranks, and raise on every rank what one of them raises: else the others would wait."""
-        error: Exception | None = None
+    def _together(action: Callable[[], Any]) -> Any:
+        """Do something on all ranks; return what the first one's returns, or raise on every rank what one raises."""
+        result, error = None, None
         try:
-            action()
+            result = action()
         except RunDirectoryError as raised:
             error = raised
         except (ValueError, OSError) as raised:
             error = CheckpointError(str(raised))
-        for other in gather_object([error]):
-            if other is not None:
+        outcomes = gather_object([(result, error)])
+        for _, other in outcomes:
+            if other is not None:  # without this the other ranks would wait
                 raise error or other
+        return outcomes[0][0]
 
     def _has_fission(self) -> bool:
         return bool(getattr(self.args, "fission", False))
@@ -259,10 +247,13 @@ class ExactCheckpointMixin(MixinBase):
 
     def _begin(self) -> None:
         """Called when everything is loaded, and transformers has reset the loss."""
-        self._claim_folder()
+        run, is_first = Path(str(self.args.output_dir)), self.accelerator.is_main_process
+        self._run = self._together(
+            lambda: claim(run, self._resumed_from, self.state.global_step) if is_first else None
+        )  # now, as nothing is left that could be refused
         self._on_claim(self._resumed_state)
         resumed = None if self._resumed_state is None else self._resumed_state["trainer"]
-        best = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        best = run / f"checkpoint-{self.state.best_global_step}"
         if self.state.global_step and best.is_dir():  # where it is now: the folder may have been moved
             self.state.best_model_checkpoint = str(best)
         self.was_finished = self.state.global_step > 0 and self._is_at_end()

@@ -136,15 +136,12 @@ def compare_settings(checkpoint: Path, saved: Mapping[str, Any] | None, now: Map
         pairs = "; ".join(f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in changed.items())
         _log.warning("%s was saved under other settings, so this run is not its continuation: %s", checkpoint, pairs)
     try:
-        versions = read_json_object(checkpoint / MANIFEST).get("versions")
+        versions = read_json_object(checkpoint / MANIFEST).get("versions") or {}
     except ValueError:  # of another trainer
         return
-    if isinstance(versions, dict) and (
-        newer := {name: (versions[name], version(name)) for name in PACKAGES if name in versions}
-    ):
-        pairs = "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in newer.items() if old != new)
-        if pairs:
-            _log.warning("%s was saved under other versions: %s", checkpoint, pairs)
+    newer = {name: (versions[name], version(name)) for name in PACKAGES if name in versions}
+    if pairs := "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in newer.items() if old != new):
+        _log.warning("%s was saved under other versions: %s", checkpoint, pairs)
 
 
 def _short(value: Any) -> str:
