@@ -391,7 +391,7 @@ def test_two_ranks_hold_one_run_and_raise_what_the_first_one_finds(tmp_path):
         launched(2, "run_on_ranks.py", tmp_path, timeout=120)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    assert re.fullmatch(r"\(True, 2, '[0-9a-f]{8}'\)", first["finished"])
+    assert re.fullmatch(r"\(True, 1, '[0-9a-f]{8}'\)", first["finished"])
     assert "is in use by another training run (process" in first["locked"]
     assert first["locked"].startswith("RunDirectoryError: ")
     assert first["missing"].startswith("CheckpointError: no checkpoint-* in ")

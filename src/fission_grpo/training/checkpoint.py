@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
 from fission_grpo.training.resume import find_checkpoint, loading
 from fission_grpo.training.run_folder import claim, lock_run, model_staging, publish_model
-from fission_grpo.training.settings import PACKAGES, compare_settings, settings_of, without_secrets
+from fission_grpo.training.settings import compare_settings, installed_versions, settings_of, without_secrets
 from fission_grpo.training.trl_compat import MixinBase
 
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
@@ -252,20 +251,20 @@ class ExactCheckpointMixin(MixinBase):
             lambda: claim(run, self._resumed_from, self.state.global_step) if is_first else None
         )  # now, as nothing is left that could be refused
         self._on_claim(self._resumed_state)
-        resumed = None if self._resumed_state is None else self._resumed_state["trainer"]
         best = run / f"checkpoint-{self.state.best_global_step}"
         if self.state.global_step and best.is_dir():  # where it is now: the folder may have been moved
             self.state.best_model_checkpoint = str(best)
         self.was_finished = self.state.global_step > 0 and self._is_at_end()
-        if resumed is not None and self._in_cycle() and not self.was_finished:
+        if self._resumed_state is None:
+            self._first_step = self.state.global_step
+            return
+        resumed = self._resumed_state["trainer"]
+        if self._in_cycle() and not self.was_finished:
             _log.warning(
                 "the checkpoint of step %d was saved in the middle of a cycle, at the end of its run: a new batch is "
                 "sampled, so this run is not exactly the one that would have continued",
                 self.state.global_step,
             )
-        if resumed is None:
-            self._first_step = self.state.global_step
-            return
         rank = self.accelerator.process_index, self.accelerator.num_processes
         self._tr_loss.fill_(shard_for_rank(resumed["loss"], *rank))
         self._total_loss_scalar = resumed["total_loss"]
@@ -367,7 +366,7 @@ class ExactCheckpointMixin(MixinBase):
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint_files.commit(staged, final, {name: version(name) for name in PACKAGES}, self._run)
+            checkpoint_files.commit(staged, final, installed_versions(), self._run)
             checkpoint_files.rotate(final.parent, self.args.save_total_limit, final, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self._must_push:

@@ -68,6 +68,11 @@ def without_secrets(args: Any) -> Any:
     return copied
 
 
+def installed_versions() -> dict[str, str]:
+    """The versions of `PACKAGES`."""
+    return {name: version(name) for name in PACKAGES}
+
+
 def settings_of(trainer: Any) -> dict[str, Any]:
     """The settings that decide what a run computes, by name, as JSON values; secrets are left out."""
     args = trainer.args
@@ -139,9 +144,9 @@ def compare_settings(checkpoint: Path, saved: Mapping[str, Any] | None, now: Map
         versions = read_json_object(checkpoint / MANIFEST).get("versions") or {}
     except ValueError:  # of another trainer
         return
-    newer = {name: (versions[name], version(name)) for name in PACKAGES if name in versions}
-    if pairs := "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in newer.items() if old != new):
-        _log.warning("%s was saved under other versions: %s", checkpoint, pairs)
+    pairs = ((name, versions.get(name, now), now) for name, now in installed_versions().items())
+    if changes := "; ".join(f"{name}: {old} -> {new}" for name, old, new in pairs if old != new):
+        _log.warning("%s was saved under other versions: %s", checkpoint, changes)
 
 
 def _short(value: Any) -> str:
