@@ -2,10 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 
+from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.training.checkpoint_files import numbered
 from fission_grpo.training.resume import find_checkpoint
 from fission_grpo.training.run_folder import LOCK, RUN, claim, lock_run, model_staging, publish_model, run_of
@@ -133,3 +138,66 @@ def test_a_start_that_is_killed_while_it_moves_an_earlier_run_does_not_become_th
         claim(tmp_path, None, 0)
     with pytest.raises(ValueError, match="checkpoint-2 was saved by another run"):
         find_checkpoint(True, tmp_path, fission=False)
+
+
+def test_a_forked_child_does_not_hold_the_lock_of_a_dead_parent(tmp_path):
+    script = """
+        import os, sys, time
+        from pathlib import Path
+        from fission_grpo.training.run_folder import lock_run
+        with lock_run(Path(sys.argv[1])):
+            if os.fork() == 0:
+                print("forked", flush=True)
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "forked\n"
+        with pytest.raises(RunDirectoryError, match="is in use"), lock_run(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with lock_run(tmp_path), lock_run(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, 9)
+
+
+def test_a_second_thread_does_not_get_the_lock(tmp_path):
+    found = []
+
+    def attempt():
+        try:
+            with lock_run(tmp_path):
+                found.append("locked")
+        except RunDirectoryError as error:
+            found.append(str(error))
+
+    with lock_run(tmp_path):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    assert f"process {os.getpid()} on " in found[0]
+    attempt()
+    assert found[1] == "locked"
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl.flock", refuse)
+    with lock_run(tmp_path):
+        assert "its file system has no locks" in caplog.text
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl", None)
+    with lock_run(tmp_path):
+        assert "this system has no file locks" in caplog.text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ class ExactCheckpointMixin(MixinBase):
                 stack.enter_context(lock_run(run))
                 checkpoint_files.clean_staging(run)
             if self.accelerator.is_main_process:
-                return find_checkpoint(wanted, run, self._has_fission(), self.args.save_only_model)
+                return find_checkpoint(wanted, run, getattr(self.args, "fission", False), self.args.save_only_model)
             return None
 
         return self._together(look)
@@ -203,9 +204,6 @@ class ExactCheckpointMixin(MixinBase):
             if other is not None:  # without this the other ranks would wait
                 raise error or other
         return outcomes[0][0]
-
-    def _has_fission(self) -> bool:
-        return bool(getattr(self.args, "fission", False))
 
     def _on_claim(self, state: Mapping[str, Any] | None) -> None:
         """Called when the folder is this run's, with the state of the checkpoint; None at a start without one."""
@@ -245,11 +243,10 @@ class ExactCheckpointMixin(MixinBase):
         super()._run_epoch(*args, **kwargs)
 
     def _begin(self) -> None:
-        """Called when everything is loaded, and transformers has reset the loss."""
+        """Called when everything is loaded, so that nothing is left to refuse, and transformers has reset the loss."""
         run, is_first = Path(str(self.args.output_dir)), self.accelerator.is_main_process
-        self._run = self._together(
-            lambda: claim(run, self._resumed_from, self.state.global_step) if is_first else None
-        )  # now, as nothing is left that could be refused
+        claimed = partial(claim, run, self._resumed_from, self.state.global_step)
+        self._run = self._together(claimed if is_first else lambda: None)
         self._on_claim(self._resumed_state)
         best = run / f"checkpoint-{self.state.best_global_step}"
         if self.state.global_step and best.is_dir():  # where it is now: the folder may have been moved
@@ -257,6 +254,8 @@ class ExactCheckpointMixin(MixinBase):
         self.was_finished = self.state.global_step > 0 and self._is_at_end()
         if self._resumed_state is None:
             self._first_step = self.state.global_step
+            if not self._first_step:
+                self._step, self._buffered_inputs = 0, None  # of an earlier train()
             return
         resumed = self._resumed_state["trainer"]
         if self._in_cycle() and not self.was_finished:
@@ -385,7 +384,7 @@ class ExactCheckpointMixin(MixinBase):
             try:
                 state = load_state(folder)
             except ValueError as error:
-                if self._has_fission():
+                if getattr(self.args, "fission", False):
                     raise
                 state = {}
                 _log.warning("%s Metrics and loss since its last log are lost.", error)

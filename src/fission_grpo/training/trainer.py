@@ -357,10 +357,13 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def _on_claim(self, state: Mapping[str, Any] | None) -> None:
-        if state is None:
-            self.event_log.start()
-        else:
+        if state is not None:
             self.event_log.resumed(self.state.global_step, state.get("event_log"))
+        elif self.generated_tokens:  # train() once more in this process is another run
+            self.fission = Fission(self.args, self.fission.sources, self.event_log, self.special_tokens, self._fits)
+            self.deferred.batches.clear()
+            self.generated_tokens = 0
+            self.event_log.start()
 
     def _is_at_end(self) -> bool:
         return super()._is_at_end() or 0 < self.args.max_generated_tokens <= self.generated_tokens
