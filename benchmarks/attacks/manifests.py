@@ -142,7 +142,7 @@ def _checkpoint(rng: Random, folder: Path, copy: Path, train: list[str]) -> str:
         assert status in (0, 1, 2), output
         assert status == 0 or "error:" in output, output
         return f"{name}: resumed, status {status}"
-    from fission_grpo.training.checkpoint import find_checkpoint
+    from fission_grpo.training.resume import find_checkpoint
 
     try:
         found = find_checkpoint(wanted, copy, fission=True)

@@ -7,10 +7,11 @@ import shutil
 import signal
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 pytest.importorskip("trl")
 
-from fission_grpo import StopAndSave
+from fission_grpo import FissionGRPOTrainer, StopAndSave
 from fission_grpo.cli.train import train_command
 from fission_grpo.inference.pretrained import load_model, starter_path
 
@@ -146,12 +147,32 @@ def test_a_finished_run_is_saved_again_and_said_so_and_a_token_is_written_nowher
     assert [file.name for file in files if b"hf_secretive" in file.read_bytes()] == []
 
 
+@pytest.mark.parametrize("place", ["init_hf_repo", "push_to_hub"])
+def test_a_hub_that_cannot_be_reached_is_one_line_and_what_was_trained_is_saved(tmp_path, capsys, monkeypatch, place):
+    def refuse(*_, **__):
+        raise HfHubHTTPError.__bases__[0]("[Errno -2] Name or service not known")
+
+    for name in ("init_hf_repo", "push_to_hub"):
+        monkeypatch.setattr(FissionGRPOTrainer, name, refuse if name == place else lambda *_, **__: None)
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"{BASE}{SMALL}num_tasks: 4\nsave_strategy: 'no'\npush_to_hub: true\noutput_dir: {tmp_path / 'r'}\n"
+    )
+    assert train_command(["--config", str(path)]) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: the hub cannot be used ([Errno -2] Name or service not known)")
+    saved = {"model.safetensors", "trainer_state.json"} & {file.name for file in (tmp_path / "r").iterdir()}
+    assert len(saved) == (2 if place == "push_to_hub" else 0)
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM", "SIGINT"])
 def test_a_signal_asks_for_a_save_and_handlers_come_back(name):
     number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
     with StopAndSave() as stop:
         os.kill(os.getpid(), number)
         assert stop.signal == number
+        if number not in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)  # shells and terminals both send SIGHUP: the save goes on
     assert signal.getsignal(number) == before
 
 

@@ -72,21 +72,15 @@ def test_a_file_that_is_not_the_checkpoints_is_kept_and_its_later_steps_are_void
     assert path.read_text().endswith('{"event": "resumed", "step": 4}\n')
 
 
-def test_a_run_that_begins_anew_sets_the_journal_of_an_earlier_one_aside(tmp_path, caplog):
-    path = tmp_path / "fission.jsonl"
-    for name in ("one", "two", "three"):
-        log = EventLog(path)
+def test_a_run_that_begins_anew_in_the_same_process_has_every_set_of_tools_in_its_own_file(tmp_path):
+    log, path, first = EventLog(tmp_path / "fission.jsonl"), tmp_path / "fission.jsonl", tmp_path / "first.jsonl"
+    failure = Failure(Task("t", (ASK,)), (Turn("ls", ()),), ErrorKind.RAISED, "no such file")
+    for _ in range(2):
+        if path.exists():
+            path.rename(first)
         log.start()
-        log.pushed(instance(name))
-        log.start()  # train() once more in the same process: its own file
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [
-        "fission.jsonl",
-        "fission.jsonl.1",
-        "fission.jsonl.2",
-    ]
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["three"]
-    assert "now fission.jsonl.2" in caplog.text
-    EventLog(None).start()
+        log.failed(failure, "x1", 3)
+    assert first.read_text() == path.read_text()
     assert EventLog(None).mark() is None
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fission_grpo.cli.evaluate import evaluate_command
 from fission_grpo.core.errors import RunDirectoryError
-from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.files import append_line, write_file, writing
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import Manifest, evaluate_run
 from fission_grpo.evaluation.transcripts import read_traces
@@ -52,6 +52,12 @@ def test_a_file_is_replaced_whole_or_kept(tmp_path, largest_file):
         write_file(path, "new" * 99)
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_that_has_no_words_is_named_by_its_type(tmp_path):
+    with pytest.raises(RunDirectoryError, match=r"x could not be written \(AssertionError\)"):  # noqa: SIM117
+        with writing(tmp_path / "x", Exception):
+            raise AssertionError
 
 
 def test_a_device_and_a_link_are_written_through(tmp_path):

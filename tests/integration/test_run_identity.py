@@ -6,8 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,24 +14,30 @@ pytest.importorskip("trl")
 from peft import LoraConfig
 from processes_support import launched
 from resume_support import FOUR_UPDATES, as_it_was, differences, tiny_trainer, without_times
+from transformers import TrainerCallback
 
 from fission_grpo.cli.train import train_command
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
-from fission_grpo.training.checkpoint_files import MANIFEST, numbered
-from fission_grpo.training.run_folder import LOCK, RUN, lock_run
+from fission_grpo.report.run import read_run
+from fission_grpo.training.checkpoint_files import FILE, MANIFEST, numbered
+from fission_grpo.training.run_folder import LOCK, RUN, lock_run, run_of
 
 PLAIN = {"fission": False, "shared_prefix": False}
 LORA = {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"])}
 FINISHED = {
-    "steps": ({"max_steps": 2}, {}),
-    "plain GRPO": ({"max_steps": 2, **PLAIN}, {}),
-    "LoRA": ({"max_steps": 2}, LORA),
-    "epochs": ({"num_train_epochs": 1, "count": 4}, {}),
-    "part of an epoch": ({"num_train_epochs": 0.5, "count": 8}, {}),
+    "LoRA, part of an epoch": ({"num_train_epochs": 0.5, "count": 8}, LORA),
     "end within a cycle": ({"max_steps": 3, **FOUR_UPDATES}, {}),
-    "tokens": ({"max_steps": 9, "max_generated_tokens": 300}, {}),
-    "saved by epoch": ({"num_train_epochs": 1, "count": 4, "save_strategy": "epoch"}, {}),
+    "tokens": ({"max_steps": 9, "max_generated_tokens": 150}, {}),
+    "plain GRPO, saved by epoch": ({"num_train_epochs": 1, "count": 4, "save_strategy": "epoch", **PLAIN}, {}),
 }
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with one checkpoint."""
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    tiny_trainer(folder, max_steps=1).train()
+    return folder
 
 
 def finish(trainer):
@@ -79,71 +83,112 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path, name):
 
 def test_a_finished_run_goes_on_if_it_gets_more_steps(tmp_path):
     straight, run = tmp_path / "straight", tmp_path / "run"
-    tiny_trainer(straight, max_steps=3, lr_scheduler_type="constant").train()
-    tiny_trainer(run, max_steps=2, lr_scheduler_type="constant").train()
-    trainer = tiny_trainer(run, max_steps=3, lr_scheduler_type="constant")
-    trainer.train(resume_from_checkpoint=True)
-    assert (trainer.was_finished, trainer.state.global_step) == (False, 3)
-    found = differences(straight, run, "checkpoint-3")
-    assert [name for name in found if "max_steps" not in name and "settings" not in name] == []
-
-
-def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(tmp_path, caplog):
-    trainer = tiny_trainer(tmp_path, max_steps=4)
+    constant = {"lr_scheduler_type": "constant"}
+    tiny_trainer(straight, max_steps=2, **constant).train()
+    trainer = tiny_trainer(run, max_steps=1, **constant)
     trainer.train()
-    finish(trainer)
-    first = json.loads((tmp_path / RUN).read_text())
-    tiny_trainer(tmp_path, max_steps=2, seed=7).train()  # killed after step 2, say
-    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
-    aside = sorted(path.name for path in (tmp_path / "_earlier-1").iterdir())
-    assert aside == [*(f"checkpoint-{step}" for step in (1, 2, 3, 4)), "trainer_state.json"]
+    trainer.args.max_steps = 2  # in the same process, as a notebook does
+    trainer.train(resume_from_checkpoint=True)
+    assert (trainer.was_finished, trainer.state.global_step) == (False, 2)
+    assert differences(straight, run, "checkpoint-2") == []
+
+
+def test_a_new_run_sets_the_checkpoints_of_an_earlier_one_aside(saved, tmp_path, caplog):
+    run = shutil.copytree(saved, tmp_path / "run")
+    (run / "trainer_state.json").write_text("{}")
+    first = run_of(run / RUN)
+    tiny_trainer(run, max_steps=1, seed=7).train()
+    assert [path.name for path in numbered(run)] == ["checkpoint-1"]
+    aside = sorted(path.name for path in (run / "_earlier-1").iterdir())
+    assert aside == ["checkpoint-1", "fission.jsonl", "trainer_state.json"]
     assert re.search("moved to _earlier-1, as this run begins anew; delete that folder", caplog.text)
-    assert json.loads((tmp_path / RUN).read_text()) != first
-    trainer = tiny_trainer(tmp_path, max_steps=3, seed=7)
+    (run / "_earlier-1" / "trainer_state.json").unlink()
+    assert read_run(run / "_earlier-1").instances  # it can still be reported
+    states = [json.loads((one / "checkpoint-1" / FILE).read_text()) for one in (run / "_earlier-1", run)]
+    assert states[0]["run"] == first != states[1]["run"] == run_of(run / RUN)
+    trainer = tiny_trainer(run, max_steps=2, seed=7)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 3
-    assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [2, 3]
-    tiny_trainer(tmp_path, max_steps=1).train()
-    assert len(list((tmp_path / "_earlier-2").iterdir())) == 3
+    assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [2]
 
 
-def test_true_takes_only_checkpoints_of_the_run_and_a_named_one_of_another_is_warned_of(tmp_path, caplog):
-    one, other = tmp_path / "one", tmp_path / "other"
-    tiny_trainer(one, max_steps=1).train()
-    tiny_trainer(other, max_steps=3, seed=7).train()
-    (other / "checkpoint-3").rename(one / "checkpoint-3")
-    trainer = tiny_trainer(one, max_steps=2)
+def test_true_takes_only_checkpoints_of_the_run_and_a_named_one_of_another_is_warned_of(saved, tmp_path, caplog):
+    one, other = shutil.copytree(saved, tmp_path / "one"), tmp_path / "other"
+    tiny_trainer(other, max_steps=2, seed=7).train()
+    shutil.copytree(other / "checkpoint-2", one / "checkpoint-2")
+    trainer = tiny_trainer(one, max_steps=1)
     trainer.train(resume_from_checkpoint=True)
-    assert "checkpoint-3 was saved by another run" in caplog.text
-    assert trainer.state.global_step == 2
-    assert [path.name for path in numbered(one)] == ["checkpoint-1", "checkpoint-2"]
-    assert (one / "_earlier-1" / "checkpoint-3").is_dir()
+    assert "checkpoint-2 was saved by another run" in caplog.text
+    assert trainer.state.global_step == 1
+    assert [path.name for path in numbered(one)] == ["checkpoint-1"]
+    assert (one / "_earlier-1" / "checkpoint-2").is_dir()
     caplog.clear()
-    trainer = tiny_trainer(one, max_steps=3, seed=7)
+    trainer = tiny_trainer(one, max_steps=2, seed=7)
     trainer.train(resume_from_checkpoint=str(other / "checkpoint-2"))
     assert re.search(r"checkpoint-2 was saved by another run \(\w+\) than that in", caplog.text)
-    assert [path.name for path in numbered(one)] == ["checkpoint-3"]  # else the next resume might take the others
-    tiny_trainer(one, max_steps=3, seed=7).train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in (one / "_earlier-2").iterdir()) == ["checkpoint-1", "fission.jsonl"]
+    assert numbered(one) == []  # else the next resume might take the other run's
+    assert run_of(one / RUN) == run_of(other / RUN)
 
 
-def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_resume_from_a_later_one(tmp_path):
-    tiny_trainer(tmp_path, max_steps=4).train()
-    tiny_trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
-    assert sorted(path.name for path in (tmp_path / "_earlier-1").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+class Killed(TrainerCallback):
+    """Ends the process, as far as a test can, at an event."""
+
+    def __init__(self, event):
+        setattr(self, event, self._end)
+
+    def _end(self, *_, **__):
+        raise KeyboardInterrupt
 
 
-def test_checkpoints_of_an_earlier_release_have_no_run_and_are_taken(tmp_path):
-    tiny_trainer(tmp_path, max_steps=2).train()
-    (tmp_path / RUN).unlink()
-    for checkpoint in numbered(tmp_path):
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        del manifest["run"]
-        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
-    trainer = tiny_trainer(tmp_path, max_steps=3)
+def test_a_start_that_is_killed_before_training_leaves_the_earlier_run_as_it_was(saved, tmp_path):
+    run = shutil.copytree(saved, tmp_path / "run")
+    before = {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    trainer = tiny_trainer(run, max_steps=2, seed=7)
+    trainer.add_callback(Killed("on_train_begin"))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_trainer_that_trains_twice_has_two_runs(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=1, max_generated_tokens=900, failure_threshold=9.0)
+    for _ in range(2):
+        trainer.train()
+        assert (trainer._step, trainer.generated_tokens) == (1, pytest.approx(170, abs=60))
+    for run in (tmp_path / "_earlier-1", tmp_path):
+        events = [json.loads(line) for line in (run / "fission.jsonl").read_text().splitlines()]
+        assert [event["event"] for event in events].count("tools") == 1
+        assert {event["step"] for event in events if "step" in event} == {0}
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1"]
+
+
+def test_the_best_checkpoint_of_a_run_whose_folder_was_moved_is_still_loaded_at_the_end(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    best = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "load_best_model_at_end": True}
+    best |= {"metric_for_best_model": "reward", "learning_rate": 1e-2}
+    asked = iter(range(100))
+    more = {"reward_funcs": lambda completions, **_: [-float(next(asked))] * len(completions)}  # step 1 is the best
+    more["eval_dataset"] = tiny_trainer(tmp_path, count=2).train_dataset
+    tiny_trainer(first, more, max_steps=2, **PLAIN, **best).train()
+    first.rename(second)
+    trainer = tiny_trainer(second, more, max_steps=2, **PLAIN, **best)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 3
-    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert trainer.state.best_model_checkpoint == str(second / "checkpoint-1")
+    trainer.save_model()
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (second, second / "checkpoint-1")]
+    assert weights[0] == weights[1] != (second / "checkpoint-2" / "model.safetensors").read_bytes()
+
+
+def test_checkpoints_of_an_earlier_release_have_no_run_and_are_taken(saved, tmp_path):
+    run = shutil.copytree(saved, tmp_path / "run")
+    (run / RUN).unlink()
+    manifest = json.loads((run / "checkpoint-1" / MANIFEST).read_text())
+    del manifest["run"]
+    (run / "checkpoint-1" / MANIFEST).write_text(json.dumps(manifest))
+    trainer = tiny_trainer(run, max_steps=1)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 1
+    assert [path.name for path in numbered(run)] == ["checkpoint-1"]
 
 
 HOLDER = """
@@ -197,69 +242,6 @@ def test_a_second_training_into_a_folder_is_refused_until_the_first_one_ends(tmp
     assert trainer.state.global_step == 1
 
 
-def test_a_forked_child_does_not_hold_the_lock_of_a_dead_parent(tmp_path):
-    script = """
-        import os, sys, time
-        from pathlib import Path
-        from fission_grpo.training.run_folder import lock_run
-        with lock_run(Path(sys.argv[1])):
-            if os.fork() == 0:
-                print("forked", flush=True)
-                time.sleep(60)
-                os._exit(0)
-            time.sleep(60)
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "forked\n"
-        with pytest.raises(RunDirectoryError, match="is in use"), lock_run(tmp_path):
-            pass
-        process.kill()
-        process.wait()
-        with lock_run(tmp_path), lock_run(tmp_path):
-            pass
-    finally:
-        os.killpg(process.pid, 9)
-
-
-def test_a_second_thread_does_not_get_the_lock(tmp_path):
-    found = []
-
-    def attempt():
-        try:
-            with lock_run(tmp_path):
-                found.append("locked")
-        except RunDirectoryError as error:
-            found.append(str(error))
-
-    with lock_run(tmp_path):
-        thread = threading.Thread(target=attempt)
-        thread.start()
-        thread.join()
-    assert f"process {os.getpid()} on " in found[0]
-    attempt()
-    assert found[1] == "locked"
-
-
-@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available")])
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, error):
-    def refuse(*_):
-        raise error
-
-    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl.flock", refuse)
-    with lock_run(tmp_path):
-        assert "its file system has no locks" in caplog.text
-    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl", None)
-    with lock_run(tmp_path):
-        assert "this system has no file locks" in caplog.text
-
-
 def test_a_tool_that_changes_the_working_directory_moves_nothing(tmp_path, monkeypatch):
     from fission_grpo.envs.desk.env import Desk
 
@@ -305,14 +287,6 @@ def test_a_resume_under_other_settings_names_them(saved, tmp_path, caplog, field
     assert caplog.text.count("under other settings") == 1
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A run with one checkpoint."""
-    folder = tmp_path_factory.mktemp("saved") / "run"
-    tiny_trainer(folder, max_steps=1).train()
-    return folder
-
-
 def test_what_may_change_on_a_resume_is_not_warned_of(saved, tmp_path, caplog):
     run = shutil.copytree(saved, tmp_path / "run")
     free = {"max_steps": 1, "num_train_epochs": 9, "logging_steps": 1, "save_total_limit": 3, "run_name": "x"}
@@ -353,7 +327,7 @@ def test_two_ranks_hold_one_run_and_raise_what_the_first_one_finds(tmp_path):
         launched(2, "run_on_ranks.py", tmp_path, timeout=120)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    assert re.fullmatch(r"\(True, 2, '[0-9a-f]{8}'\)", first["finished"])
+    assert re.fullmatch(r"\(True, 1, '[0-9a-f]{8}'\)", first["finished"])
     assert "is in use by another training run (process" in first["locked"]
     assert first["locked"].startswith("RunDirectoryError: ")
     assert first["missing"].startswith("CheckpointError: no checkpoint-* in ")

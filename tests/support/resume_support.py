@@ -81,6 +81,7 @@ def differences(one: Path, other: Path, checkpoint: str) -> list[str]:
     found = []
     for name in ("trainer_state.json", "fission_state.json"):
         first, second = (without_times(json.loads((run / checkpoint / name).read_text())) for run in (one, other))
+        first.pop("run", None)  # a random id
         found += [f"{name}: {key}" for key in first if json.dumps(first[key]) != json.dumps(second[key])]
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         first, second = (torch.load(run / checkpoint / name, weights_only=False) for run in (one, other))

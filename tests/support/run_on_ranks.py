@@ -8,7 +8,7 @@ from pathlib import Path
 from resume_support import tiny_trainer
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
-FIELDS = {"per_device_train_batch_size": 4, "max_steps": 2, "ddp_timeout": 60}
+FIELDS = {"per_device_train_batch_size": 4, "max_steps": 1, "ddp_timeout": 60}
 found = {}
 
 

@@ -8,7 +8,6 @@ import pytest
 from fission_grpo.core.serialization import generator_state, set_generator
 from fission_grpo.feedback.spec import make_chain
 from fission_grpo.training.checkpoint import (
-    check_columns,
     load_source_states,
     packed_snapshots,
     shard_for_rank,
@@ -18,6 +17,7 @@ from fission_grpo.training.checkpoint_files import FILE, load_state, save_state
 from fission_grpo.training.deferred_batches import (
     DeferredBatches,
     check_batches,
+    check_columns,
     pack_rows,
     split_batches,
     unpack_rows,

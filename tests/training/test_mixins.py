@@ -54,7 +54,7 @@ def test_each_mixin_trains_alone(tmp_path, mixin):
     assert trainer.state.global_step == 1
     if mixin is ExactCheckpointMixin:
         assert find_corruption(checkpoint) is None
-        assert set(load_state(checkpoint)) == {"version", "trainer"}
+        assert set(load_state(checkpoint)) == {"version", "run", "trainer"}
     else:
         assert not (checkpoint / FILE).exists()
     if mixin is SharedPrefixMixin:

@@ -2,10 +2,18 @@
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
 
 import pytest
 
-from fission_grpo.training.run_folder import RUN, claim, model_staging, publish_model, run_of_folder
+from fission_grpo.core.errors import RunDirectoryError
+from fission_grpo.training.checkpoint_files import numbered
+from fission_grpo.training.resume import find_checkpoint
+from fission_grpo.training.run_folder import LOCK, RUN, claim, lock_run, model_staging, publish_model, run_of
 
 
 def write(folder, **files):
@@ -60,7 +68,7 @@ def test_a_start_numbers_its_folders_and_touches_nothing_else(tmp_path, caplog):
         write(tmp_path / "checkpoint-best", x__json="mine")
         names.add(claim(tmp_path, None, 0))
     assert len(names) == 2
-    assert run_of_folder(tmp_path) in names
+    assert run_of(tmp_path / RUN) in names
     assert sorted(path for path in content(tmp_path) if path != RUN) == [
         "_earlier-1/checkpoint-10/x.json",
         "_earlier-1/checkpoint-2/x.json",
@@ -74,6 +82,122 @@ def test_a_start_numbers_its_folders_and_touches_nothing_else(tmp_path, caplog):
 @pytest.mark.parametrize("text", ["", "[]", '{"run": 3}', "{", "null"])
 def test_a_damaged_id_of_a_folder_is_no_id(tmp_path, text):
     (tmp_path / RUN).write_text(text)
-    assert run_of_folder(tmp_path) is None
+    assert run_of(tmp_path / RUN) is None
     claim(tmp_path, None, 0)
-    assert json.loads((tmp_path / RUN).read_text())["run"] == run_of_folder(tmp_path)
+    assert json.loads((tmp_path / RUN).read_text())["run"] == run_of(tmp_path / RUN)
+
+
+def test_a_linked_checkpoint_that_is_set_aside_still_leads_to_its_files(tmp_path):
+    run, disk = tmp_path / "run", tmp_path / "disk"
+    write(disk, x__json="1")
+    run.mkdir()
+    (run / "checkpoint-1").symlink_to("../disk")
+    claim(run, None, 0)
+    assert content(run / "_earlier-1" / "checkpoint-1") == content(disk)
+    assert not (run / "checkpoint-1").is_symlink()
+
+
+def test_a_lock_whose_file_vanishes_while_it_is_taken_is_taken_anew(tmp_path, monkeypatch):
+    removed = []
+
+    def flock(descriptor, _):
+        if not removed:  # the process that had it ends at this moment
+            removed.append((tmp_path / LOCK).unlink())
+
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl.flock", flock)
+    with lock_run(tmp_path):
+        assert (tmp_path / LOCK).is_file()
+
+
+def saved(run, step, name):
+    """A checkpoint, as far as its run and step are asked for."""
+    write(run / f"checkpoint-{step}", fission_manifest__json=json.dumps({"run": name, "files": {}}))
+    return run / f"checkpoint-{step}"
+
+
+def test_a_run_that_goes_back_to_an_earlier_checkpoint_does_not_resume_from_a_later_one(tmp_path):
+    for step, name in ((1, "a"), (2, "a"), (3, None), (4, "a"), (1, "b")):
+        saved(tmp_path / ("elsewhere" if name == "b" else ""), step, name)
+    assert claim(tmp_path, tmp_path / "checkpoint-2", 2) == "a"
+    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "_earlier-1").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert claim(tmp_path, tmp_path / "elsewhere" / "checkpoint-1", 1) == "b"
+    assert numbered(tmp_path) == []
+
+
+def test_a_start_that_is_killed_while_it_moves_an_earlier_run_does_not_become_that_run(tmp_path, monkeypatch):
+    for step in (1, 2):
+        saved(tmp_path, step, "earlier")
+    (tmp_path / RUN).write_text('{"run": "earlier"}')
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", kill)
+    with pytest.raises(KeyboardInterrupt):
+        claim(tmp_path, None, 0)
+    with pytest.raises(ValueError, match="checkpoint-2 was saved by another run"):
+        find_checkpoint(True, tmp_path, fission=False)
+
+
+def test_a_forked_child_does_not_hold_the_lock_of_a_dead_parent(tmp_path):
+    script = """
+        import os, sys, time
+        from pathlib import Path
+        from fission_grpo.training.run_folder import lock_run
+        with lock_run(Path(sys.argv[1])):
+            if os.fork() == 0:
+                print("forked", flush=True)
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "forked\n"
+        with pytest.raises(RunDirectoryError, match="is in use"), lock_run(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with lock_run(tmp_path), lock_run(tmp_path):
+            pass
+    finally:
+        os.killpg(process.pid, 9)
+
+
+def test_a_second_thread_does_not_get_the_lock(tmp_path):
+    found = []
+
+    def attempt():
+        try:
+            with lock_run(tmp_path):
+                found.append("locked")
+        except RunDirectoryError as error:
+            found.append(str(error))
+
+    with lock_run(tmp_path):
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    assert f"process {os.getpid()} on " in found[0]
+    attempt()
+    assert found[1] == "locked"
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), OSError(37, "No locks available")])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl.flock", refuse)
+    with lock_run(tmp_path):
+        assert "its file system has no locks" in caplog.text
+    monkeypatch.setattr("fission_grpo.training.run_folder.fcntl", None)
+    with lock_run(tmp_path):
+        assert "this system has no file locks" in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub.errors import HfHubHTTPError
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Trainer
 from transformers.optimization import get_scheduler
@@ -37,6 +38,7 @@ documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a c
 
 # arguments of `apply_chat_template` that rendering sets itself
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize", "tools")
+_HUB_ERRORS: Any = HfHubHTTPError.__bases__[0]  # the HTTP library's, also for a connection that fails
 _OPTIMIZERS_OF_MODELS = ("adalomo", "apollo", "galore", "lomo")  # they cannot be made without the model
 
 
@@ -96,9 +98,9 @@ def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConf
 def train_command(argv: list[str]) -> int:
     """Run `fission-grpo train`.
 
-    Returns 0; 1 if the run's folder cannot be written or another run has it; 2 for a mistake in configuration, data
-    or model, or a checkpoint that does not fit, named in one line on stderr; 128 + the signal that stopped the run
-    after a checkpoint was saved.
+    Returns 0; 1 if the run's folder cannot be written or another run has it, or the hub cannot be used; 2 for a
+    mistake in configuration, data or model, or a checkpoint that does not fit, named in one line on stderr; 128 + the
+    signal that stopped the run after a checkpoint was saved.
     """
     if "-h" in argv or "--help" in argv:
         make_parser().print_help()
@@ -108,6 +110,9 @@ def train_command(argv: list[str]) -> int:
     except (RunDirectoryError, _Refused) as error:
         show(f"error: {error}", error=True)
         return 1 if isinstance(error, RunDirectoryError) else 2
+    except _HUB_ERRORS as error:
+        show(f"error: the hub cannot be used ({error}); correct that, or leave out push_to_hub", error=True)
+        return 1
 
 
 class _Refused(Exception):
@@ -142,8 +147,8 @@ def _train(argv: list[str]) -> int:
             return 128 + stop.signal
         if trainer.was_finished:
             show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
-        trainer.save_model()
         trainer.save_state()
+        trainer.save_model()  # last, as it may upload
     show(f"model saved in {folder}. Report: fission-grpo report {folder}")
     return 0
 

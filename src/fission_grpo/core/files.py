@@ -191,7 +191,7 @@ def writing(path: Path, *errors: type[Exception], advice: str = RESUME) -> Itera
     except RunDirectoryError:
         raise
     except (OSError, *errors) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
         raise RunDirectoryError(f"{path} could not be written ({reason}). {advice}") from error
 
 

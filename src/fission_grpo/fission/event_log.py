@@ -27,6 +27,7 @@ from fission_grpo.core.types import Failure
 from fission_grpo.feedback.dataset import make_example, tools_key
 from fission_grpo.fission.recovery import CorrectiveInstance
 
+LOG = "fission.jsonl"
 TAIL = 1 << 16
 """Bytes before a checkpoint's mark that are hashed to recognise the file. [ours]"""
 
@@ -42,7 +43,6 @@ class EventLog:
         self.path = path
         self._tools: set[str] = set()
         self._pushed: tuple[str, Any] | None = None  # of the last "pushed" event: its id and prompt
-        self._started = False  # this process has started or resumed the file
 
     def pushed(self, item: CorrectiveInstance) -> None:
         """Log a corrective instance that entered the buffer."""
@@ -121,14 +121,9 @@ class EventLog:
         self._write(event="dropped", id=item.task.id, step=step, reason=reason)
 
     def start(self) -> None:
-        """Start a new run: move a file that an earlier run left here to fission.jsonl.1, .2 and so on."""
-        if self.path is not None and not self._started and self.path.exists():
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-                number += 1
-            self.path.rename(aside)
-            _log.warning("%s was left by an earlier run, which is not resumed; it is now %s", self.path, aside.name)
-        self._started = True
+        """Forget what an earlier run of this process wrote, whose file is moved away."""
+        self._tools.clear()
+        self._pushed = None
 
     def mark(self) -> dict[str, Any] | None:
         """Return the file's length in bytes and a hash of its end, for a checkpoint; None if nothing is written.
@@ -150,7 +145,6 @@ class EventLog:
         the file is not the one that the checkpoint was written with, a "resumed" event is appended instead. It makes
         the earlier events with a step of at least `step` void, see `read_events`.
         """
-        self._started = True
         if self.path is None or not self.path.exists():
             return
         with self.path.open("rb+") as file:

@@ -196,7 +196,7 @@ def _local(gradient: Any) -> torch.Tensor:
 
 
 class StopAndSave(TrainerCallback):
-    """On a signal: finish the cycle, save a checkpoint, end training. A second signal ends at once.
+    """On a signal: finish the cycle, save a checkpoint, end training. A second SIGINT or SIGTERM ends at once.
 
     The signals are SIGINT and SIGTERM, and, unless they are ignored (nohup) or something else handles them, SIGHUP (a
     closed terminal) and SIGUSR1 (a scheduler's warning). Use it as a context manager around `train()`, in the main
@@ -220,7 +220,8 @@ class StopAndSave(TrainerCallback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self.__exit__()
+        for other, handler in self._original_handlers.items():  # a closed terminal sends SIGHUP more than once
+            signal.signal(other, handler if other in (signal.SIGINT, signal.SIGTERM) else signal.SIG_IGN)
         show("\nstopping after this cycle, then saving; once more to stop at once", error=True)
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback
@@ -26,18 +25,9 @@ from fission_grpo.core.timing import contained
 from fission_grpo.feedback.sources import name_of, state_of
 from fission_grpo.training import checkpoint_files
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
-from fission_grpo.training.deferred_batches import check_columns as check_columns
-from fission_grpo.training.resume import (
-    PACKAGES,
-    compare_settings,
-    find_checkpoint,
-    loading,
-    settings_of,
-    without_secrets,
-)
-from fission_grpo.training.resume import resume_point as resume_point
-from fission_grpo.training.resume import why_unusable as why_unusable
+from fission_grpo.training.resume import find_checkpoint, loading
 from fission_grpo.training.run_folder import claim, lock_run, model_staging, publish_model
+from fission_grpo.training.settings import compare_settings, installed_versions, settings_of, without_secrets
 from fission_grpo.training.trl_compat import MixinBase
 
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
@@ -176,8 +166,6 @@ class ExactCheckpointMixin(MixinBase):
             self._resumed_from = checkpoint = self._open_run(resume_from_checkpoint, stack)
             self._resumed_state, self._first_step, self.was_finished = None, 0, False
             self._settings = settings_of(self)
-            if checkpoint is None:
-                self._on_fresh_start()
             self.remove_callback(CycleEnds)  # it must come last, after the callbacks that request saves
             self.add_callback(CycleEnds(self._in_cycle, self._begin))
             output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
@@ -190,51 +178,36 @@ class ExactCheckpointMixin(MixinBase):
 
     def _open_run(self, wanted: Any, stack: ExitStack) -> Path | None:
         """Lock the run's folder until `stack` is closed; return the checkpoint to resume from, on all ranks."""
-        run, found = Path(str(self.args.output_dir)), None
+        run = Path(str(self.args.output_dir))
 
-        def look() -> None:
-            nonlocal found
+        def look() -> Path | None:
             if self.args.should_save:
                 stack.enter_context(lock_run(run))
                 checkpoint_files.clean_staging(run)
             if self.accelerator.is_main_process:
-                found = find_checkpoint(wanted, run, self._has_fission(), self.args.save_only_model)
+                return find_checkpoint(wanted, run, getattr(self.args, "fission", False), self.args.save_only_model)
+            return None
 
-        self._together(look)
-        (checkpoint,) = broadcast_object_list([found])
-        return checkpoint
-
-    def _claim_folder(self) -> None:
-        """Make the folder this run's, once everything is loaded that could be refused."""
-        run, name = Path(str(self.args.output_dir)), None
-
-        def claim_it() -> None:
-            nonlocal name
-            if self.accelerator.is_main_process:
-                name = claim(run, self._resumed_from, self.state.global_step)
-
-        self._together(claim_it)
-        (self._run,) = broadcast_object_list([name])
+        return self._together(look)
 
     @staticmethod
-    def _together(action: Callable[[], None]) -> None:
-        """Do something on all ranks, and raise on every rank what one of them raises: else the others would wait."""
-        error: Exception | None = None
+    def _together(action: Callable[[], Any]) -> Any:
+        """Do something on all ranks; return what the first one's returns, or raise on every rank what one raises."""
+        result, error = None, None
         try:
-            action()
+            result = action()
         except RunDirectoryError as raised:
             error = raised
         except (ValueError, OSError) as raised:
             error = CheckpointError(str(raised))
-        for other in gather_object([error]):
-            if other is not None:
+        outcomes = gather_object([(result, error)])
+        for _, other in outcomes:
+            if other is not None:  # without this the other ranks would wait
                 raise error or other
+        return outcomes[0][0]
 
-    def _has_fission(self) -> bool:
-        return bool(getattr(self.args, "fission", False))
-
-    def _on_fresh_start(self) -> None:
-        """Called when training starts without a checkpoint."""
+    def _on_claim(self, state: Mapping[str, Any] | None) -> None:
+        """Called when the folder is this run's, with the state of the checkpoint; None at a start without one."""
 
     def _in_cycle(self) -> bool:
         """Whether updates with the current generation batch are still to come."""
@@ -254,7 +227,7 @@ class ExactCheckpointMixin(MixinBase):
 
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Restore what `_run_state` returned, but for the loss, which transformers resets after this."""
-        self._resumed_state = resumed = state["trainer"]
+        self._resumed_state, resumed = state, state["trainer"]
         self._step, self._buffered_inputs = resumed["step"], None
         self._metrics["train"].clear()
         self._metrics["train"].update(resumed["metrics"])
@@ -271,19 +244,27 @@ class ExactCheckpointMixin(MixinBase):
         super()._run_epoch(*args, **kwargs)
 
     def _begin(self) -> None:
-        """Called when everything is loaded, and transformers has reset the loss."""
-        self._claim_folder()
-        resumed = self._resumed_state
+        """Called when everything is loaded, so that nothing is left to refuse, and transformers has reset the loss."""
+        run, is_first = Path(str(self.args.output_dir)), self.accelerator.is_main_process
+        claimed = partial(claim, run, self._resumed_from, self.state.global_step)
+        self._run = self._together(claimed if is_first else lambda: None)
+        self._on_claim(self._resumed_state)
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if self.state.global_step and best.is_dir():  # where it is now: the folder may have been moved
+            self.state.best_model_checkpoint = str(best)
         self.was_finished = self.state.global_step > 0 and self._is_at_end()
-        if resumed is not None and self._in_cycle() and not self.was_finished:
+        if self._resumed_state is None:
+            self._first_step = self.state.global_step
+            if not self._first_step:
+                self._step, self._buffered_inputs = 0, None  # of an earlier train()
+            return
+        resumed = self._resumed_state["trainer"]
+        if self._in_cycle() and not self.was_finished:
             _log.warning(
                 "the checkpoint of step %d was saved in the middle of a cycle, at the end of its run: a new batch is "
                 "sampled, so this run is not exactly the one that would have continued",
                 self.state.global_step,
             )
-        if resumed is None:
-            self._first_step = self.state.global_step
-            return
         rank = self.accelerator.process_index, self.accelerator.num_processes
         self._tr_loss.fill_(shard_for_rank(resumed["loss"], *rank))
         self._total_loss_scalar = resumed["total_loss"]
@@ -380,12 +361,12 @@ class ExactCheckpointMixin(MixinBase):
         state = self._run_state()
         if self.args.should_save:
             self.state.save_to_json(str(staged / TRAINER_STATE))
-            checkpoint_files.save_state(staged, state)
+            checkpoint_files.save_state(staged, {"run": self._run, **state})
             if (reference := self._moving_reference()) is not None:
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint_files.commit(staged, final, {name: version(name) for name in PACKAGES}, self._run)
+            checkpoint_files.commit(staged, final, installed_versions(), self._run)
             checkpoint_files.rotate(final.parent, self.args.save_total_limit, final, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self._must_push:
@@ -404,7 +385,7 @@ class ExactCheckpointMixin(MixinBase):
             try:
                 state = load_state(folder)
             except ValueError as error:
-                if self._has_fission():
+                if getattr(self.args, "fission", False):
                     raise
                 state = {}
                 _log.warning("%s Metrics and loss since its last log are lost.", error)

@@ -150,24 +150,29 @@ def clean_staging(run: Path) -> None:
 
 def find_corruption(checkpoint: Path) -> str | None:
     """The first file that differs from the checkpoint's manifest, and how; None if it is complete."""
-    path = checkpoint / MANIFEST
-    if not os.path.lexists(path):
-        return f"{path} is missing, so the checkpoint is unfinished"
+    manifest = checkpoint / MANIFEST
+    if (odd := find_odd_file(checkpoint)) is not None:
+        return odd
+    if not manifest.is_file():
+        return f"{manifest} is missing, so the checkpoint is unfinished"
+    present = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
     try:
-        listed = _listed(checkpoint)
-        if (odd := find_odd_file(checkpoint)) is not None:
-            return odd
-        for file, (size, _) in listed.items():  # fast, before gigabytes are read
-            if file.stat().st_size != size:
-                return f"{file} is damaged: it has {file.stat().st_size:,} bytes instead of {size:,}"
+        files = json.loads(manifest.read_text(encoding="utf-8-sig"))["files"]
+        listed = [(str(name), entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+        for name, size, _ in listed:  # fast, before gigabytes are read
+            if name not in present:
+                return f"{checkpoint}/{name[:200]} is missing: {MANIFEST} lists it"
+            if (actual := present[name].stat().st_size) != size:
+                return f"{present[name]} is damaged: it has {actual} bytes instead of {str(size)[:40]}"
         with ThreadPoolExecutor(4) as pool:
-            for (file, (_, expected)), digest in zip(listed.items(), pool.map(_digest, listed), strict=True):
+            digests = pool.map(_digest, [present[name] for name, *_ in listed])
+            for (name, _, expected), digest in zip(listed, digests, strict=True):
                 if digest != expected:
-                    return f"{file} is damaged: its content is not what was written (sha256 differs)"
+                    return f"{present[name]} is damaged: its content is not what was written (sha256 differs)"
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror})"
-    except ValueError as error:
-        return str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{manifest} is damaged ({type(error).__name__}: {str(error)[:200]})"
     return None
 
 
@@ -175,31 +180,6 @@ def find_odd_file(checkpoint: Path) -> str | None:
     """The first pipe, device or broken link of a checkpoint, whose reading would wait or not end; None without one."""
     odd = (entry for entry in checkpoint.rglob("*") if not entry.is_file() and not entry.is_dir())
     return next((f"{entry} is damaged: it is no file" for entry in odd), None)
-
-
-def _listed(checkpoint: Path) -> dict[Path, tuple[int, str]]:
-    """The files of a checkpoint's manifest with their sizes and hashes.
-
-    Raises ValueError if the manifest is damaged, or names something that is not a file inside the checkpoint.
-    """
-    path = checkpoint / MANIFEST
-    try:
-        if not path.is_file():
-            raise ValueError("it is no file")
-        files = json.loads(path.read_text(encoding="utf-8-sig"))["files"]
-        entries = [(str(name), entry["bytes"], entry["sha256"]) for name, entry in files.items()]
-        for name, size, digest in entries:
-            if type(size) is not int or size < 0 or not isinstance(digest, str):
-                raise ValueError(f"{name} has no number of bytes and sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {str(error)[:200]})") from error
-    root = os.path.realpath(checkpoint)
-    for name, _, _ in entries:
-        if "\0" in name or not Path(os.path.realpath(checkpoint / name)).is_relative_to(root):
-            raise ValueError(f"{path} is damaged: it lists {name[:200]!r}, which is not in the checkpoint")
-        if (checkpoint / name).exists() and not (checkpoint / name).is_file():
-            raise ValueError(f"{path} is damaged: it lists {name[:200]!r}, which is no file")
-    return {checkpoint / name: (size, digest) for name, size, digest in entries}
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:

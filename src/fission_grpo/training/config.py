@@ -47,31 +47,13 @@ _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
 }
 
 
-_RANGES = {  # least and largest value, and whether the least itself is allowed; None: no limit [of the libraries]
-    "adam_beta1": (0, 1, True),
-    "adam_beta2": (0, 1, True),
-    "adam_epsilon": (0, None, True),
-    "beta": (0, None, True),
-    "dataloader_num_workers": (0, None, True),
-    "epsilon": (0, None, True),
-    "epsilon_high": (0, None, True),
-    "label_smoothing_factor": (0, 1, True),
-    "learning_rate": (0, None, True),
-    "max_generated_tokens": (0, None, True),
-    "max_grad_norm": (0, None, True),
-    "max_tool_calling_iterations": (0, None, True),
-    "min_p": (0, 1, True),
-    "neftune_noise_alpha": (0, None, True),
-    "num_iterations": (1, None, True),
-    "ref_model_mixup_alpha": (0, 1, True),
-    "ref_model_sync_steps": (1, None, True),
-    "repetition_penalty": (0, None, False),
-    "steps_per_generation": (1, None, True),
-    "temperature": (0, None, False),
-    "top_entropy_quantile": (0, 1, True),
-    "top_p": (0, 1, True),
-    "weight_decay": (0, None, True),
+_RANGES = {  # options by their least and largest value [of the libraries]
+    (0, 1): "adam_beta1 adam_beta2 label_smoothing_factor min_p ref_model_mixup_alpha top_entropy_quantile top_p",
+    (0, math.inf): "adam_epsilon beta dataloader_num_workers epsilon epsilon_high learning_rate max_generated_tokens "
+    "max_grad_norm max_tool_calling_iterations neftune_noise_alpha repetition_penalty temperature weight_decay",
+    (1, math.inf): "num_iterations ref_model_sync_steps steps_per_generation",
 }
+_ABOVE_LEAST = ("repetition_penalty", "temperature")
 _CHOICES = {  # of TRL's options of text that it looks at in the first update
     "importance_sampling_level": ("token", "sequence"),
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
@@ -236,13 +218,13 @@ class FissionGRPOConfig(GRPOConfig):
         self._check_least(num_generations=2, per_device_train_batch_size=1)
         self._check_least(gradient_accumulation_steps=1, max_completion_length=1)
         self._check_least(top_k=-1 if self.use_vllm else 0)  # vLLM takes -1 for all tokens
-        for name, (least, largest, is_allowed) in _RANGES.items():
-            value = getattr(self, name, None)
-            if value is None:
-                continue
-            if value < least or (value == least and not is_allowed) or (largest is not None and value > largest):
-                limits = f"{'at least' if is_allowed else 'above'} {least}"
-                limits += "" if largest is None else f" and at most {largest}"
+        for (least, largest), names in _RANGES.items():
+            for name in names.split():
+                value = getattr(self, name, None)
+                if value is None or (least <= value <= largest and not (value == least and name in _ABOVE_LEAST)):
+                    continue
+                limits = f"{'above' if name in _ABOVE_LEAST else 'at least'} {least}"
+                limits += "" if largest == math.inf else f" and at most {largest}"
                 raise ValueError(f"{name} is {value}, but must be {limits}.")
         if str(self.scale_rewards).lower() not in ("batch", "group", "none", "true", "false"):
             raise ValueError(f"scale_rewards is {self.scale_rewards!r}; set it to one of batch, group, none.")

@@ -19,6 +19,7 @@ from typing import Any
 from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.core.files import check_writable, write_file, writing
 from fission_grpo.core.terminal import get_logger, printable
+from fission_grpo.fission.event_log import LOG
 from fission_grpo.training.checkpoint_files import (
     MANIFEST,
     STAGING,
@@ -95,12 +96,14 @@ def _take(path: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
         try:
             _lock(descriptor, path.parent)
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
                 return descriptor
+        except FileNotFoundError:  # removed by the process that had it
+            pass
         except RunDirectoryError:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was removed by the process that had it: the file of this name is another one
+        os.close(descriptor)  # the file of this name is another one now
 
 
 def _lock(descriptor: int, run: Path) -> None:
@@ -133,17 +136,8 @@ def _holder(descriptor: int) -> str:
         return "its process is not known"
 
 
-def run_of_folder(run: Path) -> str | None:
-    """The id of the run that a folder belongs to; None if it has none (of an earlier release, or a damaged file)."""
-    return _read_id(run / RUN)
-
-
-def run_of_checkpoint(checkpoint: Path) -> str | None:
-    """The id of the run that wrote a checkpoint; None if it has none."""
-    return _read_id(checkpoint / MANIFEST)
-
-
-def _read_id(path: Path) -> str | None:
+def run_of(path: Path) -> str | None:
+    """The id of the run in a file `RUN` or a manifest; None if it has none (of an earlier release, or damaged)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))["run"] if path.is_file() else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -151,26 +145,34 @@ def _read_id(path: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def is_of_other_run(checkpoint: Path, run: Path) -> bool:
+    """Whether a checkpoint is known to be of another run than that to which a folder belongs."""
+    ids = {run_of(checkpoint / MANIFEST), run_of(run / RUN)}
+    return None not in ids and len(ids) == 2
+
+
 def claim(run: Path, checkpoint: Path | None, step: int) -> str:
     """Give a folder to the run that starts, or goes on from a checkpoint of this step, and return the run's id.
 
     What a later resume or report would take for this run's is moved to a new folder `_earlier-N` in it: checkpoints
-    of other runs and of later steps, and on a start the trainer state of an earlier run. Nothing is deleted.
+    of other runs and of later steps, and the trainer state and log of another run. Nothing is deleted.
     """
-    own = None if checkpoint is None else run_of_checkpoint(checkpoint)
-    if checkpoint is None:
-        mistaken = [*numbered(run), *(path for path in (run / TRAINER_STATE,) if path.is_file())]
-    else:
-        known = {own} if checkpoint.resolve().parent != run.resolve() else {own, None}
-        mistaken = [path for path in numbered(run) if run_of_checkpoint(path) not in known or step_of(path) > step]
-        if own is None and checkpoint.resolve().parent != run.resolve():
-            mistaken = numbered(run)
-    if mistaken:
-        why = "begins anew" if checkpoint is None else f"goes on from {checkpoint.name}"
-        _set_aside(run, mistaken, f"this run {why}")
+    own = None if checkpoint is None else run_of(checkpoint / MANIFEST)
+    known, is_other = {own} - {None}, checkpoint is None
+    if checkpoint is not None:
+        if is_other := is_of_other_run(checkpoint, run):
+            _log.warning(
+                "%s was saved by another run (%s) than that in %s (%s)", checkpoint, own, run, run_of(run / RUN)
+            )
+        if checkpoint.resolve().parent == run.resolve():
+            known = {own, None}
+    mistaken = [path for path in numbered(run) if run_of(path / MANIFEST) not in known or step_of(path) > step]
+    mistaken += [path for path in (run / TRAINER_STATE, run / LOG) if is_other and path.is_file()]
     name = own or secrets.token_hex(4)
-    if run_of_folder(run) != name:
+    if run_of(run / RUN) != name:  # first: if this process is killed now, nobody resumes from what is to be moved
         write_file(run / RUN, json.dumps({"run": name}) + "\n")
+    if mistaken:
+        _set_aside(run, mistaken, "this run " + (f"goes on from {checkpoint.name}" if checkpoint else "begins anew"))
     return name
 
 
@@ -180,7 +182,11 @@ def _set_aside(run: Path, paths: list[Path], why: str) -> None:
     with writing(aside, advice="Correct that, or give another output_dir"):
         aside.mkdir()
         for path in paths:
-            path.rename(aside / path.name)
+            if path.is_symlink():  # it may be relative to its folder
+                (aside / path.name).symlink_to(path.resolve())
+                path.unlink()
+            else:
+                path.rename(aside / path.name)
     names = ", ".join(path.name for path in paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
     _log.warning("%s: %s moved to %s, as %s; delete that folder if you do not need it", run, names, aside.name, why)
 

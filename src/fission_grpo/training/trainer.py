@@ -30,7 +30,7 @@ from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import FailedRollout, Fission
-from fission_grpo.fission.event_log import EventLog
+from fission_grpo.fission.event_log import LOG, EventLog
 from fission_grpo.fission.metrics import (
     RecoveryOutcome,
     count_rollouts,
@@ -116,7 +116,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             if self.tools:
                 enable_parse_errors(self)
         writes = args.fission and args.log_instances and self.accelerator.is_main_process
-        self.event_log = EventLog(Path(str(args.output_dir)) / "fission.jsonl" if writes else None)
+        self.event_log = EventLog(Path(str(args.output_dir)) / LOG if writes else None)
         self.fission = Fission(args, sources, self.event_log, self.special_tokens, self._fits)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
@@ -356,8 +356,14 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _on_fresh_start(self) -> None:
-        self.event_log.start()
+    def _on_claim(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            self.event_log.resumed(self.state.global_step, state.get("event_log"))
+        elif self.generated_tokens:  # train() once more in this process is another run
+            self.fission = Fission(self.args, self.fission.sources, self.event_log, self.special_tokens, self._fits)
+            self.deferred.batches.clear()
+            self.generated_tokens = 0
+            self.event_log.start()
 
     def _is_at_end(self) -> bool:
         return super()._is_at_end() or 0 < self.args.max_generated_tokens <= self.generated_tokens
@@ -388,5 +394,4 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.deferred.batches = deque(split_batches(state["deferred"], *rank))
         if unknown := load_source_states(self.fission.sources, shard_for_rank(state["sources"], *rank)):
             _log.warning("%s has no state for these sources of feedback: %s", checkpoint, ", ".join(unknown))
-        self.event_log.resumed(self.state.global_step, state["event_log"])
         self.generated_tokens = state["generated_tokens"]
