@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 2640,
-    "envs": 2600,
-    "data": 1230,
-    "inference": 1330,
-    "feedback": 2200,
-    "fission": 1000,
-    "training": 3940,
-    "evaluation": 3020,
-    "report": 650,
+    "core": 3150,
+    "envs": 2960,
+    "data": 1260,
+    "inference": 1640,
+    "feedback": 2300,
+    "fission": 1050,
+    "training": 4750,
+    "evaluation": 3090,
+    "report": 660,
     "recipes": 4000,
-    "cli": 880,
+    "cli": 940,
 }
-TOTAL = 23_500
+TOTAL = 25_800
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
