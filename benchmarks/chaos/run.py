@@ -153,8 +153,12 @@ def disturbed(
         elif aim == "exit" and is_late:
             code = until(process, lambda began=began, moment=moment: time.monotonic() - began >= moment / 2)
         else:  # `.saving` may be left of the last kill: a save is what appears after training has begun
-            code = None if aim in AIMS else until(process, lambda log=log: "step " in _text(log))
-            code = until(process, _moment(aim, folder)) if code is None else code
+            code, come = None, _moment(aim, folder)
+            if aim not in AIMS:
+                code = until(process, lambda log=log: "step " in _text(log))
+            elif aim != "exit":
+                code = until(process, lambda come=come: not come())
+            code = until(process, come) if code is None else code
             time.sleep(pause if aim in ("save", "exit") else pause / 20)
         text = _text(log)
         if pending is not None:
