@@ -25,9 +25,11 @@ from fission_grpo.core.types import ErrorKind, Failure, Task, Turn
 from fission_grpo.feedback.endpoint import EndpointFeedback, FeedbackModelOptions
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.endpoint import EndpointOptions, EndpointPolicy
+from fission_grpo.inference.messages import to_openai
 
 TIMEOUT, PATIENCE = 1.0, 2.5  # seconds: of one try, of a request
 GRACE = 3.0  # seconds that a busy machine may add to the patience of a request
+HELLO = [{"role": "user", "content": "hello"}]
 TOGETHER = 4  # requests of one case in flight at a time
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 ANSWER = {
@@ -173,7 +175,7 @@ def attack(rng: Random, url: str) -> str:
     ]
     started = time.monotonic()
     try:
-        futures = [one.submit(Request([{"role": "user", "content": "hello"}])) for one in policies]
+        futures = [one.submit(Request(HELLO)) for one in policies]
         replies = [future.result(PATIENCE + GRACE) for future in futures]
         counts = [dict(one.counts) for one in policies]
     finally:
@@ -183,7 +185,9 @@ def attack(rng: Random, url: str) -> str:
     for reply, counted in zip(replies, counts, strict=True):
         assert isinstance(reply.text, str)
         assert 0 <= reply.tokens < 10**13, reply.tokens
-        json.dumps([reply.text, reply.tool_calls, reply.lost, counted], allow_nan=False)
+        json.dumps([reply.text, reply.lost, counted], allow_nan=False)
+        said = {"role": "assistant", "content": reply.text, "tool_calls": list(reply.tool_calls)}
+        json.dumps(to_openai([*HELLO, said, {"role": "tool", "name": "f", "content": "ok"}]), allow_nan=False)
         assert reply.lost is None or len(reply.lost) < 1000, "a reason of more than 1,000 characters"
     reasons = sorted({reply.reason or "answered" for reply in replies})
     return rng.choice(reasons)

@@ -80,6 +80,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 ROWS["openai"]["tools"] = [{"type": "function", "function": TOOL}]
 TRANSCRIPT = {"id": "a", "success": True, "category": "c", **ROWS["openai"]}
+LARGEST = 4_000_000
+"""Characters of a generated file. [ours] Readers are linear, so that a larger one only takes longer."""
 ENDS = ("\n", "\r\n", "\n\n", "")
 
 
@@ -91,10 +93,13 @@ def prepare(folder: Path) -> Callable[[Random], str]:
 
 def _bytes_of(row: dict[str, Any], rng: Random) -> bytes:
     """A file of a few rows, changed as JSON or as bytes."""
-    rows = [changed(row, rng, rng.choice((0, 1, 1, 2, 4))) for _ in range(rng.choice((1, 1, 2, 30)))]
-    data = rng.choice(ENDS).join(map(dumps, rows)).encode("utf-8", "surrogatepass")
-    if rng.random() < 0.1:
-        data = dumps(rows).encode("utf-8", "surrogatepass")
+    rows: list[str] = []
+    for _ in range(rng.choice((1, 1, 2, 30))):
+        rows.append(dumps(changed(row, rng, rng.choice((0, 1, 1, 2, 4)))))
+        if sum(map(len, rows)) > LARGEST:
+            break
+    text_of_rows = rng.choice(ENDS).join(rows) if rng.random() < 0.9 else f"[{', '.join(rows)}]"
+    data = text_of_rows[:LARGEST].encode("utf-8", "surrogatepass")
     return damaged(data, rng) if rng.random() < 0.2 else data
 
 

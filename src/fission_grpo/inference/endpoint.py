@@ -320,4 +320,4 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
 
     def _clean(self, text: str) -> str:
         """One short line without secrets."""
-        return printable(self._secrets.clean(" ".join(text.split()))[:300])
+        return printable(self._secrets.clean(" ".join(text.split()))[:300])[:300]
