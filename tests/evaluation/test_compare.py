@@ -188,6 +188,7 @@ def test_nothing_judged_in_both_is_an_error(tmp_path, capsys):
         (None, "cannot be read (No such file or directory); give the output directory of a `fission-grpo eval`"),
         ("{", "not JSON"),
         ("[]", "must be a JSON object, got []"),
+        ('{"version": 1, "tasks": ' + '{"a": ' * 300 + "1" + "}" * 301, "not JSON"),
         ("{}", "field 'version' must be 1, but is missing"),
         ('{"version": 2}', "field 'version' must be 1, but is 2"),
         ('{"version": 1, "name": 3}', "field 'name' must be a string, got 3"),

@@ -197,6 +197,8 @@ def test_a_forged_state_is_one_error(trainer, run, path, value):
         ("train_batch_size", "x"),
         ("best_model_checkpoint", 3),
         ("total_flos", "x"),
+        ("save_steps", "1"),
+        ("max_steps", []),
     ],
 )
 def test_a_forged_trainer_state_is_one_error(trainer, run, path, value):

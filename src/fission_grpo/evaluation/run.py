@@ -17,7 +17,7 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import append_line, read_file, write_file
-from fission_grpo.core.json_io import quoted
+from fission_grpo.core.json_io import problem_in, quoted
 from fission_grpo.core.terminal import TolerantStream, show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.metrics import Metrics
@@ -61,6 +61,8 @@ def read_manifest(directory: str | Path) -> Manifest:
     content = read_file(path, "give the output directory of a `fission-grpo eval`")
     try:
         values = json.loads(content.decode("utf-8-sig"))
+        if (problem := problem_in(values)) is not None:
+            raise ValueError(problem)
     except (ValueError, RecursionError) as error:
         raise RunFileError(f"{path}: not JSON ({error}); evaluate again, or restore the file") from error
     if not isinstance(values, dict):

@@ -62,6 +62,7 @@ _TRAINER_STATE = Draft202012Validator(
         ("global_step", "stateful_callbacks"),
         global_step=_COUNT,
         epoch=_COUNT | {"type": ["number", "null"]},
+        **dict.fromkeys(("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps"), _NUMBER),
         train_batch_size=_COUNT | {"type": ["integer", "null"]},
         log_history={"type": "array", "items": {"type": "object"}},
         stateful_callbacks=_object(("TrainerControl",)),
