@@ -9,7 +9,6 @@ import argparse
 import importlib
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -71,8 +70,9 @@ def case_random(edge: str, seed: int, case: int) -> Random:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this program has had, in bytes. (`getrusage` counts that of its parent before `exec`.)"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def attack_edge(edge: str, seed: int, seconds: float, first: int = 0, most: int | None = None) -> Totals:

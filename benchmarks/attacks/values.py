@@ -69,6 +69,8 @@ def changed(value_given: Any, rng: Random, times: int = 1) -> Any:
     """A copy of a JSON value with some places changed: another value, a key less, a part twice, JSON as text."""
     whole = copy.deepcopy(value_given)
     for _ in range(times):
+        if len(json.dumps(whole)) > 10**6:  # each change may double it
+            break
         places = [(whole, key) for key in _keys(whole)]
         for holder, key in places:  # grows as it goes
             if len(places) > 3000:

@@ -33,7 +33,7 @@ def attack(rng):
     if kind == 0: raise KeyError("planted")
     if kind == 1: os._exit(3)
     if kind == 2: time.sleep(60)
-    if kind == 3: bytearray(90 * 2**20)
+    if kind == 3: b"x" * (90 * 2**20)
     return "fine"
 """
 
@@ -41,7 +41,7 @@ def attack(rng):
 def test_crashes_hangs_deaths_and_memory_are_found(run, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text(PLANTED)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(run, "HANG_SECONDS", 2.0)
+    monkeypatch.setattr(run, "HANG_SECONDS", 5.0)
     monkeypatch.setattr(run, "MEMORY", 50 * 2**20)
     totals = run.attack_edge("planted", seed=0, seconds=60, most=12)
     assert {found["kind"] for found in totals.findings} == {"crash", "died", "hang", "memory"}

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.core.files import check_writable
 from fission_grpo.envs.desk.env import Desk
-from fission_grpo.training.checkpoint import why_unusable
 from fission_grpo.training.checkpoint_files import last_complete_checkpoint, numbered
+from fission_grpo.training.resume import why_unusable
 
 
 class After(TrainerCallback):
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_while_logging_names_the_file(tmp_path, small_files,
         train(tmp_path, After(1, lambda: small_files(1000)), save_strategy="no")
     small_files(resource.RLIM_INFINITY)
     train(tmp_path)  # there is no checkpoint: from the beginning, the journal of the first try set aside
-    assert (tmp_path / "fission.jsonl.1").exists()
+    assert (tmp_path / "_earlier-1" / "fission.jsonl").exists()
     assert differences(straight, tmp_path, "checkpoint-3") == []
 
 

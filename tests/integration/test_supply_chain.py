@@ -58,7 +58,9 @@ def dangers(text):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_of_ours_runs_code_out_of_data(path):
-    assert list(dangers(path.read_text())) == []
+    is_worker = path.relative_to(ROOT).as_posix() == "src/fission_grpo/envs/worker.py"
+    allowed = {"pickle"} if is_worker else set()  # over a pipe between a process and its own child
+    assert [what for _, what in dangers(path.read_text()) if what not in allowed] == []
 
 
 @pytest.mark.parametrize(

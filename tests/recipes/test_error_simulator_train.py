@@ -229,7 +229,7 @@ def test_a_folder_without_a_model_is_refused_before_the_run(tmp_path, trained):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         LocalModelFeedback(str(tmp_path)).check()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):
+    with pytest.raises(ValueError, match="cannot be loaded"):
         LocalModelFeedback(str(tmp_path)).check()
     assert LocalModelFeedback(str(tmp_path)).start(failures(1))[0].result() == Diagnosis(None, "raised ValueError")
     source = LocalModelFeedback(str(trained[0]))

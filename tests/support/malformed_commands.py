@@ -75,7 +75,7 @@ OPTIONS = [
         "a file cut off", "w is damaged: it has 1 bytes instead of 10", {"fission_manifest.json": MANIFEST, "w": "x"}
     ),
     checkpoint("a file changed", "w is damaged: its content", {"fission_manifest.json": MANIFEST, "w": "x" * 10}),
-    checkpoint("a file missing", "w cannot be read", {"fission_manifest.json": MANIFEST}),
+    checkpoint("a file missing", "w is missing", {"fission_manifest.json": MANIFEST}),
     checkpoint("manifest cut off", "manifest.json is damaged", {"fission_manifest.json": MANIFEST[:20]}),
     checkpoint("manifest of another shape", "manifest.json is damaged", {"fission_manifest.json": '{"files": [1]}'}),
     checkpoint("no manifest", "", {"fission_state.json": '{"version": 4}', "trainer_state.json": "{}"}),
