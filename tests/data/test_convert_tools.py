@@ -6,9 +6,10 @@ import pytest
 from convert_support import ASK, WEATHER, convert, openai, references, result, says, tool
 
 from fission_grpo.core.tool_schema import check_call
-from fission_grpo.core.types import ToolCall
+from fission_grpo.core.types import Task, ToolCall
 from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.tools import tools_of
+from fission_grpo.data.step_tasks import row_of_step_task
 
 # padded tables
 
@@ -205,3 +206,22 @@ def test_tools_nested_too_deeply_are_dropped(key, is_text):
     tool = {"name": "f", "parameters": json.dumps(inner) if is_text else inner}
     with pytest.raises(RowDropped):
         tools_of([tool])
+
+
+def test_every_tool_that_is_kept_can_be_written_again():
+    kept, dropped = 0, 0
+    for depth in range(20, 480, 20):
+        inner = 1
+        for _ in range(depth):
+            inner = {"x": inner}
+        tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"x": inner}}}}
+        try:
+            tools = tools_of([tool])
+        except RowDropped:
+            dropped += 1
+            continue
+        task = Task("t", ({"role": "user", "content": "x"},), tools, ())
+        assert row_of_step_task(task)
+        kept += 1
+    assert kept
+    assert dropped

@@ -27,7 +27,6 @@ from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
-from fission_grpo.data.step_tasks import row_of_step_task
 
 MAX_TURNS = 250
 """Most assistant turns of a row. [ours] Each becomes a task that holds all turns before it."""
@@ -105,7 +104,6 @@ def convert_rows(
                 task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}", pattern)
                 if other is not None and other <= at:
                     raise RowDropped(OTHER_FORM)
-                _check_is_json(task)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
@@ -157,13 +155,6 @@ def _is_error(text: str, pattern: str | None) -> bool:
                 answers += [item[key] for key in ("content", "results") if key in item]
     texts = [answer if isinstance(answer, str) else json.dumps(answer) for answer in answers]
     return any(is_like_an_error(one) or read_result(ToolCall(""), one).error is not None for one in texts)
-
-
-def _check_is_json(task: Task) -> None:
-    try:
-        row_of_step_task(task)
-    except ValueError as error:  # a number such as 1e999 in a tool
-        raise RowDropped("it holds a value that JSON cannot give back") from error
 
 
 def _task(dialogue: Dialogue, at: int, name: str, pattern: str | None) -> tuple[Task, bool]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fission_grpo.core.json_io import walk_json
+from fission_grpo.core.serialization import faithful
 from fission_grpo.core.table_nulls import without_schema_nulls
 from fission_grpo.core.tool_schema import check_tool_schema
 from fission_grpo.data.convert.dialogues import RowDropped, decoded
 
+TOO_DEEP = "the tools are nested too deeply"
 _JSON_TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
 _TYPES = {name: name for name in _JSON_TYPES}
 _TYPES |= {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "dict": "object", "none": "null"}
@@ -23,7 +25,7 @@ def tools_of(listed: Any) -> tuple[Mapping[str, Any], ...]:
     try:
         return checked_tools([_tool_of(entry) for entry in listed])
     except RecursionError:
-        raise RowDropped("the tools are nested too deeply") from None
+        raise RowDropped(TOO_DEEP) from None
 
 
 def _tool_of(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +42,8 @@ def checked_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any]
             check_tool_schema(tool)
         except ValueError as error:
             raise RowDropped("a tool's parameters cannot be read") from error
+    if faithful(list(tools)) is None:  # a schema may be so deep that it cannot be written again
+        raise RowDropped(TOO_DEEP)
     if len({tool["name"] for tool in tools}) < len(tools):
         raise RowDropped("two tools have the same name")
     return tuple(tools)
