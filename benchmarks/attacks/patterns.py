@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from values import refused, text
+from values import in_thread, refused, text
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.result_errors import check_error_pattern, matches
@@ -92,20 +91,7 @@ def attack(rng: Random) -> str:
         return refused(error)
     if rng.random() < 0.5:
         return _check(tool, rng)
-    found: list[str | BaseException] = []
-
-    def work() -> None:
-        try:
-            found.append(_check(tool, rng))
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            found.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+    return in_thread(lambda: _check(tool, rng))
 
 
 def _check(tool: dict[str, object], rng: Random) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from values import changed, dumps, nested, refused, strange, text, value, word
+from values import changed, dumps, in_thread, nested, refused, strange, text, value, word
 
 from fission_grpo.core.chat import parse, render_call
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
@@ -151,7 +150,7 @@ def attack(rng: Random) -> str:
     except (ValueError, RecursionError):
         return "not JSON"
     if rng.random() < 0.3:
-        return _in_thread(tool, calls)
+        return in_thread(lambda: _check(tool, calls))
     return _check(tool, calls)
 
 
@@ -162,20 +161,3 @@ def _check(tool: Any, calls: list[ToolCall]) -> str:
     with suppress(ValueError, RecursionError):  # deep arguments cannot be written
         parse(render_call(calls[0]))
     return f"checked: {sum(problem is not None for problem in problems)} of 3 wrong"
-
-
-def _in_thread(tool: Any, calls: list[ToolCall]) -> str:
-    found: list[Any] = []
-
-    def work() -> None:
-        try:
-            found.append(_check(tool, calls))
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            found.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]

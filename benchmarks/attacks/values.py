@@ -6,8 +6,12 @@ import copy
 import json
 import re
 import string
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 TOKENS = (
     *('"', "'", "\\", "\n", "\r\n", "\t", " ", "{", "}", "[", "]", "(", ")", "<", ">", ",", ":", ";", "=", "-", "*"),
@@ -147,3 +151,9 @@ def refused(error: Exception) -> str:
     """The outcome of input that was refused with a message. Raises AssertionError for one that says nothing."""
     assert str(error).strip(), "an empty message"
     return "refused"
+
+
+def in_thread(work: Callable[[], Result]) -> Result:
+    """The result of a call in another thread than the main one, where no signal interrupts it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
