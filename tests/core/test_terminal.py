@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from broken_streams import BrokenStream, closed_stream
 
 from fission_grpo.core.terminal import get_logger, printable, show, tolerant_output
 
@@ -184,29 +185,12 @@ def test_the_verdict_on_an_environment_has_one_clean_line_for_each_check():
     assert len(lines) == 2
 
 
-class Odd(io.StringIO):
-    """A stream whose use raises."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.error = error
-
-    def write(self, *_):
-        raise self.error
-
-    flush = isatty = write
-
-
-def closed_stream():
-    stream = io.StringIO()
-    stream.close()
-    return stream
-
-
 ODD = {
-    "dead pipe": lambda: Odd(BrokenPipeError(32, "Broken pipe")),
-    "full disk": lambda: Odd(OSError(28, "No space left on device")),
-    "written by a signal handler": lambda: Odd(RuntimeError("reentrant call inside <_io.BufferedWriter>")),
+    "dead pipe": lambda: BrokenStream(BrokenPipeError(32, "Broken pipe"), None),
+    "full disk": lambda: BrokenStream(OSError(28, "No space left on device"), None),
+    "written by a signal handler": lambda: BrokenStream(
+        RuntimeError("reentrant call inside <_io.BufferedWriter>"), None
+    ),
     "closed": closed_stream,
     "none": lambda: None,
 }

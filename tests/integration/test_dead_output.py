@@ -1,10 +1,10 @@
 """Commands whose output nobody can read: a run ends as it would, and what only shows results ends with an error."""
 
-import io
 import subprocess
 import sys
 
 import pytest
+from broken_streams import BrokenStream, closed_stream
 
 pytest.importorskip("trl")
 
@@ -18,27 +18,10 @@ TRAIN = [
 EVAL = ["eval", "--model", "starter", "--tasks", "desk", "--num_tasks", "2"]
 
 
-class Dead(io.StringIO):
-    def __init__(self, error):
-        super().__init__()
-        self.error = error
-
-    def write(self, *_):
-        raise self.error
-
-    flush = write
-
-
-def closed():
-    stream = io.StringIO()
-    stream.close()
-    return stream
-
-
 STREAMS = {
-    "dead pipe": lambda: Dead(BrokenPipeError(32, "Broken pipe")),
-    "full disk": lambda: Dead(OSError(28, "No space left on device")),
-    "closed": closed,
+    "dead pipe": lambda: BrokenStream(BrokenPipeError(32, "Broken pipe")),
+    "full disk": lambda: BrokenStream(OSError(28, "No space left on device")),
+    "closed": closed_stream,
     "none": lambda: None,
 }
 

@@ -1,11 +1,11 @@
 """What is shown of a run never ends it."""
 
-import io
 import math
 import sys
 from types import SimpleNamespace
 
 import pytest
+from broken_streams import BrokenStream, closed_stream
 from trainer_support import Desk, desk_trainer
 
 from fission_grpo.core.errors import InfrastructureError
@@ -27,34 +27,12 @@ def test_values_that_are_not_finite_are_shown():
     assert progress_line(RunProgress(step=0, max_steps=4, seconds=0), {"reward": math.inf}) == "step 0/4 · reward inf"
 
 
-class Broken(io.StringIO):
-    """A stream on which nothing can be done."""
-
-    def __init__(self, error, is_terminal):
-        super().__init__()
-        self.error, self.is_terminal = error, is_terminal
-
-    def isatty(self):
-        return self.is_terminal
-
-    def write(self, *_):
-        raise self.error
-
-    flush = write
-
-
-def closed():
-    stream = io.StringIO()
-    stream.close()
-    return stream
-
-
 STREAMS = {
-    "dead pipe": lambda: Broken(BrokenPipeError(32, "Broken pipe"), False),
-    "full disk": lambda: Broken(OSError(28, "No space left on device"), False),
-    "dead terminal": lambda: Broken(OSError(5, "Input/output error"), True),
-    "unforeseen": lambda: Broken(RuntimeError("odd"), True),
-    "closed": closed,
+    "dead pipe": lambda: BrokenStream(BrokenPipeError(32, "Broken pipe"), False),
+    "full disk": lambda: BrokenStream(OSError(28, "No space left on device"), False),
+    "dead terminal": lambda: BrokenStream(OSError(5, "Input/output error"), True),
+    "unforeseen": lambda: BrokenStream(RuntimeError("odd"), True),
+    "closed": closed_stream,
     "none": lambda: None,
 }
 
