@@ -1,6 +1,5 @@
 """Evaluated policies whose calls hang or exit: the case has failed, and the next one is run."""
 
-import asyncio
 import json
 import os
 import tempfile
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from isolated_environments import Shop
+from odd_tools import OddTools
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.chat import render_call
@@ -25,7 +25,7 @@ os.environ.setdefault("BFCL_PROJECT_ROOT", tempfile.mkdtemp())  # else bfcl-eval
 LIMITS = ToolLimits(timeout=0.1)
 
 
-class Odd:
+class Odd(OddTools):
     def reset(self, id, **_):
         self.id = id
 
@@ -34,27 +34,9 @@ class Odd:
             raise SystemExit(0)
         return 1.0
 
-    def hangs(self) -> str:
-        """Hang."""
-        time.sleep(30)
-        return "late"
-
-    async def hangs_async(self) -> str:
-        """Hang."""
-        await asyncio.sleep(30)
-        return "late"
-
-    def exits(self) -> str:
-        """Exit."""
-        raise SystemExit(0)
-
     def offline(self) -> str:
         """Be offline."""
         raise InfrastructureError("service down")
-
-    def works(self) -> str:
-        """Work."""
-        return "done"
 
 
 class Calls:

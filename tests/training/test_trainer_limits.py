@@ -1,12 +1,12 @@
 """Code of others in a training run that hangs, exits, or makes the policy's call run into its limit."""
 
-import asyncio
 import math
 import time
 
 import pytest
 from datasets import Dataset
 from isolated_environments import Shop, Unscored
+from odd_tools import OddTools
 from trainer_settings import QUIETLY_ON_CPU
 from trainer_support import Spy, desk_trainer, events, history
 
@@ -18,7 +18,7 @@ CALL = '<tool_call>\n{"name": "%s", "arguments": {}}\n</tool_call>'
 NAMES = ["hangs", "hangs_async", "exits", "exits_async", "works"]
 
 
-class Odd:
+class Odd(OddTools):
     """Tools that hang or exit; all that ends by itself earns 0.5."""
 
     def reset(self, **row): ...
@@ -26,27 +26,9 @@ class Odd:
     def get_reward(self) -> float:
         return 0.5
 
-    def hangs(self) -> str:
-        """Hang."""
-        time.sleep(30)
-        return "late"
-
-    async def hangs_async(self) -> str:
-        """Hang."""
-        await asyncio.sleep(30)
-        return "late"
-
-    def exits(self) -> str:
-        """Exit."""
-        raise SystemExit(0)
-
     async def exits_async(self) -> str:
         """Exit."""
         raise SystemExit(0)
-
-    def works(self) -> str:
-        """Work."""
-        return "done"
 
 
 def standalone() -> str:

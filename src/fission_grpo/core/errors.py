@@ -80,6 +80,11 @@ class ExitAttempt(Exception):
         super().__init__(f"{name} tried to end the process ({kind if message == kind else f'{kind}: {message}'})")
 
 
+def original(error: Exception) -> BaseException:
+    """What others' code raised, where `error` stands for it because it would end the process."""
+    return error.__cause__ if isinstance(error, ExitAttempt) and error.__cause__ else error
+
+
 def error_message(error: BaseException) -> str:
     """The message of an exception; its class's name if it has none, as a policy cannot learn from an empty error."""
     try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded, error_message
+from fission_grpo.core.errors import TimeLimitExceeded, error_message, original
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import ToolCall
@@ -266,7 +266,7 @@ def _problem_of(outcome: ProbeOutcome, timeout: float) -> str | None:
 
 
 def _what_it_raised(error: Exception) -> str:
-    raised = error.__cause__ if isinstance(error, ExitAttempt) and error.__cause__ else error
+    raised = original(error)
     return f"raised {type(raised).__name__}: {' '.join(error_message(raised).split())[:200]}"
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fission_grpo.core.errors import ExitAttempt
+from fission_grpo.core.errors import original
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
@@ -102,7 +102,7 @@ def state_of(source: Any) -> Any:
 
 def reason_of(error: Exception) -> str:
     """The reason of a text that is missing because a source raised an error, also one that would end the process."""
-    return f"raised {type(error.__cause__ if isinstance(error, ExitAttempt) else error).__name__}"
+    return f"raised {type(original(error)).__name__}"
 
 
 def name_of(source: Any) -> str:
