@@ -117,6 +117,7 @@ def test_commands_are_shown_without_what_their_urls_hold():
         "fission-grpo --url 'https://***@host:80/v1?***' --feedback_model '{\"url\": \"http://***@h/v1\"}'"
     )
     assert shown_command(["a", "--url", "http://h/v1"]) == "a --url http://h/v1"
+    assert shown_command(["simulator", "data", "--hub_token", "hf_x"]) == "simulator data --hub_token '***'"
 
 
 def test_secrets_of_a_url_are_hidden_as_they_are_and_as_urls_write_them():

@@ -120,12 +120,12 @@ def _written(values: Iterable[str]) -> list[str]:
 
 
 def shown_command(words: Sequence[str]) -> str:
-    """Quote a command line for display, with users, passwords and queries of URLs hidden.
+    """Quote a command line for display, with tokens, and users, passwords and queries of URLs, hidden.
 
     Example:
         `shown_command(["x", "--url", "http://me:pw@host/v1?k=1"])` is "x --url 'http://***@host/v1?***'".
     """
-    return shlex.join(hide_in_urls(word) for word in words)
+    return shlex.join(hide_in_urls(word) for word in _without_option_secrets(words))
 
 
 def hide_in_urls(text: str) -> str:
@@ -162,11 +162,11 @@ _SECRET_OPTION = re.compile(rf"--{_SECRET_NAME}", re.IGNORECASE)
 _SECRET_IN_JSON = re.compile(rf"""(["']{_SECRET_NAME}["']\s*:\s*["'])(?:\\.|[^"'\\])*""", re.IGNORECASE)
 
 
-def without_option_secrets(words: Sequence[str]) -> list[str]:
+def _without_option_secrets(words: Sequence[str]) -> list[str]:
     """A command line without the values of options, and of keys in JSON, that are named like a token or key.
 
     Example:
-        `without_option_secrets(["x", "--hub_token", "hf_1"])` is `["x", "--hub_token", "***"]`.
+        `_without_option_secrets(["x", "--hub_token", "hf_1"])` is `["x", "--hub_token", "***"]`.
     """
     shown: list[str] = []
     for word in words:

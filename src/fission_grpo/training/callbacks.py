@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.terminal import TolerantStream, get_logger, show
 from fission_grpo.core.timing import format_duration
-from fission_grpo.inference.secrets import shown_command, without_option_secrets
+from fission_grpo.inference.secrets import shown_command
 
 _log = get_logger(__name__)
 
@@ -245,4 +245,4 @@ def print_resume_command(state: Any, words: Sequence[str]) -> None:
     resume = ["--resume_from_checkpoint", "true"]
     again = words if list(words[-2:]) == resume else [*words, *resume]  # the last one counts
     show(f"stopped at step {state.global_step} of {state.max_steps}, checkpoint saved. Resume:")
-    show(f"  {shown_command(without_option_secrets(again))}")
+    show(f"  {shown_command(again)}")
