@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.terminal import ArgumentParser, show
+from fission_grpo.envs.catalog import load_factory
 from fission_grpo.envs.check import check_environment
 
 
@@ -31,34 +27,6 @@ def check_environment_command(argv: list[str]) -> int:
     fields = {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
     show(json.dumps(fields) if arguments.json else report)
     return 0 if report.ok else 1
-
-
-def load_factory(name: str) -> Callable[[], Any]:
-    """The class or factory `module:Class` or `path/to/file.py:Class`; modules are also looked for in the folder."""
-    place, _, attribute = name.rpartition(":")
-    if not place or not attribute:
-        raise UsageError(f"{name!r}: write module:Class or path/to/file.py:Class")
-    if place.endswith(".py") and not Path(place).is_file():
-        raise UsageError(f"{place}: there is no such file")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{place}: cannot be imported ({type(error).__name__}: {error})") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        known = [name for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
-        raise UsageError(f"{place} has no class {attribute!r}; it has {', '.join(known) or 'no classes'}")
-    return factory
-
-
-def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None, "the name ends in .py"
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

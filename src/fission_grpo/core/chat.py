@@ -7,6 +7,7 @@ a tool's answer. Format: Hermes function calling, as in the chat templates of Qw
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import warnings
@@ -175,6 +176,35 @@ def dialogue_before(failure: Failure) -> list[Message]:
     prompt = failure.task.prompt
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return messages + [message for turn in failure.turns[:-1] for message in turn_messages(turn)]
+
+
+def dialogue_results(messages: Sequence[Message]) -> tuple[ToolResult, ...]:
+    """The calls of a dialogue's assistant messages, structured or as text, with their results, in order.
+
+    Results are matched by `tool_call_id` where the calls have ids, else by order. A system or user message may stand
+    between turns, not between a call and its result.
+
+    Raises:
+        ValueError: a call has no result, or a result no call; the message names the index of its message.
+    """
+    done: list[ToolResult] = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            if message["role"] == "tool" and messages[index - 1]["role"] not in ("assistant", "tool"):
+                raise ValueError(f"messages[{index}] is the result of no call")
+            continue
+        entries = message.get("tool_calls") or ()
+        calls = [_message_call(entry) for entry in entries] or parse(message.get("content") or "").calls
+        answers = list(itertools.takewhile(lambda one: one["role"] == "tool", messages[index + 1 :]))
+        if len(calls) != len(answers):
+            raise ValueError(f"messages[{index}] has {len(calls)} calls, but {len(answers)} results follow")
+        ids = [entry.get("id") for entry in entries]
+        by_id = {answer.get("tool_call_id"): answer for answer in answers}
+        if ids and None not in ids and by_id.keys() == set(ids):
+            answers = [by_id[one] for one in ids]
+        contents = ["" if answer.get("content") is None else str(answer["content"]) for answer in answers]
+        done += [read_result(call, content) for call, content in zip(calls, contents, strict=True)]
+    return tuple(done)
 
 
 def _end_of_prefilled_thought(text: str) -> int:

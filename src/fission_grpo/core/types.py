@@ -84,7 +84,7 @@ class Task:
     root: str = ""  # id of the depth-0 task this one descends from; its own at depth 0
     parent: str | None = None  # id of the task whose rollout failed, None at depth 0
     depth: int = 0  # 0 for the data set, 1 for a recovery, 2 for the recovery of a failed recovery, and so on
-    failed: tuple[tuple[ToolCall, ...], ...] = ()  # of a step task's recovery: the calls of each failed turn before it
+    failed: tuple[tuple[ToolCall, ...], ...] = ()  # of a recovery: the calls of each failed turn before it
 
     def __post_init__(self):
         if not self.root:

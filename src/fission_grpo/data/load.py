@@ -15,9 +15,12 @@ from fission_grpo.core.types import Task
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
+from fission_grpo.envs.step_calls import try_environments
 from fission_grpo.envs.wrapper import tool_methods
 
+DESK_STEPS = "desk:steps"  # name of the desk's tasks as single turns against references
 DESK_TASKS = 512  # rows drawn for the built-in environment if `num_tasks` is 0 [ours]
 MAX_DESK_TASKS = 100_000  # most rows drawn for it, which are held in memory; more are refused [ours]
 
@@ -45,7 +48,7 @@ def load_training_data(
     """Load tasks for training. Prints on stderr how many there are. Raises UsageError or TaskFileError.
 
     Args:
-        tasks: "desk", "desk:2", or the path of a step-task or case file (.jsonl) or of a ToolRL file.
+        tasks: "desk", "desk:2", "desk:steps", or the path of a step-task or case file (.jsonl) or of a ToolRL file.
         tokenizer: renders prompts and measures them.
         skip_tasks: tasks (rows of a case file: cases) to leave out at the beginning.
         num_tasks: tasks to take after them; 0 for all, or for `DESK_TASKS` of Desk.
@@ -61,7 +64,7 @@ def load_training_data(
             "tasks is missing; give 'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
         )
     try:
-        requests = requests_of(tasks)
+        requests = None if tasks == DESK_STEPS else requests_of(tasks)
     except ValueError as error:
         raise UsageError(f"tasks: {error}") from error
     if requests:
@@ -74,9 +77,12 @@ def load_training_data(
         tools = {name: list(tool_methods(make()).values()) for name, make in environments.items()}
         judge = episode_reward
     else:
-        every = load_tasks(tasks)
+        every = make_steps(num_tasks or DESK_TASKS, seed, "train") if tasks == DESK_STEPS else load_tasks(tasks)
         total, environments, tools = len(every), None, {}
-        rows = to_rows(every[skip_tasks:][: num_tasks or None], tokenizer, chat_template_kwargs)
+        taken = every[skip_tasks:][: num_tasks or None]
+        if tried := try_environments(tasks, taken):
+            show(f"{tasks}: {tried}", error=True)
+        rows = to_rows(taken, tokenizer, chat_template_kwargs)
         judge = StepReward(reward)
     short = rows
     if max_prompt_tokens:

@@ -7,7 +7,13 @@ A row:
      "tools": [{"name": "weather", "description": "...", "parameters": {"type": "object", "properties": {...}}}],
      "reference": [{"name": "weather", "arguments": {"city": "Oslo"}}]}      # the calls expected of that turn
 
-With an empty `reference` the right turn calls nothing. Further fields are kept in `Task.columns`.
+With an empty `reference` the right turn calls nothing. Further fields are kept in `Task.columns`; of these have a
+meaning:
+
+    "environment": "my_module:MyEnv"    # or "desk", "bfcl": where a failed turn's calls are made, after `reset(**row)`
+    "snapshot": {...}                   # the state of the environment at this turn, for `_restore`; without it the
+                                        # calls of the dialogue are made again
+    "following": [[{"name": ...}], []]  # the calls of the turns after this one; with [] the assistant ends
 """
 
 from __future__ import annotations
@@ -16,13 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import render
+from fission_grpo.core.chat import dialogue_results, render
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import STEP_KEY, call_fields, faithful_json, task_to_json
 from fission_grpo.core.tool_schema import check_call, check_tool_schema
-from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
+from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall, ToolResult
 
 ROLES = ("system", "user", "assistant", "tool")
 FIELDS = ("id", "messages", "tools", "reference")
@@ -79,13 +85,36 @@ def _read_task(row: Mapping[str, Any], name: str) -> tuple[str, Task]:
     if not isinstance(identity, str) or not identity:
         raise RowError("id", f"must be a non-empty string, got {quoted(identity)}; or leave it out")
     tools = _read_tools(row["tools"])
+    messages = _read_messages(row["messages"])
     return identity, Task(
         id=identity,
-        prompt=_read_messages(row["messages"]),
+        prompt=messages,
         tools=tools,
         reference=_read_reference(row["reference"], tools),
         columns={key: value for key, value in row.items() if key not in FIELDS},
+        history=_read_history(row, messages, tools),
     )
+
+
+def _read_history(
+    row: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> tuple[ToolResult, ...]:
+    """The dialogue's calls that bring the row's environment to the turn; none without one, or with a snapshot."""
+    following = row.get("following")
+    if following is not None:
+        if not isinstance(following, list) or not all(isinstance(calls, list) for calls in following):
+            raise RowError("following", f"must be a list of lists of calls, got {quoted(following)}")
+        for i, calls in enumerate(following):
+            _read_reference(calls, tools, f"following[{i}]")
+    if row.get("environment") is None:
+        return ()
+    if not isinstance(row["environment"], str):
+        raise RowError("environment", f"must be desk, bfcl or my_module:MyEnv, got {quoted(row['environment'])}")
+    try:
+        return () if row.get("snapshot") is not None else dialogue_results(messages)
+    except ValueError as error:
+        what = "in the environment every call is made again, to be compared with its result"
+        raise RowError("messages", f"{error}; {what}, so correct the dialogue or remove 'environment'") from None
 
 
 def _read_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
@@ -127,10 +156,12 @@ def _read_tools(tools: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:
     return tuple(functions)
 
 
-def _read_reference(calls: Sequence[Any], tools: Sequence[Mapping[str, Any]]) -> tuple[ToolCall, ...]:
+def _read_reference(
+    calls: Sequence[Any], tools: Sequence[Mapping[str, Any]], field: str = "reference"
+) -> tuple[ToolCall, ...]:
     reference = []
     for i, fields in enumerate(calls):
-        at = f"reference[{i}]"
+        at = f"{field}[{i}]"
         call = _read_call(fields, at)
         problem = check_call(call, tools)
         if problem is not None and problem.kind is ErrorKind.UNKNOWN_TOOL:

@@ -148,6 +148,8 @@ def _restore_to(
 
 def begins_with(task: Task, observation: Any) -> bool:
     """Whether a recovery task's prompt begins as TRL makes it of the row's prompt and this observation of `reset`."""
+    if task.reference is not None:
+        return True  # the dialogue of a step task is written, not sampled
     first = task.columns.get("prompt") or [{"role": "user", "content": ""}]
     if isinstance(task.prompt, str) or isinstance(first, str) or len(task.prompt) < len(first):
         return True  # nothing is added to a prompt that is text

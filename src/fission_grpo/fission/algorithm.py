@@ -102,15 +102,22 @@ class Fission:
         """Return the instances to recover from in the next cycle; an empty list to explore."""
         for expired in self.buffer.expire(step):
             self.event_log.dropped(expired, step, "age")
-        contexts: list[CorrectiveInstance] = []
-        count = self.args.contexts_per_cycle
-        if self.schedule.recovery_due() and len(self.buffer) >= (self.args.min_buffered or count):
-            contexts = self.buffer.sample(count, self.success_rates.expected_variance)
+        contexts = self.buffer.sample(self._number_of_contexts(), self.success_rates.expected_variance)
         needed = {item.task.id for item in contexts}
         self.snapshots = {
             name: snapshot for name, snapshot in self.snapshots.items() if name in needed or name in self.buffer
         }
         return contexts
+
+    def _number_of_contexts(self) -> int:
+        """How many instances to recover from in the next cycle, 0 to explore only."""
+        count, at_a_time = self.args.contexts_per_cycle, self.args.contexts_at_a_time
+        if len(self.buffer) < (self.args.min_buffered or at_a_time):
+            return 0
+        if not self.args.is_mixed:
+            return count if self.schedule.recovery_due() else 0
+        most = max(at_a_time, int(count * self.schedule.scale))
+        return min(most, len(self.buffer)) // at_a_time * at_a_time
 
     def submit(self, failed: Iterable[FailedRollout], step: int) -> None:
         """Request feedback on this rank's failures, on one rollout per root task."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fission_grpo.core.types import Failure, Rollout
+from fission_grpo.core.rewards import same_value
+from fission_grpo.core.types import Failure, Rollout, ToolCall
 from fission_grpo.fission.recovery import CorrectiveInstance
 
 Value = TypeVar("Value")
@@ -22,43 +24,58 @@ class RecoveryOutcome:
     reward: float | None  # weighted, None if it could not be judged
     failed: bool  # whether it failed again
     text: str  # what the policy wrote and the tools returned
+    repeats: bool = False  # whether its first turn makes the failed turn's calls again
 
     @staticmethod
     def of(rollout: Rollout) -> RecoveryOutcome:
-        verdict = rollout.verdict
-        return RecoveryOutcome(rollout.trajectory.task.id, verdict.reward, verdict.failed, rollout.text)
+        verdict, task = rollout.verdict, rollout.trajectory.task
+        calls = rollout.trajectory.turns[0].calls if rollout.trajectory.turns else ()
+        repeats = bool(calls and task.failed) and same_calls(calls, task.failed[-1])
+        return RecoveryOutcome(task.id, verdict.reward, verdict.failed, rollout.text, repeats)
 
 
-def groups_of(values: Sequence[Value], group_size: int) -> list[Sequence[Value]]:
-    """Split the values of rollouts, group after group, into their groups."""
-    return [values[start : start + group_size] for start in range(0, len(values), group_size)]
+def same_calls(calls: Sequence[ToolCall], others: Sequence[ToolCall]) -> bool:
+    """Whether two turns make equal calls in the same order."""
+    return len(calls) == len(others) and all(
+        call.name == other.name and same_value(call.arguments, other.arguments)
+        for call, other in zip(calls, others, strict=True)
+    )
 
 
-def zero_std_groups(rewards: Sequence[float], group_size: int) -> list[bool]:
+def groups_of(values: Sequence[Value], sizes: Sequence[int]) -> list[Sequence[Value]]:
+    """Split the values of rollouts, group after group, into groups of these sizes.
+
+    >>> groups_of("abcde", [2, 3])
+    ['ab', 'cde']
+    """
+    return [values[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+
+def zero_std_groups(rewards: Sequence[float], sizes: Sequence[int]) -> list[bool]:
     """Return for each group whether all its judged rewards are equal, so that every advantage is 0.
 
     Args:
         rewards: one per rollout, group after group; NaN where a rollout could not be judged.
-        group_size: rollouts per group.
+        sizes: rollouts of each group.
 
-    >>> zero_std_groups([1.0, 1.0, 0.0, 1.0], group_size=2)
+    >>> zero_std_groups([1.0, 1.0, 0.0, 1.0], [2, 2])
     [True, False]
     """
-    groups = groups_of(rewards, group_size)
+    groups = groups_of(rewards, sizes)
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
 
 
-def group_success(succeeded: Sequence[bool | None], group_size: int) -> list[float]:
+def group_success(succeeded: Sequence[bool | None], sizes: Sequence[int]) -> list[float]:
     """Return the fraction of successes among each group's judged rollouts; 0 for a group without any.
 
     Args:
         succeeded: one per rollout, group after group; None where a rollout could not be judged.
-        group_size: rollouts per group.
+        sizes: rollouts of each group.
 
-    >>> group_success([True, False, True, None], group_size=2)
+    >>> group_success([True, False, True, None], [2, 2])
     [0.5, 1.0]
     """
-    return [fraction([one for one in group if one is not None]) for group in groups_of(succeeded, group_size)]
+    return [fraction([one for one in group if one is not None]) for group in groups_of(succeeded, sizes)]
 
 
 def fraction(flags: Sequence[bool]) -> float:
@@ -129,4 +146,5 @@ def recovery_metrics(
     if judged:
         metrics["recovery/reward"] = sum(reward for reward, _ in judged) / len(judged)
         metrics["recovery/rate"] = fraction([not failed for _, failed in judged])
+        metrics["recovery/repeats"] = fraction([outcome.repeats for outcome in outcomes if outcome.reward is not None])
     return metrics

@@ -109,7 +109,7 @@ def recovery_task(
         tools=task.tools,
         reference=task.reference,
         columns=task.columns,
-        failed=task.failed + ((failure.calls,) if task.reference is not None and failure.calls else ()),
+        failed=task.failed + ((failure.calls,) if failure.calls else ()),
         history=task.history + tuple(result for turn in failure.turns for result in turn.results),
         root=task.root,
         parent=task.id,
@@ -126,6 +126,8 @@ def _failing_turn_messages(failure: Failure, feedback: str, source: str) -> list
         call = ToolCall(name, {PARSE_ERROR: turn.error})
         turn = replace(turn, results=(ToolResult(call, str({"error": turn.error}), turn.error),))
     messages = turn_messages(turn)
+    if failure.kind is ErrorKind.WRONG_CALL and turn.results and index is None:
+        index = len(turn.results) - 1  # the calls were made without an error; the policy reads what they returned
     if turn.results and (index is not None or turn.error is not None):
         index = index or 0
         result = turn.results[index]

@@ -35,11 +35,15 @@ class RecoverySchedule:
     @property
     def rate(self) -> float:
         """Current number of recover cycles per explore cycle."""
-        rate = self.ratio / (1 - self.ratio)
+        return self.ratio / (1 - self.ratio) * self.scale
+
+    @property
+    def scale(self) -> float:
+        """By what the ratio is multiplied, `MIN_ADAPTIVE` to 1; 1 unless it is adaptive."""
         if not self.adaptive:
-            return rate
+            return 1.0
         quotient = self.gradient["recover"] / max(self.gradient["explore"], 1e-6)
-        return rate * min(1.0, max(MIN_ADAPTIVE, quotient))
+        return min(1.0, max(MIN_ADAPTIVE, quotient))
 
     def recovery_due(self) -> bool:
         """Return whether the next cycle may recover."""

@@ -124,13 +124,27 @@ class FissionGRPOConfig(GRPOConfig):
         "the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() rises, else 0; "
         "nothing is sampled after it. The default did better on average in LOG.md [ours].",
     )
+    recovery_batches: str = _option(
+        "alternate",
+        "alternate: a recover cycle is a whole batch between explore cycles [paper]. mixed: every batch holds the "
+        "recovery groups that are due, up to the share recovery_ratio, beside the rows it explores [ours].",
+    )
+    recovery_reward: str = _option(
+        "graded",
+        "Reward of recovery rollouts. graded: your rewards [paper]. strict: 1 if the rollout is no failure, else 0, "
+        "so that a nearly right repetition earns nothing [ours].",
+    )
     buffer_order: str = _option(
         "lifo",
         "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest expected "
         "reward variance, estimated from the group's success and the running recovery rate of the kind of failure "
         "[ours]; fifo and random for ablations.",
     )
-    recovery_ratio: float = _option(0.5, "Largest ratio of recover cycles to all cycles, above 0 to 0.5 [ours].")
+    recovery_ratio: float = _option(
+        0.5,
+        "Largest ratio of recover cycles to all cycles, above 0 to 0.5; with recovery_batches=mixed the largest share "
+        "of a batch, above 0 and below 1 [ours].",
+    )
     adaptive_recovery_ratio: bool = _option(
         False, "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
     )
@@ -260,35 +274,83 @@ class FissionGRPOConfig(GRPOConfig):
                 f"num_recovery_generations is {recoveries}, but advantages are normalised within each recovery group, "
                 "which takes at least 2. Set num_recovery_generations to 2 or more."
             )
-        if size % recoveries:
+        if size % recoveries and not self.is_mixed:
             divisors = [n for n in range(2, size + 1) if size % n == 0]
             raise ValueError(
                 f"num_recovery_generations ({recoveries}) does not divide generation_batch_size ({size} = "
                 "per_device_train_batch_size x processes x steps_per_generation), so recovery groups would not fill "
                 f"a batch. Set num_recovery_generations to one of {divisors}, or change the batch size."
             )
-        contexts = self.contexts_per_cycle
-        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
-        self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
         choices = {"buffer_order": ORDERS, "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
+        choices |= {"recovery_batches": ("alternate", "mixed"), "recovery_reward": ("graded", "strict")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
-        if not 0 < self.recovery_ratio <= 0.5:
+        self._check_ratio()
+        contexts = self.contexts_per_cycle
+        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
+        self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
+        least = self.contexts_at_a_time if self.is_mixed else contexts
+        if self.min_buffered is not None and not least <= self.min_buffered <= self.buffer_capacity:
+            what = "the recovery groups that take the place of explore groups" if self.is_mixed else "one full batch"
             raise ValueError(
-                f"recovery_ratio is {self.recovery_ratio}, but must lie above 0 and up to 0.5: there are never two "
-                "recover cycles in a row. Set fission to false for none at all."
+                f"min_buffered is {self.min_buffered}, but must lie between {least} ({what} of recovery "
+                f"groups) and buffer_capacity ({self.buffer_capacity}). Leave it unset for {least}."
             )
-        if self.min_buffered is not None and not contexts <= self.min_buffered <= self.buffer_capacity:
+
+    def _check_ratio(self) -> None:
+        if not self.is_mixed:
+            if not 0 < self.recovery_ratio <= 0.5:
+                raise ValueError(
+                    f"recovery_ratio is {self.recovery_ratio}, but must lie above 0 and up to 0.5: there are never "
+                    "two recover cycles in a row. Set fission to false for none at all."
+                )
+            return
+        if not 0 < self.recovery_ratio < 1:
             raise ValueError(
-                f"min_buffered is {self.min_buffered}, but must lie between {contexts} (one full batch of recovery "
-                f"groups) and buffer_capacity ({self.buffer_capacity}). Leave it unset for one full batch."
+                f"recovery_ratio is {self.recovery_ratio}, but with recovery_batches=mixed must lie above 0 and below "
+                "1. Set fission to false for no recovery at all."
+            )
+        if self.recovery_scope == "turn":
+            raise ValueError(
+                "recovery_scope=turn judges corrective turns in batches of their own; set recovery_batches=alternate."
+            )
+        if self.num_recovery_generations != self.num_generations and (
+            self.multi_objective_aggregation != "sum_then_normalize"
+        ):
+            raise ValueError(
+                "recovery_batches=mixed with groups of two sizes needs multi_objective_aggregation="
+                "sum_then_normalize; or set num_recovery_generations to num_generations."
+            )
+        if not self.contexts_per_cycle:
+            groups = self.contexts_at_a_time
+            raise ValueError(
+                f"recovery_batches=mixed: {groups} recovery groups of {self.num_recovery_generations} take the place "
+                f"of whole explore groups of {self.num_generations}, which is more than recovery_ratio "
+                f"({self.recovery_ratio}) of the batch of {self.generation_batch_size}, or all of it. Raise one of "
+                "the last two, or lower num_recovery_generations."
             )
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether recovery groups share their batches with rows that are explored."""
+        return self.recovery_batches == "mixed"
+
+    @property
+    def contexts_at_a_time(self) -> int:
+        """Least number of corrective instances whose rollouts take the place of whole explore groups."""
+        explores, recovers = self.num_generations or 1, self.num_recovery_generations or 1
+        return math.lcm(explores, recovers) // recovers if self.is_mixed else self.contexts_per_cycle
+
+    @property
     def contexts_per_cycle(self) -> int:
-        """Number of corrective instances in one recover cycle: generation_batch_size / num_recovery_generations."""
-        return (self.generation_batch_size or 0) // (self.num_recovery_generations or 1)
+        """Largest number of corrective instances in one cycle."""
+        size, recovers = self.generation_batch_size or 0, self.num_recovery_generations or 1
+        if not self.is_mixed:
+            return size // recovers
+        most = min(int(size * self.recovery_ratio + 1e-9), size - (self.num_generations or 1))
+        at_a_time = self.contexts_at_a_time
+        return most // (recovers * at_a_time) * at_a_time
 
 
 def checked_config(args: Any, model: Any) -> FissionGRPOConfig:

@@ -50,7 +50,7 @@ _RUN_STATE = Draft202012Validator(
     _object(
         trainer=_object(tuple(_OF_TRAINER), **_OF_TRAINER, settings={"type": ["object", "null"]}),
         fission=_object(buffer=_object(items=_ITEMS)),
-        deferred=_BY_RANK,
+        deferred={"type": "array", "items": {"type": "object"}},
         snapshots=_BY_RANK,
         sources=_BY_RANK,
         event_log=_object(("bytes", "tail"), bytes=_COUNT, tail={"type": "string"}) | {"type": ["object", "null"]},

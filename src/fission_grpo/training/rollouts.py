@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch.nn import Module
+from trl.trainer.utils import nanstd
 
 from fission_grpo.core.chat import parse, read_result, render
 from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, error_message
@@ -37,6 +39,7 @@ from fission_grpo.core.types import (
     Verdict,
 )
 from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, snapshot_after
+from fission_grpo.envs.step_calls import StepEnvironments, names_environment
 from fission_grpo.envs.wrapper import ADVICE, tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
@@ -58,6 +61,7 @@ class CycleScores:
     rewards: Any  # tensor of all ranks' rollouts x reward functions, NaN where a function gave none
     weights: Any  # of the reward functions
     corrective_turns: Mapping[int, TurnVerdict] = field(default_factory=dict)  # by local row, if judged by itself
+    resolved: Mapping[int, bool] = field(default_factory=dict)  # by local row, of recoveries judged as right or wrong
 
     @functools.cached_property
     def weighted(self) -> list[float]:
@@ -71,23 +75,57 @@ class Cycle:
     """One generation batch of this rank: what is sampled, and what came of it."""
 
     rows: list[Row]  # one per rollout; groups of equal rows; nobody but this package sees these objects
-    group_size: int  # rollouts per group: G when exploring, G' when recovering
+    sizes: Sequence[int]  # rollouts of each group of all ranks: G where rows are explored, then G' of each recovery
     offset: int = 0  # index of the first row in the batch of all ranks
-    contexts: Sequence[CorrectiveInstance] = ()  # one per group of all ranks; none in an explore cycle
+    contexts: Sequence[CorrectiveInstance] = ()  # of the last groups, one each; none in an explore cycle
     single_turn: bool = False  # the corrective turn alone is sampled and judged (`recovery_scope="turn"`)
     masks: Sequence[Sequence[int]] | None = None  # per rollout, 1 for tokens the policy sampled
     scores: CycleScores | None = None  # set when the rewards are computed
     starts: Sequence[Any] = ()  # per rollout, the environment's first snapshot, if `reset` draws the tasks
     max_calling_turns: float = math.inf  # turns of an episode whose calls are made
 
+    @functools.cached_property
+    def _groups(self) -> list[int]:
+        """The index of each rollout's group, of all ranks."""
+        return [group for group, size in enumerate(self.sizes) for _ in range(size)]
+
+    def group_of(self, i: int) -> int:
+        """The index of a rollout's group; `i` counts the rollouts of all ranks."""
+        return self._groups[i]
+
+    def is_recovery(self, i: int) -> bool:
+        """Whether a rollout recovers; `i` counts the rollouts of all ranks."""
+        return self._groups[i] >= len(self.sizes) - len(self.contexts)
+
+    @property
+    def recovery_share(self) -> float:
+        """The share of the rollouts that recover, 0 to 1."""
+        return sum(map(self.is_recovery, range(len(self._groups)))) / max(1, len(self._groups))
+
     def flat_rows(self) -> list[bool]:
         """Return for each local row whether all judged rewards of its group are equal.
 
         TRL's mean of equal rewards may differ from them by rounding, which leaves advantages of up to 0.001.
         """
-        groups = [] if self.scores is None else groups_of(self.scores.weighted, self.group_size)
+        groups = [] if self.scores is None else groups_of(self.scores.weighted, self.sizes)
         flat = [len({one for one in group if not math.isnan(one)}) <= 1 for group in groups]
-        return [flat[(self.offset + i) // self.group_size] for i in range(len(self.rows))]
+        return [flat[self.group_of(self.offset + i)] for i in range(len(self.rows))]
+
+
+def group_advantages(rewards: Sequence[float], sizes: Sequence[int], scale: str) -> list[float]:
+    """The advantages of rollouts in groups of different sizes, as TRL computes them for groups of one size.
+
+    Args:
+        rewards: weighted, group after group; NaN where a rollout could not be judged, whose advantage is 0.
+        sizes: rollouts of each group.
+        scale: TRL's `scale_rewards`: "group", "batch" or "none".
+    """
+    batch = torch.tensor(rewards)
+    groups = [group - group.nanmean() for group in batch.split(list(sizes))]
+    if scale == "group":
+        groups = [group / (nanstd(group) + 1e-4) for group in groups]
+    advantages = torch.cat(groups) / (nanstd(batch) + 1e-4 if scale == "batch" else 1.0)
+    return advantages.nan_to_num(0.0).tolist()
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message], start: Any = None) -> Task:
@@ -236,6 +274,7 @@ class RolloutReader:
     eos_ids: Collection[int]  # ids that end a turn, or pad it
     threshold: float  # a rollout with a smaller reward has failed
     step_reward: StepReward | None = None  # has judged the step tasks; None without any
+    step_environments: StepEnvironments | None = None  # where the calls of step tasks are made
 
     def read(self, cycle: Cycle, has_tools: bool) -> list[Rollout]:
         """Return this rank's rollouts of a scored cycle, in order; `has_tools`: whether texts may hold tool calls."""
@@ -261,16 +300,32 @@ class RolloutReader:
             step = self.step_reward.verdicts[i]
             verdict = replace(verdict, failed=step.failed, parts=step.parts)
         if (corrective := scores.corrective_turns.get(i)) is not None:
-            turns = (with_results(turns[0], corrective),)
-            verdict = replace(verdict, failed=not corrective.resolved)
+            turns = (with_results(turns[0], corrective.results),)
+        if i in scores.resolved:
+            verdict = replace(verdict, failed=not scores.resolved[i])
+        if verdict.failed and self.step_environments is not None and names_environment(task):
+            turns = (self._with_real_results(task, turns[0]),)
         return Rollout(Trajectory(task, turns), verdict)
 
+    def is_resolved(self, row: Row, i: int) -> bool | None:
+        """Whether the step reward found local rollout `i` right; None if it does not judge its row."""
+        if STEP_KEY not in row or self.step_reward is None:
+            return None
+        return not self.step_reward.verdicts[i].failed
 
-def with_results(turn: Turn, verdict: TurnVerdict) -> Turn:
+    def _with_real_results(self, task: Task, turn: Turn) -> Turn:
+        """A step task's turn with what its environment answers to its calls, where they can be made."""
+        if not turn.calls or turn.truncated or self.step_environments is None:
+            return turn
+        results = self.step_environments.results(task, turn.calls)
+        return turn if results is None else replace(turn, results=results)
+
+
+def with_results(turn: Turn, results: tuple[ToolResult, ...]) -> Turn:
     """Return a corrective turn with the results of its calls."""
-    if turn.error is not None or not verdict.results:
-        return replace(turn, results=verdict.results)
-    return replace(turn, calls=tuple(result.call for result in verdict.results), results=verdict.results)
+    if turn.error is not None or not results:
+        return replace(turn, results=results)
+    return replace(turn, calls=tuple(result.call for result in results), results=results)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
 from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, without_task
+from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
@@ -47,13 +48,13 @@ from fission_grpo.training.checkpoint import (
     source_states,
 )
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
-from fission_grpo.training.deferred_batches import (
-    DeferredBatches,
-    check_batches,
+from fission_grpo.training.deferred_rows import (
+    DeferredRows,
     check_columns,
     check_row,
     check_rows,
-    split_batches,
+    pack_rows,
+    unpack_rows,
 )
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rollouts import (
@@ -63,6 +64,7 @@ from fission_grpo.training.rollouts import (
     RolloutReader,
     Row,
     calculate_usable_rewards,
+    group_advantages,
     row_of_task,
 )
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
@@ -123,14 +125,17 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
-        self.deferred = DeferredBatches(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
-        self.cycle = Cycle([], self.num_generations)
+        self.deferred = DeferredRows(rows, (args.generation_batch_size or 0) // (args.num_generations or 1))
+        self.cycle = Cycle([], [])
         self._tool_schemas: dict[type, tuple[Any, ...]] = {}
         step_rewards = [f for f in self.reward_funcs if isinstance(f, StepReward)]
         ends: Any = frozenset([*self.eos_token_ids, self._tokenizer.pad_token_id])  # as for TRL
         for step_reward in step_rewards:
             step_reward.eos_ids, step_reward.decode = ends, self._decode  # it reads what the reader reads
-        self._reader = RolloutReader(self._decode, ends, args.failure_threshold, next(iter(step_rewards), None))
+        self.step_environments = StepEnvironments(self._guarded, self._run_async)
+        self._reader = RolloutReader(
+            self._decode, ends, args.failure_threshold, next(iter(step_rewards), None), self.step_environments
+        )
 
     @staticmethod
     def _check_fission(given: Mapping[str, Any], args: FissionGRPOConfig) -> None:
@@ -144,23 +149,24 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
         """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
-        limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars, lambda: self._is_vlm)
         replays = not (args.fission and self._draws_tasks)
-
-        def guarded(factory: Any) -> Any:
-            if args.isolate_environments:
-                factory = isolated(factory, args.tool_timeout)
-            return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
-
         factory = given.get("environment_factory")
         if isinstance(factory, Mapping):
-            given["environment_factory"] = {name: guarded(make) for name, make in factory.items()}
+            given["environment_factory"] = {name: self._guarded(make, args, replays) for name, make in factory.items()}
         elif factory is not None:
-            given["environment_factory"] = guarded(factory)
+            given["environment_factory"] = self._guarded(factory, args, replays)
         if given.get("tools"):
             given["tools"] = [
                 with_parse_errors(tool, lambda: self._is_vlm, args.tool_timeout) for tool in given["tools"]
             ]
+
+    def _guarded(self, factory: Any, args: Any = None, replays: bool = True) -> Any:
+        """The factory of environments that can be brought back to a failed turn, with the limits of `args`."""
+        args = args or self.args
+        if args.isolate_environments:
+            factory = isolated(factory, args.tool_timeout)
+        limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars, lambda: self._is_vlm)
+        return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
 
     def _get_snapshot(self, task_id: str) -> Any:
         return self.fission.snapshots.get(task_id)
@@ -180,7 +186,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         if not self.model.training:  # pyright: ignore[reportOptionalMemberAccess]
-            self.cycle = Cycle(inputs, self.num_generations_eval or self.num_generations)
+            self.cycle = Cycle(inputs, [])
             output = super()._generate_and_score_completions(inputs)
             self.take_sharing_counts()  # of the evaluation; the next cycle logs its own
             return output
@@ -191,6 +197,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         with self._cycle_settings():
             rows = [copy.deepcopy(row) for row in self.cycle.rows] if self.args.fission else inputs
             output = super()._generate_and_score_completions(rows)  # which, like environments, may change its rows
+        if len(set(self.cycle.sizes)) > 1 and self.cycle.scores is not None:
+            advantages = group_advantages(self.cycle.scores.weighted, self.cycle.sizes, str(self.scale_rewards))
+            own = advantages[self.cycle.offset : self.cycle.offset + len(inputs)]
+            output["advantages"] = output["advantages"].new_tensor(own)
         if self.args.skip_zero_signal and self.multi_objective_aggregation == "sum_then_normalize":
             output["advantages"][self.cycle.flat_rows()] = 0.0
         started = time.perf_counter()
@@ -202,25 +212,26 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         return output
 
     def _next_cycle(self, inputs: list[Row]) -> Cycle:
-        """Choose this cycle's rows: those of the data set, or corrective instances while the former are deferred."""
-        offset = self.accelerator.process_index * len(inputs)
+        """Choose this cycle's rows: those of the data set, corrective instances in their place, or some of both."""
+        offset, size = self.accelerator.process_index * len(inputs), self.args.generation_batch_size or 0
+        explores, recovers = self.num_generations, self.args.num_recovery_generations or 0
         if not self.args.fission:
-            return Cycle(inputs, self.num_generations, offset)
-        for row in inputs[:: self.num_generations]:  # one of each group; a stream may bring other columns late
+            return Cycle(inputs, [explores] * (size // explores), offset)
+        for row in inputs[::explores]:  # one of each group; a stream may bring other columns late
             check_row(row, "a row")
-        self.deferred.add(inputs)
+        arrived = [row for part in gather_object([pack_rows(inputs)]) for row in unpack_rows(part)][::explores]
+        self.deferred.add(arrived)
         contexts = self.fission.next_contexts(self.state.global_step)
-        if not contexts:
-            return Cycle(self.deferred.take(), self.num_generations, offset)
-        if self.deferred.skip_newest():
-            self._log_cycle({"fission/skipped_batches": 1.0})
-        group_size = self.args.num_recovery_generations or 0
+        explored = self.deferred.take((size - len(contexts) * recovers) // explores)
+        if skipped := self.deferred.skip_newest():
+            self._log_cycle({"fission/skipped_batches": skipped / len(arrived)})
         options, columns = self.chat_template_kwargs, inputs[0].keys()
-        rows = [row_of_task(item.task, self.processing_class, options, columns) for item in contexts]
-        batch = [row for row in rows for _ in range(group_size)]
+        recovered = [row_of_task(item.task, self.processing_class, options, columns) for item in contexts]
+        sizes = [explores] * len(explored) + [recovers] * len(contexts)
+        batch = [row for row, count in zip(explored + recovered, sizes, strict=True) for _ in range(count)]
         own = batch[offset : offset + len(inputs)]
         single_turn = self.args.recovery_scope == "turn" and self.environment_factories is not None
-        return Cycle(own, group_size, offset, contexts, single_turn)
+        return Cycle(own, sizes, offset, contexts, single_turn and bool(contexts))
 
     def _complete_cycle(self) -> None:
         """Add to the cycle what its rollouts are read with."""
@@ -234,7 +245,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     def _cycle_settings(self) -> Iterator[None]:
         """Set TRL's group size, and in a single-turn cycle its number of tool-calling iterations, for this cycle."""
         explore = self.num_generations, self.max_tool_calling_iterations
-        self.num_generations = self.cycle.group_size
+        self.num_generations = math.gcd(*self.cycle.sizes)  # of groups of two sizes, `group_advantages` come after
         if self.cycle.single_turn:
             self.max_tool_calling_iterations = 0
         try:
@@ -272,8 +283,28 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             stopped = gather_object([monitor.stopped is not None for monitor in monitors])
             rewards[stopped] = rewards[stopped].nan_to_num(0.0).clamp(max=0.0)
             rewards[gather_object([monitor.infrastructure_error is not None for monitor in monitors])] = math.nan
-        cycle.scores = CycleScores(prompts, completions, completion_ids_list, rewards, self.reward_weights, corrective)
+        resolved = {i: turn.resolved for i, turn in corrective.items()}
+        if cycle.contexts and not cycle.single_turn and self.args.recovery_reward == "strict":
+            resolved = self._judge_strictly(inputs, rewards)
+        given = prompts, completions, completion_ids_list, rewards, self.reward_weights
+        cycle.scores = CycleScores(*given, corrective, resolved)
         return rewards
+
+    def _judge_strictly(self, inputs: list[Row], rewards: Any) -> dict[int, bool]:
+        """Set the rewards of recoveries to 1 or 0; returns by local row whether they resolved the failure."""
+        cycle = self.cycle
+        sums = CycleScores((), (), (), rewards, self.reward_weights).weighted
+        own: list[bool | None] = [self._reader.is_resolved(row, i) for i, row in enumerate(inputs)]
+        counted = int(self.reward_weights.nonzero()[0])
+        resolved: dict[int, bool] = {}
+        for i, step in enumerate(gather_object(own)):
+            if not cycle.is_recovery(i) or math.isnan(sums[i]):
+                continue
+            is_right = sums[i] >= self.args.failure_threshold if step is None else step
+            rewards[i] = math.nan
+            rewards[i, counted] = float(is_right) / self.reward_weights[counted].item()
+            resolved[i - cycle.offset] = is_right
+        return resolved
 
     # -- after a cycle -----------------------------------------------------------------------------------------------
 
@@ -281,34 +312,39 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         """Share this rank's rollouts with all ranks, request feedback on the failed ones, and log the cycle."""
         cycle, step = self.cycle, self.state.global_step
         rewards = cycle.scores.weighted if cycle.scores is not None else []
-        zero_std = zero_std_groups(rewards, cycle.group_size)
+        zero_std = zero_std_groups(rewards, cycle.sizes)
         succeeded = [None if r.verdict.reward is None else not r.verdict.failed for r in rollouts]
-        success = group_success(gather_object(succeeded), cycle.group_size)
+        success = group_success(gather_object(succeeded), cycle.sizes)
         environments = LocalEnvironments(
             self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
         failed: list[FailedRollout] = []
         for i, rollout in enumerate(rollouts):
-            group = (cycle.offset + i) // cycle.group_size
+            group = cycle.group_of(cycle.offset + i)
             failed.append(
                 environments.failed_rollout(i, rollout, self.args.failure_turn, zero_std[group], success[group])
             )
-        counts = count_rollouts(rollouts, [one.failures[0] for one in failed if one.failures])
-        counts.update(environments.pop_counts())
+        recovers = [cycle.is_recovery(cycle.offset + i) for i in range(len(rollouts))]
+        explored = [i for i, recovery in enumerate(recovers) if not recovery]
+        firsts = [failed[i].failures[0] for i in explored if failed[i].failures]
+        counts = count_rollouts([rollouts[i] for i in explored], firsts)
+        outcomes = [RecoveryOutcome.of(one) for one, recovery in zip(rollouts, recovers, strict=True) if recovery]
+        counts["infrastructure"] += sum(outcome.reward is None for outcome in outcomes)
+        counts.update(environments.pop_counts() + self.step_environments.pop_counts())
         counts.update(self.take_sharing_counts(), special_tokens=self.special_tokens.pop_count())
         if self.args.fission:
             self.fission.submit(failed, step)
-        outcomes = [RecoveryOutcome.of(rollout) for rollout in rollouts] if cycle.contexts else []
         shared = gather_object([(counts, outcomes)])
         total = sum((counts for counts, _ in shared), Counter())
         self.generated_tokens += round(self._metrics["train"]["completions/mean_length"][-1] * len(rewards))
+        first_recovery = len(cycle.sizes) - len(cycle.contexts)
         if cycle.contexts:
             all_outcomes = [outcome for _, outcomes in shared for outcome in outcomes]
-            metrics = self.fission.record_recovery(cycle.contexts, all_outcomes, zero_std, step)
-        else:
-            self.fission.record_explore(total, zero_std)
-            metrics = explore_metrics(total, zero_std)
-        self._log_cycle(metrics)
+            flat = zero_std[first_recovery:]
+            self._log_cycle(self.fission.record_recovery(cycle.contexts, all_outcomes, flat, step))
+        if first_recovery:
+            self.fission.record_explore(total, zero_std[:first_recovery])
+            self._log_cycle(explore_metrics(total, zero_std[:first_recovery]))
         self._log_cycle(self._common_metrics(total))
 
     def _buffer_feedback(self) -> None:
@@ -327,7 +363,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     def _common_metrics(self, counts: Counter[str]) -> dict[str, float]:
         """Return the metrics that explore and recover cycles have in common, from the counts of all ranks."""
         metrics = {
-            "fission/phase": float(bool(self.cycle.contexts)),
+            "fission/phase": self.cycle.recovery_share,
             "fission/generated_tokens": float(self.generated_tokens),
             "fission/infrastructure": float(counts["infrastructure"]),
             "fission/special_tokens": float(counts["special_tokens"]),
@@ -361,7 +397,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             self.event_log.resumed(self.state.global_step, state.get("event_log"))
         elif self.generated_tokens:  # train() once more in this process is another run
             self.fission = Fission(self.args, self.fission.sources, self.event_log, self.special_tokens, self._fits)
-            self.deferred.batches.clear()
+            self.deferred.rows.clear()
             self.generated_tokens = 0
             self.event_log.start()
 
@@ -378,7 +414,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             self._log_cycle({"feedback/source_faults": float(faults)})
         return super()._run_state() | {
             "fission": self.fission.state(),
-            "deferred": gather_object([list(self.deferred.batches)]),
+            "deferred": list(self.deferred.rows),
             "snapshots": gather_object([packed_snapshots(self.fission.buffered_snapshots())]),
             "sources": gather_object([sources]),
             "event_log": self.event_log.mark(),
@@ -388,10 +424,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     def _load_run_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         super()._load_run_state(state, checkpoint)
         rank = self.accelerator.process_index, self.accelerator.num_processes
-        check_batches(state["deferred"], self.args.generation_batch_size or 0, self.num_generations)
         self.fission.load_state(state["fission"])
         self.fission.snapshots = dict(shard_for_rank(state["snapshots"], *rank))
-        self.deferred.batches = deque(split_batches(state["deferred"], *rank))
+        self.deferred.rows = deque(state["deferred"])
         if unknown := load_source_states(self.fission.sources, shard_for_rank(state["sources"], *rank)):
             _log.warning("%s has no state for these sources of feedback: %s", checkpoint, ", ".join(unknown))
         self.generated_tokens = state["generated_tokens"]

@@ -1,4 +1,4 @@
-"""Dataset rows whose turn a recovery cycle took: they wait in a queue, and are explored in their order.
+"""Data set rows whose place recoveries took: they wait in a queue, and are explored in their order.
 
 Also what is checked of a data set's rows before training: that there are enough, and that a checkpoint can keep them.
 """
@@ -6,7 +6,7 @@ Also what is checked of a data set's rows before training: that there are enough
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -31,42 +31,6 @@ def unpack_rows(packed: PackedRows) -> list[dict[str, Any]]:
     return [dict(row) for row, count in packed for _ in range(count)]
 
 
-def split_batches(displaced: Sequence[Sequence[PackedRows]], process_index: int, processes: int) -> list[PackedRows]:
-    """This rank's part of saved batches (per rank of the saving run, which may have had another number of ranks)."""
-    batches = []
-    for rows in _global_batches(displaced):
-        size = len(rows) // processes
-        batches.append(pack_rows(rows[process_index * size : (process_index + 1) * size]))
-    return batches
-
-
-def check_batches(displaced: Sequence[Sequence[PackedRows]], size: int, group_size: int) -> None:
-    """Raise ValueError unless saved batches (per rank of the saving run) fill generation batches of this run.
-
-    Args:
-        size: rows of a generation batch of all ranks together.
-        group_size: number of consecutive rows with equal prompts (G).
-    """
-    if any(type(count) is not int or count < 1 for rank in displaced for rows in rank for _, count in rows):
-        raise ValueError("the checkpoint holds rows that wait to be explored with a count that is no number")
-    batch_sizes = [sum(count for part in parts for _, count in part) for parts in zip(*displaced, strict=True)]
-    for number in batch_sizes:  # before the rows are unpacked
-        if number != size:
-            raise ValueError(
-                f"the checkpoint holds {len(displaced[0])} generation batches of {number} rows that wait to be "
-                f"explored, but a generation batch of this run has {size} (per_device_train_batch_size x processes x "
-                f"steps_per_generation). When the number of processes changes, keep this product at {number}: "
-                "change per_device_train_batch_size or steps_per_generation."
-            )
-    for rows in _global_batches(displaced):
-        groups = [rows[start : start + group_size] for start in range(0, size, group_size)]
-        if any(row != group[0] for group in groups for row in group):
-            raise ValueError(
-                "the checkpoint holds generation batches that wait to be explored, whose prompts are not repeated "
-                f"num_generations = {group_size} times as this run's are. Keep the checkpoint's num_generations."
-            )
-
-
 def check_rows(dataset: Any, size: int, group_size: int) -> None:
     """Raise ValueError if a data set has too few rows for one generation batch, of which nothing would be trained.
 
@@ -84,38 +48,33 @@ def check_rows(dataset: Any, size: int, group_size: int) -> None:
         )
 
 
-def _global_batches(displaced: Sequence[Sequence[PackedRows]]) -> Iterator[list[dict[str, Any]]]:
-    for parts in zip(*displaced, strict=True):
-        yield [row for part in parts for row in unpack_rows(part)]
+class DeferredRows:
+    """Queue of data set rows that wait to be explored, the same on all ranks.
 
-
-class DeferredBatches:
-    """Queue of one rank's generation batches that wait to be explored; all ranks hold the same number.
-
-    Every recovery cycle adds one. When as many rows wait as the dataset has, each of them will come again anyway, and
-    the batch of a recovery cycle is skipped: so memory and checkpoints stay bounded.
+    Every recovery group takes the place of rows. When as many wait as the data set has, each of them will come again
+    anyway, and the newest are skipped: so memory and checkpoints stay bounded.
 
     Args:
-        rows: number of rows of the dataset; None if it is streamed.
+        rows: number of rows of the data set; None if it is streamed.
         batch: number of different rows in a generation batch of all ranks.
     """
 
     def __init__(self, rows: int | None, batch: int):
-        self.max_batches = MAX_STREAMED_BATCHES if rows is None else max(1, -(-rows // max(1, batch)))
-        self.batches: deque[PackedRows] = deque()
+        self.limit = batch * (MAX_STREAMED_BATCHES if rows is None else max(1, -(-rows // max(1, batch))))
+        self.rows: deque[dict[str, Any]] = deque()
 
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.batches.append(pack_rows(rows))
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        self.rows.extend(rows)
 
-    def take(self) -> list[dict[str, Any]]:
-        return unpack_rows(self.batches.popleft())
+    def take(self, count: int) -> list[dict[str, Any]]:
+        return [self.rows.popleft() for _ in range(count)]
 
-    def skip_newest(self) -> bool:
-        """Drop the newest batch if the queue is too long; returns whether it was dropped."""
-        if len(self.batches) <= self.max_batches:
-            return False
-        self.batches.pop()
-        return True
+    def skip_newest(self) -> int:
+        """Drop the newest rows if the queue is too long; returns how many were dropped."""
+        excess = max(0, len(self.rows) - self.limit)
+        for _ in range(excess):
+            self.rows.pop()
+        return excess
 
 
 def check_columns(dataset: Any) -> None:
