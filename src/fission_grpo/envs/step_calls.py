@@ -15,14 +15,14 @@ from fission_grpo.core.errors import TaskFileError, UsageError, error_message
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.terminal import get_logger, warn_once
-from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.core.types import FOLLOWING, Task, ToolCall, ToolResult
 from fission_grpo.envs.catalog import ENVIRONMENT, environment_of_row
 from fission_grpo.envs.restore import TASK_KEY, RunAsync, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import bind_method, can_snapshot, tool_methods
 
 CHECKED_TASKS = 64  # tasks of a file that are tried in their environments before training [ours]
 CHECK_SECONDS = 60.0  # after which no further one is tried [ours]
-SNAPSHOT, FOLLOWING = "snapshot", "following"  # columns of a step task that `reset` does not get
+SNAPSHOT = "snapshot"  # column of a step task: the state of its environment at its turn
 
 _log = get_logger(__name__)
 
