@@ -22,8 +22,8 @@ from analysis.raw import EVALUATIONS, RunFileError  # noqa: E402
 from analysis.tables import headline, markdown  # noqa: E402
 from analysis.whole import Analysis, analyse, as_json  # noqa: E402
 
-ORDER = ("episode", "step", "confirm", "chain", "smollm2")
-"""Suites in the order of the summary: live episodes, the baseline that counts, first. Others follow by name."""
+ORDER = ("static", "episode", "confirm", "chain", "static_bfcl", "smollm2")
+"""Suites in the order of the summary: static data, then live episodes. Others follow by name."""
 NO_EVIDENCE = "smoke"
 """The suite that only shows that the pipeline runs; it is left out of the summary."""
 

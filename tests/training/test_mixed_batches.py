@@ -10,8 +10,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig
 from fission_grpo.fission.schedule import RecoverySchedule
+from fission_grpo.training.cycle import Cycle
 from fission_grpo.training.rewards import group_advantages, strict_judgements
-from fission_grpo.training.rollouts import Cycle
 
 MIXED = {"recovery_batches": "mixed", "per_device_train_batch_size": 24, "max_steps": 6}
 SIZES = [(4, 4), (4, 6), (6, 4), (4, 12)]
