@@ -1,6 +1,6 @@
 """What the protocol's rules make of the headline comparisons: computed, so that nobody words it by hope.
 
-The rules are those of PROTOCOL.md, sections Analysis and Suite `static`: `fission` less `grpo` and less the controls of
+The rules are those of PROTOCOL.md, Analysis and Suite `static`: `fission` less `grpo` and less the controls of
 its feedback, each for recovery and success. No other comparison is a finding.
 """
 
