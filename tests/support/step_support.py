@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+from advantages import group_advantages
 from datasets import Dataset
 from trainer_settings import QUIETLY_ON_CPU
 
@@ -35,6 +37,12 @@ def call(tool: str, /, **arguments: Any) -> str:
     return render_call(ToolCall(tool, arguments))
 
 
+MOVE = ToolCall("move", {"name": "plan.txt", "folder": "archive"})
+FIND = ToolCall("find", {"name": "plan.txt"})
+PUT_AWAY, TO_TRASH, TO_DESK = (call("move", name="plan.txt", folder=name) for name in ("archive", "trash", "desk"))
+LOOK, LIST = call("find", name="plan.txt"), call("list_files")
+
+
 @dataclass(frozen=True)
 class Written:
     """A completion: its text, after as many letters `a` as make up the length in tokens, with the end token."""
@@ -56,10 +64,9 @@ class Script:
 
     reference: tuple[ToolCall, ...]
     completions: tuple[tuple[Written, ...], ...]  # by depth
-    question: str = "Put plan.txt away."
 
     def task(self, name: str) -> Task:
-        return Task(name, ({"role": "user", "content": f"[{name}] {self.question}"},), TOOLS, self.reference)
+        return Task(name, ({"role": "user", "content": f"[{name}] Put plan.txt away."},), TOOLS, self.reference)
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ def step_config(folder: Path, **options: Any) -> FissionGRPOConfig:
 def step_trainer(
     folder: Path, scripts: dict[str, Script], reward: RewardConfig | None = None, more: Any = None, **options: Any
 ) -> StepTrainer:
-    """A trainer that has the tasks of all scripts in every generation batch; `more` are arguments beside the config."""
+    """A trainer with the tasks of all scripts in every generation batch; `more` are arguments beside the config."""
     model, tokenizer = load_starter()
     tasks = [script.task(name) for name, script in scripts.items()]
     trainer = StepTrainer(
@@ -151,3 +158,11 @@ def step_trainer(
     )
     trainer.scripts, trainer.entries, trainer.contexts, trainer.used = scripts, [], [], []
     return trainer
+
+
+def check_group(entries: list[Entry], thirds: list[float], failed: list[bool]) -> None:
+    """Compare a group's rewards, given as three times their values, its own advantages, and which rollouts failed."""
+    rewards = [value / 3 for value in thirds]
+    assert [entry.reward for entry in entries] == pytest.approx(rewards, abs=1e-6)
+    assert [entry.advantage for entry in entries] == pytest.approx(group_advantages(rewards, len(rewards)), abs=2e-4)
+    assert [entry.rollout.verdict.failed for entry in entries] == failed

@@ -14,19 +14,28 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from advantages import group_advantages
-from step_support import TOOLS, Script, Written, call, step_trainer
+from step_support import (
+    FIND,
+    LIST,
+    LOOK,
+    MOVE,
+    PUT_AWAY,
+    TO_DESK,
+    TO_TRASH,
+    TOOLS,
+    Script,
+    Written,
+    call,
+    check_group,
+    step_trainer,
+)
 from trainer_support import events, history
 
 from fission_grpo.core.chat import render
 from fission_grpo.core.types import ToolCall
 from fission_grpo.fission.event_log import LOG, read_events
 
-MOVE = ToolCall("move", {"name": "plan.txt", "folder": "archive"})
-FIND = ToolCall("find", {"name": "plan.txt"})
-SECRET = "archive"  # no question says it
-PUT_AWAY, TO_TRASH, TO_DESK = (call("move", name="plan.txt", folder=name) for name in ("archive", "trash", "desk"))
-LOOK, LIST = call("find", name="plan.txt"), call("list_files")
+SECRET = MOVE.arguments["folder"]  # no question says it
 BROKEN = '<tool_call>\n{"name": "move", "arguments": }\n</tool_call>'
 TEXT = Written("You are welcome.", length=16)
 
@@ -72,7 +81,7 @@ CASES = {
     "unreadable": Case((MOVE,), PUT_AWAY, BROKEN, (0, 0), LOOK, (2.75, 2.25), "unparsed",
                        "error: tool call is not valid JSON: expecting value at character 31", "tool",
                        "{'error': 'tool call is not valid JSON: expecting value at character 31'}"),
-    # The right call without an end: R_fmt 0. Repeated with an end it is right, so the calls of the turn were not wrong.
+    # The right call without an end: R_fmt 0. With an end it is right, so the calls of the turn were not wrong.
     "truncated": Case((MOVE,), PUT_AWAY, Written(PUT_AWAY, ends=False), (0, 0), TO_DESK, (4.4375, 4.3125), "truncated",
                       "error: the answer was cut off at its length limit; keep it shorter", "user"),
     # A call where none is expected: R_fmt 0, for any call.
@@ -80,7 +89,7 @@ CASES = {
     # Nothing at all where a text is expected: R_fmt 0.
     "empty": Case((), TEXT, Written("", length=1), (0, 0), LIST, (0, 0), "wrong_call", "error: the answer is empty",
                   "user"),
-    # One of two calls: R_corr = 2 * 1 / 2 = 1. The other: the second call alone, also 1, and none of the failed turn's.
+    # One of two calls: R_corr = 2 * 1 / 2 = 1. The other: the second call alone, also 1, and not of the failed turn.
     "partial": Case((MOVE, FIND), f"{PUT_AWAY}\n{LOOK}", PUT_AWAY, (4, 3.75), LOOK, (3.875, 3.625), "wrong_call",
                     "error: at least one more tool call is needed", "tool"),
     # Two calls, one with a wrong argument: R_corr = 2 * (3/4 + 1) / 2 = 7/4; 2 + 7/4 + 1, 1.5 + 1.25 * 1.75 + 1. The
@@ -95,7 +104,7 @@ CASES = {
     "schema": Case((MOVE,), PUT_AWAY, call("move", name="plan.txt"), (14 / 3, 55 / 12), TO_DESK, (4.4375, 4.3125),
                    "bad_arguments", "error: missing required argument `folder`", "tool"),
 }  # fmt: skip
-LONG = math.exp(-1 / 8)  # R_len half a standard deviation beside 32 to 224: of 32 - 16/2 = 24, 224 + 128/2 = 288 tokens
+LONG = math.exp(-1 / 8)  # R_len half a standard deviation from 32 to 224: at 32 - 16/2 = 24, at 224 + 128/2 = 288
 SUCCESSES = {  # scripts without a failure, and three times the rewards of their groups
     "spoken": (Script((), ((TEXT, Written("Goodbye.", length=60), Written("Done.", 3)),)), (5, 5, 5)),
     "order": (Script((MOVE, FIND), ((Written(f"{LOOK}\n{PUT_AWAY}"),) * 3,)), (5, 5, 5)),
@@ -112,14 +121,6 @@ def run(tmp_path_factory):
     trainer = step_trainer(tmp_path_factory.mktemp("run"), SCRIPTS, **CYCLES, **GROUPS)
     trainer.train()
     return trainer
-
-
-def check_group(entries, thirds, failed):
-    """The rewards of a group, by three times their values, TRL's advantages of the group alone, and what failed."""
-    rewards = [value / 3 for value in thirds]
-    assert [entry.reward for entry in entries] == pytest.approx(rewards, abs=1e-6)
-    assert [entry.advantage for entry in entries] == pytest.approx(group_advantages(rewards, len(rewards)), abs=2e-4)
-    assert [entry.rollout.verdict.failed for entry in entries] == failed
 
 
 # -- explore cycles ------------------------------------------------------------------------------------------------
@@ -149,7 +150,8 @@ def test_a_right_answer_has_not_failed_and_only_its_length_counts(run, name, cyc
 def test_advantages_are_those_of_a_hand_calculation(run):
     # 3/2, 5/3, 5/3: mean 29/18, deviations -1/9, 1/18, 1/18, standard deviation sqrt((4 + 1 + 1) / 324 / 2) =
     # sqrt(1/108) = 0.0962250; TRL adds 1e-4: -0.1111111 / 0.0963250 and 0.0555556 / 0.0963250.
-    assert [one.advantage for one in run.group(0, "argument")] == pytest.approx([-1.153502, 0.576751, 0.576751], abs=2e-5)
+    explored = [one.advantage for one in run.group(0, "argument")]
+    assert explored == pytest.approx([-1.153502, 0.576751, 0.576751], abs=2e-5)
     # 5/3, 0, 4.4375/3, 5/3 at progress 1/4: mean 14.4375/12 = 1.203125; deviations 0.463542, -1.203125, 0.276042,
     # 0.463542; standard deviation sqrt(1.953451 / 3) = 0.806939.
     recovered = [one.advantage for one in run.group(1, "argument")]
