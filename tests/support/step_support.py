@@ -60,7 +60,10 @@ class Written:
 
 @dataclass(frozen=True)
 class Script:
-    """A step task and the completions of its group: of the task, of a recovery from it, of a recovery from that."""
+    """A step task and the completions of its group: of the task, of a recovery from it, of a recovery from that.
+
+    What comes unforeseen, such as a recovery of a task that should not fail, gets those of the last group.
+    """
 
     reference: tuple[ToolCall, ...]
     completions: tuple[tuple[Written, ...], ...]  # by depth
@@ -94,9 +97,9 @@ class StepTrainer(FissionGRPOTrainer):
     def write(self, prompts: list[str]) -> dict[str, Any]:
         self.prompts, counts, completions = prompts, Counter(), []
         for prompt in prompts:
-            depth = prompt.count(ASSISTANT) - 1
-            written = self.scripts[self.name_of(prompt)].completions[depth][counts[prompt]]
-            completions.append(written.ids(self.processing_class))
+            groups = self.scripts[self.name_of(prompt)].completions
+            group = groups[min(prompt.count(ASSISTANT), len(groups)) - 1]
+            completions.append(group[counts[prompt] % len(group)].ids(self.processing_class))
             counts[prompt] += 1
         asked = [self.processing_class(prompt)["input_ids"] for prompt in prompts]
         zeros = [[0.0] * len(ids) for ids in completions]
@@ -163,6 +166,11 @@ def step_trainer(
 def check_group(entries: list[Entry], thirds: list[float], failed: list[bool]) -> None:
     """Compare a group's rewards, given as three times their values, its own advantages, and which rollouts failed."""
     rewards = [value / 3 for value in thirds]
-    assert [entry.reward for entry in entries] == pytest.approx(rewards, abs=1e-6)
-    assert [entry.advantage for entry in entries] == pytest.approx(group_advantages(rewards, len(rewards)), abs=2e-4)
-    assert [entry.rollout.verdict.failed for entry in entries] == failed
+    advantages = group_advantages(rewards, len(rewards))
+    compared = {
+        "rewards": ([entry.reward for entry in entries], pytest.approx(rewards, abs=1e-6)),
+        "advantages": ([entry.advantage for entry in entries], pytest.approx(advantages, abs=2e-4)),
+        "failed": ([entry.rollout.verdict.failed for entry in entries], failed),
+    }
+    for what, (got, expected) in compared.items():
+        assert got == expected, f"{what} of the group are {got}, not {expected}"

@@ -80,6 +80,21 @@ def test_with_a_lower_correctness_threshold_a_nearly_right_call_has_not_failed(t
     assert history(run, "recovery/rate") == [5 / 12]
 
 
+def test_a_repeated_wrong_call_earns_no_part_among_other_calls(tmp_path):
+    scripts = {
+        "padded": script(
+            (TO_TRASH, PUT_AWAY, PUT_AWAY, PUT_AWAY),
+            (f"{TO_TRASH}\n{LOOK}", f"{TO_TRASH}\n{PUT_AWAY}", f"{TO_DESK}\n{LOOK}", TO_TRASH),
+        )
+    }
+    run = trained(
+        tmp_path, scripts, max_steps=2, per_device_train_batch_size=4, num_generations=4, num_recovery_generations=4
+    )
+    # R_corr at progress 1/2: 0, as the folder is that of the failed turn; 2 * 1 / 2 for the right call beside it;
+    # 2 * 3/4 / 2 for another folder. Alone it is the same again.
+    check_group(run.group(1, "padded"), [2.5, 3.75, 3.4375, 0], [True] * 4)
+
+
 def test_by_the_papers_formula_all_parts_always_count_and_the_same_again_earns_what_it_did(tmp_path):
     scripts = {
         "wrong": script(
