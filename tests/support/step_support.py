@@ -95,20 +95,22 @@ class StepTrainer(FissionGRPOTrainer):
         return next(name for name in self.scripts if f"[{name}]" in prompt)
 
     def write(self, prompts: list[str]) -> dict[str, Any]:
+        tokenizer: Any = self.processing_class
         self.prompts, counts, completions = prompts, Counter(), []
         for prompt in prompts:
             groups = self.scripts[self.name_of(prompt)].completions
             group = groups[min(prompt.count(ASSISTANT), len(groups)) - 1]
-            completions.append(group[counts[prompt] % len(group)].ids(self.processing_class))
+            completions.append(group[counts[prompt] % len(group)].ids(tokenizer))
             counts[prompt] += 1
-        asked = [self.processing_class(prompt)["input_ids"] for prompt in prompts]
+        asked = [tokenizer(prompt)["input_ids"] for prompt in prompts]
         zeros = [[0.0] * len(ids) for ids in completions]
         return {"prompt_ids": asked, "completion_ids": completions, "logprobs": zeros}
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         names = [self.name_of(prompt) for prompt in self.prompts]
-        given = names, self.prompts, self.cycle.scores.weighted, output["advantages"].tolist(), self.rollouts
+        scores: Any = self.cycle.scores
+        given = names, self.prompts, scores.weighted, output["advantages"].tolist(), self.rollouts
         self.entries.append([Entry(*fields) for fields in zip(*given, strict=True)])
         self.contexts.append([*self.cycle.contexts])
         self.used.append([])
@@ -127,7 +129,7 @@ class StepTrainer(FissionGRPOTrainer):
 
     def instance(self, cycle: int, name: str) -> CorrectiveInstance:
         """The one that a recover cycle used of a script."""
-        found = {self.name_of(item.task.prompt[0]["content"]): item for item in self.contexts[cycle]}
+        found = {self.name_of(str(item.task.prompt[0])): item for item in self.contexts[cycle]}
         assert name in found, f"no instance of {name!r} among those of cycle {cycle}: {sorted(found)}"
         return found[name]
 

@@ -81,8 +81,9 @@ CASES = {
     "unreadable": Case((MOVE,), PUT_AWAY, BROKEN, (0, 0), LOOK, (2.75, 2.25), "unparsed",
                        "error: tool call is not valid JSON: expecting value at character 31", "tool",
                        "{'error': 'tool call is not valid JSON: expecting value at character 31'}"),
-    # The right call without an end: R_fmt 0. With an end it is right, so the calls of the turn were not wrong.
-    "truncated": Case((MOVE,), PUT_AWAY, Written(PUT_AWAY, ends=False), (0, 0), TO_DESK, (4.4375, 4.3125), "truncated",
+    # The right call and a text without an end: R_fmt 0. With an end it is right, so the calls were not wrong.
+    "truncated": Case((MOVE,), PUT_AWAY, Written(f"{PUT_AWAY}\nDone.", ends=False), (0, 0), TO_DESK,
+                      (4.4375, 4.3125), "truncated",
                       "error: the answer was cut off at its length limit; keep it shorter", "user"),
     # A call where none is expected: R_fmt 0, for any call.
     "uncalled": Case((), TEXT, LIST, (0, 0), LOOK, (0, 0), "wrong_call", NO_TOOL_NEEDED, "tool"),
