@@ -142,6 +142,8 @@ def step_config(folder: Path, **options: Any) -> FissionGRPOConfig:
         "max_completion_length": 300,
         "shuffle_dataset": False,
         "shared_prefix": False,
+        "recovery_batches": "alternate",
+        "recovery_reward": "graded",
     }
     return FissionGRPOConfig(output_dir=str(folder), **(QUIETLY_ON_CPU | ours | options))
 
