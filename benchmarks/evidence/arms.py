@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.envs.restore import get_progress
 from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.fission.algorithm import FailedRollout, Fission
+from fission_grpo.fission.metrics import groups_of
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
@@ -42,6 +46,28 @@ class PositiveRecovery(FissionGRPOTrainer):
         if self.cycle.contexts:
             output["advantages"] = output["advantages"].clamp(min=0)
         return output
+
+
+TIE_BREAK = 0.1
+"""Reward of a failed episode whose work is all done but the last of it. [ours]"""
+
+
+class ProgressTieBreak(FissionGRPOTrainer):
+    """Explored groups that failed altogether are ranked by the environments' `_progress`."""
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if not self.model.training or not self.environments:
+            return rewards
+        progress = gather_object([get_progress(environment) or 0.0 for environment in self.environments])
+        start = 0
+        for group in groups_of(self.cycle.scores.weighted, self.cycle.sizes):
+            end = start + len(group)
+            if not self.cycle.is_recovery(start) and max(group) < self.args.failure_threshold:
+                rewards[start:end, 0] += TIE_BREAK * rewards.new_tensor(progress[start:end])
+            start = end
+        del self.cycle.scores.weighted  # computed anew from the changed rewards
+        return rewards
 
 
 class ShuffledMessages(StepEnvironments):
@@ -81,6 +107,7 @@ VARIANTS: dict[str, Any] = {
     "unscaled_recovery": UnscaledRecovery,
     "positive_recovery": PositiveRecovery,
     "shuffled_messages": ShuffledMessagesTrainer,
+    "progress": ProgressTieBreak,
 }
 
 
