@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.result_errors import check_error_pattern
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
+from fission_grpo.data.load import check_tasks
+from fission_grpo.data.step_tasks import row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
 
@@ -23,7 +23,7 @@ def tasks_command(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.action == "check":
-            show(check(options.file))
+            show(check_tasks(options.file, not options.no_environments))
         else:
             show(convert(options.input, options.output, options.layout, options.abstentions, options.error_pattern))
     except (TaskFileError, UsageError) as error:
@@ -34,21 +34,6 @@ def tasks_command(argv: list[str]) -> int:
         show(f"error: this needs {error.name}; {how}", error=True)
         return 1
     return 0
-
-
-def check(path: Path) -> str:
-    """A summary of a valid step-task or case file. Raises TaskFileError for the first mistake."""
-    from fission_grpo.data.load import is_case_file
-
-    if is_case_file(str(path)):
-        from fission_grpo.envs.bfcl.tasks import check_cases
-
-        return check_cases(path)
-    tasks = load_step_tasks(path)
-    calls = Counter(len(task.reference or ()) for task in tasks)
-    counts = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
-    tools = sum(len(task.tools) for task in tasks) / len(tasks)
-    return f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
 
 
 def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern: str | None = None) -> str:
@@ -79,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("check", help="check a task file; names the first mistake by row and field")
     action.add_argument("file", metavar="FILE", type=Path, help="a step-task file, or a case file of `generate`")
+    skip = "do not try the tasks in the environments that they name"
+    action.add_argument("--no_environments", action="store_true", help=skip)
     action = actions.add_parser("convert", help="make a step-task file from other data")
     layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl")
     action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
