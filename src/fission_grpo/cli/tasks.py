@@ -45,10 +45,12 @@ def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern:
     layout, converted = convert_file(source, layout, abstentions, pattern)
     try:
         write_file(target, "".join(row_of_step_task(task) + "\n" for task in converted.tasks))
+    except ValueError as error:
+        raise TaskFileError(f"{source}: {error}") from error
     except OSError as error:
         reason = getattr(error.__cause__, "strerror", None) or error
         raise TaskFileError(f"{target}: cannot be written ({reason}); give another output path") from error
-    return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
+    return f"{source} as {layout}: {converted.summary()}\nwritten: {check_tasks(target, environments=False)}"
 
 
 def error_pattern(text: str) -> str:
@@ -67,12 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     skip = "do not try the tasks in the environments that they name"
     action.add_argument("--no_environments", action="store_true", help=skip)
     action = actions.add_parser("convert", help="make a step-task file from other data")
-    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl")
+    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl", "cases")
     action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
     action.add_argument("--abstentions", action="store_true", help="also make tasks of turns without calls")
     errors = "a tool's result with a match is an error, as is one that begins like one: its turn makes no task"
     action.add_argument("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
-    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet")
+    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet; or multi_turn_base, ...")
     action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
     actions.add_parser("generate", help="make cases over BFCL's environments; see `tasks generate --help`")
     return parser

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
@@ -20,7 +20,7 @@ ENVIRONMENT = "environment"  # column of a row that names its environment
 _CLASS = re.compile(r"(?:[A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
 
 
-def is_environment_name(value: Any) -> bool:
+def is_environment_name(value: Any) -> TypeGuard[str]:
     """Whether a value has the form of an environment's name; there need not be such an environment."""
     return isinstance(value, str) and (value in ("desk", "bfcl") or _CLASS.fullmatch(value) is not None)
 
