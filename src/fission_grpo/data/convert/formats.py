@@ -24,6 +24,7 @@ from fission_grpo.core.messages import (
     read_content,
     read_messages,
 )
+from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import Task
 from fission_grpo.data.convert.dialogues import (
     Converted,
@@ -272,13 +273,17 @@ def read_cases(path: Path) -> Converted:
     dropped: Counter[str] = Counter()
     for case in official_cases(str(path)) if is_official else load_cases(path):
         try:
-            tasks += step_tasks(case)
+            steps = list(step_tasks(case))
         except TaskError:
             dropped["a case whose reference fails in its own environment"] += 1
+            continue
+        valid = [task for task in steps if all(check_call(one, task.tools) is None for one in task.reference or ())]
+        tasks += valid
+        dropped["the reference violates its tool's schema, or its tool is held back"] += len(steps) - len(valid)
     if not tasks:
         raise TaskFileError(f"{path}: nothing in it can become a task; `tasks check` names the first mistake")
     note = "these are test cases of BFCL: evaluate on them, and train on none"
-    return Converted(tuple(tasks), len(tasks) + dropped.total(), dropped, notes=(note,) if is_official else ())
+    return Converted(tuple(tasks), len(tasks) + dropped.total(), +dropped, notes=(note,) if is_official else ())
 
 
 LAYOUTS: Mapping[str, RowReader] = {

@@ -19,6 +19,7 @@ from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields
+from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.envs.bfcl.env import TaskError, environment_name, environment_of
 from fission_grpo.envs.bfcl.functions import FILES, class_docs, official_schema
@@ -118,9 +119,19 @@ def step_tasks(case: GeneratedCase) -> Iterator[Task]:
     for step in steps_of_case(case):
         columns: dict[str, Any] = {"environment": "bfcl", "classes": list(case.classes), "scenario": scenario}
         if step.task.reference:
-            columns["following"] = [*([call_fields(call)] for call in step.ahead), []]
-        history = dialogue_results(step.task.prompt)  # pyright: ignore[reportArgumentType] - messages
-        yield replace(step.task, columns=columns, history=history, root=step.task.id)
+            columns["following"] = _following(step)
+        messages: Any = step.task.prompt
+        yield replace(step.task, columns=columns, history=dialogue_results(messages), root=step.task.id)
+
+
+def _following(step: Step) -> list[list[dict[str, Any]]]:
+    """The calls of the user turn after a step, one by one, then none: then the assistant ends."""
+    turns: list[list[dict[str, Any]]] = []
+    for call in step.ahead:
+        if check_call(call, step.task.tools) is not None:  # some of BFCL's own call what is held back
+            return turns
+        turns.append([call_fields(call)])
+    return [*turns, []]
 
 
 def official_cases(category: str) -> Iterator[GeneratedCase]:
