@@ -95,9 +95,8 @@ def convert_rows(
         name = f"{path.stem}:{number}"
         try:
             dialogue = _without_padding(read(row), path.suffix == ".parquet")
-            if own_fields is not None and (name_of_environment := row.get(ENVIRONMENT)) is not None:
-                if is_environment_name(name_of_environment):
-                    dialogue = replace(dialogue, columns=_columns(row, own_fields))
+            if own_fields is not None and row.get(ENVIRONMENT) is not None:
+                dialogue = replace(dialogue, columns=_columns(row, own_fields))
                 others += not dialogue.columns
         except RowDropped as reason:
             dropped[str(reason)] += 1
@@ -133,7 +132,9 @@ def convert_rows(
 
 
 def _columns(row: Mapping[str, Any], own_fields: Collection[str]) -> dict[str, Any]:
-    """The columns of a row with an environment, beside its dialogue and tools."""
+    """The columns of a row with an environment, beside its dialogue and tools; none if it is another value."""
+    if not is_environment_name(row[ENVIRONMENT]):
+        return {}
     if row.get(SNAPSHOT) is not None:
         raise RowDropped("it has a snapshot, which belongs to one turn only")
     return {name: value for name, value in row.items() if name not in {*own_fields, *FIELDS, SNAPSHOT, FOLLOWING}}
