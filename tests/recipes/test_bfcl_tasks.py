@@ -240,7 +240,7 @@ def test_a_wrong_call_of_a_step_task_gets_the_simulators_answer(cases):
     task = next(task for case in cases["train"] for task in step_tasks(case) if "TicketAPI" in task.columns["classes"])
     calls = (ToolCall("get_ticket", {"ticket_id": 999999}), ToolCall("resolve_ticket"))
     lost, incomplete = StepEnvironments().results(task, calls)
-    assert lost.content == "{'error': 'Ticket with ID 999999 not found.'}" or "not found" in (lost.error or "")
+    assert "not found" in (lost.error or "")
     assert "missing" in (incomplete.error or "")
 
 
