@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.fission.algorithm import FailedRollout, Fission
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.training.trainer import FissionGRPOTrainer
@@ -39,10 +44,43 @@ class PositiveRecovery(FissionGRPOTrainer):
         return output
 
 
+class ShuffledMessages(StepEnvironments):
+    """Answers a failing call with the error of an earlier failing call of the same tool in another task, if any."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._errors: dict[str, list[tuple[str, ToolResult]]] = defaultdict(list)
+        self._random = random.Random(0)
+
+    def results(self, task: Task, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...] | None:
+        results = super().results(task, calls)
+        return None if results is None else tuple(self._exchanged(task, result) for result in results)
+
+    def _exchanged(self, task: Task, result: ToolResult) -> ToolResult:
+        if result.error is None:
+            return result
+        known = self._errors[result.call.name]
+        others = [other for root, other in known if root != task.root and other.error != result.error]
+        known.append((task.root, result))
+        del known[:-64]
+        other = self._random.choice(others) if others else result
+        return replace(result, content=other.content, error=other.error)
+
+
+class ShuffledMessagesTrainer(FissionGRPOTrainer):
+    """The control of `fission`: real errors of the environment, but each of another failure."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.step_environments = ShuffledMessages(self._guarded, self._run_async)
+        self._reader = replace(self._reader, step_environments=self.step_environments)
+
+
 VARIANTS: dict[str, Any] = {
     "fission": FissionGRPOTrainer,
     "unscaled_recovery": UnscaledRecovery,
     "positive_recovery": PositiveRecovery,
+    "shuffled_messages": ShuffledMessagesTrainer,
 }
 
 

@@ -58,7 +58,8 @@ def _train(job: Job) -> dict[str, Any]:
         shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True, exist_ok=True)
     begun.write_text(json.dumps(job.key))
-    offline: dict[str, Any] = load_state(ROOT / arm.offline) if arm.offline else {"generated_tokens": 0}
+    beforehand = arm.offline or arm.charged
+    offline: dict[str, Any] = load_state(ROOT / beforehand) if beforehand else {"generated_tokens": 0}
     options = job.suite.training_options(job.arm) | {
         "output_dir": str(job.folder),
         "seed": job.seed,

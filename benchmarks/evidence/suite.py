@@ -4,7 +4,7 @@ suite: episode                     # name, and folder of the results
 config: configs/desk_fission.yaml  # options of `fission-grpo train` that all arms start from, below the repository
 base: {loss_type: grpo}            # ... and what all arms change of them
 prepare:                           # commands run once, in order, unless `creates` exists; `arms`: only those need it
-  - {creates: runs/x/tasks.jsonl, command: python benchmarks/evidence/step_tasks.py --output runs/x/tasks.jsonl}
+  - {creates: runs/x/tasks.jsonl, command: python benchmarks/evidence/static_tasks.py --output runs/x/tasks.jsonl}
 points: [30000, 60000]             # generated tokens (policy's and extra ones) at which policies are evaluated
 sets:                              # what they are evaluated on, see `sets.Spec`
   held_out: {tasks: "desk:held_out", count: 300}
@@ -74,6 +74,7 @@ class Arm:
         train: False evaluates the untrained policy, with as many seeds of sampling.
         trainer: "fission" (the library's, which is TRL's with `fission: false`) or one of `arms.VARIANTS`.
         offline: a checkpoint whose buffer is all that is recovered from; the tokens sampled for it are charged.
+        charged: a checkpoint of a run that sampled what the arm's task file was made of; its tokens are charged.
     """
 
     seeds: int
@@ -81,6 +82,7 @@ class Arm:
     train: bool = True
     trainer: str = "fission"
     offline: str | None = None
+    charged: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Suite:
         Options have their old names in it, so that it is still that of the results made before the renaming.
         """
         told = {**asdict(self.arms[arm]), "seeds": 0, "options": old_options(self.training_options(arm))}
+        if told["charged"] is None:  # older results know no such field
+            del told["charged"]
         sets = {name: {**asdict(one), "arms": ()} for name, one in self.sets_of(arm).items()}
         text = json.dumps([told, list(self.points), sets], sort_keys=True, default=list)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

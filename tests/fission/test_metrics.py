@@ -41,7 +41,7 @@ def context(name, step, zero_std):
 
 def test_group_is_flat_when_its_judged_rewards_are_equal():
     nan = math.nan
-    assert zero_std_groups([1, 1, 0, 1, nan, 1, nan, nan], group_size=2) == [True, False, True, True]
+    assert zero_std_groups([1, 1, 0, 1, nan, 1, nan, nan], [2, 2, 2, 2]) == [True, False, True, True]
 
 
 def test_recovery_rate_is_success_among_rollouts_that_met_an_error():
@@ -81,7 +81,7 @@ def test_recover_cycle_in_numbers():
     contexts = [context("a", 3, zero_std=True), context("b", 5, zero_std=False)]
     outcomes = [
         RecoveryOutcome("a", 1.0, False, ""),
-        RecoveryOutcome("a", 0.0, True, ""),
+        RecoveryOutcome("a", 0.0, True, "", repeats=True),
         RecoveryOutcome("b", 0.0, True, ""),
     ]
     outcomes.append(RecoveryOutcome("b", 0.0, True, ""))
@@ -89,6 +89,7 @@ def test_recover_cycle_in_numbers():
     assert metrics == {
         "recovery/reward": pytest.approx(1 / 4),
         "recovery/rate": 1 / 4,
+        "recovery/repeats": 1 / 4,
         "recovery/frac_zero_std": 1 / 2,
         "recovery/depth": 1.0,
         "fission/rescued_groups": 1.0,  # a: flat when explored, not when recovered

@@ -175,7 +175,7 @@ def test_a_recovery_knows_the_calls_of_each_failed_turn_of_a_step_task():
     assert second.failed == ((CALL,), (CALL, CALL))
     words = recovery_task(Failure(second, (Turn("words"),), ErrorKind.NO_CALL), "call a tool")
     assert words.failed == second.failed
-    assert recovery_task(failure(), "again").failed == ()  # an episode is judged by its environment
+    assert recovery_task(failure(), "again").failed == ((CALL,),)  # of an episode, to count repetitions
 
 
 def test_unparsed_call_that_was_told_in_the_episode_is_not_answered_twice():

@@ -176,7 +176,7 @@ def left_by(trainer, folder):
     left = {
         "fission": trainer.fission.state(),
         "pushed": trainer.pushed,
-        "displaced": list(trainer.deferred.batches),
+        "displaced": list(trainer.deferred.rows),
         "parameters": hashlib.sha256(b"".join(x.numpy().tobytes() for x in parameters.values())).hexdigest(),
         "history": trainer.state.log_history,
         "tokens": trainer.generated_tokens,

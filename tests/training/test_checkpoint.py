@@ -14,14 +14,7 @@ from fission_grpo.training.checkpoint import (
     source_states,
 )
 from fission_grpo.training.checkpoint_files import FILE, load_state, save_state
-from fission_grpo.training.deferred_batches import (
-    DeferredBatches,
-    check_batches,
-    check_columns,
-    pack_rows,
-    split_batches,
-    unpack_rows,
-)
+from fission_grpo.training.deferred_rows import DeferredRows, check_columns, pack_rows, unpack_rows
 
 A, B = {"prompt": "a"}, {"prompt": "b"}
 
@@ -32,36 +25,31 @@ def test_packed_rows_come_back_in_order():
     assert unpack_rows(pack_rows(rows)) == rows
 
 
-def test_displaced_batches_are_split_over_another_number_of_ranks():
-    # one global batch a a a b saved by 2 ranks (a a | a b), read by 1 and by 4
-    saved = json.loads(json.dumps([[pack_rows([A, A])], [pack_rows([A, B])]]))
-    assert unpack_rows(split_batches(saved, 0, 1)[0]) == [A, A, A, B]
-    assert [unpack_rows(split_batches(saved, rank, 4)[0]) for rank in range(4)] == [[A], [A], [A], [B]]
-
-
 def test_no_more_rows_wait_than_the_data_set_has():
-    waiting = DeferredBatches(rows=5, batch=2)  # three batches of two rows hold them
+    waiting = DeferredRows(rows=5, batch=2)  # three batches of two rows hold them
     taken = []
     for cycle in range(9):  # every second cycle recovers
-        waiting.add([{"prompt": str(cycle)}])
+        waiting.add([{"prompt": f"{cycle}a"}, {"prompt": f"{cycle}b"}])
         if cycle % 2:
-            assert waiting.skip_newest() == (cycle >= 7)  # the fourth of them would leave a fourth batch to wait
+            assert waiting.skip_newest() == 2 * (cycle >= 7)  # the fourth of them would leave a fourth batch to wait
         else:
-            taken += waiting.take()
-    assert [row["prompt"] for row in taken] == ["0", "1", "2", "3", "4"]
-    assert len(waiting.batches) == 3
-    assert DeferredBatches(rows=None, batch=2).max_batches == 256
+            taken += waiting.take(2)
+    assert [row["prompt"] for row in taken] == ["0a", "0b", "1a", "1b", "2a", "2b", "3a", "3b", "4a", "4b"]
+    assert len(waiting.rows) == 6
+    assert DeferredRows(rows=None, batch=2).limit == 512
 
 
-def test_displaced_batches_must_fill_the_batches_of_the_resumed_run():
-    saved = [[pack_rows([A, A])], [pack_rows([B, B])]]  # one global batch a a b b, of 2 ranks
-    check_batches(saved, size=4, group_size=2)
-    check_batches(saved, size=4, group_size=1)
-    check_batches([[], []], size=6, group_size=3)  # nothing waits
-    with pytest.raises(ValueError, match=r"batches of 4 rows .* this run has 6 .* keep this product at 4"):
-        check_batches(saved, size=6, group_size=2)
-    with pytest.raises(ValueError, match="num_generations = 4"):
-        check_batches(saved, size=4, group_size=4)
+def test_single_rows_wait_where_recoveries_take_a_part_of_the_batch():
+    waiting = DeferredRows(rows=4, batch=4)
+    names = []
+    for cycle in range(4):  # of four rows one gives way to a recovery
+        waiting.add([{"prompt": f"{cycle}{i}"} for i in range(4)])
+        names.append([row["prompt"] for row in waiting.take(3)])
+        assert waiting.skip_newest() == 0
+    assert names == [["00", "01", "02"], ["03", "10", "11"], ["12", "13", "20"], ["21", "22", "23"]]
+    waiting.add([{"prompt": "x"}])
+    assert waiting.skip_newest() == 1
+    assert [row["prompt"] for row in waiting.rows] == ["30", "31", "32", "33"]
 
 
 def test_state_is_read_back(tmp_path):

@@ -46,7 +46,7 @@ def read(texts, ids, threshold=0.5, failed=()):
     reward.eos_ids = frozenset([END])  # as the trainer does
     earned = reward(texts, ids, [row[STEP_KEY]] * len(texts))
     scores = CycleScores(["go"] * len(texts), texts, ids, torch.tensor(earned)[:, None], torch.ones(1))
-    cycle = Cycle([row] * len(texts), len(texts), scores=scores)
+    cycle = Cycle([row] * len(texts), [len(texts)], scores=scores)
 
     def decode(some):
         return by_ids.get((*some, END)) or by_ids[tuple(some)]

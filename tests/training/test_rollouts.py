@@ -148,4 +148,4 @@ def test_an_error_counts_whatever_its_message(error):
 
 
 def test_a_rollout_that_nobody_could_judge_is_no_success_of_its_group():
-    assert group_success([False, None, True, None, None, None, True, True], group_size=2) == [0.0, 1.0, 0.0, 1.0]
+    assert group_success([False, None, True, None, None, None, True, True], [2, 2, 2, 2]) == [0.0, 1.0, 0.0, 1.0]

@@ -10,10 +10,11 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.terminal import ArgumentParser, show
+from fission_grpo.core.types import FOLLOWING
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, load_factory
 from fission_grpo.envs.check import check_environment
-from fission_grpo.envs.step_calls import FOLLOWING, SNAPSHOT
+from fission_grpo.envs.step_calls import SNAPSHOT
 
 
 def check_environment_command(argv: list[str]) -> int:

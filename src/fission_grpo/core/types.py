@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 Message = Mapping[str, Any]  # as Hugging Face templates take it: `role`, `content`; tool messages have a `name` too
+FOLLOWING = "following"  # column of a step task: the reference calls of the turns after it, the last one without any
 PARSE_ERROR = "_fission_unreadable"  # argument of a placeholder for an unparsable call: the parser's message
 
 

@@ -17,7 +17,7 @@ from fission_grpo.core.result_errors import is_like_an_error
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.tool_schema import tool_names
-from fission_grpo.core.types import Task, ToolCall, ToolResult
+from fission_grpo.core.types import FOLLOWING, Task, ToolCall, ToolResult
 from fission_grpo.envs.catalog import ENVIRONMENT, environment_of_row
 from fission_grpo.envs.restore import RunAsync, make_call, make_restorable, replayed, run_awaitable
 from fission_grpo.envs.worker import isolated
@@ -25,7 +25,7 @@ from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 
 CHECKED_TASKS = 64  # tasks of a file that are tried in their environments before training [ours]
 CHECK_SECONDS = 60.0  # after which no further one is tried [ours]
-SNAPSHOT, FOLLOWING = "snapshot", "following"  # columns of a step task that `reset` does not get
+SNAPSHOT = "snapshot"  # column of a step task: the state of its environment at its turn
 
 _log = get_logger(__name__)
 

@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fission_grpo.core.serialization import recovery_id
@@ -27,7 +27,7 @@ from fission_grpo.feedback.sources import FeedbackSource, counts_of
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.fission.metrics import RecoveryOutcome, fraction, outcomes_by_context, recovery_metrics
-from fission_grpo.fission.recovery import CorrectiveInstance, corrective_instance
+from fission_grpo.fission.recovery import CONTINUED, CorrectiveInstance, corrective_instance
 from fission_grpo.fission.schedule import RecoveryRateEstimator, RecoverySchedule
 
 
@@ -201,6 +201,29 @@ class Fission:
             **{f"fission/pushed_depth_{depth}": float(n) for depth, n in pushed.items() if depth > 1},
             **{f"feedback/{name}": float(n) for name, n in counts.items() if name.startswith("fallback/")},
         }
+
+    def push_continued(
+        self, contexts: Sequence[CorrectiveInstance], tasks: Iterable[tuple[str, Task]], step: int
+    ) -> dict[str, float]:
+        """Add the turns after right recoveries to the buffer, one for each recovery task, and return metrics.
+
+        Args:
+            contexts: the instances of the cycle.
+            tasks: of all ranks, in rank order: the id of a recovery task, and the task of the turn after it.
+            step: optimizer step of the recoveries.
+        """
+        origins = {item.task.id: item for item in contexts}
+        pushed = 0
+        for origin, task in tasks:
+            item = origins.pop(origin, None)
+            if item is None or task.id in self.buffer or not self.fits(task):
+                continue
+            instance = replace(item, task=task, step=step, source=CONTINUED, feedback="", failed="", zero_std=False)
+            self.event_log.pushed(instance)
+            if (dropped := self.buffer.push(instance)) is not None:
+                self.event_log.dropped(dropped, step, "capacity")
+            pushed += 1
+        return {"recovery/continued": float(pushed)}
 
     def record_explore(self, counts: Mapping[str, int], zero_std: Sequence[bool]) -> None:
         """Record an explore cycle: the counts of all ranks, and per group whether its rewards are equal."""

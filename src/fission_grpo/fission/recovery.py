@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,21 @@ from fission_grpo.core.chat import turn_messages
 from fission_grpo.core.serialization import recovery_id, task_from_json, task_to_json
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.tool_schema import tool_names
-from fission_grpo.core.types import PARSE_ERROR, ErrorKind, Failure, Message, Task, ToolCall, ToolResult
+from fission_grpo.core.types import (
+    FOLLOWING,
+    PARSE_ERROR,
+    ErrorKind,
+    Failure,
+    Message,
+    Task,
+    ToolCall,
+    ToolResult,
+    Turn,
+)
 from fission_grpo.feedback.leak_guard import is_message
 from fission_grpo.feedback.request import Feedback
 
+CONTINUED = "continued"  # source of an instance that goes on after a right recovery
 AS_TOOL_RESULT = frozenset(
     {ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED, ErrorKind.WRONG_CALL}
 )
@@ -69,6 +80,36 @@ def corrective_instance(
         fallback=feedback.fallback,
         zero_std=zero_std,
         group_success=group_success,
+    )
+
+
+def continued_task(
+    task: Task, turn: Turn, results: Sequence[ToolResult], special_tokens: SpecialTokenFilter | None = None
+) -> Task | None:
+    """Build the task of the turn after a right recovery: the same dialogue, with the error in its history. [ours]
+
+    Args:
+        task: a recovery task of a step task; its column `following` has the calls of the turns after this one.
+        turn: the right corrective turn.
+        results: of its calls, in the task's environment.
+
+    Returns:
+        Task: of the same depth and root, with the first of `following` as reference; None if nothing follows.
+    """
+    following = task.columns.get(FOLLOWING)
+    if not following:
+        return None
+    messages = turn_messages(replace(turn, results=tuple(results)))
+    return Task(
+        id=recovery_id(Failure(task, (turn,), ErrorKind.LOW_REWARD)),
+        prompt=(*task.prompt, *(special_tokens or SpecialTokenFilter()).sanitize_messages(messages)),  # pyright: ignore
+        tools=task.tools,
+        reference=tuple(ToolCall(call["name"], call["arguments"]) for call in following[0]),
+        columns={**task.columns, FOLLOWING: following[1:]},
+        history=task.history + tuple(results),
+        root=task.root,
+        parent=task.id,
+        depth=task.depth,
     )
 
 

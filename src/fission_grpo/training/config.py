@@ -134,6 +134,11 @@ class FissionGRPOConfig(GRPOConfig):
         "Reward of recovery rollouts. graded: your rewards [paper]. strict: 1 if the rollout is no failure, else 0, "
         "so that a nearly right repetition earns nothing [ours].",
     )
+    recovery_continues: bool = _option(
+        False,
+        "A right recovery of a step task goes on: the turn after it becomes a recovery task too, with the error in "
+        "its dialogue. Needs the task's environment and its column `following` [ours].",
+    )
     buffer_order: str = _option(
         "lifo",
         "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest expected "

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
-from torch.nn import Module
-from trl.trainer.utils import nanstd
-
 from fission_grpo.core.chat import parse, read_result, render
-from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError, error_message
-from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
-from fission_grpo.core.rewards import StepReward, is_nan, usable_reward
+from fission_grpo.core.errors import error_message
+from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
+from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger, warn_once
-from fission_grpo.core.timing import contained, contained_async
+from fission_grpo.core.timing import contained
 from fission_grpo.core.types import (
     PARSE_ERROR,
     Failure,
@@ -43,8 +36,8 @@ from fission_grpo.envs.step_calls import StepEnvironments, names_environment
 from fission_grpo.envs.wrapper import ADVICE, tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
-from fission_grpo.fission.metrics import groups_of
-from fission_grpo.fission.recovery import CorrectiveInstance
+from fission_grpo.fission.metrics import RecoveryOutcome, count_rollouts, groups_of
+from fission_grpo.fission.recovery import CorrectiveInstance, continued_task
 
 Row = dict[str, Any]
 
@@ -110,22 +103,6 @@ class Cycle:
         groups = [] if self.scores is None else groups_of(self.scores.weighted, self.sizes)
         flat = [len({one for one in group if not math.isnan(one)}) <= 1 for group in groups]
         return [flat[self.group_of(self.offset + i)] for i in range(len(self.rows))]
-
-
-def group_advantages(rewards: Sequence[float], sizes: Sequence[int], scale: str) -> list[float]:
-    """The advantages of rollouts in groups of different sizes, as TRL computes them for groups of one size.
-
-    Args:
-        rewards: weighted, group after group; NaN where a rollout could not be judged, whose advantage is 0.
-        sizes: rollouts of each group.
-        scale: TRL's `scale_rewards`: "group", "batch" or "none".
-    """
-    batch = torch.tensor(rewards)
-    groups = [group - group.nanmean() for group in batch.split(list(sizes))]
-    if scale == "group":
-        groups = [group / (nanstd(group) + 1e-4) for group in groups]
-    advantages = torch.cat(groups) / (nanstd(batch) + 1e-4 if scale == "batch" else 1.0)
-    return advantages.nan_to_num(0.0).tolist()
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message], start: Any = None) -> Task:
@@ -275,6 +252,7 @@ class RolloutReader:
     threshold: float  # a rollout with a smaller reward has failed
     step_reward: StepReward | None = None  # has judged the step tasks; None without any
     step_environments: StepEnvironments | None = None  # where the calls of step tasks are made
+    special_tokens: SpecialTokenFilter | None = None  # of the policy's tokenizer
 
     def read(self, cycle: Cycle, has_tools: bool) -> list[Rollout]:
         """Return this rank's rollouts of a scored cycle, in order; `has_tools`: whether texts may hold tool calls."""
@@ -307,6 +285,21 @@ class RolloutReader:
             turns = (self._with_real_results(task, turns[0]),)
         return Rollout(Trajectory(task, turns), verdict)
 
+    def continuations(self, cycle: Cycle, rollouts: Sequence[Rollout]) -> list[tuple[str, Task]]:
+        """The turns after right recoveries in step tasks, each with the id of the recovery task it goes on from."""
+        found: dict[str, Task] = {}
+        for i, rollout in enumerate(rollouts):
+            task, turn = rollout.trajectory.task, rollout.trajectory.turns[0]
+            if not cycle.is_recovery(cycle.offset + i) or rollout.verdict.failed or rollout.verdict.reward is None:
+                continue
+            if task.id in found or self.step_environments is None or not names_environment(task):
+                continue
+            results = self.step_environments.results(task, turn.calls) or ()
+            if results and all(result.error is None for result in results):
+                following = continued_task(task, turn, results, self.special_tokens)
+                found |= {} if following is None else {task.id: following}
+        return list(found.items())
+
     def is_resolved(self, row: Row, i: int) -> bool | None:
         """Whether the step reward found local rollout `i` right; None if it does not judge its row."""
         if STEP_KEY not in row or self.step_reward is None:
@@ -328,6 +321,20 @@ def with_results(turn: Turn, results: tuple[ToolResult, ...]) -> Turn:
     return replace(turn, calls=tuple(result.call for result in results), results=results)
 
 
+def count_cycle(
+    cycle: Cycle, rollouts: Sequence[Rollout], failed: Sequence[FailedRollout]
+) -> tuple[Counter[str], list[RecoveryOutcome]]:
+    """Count this rank's explored rollouts, and return the outcomes of those that recover."""
+    recovers = [cycle.is_recovery(cycle.offset + i) for i in range(len(rollouts))]
+    explored = [i for i, recovery in enumerate(recovers) if not recovery]
+    counts = count_rollouts(
+        [rollouts[i] for i in explored], [failed[i].failures[0] for i in explored if failed[i].failures]
+    )
+    outcomes = [RecoveryOutcome.of(one) for one, recovery in zip(rollouts, recovers, strict=True) if recovery]
+    counts["infrastructure"] += sum(outcome.reward is None for outcome in outcomes)
+    return counts, outcomes
+
+
 @dataclass(frozen=True)
 class LocalEnvironments:
     """The environments of this rank's rollouts, as they are at the end of a cycle."""
@@ -337,7 +344,22 @@ class LocalEnvironments:
     guarded: bool  # whether the environments are wrapped by `envs.restore.make_restorable`
     schemas: dict[type, tuple[Any, ...]]  # cache of the tools' JSON schemas by environment class
 
-    def failed_rollout(
+    def failed_rollouts(
+        self,
+        cycle: Cycle,
+        rollouts: Sequence[Rollout],
+        failure_turn: str,
+        zero_std: Sequence[bool],
+        success: Sequence[float],
+    ) -> list[FailedRollout]:
+        """Return the failures of this rank's rollouts; `zero_std` and `success` are those of every group."""
+        groups = [cycle.group_of(cycle.offset + i) for i in range(len(rollouts))]
+        return [
+            self._failed_rollout(i, rollout, failure_turn, zero_std[group], success[group])
+            for i, (rollout, group) in enumerate(zip(rollouts, groups, strict=True))
+        ]
+
+    def _failed_rollout(
         self, i: int, rollout: Rollout, failure_turn: str, zero_std: bool, success: float
     ) -> FailedRollout:
         """Return the failures of local rollout `i` with what its environment knows about them.
@@ -389,65 +411,3 @@ class LocalEnvironments:
             methods = tool_methods(environment).values() if environment is not None else ()
             self.schemas[type(environment)] = tuple(get_json_schema(tool) for tool in (*self.tools, *methods))
         return self.schemas[type(environment)]
-
-
-def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *inputs: Any) -> Any:
-    """Call TRL's `_calculate_rewards`, and set NaN for rollouts to which a reward function gave what is no number.
-
-    `torch.tensor` would end training at an integer of 400 digits, and infinity would make every advantage of its group
-    NaN. Such a rollout is not judged, whatever other functions say of it. They are counted and logged. None and NaN
-    stay what they are in TRL: this function does not judge this rollout.
-    """
-    unusable: set[int] = set()
-
-    def check(name: str, values: Iterable[Any]) -> list[float | None]:
-        numbers = []
-        for i, value in enumerate(values):
-            number = None if value is None else usable_reward(value)
-            numbers.append(number)
-            if value is not None and number is None and not is_nan(value):
-                if not unusable:
-                    shown = quoted(value if isinstance(value, str | int | float) else repr(value)[:QUOTE_LENGTH])
-                    _log.warning("%s gave %s as a reward; rollouts with such a reward are not judged", name, shown)
-                unusable.add(i)
-        return numbers
-
-    @contextmanager
-    def excused(name: str) -> Iterator[None]:
-        try:
-            yield
-        except (ExitAttempt, CallStopped, InfrastructureError) as error:  # the last two: of isolated environments
-            _log.warning("%s: %s; its rollouts are not judged", name, error)
-            unusable.update(range(len(inputs[0])))
-
-    def checked(function: Any) -> Any:
-        name = getattr(function, "__name__", type(function).__name__)
-        unjudged: list[float | None] = [None] * len(inputs[0])
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
-
-            async def judge_async(*args: Any, **kwargs: Any) -> list[float | None]:
-                with excused(name):
-                    return check(name, await contained_async(function(*args, **kwargs), name))
-                return unjudged
-
-            return judge_async
-
-        def judge(*args: Any, **kwargs: Any) -> list[float | None]:
-            with excused(name):
-                return contained(lambda: check(name, function(*args, **kwargs)), name)
-            return unjudged
-
-        return judge
-
-    functions = trainer.reward_funcs
-    trainer.reward_funcs = [one if isinstance(one, Module) else checked(one) for one in functions]
-    try:
-        rewards = calculate(*inputs)
-    finally:
-        trainer.reward_funcs = functions
-    flags = gather_object([i in unusable for i in range(len(inputs[0]))])
-    if any(flags):
-        rewards[flags] = math.nan
-        mode = "train" if trainer.model.training else "eval"
-        trainer._metrics[mode]["fission/unusable_rewards"].append(float(sum(flags)))
-    return rewards

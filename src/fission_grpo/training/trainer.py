@@ -30,11 +30,9 @@ from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
-from fission_grpo.fission.algorithm import FailedRollout, Fission
+from fission_grpo.fission.algorithm import Fission
 from fission_grpo.fission.event_log import LOG, EventLog
 from fission_grpo.fission.metrics import (
-    RecoveryOutcome,
-    count_rollouts,
     explore_metrics,
     group_success,
     zero_std_groups,
@@ -57,14 +55,19 @@ from fission_grpo.training.deferred_rows import (
     unpack_rows,
 )
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
+from fission_grpo.training.rewards import (
+    calculate_usable_rewards,
+    group_advantages,
+    set_judgements,
+    strict_judgements,
+)
 from fission_grpo.training.rollouts import (
     Cycle,
     CycleScores,
     LocalEnvironments,
     RolloutReader,
     Row,
-    calculate_usable_rewards,
-    group_advantages,
+    count_cycle,
     row_of_task,
 )
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
@@ -134,7 +137,12 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             step_reward.eos_ids, step_reward.decode = ends, self._decode  # it reads what the reader reads
         self.step_environments = StepEnvironments(self._guarded, self._run_async)
         self._reader = RolloutReader(
-            self._decode, ends, args.failure_threshold, next(iter(step_rewards), None), self.step_environments
+            self._decode,
+            ends,
+            args.failure_threshold,
+            next(iter(step_rewards), None),
+            self.step_environments,
+            self.special_tokens,
         )
 
     @staticmethod
@@ -274,10 +282,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         given = rows, prompts, completions, completion_ids_list
         rewards = calculate_usable_rewards(self, super()._calculate_rewards, *given)
         if cycle.single_turn:  # the verdict on the turn replaces the rewards, which judge the end of an episode
-            resolved = gather_object([corrective[i].resolved for i in range(len(inputs))])
-            counted = int(self.reward_weights.nonzero()[0])
-            rewards[:] = math.nan
-            rewards[:, counted] = rewards.new_tensor(resolved) / self.reward_weights[counted].item()
+            judged = gather_object([float(corrective[i].resolved) for i in range(len(inputs))])
+            set_judgements(rewards, self.reward_weights, dict(enumerate(judged)))
         if self.args.guard_tools and self.environments:
             monitors = [environment._fission_monitor for environment in self.environments]
             stopped = gather_object([monitor.stopped is not None for monitor in monitors])
@@ -285,26 +291,13 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             rewards[gather_object([monitor.infrastructure_error is not None for monitor in monitors])] = math.nan
         resolved = {i: turn.resolved for i, turn in corrective.items()}
         if cycle.contexts and not cycle.single_turn and self.args.recovery_reward == "strict":
-            resolved = self._judge_strictly(inputs, rewards)
+            verdicts = gather_object([self._reader.is_resolved(row, i) for i, row in enumerate(inputs)])
+            strict = strict_judgements(cycle, rewards, self.reward_weights, verdicts, self.args.failure_threshold)
+            set_judgements(rewards, self.reward_weights, strict)
+            resolved = {i - cycle.offset: value == 1.0 for i, value in strict.items()}
         given = prompts, completions, completion_ids_list, rewards, self.reward_weights
         cycle.scores = CycleScores(*given, corrective, resolved)
         return rewards
-
-    def _judge_strictly(self, inputs: list[Row], rewards: Any) -> dict[int, bool]:
-        """Set the rewards of recoveries to 1 or 0; returns by local row whether they resolved the failure."""
-        cycle = self.cycle
-        sums = CycleScores((), (), (), rewards, self.reward_weights).weighted
-        own: list[bool | None] = [self._reader.is_resolved(row, i) for i, row in enumerate(inputs)]
-        counted = int(self.reward_weights.nonzero()[0])
-        resolved: dict[int, bool] = {}
-        for i, step in enumerate(gather_object(own)):
-            if not cycle.is_recovery(i) or math.isnan(sums[i]):
-                continue
-            is_right = sums[i] >= self.args.failure_threshold if step is None else step
-            rewards[i] = math.nan
-            rewards[i, counted] = float(is_right) / self.reward_weights[counted].item()
-            resolved[i - cycle.offset] = is_right
-        return resolved
 
     # -- after a cycle -----------------------------------------------------------------------------------------------
 
@@ -318,18 +311,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         environments = LocalEnvironments(
             self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
-        failed: list[FailedRollout] = []
-        for i, rollout in enumerate(rollouts):
-            group = cycle.group_of(cycle.offset + i)
-            failed.append(
-                environments.failed_rollout(i, rollout, self.args.failure_turn, zero_std[group], success[group])
-            )
-        recovers = [cycle.is_recovery(cycle.offset + i) for i in range(len(rollouts))]
-        explored = [i for i, recovery in enumerate(recovers) if not recovery]
-        firsts = [failed[i].failures[0] for i in explored if failed[i].failures]
-        counts = count_rollouts([rollouts[i] for i in explored], firsts)
-        outcomes = [RecoveryOutcome.of(one) for one, recovery in zip(rollouts, recovers, strict=True) if recovery]
-        counts["infrastructure"] += sum(outcome.reward is None for outcome in outcomes)
+        failed = environments.failed_rollouts(cycle, rollouts, self.args.failure_turn, zero_std, success)
+        counts, outcomes = count_cycle(cycle, rollouts, failed)
         counts.update(environments.pop_counts() + self.step_environments.pop_counts())
         counts.update(self.take_sharing_counts(), special_tokens=self.special_tokens.pop_count())
         if self.args.fission:
@@ -342,6 +325,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             all_outcomes = [outcome for _, outcomes in shared for outcome in outcomes]
             flat = zero_std[first_recovery:]
             self._log_cycle(self.fission.record_recovery(cycle.contexts, all_outcomes, flat, step))
+            if self.args.recovery_continues:
+                continued = gather_object(self._reader.continuations(cycle, rollouts))
+                self._log_cycle(self.fission.push_continued(cycle.contexts, continued, step))
         if first_recovery:
             self.fission.record_explore(total, zero_std[:first_recovery])
             self._log_cycle(explore_metrics(total, zero_std[:first_recovery]))

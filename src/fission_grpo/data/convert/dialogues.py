@@ -28,10 +28,10 @@ from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
-from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall, ToolResult
+from fission_grpo.core.types import FOLLOWING, ErrorKind, Message, Task, ToolCall, ToolResult
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, is_environment_name
-from fission_grpo.envs.step_calls import FOLLOWING, SNAPSHOT
+from fission_grpo.envs.step_calls import SNAPSHOT
 
 MAX_TURNS = 250
 """Most assistant turns of a row. [ours] Each becomes a task that holds all turns before it."""

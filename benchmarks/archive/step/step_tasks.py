@@ -1,6 +1,6 @@
 """The desk's training tasks as step tasks: one turn judged against a reference call, as in the paper.
 
-    python benchmarks/evidence/step_tasks.py --output runs/evidence/step_tasks.jsonl
+    python benchmarks/archive/step/step_tasks.py --output runs/evidence/step_tasks.jsonl
 
 Every task gives its first turn, and one later turn of the dialogue in which its solution is called without an error:
 the next call of the solution, or the end, where nothing is called any more. The first turn's reference is the call
