@@ -59,7 +59,7 @@ def test_a_failed_turn_is_no_task_and_its_calls_are_made_again(tmp_path):
     path, (task,) = tmp_path / "out.jsonl", convert(tmp_path, row).tasks
     path.write_text(row_of_step_task(task))
     assert [result.call.arguments for result in task.history] == [wrong]
-    assert "1 dialogues are answered in other words than in the file" in check_tasks(path)
+    assert "dialogues answered in other words than in the file: 1" in check_tasks(path)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,10 @@ def test_another_meaning_of_the_word_changes_nothing_and_is_counted(tmp_path, ot
     plain = convert(tmp_path, {key: value for key, value in row.items() if key not in COLUMNS})
     converted = convert(tmp_path, row | {"environment": other})
     assert [row_of_step_task(task) for task in converted.tasks] == [row_of_step_task(task) for task in plain.tasks]
-    assert "in 1 rows the field 'environment' names none in our form" in converted.summary()
+    assert (
+        "rows whose field 'environment' is none of desk, bfcl and module:Class, and is left out: 1"
+        in converted.summary()
+    )
     assert plain.notes == convert(tmp_path, row | {"environment": None}).notes == ()
 
 

@@ -74,7 +74,7 @@ def test_tasks_are_tried_in_their_environments_before_training(tmp_path, tokeniz
     path = lines(tmp_path / "t.jsonl", plain, IN_LOCKER | LOCKER, plain, IN_LOCKER | LOCKER | {"codes": {"blue": "b"}})
     assert len(load_training_data(path, tokenizer).rows) == 4
     said = (
-        f"{path}: 2 tasks tried in their environments; 1 references fail there, the first: {path}, row 4: ask: 'red'\n"
+        f"{path}: 2 tasks tried in their environments; references that fail there: 1, the first: {path}, row 4: ask: "
     )
     assert said in capsys.readouterr().err
     load_training_data(path, tokenizer, skip_tasks=1, num_tasks=1)

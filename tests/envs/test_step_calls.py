@@ -172,7 +172,7 @@ def test_a_mistake_is_refused_before_training_and_gives_no_results_in_it(name, c
 def test_a_dialogue_answered_in_other_words_is_counted_and_shown():
     summary = tried(step(), step(*done(RED, "opened")), step(*done(RED, "red is open")))
     assert summary == (
-        "3 tasks tried in their environments; 2 dialogues are answered in other words than in the file, the first: "
+        "3 tasks tried in their environments; dialogues answered in other words than in the file: 2, the first: "
         "tasks.jsonl, row 2: open_box: 'open: red', in the file 'opened'"
     )
     environments = StepEnvironments()
@@ -182,15 +182,18 @@ def test_a_dialogue_answered_in_other_words_is_counted_and_shown():
 
 def test_an_error_that_the_dialogue_has_in_words_is_still_that_error():
     wrong = ToolCall("open_box", {"name": "red", "code": "x"})
-    assert "1 dialogues are answered in other words" in tried(step(*done(wrong, "Error: wrong code")))
+    assert "dialogues answered in other words than in the file: 1" in tried(step(*done(wrong, "Error: wrong code")))
 
 
 def test_references_that_fail_and_tools_that_are_lacking_are_shown():
     fly = {"name": "fly", "description": "", "parameters": {"type": "object", "properties": {}}}
     task = step(reference=(ToolCall("open_box", {"name": "red", "code": "x"}),), tools=(*TOOLS, fly))
     summary = tried(task)
-    assert "1 references fail there, the first: tasks.jsonl, row 1: open_box: 'red needs another code" in summary
-    assert "1 tasks list tools that their environment lacks, the first: tasks.jsonl, row 1: fly, of Locker" in summary
+    assert "references that fail there: 1, the first: tasks.jsonl, row 1: open_box: 'red needs another code" in summary
+    assert (
+        "tasks that list tools which their environment lacks: 1, the first: tasks.jsonl, row 1: fly, of Locker"
+        in summary
+    )
     environments = StepEnvironments()
     assert environments.results(task, (ToolCall("fly"),)) is None, "nobody knows what it would have said"
     assert environments.pop_counts()["env/no_step_calls"] == 1
@@ -224,6 +227,13 @@ def test_bfcl_needs_its_classes(classes):
     pytest.importorskip("bfcl_eval")
     with pytest.raises(ValueError, match=r"classes|class names"):
         environment_of_row({"environment": "bfcl", "classes": classes})
+
+
+def test_a_users_file_in_another_folder_is_also_found_by_a_process_of_its_own(tmp_path):
+    (tmp_path / "shelves.py").write_text("from step_environments import Locker\n\nclass Shelf(Locker): ...\n")
+    environments = StepEnvironments(guard_with(ToolLimits(), isolate=True))
+    task = step(*done(RED, "open: red"), name=f"{tmp_path / 'shelves.py'}:Shelf")
+    assert environments.results(task, (BLUE,))[0].content == "open: red, blue"
 
 
 def test_a_file_is_executed_once_and_may_not_hide_another_module(tmp_path):

@@ -236,7 +236,7 @@ def try_environments(
         except RowError as problem:
             raise TaskFileError(f"{place(number)}, field '{problem.field}': {problem.what}") from problem
     notes = [
-        f"; {len(each)} {what}, the first: {place(each[0][0])}: {each[0][1]}" for what, each in tried.notes.items()
+        f"; {what}: {len(each)}, the first: {place(each[0][0])}: {each[0][1]}" for what, each in tried.notes.items()
     ]
     return f"{tried.tasks} tasks tried in their environments{''.join(notes)}" if tried.tasks else ""
 
@@ -245,14 +245,14 @@ def _try_task(number: int, task: Task, environments: StepEnvironments, tried: _T
     environment, changed = environments.at_turn(task)
     for past, now in changed[:1]:
         detail = f"{past.call.name}: {quoted(now.content)}, in the file {quoted(past.content)}"
-        tried.note("dialogues are answered in other words than in the file", number, detail)
+        tried.note("dialogues answered in other words than in the file", number, detail)
     kind, tools, reference = type(environment).__name__, tool_methods(environment), task.reference or ()
     for index, call in enumerate(reference):
         if call.name not in tools:
             fix = "correct it, or remove 'environment'"
             raise RowError(f"reference[{index}].name", f"{quoted(call.name)} is no tool of {kind}; {fix}")
     if lacking := [name for name in tool_names(task.tools) if name not in tools]:
-        tried.note("tasks list tools that their environment lacks", number, f"{', '.join(lacking)}, of {kind}")
+        tried.note("tasks that list tools which their environment lacks", number, f"{', '.join(lacking)}, of {kind}")
     for result in environments.answers(environment, task, reference):
         if result.error is not None:
-            tried.note("references fail there", number, f"{result.call.name}: {quoted(result.error)}")
+            tried.note("references that fail there", number, f"{result.call.name}: {quoted(result.error)}")

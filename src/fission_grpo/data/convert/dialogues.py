@@ -127,8 +127,8 @@ def convert_rows(
         why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "no assistant turn calls a tool"
         raise TaskFileError(f"{path}: nothing in it can become a task ({why}); is it in the layout you named?")
     counts = len(tasks) + dropped.total(), dict(dropped.most_common()), restored
-    what = "names none in our form (desk, bfcl, module:Class), and is left out as other fields are"
-    return Converted(tuple(tasks), *counts, (f"in {others} rows the field 'environment' {what}",) if others else ())
+    note = f"rows whose field 'environment' is none of desk, bfcl and module:Class, and is left out: {others}"
+    return Converted(tuple(tasks), *counts, (note,) if others else ())
 
 
 def _columns(row: Mapping[str, Any], own_fields: Collection[str]) -> dict[str, Any]:
