@@ -113,17 +113,18 @@ MISTAKES = {
     "no class": (step(name="Lockers"), "environment", "step_environments has no class 'Lockers'; it has "),
     "no file": (step(name="no/such.py:A"), "environment", "no/such.py: there is no such file"),
     "bfcl": (step(name="bfcl:"), "environment", "unknown environment"),
+    "function": (step(name="os:abort"), "environment", "os:abort is no class with a method `reset`"),
     "constructor": (
         step(name="CannotBeMade"),
         "environment",
-        "cannot be used: OSError: no licence; it must be a class",
+        "cannot be used: OSError: no licence; the class must be made",
     ),
     "arguments": (
         step(name="NeedsArguments"),
         "environment",
-        "missing 1 required positional argument: 'path'; it must",
+        "missing 1 required positional argument: 'path'; the class",
     ),
-    "no reset": (step(name="NoReset"), "environment", "no attribute 'reset'; it must be a class that is made without"),
+    "no reset": (step(name="NoReset"), "environment", "NoReset is no class with a method `reset`"),
     "reset raises": (
         step(name="ResetRaises"),
         "environment",

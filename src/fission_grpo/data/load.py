@@ -58,7 +58,7 @@ def load_training_data(
         seed: of Desk's tasks.
         reward: constants of the step reward.
         chat_template_kwargs: arguments of the chat template, the same as of the trainer's config.
-        guard: limits of the environments in which step tasks are tried, see `step_calls.guard_with`.
+        guard: limits of the environments in which step tasks are tried.
     """
     if skip_tasks < 0 or num_tasks < 0 or max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
@@ -83,8 +83,7 @@ def load_training_data(
         every = make_steps(num_tasks or DESK_TASKS, seed, "train") if tasks == DESK_STEPS else load_tasks(tasks)
         total, environments, tools = len(every), None, {}
         taken = every[skip_tasks:][: num_tasks or None]
-        if tried := try_environments(_places(tasks, skip_tasks), taken, guard):
-            show(f"{tasks}: {tried}", error=True)
+        _show_tried(tasks, try_environments(_places(tasks, skip_tasks), taken, guard))
         rows = to_rows(taken, tokenizer, chat_template_kwargs)
         judge = StepReward(reward)
     short = rows
@@ -108,6 +107,11 @@ def _places(path: str, skip: int = 0) -> Callable[[int], str]:
         return f"{path}, row {rows[skip + index]}"
 
     return place
+
+
+def _show_tried(path: str, tried: str) -> None:
+    if tried:
+        show(f"{path}: {tried}", error=True)
 
 
 def _prompt_length(

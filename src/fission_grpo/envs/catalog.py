@@ -26,7 +26,7 @@ def is_environment_name(value: Any) -> TypeGuard[str]:
 
 
 def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
-    """The environment that a row's column `environment` names: a name for its set of tools, and the class or factory.
+    """The environment that a row's column `environment` names: a name for its set of tools, and the class.
 
     "desk" is the built-in one. "bfcl" has the tools of the BFCL classes in column `classes`. Anything else is
     "my_module:MyEnv" or "path/to/file.py:MyEnv".
@@ -42,7 +42,10 @@ def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
     if not is_environment_name(name):
         forms = "write desk, bfcl, my_module:MyEnv or path/to/file.py:MyEnv"
         raise UsageError(f"unknown environment {quoted(name)}; {forms}, or rename a column that means something else")
-    return name, load_factory(name)
+    factory = load_factory(name)
+    if not isinstance(factory, type) or not callable(getattr(factory, "reset", None)):  # a file may name any function
+        raise UsageError(f"{name} is no class with a method `reset`")
+    return name, factory
 
 
 def _bfcl(classes: Any) -> tuple[str, Callable[[], Any]]:

@@ -125,7 +125,7 @@ class StepEnvironments:
                 self._environments[name] = self._guard(make)()
             except Exception as error:  # the user's code
                 what = f"{name} cannot be used: {type(error).__name__}: {error_message(error)}"
-                fix = "it must be a class that is made without arguments and has a method `reset`"
+                fix = "the class must be made without arguments"
                 raise RowError(ENVIRONMENT, f"{what}; {fix}") from error
         return self._environments[name]
 
