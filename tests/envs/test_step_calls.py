@@ -90,6 +90,11 @@ def test_a_long_result_is_cut_to_the_limit():
     assert result.content == "x" * 50 + "... [cut: 10000000 characters]"
 
 
+def test_a_dialogue_with_the_whole_of_a_long_result_is_answered_as_it_was():
+    long = step(*done(ToolCall("odd", {"how": "long"}), "x" * 10_000_000))
+    assert tried(long) == "1 tasks tried in their environments"
+
+
 @pytest.mark.parametrize(("how", "event"), [("hang", "env/timeouts"), ("down", "env/broken")])
 @pytest.mark.parametrize("isolate", [False, True])
 def test_a_call_that_nobody_can_answer_gives_no_results_and_is_counted(how, event, isolate):

@@ -21,7 +21,7 @@ from fission_grpo.core.types import FOLLOWING, Task, ToolCall, ToolResult
 from fission_grpo.envs.catalog import ENVIRONMENT, environment_of_row
 from fission_grpo.envs.restore import RunAsync, make_call, make_restorable, replayed, run_awaitable
 from fission_grpo.envs.worker import isolated
-from fission_grpo.envs.wrapper import ToolLimits, tool_methods
+from fission_grpo.envs.wrapper import ToolLimits, cut_text, tool_methods
 
 CHECKED_TASKS = 64  # tasks of a file that are tried in their environments before training [ours]
 CHECK_SECONDS = 60.0  # after which no further one is tried [ours]
@@ -162,7 +162,7 @@ class StepEnvironments:
         for past, now in replayed(environment, task.history, self._run_async):
             if problem := monitor.infrastructure_error or monitor.stopped:
                 raise RowError("messages", f"the dialogue's calls cannot be made again: {problem}")
-            if now.content == past.content:
+            if now.content in (past.content, cut_text(past.content, monitor.limits.max_result_chars)):
                 continue
             if _has_failed(now) != _has_failed(past):
                 self._counts["other_tasks"] += 1
