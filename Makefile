@@ -21,7 +21,7 @@ evidence-smoke: $(VENV)/installed  ## the whole pipeline of benchmarks/evidence 
 	$(BIN)/fission-grpo report runs/evidence/smoke
 
 evidence: $(VENV)/installed  ## what is missing of the suites (hours), then the analysis; goes on after a kill
-	for suite in episode step confirm smollm2; do \
+	for suite in static episode confirm smollm2; do \
 		$(BIN)/python benchmarks/evidence/run.py benchmarks/evidence/$$suite.yaml || exit 1; done
 	$(BIN)/python benchmarks/evidence/analyse.py --all
 

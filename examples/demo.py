@@ -1,10 +1,11 @@
-"""Train GRPO and Fission-GRPO side by side, evaluate both and the starter policy, and write a report.
+"""Train GRPO and Fission-GRPO on the same static data, evaluate both and the starter policy live, write a report.
 
     python examples/demo.py --output runs/demo
 
-Takes minutes on two cores. Both arms start from the shipped policy, train on the same tasks, and stop when the policy
-has sampled the same number of tokens. One seed is a demonstration and no evidence: the intervals are over held-out
-tasks, not over training runs.
+Takes minutes on two cores. Both arms start from the shipped policy, train on the same single turns against reference
+calls, and stop when the policy has sampled the same number of tokens. Fission-GRPO makes the failed calls in the turns'
+environment, and recovers from its real errors. Then each policy acts in live episodes. One seed is a demonstration and
+no evidence (docs/evidence.md): the intervals are over held-out tasks, not over training runs.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from fission_grpo.report.run import read_run
 
 ROOT = Path(__file__).parent.parent
 ARMS = {"grpo": "GRPO", "fission": "Fission-GRPO"}
+CONFIG = ROOT / "configs" / "desk_static.yaml"
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
@@ -46,7 +48,7 @@ def evaluation(model: str, name: str, output: Path, options: argparse.Namespace)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="output folder; replaced")
-    parser.add_argument("--tokens", type=int, default=90_000, help="tokens each arm may sample in training")
+    parser.add_argument("--tokens", type=int, default=40_000, help="tokens each arm may sample in training")
     parser.add_argument("--eval_tasks", type=int, default=300, help="held-out tasks per evaluation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -60,17 +62,18 @@ def main() -> None:
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
 
-    log_progress(f"training GRPO and Fission-GRPO, {options.tokens:,} sampled tokens each, one thread each")
+    log_progress(f"training GRPO and Fission-GRPO on static data, {options.tokens:,} sampled tokens and a thread each")
     running = {}
     for arm in ARMS:
         budget = ["--max_generated_tokens", str(options.tokens), "--max_steps", "10000", "--seed", str(options.seed)]
-        command = ["train", "--config", str(ROOT / "configs" / f"desk_{arm}.yaml"), "--save_strategy", "no", *budget]
+        fission = "true" if arm == "fission" else "false"
+        command = ["train", "--config", str(CONFIG), "--fission", fission, "--save_strategy", "no", *budget]
         running[folders[arm] / "train.log"] = start(
             [*command, "--output_dir", str(folders[arm])], folders[arm] / "train.log"
         )
     wait_for(running)
 
-    log_progress(f"evaluating the starter policy and both arms on {options.eval_tasks} held-out tasks")
+    log_progress(f"evaluating the starter policy and both arms in live episodes of {options.eval_tasks} held-out tasks")
     for group in (("base", "grpo"), ("fission",)):
         running = {}
         for arm in group:

@@ -22,8 +22,10 @@ from analysis.raw import EVALUATIONS, RunFileError  # noqa: E402
 from analysis.tables import headline, markdown  # noqa: E402
 from analysis.whole import Analysis, analyse, as_json  # noqa: E402
 
-ORDER = ("episode", "step", "confirm", "chain", "smollm2")
-"""Suites in the order of the summary: live episodes, the baseline that counts, first. Others follow by name."""
+ORDER = ("static", "episode", "confirm", "chain", "static_bfcl", "smollm2")
+"""Suites in the order of the summary: static data, then live episodes. Others follow by name."""
+PICTURED = ("static", "episode")
+"""Suites in the picture of docs/evidence.md."""
 NO_EVIDENCE = "smoke"
 """The suite that only shows that the pipeline runs; it is left out of the summary."""
 
@@ -73,7 +75,7 @@ def summarise(analyses: Sequence[Analysis], summary: Path, picture: Path) -> Non
             f"By the protocol:\n\n{found}" + (f"\n\nMissing or left out:\n\n{notes}" if notes else "")
         )
     summary.write_text("\n\n".join(parts) + "\n")
-    all_suites_png(analyses, picture)
+    all_suites_png([one for one in analyses if one.suite in PICTURED] or analyses, picture)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

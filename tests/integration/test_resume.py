@@ -26,6 +26,16 @@ from fission_grpo.training.resume import find_checkpoint
 OPTIONS = {
     "several epochs, random order, logs every 2nd step": ({"max_steps": 7, "buffer_order": "random"}, {}, (3, 4)),
     "2 x 2 updates a cycle": ({**FOUR_UPDATES, "max_steps": 9, "save_steps": 3, "logging_steps": 3}, {}, (4, 8)),
+    "mixed batches": (
+        {"max_steps": 7, "recovery_batches": "mixed", "recovery_reward": "strict", "buffer_order": "random"},
+        {},
+        (3, 6),
+    ),
+    "mixed batches with groups of two sizes": (
+        {"max_steps": 4, "recovery_batches": "mixed", "num_recovery_generations": 2, "min_buffered": 2},
+        {},
+        (2, 3),
+    ),
     "plain GRPO": ({"max_steps": 4, "fission": False, "shared_prefix": False, "count": 4}, {}, (3,)),
     "a reference model that moves": (
         {"max_steps": 3, "logging_steps": 3, "beta": 0.1, "sync_ref_model": True, "ref_model_sync_steps": 2},

@@ -128,6 +128,12 @@ def straddling(folder, processes, tape, repeat, **fields):
     return desk(folder, config | fields, tape=tape, repeat=repeat)
 
 
+def mixed(folder, processes, tape, repeat, **fields):
+    """As `straddling`, with 2 recovery groups of 6 beside 3 explored ones of 4 in a batch, as soon as there are 2."""
+    config = {"num_generations": 4, "num_recovery_generations": 6, "recovery_batches": "mixed"}
+    return straddling(folder, processes, tape, repeat, **(config | {"recovery_reward": "strict"} | fields))
+
+
 def third_letter(completions, easy, **_):
     """All easy rows succeed; of the hard ones a third or so, by the length of what was said."""
     texts = [completion[0]["content"] for completion in completions]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from endpoint_source_support import SAID, source_of
 from openai_server import OpenAIServer
-from processes_support import copied, left_by, sampled, straddling, tape_at, uneven
+from processes_support import copied, left_by, mixed, sampled, straddling, tape_at, uneven
 from vllm_stand_in import VLLMStandIn, without_vllm
 
 from fission_grpo.envs.desk.env import Desk
@@ -23,7 +23,7 @@ FOLDER, RANK, PROCESSES = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.env
 
 
 def taped(make, folder):
-    fields = {"save_strategy": "steps", "save_steps": 4} if make is straddling else {}
+    fields = {} if make is uneven else {"save_strategy": "steps", "save_steps": 4}
     return make(folder, PROCESSES, tape_at(FOLDER / f"{make.__name__}.json"), repeat=True, **fields)
 
 
@@ -156,7 +156,7 @@ def run(job):
     elif name in makers:
         trainer = makers[name](folder)
     else:
-        trainer = taped({"straddling": straddling, "uneven": uneven}[name], folder)
+        trainer = taped({"straddling": straddling, "uneven": uneven, "mixed": mixed}[name], folder)
     with without_vllm(getattr(trainer, "stand_in", None)):
         trainer.train(resume_from_checkpoint=checkpoint)
     left_by(trainer, folder)

@@ -17,7 +17,8 @@ from fission_grpo.data.step_tasks import to_rows
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.restore import TASK_KEY
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.rollouts import Cycle, CycleScores, RolloutReader
+from fission_grpo.training.cycle import Cycle, CycleScores
+from fission_grpo.training.rollouts import RolloutReader
 
 END, PADDED = 0, [7] * 99  # an end token, and tokens that make a completion of a good length
 RIGHT, WRONG = ToolCall("cd", {"dir": "a"}), ToolCall("ls")

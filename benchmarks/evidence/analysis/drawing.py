@@ -32,6 +32,14 @@ NAMES = {
     "fission": "Fission",
     "fission_fixed": "Fission, fixed text",
     "fission_shuffled": "Fission, shuffled",
+    "paper": "Fission, paper's updates",
+    "shuffled": "control: others' errors",
+    "fixed": "control: fixed text",
+    "rules": "control: rules",
+    "simulator": "Fission, simulator",
+    "offline_guess": "GRPO + known errors",
+    "offline_other": "GRPO + sampled errors",
+    "live_grpo": "GRPO, live episodes",
 }
 """Names of the main arms in pictures; others are shown without underscores, and with these words of WORDS."""
 

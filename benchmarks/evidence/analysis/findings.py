@@ -1,7 +1,7 @@
 """What the protocol's rules make of the headline comparisons: computed, so that nobody words it by hope.
 
-The rules are those of PROTOCOL.md, section Analysis: `fission` less `grpo`, less `fission_fixed` and less
-`fission_shuffled`, each for recovery and success. No other comparison is a finding.
+The rules are those of PROTOCOL.md, Analysis and Suite `static`: `fission` less `grpo` and less the controls of
+its feedback, each for recovery and success. No other comparison is a finding.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ from analysis.results import SetResult
 from analysis.verdicts import FEW, direction, points, verdict
 
 METHOD, BASELINE = "fission", "grpo"
-CONTROLS = ((METHOD, "fission_fixed"), (METHOD, "fission_shuffled"))
+CONTROLS = tuple(
+    (METHOD, control) for control in ("fission_fixed", "fission_shuffled", "shuffled", "fixed", "rules", "silent")
+)
 """Pairs that tell whether a diagnosis must be about the failure."""
-SAME_CHANGE = (("fission_dapo", "dapo"), ("fission_kl", "grpo_kl"))
-"""Variants of the method and GRPO with the same change; no findings."""
+SAME_CHANGE = (
+    ("fission_dapo", "dapo"),
+    ("fission_kl", "grpo_kl"),
+    *((METHOD, other) for other in ("paper", "alternate", "graded", "continues", "depth_2", "fewer_recoveries")),
+    *((METHOD, other) for other in ("simulator", "offline_guess", "offline_other", "live_grpo")),
+    ("fission_offline", "offline_guess"),
+)
+"""Arms that differ in one change from each other, or that a reader would compare; no findings."""
 
 PRIMARY = {"recovery": "error recovery rate", "success": "success"}
 NEEDED = "success_after_needed_error"

@@ -34,7 +34,9 @@ ROW = 0.44
 PANELS = (RECOVERY, SUCCESS)
 X_LABELS = ("percent of tasks with an own error", "percent of held-out tasks")
 SUITE_TITLES = {
-    "episode": "Episode level",
+    "static": "Static data",
+    "static_bfcl": "Static data, SmolLM2-135M",
+    "episode": "Live episodes",
     "step": "Step level",
     "confirm": "Two variants, fresh seeds and tasks",
     "smollm2": "SmolLM2-135M",

@@ -26,6 +26,8 @@ from analysis.raw import Evaluation, Suite, TaskSet, arms_of
 MAIN_SET = "held_out"
 FIRST = ("untrained", "grpo", "grpo_large_g", "fission", "fission_fixed", "fission_shuffled")
 """The main arms, in the order of tables and pictures."""
+OF_STATIC = ("paper", "shuffled", "fixed", "rules", "simulator", "offline_guess", "offline_other", "live_grpo")
+"""The main arms that only `static` has."""
 
 RATES = {"retry_loops": retry_loops, "errors_per_call": errors_per_call}
 """Rates that are known of a whole evaluation only."""

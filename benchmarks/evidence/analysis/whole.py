@@ -11,7 +11,17 @@ from analysis.findings import CONTROLS, SAME_CHANGE, findings
 from analysis.intervals import Difference
 from analysis.learning import AtEqualCost, CurvePoint, at_equal_cost, curves, over_points
 from analysis.raw import RunFileError, Suite, arms_of, read_suite
-from analysis.results import FIRST, MAIN_SET, SetResult, by_arm, differences, last_point, set_result, untrained
+from analysis.results import (
+    FIRST,
+    MAIN_SET,
+    OF_STATIC,
+    SetResult,
+    by_arm,
+    differences,
+    last_point,
+    set_result,
+    untrained,
+)
 from analysis.training import Training, trainings
 from analysis.verdicts import control_verdicts, verdicts
 
@@ -53,7 +63,7 @@ class Analysis:
     def main_arms(self) -> list[str]:
         """The main arms that are there; all arms if they are few (then there is no need to choose)."""
         arms = list(self.main.arms)
-        return arms if len(arms) <= len(FIRST) + 1 else [arm for arm in arms if arm in FIRST]
+        return arms if len(arms) <= len(FIRST) + 1 else [arm for arm in arms if arm in (*FIRST, *OF_STATIC)]
 
 
 def analyse(folder: Path, reference: str = "grpo", point: int | None = None) -> Analysis:

@@ -52,8 +52,9 @@ class TrainArguments:
         default=None,
         metadata={
             "help": "What to train on: 'desk' (the built-in environment), 'desk:2' (its tasks of two requests; up to "
-            "4), a step-task file or a case file over BFCL's environments (.jsonl, see `fission-grpo tasks`), or a "
-            "ToolRL file (rlla_*.json, *.parquet). Required."
+            "4), 'desk:steps' (its tasks as single turns against references), a step-task file or a case file over "
+            "BFCL's environments (.jsonl, see `fission-grpo tasks`), or a ToolRL file (rlla_*.json, *.parquet). "
+            "Required."
         },
     )
     num_tasks: int = field(

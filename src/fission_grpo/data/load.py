@@ -64,7 +64,8 @@ def load_training_data(
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
     if not tasks:
         raise UsageError(
-            "tasks is missing; give 'desk', 'desk:2', a step-task or case file (.jsonl), or a ToolRL file"
+            "tasks is missing; give 'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL "
+            "file"
         )
     try:
         requests = None if tasks == DESK_STEPS else requests_of(tasks)

@@ -18,9 +18,22 @@ from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
 from fission_grpo.core.rewards import is_nan, usable_reward
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained, contained_async
-from fission_grpo.training.rollouts import Cycle, CycleScores
+from fission_grpo.envs.wrapper import EpisodeMonitor
+from fission_grpo.training.cycle import Cycle, CycleScores
 
 _log = get_logger(__name__)
+
+
+def judge_stopped(rewards: Any, monitors: Sequence[EpisodeMonitor]) -> None:
+    """Set, in place, the rewards of episodes that did not end by themselves: at most 0, NaN if the environment broke.
+
+    Args:
+        rewards: tensor of all ranks' rollouts x reward functions.
+        monitors: of this rank's environments.
+    """
+    stopped = gather_object([monitor.stopped is not None for monitor in monitors])
+    rewards[stopped] = rewards[stopped].nan_to_num(0.0).clamp(max=0.0)
+    rewards[gather_object([monitor.infrastructure_error is not None for monitor in monitors])] = math.nan
 
 
 def set_judgements(rewards: Any, weights: Any, judgements: Mapping[int, float]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -31,78 +30,16 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.envs.restore import TASK_KEY, TurnVerdict, snapshot_after
+from fission_grpo.envs.restore import TASK_KEY, snapshot_after
 from fission_grpo.envs.step_calls import StepEnvironments, names_environment
 from fission_grpo.envs.wrapper import ADVICE, tool_methods
 from fission_grpo.fission.algorithm import FailedRollout
 from fission_grpo.fission.failures import find_failures
-from fission_grpo.fission.metrics import RecoveryOutcome, count_rollouts, groups_of
-from fission_grpo.fission.recovery import CorrectiveInstance, continued_task
-
-Row = dict[str, Any]
+from fission_grpo.fission.metrics import RecoveryOutcome, count_rollouts
+from fission_grpo.fission.recovery import continued_task
+from fission_grpo.training.cycle import Cycle, CycleScores, Row
 
 _log = get_logger(__name__)
-
-
-@dataclass
-class CycleScores:
-    """What TRL hands to the reward functions for this rank's rollouts, and the rewards of all ranks."""
-
-    prompts: Sequence[str | Sequence[Message]]
-    completions: Sequence[str | Sequence[Message]]
-    completion_ids: Sequence[Sequence[int]]  # with those of tool results
-    rewards: Any  # tensor of all ranks' rollouts x reward functions, NaN where a function gave none
-    weights: Any  # of the reward functions
-    corrective_turns: Mapping[int, TurnVerdict] = field(default_factory=dict)  # by local row, if judged by itself
-    resolved: Mapping[int, bool] = field(default_factory=dict)  # by local row, of recoveries judged as right or wrong
-
-    @functools.cached_property
-    def weighted(self) -> list[float]:
-        """The weighted sum of the rewards for every rollout of all ranks; NaN where no function gave one."""
-        sums = (self.rewards * self.weights.to(self.rewards.device)).nansum(dim=1)
-        return sums.masked_fill(self.rewards.isnan().all(dim=1), math.nan).tolist()
-
-
-@dataclass
-class Cycle:
-    """One generation batch of this rank: what is sampled, and what came of it."""
-
-    rows: list[Row]  # one per rollout; groups of equal rows; nobody but this package sees these objects
-    sizes: Sequence[int]  # rollouts of each group of all ranks: G where rows are explored, then G' of each recovery
-    offset: int = 0  # index of the first row in the batch of all ranks
-    contexts: Sequence[CorrectiveInstance] = ()  # of the last groups, one each; none in an explore cycle
-    single_turn: bool = False  # the corrective turn alone is sampled and judged (`recovery_scope="turn"`)
-    masks: Sequence[Sequence[int]] | None = None  # per rollout, 1 for tokens the policy sampled
-    scores: CycleScores | None = None  # set when the rewards are computed
-    starts: Sequence[Any] = ()  # per rollout, the environment's first snapshot, if `reset` draws the tasks
-    max_calling_turns: float = math.inf  # turns of an episode whose calls are made
-
-    @functools.cached_property
-    def _groups(self) -> list[int]:
-        """The index of each rollout's group, of all ranks."""
-        return [group for group, size in enumerate(self.sizes) for _ in range(size)]
-
-    def group_of(self, i: int) -> int:
-        """The index of a rollout's group; `i` counts the rollouts of all ranks."""
-        return self._groups[i]
-
-    def is_recovery(self, i: int) -> bool:
-        """Whether a rollout recovers; `i` counts the rollouts of all ranks."""
-        return self._groups[i] >= len(self.sizes) - len(self.contexts)
-
-    @property
-    def recovery_share(self) -> float:
-        """The share of the rollouts that recover, 0 to 1."""
-        return sum(map(self.is_recovery, range(len(self._groups)))) / max(1, len(self._groups))
-
-    def flat_rows(self) -> list[bool]:
-        """Return for each local row whether all judged rewards of its group are equal.
-
-        TRL's mean of equal rewards may differ from them by rounding, which leaves advantages of up to 0.001.
-        """
-        groups = [] if self.scores is None else groups_of(self.scores.weighted, self.sizes)
-        flat = [len({one for one in group if not math.isnan(one)}) <= 1 for group in groups]
-        return [flat[self.group_of(self.offset + i)] for i in range(len(self.rows))]
 
 
 def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message], start: Any = None) -> Task:

@@ -2,7 +2,8 @@
 
 A cycle is one generation batch and the updates made with it. An explore cycle samples the rows of the data set; its
 failures get feedback and become corrective instances in the buffer. A recover cycle samples G' rollouts of each of
-several corrective instances. Both are the same call to TRL with other rows; no code of TRL is copied.
+several corrective instances. With `recovery_batches="mixed"` one cycle does both. All are the same call to TRL with
+other rows; no code of TRL is copied.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
-from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, without_task
+from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, run_awaitable, without_task
 from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
@@ -46,6 +47,7 @@ from fission_grpo.training.checkpoint import (
     source_states,
 )
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
+from fission_grpo.training.cycle import Cycle, CycleScores, Row
 from fission_grpo.training.deferred_rows import (
     DeferredRows,
     check_columns,
@@ -58,18 +60,11 @@ from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rewards import (
     calculate_usable_rewards,
     group_advantages,
+    judge_stopped,
     set_judgements,
     strict_judgements,
 )
-from fission_grpo.training.rollouts import (
-    Cycle,
-    CycleScores,
-    LocalEnvironments,
-    RolloutReader,
-    Row,
-    count_cycle,
-    row_of_task,
-)
+from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, context_length
@@ -136,14 +131,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         for step_reward in step_rewards:
             step_reward.eos_ids, step_reward.decode = ends, self._decode  # it reads what the reader reads
         self.step_environments = StepEnvironments(self._guarded, self._run_async)
-        self._reader = RolloutReader(
-            self._decode,
-            ends,
-            args.failure_threshold,
-            next(iter(step_rewards), None),
-            self.step_environments,
-            self.special_tokens,
-        )
+        judge = next(iter(step_rewards), None)
+        executes = self.step_environments if args.fission else None
+        self._reader = RolloutReader(self._decode, ends, args.failure_threshold, judge, executes, self.special_tokens)
 
     @staticmethod
     def _check_fission(given: Mapping[str, Any], args: FissionGRPOConfig) -> None:
@@ -174,16 +164,18 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         if args.isolate_environments:
             factory = isolated(factory, args.tool_timeout)
         limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars, lambda: self._is_vlm)
-        return make_restorable(factory, self._run_async, self._get_snapshot, limits, self._sanitize, replays)
-
-    def _get_snapshot(self, task_id: str) -> Any:
-        return self.fission.snapshots.get(task_id)
-
-    def _sanitize(self, text: str) -> str:
-        return self.special_tokens.sanitize(text)
+        return make_restorable(
+            factory,
+            self._run_async,
+            lambda task_id: self.fission.snapshots.get(task_id),
+            limits,
+            lambda text: self.special_tokens.sanitize(text),
+            replays,
+        )
 
     def _run_async(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.async_loop).result()
+        loop = getattr(self, "async_loop", None)  # TRL starts one for its own async tools and rewards only
+        return run_awaitable(coroutine) if loop is None else asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         output = super().train(*args, **kwargs)
@@ -285,10 +277,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             judged = gather_object([float(corrective[i].resolved) for i in range(len(inputs))])
             set_judgements(rewards, self.reward_weights, dict(enumerate(judged)))
         if self.args.guard_tools and self.environments:
-            monitors = [environment._fission_monitor for environment in self.environments]
-            stopped = gather_object([monitor.stopped is not None for monitor in monitors])
-            rewards[stopped] = rewards[stopped].nan_to_num(0.0).clamp(max=0.0)
-            rewards[gather_object([monitor.infrastructure_error is not None for monitor in monitors])] = math.nan
+            judge_stopped(rewards, [environment._fission_monitor for environment in self.environments])
         resolved = {i: turn.resolved for i, turn in corrective.items()}
         if cycle.contexts and not cycle.single_turn and self.args.recovery_reward == "strict":
             verdicts = gather_object([self._reader.is_resolved(row, i) for i, row in enumerate(inputs)])
