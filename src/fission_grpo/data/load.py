@@ -63,10 +63,8 @@ def load_training_data(
     if skip_tasks < 0 or num_tasks < 0 or max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
     if not tasks:
-        raise UsageError(
-            "tasks is missing; give 'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL "
-            "file"
-        )
+        kinds = "'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL file"
+        raise UsageError(f"tasks is missing; give {kinds}")
     try:
         requests = None if tasks == DESK_STEPS else requests_of(tasks)
     except ValueError as error:
