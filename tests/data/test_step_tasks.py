@@ -205,3 +205,75 @@ def test_trl_rows_hold_the_rendered_prompt_and_the_task(tmp_path):
     assert row["prompt"].endswith("[user]Rain in Oslo?[assistant]")
     assert '"name": "weather"' in row["prompt"]
     assert task_from_json(row["fission_task"]) == tasks[0]
+
+
+# -- environments -------------------------------------------------------------------------------------------------
+
+
+def called(*ids, **more):
+    entries = [{"id": one, "function": ROW["reference"][0] | {"arguments": {"city": f"c{one}"}}} for one in ids]
+    return {"role": "assistant", "content": None, "tool_calls": entries, **more}
+
+
+def answered(one, content="wet"):
+    return {"role": "tool", "tool_call_id": one, "content": content}
+
+
+def in_environment(*dialogue, **fields):
+    return changed(messages=[*ROW["messages"], *dialogue], environment="a:B", **fields)
+
+
+def test_the_dialogues_calls_are_the_history_with_results_matched_by_id(tmp_path):
+    row = in_environment(called("1", "2"), answered("2", "two"), answered("1", "one"), called("1"), answered("1", "x"))
+    (task,) = load_step_tasks(write(tmp_path / "a.jsonl", row))
+    made = [(result.call.arguments["city"], result.content) for result in task.history]
+    assert made == [("c1", "one"), ("c2", "two"), ("c1", "x")]
+    assert load_step_tasks(write(tmp_path / "b.jsonl", row_of_step_task(task))) == [task]
+
+
+@pytest.mark.parametrize("fields", [{"environment": None}, {"snapshot": {"wet": True}}])
+def test_without_an_environment_or_with_a_snapshot_no_call_is_made_again(tmp_path, fields):
+    row = in_environment(called("1"), answered("1")) | {"snapshot": None, "following": None} | fields
+    (task,) = load_step_tasks(write(tmp_path / "a.jsonl", row))
+    assert task.history == ()
+
+
+CALL = ROW["reference"][0]
+ENVIRONMENT_MISTAKES = {
+    "no string": (
+        in_environment() | {"environment": {"name": "desk"}},
+        "environment",
+        "must be desk, bfcl or my_module",
+    ),
+    "call without result": (
+        in_environment(called("1", "2"), answered("1")),
+        "messages",
+        r"messages\[1\] has 2 calls, but 1 results follow; .* so correct the dialogue or remove 'environment'",
+    ),
+    "result without call": (in_environment(answered("1")), "messages", r"messages\[1\] is the result of no call"),
+    "user between": (
+        in_environment(called("1"), {"role": "user", "content": "?"}),
+        "messages",
+        r"messages\[1\] has 1 calls, but 0 results follow",
+    ),
+    "other id": (
+        in_environment(called("1"), answered("7")),
+        "messages",
+        r"calls \['1'\], but the results are of \['7'\]",
+    ),
+    "same id": (in_environment(called("1", "2"), answered("1"), answered("1")), "messages", r"results are of \['1'\]"),
+    "following no list": (in_environment(following="x"), "following", "must be a list of lists of calls, got 'x'"),
+    "following calls": (in_environment(following=[CALL]), "following", "must be a list of lists of calls"),
+    "following wrong": (
+        changed(following=[[CALL], [CALL | {"arguments": {"city": 3}}]]),
+        r"following\[1\]\[0\].arguments",
+        "`city` must be",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT_MISTAKES)
+def test_a_mistake_in_a_row_with_an_environment_names_row_field_and_fix(tmp_path, name):
+    row, field, message = ENVIRONMENT_MISTAKES[name]
+    with pytest.raises(TaskFileError, match=rf"bad.jsonl, row 2, field '{field}': .*{message}"):
+        load_step_tasks(write(tmp_path / "bad.jsonl", ROW, row))

@@ -1,7 +1,8 @@
 """The documentation shows what the repository holds: commands run, paths and options exist, metrics are explained.
 
 Blocks by language: ```bash and ```python run here, page by page; ```console and ```py are shown only, because they
-need a GPU, a model hub, a server or hours. A ```json block after "Save this as `NAME`" is written to that file.
+need a GPU, a model hub, a server or hours. A ```json or ```python block after "Save this as `NAME`" is written to that
+file.
 """
 
 import ast
@@ -42,7 +43,9 @@ COMMANDS = (
     "simulator check",
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SAVED = re.compile(r"Save this as `([^`]+)`[^\n]*(?:\n[^\n]+)*\n\n```json\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SAVED = re.compile(
+    r"Save this as `([^`]+)`[^\n]*(?:\n[^\n]+)*\n\n```(?:json|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
 
 
 def by_page(pages):

@@ -13,6 +13,7 @@ from scripted_policy import ScriptedPolicy
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
+from fission_grpo.data.load import load_tasks
 from fission_grpo.envs.bfcl.env import TaskError, environment_of
 from fission_grpo.envs.bfcl.tasks import (
     GeneratedCase,
@@ -20,7 +21,10 @@ from fission_grpo.envs.bfcl.tasks import (
     all_rows,
     check_case,
     load_cases,
+    step_tasks,
 )
+from fission_grpo.envs.desk.steps import make_steps
+from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.evaluation.episodes import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
@@ -212,3 +216,36 @@ def test_a_reference_that_fails_in_its_environment_is_named(tmp_path, capsys, ca
 def test_settings_that_allow_no_case_are_refused(mix):
     with pytest.raises(ValueError, match="train"):
         generate("train", 1, 0, mix)
+
+
+# -- step tasks ---------------------------------------------------------------------------------------------------
+
+
+def test_step_tasks_of_every_call_pass_in_their_environments(tmp_path, capsys):
+    options = ["--train", "12", "--heldout", "12", "--seed", "3", "--miss_func", "0.3", "--miss_param", "0.3"]
+    assert main(["tasks", "generate", "--steps", "--output", str(tmp_path / "steps"), *options]) == 0
+    shown = capsys.readouterr().out
+    assert main(["tasks", "generate", "--output", str(tmp_path / "cases"), *options]) == 0
+    for split in SPLITS:
+        cases = load_cases(tmp_path / "cases" / f"{split}.jsonl")
+        turns = [turn for case in cases for turn in case.turns]
+        tasks = load_tasks(str(tmp_path / "steps" / f"{split}.jsonl"))
+        assert len(tasks) == sum(max(1, len(turn.reference)) for turn in turns)
+        assert f"\n{len(tasks)} tasks tried in their environments\n" in shown, "all of them, and nothing is odd"
+        assert tasks == [task for case in cases for task in step_tasks(case)]
+        assert sum(not task.reference for task in tasks) == sum(not turn.reference for turn in turns) > 0
+
+
+def test_a_wrong_call_of_a_step_task_gets_the_simulators_answer(cases):
+    task = next(task for case in cases["train"] for task in step_tasks(case) if "TicketAPI" in task.columns["classes"])
+    calls = (ToolCall("get_ticket", {"ticket_id": 999999}), ToolCall("resolve_ticket"))
+    lost, incomplete = StepEnvironments().results(task, calls)
+    assert "not found" in (lost.error or "")
+    assert "missing" in (incomplete.error or "")
+
+
+def test_the_desks_step_tasks_are_written_as_training_draws_them(tmp_path):
+    options = ["--environment", "desk", "--train", "8", "--heldout", "4", "--seed", "7"]
+    assert main(["tasks", "generate", "--output", str(tmp_path), *options]) == 0
+    assert load_tasks(str(tmp_path / "train.jsonl")) == make_steps(8, 7, "train")
+    assert load_tasks(str(tmp_path / "heldout.jsonl")) == make_steps(4, 7, "held_out")

@@ -10,8 +10,11 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.envs.catalog import load_factory
+from fission_grpo.core.types import FOLLOWING
+from fission_grpo.data.step_tasks import FIELDS
+from fission_grpo.envs.catalog import ENVIRONMENT, load_factory
 from fission_grpo.envs.check import check_environment
+from fission_grpo.envs.step_calls import SNAPSHOT
 
 
 def check_environment_command(argv: list[str]) -> int:
@@ -19,7 +22,7 @@ def check_environment_command(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         make = load_factory(arguments.environment)
-        rows = read_rows(arguments.row) if arguments.row else []
+        rows = reset_rows(read_rows(arguments.row), arguments.environment) if arguments.row else []
     except UsageError as error:
         show(f"error: {error}", error=True)
         return 2
@@ -43,12 +46,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def reset_rows(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The columns that `reset` gets: of a step-task file those of the rows with this environment, if it has any."""
+    if not all({"messages", "tools", "reference"} <= row.keys() for row in rows):
+        return rows
+    own = [row for row in rows if row.get(ENVIRONMENT) == name] or rows
+    hidden = (*FIELDS, ENVIRONMENT, SNAPSHOT, FOLLOWING)
+    return [{key: value for key, value in row.items() if key not in hidden} for row in own]
+
+
 def _parser() -> argparse.ArgumentParser:
     description = "Check that an environment in TRL's convention can be trained and recovered in."
     parser = ArgumentParser("fission-grpo check-environment", description=description)
     add = parser.add_argument
     add("environment", metavar="MODULE:CLASS", help="or path/to/file.py:Class; made without arguments")
-    add("--row", type=Path, metavar="FILE", help="data set rows for reset: .json (one or a list) or .jsonl")
+    add("--row", type=Path, metavar="FILE", help="rows for reset: .json (one or a list), .jsonl, or a step-task file")
     add("--seed", type=int, default=0, help="of the calls that are tried")
     add("--seconds", type=float, default=5.0, help="time limit of one call (default %(default)s)")
     add("--json", action="store_true", help="print the report as JSON")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.result_errors import check_error_pattern
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
+from fission_grpo.data.load import check_tasks
+from fission_grpo.data.step_tasks import row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 
 
@@ -23,7 +23,7 @@ def tasks_command(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.action == "check":
-            show(check(options.file))
+            show(check_tasks(options.file, not options.no_environments))
         else:
             show(convert(options.input, options.output, options.layout, options.abstentions, options.error_pattern))
     except (TaskFileError, UsageError) as error:
@@ -36,21 +36,6 @@ def tasks_command(argv: list[str]) -> int:
     return 0
 
 
-def check(path: Path) -> str:
-    """A summary of a valid step-task or case file. Raises TaskFileError for the first mistake."""
-    from fission_grpo.data.load import is_case_file
-
-    if is_case_file(str(path)):
-        from fission_grpo.envs.bfcl.tasks import check_cases
-
-        return check_cases(path)
-    tasks = load_step_tasks(path)
-    calls = Counter(len(task.reference or ()) for task in tasks)
-    counts = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
-    tools = sum(len(task.tools) for task in tasks) / len(tasks)
-    return f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
-
-
 def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern: str | None = None) -> str:
     """Convert a file to a step-task file. Returns a report of what was dropped. Raises TaskFileError."""
     from fission_grpo.data.convert.formats import convert_file
@@ -60,10 +45,12 @@ def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern:
     layout, converted = convert_file(source, layout, abstentions, pattern)
     try:
         write_file(target, "".join(row_of_step_task(task) + "\n" for task in converted.tasks))
+    except ValueError as error:
+        raise TaskFileError(f"{source}: {error}") from error
     except OSError as error:
         reason = getattr(error.__cause__, "strerror", None) or error
         raise TaskFileError(f"{target}: cannot be written ({reason}); give another output path") from error
-    return f"{source} as {layout}: {converted.summary()}\nwritten: {check(target)}"
+    return f"{source} as {layout}: {converted.summary()}\nwritten: {check_tasks(target, environments=False)}"
 
 
 def error_pattern(text: str) -> str:
@@ -79,13 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True)
     action = actions.add_parser("check", help="check a task file; names the first mistake by row and field")
     action.add_argument("file", metavar="FILE", type=Path, help="a step-task file, or a case file of `generate`")
+    skip = "do not try the tasks in the environments that they name"
+    action.add_argument("--no_environments", action="store_true", help=skip)
     action = actions.add_parser("convert", help="make a step-task file from other data")
-    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl")
+    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl", "cases")
     action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
     action.add_argument("--abstentions", action="store_true", help="also make tasks of turns without calls")
     errors = "a tool's result with a match is an error, as is one that begins like one: its turn makes no task"
     action.add_argument("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
-    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet")
+    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet; or multi_turn_base, ...")
     action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
     actions.add_parser("generate", help="make cases over BFCL's environments; see `tasks generate --help`")
     return parser

@@ -20,6 +20,8 @@ from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageEr
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
+from fission_grpo.envs.step_calls import guard_with
+from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, make_chain, usage_reports
 from fission_grpo.inference.pretrained import loading_model, model_path, refuse_hub_kernels
@@ -182,6 +184,7 @@ def make_trainer(
         seed=args.seed,
         reward=reward,
         chat_template_kwargs=args.chat_template_kwargs,
+        guard=guard_with(ToolLimits(args.tool_timeout, args.max_tool_result_chars), args.isolate_environments),
     )
     args.model_init_kwargs = {
         "revision": model.model_revision,

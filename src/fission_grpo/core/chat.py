@@ -181,11 +181,8 @@ def dialogue_before(failure: Failure) -> list[Message]:
 def dialogue_results(messages: Sequence[Message]) -> tuple[ToolResult, ...]:
     """The calls of a dialogue's assistant messages, structured or as text, with their results, in order.
 
-    Results are matched by `tool_call_id` where the calls have ids, else by order. A system or user message may stand
-    between turns, not between a call and its result.
-
-    Raises:
-        ValueError: a call has no result, or a result no call; the message names the index of its message.
+    Results are matched by `tool_call_id` where calls and results have different ids, else by order. A system or user
+    message may stand between turns, not between a call and its result. ValueError names a message for which it does.
     """
     done: list[ToolResult] = []
     for index, message in enumerate(messages):
@@ -200,7 +197,9 @@ def dialogue_results(messages: Sequence[Message]) -> tuple[ToolResult, ...]:
             raise ValueError(f"messages[{index}] has {len(calls)} calls, but {len(answers)} results follow")
         ids = [entry.get("id") for entry in entries]
         by_id = {answer.get("tool_call_id"): answer for answer in answers}
-        if ids and None not in ids and by_id.keys() == set(ids):
+        if ids and len({*ids, None}) > len(ids) and None not in by_id:  # all have ids, and different ones
+            if by_id.keys() != set(ids):
+                raise ValueError(f"messages[{index}] has calls {ids}, but the results are of {list(by_id)}")
             answers = [by_id[one] for one in ids]
         contents = ["" if answer.get("content") is None else str(answer["content"]) for answer in answers]
         done += [read_result(call, content) for call, content in zip(calls, contents, strict=True)]

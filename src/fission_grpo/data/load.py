@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
-from fission_grpo.envs.step_calls import try_environments
+from fission_grpo.envs.step_calls import Guard, try_environments
 from fission_grpo.envs.wrapper import tool_methods
 
 DESK_STEPS = "desk:steps"  # name of the desk's tasks as single turns against references
@@ -44,6 +45,7 @@ def load_training_data(
     seed: int = 42,
     reward: RewardConfig | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    guard: Guard | None = None,
 ) -> TrainingData:
     """Load tasks for training. Prints on stderr how many there are. Raises UsageError or TaskFileError.
 
@@ -56,14 +58,13 @@ def load_training_data(
         seed: of Desk's tasks.
         reward: constants of the step reward.
         chat_template_kwargs: arguments of the chat template, the same as of the trainer's config.
+        guard: limits of the environments in which step tasks are tried.
     """
     if skip_tasks < 0 or num_tasks < 0 or max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
     if not tasks:
-        raise UsageError(
-            "tasks is missing; give 'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL "
-            "file"
-        )
+        kinds = "'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL file"
+        raise UsageError(f"tasks is missing; give {kinds}")
     try:
         requests = None if tasks == DESK_STEPS else requests_of(tasks)
     except ValueError as error:
@@ -81,8 +82,7 @@ def load_training_data(
         every = make_steps(num_tasks or DESK_TASKS, seed, "train") if tasks == DESK_STEPS else load_tasks(tasks)
         total, environments, tools = len(every), None, {}
         taken = every[skip_tasks:][: num_tasks or None]
-        if tried := try_environments(tasks, taken):
-            show(f"{tasks}: {tried}", error=True)
+        _show_tried(tasks, try_environments(_places(tasks, skip_tasks), taken, guard))
         rows = to_rows(taken, tokenizer, chat_template_kwargs)
         judge = StepReward(reward)
     short = rows
@@ -94,6 +94,23 @@ def load_training_data(
     if not short:
         raise UsageError(f"no task of {tasks} is left; lower skip_tasks or raise num_tasks, max_prompt_tokens")
     return TrainingData(short, environments, judge)
+
+
+def _places(path: str, skip: int = 0) -> Callable[[int], str]:
+    """The places of a file's tasks after the first `skip`, for messages, from their index."""
+
+    def place(index: int) -> str:
+        if not Path(path).is_file():  # built-in tasks
+            return f"{path}, task {skip + index + 1}"
+        rows = [number for number, _ in parse_json_lines(Path(path).read_bytes(), str)]
+        return f"{path}, row {rows[skip + index]}"
+
+    return place
+
+
+def _show_tried(path: str, tried: str) -> None:
+    if tried:
+        show(f"{path}: {tried}", error=True)
 
 
 def _prompt_length(
@@ -119,6 +136,24 @@ def is_case_file(path: str) -> bool:
         return False
     row = next((row for _, row in parse_json_lines(Path(path).read_bytes())), None)
     return isinstance(row, dict) and "turns" in row
+
+
+def check_tasks(path: Path, environments: bool = True) -> str:
+    """A summary of a valid step-task or case file. Raises TaskFileError for the first mistake.
+
+    With `environments`, all tasks that name an environment are tried in it.
+    """
+    if is_case_file(str(path)):
+        from fission_grpo.envs.bfcl.tasks import check_cases
+
+        return check_cases(path)
+    tasks = load_step_tasks(path)
+    calls = Counter(len(task.reference or ()) for task in tasks)
+    counts = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
+    tools = sum(len(task.tools) for task in tasks) / len(tasks)
+    summary = f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
+    tried = try_environments(_places(str(path)), tasks, most=0, seconds=0) if environments else ""
+    return f"{summary}\n{tried}" if tried else summary
 
 
 def load_tasks(path: str) -> Sequence[Task]:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
 from fission_grpo.envs.desk.env import Desk
 
 ENVIRONMENT = "environment"  # column of a row that names its environment
+_CLASS = re.compile(r"(?:[A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
+
+
+def is_environment_name(value: Any) -> TypeGuard[str]:
+    """Whether a value has the form of an environment's name; there need not be such an environment."""
+    return isinstance(value, str) and (value in ("desk", "bfcl") or _CLASS.fullmatch(value) is not None)
 
 
 def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
-    """The environment that a row's column `environment` names: a name for its set of tools, and the class or factory.
+    """The environment that a row's column `environment` names: a name for its set of tools, and the class.
 
-    "desk" is the built-in one. "bfcl" has the tools of the BFCL classes in column `classes`, without the functions in
-    `without`. Anything else is "my_module:MyEnv" or "path/to/file.py:MyEnv".
+    "desk" is the built-in one. "bfcl" has the tools of the BFCL classes in column `classes`. Anything else is
+    "my_module:MyEnv" or "path/to/file.py:MyEnv".
 
     Raises:
         UsageError: the environment is not known or cannot be imported, or a package that it needs is missing.
@@ -30,20 +38,23 @@ def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
     if name == "desk":
         return "desk", Desk
     if name == "bfcl":
-        return _bfcl(row.get("classes"), row.get("without") or ())
-    if not isinstance(name, str) or ":" not in name:
-        raise UsageError(f"unknown environment {quoted(name)}; write desk, bfcl, or my_module:MyEnv")
-    return name, load_factory(name)
+        return _bfcl(row.get("classes"))
+    if not is_environment_name(name):
+        forms = "write desk, bfcl, my_module:MyEnv or path/to/file.py:MyEnv"
+        raise UsageError(f"unknown environment {quoted(name)}; {forms}, or rename a column that means something else")
+    factory = load_factory(name)
+    if not isinstance(factory, type) or not callable(getattr(factory, "reset", None)):  # a file may name any function
+        raise UsageError(f"{name} is no class with a method `reset`")
+    return name, factory
 
 
-def _bfcl(classes: Any, without: Any) -> tuple[str, Callable[[], Any]]:
-    for field, names in (("classes", classes), ("without", without)):
-        if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
-            raise UsageError(f'environment "bfcl" needs `{field}` as a list of names, got {quoted(names)}')
+def _bfcl(classes: Any) -> tuple[str, Callable[[], Any]]:
+    if not isinstance(classes, list | tuple) or not classes or not all(isinstance(one, str) for one in classes):
+        raise UsageError(f'environment "bfcl" needs the column `classes`, a list of names, got {quoted(classes)}')
     try:
         from fission_grpo.envs.bfcl.env import environment_name, environment_of
 
-        name = environment_name(classes, without)
+        name = environment_name(classes)
         return name, environment_of(name)
     except ModuleNotFoundError as error:
         from fission_grpo.envs.bfcl import INSTALL
@@ -56,17 +67,17 @@ def _bfcl(classes: Any, without: Any) -> tuple[str, Callable[[], Any]]:
 def load_factory(name: str) -> Callable[[], Any]:
     """The class or factory `module:Class` or `path/to/file.py:Class`; modules are also looked for in the folder.
 
-    Raises UsageError if there is none.
+    A file is executed once, as a module by its own name. Raises UsageError if there is none.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise UsageError(f"{name!r}: write module:Class or path/to/file.py:Class")
     if place.endswith(".py") and not Path(place).is_file():
-        raise UsageError(f"{place}: there is no such file")
+        raise UsageError(f"{place}: there is no such file below {Path.cwd()}; correct the path")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, folder)
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _load_file(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         raise UsageError(f"{place}: cannot be imported ({type(error).__name__}: {error})") from error
     factory = getattr(module, attribute, None)
@@ -76,10 +87,20 @@ def load_factory(name: str) -> Callable[[], Any]:
     return factory
 
 
+_loaded: set[str] = set()  # names of the modules that `_load_file` has made
+
+
+@cache
 def _load_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem
+    if name in sys.modules and name not in _loaded:
+        raise ImportError(f"there is another module {name!r}; rename the file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for modules beside it, and for environments in processes of their own
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "the name ends in .py"
     assert spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    _loaded.add(name)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

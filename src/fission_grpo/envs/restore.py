@@ -128,7 +128,7 @@ def _restore_to(
     if monitor.infrastructure_error is not None:
         return
     can_replay = replays and begins_with(task, observation)
-    answers = list(_replayed(environment, task.history, run_async)) if can_replay else None
+    answers = list(replayed(environment, task.history, run_async)) if can_replay else None
     if monitor.stopped is not None:  # not by the policy that goes on from here
         monitor.record_infrastructure_error(InfrastructureError(f"a repeated call: {monitor.stopped}"), "")
     elif monitor.infrastructure_error is not None:  # of a repeated call
@@ -148,8 +148,6 @@ def _restore_to(
 
 def begins_with(task: Task, observation: Any) -> bool:
     """Whether a recovery task's prompt begins as TRL makes it of the row's prompt and this observation of `reset`."""
-    if task.reference is not None:
-        return True  # the dialogue of a step task is written, not sampled
     first = task.columns.get("prompt") or [{"role": "user", "content": ""}]
     if isinstance(task.prompt, str) or isinstance(first, str) or len(task.prompt) < len(first):
         return True  # nothing is added to a prompt that is text
@@ -165,12 +163,13 @@ def replay(environment: Any, history: Iterable[ToolResult], run_async: RunAsync 
     Calls that failed are made as well, since they may have changed the state. Left out are calls that were stopped,
     those after them, and calls of tools that the environment does not have (unknown names, standalone tools).
     """
-    return sum(now.content != past.content for past, now in _replayed(environment, history, run_async))
+    return sum(now.content != past.content for past, now in replayed(environment, history, run_async))
 
 
-def _replayed(
+def replayed(
     environment: Any, history: Iterable[ToolResult], run_async: RunAsync | None
 ) -> Iterator[tuple[ToolResult, ToolResult]]:
+    """The calls of `replay`, each made when it is asked for: its result in the history, and the one now."""
     tools = tool_methods(environment)
     monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     for past in history:

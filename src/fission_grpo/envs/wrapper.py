@@ -194,10 +194,9 @@ class EpisodeMonitor:
         return str({"error": error[: self.limits.max_result_chars]})  # a cut result would no longer be an error
 
     def _cut(self, text: str) -> str:
-        if not 0 < self.limits.max_result_chars < len(text):
-            return text
-        self.counts["truncated_results"] += 1
-        return f"{text[: self.limits.max_result_chars]}... [cut: {len(text)} characters]"
+        short = cut_text(text, self.limits.max_result_chars)
+        self.counts["truncated_results"] += short is not text
+        return short
 
 
 @contextmanager
@@ -234,6 +233,11 @@ def from_blocks(result: Any, takes_images: bool = True) -> Any:
 def _is_block(value: Any, kind: str) -> bool:
     """Whether a value is `{"type": kind, kind: ...}` and nothing more: a record with other fields is data."""
     return isinstance(value, dict) and value.get("type") == kind and value.keys() == {"type", kind}
+
+
+def cut_text(text: str, most: int) -> str:
+    """A result's text as the policy reads it: at most `most` characters (0: all), and a note on the rest."""
+    return f"{text[:most]}... [cut: {len(text)} characters]" if 0 < most < len(text) else text
 
 
 def can_snapshot(environment: Any) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fission_grpo.core.chat import MAX_LITERAL, read_mapping, read_result
+from fission_grpo.core.chat import MAX_LITERAL, dialogue_results, read_mapping, read_result
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
@@ -24,9 +25,13 @@ from fission_grpo.core.messages import (
     read_arguments,
 )
 from fission_grpo.core.result_errors import is_like_an_error, matches
+from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
 from fission_grpo.core.tool_schema import check_call, parameter_schema
-from fission_grpo.core.types import ErrorKind, Message, Task, ToolCall
+from fission_grpo.core.types import FOLLOWING, ErrorKind, Message, Task, ToolCall, ToolResult
+from fission_grpo.data.step_tasks import FIELDS
+from fission_grpo.envs.catalog import ENVIRONMENT, is_environment_name
+from fission_grpo.envs.step_calls import SNAPSHOT
 
 MAX_TURNS = 250
 """Most assistant turns of a row. [ours] Each becomes a task that holds all turns before it."""
@@ -44,6 +49,7 @@ class Dialogue:
     messages: tuple[Message, ...]
     failed: frozenset[int] = frozenset()  # indices of results that the layout itself marks as errors
     untrained: frozenset[int] = frozenset()  # indices of assistant messages with weight 0
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of a row with an environment
 
 
 RowReader = Callable[[Mapping[str, Any]], Dialogue]  # may raise RowDropped, or RowError to refuse the file
@@ -56,12 +62,14 @@ class Converted:
     tasks: tuple[Task, ...]
     rows: int  # possible tasks, kept or dropped: assistant turns, and rows that could not be read
     dropped: Mapping[str, int]  # by reason
-    restored: int  # tasks with a string in the reference converted to the type that its schema demands
+    restored: int = 0  # tasks with a string in the reference converted to the type that its schema demands
+    notes: tuple[str, ...] = ()  # what else to know
 
     def summary(self) -> str:
-        """One line of totals, then one per reason."""
+        """One line of totals, then one per reason, then the notes."""
         lines = [f"{len(self.tasks)} of {self.rows} kept ({self.restored} with strings restored to their types)"]
-        return "\n".join([*lines, *(f"  dropped {count:4d}: {reason}" for reason, count in self.dropped.items())])
+        lines += [f"  dropped {count:4d}: {reason}" for reason, count in self.dropped.items()]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def convert_rows(
@@ -70,20 +78,26 @@ def convert_rows(
     abstentions: bool = False,
     last_only: bool = False,
     pattern: str | None = None,
+    own_fields: Collection[str] | None = None,
 ) -> Converted:
     """Convert all rows of a file. Raises TaskFileError if it cannot be read, or nothing in it can become a task.
 
     With `abstentions`, assistant turns without calls also make tasks, with an empty reference. With `last_only`, only
     the last turn of a row makes a task, "FILE:ROW"; else each one does, "FILE:ROW#TURN" (from 1). A turn with weight
     0, or whose own call failed, makes none: an error is marked as one, begins like one, or matches `pattern`.
+
+    A row that names an environment keeps its columns, but for the layout's `own_fields`; None if it has no such rows.
     """
     tasks: list[Task] = []
     dropped: Counter[str] = Counter()
-    restored = 0
+    restored = others = 0
     for number, row in enumerate(read_rows(path), start=1):
         name = f"{path.stem}:{number}"
         try:
             dialogue = _without_padding(read(row), path.suffix == ".parquet")
+            if own_fields is not None and row.get(ENVIRONMENT) is not None:
+                dialogue = replace(dialogue, columns=_columns(row, own_fields))
+                others += not dialogue.columns
         except RowDropped as reason:
             dropped[str(reason)] += 1
             continue
@@ -112,7 +126,18 @@ def convert_rows(
     if not tasks:
         why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "no assistant turn calls a tool"
         raise TaskFileError(f"{path}: nothing in it can become a task ({why}); is it in the layout you named?")
-    return Converted(tuple(tasks), len(tasks) + dropped.total(), dict(dropped.most_common()), restored)
+    counts = len(tasks) + dropped.total(), dict(dropped.most_common()), restored
+    note = f"rows whose field 'environment' is none of desk, bfcl and module:Class, and is left out: {others}"
+    return Converted(tuple(tasks), *counts, (note,) if others else ())
+
+
+def _columns(row: Mapping[str, Any], own_fields: Collection[str]) -> dict[str, Any]:
+    """The columns of a row with an environment, beside its dialogue and tools; none if it is another value."""
+    if not is_environment_name(row[ENVIRONMENT]):
+        return {}
+    if row.get(SNAPSHOT) is not None:
+        raise RowDropped("it has a snapshot, which belongs to one turn only")
+    return {name: value for name, value in row.items() if name not in {*own_fields, *FIELDS, SNAPSHOT, FOLLOWING}}
 
 
 def _without_padding(dialogue: Dialogue, is_padded: bool) -> Dialogue:
@@ -159,6 +184,22 @@ def _is_error(text: str, pattern: str | None) -> bool:
 
 def _task(dialogue: Dialogue, at: int, name: str, pattern: str | None) -> tuple[Task, bool]:
     """The task to generate message `at`, and whether strings in its reference were restored to their types."""
+    history = dialogue.messages[:at]
+    reference, is_restored = _reference(dialogue, at, pattern)
+    if not dialogue.columns:
+        return Task(name, history, dialogue.tools, reference), is_restored
+    try:
+        results: tuple[ToolResult, ...] = dialogue_results(history)
+    except ValueError:
+        raise RowDropped("its environment needs one result for every call of the dialogue") from None
+    columns = dict(dialogue.columns)
+    if reference:
+        columns[FOLLOWING] = _following(dialogue, at, pattern)
+    return Task(name, history, dialogue.tools, reference, columns, history=results), is_restored
+
+
+def _reference(dialogue: Dialogue, at: int, pattern: str | None) -> tuple[tuple[ToolCall, ...], bool]:
+    """The calls of message `at`, and whether strings in them were restored. RowDropped if it can be no reference."""
     if at in dialogue.untrained:
         raise RowDropped("the turn has weight 0")
     if _failed(dialogue, at, pattern):
@@ -175,7 +216,26 @@ def _task(dialogue: Dialogue, at: int, name: str, pattern: str | None) -> tuple[
             is_unknown = problem.kind is ErrorKind.UNKNOWN_TOOL
             what = "calls a tool that is not listed" if is_unknown else "violates its tool's schema"
             raise RowDropped(f"the reference {what}")
-    return Task(name, history, dialogue.tools, reference), list(reference) != calls
+    return reference, list(reference) != calls
+
+
+def _following(dialogue: Dialogue, at: int, pattern: str | None) -> list[list[dict[str, Any]]]:
+    """The calls of the turns after message `at`, up to the next user message, as far as each can be a reference."""
+    turns: list[list[dict[str, Any]]] = []
+    for later, message in enumerate(dialogue.messages[at + 1 :], start=at + 1):
+        if message["role"] == "user":
+            return [*turns, []]
+        if message["role"] == "assistant":
+            try:
+                calls, _ = _reference(dialogue, later, pattern)
+            except RowDropped:
+                break
+            if not calls and call_in_other_form(message["content"]):
+                break
+            turns.append([call_fields(call) for call in calls])
+            if not calls:
+                break
+    return turns
 
 
 def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:

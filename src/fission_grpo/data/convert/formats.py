@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -23,6 +24,8 @@ from fission_grpo.core.messages import (
     read_content,
     read_messages,
 )
+from fission_grpo.core.tool_schema import check_call
+from fission_grpo.core.types import Task
 from fission_grpo.data.convert.dialogues import (
     Converted,
     Dialogue,
@@ -259,12 +262,43 @@ def _toolace_call(node: ast.expr, originals: Mapping[str, str]) -> dict[str, Any
     return {"name": originals.get(node.func.id, node.func.id), "arguments": arguments}
 
 
+def read_cases(path: Path) -> Converted:
+    """The step tasks of a case file, or of a category of BFCL's own cases ("multi_turn_base")."""
+    from fission_grpo.envs.bfcl.env import TaskError
+    from fission_grpo.envs.bfcl.official import MULTI_TURN
+    from fission_grpo.envs.bfcl.tasks import load_cases, official_cases, step_tasks
+
+    is_official = str(path) in MULTI_TURN and not path.exists()
+    tasks: list[Task] = []
+    dropped: Counter[str] = Counter()
+    for case in official_cases(str(path)) if is_official else load_cases(path):
+        try:
+            steps = list(step_tasks(case))
+        except TaskError:
+            dropped["a case whose reference fails in its own environment"] += 1
+            continue
+        valid = [task for task in steps if all(check_call(one, task.tools) is None for one in task.reference or ())]
+        tasks += valid
+        dropped["the reference violates its tool's schema, or its tool is held back"] += len(steps) - len(valid)
+    if not tasks:
+        raise TaskFileError(f"{path}: nothing in it can become a task; `tasks check` names the first mistake")
+    note = "these are test cases of BFCL: evaluate on them, and train on none"
+    return Converted(tuple(tasks), len(tasks) + dropped.total(), +dropped, notes=(note,) if is_official else ())
+
+
 LAYOUTS: Mapping[str, RowReader] = {
     "openai": read_openai,
     "xlam": read_xlam,
     "toolace": read_toolace,
     "hermes": read_hermes,
     "apigen-mt": read_apigen_mt,
+}
+OWN_FIELDS: Mapping[str, tuple[str, ...]] = {  # of a row, which hold its dialogue and tools
+    "openai": ("messages", "tools", "functions", "system"),
+    "xlam": ("query", "answers", "tools"),
+    "toolace": ("system", "conversations"),
+    "hermes": ("conversations", "tools"),
+    "apigen-mt": ("system", "conversations", "tools"),
 }
 
 
@@ -273,17 +307,24 @@ def convert_file(
 ) -> tuple[str, Converted]:
     """The layout of a file and its step tasks. Raises TaskFileError.
 
-    `layout` is a key of `LAYOUTS`, "toolrl", or "auto"; `abstentions` also makes tasks of turns without calls. A turn
-    whose own result matches `pattern` makes none, see `convert_rows`.
+    `layout` is a key of `LAYOUTS`, "toolrl", "cases", or "auto"; `abstentions` also makes tasks of turns without
+    calls. A turn whose own result matches `pattern` makes none, see `convert_rows`.
     """
     layout = guess_layout(path) if layout == "auto" else layout
-    if layout == "toolrl":
+    if layout in _WHOLE:
+        read_file, what = _WHOLE[layout]
         if abstentions or pattern is not None:
             option = "--abstentions" if abstentions else "--error_pattern"
-            what = "a row of ToolRL is one turn with calls, so it changes nothing"
-            raise TaskFileError(f"{path}: {option} does not fit the layout toolrl: {what}; leave it out")
-        return layout, read_toolrl(path)
-    return layout, convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern)
+            raise TaskFileError(f"{path}: {option} does not fit the layout {layout}: {what}; leave it out")
+        return layout, read_file(path)
+    converted = convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern, own_fields=OWN_FIELDS[layout])
+    return layout, converted
+
+
+_WHOLE = {  # layouts without options: their reader, and why
+    "toolrl": (read_toolrl, "a row of ToolRL is one turn with calls, so it changes nothing"),
+    "cases": (read_cases, "the turns of cases without calls are tasks anyway, and no call of a reference fails"),
+}
 
 
 def guess_layout(path: Path) -> str:
@@ -309,6 +350,8 @@ def _layouts_of(row: Mapping[str, Any]) -> list[str]:
     """The layouts that a row can be of, the likeliest first; [] for an unknown form."""
     if "reward_model" in row or {"instruction", "input", "output"} <= row.keys():
         return ["toolrl"]
+    if {"classes", "config", "turns"} <= row.keys():
+        return ["cases"]
     if "messages" in row:
         return ["openai"]
     if {"query", "answers"} <= row.keys():

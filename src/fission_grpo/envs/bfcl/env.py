@@ -68,7 +68,7 @@ class BfclEnvironment(metaclass=_NamedType):
                 raise TaskError(f"column 'scenario' must be JSON text, got {quoted(scenario)}")
             self._scenario = _load_scenario(self._classes, scenario)
         except TaskError as error:
-            raise TaskError(f"row {row.get('id', '?')!r}: {error}") from None
+            raise TaskError(f"row {row['id']!r}: {error}" if "id" in row else str(error)) from None
         self._state, self._results = self._scenario.state.copy(), []
 
     def _reward(self) -> float:

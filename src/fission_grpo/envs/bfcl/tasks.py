@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.chat import dialogue_results
 from fission_grpo.core.errors import RowError, TaskFileError
 from fission_grpo.core.files import read_task_rows
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.serialization import call_fields
+from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.envs.bfcl.env import TaskError, environment_name, environment_of
 from fission_grpo.envs.bfcl.functions import FILES, class_docs, official_schema
 from fission_grpo.envs.bfcl.judge import judge_case
-from fission_grpo.envs.bfcl.official import MultiTurnCase
+from fission_grpo.envs.bfcl.official import MultiTurnCase, multi_turn_cases
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 
 SYSTEM = "Do what the user asks with the tools."
@@ -48,10 +50,13 @@ class GeneratedCase:
     config: Mapping[str, Any]  # BFCL's `initial_config`
     turns: tuple[UserTurn, ...]
     variant: str = "base"
+    long_context: bool = False  # the scenarios are loaded with BFCL's long contents
 
     def to_json(self) -> str:
         """The line of a case file."""
         fields = asdict(self)
+        if not fields["long_context"]:
+            del fields["long_context"]
         fields["turns"] = fields.pop("turns")  # the last field of a line
         return json.dumps(fields, ensure_ascii=False)
 
@@ -65,13 +70,17 @@ def _rows_of_case(case: GeneratedCase) -> Iterator[dict[str, Any]]:
     calls = [[call_fields(call) for call in turn.reference] for turn in case.turns]
     for number, index, _, messages in _positions(case):
         if index == 0:
-            scenario = {"config": case.config, "history": calls[:number], "reference": calls[number]}
             yield {
                 "id": f"{case.id}#{number}",
                 "environment": environment_name(case.classes, case.turns[number].without),
                 "prompt": messages,
-                "scenario": json.dumps(scenario, ensure_ascii=False),
+                "scenario": _scenario(case, calls[:number], calls[number]),
             }
+
+
+def _scenario(case: GeneratedCase, history: Sequence[Any] = (), reference: Sequence[Any] = ()) -> str:
+    fields = {"config": case.config, "history": history, "reference": reference}
+    return json.dumps(fields | {"long_context": True} if case.long_context else fields, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,36 @@ def steps_of_case(case: GeneratedCase) -> Iterator[Step]:
         yield Step(task, state.copy(), turn.reference[index + 1 :])
 
 
+def step_tasks(case: GeneratedCase) -> Iterator[Task]:
+    """The tasks of `steps_of_case` with the columns of a step-task file, so that their calls can be made.
+
+    The dialogue's calls bring the environment to the turn. It has all functions of the classes; those held back are
+    not among the task's tools. Raises TaskError.
+    """
+    scenario = _scenario(case)
+    for step in steps_of_case(case):
+        columns: dict[str, Any] = {"environment": "bfcl", "classes": list(case.classes), "scenario": scenario}
+        if step.task.reference:
+            columns["following"] = _following(step)
+        messages: Any = step.task.prompt
+        yield replace(step.task, columns=columns, history=dialogue_results(messages), root=step.task.id)
+
+
+def _following(step: Step) -> list[list[dict[str, Any]]]:
+    """The calls of the user turn after a step, one by one, then none: then the assistant ends."""
+    turns: list[list[dict[str, Any]]] = []
+    for call in step.ahead:
+        if check_call(call, step.task.tools) is not None:  # some of BFCL's own call what is held back
+            return turns
+        turns.append([call_fields(call)])
+    return [*turns, []]
+
+
+def official_cases(category: str) -> Iterator[GeneratedCase]:
+    """BFCL's own cases of a multi-turn category. They are its test: train on none of them."""
+    return map(official_case, multi_turn_cases(category))
+
+
 @cache
 def case_tools(classes: tuple[str, ...], without: tuple[str, ...]) -> tuple[Mapping[str, Any], ...]:
     """The schemas of the classes' documented functions, except `without`; steps with the same tools share them."""
@@ -115,7 +154,7 @@ def official_case(case: MultiTurnCase) -> GeneratedCase:
         held_out -= {str(doc["name"]) for doc in case.added.get(number, ())}
         request = "\n".join(str(message["content"]) for message in messages) or "The missing tools are there now."
         turns.append(UserTurn(request, tuple(reference), tuple(sorted(held_out))))
-    return GeneratedCase(case.id, case.classes, case.config, tuple(turns))
+    return GeneratedCase(case.id, case.classes, case.config, tuple(turns), long_context=case.long_context)
 
 
 def _positions(case: GeneratedCase) -> Iterator[tuple[int, int, BfclState, list[dict[str, Any]]]]:
@@ -123,7 +162,7 @@ def _positions(case: GeneratedCase) -> Iterator[tuple[int, int, BfclState, list[
 
     the number of the turn, the number of the call in it, the state, and a copy of the chat messages so far.
     """
-    state = new_state(case.classes, case.config)
+    state = new_state(case.classes, case.config, case.long_context)
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
     for number, turn in enumerate(case.turns):
         messages.append({"role": "user", "content": turn.request})
@@ -177,7 +216,8 @@ def check_case(case: GeneratedCase) -> None:
             getattr(environment, call.name)(**call.arguments)
         if environment._reward() != 1.0 or environment._progress() != 1.0:
             raise TaskError(f"{row['id']}: the reference does not earn the reward")
-    entry = {"id": "multi_turn_base_0", "initial_config": case.config, "involved_classes": list(case.classes)}
+    category = "multi_turn_long_context" if case.long_context else "multi_turn_base"
+    entry = {"id": f"{category}_0", "initial_config": case.config, "involved_classes": list(case.classes)}
     reference = [turn.reference for turn in case.turns]
     verdict = judge_case(entry, [[[call] for call in turn] for turn in reference], reference)
     if not verdict.valid:
@@ -194,7 +234,9 @@ def _read_case(row: Mapping[str, Any], name: str) -> tuple[str, GeneratedCase]:
     _require(variant in VARIANTS, "variant", f"one of {', '.join(VARIANTS)}", variant)
     functions = {name for class_name in row["classes"] for name in class_docs(class_name)}
     turns = tuple(_read_turn(turn, f"turns[{i}]", functions) for i, turn in enumerate(row["turns"]))
-    return row["id"], GeneratedCase(row["id"], tuple(row["classes"]), row["config"], turns, variant)
+    long_context = row.get("long_context", False)
+    _require(isinstance(long_context, bool), "long_context", "true or false", long_context)
+    return row["id"], GeneratedCase(row["id"], tuple(row["classes"]), row["config"], turns, variant, long_context)
 
 
 def _read_turn(turn: Any, at: str, functions: set[str]) -> UserTurn:

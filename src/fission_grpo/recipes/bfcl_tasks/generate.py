@@ -1,5 +1,7 @@
 """Generate cases over BFCL's environments: a user turn is a sequence of templates that succeed one after another.
 
+With `--steps` each of their reference calls is a step task, whose environment is named so that wrong calls are made.
+
 Case number `index` depends on `random.Random(f"{seed} {split} {index}")` only: a seed gives the same files everywhere.
 """
 
@@ -9,7 +11,7 @@ import argparse
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +19,14 @@ from types import ModuleType
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import ArgumentParser, show
+from fission_grpo.core.types import Task
+from fission_grpo.data.load import check_tasks
+from fission_grpo.data.step_tasks import row_of_step_task
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.bfcl.env import TaskError
 from fission_grpo.envs.bfcl.state import BfclState, new_state
-from fission_grpo.envs.bfcl.tasks import GeneratedCase, UserTurn, check_case, check_cases, load_cases
+from fission_grpo.envs.bfcl.tasks import GeneratedCase, UserTurn, check_case, check_cases, step_tasks
+from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests
 from fission_grpo.recipes.bfcl_tasks.templates import files, maths, message, ticket, trading, travel, twitter, vehicle
 from fission_grpo.recipes.bfcl_tasks.templates.base import Rejected, Sandbox, UserRequest
@@ -59,12 +65,15 @@ def generate_command(argv: list[str]) -> int:
     """Run `fission-grpo tasks generate`. Returns 0, 1 if a check fails, or 2 for invalid options."""
     arguments = _parser().parse_args(argv)
     mix = Mix(**{field.name: getattr(arguments, field.name) for field in fields(Mix)})
+    counts = {split: n for split, n in (("train", arguments.train), ("heldout", arguments.heldout)) if n}
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
+        if arguments.environment == "desk":
+            _write_desk(arguments.output, counts, arguments.seed)
+            return 0
         overlaps = [
-            _write(arguments.output, split, count, arguments.seed, mix)
-            for split, count in (("train", arguments.train), ("heldout", arguments.heldout))
-            if count
+            _write(arguments.output / f"{split}.jsonl", generate(split, count, arguments.seed, mix), arguments.steps)
+            for split, count in counts.items()
         ]
     except ModuleNotFoundError as error:
         show(f"error: generating tasks needs {error.name}; {INSTALL}", error=True)
@@ -75,13 +84,14 @@ def generate_command(argv: list[str]) -> int:
     return 1 if any(overlaps) else 0
 
 
-def _write(folder: Path, split: str, count: int, seed: int, mix: Mix) -> bool:
+def _write(path: Path, cases: list[GeneratedCase], steps: bool) -> bool:
     """Write a split, check the file and print a summary. Returns whether a case overlaps with BFCL's."""
     started = time.monotonic()
-    path = folder / f"{split}.jsonl"
-    write_file(path, "".join(case.to_json() + "\n" for case in generate(split, count, seed, mix)))
-    show(check_cases(path))
-    cases = load_cases(path)
+    if steps:
+        _write_steps(path, (task for case in cases for task in step_tasks(case)))
+    else:
+        write_file(path, "".join(case.to_json() + "\n" for case in cases))
+        show(check_cases(path))
     overlaps = find_overlaps(cases)
     examples = f", {dict(list(overlaps.items())[:3])}" if overlaps else ""
     show(f"  overlap with BFCL's test cases: {len(overlaps) or 'none'}{examples}")
@@ -90,6 +100,17 @@ def _write(folder: Path, split: str, count: int, seed: int, mix: Mix) -> bool:
     functions = {call.name for case in cases for turn in case.turns for call in turn.reference}
     show(f"  {len(functions)} functions used; {time.monotonic() - started:.0f} s")
     return bool(overlaps)
+
+
+def _write_steps(path: Path, tasks: Iterable[Task]) -> None:
+    write_file(path, "".join(row_of_step_task(task) + "\n" for task in tasks))
+    show(check_tasks(path))
+
+
+def _write_desk(folder: Path, counts: Mapping[str, int], seed: int) -> None:
+    """Write the step tasks of the built-in environment, which are those of `--tasks desk:steps` with the same seed."""
+    for split, count in counts.items():
+        _write_steps(folder / f"{split}.jsonl", make_steps(count, seed, "held_out" if split == "heldout" else split))
 
 
 def _print_counts(name: str, counts: Counter[str]) -> None:
@@ -108,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write", default=argparse.SUPPRESS)
     add("--train", type=int, default=2000, help="training cases; 0: none")
     add("--heldout", type=int, default=400, help="held-out cases; 0: none")
+    add("--steps", action="store_true", help="write step tasks with an environment instead of cases, one per call")
+    what = "desk: step tasks of the built-in environment, --train and --heldout in number; no other option applies"
+    add("--environment", choices=("bfcl", "desk"), default="bfcl", help=what)
     add("--seed", type=int, default=0, help="the same seed gives the same files")
     add("--max_turns", type=int, default=Mix.max_turns, help="largest number of user turns; a variant adds one")
     add("--max_calls", type=int, default=Mix.max_calls, help="largest number of reference calls in a user turn")
