@@ -3,7 +3,7 @@
     python examples/demo.py --output runs/demo
 
 Takes minutes on two cores. Both arms start from the shipped policy, train on the same single turns against reference
-calls, and stop when the policy has sampled the same number of tokens. Fission-GRPO makes the failed calls in the turns'
+calls, and stop when the policy has sampled the same number of tokens. Fission-GRPO makes the failed calls in their
 environment, and recovers from its real errors. Then each policy acts in live episodes. One seed is a demonstration and
 no evidence (docs/evidence.md): the intervals are over held-out tasks, not over training runs.
 """
@@ -73,7 +73,7 @@ def main() -> None:
         )
     wait_for(running)
 
-    log_progress(f"evaluating the starter policy and both arms in live episodes of {options.eval_tasks} held-out tasks")
+    log_progress(f"evaluating the starter policy and both arms in live episodes, {options.eval_tasks} held-out tasks")
     for group in (("base", "grpo"), ("fission",)):
         running = {}
         for arm in group:
