@@ -65,6 +65,17 @@ def strict_judgements(
     }
 
 
+def correct_advantages(advantages: Any, cycle: Cycle, scale: str, skips_flat: bool | None) -> None:
+    """Correct, in place, what TRL computed for this rank: groups of two sizes, and of groups without variance 0."""
+    if cycle.scores is None:
+        return
+    if len(set(cycle.sizes)) > 1:
+        right = group_advantages(cycle.scores.weighted, cycle.sizes, scale)
+        advantages[:] = advantages.new_tensor(right[cycle.offset : cycle.offset + len(cycle.rows)])
+    if skips_flat:
+        advantages[cycle.flat_rows()] = 0.0
+
+
 def group_advantages(rewards: Sequence[float], sizes: Sequence[int], scale: str) -> list[float]:
     """The advantages of rollouts in groups of different sizes, as TRL computes them for groups of one size.
 

@@ -33,11 +33,7 @@ from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import Fission
 from fission_grpo.fission.event_log import LOG, EventLog
-from fission_grpo.fission.metrics import (
-    explore_metrics,
-    group_success,
-    zero_std_groups,
-)
+from fission_grpo.fission.metrics import explore_metrics, group_success, zero_std_groups
 from fission_grpo.training.callbacks import SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import (
     ExactCheckpointMixin,
@@ -59,7 +55,7 @@ from fission_grpo.training.deferred_rows import (
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.rewards import (
     calculate_usable_rewards,
-    group_advantages,
+    correct_advantages,
     judge_stopped,
     set_judgements,
     strict_judgements,
@@ -197,12 +193,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         with self._cycle_settings():
             rows = [copy.deepcopy(row) for row in self.cycle.rows] if self.args.fission else inputs
             output = super()._generate_and_score_completions(rows)  # which, like environments, may change its rows
-        if len(set(self.cycle.sizes)) > 1 and self.cycle.scores is not None:
-            advantages = group_advantages(self.cycle.scores.weighted, self.cycle.sizes, str(self.scale_rewards))
-            own = advantages[self.cycle.offset : self.cycle.offset + len(inputs)]
-            output["advantages"] = output["advantages"].new_tensor(own)
-        if self.args.skip_zero_signal and self.multi_objective_aggregation == "sum_then_normalize":
-            output["advantages"][self.cycle.flat_rows()] = 0.0
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            correct_advantages(output["advantages"], self.cycle, str(self.scale_rewards), self.args.skip_zero_signal)
         started = time.perf_counter()
         self._complete_cycle()
         self._observe(self._reader.read(self.cycle, bool(self.tools)))
