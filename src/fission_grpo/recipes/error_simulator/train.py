@@ -23,6 +23,7 @@ from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, SHORT_SYSTEM, SYSTEMS, PromptSettings, write_settings
+from fission_grpo.feedback.runtime_messages import learn_templates
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.recipes.error_simulator.check import check_source, metrics_table
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
@@ -124,7 +125,9 @@ def train_command(argv: list[str]) -> int:
     trainer.save_model()
     trainer.save_state()
     minutes = round((time.monotonic() - started) / 60, 1)
-    record = {"model": model.model_name_or_path, "data": script.data, "prompt": asdict(settings)}
+    prompt = {name: value for name, value in asdict(settings).items() if name != "templates"}
+    record = {"model": model.model_name_or_path, "data": script.data, "prompt": prompt}
+    record |= {"templates": len(settings.templates)}
     record |= {**evaluate_training(trainer, rows, settings), "minutes": minutes}
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
@@ -157,6 +160,10 @@ def make_trainer(
         context = TINY_POSITIONS
     else:
         loaded, tokenizer, context = load_pretrained(name, model, args)
+    templates, left_out = learn_templates(rows.train)
+    settings = replace(settings, templates=templates)
+    if left_out:
+        show(f"{left_out} rare templates of the environment's messages are left out; the guard judges such texts", error=True)
     limits = [limit for limit in (args.max_length, context) if limit]
     rows = drop_long_rows(rows, settings, tokenizer, min(limits)) if limits else rows
     evaluated = {name: some for name, some in (("seen", rows.seen), ("unseen", rows.unseen)) if some}
@@ -310,7 +317,7 @@ def evaluate_training(trainer: SFTTrainer, rows: TrainingRows, settings: PromptS
         if examples:
             record["evaluation_loss"][name] = round(logs[f"eval_{name}_loss"], 4)
             metrics, answers = check_source([source], {name: examples})
-            exact = sum(answer.text == answer.example.diagnosis for answer in answers) / len(answers)
+            exact = sum(answer.is_label for answer in answers) / len(answers)
             record["trial"][name] = {"rows": len(answers), "exact": round(exact, 4), **metrics_json(metrics[0])}
             if trainer.is_world_process_zero():
                 show(f"{metrics_table(metrics)}\nequal to the teacher   {exact:.3f}")
