@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fission_grpo.core.chat import read_result
+from fission_grpo.core.json_io import walk_json
 from fission_grpo.core.types import Failure, ToolCall
 from fission_grpo.feedback.dataset import FeedbackExample
 from fission_grpo.feedback.leak_guard import find_reference_leak
@@ -23,8 +25,15 @@ _VALUE = r"(?<!\w)(?:'.*?'|\".*?\")(?!\w)|\b\w*\d(?:[\w.:/-]*\w)?"  # in quotes,
 _VALUES = re.compile(f"(?:{_VALUE})(?:, (?:{_VALUE}))*", re.DOTALL)
 
 
-def template(text: str) -> str:
-    """A text without quoted parts, words with digits, and lists of them: "no file _; similar: _"."""
+def template(text: str, written: Iterable[Any] = ()) -> str:
+    """A text without quoted parts, words with digits, lists of them, and words that a failed call wrote.
+
+    Example:
+        Of "no event 'lunch'; lunch is E35", after a call that wrote "lunch", it is "no event _; _ is _".
+    """
+    words = [word for word in written if isinstance(word, str) and word.isalpha()]
+    if words:
+        text = re.sub(rf"(?<![\w'\"])(?:{'|'.join(words)})(?![\w'\"])", "''", text)
     return _VALUES.sub("_", text)
 
 
@@ -38,10 +47,12 @@ def learn_templates(examples: Iterable[FeedbackExample]) -> tuple[dict[str, list
     counts: Counter[str] = Counter()
     given_away: dict[str, set[str]] = defaultdict(set)
     for example in examples:
-        if example.teacher == ENVIRONMENT:
+        failure = example.failure
+        if example.teacher == ENVIRONMENT and failure.calls:
             message = message_of(example.diagnosis)
-            counts[template(message)] += 1
-            given_away[template(message)] |= _all_leaks(message, example.failure)
+            name = template(message, _written(failure))
+            counts[name] += 1
+            given_away[name] |= _all_leaks(message, failure)
     kept = [name for name, _ in counts.most_common(MAX_TEMPLATES)]
     return {name: sorted(given_away[name]) for name in kept}, len(counts) - len(kept)
 
@@ -54,18 +65,26 @@ def as_runtime(answer: Diagnosis, failure: Failure, templates: Templates) -> Dia
     if answer.text is None or not failure.calls:
         return answer
     message = message_of(answer.text)
-    allowed = templates.get(template(message))
+    allowed = templates.get(template(message, _written(failure)))
     if allowed is None or not _all_leaks(message, failure) <= set(allowed):
         return answer
     return Diagnosis(str({"error": message}), from_environment=True)
 
 
+def _written(failure: Failure) -> list[Any]:
+    """The values in the failed calls."""
+    values = (value for call in failure.calls for _, value in walk_json(call.arguments))
+    return [value for value in values if not isinstance(value, Mapping | list | tuple)]
+
+
 def _all_leaks(text: str, failure: Failure) -> set[str]:
-    """All that a text gives away of the reference: names of tools, and values by their parameters."""
-    made = [call for turn in failure.turns for call in turn.calls]
-    reference = failure.reference or ()
-    parts = [ToolCall(call.name) for call in reference]
-    # one argument at a time, in a call whose name is no secret
-    parts += [ToolCall(made[0].name, {name: value}) for call in reference for name, value in call.arguments.items()]
-    leaks = (find_reference_leak(text, [part], made, failure.tools) for part in parts)
+    """All that a text gives away of the reference: names of tools, and values by their parameters.
+
+    What the failed calls wrote is none, also for another parameter: a runtime quotes it.
+    """
+    reference, name = failure.reference or (), failure.calls[0].name
+    leaks = {find_reference_leak(text, [ToolCall(call.name)], failure.calls, failure.tools) for call in reference}
+    for parameter, value in (item for call in reference for item in call.arguments.items()):
+        written = [ToolCall(name, {parameter: other}) for other in _written(failure)] or [ToolCall(name)]
+        leaks.add(find_reference_leak(text, [ToolCall(name, {parameter: value})], written, failure.tools))
     return {leak for leak in leaks if leak is not None}
