@@ -21,6 +21,7 @@ from fission_grpo.recipes.error_simulator.check import (
     check_source,
     compute_metrics,
     draw_examples,
+    metrics_table,
 )
 
 TOOLS = (
@@ -70,6 +71,21 @@ def test_the_numbers_of_four_texts_are_those_counted_by_hand():
     assert every.leaked.interval == pytest.approx((0.0615, 0.7923), abs=1e-4)  # Wilson, 1 of 3
     assert metrics_json(every)["leaked"]["rate"] == pytest.approx(1 / 3)
     assert len(answers) == 8
+
+
+def test_a_runtimes_words_are_no_leaks_but_counted_beside_them_and_compared_with_the_data():
+    real = replace(EXAMPLES[1], diagnosis="error: no `to` but Oslo", teacher="environment")
+    answers = [
+        SourceAnswer(EXAMPLES[0], "no city; try Oslo", from_environment=True),  # a wrong call that raised nothing
+        SourceAnswer(EXAMPLES[0], "error: `to` must be Oslo"),
+        SourceAnswer(real, "{'error': 'no `to` but Oslo'}", from_environment=True),
+        SourceAnswer(real, "error: no `to`"),
+    ]
+    metrics = compute_metrics("all", answers)
+    assert (metrics.leaked.hits, metrics.exempt.hits, metrics.exempt.of) == (1, 2, 4)
+    assert (metrics.real.hits, metrics.real.of) == (1, 2)
+    assert (metrics.invented.hits, metrics.invented.of) == (1, 2)
+    assert "invented errors" in metrics_table([metrics])
 
 
 def test_latency_is_the_mean_time_per_failure():
