@@ -30,9 +30,9 @@ class LocalModelFeedback:
     """Feedback of a causal language model in this process, decoded greedily in batches; a `FeedbackSource`.
 
     The model is loaded by `check`, or for the first failure. Equal failures are processed once, those of the kinds in
-    `LEFT_TO_RULES` are left to the next source. An answer in the words of the environment that it was trained on counts
-    as the environment's, see `runtime_messages`. Reasons for missing feedback: those of `usable_text`, "prompt too
-    long" and "raised <error>".
+    `LEFT_TO_RULES` are left to the next source. An answer in words of the environment that it was trained on counts as
+    the environment's, see `runtime_messages`. Reasons for missing feedback: those of `usable_text`, "prompt too long"
+    and "raised <error>".
 
     Args:
         model_or_path: a model with `generate`; or a folder (weights, or a LoRA adapter) or hub id.

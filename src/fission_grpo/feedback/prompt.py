@@ -79,7 +79,9 @@ def read_settings(folder: Path) -> PromptSettings:
             raise ValueError(f"{path}: field '{name}' must be {kind.__name__}, got {quoted(row[name])}")
     for name, leaks in row.get("templates", {}).items():
         if not isinstance(leaks, list) or not all(isinstance(leak, str) for leak in leaks):
-            raise ValueError(f"{path}: field 'templates': {quoted(name)} must have a list of texts, got {quoted(leaks)}")
+            raise ValueError(
+                f"{path}: field 'templates': {quoted(name)} must have a list of texts, got {quoted(leaks)}"
+            )
     return PromptSettings(**row)
 
 

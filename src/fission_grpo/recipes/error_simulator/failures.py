@@ -32,7 +32,7 @@ from fission_grpo.fission.event_log import read_events
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.endpoint import EndpointOptions
-from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupt
+from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, NEEDLESS, corrupt
 from fission_grpo.recipes.error_simulator.values import call_context
 
 EVENTS, CASES, RECORDS = "fission.jsonl of a run", "case file", "cases.jsonl of an evaluation"
@@ -125,13 +125,16 @@ def corrupt_references(
 ) -> Iterator[LabelledFailure]:
     """Corrupt each reference call up to `each` times; the corruptions used least so far come first.
 
-    Tasks that cannot be used are counted in `unused`, by reason.
+    Where no call is needed only one corruption applies; it is made no more often than the most frequent other. Tasks that cannot be used are counted in `unused`, by reason.
     """
     used: Counter[str] = Counter()
     for context in contexts:
         task, count = context.task, 0
         if len(task.reference or ()) > 1:
             unused["step task: a reference of several calls is not corrupted"] += 1
+            continue
+        if not task.reference and used[NEEDLESS] > max((n for name, n in used.items() if name != NEEDLESS), default=0):
+            unused["step task: calls where none is needed are many already"] += 1
             continue
         call, rng = call_context(task), random.Random(f"{seed} {task.id}")
         for name in sorted(CORRUPTIONS, key=lambda name: (used[name], rng.random())):
