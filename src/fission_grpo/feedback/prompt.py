@@ -79,9 +79,8 @@ def read_settings(folder: Path) -> PromptSettings:
             raise ValueError(f"{path}: field '{name}' must be {kind.__name__}, got {quoted(row[name])}")
     for name, leaks in row.get("templates", {}).items():
         if not isinstance(leaks, list) or not all(isinstance(leak, str) for leak in leaks):
-            raise ValueError(
-                f"{path}: field 'templates': {quoted(name)} must have a list of texts, got {quoted(leaks)}"
-            )
+            what = f"{quoted(name)} must have a list of texts, got {quoted(leaks)}"
+            raise ValueError(f"{path}: field 'templates': {what}; train the simulator again, or delete the field")
     return PromptSettings(**row)
 
 
@@ -177,8 +176,8 @@ def _signature(tool: Mapping[str, Any]) -> str:
     schema = parameter_schema(tool)
     required = schema.get("required") or ()
     parts = []
-    for name, field in (schema.get("properties") or {}).items():
-        options = (field.get("enum") or field.get("type", "any")) if isinstance(field, Mapping) else "any"
+    for name, value in (schema.get("properties") or {}).items():
+        options = (value.get("enum") or value.get("type", "any")) if isinstance(value, Mapping) else "any"
         values = options if isinstance(options, str) else "|".join(map(str, options))
         parts.append(f"{name}{'' if name in required else '?'}: {values}")
     return f"{tool_names([tool])[0]}({', '.join(parts)})"

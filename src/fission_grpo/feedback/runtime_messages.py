@@ -1,7 +1,7 @@
 """What a runtime says, learned from the messages of an environment: their templates, and what each gives away.
 
-"no file 'plan.txt'; similar: plan_2.md" names the right file, as the runtime does. A simulator that imitates the runtime
-may say so where the environment did in its training data; any other text is held against the reference.
+"no file 'plan.txt'; similar: plan_2.md" names the right file, as the runtime does. A simulator that imitates the
+runtime may say so where the environment did in its training data; any other text is held against the reference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def template(text: str, written: Iterable[Any] = ()) -> str:
 
 
 def message_of(text: str) -> str:
-    """The message in a feedback text: of "error: no such file" and "{'error': 'no such file'}" it is "no such file"."""
+    """The message in a feedback text: "no such file" in "error: no such file" and in "{'error': 'no such file'}"."""
     return read_result(ToolCall(""), text).error or text.removeprefix("error: ")
 
 

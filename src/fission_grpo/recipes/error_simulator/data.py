@@ -196,7 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="case files, step-task files, 'desk:steps' (built in), fission.jsonl of runs, cases.jsonl of evaluations "
-        "(with their case files), transcripts with 'messages'; without any, cases over BFCL's environments are generated",
+        "(with their case files), transcripts with 'messages'; without any, cases over BFCL's environments are "
+        "generated",
     )
     add("--skip_cases", type=int, default=0, metavar="N", help="cases or tasks left out at the start of task files")
     add("--cases", type=int, default=0, metavar="N", help="cases taken of each task file, or generated; 0: all")

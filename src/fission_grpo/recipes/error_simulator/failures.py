@@ -125,7 +125,8 @@ def corrupt_references(
 ) -> Iterator[LabelledFailure]:
     """Corrupt each reference call up to `each` times; the corruptions used least so far come first.
 
-    Where no call is needed only one corruption applies; it is made no more often than the most frequent other. Tasks that cannot be used are counted in `unused`, by reason.
+    Where no call is needed only one corruption applies; it is made no more often than the most frequent other. Tasks
+    that cannot be used are counted in `unused`, by reason.
     """
     used: Counter[str] = Counter()
     for context in contexts:

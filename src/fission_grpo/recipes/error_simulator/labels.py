@@ -1,8 +1,9 @@
 """Label failures: ask teachers one after another for the feedback that a simulator should write.
 
 Every text must be specific and pass the leak guard, except what the environment itself said, else the next teacher is
-asked. An environment's message often does not say where the error is ("invalid literal for int()"); `pointed_rules` then adds the wrong argument's name.
-Where arguments break the schema, the text must name that parameter ("Ticket with ID 7 not found." does not).
+asked. An environment's message often does not say where the error is ("invalid literal for int()"); `pointed_rules`
+then adds the wrong argument's name. Where arguments break the schema, the text must name that parameter ("Ticket with
+ID 7 not found." does not).
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def make_trainer(
     settings = replace(settings, templates=templates)
     if left_out:
         show(
-            f"{left_out} rare templates of the environment's messages are left out; the guard judges such texts",
+            f"{left_out} rare templates of the environment's messages are left out; their texts are guarded",
             error=True,
         )
     limits = [limit for limit in (args.max_length, context) if limit]
