@@ -11,7 +11,7 @@ from fission_grpo.cli.simulator import simulator_command
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Task, ToolCall, Trajectory, Turn, Verdict
 from fission_grpo.evaluation.metrics import metrics_json
-from fission_grpo.feedback.dataset import FeedbackExample, write_examples
+from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, write_examples
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
 from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.failures import find_failure
@@ -143,6 +143,16 @@ def test_the_command_prints_and_writes_seen_and_unseen_apis_and_shows_leaks(tmp_
     assert [shown["failure"] for shown in written["unspecific"]] == ["c"]
     for word in ("answered", "leaked", "specific", "latency", "unseen APIs"):
         assert word in shown
+
+
+@pytest.mark.parametrize(("share", "group"), [(TRAIN, "seen APIs"), (TEST, "unseen APIs")])
+def test_all_data_may_be_in_one_file(share, group, tmp_path):
+    for name in (TRAIN, TEST):
+        write_examples(tmp_path / name, [replace(one, diagnosis="error: no") for one in EXAMPLES if name == share])
+    argv = ["--data", str(tmp_path), "--output", str(tmp_path), "--source", "rules"]
+    assert simulator_command(["check", *argv]) == 0
+    written = json.loads((tmp_path / "check.json").read_text())["groups"]
+    assert [(one["name"], one["answered"]["of"]) for one in written] == [(group, 4)]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,13 @@ def ask_sources(chain: Sequence[FeedbackSource], examples: Sequence[FeedbackExam
     ]
 
 
+def load_sides(folder: Path) -> tuple[list[FeedbackExample], list[FeedbackExample]]:
+    """The training and the test examples of a folder, of which one may be empty (`--test_share` 0 or 1)."""
+    filled = [name for name in (TRAIN, TEST) if (folder / name).is_file() and (folder / name).stat().st_size]
+    read = {name: load_examples(folder / name) for name in filled or [TRAIN]}
+    return read.get(TRAIN, []), read.get(TEST, [])
+
+
 def compute_metrics(name: str, answers: Sequence[SourceAnswer], seconds: float = 0.0) -> SourceMetrics:
     """The metrics of a group's answers, which took `seconds` in total."""
     texts = [answer for answer in answers if answer.text]
@@ -183,7 +190,7 @@ def check_command(argv: list[str]) -> int:
     Raises ValueError or OSError; the message says how to correct the data, the source or the options.
     """
     arguments = _parser().parse_args(argv)
-    train, test = (load_examples(arguments.data / name) for name in (TRAIN, TEST))
+    train, test = load_sides(arguments.data)
     extra = load_examples(arguments.usefulness) if arguments.usefulness else []
     if extra and not arguments.policy:
         raise ValueError("--usefulness needs a policy that tries again; give --policy MODEL (or 'starter')")

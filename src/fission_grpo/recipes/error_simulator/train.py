@@ -163,10 +163,7 @@ def make_trainer(
     templates, left_out = learn_templates(rows.train)
     settings = replace(settings, templates=templates)
     if left_out:
-        show(
-            f"{left_out} rare templates of the environment's messages are left out; their texts are guarded",
-            error=True,
-        )
+        show(f"{left_out} rare templates of environment messages are left out; their texts are guarded", error=True)
     limits = [limit for limit in (args.max_length, context) if limit]
     rows = drop_long_rows(rows, settings, tokenizer, min(limits)) if limits else rows
     evaluated = {name: some for name, some in (("seen", rows.seen), ("unseen", rows.unseen)) if some}
