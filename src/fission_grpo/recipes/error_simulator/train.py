@@ -37,6 +37,7 @@ HELD_OUT = 0.1  # most of the training rows kept for evaluation on seen APIs [ou
 RATES = {"full": 2e-5, "lora": 2e-4}  # learning rates: TRL's own, and ten times that for an adapter [ours]
 
 TINY = "tiny"
+SMALL = (TINY, "starter")  # models of a million parameters, which have defaults of their own
 TINY_VOCABULARY, TINY_POSITIONS = 2000, 1024  # tokens [ours]
 TINY_SETTINGS = PromptSettings(SHORT_SYSTEM, characters=400, brief=True)  # about 150 tokens [ours]
 TINY_TRAINING = {  # [ours]
@@ -52,9 +53,10 @@ TINY_TRAINING = {  # [ours]
 DESCRIPTION = f"""\
 Train a model to write feedback, with TRL's SFTTrainer and loss on the feedback only. Every option below can also be
 given in the YAML file of --config FILE (without the dashes); the command line overrides it. Beyond our own options
-these are TRL's SFTConfig and ModelConfig. --model_name_or_path (or --model) is a folder, a hub id, or '{TINY}': a new
-model of 1.2M parameters, for machines without a GPU. --use_peft true trains a LoRA adapter. The folder of
---output_dir (or --output) holds all that a feedback source needs. Ctrl-C saves a checkpoint and says how to resume."""
+these are TRL's SFTConfig and ModelConfig. --model_name_or_path (or --model) is a folder, a hub id, or, for machines
+without a GPU, '{TINY}': a new model of 1.2M parameters, or 'starter': the starter policy, with the same defaults.
+--use_peft true trains a LoRA adapter. The folder of --output_dir (or --output) holds all that a feedback source needs.
+Ctrl-C saves a checkpoint and says how to resume."""
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -96,7 +98,7 @@ def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelCon
     argv = ["=".join([names.get(name, name), *value]) for name, *value in (arg.split("=", 1) for arg in argv)]
     _, _, model = parse_options(make_parser(), argv)
     parser = make_parser()
-    if model.model_name_or_path == TINY:
+    if model.model_name_or_path in SMALL:
         parser.set_defaults(**TINY_TRAINING)
     else:
         parser.set_defaults(learning_rate=RATES["lora" if model.use_peft else "full"])
@@ -153,7 +155,7 @@ def make_trainer(
         raise UsageError(f"model is missing; give a folder, a hub id, or '{TINY}'")
     if name == "starter-size":
         raise UsageError(f"model 'starter-size' is now called '{TINY}'; give --model {TINY}")
-    settings = prompt_settings(script, TINY_SETTINGS if name == TINY else PromptSettings())
+    settings = prompt_settings(script, TINY_SETTINGS if name in SMALL else PromptSettings())
     rows = read_rows(script.data, args.seed, script.max_rows, script.evaluate_rows)
     if name == TINY:
         loaded, tokenizer = make_tiny_model(rows.train, settings, args.seed)
