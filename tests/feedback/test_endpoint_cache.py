@@ -119,7 +119,7 @@ def test_a_local_simulator_remembers_what_it_said_before_a_checkpoint():
     source = LocalModelFeedback("no such model")
     source.load_state({"known": [[recovery_id(failure_of()), "error: said before", None]]})
     assert answers_of(source) == [Diagnosis("error: said before")]
-    assert source.state() == {"known": [[recovery_id(failure_of()), "error: said before", None]]}
+    assert source.state() == {"known": [[recovery_id(failure_of()), "error: said before", None, False]]}
 
 
 def test_another_model_prompt_or_sampling_is_another_entry(server, tmp_path):

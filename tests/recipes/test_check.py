@@ -11,7 +11,7 @@ from fission_grpo.cli.simulator import simulator_command
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import Task, ToolCall, Trajectory, Turn, Verdict
 from fission_grpo.evaluation.metrics import metrics_json
-from fission_grpo.feedback.dataset import FeedbackExample, write_examples
+from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, write_examples
 from fission_grpo.feedback.sources import FIXED_TEXT, FunctionSource
 from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.failures import find_failure
@@ -21,6 +21,7 @@ from fission_grpo.recipes.error_simulator.check import (
     check_source,
     compute_metrics,
     draw_examples,
+    metrics_table,
 )
 
 TOOLS = (
@@ -70,6 +71,21 @@ def test_the_numbers_of_four_texts_are_those_counted_by_hand():
     assert every.leaked.interval == pytest.approx((0.0615, 0.7923), abs=1e-4)  # Wilson, 1 of 3
     assert metrics_json(every)["leaked"]["rate"] == pytest.approx(1 / 3)
     assert len(answers) == 8
+
+
+def test_a_runtimes_words_are_no_leaks_but_counted_beside_them_and_compared_with_the_data():
+    real = replace(EXAMPLES[1], diagnosis="error: no `to` but Oslo", teacher="environment")
+    answers = [
+        SourceAnswer(EXAMPLES[0], "no city; try Oslo", from_environment=True),  # a wrong call that raised nothing
+        SourceAnswer(EXAMPLES[0], "error: `to` must be Oslo"),
+        SourceAnswer(real, "{'error': 'no `to` but Oslo'}", from_environment=True),
+        SourceAnswer(real, "error: no `to`"),
+    ]
+    metrics = compute_metrics("all", answers)
+    assert (metrics.leaked.hits, metrics.exempt.hits, metrics.exempt.of) == (1, 2, 4)
+    assert (metrics.real.hits, metrics.real.of) == (1, 2)
+    assert (metrics.invented.hits, metrics.invented.of) == (1, 2)
+    assert "invented errors" in metrics_table([metrics])
 
 
 def test_latency_is_the_mean_time_per_failure():
@@ -127,6 +143,16 @@ def test_the_command_prints_and_writes_seen_and_unseen_apis_and_shows_leaks(tmp_
     assert [shown["failure"] for shown in written["unspecific"]] == ["c"]
     for word in ("answered", "leaked", "specific", "latency", "unseen APIs"):
         assert word in shown
+
+
+@pytest.mark.parametrize(("share", "group"), [(TRAIN, "seen APIs"), (TEST, "unseen APIs")])
+def test_all_data_may_be_in_one_file(share, group, tmp_path):
+    for name in (TRAIN, TEST):
+        write_examples(tmp_path / name, [replace(one, diagnosis="error: no") for one in EXAMPLES if name == share])
+    argv = ["--data", str(tmp_path), "--output", str(tmp_path), "--source", "rules"]
+    assert simulator_command(["check", *argv]) == 0
+    written = json.loads((tmp_path / "check.json").read_text())["groups"]
+    assert [(one["name"], one["answered"]["of"]) for one in written] == [(group, 4)]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from openai_server import OpenAIServer
 from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, accepts, refuses
 
 from fission_grpo.cli.simulator import simulator_command
+from fission_grpo.core.chat import dialogue_results
 from fission_grpo.core.serialization import recovery_id
 from fission_grpo.core.types import (
     ErrorKind,
@@ -17,7 +19,13 @@ from fission_grpo.core.types import (
     ToolCall,
     Turn,
 )
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.desk.steps import make_steps
+from fission_grpo.envs.restore import make_call
+from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.feedback.dataset import load_examples
+from fission_grpo.feedback.prompt import PromptSettings
+from fission_grpo.feedback.runtime_messages import message_of
 from fission_grpo.fission.event_log import EventLog
 from fission_grpo.inference.base import Reply
 from fission_grpo.recipes.error_simulator.failures import (
@@ -158,6 +166,40 @@ def test_a_step_task_file_becomes_data_with_a_readme(tmp_path, capsys):
     assert (out / "train.jsonl").read_text() == first
 
 
+def test_failures_of_the_built_in_steps_get_the_desks_own_words_which_their_prompts_do_not_hold(tmp_path):
+    argv = ["--tasks", "desk:steps", "--cases", "16", "--count", "0", "--test_share", "0", "--output", str(tmp_path)]
+    assert simulator_command(["data", *argv, "--seed", "5"]) == 0
+    tasks = {task.prompt: task for task in map(as_key, make_steps(16, 5, "train"))}
+    examples = load_examples(tmp_path / "train.jsonl")
+    raised = [one for one in examples if one.failure.kind is ErrorKind.RAISED and one.teacher == "environment"]
+    assert len(raised) > 10
+    for one in raised:
+        desk = Desk()
+        desk.reset(**tasks[as_key(one.failure.task).prompt].columns)
+        for past in dialogue_results(one.failure.task.prompt):
+            getattr(desk, past.call.name)(**past.call.arguments)
+        results = [make_call(tool_methods(desk), call) for call in one.failure.calls]
+        assert one.diagnosis == f"error: {next(result.error for result in results if result.error)}"
+    for one in examples:
+        if one.failure.calls and one.teacher == "environment" and one.failure.kind is not ErrorKind.UNKNOWN_TOOL:
+            assert message_of(one.diagnosis) not in PromptSettings().messages(one.failure)[-1]["content"]
+    assert read_record(tmp_path)["executed"]["env/step_calls"] > 10
+
+
+def as_key(task):
+    """The task with a prompt that can be looked up."""
+    return replace(task, prompt=tuple(json.dumps(dict(message)) for message in task.prompt))
+
+
+def test_a_task_whose_environment_cannot_be_used_is_named_with_the_field(tmp_path, capsys):
+    row = {"id": "t", "messages": [ASK], "tools": [CLOSE], "reference": [], "environment": "no_module:Env"}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+    argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path / "out")]
+    assert simulator_command(["data", *argv]) == 1
+    error = capsys.readouterr().err
+    assert "tasks.jsonl: task 1 ('t'): field 'environment': no_module: cannot be imported" in error
+
+
 def policy_failures(tmp_path, *policy):
     row = {"messages": [ASK], "tools": [CLOSE], "reference": [{"name": "close", "arguments": {"ticket_id": 7}}]}
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{i}", **row}) + "\n" for i in range(4)))
@@ -192,6 +234,7 @@ def test_a_local_policys_failures_are_kept_with_what_it_wrote(tmp_path):
         (["--test_share", "2"], "--test_share must be from 0 to 1, got 2.0"),
         (["--skip_cases", "3"], "--skip_cases needs --tasks"),
         (["--teacher", "me"], "no feedback source is called 'me'"),
+        (["--tasks", "desk:steps", "--cases", "200000"], "of desk:steps at most 100,000 tasks can be drawn"),
         (["--each", "0"], "--each must be at least 1"),
         (["--shortest", "9", "--longest", "3"], "0 <= shortest <= longest"),
         (["--tasks", "missing.jsonl"], "missing.jsonl: cannot be read"),

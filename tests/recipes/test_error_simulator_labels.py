@@ -7,6 +7,7 @@ from simulator_support import ASK, CLOSE, RIGHT, TASK, WRONG, found, refuses
 
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.feedback.dataset import FeedbackExample, make_example
+from fission_grpo.feedback.sources import FunctionSource
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure, StepContext, judge_reply
 from fission_grpo.recipes.error_simulator.filters import (
     FilterLimits,
@@ -51,12 +52,23 @@ def test_a_message_beside_the_schemas_fault_is_left_for_the_rules():
     assert labels.rejected == Counter({"environment: beside the fault": 1})
 
 
-def test_a_leaking_message_and_one_nobody_can_label_are_dropped_and_counted():
-    def tells(calls):
-        return tuple(ToolResult(call, "{'error': 'close 7'}", "close 7: use 7 for ticket_id") for call in calls)
+def names_the_ticket(calls):
+    return tuple(ToolResult(call, "{'error': 'close 7'}", "close 7: use 7 for ticket_id") for call in calls)
 
-    one = LabelledFailure(make_example(judge_reply(StepContext(TASK, tells), WRONG), "A", "fission"), "r")
+
+def test_what_the_environment_gives_away_is_a_label_and_passes_the_filters():
+    one = LabelledFailure(make_example(judge_reply(StepContext(TASK, names_the_ticket), WRONG), "A", "fission"), "r")
     labels = label([one], make_teachers("environment"))
+    assert [made.example.diagnosis for made in labels.labelled] == ["error: close 7: use 7 for ticket_id"]
+    assert filter_failures(labels.labelled, FilterLimits()) == (list(labels.labelled), Counter())
+
+
+def test_a_leak_of_another_teacher_and_a_failure_nobody_can_label_are_dropped_and_counted():
+    def tell(failure):
+        return "error: use 7 for ticket_id"
+
+    one = LabelledFailure(make_example(judge_reply(StepContext(TASK, names_the_ticket), WRONG), "A", "fission"), "r")
+    labels = label([one], [FunctionSource("model", tell)])
     assert (labels.labelled, labels.dropped) == ((), Counter({"leak": 1}))
 
 

@@ -186,17 +186,20 @@ def test_an_adapter_is_trained_and_its_folder_is_a_source(trained, data, tmp_pat
     assert not (tmp_path / "model.safetensors").exists()
     source = LocalModelFeedback(str(tmp_path))
     source.check()
-    assert read_settings(tmp_path) == PromptSettings(SYSTEM, 300, False)
+    assert replace(read_settings(tmp_path), templates={}) == PromptSettings(SYSTEM, 300, False)
     assert len(FeedbackRequest(failures(), [source]).feedback()) == 3
 
 
 def test_the_saved_folder_answers_in_a_chain_with_its_own_prompt_settings(trained):
-    assert read_settings(trained[0]) == PromptSettings(SHORT_SYSTEM, 400, True)
+    settings = read_settings(trained[0])
+    assert replace(settings, templates={}) == PromptSettings(SHORT_SYSTEM, 400, True)
+    assert settings.templates == {name: [] for name in settings.templates}  # schemas give no value away
+    assert "missing required argument `seats`" in settings.templates
     source = LocalModelFeedback(str(trained[0]), max_new_tokens=8)
     unreadable = Failure(failures()[0].task, (parse("<tool_call>{"),), ErrorKind.UNPARSED, "unclosed <tool_call>")
     asked = [*failures(), failures()[0], unreadable]
     feedback = FeedbackRequest(asked, [source, *make_chain("rules")]).feedback()
-    assert source._settings == PromptSettings(SHORT_SYSTEM, 400, True)
+    assert source._settings == settings
     assert all(told.source in ("local", "rules") for told in feedback)
     assert (feedback[4].source, feedback[4].rejected) == ("rules", ())  # left to the rules, counted nowhere
     assert feedback[0] == feedback[3]
@@ -244,6 +247,10 @@ def test_a_folder_without_a_model_is_refused_before_the_run(tmp_path, trained):
         ("{", "simulator.json: not JSON"),
         ('{"system": "x"}', "must be an object with system, characters, brief"),
         ('{"system": "x", "characters": "9", "brief": true}', "field 'characters' must be int, got '9'"),
+        (
+            '{"system": "x", "characters": 9, "brief": true, "templates": {"no _": "all"}}',
+            "'templates': 'no _' must have a list of texts, got 'all'",
+        ),
     ],
 )
 def test_broken_prompt_settings_are_named(text, expected, tmp_path):
@@ -253,7 +260,7 @@ def test_broken_prompt_settings_are_named(text, expected, tmp_path):
 
 
 def test_prompt_settings_are_read_back(tmp_path):
-    settings = PromptSettings("Say why.", 77, True)
+    settings = PromptSettings("Say why.", 77, True, {"no file _": ["the value of `name`"]})
     write_settings(tmp_path / "new", settings)
     assert read_settings(tmp_path / "new") == settings
     assert read_settings(tmp_path) == PromptSettings()

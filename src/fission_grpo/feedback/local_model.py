@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, PromptSettings, read_settings
+from fission_grpo.feedback.runtime_messages import as_runtime
 from fission_grpo.feedback.sources import Diagnosis, completed
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.local import LocalPolicy, prompt_text
@@ -28,8 +30,9 @@ class LocalModelFeedback:
     """Feedback of a causal language model in this process, decoded greedily in batches; a `FeedbackSource`.
 
     The model is loaded by `check`, or for the first failure. Equal failures are processed once, those of the kinds in
-    `LEFT_TO_RULES` are left to the next source. Reasons for missing feedback: those of `usable_text`, "prompt too
-    long" and "raised <error>".
+    `LEFT_TO_RULES` are left to the next source. An answer in words of the environment that it was trained on counts as
+    the environment's, see `runtime_messages`. Reasons for missing feedback: those of `usable_text`, "prompt too long"
+    and "raised <error>".
 
     Args:
         model_or_path: a model with `generate`; or a folder (weights, or a LoRA adapter) or hub id.
@@ -86,10 +89,10 @@ class LocalModelFeedback:
 
     def state(self) -> dict[str, Any]:
         """Return the remembered answers in their order, so that a resumed run repeats no request."""
-        return {"known": [[name, answer.text, answer.reason] for name, answer in self._known.items()]}
+        return {"known": [[name, *astuple(answer)] for name, answer in self._known.items()]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._known = {name: Diagnosis(text, reason) for name, text, reason in state["known"]}
+        self._known = {name: Diagnosis(*answer) for name, *answer in state["known"]}
 
     def _generate(self, failures: Sequence[Failure]) -> list[Diagnosis]:
         """One answer each. If a batch raises, its failures are processed one by one, so that only one is lost."""
@@ -112,8 +115,10 @@ class LocalModelFeedback:
         return [
             Diagnosis(None, "prompt too long")
             if reply.truncated and not reply.tokens
-            else usable_text(reply.text, reply.truncated, dialogue[-1]["content"])
-            for reply, dialogue in zip(replies, dialogues, strict=True)
+            else as_runtime(
+                usable_text(reply.text, reply.truncated, dialogue[-1]["content"]), failure, settings.templates
+            )
+            for reply, dialogue, failure in zip(replies, dialogues, failures, strict=True)
         ]
 
     def _load(self) -> LocalPolicy:

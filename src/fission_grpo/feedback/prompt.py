@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.chat import dialogue_before
 from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import NotJson, quoted, read_json
-from fission_grpo.core.tool_schema import parameter_schema, tool_names
+from fission_grpo.core.tool_schema import check_call, parameter_schema, tool_names
 from fission_grpo.core.types import ErrorKind, Failure, Message
+from fission_grpo.feedback.runtime_messages import Templates
 
 SYSTEM = """\
 You simulate the runtime of a tool-calling assistant. The assistant's last turn failed. Write the error message that \
@@ -34,16 +35,18 @@ SETTINGS = "simulator.json"
 # [paper] Format errors get a deterministic message. That these are the kinds without a model is [inferred].
 LEFT_TO_RULES = frozenset({ErrorKind.UNPARSED, ErrorKind.TRUNCATED, ErrorKind.OUT_OF_TURNS})
 
+_OF_CALLS = frozenset({ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED})
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How a failure is shown to a feedback model; see `failure_text`."""
+    """How a failure is shown to a feedback model, see `failure_text`, and what its answers may say."""
 
     system: str = SYSTEM
     characters: int = CHARACTERS
     brief: bool = False
+    templates: Templates = field(default_factory=dict)  # of the messages that the model may write unguarded
 
     def messages(self, failure: Failure) -> list[dict[str, Any]]:
         return messages_about(failure_text(failure, self.characters, self.brief), self.system)
@@ -68,11 +71,16 @@ def read_settings(folder: Path) -> PromptSettings:
     except (NotJson, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error}); restore it, or delete it to use the defaults") from error
     kinds = {"system": str, "characters": int, "brief": bool}
-    if not isinstance(row, dict) or row.keys() != kinds.keys():
+    optional: dict[str, type] = {"templates": dict}  # older simulators have none
+    if not isinstance(row, dict) or not kinds.keys() <= row.keys() <= (kinds | optional).keys():
         raise ValueError(f"{path}: must be an object with {', '.join(kinds)}; restore it, or delete it")
-    for name, kind in kinds.items():
-        if type(row[name]) is not kind:
+    for name, kind in (kinds | optional).items():
+        if type(row.get(name, kind())) is not kind:
             raise ValueError(f"{path}: field '{name}' must be {kind.__name__}, got {quoted(row[name])}")
+    for name, leaks in row.get("templates", {}).items():
+        if not isinstance(leaks, list) or not all(isinstance(leak, str) for leak in leaks):
+            what = f"{quoted(name)} must have a list of texts, got {quoted(leaks)}"
+            raise ValueError(f"{path}: field 'templates': {what}; train the simulator again, or delete the field")
     return PromptSettings(**row)
 
 
@@ -112,10 +120,12 @@ def failure_text(failure: Failure, characters: int = CHARACTERS, brief: bool = F
 
 def _failed_turn(failure: Failure, limit: int) -> str:
     kind, message = failure.kind, failure.detail
-    if kind == ErrorKind.RAISED and not failure.turns[-1].results:
-        # without results (step tasks, and the examples a simulator is trained on) a call that would raise is just
-        # a wrong one: the message of the tool is for the simulator to write
-        kind, message = ErrorKind.WRONG_CALL, ""
+    if kind in _OF_CALLS and not failure.turns[-1].results:
+        # nothing was executed (step tasks, and the examples a simulator is trained on), so the schemas alone say what
+        # is wrong: the message of the tool is for the simulator to write
+        problems = (check_call(call, failure.tools) for call in failure.calls if failure.tools)
+        problem = next(filter(None, problems), None)
+        kind, message = (problem.kind, problem.message) if problem else (ErrorKind.WRONG_CALL, "")
     parts = ["# Failed turn", _cut_end(failure.turns[-1].text, limit), f"# Kind of failure\n{kind}"]
     if message:
         parts.append(f"# The runtime's own message\n{_cut_end(message, limit)}")
@@ -166,8 +176,8 @@ def _signature(tool: Mapping[str, Any]) -> str:
     schema = parameter_schema(tool)
     required = schema.get("required") or ()
     parts = []
-    for name, field in (schema.get("properties") or {}).items():
-        options = (field.get("enum") or field.get("type", "any")) if isinstance(field, Mapping) else "any"
+    for name, value in (schema.get("properties") or {}).items():
+        options = (value.get("enum") or value.get("type", "any")) if isinstance(value, Mapping) else "any"
         values = options if isinstance(options, str) else "|".join(map(str, options))
         parts.append(f"{name}{'' if name in required else '?'}: {values}")
     return f"{tool_names([tool])[0]}({', '.join(parts)})"

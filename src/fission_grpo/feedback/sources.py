@@ -17,6 +17,7 @@ from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
 from fission_grpo.feedback.rules import rules
 
+ENVIRONMENT = "environment"  # name of the source of the environment's own messages
 # [paper] Feedback where there is nothing better, and where the simulator fails.
 FIXED_TEXT = "error: you made a mistake. please try again."
 MAX_COUNT = 1e15
@@ -156,4 +157,4 @@ def none(failure: Failure) -> str | None:
     return ""
 
 
-SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, "environment": environment, "rules": rules, "none": none}
+SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, ENVIRONMENT: environment, "rules": rules, "none": none}

@@ -20,6 +20,7 @@ from typing import Any
 from fission_grpo.core.files import write_file
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.terminal import ArgumentParser, show
+from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.intervals import wilson
 from fission_grpo.evaluation.metrics import Proportion, metrics_json
 from fission_grpo.evaluation.tables import aligned, proportion_row
@@ -27,7 +28,8 @@ from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_exa
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.request import answer_of, started, wait
 from fission_grpo.feedback.rules import MAX_LENGTH
-from fission_grpo.feedback.sources import FeedbackSource, name_of
+from fission_grpo.feedback.runtime_messages import message_of
+from fission_grpo.feedback.sources import ENVIRONMENT, FeedbackSource, name_of
 from fission_grpo.feedback.spec import OPTIONS_HELP, SOURCE_FORMS, closing, endpoint_options, make_chain
 from fission_grpo.recipes.error_simulator.failures import open_policy
 from fission_grpo.recipes.error_simulator.labels import is_specific
@@ -49,11 +51,24 @@ class SourceAnswer:
     example: FeedbackExample
     text: str | None  # at most MAX_LENGTH characters; "" is silence on purpose, None means that no source answered
     rejected: tuple[str, ...] = ()  # "source: reason" for each source without a text
+    from_environment: bool = False  # whether the source gave it as the environment's own
 
     @property
     def is_leak(self) -> bool:
-        """Whether the leak guard objects to the text."""
-        return bool(self.text) and find_leak(self.text or "", self.example.failure) is not None
+        """Whether the leak guard refuses the text."""
+        is_open = bool(self.text) and not self.from_environment
+        return is_open and find_leak(self.text or "", self.example.failure) is not None
+
+    @property
+    def is_exempt(self) -> bool:
+        """Whether the leak guard lets the text pass only because a runtime says so."""
+        is_said = bool(self.text) and self.from_environment
+        return is_said and find_leak(self.text or "", self.example.failure, from_environment=False) is not None
+
+    @property
+    def is_label(self) -> bool:
+        """Whether the text is the one in the data."""
+        return bool(self.text) and message_of(self.text or "") == message_of(self.example.diagnosis)
 
     @property
     def is_specific(self) -> bool:
@@ -67,7 +82,10 @@ class SourceMetrics:
 
     name: str  # of the group
     answered: Proportion  # failures with a text
-    leaked: Proportion  # texts that reveal the reference, of those whose failure has one
+    leaked: Proportion  # texts that the leak guard refuses, of those whose failure has a reference
+    exempt: Proportion  # texts that reveal the reference in the words of a runtime, of the same
+    real: Proportion  # texts that are the environment's real message, of those where the data have it
+    invented: Proportion  # texts in the words of a runtime, of those where the environment raised no error
     specific: Proportion  # texts that point at the error
     seconds: float  # mean wall-clock time per failure
     rejected: dict[str, int] = field(default_factory=dict)  # answers without a text, by "source: reason"
@@ -75,7 +93,7 @@ class SourceMetrics:
 
 def ask_sources(chain: Sequence[FeedbackSource], examples: Sequence[FeedbackExample]) -> list[SourceAnswer]:
     """Ask a chain of sources about failures, without the leak guard; one answer per failure, in order."""
-    texts: dict[int, str] = {}
+    texts: dict[int, tuple[str, bool]] = {}
     rejected: list[list[str]] = [[] for _ in examples]
     for source in chain:
         pending = [index for index in range(len(examples)) if index not in texts]
@@ -85,20 +103,36 @@ def ask_sources(chain: Sequence[FeedbackSource], examples: Sequence[FeedbackExam
             answer = answer_of(source, future)
             text = encodable(answer.text or "").strip()[:MAX_LENGTH]
             if text or answer.text == "":
-                texts[index] = text
+                texts[index] = text, answer.from_environment
             elif reason := answer.reason or (answer.text and "no diagnosis"):
                 rejected[index].append(f"{name_of(source)}: {reason}")
-    return [SourceAnswer(example, texts.get(i), tuple(rejected[i])) for i, example in enumerate(examples)]
+    found = [texts.get(i, (None, False)) for i in range(len(examples))]
+    return [
+        SourceAnswer(example, text, tuple(reasons), said)
+        for example, (text, said), reasons in zip(examples, found, rejected, strict=True)
+    ]
+
+
+def load_sides(folder: Path) -> tuple[list[FeedbackExample], list[FeedbackExample]]:
+    """The training and the test examples of a folder, of which one may be empty (`--test_share` 0 or 1)."""
+    filled = [name for name in (TRAIN, TEST) if (folder / name).is_file() and (folder / name).stat().st_size]
+    read = {name: load_examples(folder / name) for name in filled or [TRAIN]}
+    return read.get(TRAIN, []), read.get(TEST, [])
 
 
 def compute_metrics(name: str, answers: Sequence[SourceAnswer], seconds: float = 0.0) -> SourceMetrics:
     """The metrics of a group's answers, which took `seconds` in total."""
     texts = [answer for answer in answers if answer.text]
     with_reference = [answer for answer in texts if answer.example.failure.reference]
+    with_message = [answer for answer in texts if answer.example.teacher == ENVIRONMENT]
+    without_error = [answer for answer in texts if answer.example.failure.kind is ErrorKind.WRONG_CALL]
     return SourceMetrics(
         name,
         answered=_proportion([bool(answer.text) for answer in answers]),
         leaked=_proportion([answer.is_leak for answer in with_reference]),
+        exempt=_proportion([answer.is_exempt for answer in with_reference]),
+        real=_proportion([answer.is_label for answer in with_message]),
+        invented=_proportion([answer.from_environment for answer in without_error]),
         specific=_proportion([answer.is_specific for answer in texts]),
         seconds=round(seconds / len(answers), 4) if answers else 0.0,
         rejected=dict(Counter(reason for answer in answers for reason in answer.rejected).most_common()),
@@ -135,8 +169,17 @@ def metrics_table(groups: Sequence[SourceMetrics]) -> str:
     for group in groups:
         rows += [(group.name,), proportion_row("answered", group.answered, "failures")]
         rows += [("  not answered", "", "", f"{count:,} {reason}") for reason, count in group.rejected.items()]
-        rows.append(proportion_row("leaked", group.leaked, "texts"))
-        rows.append(proportion_row("specific", group.specific, "texts"))
+        rows += [
+            proportion_row(name, value, "texts")
+            for name, value in (
+                ("leaked", group.leaked),
+                ("exempt", group.exempt),
+                ("specific", group.specific),
+                ("the real message", group.real),
+                ("invented errors", group.invented),
+            )
+            if value.of or name in ("leaked", "specific")
+        ]
         rows.append(("latency", f"{group.seconds:.3f} s", "", "per failure"))
     return "\n".join(aligned(rows)).strip("\n")
 
@@ -147,7 +190,7 @@ def check_command(argv: list[str]) -> int:
     Raises ValueError or OSError; the message says how to correct the data, the source or the options.
     """
     arguments = _parser().parse_args(argv)
-    train, test = (load_examples(arguments.data / name) for name in (TRAIN, TEST))
+    train, test = load_sides(arguments.data)
     extra = load_examples(arguments.usefulness) if arguments.usefulness else []
     if extra and not arguments.policy:
         raise ValueError("--usefulness needs a policy that tries again; give --policy MODEL (or 'starter')")

@@ -30,6 +30,7 @@ from fission_grpo.recipes.error_simulator.values import (
 
 Corruption = Callable[[CallContext, random.Random], ToolCall | str | None]
 
+NEEDLESS = "needless_call"  # the only corruption of a task that needs no call
 MAX_TRIES = 4  # draws of one corruption of one call before it is given up [ours]
 
 REPLIES_WITHOUT_CALL = (  # [ours]
@@ -258,6 +259,6 @@ CORRUPTIONS: Mapping[str, tuple[Corruption, set[ErrorKind]]] = {
     "broken_json": (broken_json, {ErrorKind.UNPARSED}),
     "no_call": (no_call, {ErrorKind.NO_CALL}),
     "extra_call": (extra_call, {_WRONG}),
-    "needless_call": (needless_call, {_WRONG}),
+    NEEDLESS: (needless_call, {_WRONG}),
 }
 """Every corruption, with the kinds of failure it may make before an environment has answered. [ours]"""

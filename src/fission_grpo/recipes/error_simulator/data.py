@@ -96,6 +96,7 @@ def data_command(argv: list[str]) -> int:
         "sources": sources.kinds,
         "notes": sources.notes,
         "sampled": sampled,
+        "executed": dict(sources.environments.pop_counts()),
         "unused": dict(sources.unused),
         "rejected_texts": dict(labels.rejected),
         "unlabelled": dict(labels.dropped),
@@ -125,7 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _read_or_generate(arguments: argparse.Namespace) -> tuple[FailureSources, tuple[str, ...]]:
     """What the given files hold, or generated cases and their test APIs where no file is given."""
     if arguments.tasks:
-        return read_sources(arguments.tasks, arguments.skip_cases, arguments.cases), ()
+        return read_sources(arguments.tasks, arguments.skip_cases, arguments.cases, arguments.seed), ()
     from fission_grpo.recipes.bfcl_tasks.generate import SPLITS, Mix, generate
 
     cases = arguments.cases or max(8, round(CASES_PER_EXAMPLE * (arguments.count or 2500)))
@@ -194,8 +195,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="case files, step-task files, fission.jsonl of runs, cases.jsonl of evaluations (with their case files), "
-        "transcripts with 'messages'; without any, cases over BFCL's environments are generated",
+        help="case files, step-task files, 'desk:steps' (built in), fission.jsonl of runs, cases.jsonl of evaluations "
+        "(with their case files), transcripts with 'messages'; without any, cases over BFCL's environments are "
+        "generated",
     )
     add("--skip_cases", type=int, default=0, metavar="N", help="cases or tasks left out at the start of task files")
     add("--cases", type=int, default=0, metavar="N", help="cases taken of each task file, or generated; 0: all")

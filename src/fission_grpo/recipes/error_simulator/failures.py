@@ -19,7 +19,10 @@ from fission_grpo.core.messages import from_text, plain_messages, read_messages
 from fission_grpo.core.rewards import step_verdict
 from fission_grpo.core.tool_schema import check_tool_schema, tool_names
 from fission_grpo.core.types import Failure, Message, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
+from fission_grpo.data.load import DESK_STEPS, DESK_TASKS, MAX_DESK_TASKS
 from fission_grpo.data.step_tasks import load_step_tasks
+from fission_grpo.envs.desk.steps import make_steps
+from fission_grpo.envs.step_calls import StepEnvironments, names_environment, try_environments
 from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, connect_endpoint, load_local_policy
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, read_records
 from fission_grpo.evaluation.runner import RunningCase, run_cases
@@ -29,7 +32,7 @@ from fission_grpo.fission.event_log import read_events
 from fission_grpo.fission.failures import find_failure
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.endpoint import EndpointOptions
-from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, corrupt
+from fission_grpo.recipes.error_simulator.corruptions import CORRUPTIONS, NEEDLESS, corrupt
 from fission_grpo.recipes.error_simulator.values import call_context
 
 EVENTS, CASES, RECORDS = "fission.jsonl of a run", "case file", "cases.jsonl of an evaluation"
@@ -44,12 +47,15 @@ FILE_KINDS: Sequence[tuple[str, set[str]]] = (
 """Kinds of files and the fields that a file's first row must have; the first kind that fits counts."""
 
 
+Execution = Callable[[Sequence[ToolCall]], Sequence[ToolResult]]  # makes calls; no results if they cannot be made
+
+
 @dataclass(frozen=True)
 class StepContext:
     """A step task in which a policy can fail."""
 
     task: Task  # with a reference
-    execute: Callable[[Sequence[ToolCall]], Sequence[ToolResult]] | None = None  # in the task's environment, if any
+    execute: Execution | None = None  # in the task's environment, if any
     later_calls: tuple[ToolCall, ...] = ()  # of the same user turn; a turn that only makes these early is no failure
 
 
@@ -70,7 +76,8 @@ class FailureSources:
     kinds: dict[str, str] = field(default_factory=dict)  # of the files, by path
     turns: dict[str, list[Task]] = field(default_factory=dict)  # user turns by the id of an evaluation's record
     unused: Counter[str] = field(default_factory=Counter)  # what could not be used, by reason
-    notes: list[str] = field(default_factory=list)  # remarks on half-written lines
+    notes: list[str] = field(default_factory=list)  # remarks on half-written lines and on environments
+    environments: StepEnvironments = field(default_factory=StepEnvironments)  # of the step tasks
 
 
 def judge_reply(context: StepContext, text: str, truncated: bool = False) -> Failure | None:
@@ -118,13 +125,17 @@ def corrupt_references(
 ) -> Iterator[LabelledFailure]:
     """Corrupt each reference call up to `each` times; the corruptions used least so far come first.
 
-    Tasks that cannot be used are counted in `unused`, by reason.
+    Where no call is needed only one corruption applies; it is made no more often than the most frequent other. Tasks
+    that cannot be used are counted in `unused`, by reason.
     """
     used: Counter[str] = Counter()
     for context in contexts:
         task, count = context.task, 0
         if len(task.reference or ()) > 1:
             unused["step task: a reference of several calls is not corrupted"] += 1
+            continue
+        if not task.reference and used[NEEDLESS] > max((n for name, n in used.items() if name != NEEDLESS), default=0):
+            unused["step task: calls where none is needed are many already"] += 1
             continue
         call, rng = call_context(task), random.Random(f"{seed} {task.id}")
         for name in sorted(CORRUPTIONS, key=lambda name: (used[name], rng.random())):
@@ -172,13 +183,14 @@ def open_policy(arguments: Namespace) -> Iterator[LoadedPolicy]:
         yield load_local_policy(arguments.policy, sampling, arguments.batch_size)
 
 
-def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> FailureSources:
+def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0, seed: int = 0) -> FailureSources:
     """Read files of any kind in `FILE_KINDS`. Task files are read first, as evaluation records need them.
 
     Args:
-        paths: of files; a folder stands for its `fission.jsonl` or `cases.jsonl`.
+        paths: of files; a folder stands for its `fission.jsonl` or `cases.jsonl`. "desk:steps": the built-in tasks.
         skip: cases or tasks left out at the start of every task file.
-        most: cases or tasks then taken of each; 0: all.
+        most: cases or tasks then taken of each; 0: all, or `DESK_TASKS` of the built-in ones.
+        seed: of the built-in tasks.
     """
     sources = FailureSources()
     files = [(path, _file_kind(path)) for path in map(_file_of, paths)]
@@ -187,9 +199,7 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Failure
         if kind == CASES:
             _read_cases(path, skip, most, sources)
         elif kind == TASKS:
-            for task in load_step_tasks(path)[skip:][: most or None]:
-                sources.contexts.append(StepContext(task))
-                sources.turns[task.id] = [task]
+            _read_step_tasks(path, skip, most, seed, sources)
         elif kind == EVENTS:
             sources.failures += read_run_failures(path, sources.unused, sources.notes)
         elif kind == RECORDS:
@@ -199,8 +209,28 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0) -> Failure
     return sources
 
 
+def _read_step_tasks(path: Path, skip: int, most: int, seed: int, sources: FailureSources) -> None:
+    if str(path) == DESK_STEPS:
+        if skip + most > MAX_DESK_TASKS:
+            raise TaskFileError(f"of {DESK_STEPS} at most {MAX_DESK_TASKS:,} tasks can be drawn; lower --cases")
+        every = make_steps(skip + (most or DESK_TASKS), seed, "train")
+    else:
+        every = load_step_tasks(path)
+    tasks = every[skip:][: most or None]
+    if tried := try_environments(str(path), tasks):
+        sources.notes.append(f"{path}: {tried}")
+    for task in tasks:
+        sources.contexts.append(StepContext(task, _execution(task, sources.environments)))
+        sources.turns[task.id] = [task]
+
+
+def _execution(task: Task, environments: StepEnvironments) -> Execution | None:
+    """A function that makes calls in the environment of a step task, None if it names none."""
+    return (lambda calls: environments.results(task, calls) or ()) if names_environment(task) else None
+
+
 def _file_of(path: Path) -> Path:
-    if not path.is_dir():
+    if str(path) == DESK_STEPS or not path.is_dir():
         return path
     for name in ("fission.jsonl", "cases.jsonl"):
         if (path / name).is_file():
@@ -209,6 +239,8 @@ def _file_of(path: Path) -> Path:
 
 
 def _file_kind(path: Path) -> str:
+    if str(path) == DESK_STEPS:
+        return TASKS
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.feedback.dataset import FeedbackExample
 from fission_grpo.feedback.leak_guard import find_leak, letters_and_digits
+from fission_grpo.feedback.runtime_messages import template
+from fission_grpo.feedback.sources import ENVIRONMENT
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 from fission_grpo.recipes.error_simulator.labels import is_specific
 
@@ -50,7 +51,7 @@ def filter_failures(
         exact = {("turn", item.example.id), (failure.turns[-1].text, text)}
         near = (_normalized_turn(item.example), letters_and_digits(text.casefold()))
         filters = {
-            "leak": find_leak(text, failure) is not None,
+            "leak": item.example.teacher != ENVIRONMENT and find_leak(text, failure) is not None,
             "unspecific": not is_specific(text, failure),
             "too short": len(text) < limits.shortest,
             "too long": len(text) > limits.longest,
@@ -67,12 +68,6 @@ def filter_failures(
         near_keys.add(near)
         templates[template(text)] += 1
     return kept, dropped
-
-
-def template(text: str) -> str:
-    """A feedback text without quoted parts and numbers: "error: `id` is not right, got _"."""
-    text = re.sub(r"'[^']*'|\"[^\"]*\"", "_", text)
-    return re.sub(r"\b\w*\d[\w.]*\b", "_", text)
 
 
 def _normalized_turn(example: FeedbackExample) -> str:

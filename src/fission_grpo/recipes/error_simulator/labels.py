@@ -1,8 +1,9 @@
 """Label failures: ask teachers one after another for the feedback that a simulator should write.
 
-Every text must pass the leak guard and be specific, else the next teacher is asked. An environment's message often
-does not say where the error is ("invalid literal for int()"); `pointed_rules` then adds the wrong argument's name.
-Where arguments break the schema, the text must name that parameter ("Ticket with ID 7 not found." does not).
+Every text must be specific and pass the leak guard, except what the environment itself said, else the next teacher is
+asked. An environment's message often does not say where the error is ("invalid literal for int()"); `pointed_rules`
+then adds the wrong argument's name. Where arguments break the schema, the text must name that parameter ("Ticket with
+ID 7 not found." does not).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fission_grpo.feedback.endpoint import FeedbackModelOptions
 from fission_grpo.feedback.leak_guard import find_leak
 from fission_grpo.feedback.request import Feedback, FeedbackRequest
 from fission_grpo.feedback.rules import rules
-from fission_grpo.feedback.sources import FIXED_TEXT, FeedbackSource, FunctionSource, environment
+from fission_grpo.feedback.sources import ENVIRONMENT, FIXED_TEXT, FeedbackSource, FunctionSource
 from fission_grpo.feedback.spec import make_chain
 from fission_grpo.recipes.error_simulator.failures import LabelledFailure
 
@@ -92,11 +93,9 @@ def make_teachers(
 
     Raises ValueError if there is no such source, or if it cannot be used.
     """
-    # a simulator imitates its labels, so the environment's own message is guarded here as any other text
-    own = {"rules": pointed_rules, "environment": lambda failure: environment(failure)}
     sources = make_chain(spec, url, options)
     chain = tuple(
-        FunctionSource(source.name, own[source.name]) if source.name in own else source for source in sources
+        FunctionSource(source.name, pointed_rules) if source.name == "rules" else source for source in sources
     )
     for source in chain:
         source.check()
@@ -147,7 +146,7 @@ def label(found: Sequence[LabelledFailure], chain: Sequence[FeedbackSource]) -> 
                     labelled[index] = replace(found[index], example=example)
                     continue
                 reasons[index] = reason
-                if (source.name, reason) != ("environment", "no diagnosis"):  # most environments return no message
+                if (source.name, reason) != (ENVIRONMENT, "no diagnosis"):  # most environments return no message
                     rejected[f"{source.name}: {reason}"] += 1
     dropped = Counter(reason for index, reason in sorted(reasons.items()) if index not in labelled)
     return Labels(tuple(labelled[index] for index in sorted(labelled)), dropped, rejected)

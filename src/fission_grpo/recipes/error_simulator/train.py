@@ -23,6 +23,7 @@ from fission_grpo.evaluation.metrics import metrics_json
 from fission_grpo.feedback.dataset import TEST, TRAIN, FeedbackExample, load_examples
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.feedback.prompt import LEFT_TO_RULES, SHORT_SYSTEM, SYSTEMS, PromptSettings, write_settings
+from fission_grpo.feedback.runtime_messages import learn_templates
 from fission_grpo.inference.pretrained import model_path
 from fission_grpo.recipes.error_simulator.check import check_source, metrics_table
 from fission_grpo.recipes.starter_policy.tokenizer import train_tokenizer
@@ -36,6 +37,7 @@ HELD_OUT = 0.1  # most of the training rows kept for evaluation on seen APIs [ou
 RATES = {"full": 2e-5, "lora": 2e-4}  # learning rates: TRL's own, and ten times that for an adapter [ours]
 
 TINY = "tiny"
+SMALL = (TINY, "starter")  # models of a million parameters, which have defaults of their own
 TINY_VOCABULARY, TINY_POSITIONS = 2000, 1024  # tokens [ours]
 TINY_SETTINGS = PromptSettings(SHORT_SYSTEM, characters=400, brief=True)  # about 150 tokens [ours]
 TINY_TRAINING = {  # [ours]
@@ -51,9 +53,10 @@ TINY_TRAINING = {  # [ours]
 DESCRIPTION = f"""\
 Train a model to write feedback, with TRL's SFTTrainer and loss on the feedback only. Every option below can also be
 given in the YAML file of --config FILE (without the dashes); the command line overrides it. Beyond our own options
-these are TRL's SFTConfig and ModelConfig. --model_name_or_path (or --model) is a folder, a hub id, or '{TINY}': a new
-model of 1.2M parameters, for machines without a GPU. --use_peft true trains a LoRA adapter. The folder of
---output_dir (or --output) holds all that a feedback source needs. Ctrl-C saves a checkpoint and says how to resume."""
+these are TRL's SFTConfig and ModelConfig. --model_name_or_path (or --model) is a folder, a hub id, or, for machines
+without a GPU, '{TINY}': a new model of 1.2M parameters, or 'starter': the starter policy, with the same defaults.
+--use_peft true trains a LoRA adapter. The folder of --output_dir (or --output) holds all that a feedback source needs.
+Ctrl-C saves a checkpoint and says how to resume."""
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -95,7 +98,7 @@ def parse(argv: list[str]) -> tuple[SimulatorTrainArguments, SFTConfig, ModelCon
     argv = ["=".join([names.get(name, name), *value]) for name, *value in (arg.split("=", 1) for arg in argv)]
     _, _, model = parse_options(make_parser(), argv)
     parser = make_parser()
-    if model.model_name_or_path == TINY:
+    if model.model_name_or_path in SMALL:
         parser.set_defaults(**TINY_TRAINING)
     else:
         parser.set_defaults(learning_rate=RATES["lora" if model.use_peft else "full"])
@@ -124,7 +127,9 @@ def train_command(argv: list[str]) -> int:
     trainer.save_model()
     trainer.save_state()
     minutes = round((time.monotonic() - started) / 60, 1)
-    record = {"model": model.model_name_or_path, "data": script.data, "prompt": asdict(settings)}
+    prompt = {name: value for name, value in asdict(settings).items() if name != "templates"}
+    record = {"model": model.model_name_or_path, "data": script.data, "prompt": prompt}
+    record |= {"templates": len(settings.templates)}
     record |= {**evaluate_training(trainer, rows, settings), "minutes": minutes}
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
@@ -150,13 +155,17 @@ def make_trainer(
         raise UsageError(f"model is missing; give a folder, a hub id, or '{TINY}'")
     if name == "starter-size":
         raise UsageError(f"model 'starter-size' is now called '{TINY}'; give --model {TINY}")
-    settings = prompt_settings(script, TINY_SETTINGS if name == TINY else PromptSettings())
+    settings = prompt_settings(script, TINY_SETTINGS if name in SMALL else PromptSettings())
     rows = read_rows(script.data, args.seed, script.max_rows, script.evaluate_rows)
     if name == TINY:
         loaded, tokenizer = make_tiny_model(rows.train, settings, args.seed)
         context = TINY_POSITIONS
     else:
         loaded, tokenizer, context = load_pretrained(name, model, args)
+    templates, left_out = learn_templates(rows.train)
+    settings = replace(settings, templates=templates)
+    if left_out:
+        show(f"{left_out} rare templates of environment messages are left out; their texts are guarded", error=True)
     limits = [limit for limit in (args.max_length, context) if limit]
     rows = drop_long_rows(rows, settings, tokenizer, min(limits)) if limits else rows
     evaluated = {name: some for name, some in (("seen", rows.seen), ("unseen", rows.unseen)) if some}
@@ -310,7 +319,7 @@ def evaluate_training(trainer: SFTTrainer, rows: TrainingRows, settings: PromptS
         if examples:
             record["evaluation_loss"][name] = round(logs[f"eval_{name}_loss"], 4)
             metrics, answers = check_source([source], {name: examples})
-            exact = sum(answer.text == answer.example.diagnosis for answer in answers) / len(answers)
+            exact = sum(answer.is_label for answer in answers) / len(answers)
             record["trial"][name] = {"rows": len(answers), "exact": round(exact, 4), **metrics_json(metrics[0])}
             if trainer.is_world_process_zero():
                 show(f"{metrics_table(metrics)}\nequal to the teacher   {exact:.3f}")
