@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 3150,
-    "envs": 2960,
-    "data": 1260,
+    "core": 3180,
+    "envs": 3430,
+    "data": 1440,
     "inference": 1640,
-    "feedback": 2300,
-    "fission": 1050,
-    "training": 4750,
+    "feedback": 2400,
+    "fission": 1140,
+    "training": 4970,
     "evaluation": 3090,
     "report": 660,
-    "recipes": 4000,
+    "recipes": 4100,
     "cli": 940,
 }
-TOTAL = 25_800
+TOTAL = 26_960
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone

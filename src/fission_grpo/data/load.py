@@ -82,7 +82,7 @@ def load_training_data(
         every = make_steps(num_tasks or DESK_TASKS, seed, "train") if tasks == DESK_STEPS else load_tasks(tasks)
         total, environments, tools = len(every), None, {}
         taken = every[skip_tasks:][: num_tasks or None]
-        _show_tried(tasks, try_environments(_places(tasks, skip_tasks), taken, guard))
+        _show_tried(tasks, try_environments(places_of(tasks, skip_tasks), taken, guard))
         rows = to_rows(taken, tokenizer, chat_template_kwargs)
         judge = StepReward(reward)
     short = rows
@@ -96,7 +96,7 @@ def load_training_data(
     return TrainingData(short, environments, judge)
 
 
-def _places(path: str, skip: int = 0) -> Callable[[int], str]:
+def places_of(path: str, skip: int = 0) -> Callable[[int], str]:
     """The places of a file's tasks after the first `skip`, for messages, from their index."""
 
     def place(index: int) -> str:
@@ -152,7 +152,7 @@ def check_tasks(path: Path, environments: bool = True) -> str:
     counts = ", ".join(f"{n} call{'s' * (n != 1)}: {count}" for n, count in sorted(calls.items()))
     tools = sum(len(task.tools) for task in tasks) / len(tasks)
     summary = f"{path}: ok, {len(tasks)} tasks ({counts}; {tools:.1f} tools each on average)"
-    tried = try_environments(_places(str(path)), tasks, most=0, seconds=0) if environments else ""
+    tried = try_environments(places_of(str(path)), tasks, most=0, seconds=0) if environments else ""
     return f"{summary}\n{tried}" if tried else summary
 
 

@@ -19,7 +19,7 @@ from fission_grpo.core.messages import from_text, plain_messages, read_messages
 from fission_grpo.core.rewards import step_verdict
 from fission_grpo.core.tool_schema import check_tool_schema, tool_names
 from fission_grpo.core.types import Failure, Message, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
-from fission_grpo.data.load import DESK_STEPS, DESK_TASKS, MAX_DESK_TASKS
+from fission_grpo.data.load import DESK_STEPS, DESK_TASKS, MAX_DESK_TASKS, places_of
 from fission_grpo.data.step_tasks import load_step_tasks
 from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.envs.step_calls import StepEnvironments, names_environment, try_environments
@@ -217,7 +217,7 @@ def _read_step_tasks(path: Path, skip: int, most: int, seed: int, sources: Failu
     else:
         every = load_step_tasks(path)
     tasks = every[skip:][: most or None]
-    if tried := try_environments(str(path), tasks):
+    if tried := try_environments(places_of(str(path), skip), tasks):
         sources.notes.append(f"{path}: {tried}")
     for task in tasks:
         sources.contexts.append(StepContext(task, _execution(task, sources.environments)))
