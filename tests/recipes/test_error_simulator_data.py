@@ -197,7 +197,7 @@ def test_a_task_whose_environment_cannot_be_used_is_named_with_the_field(tmp_pat
     argv = ["--tasks", str(tmp_path / "tasks.jsonl"), "--output", str(tmp_path / "out")]
     assert simulator_command(["data", *argv]) == 1
     error = capsys.readouterr().err
-    assert "tasks.jsonl: task 1 ('t'): field 'environment': no_module: cannot be imported" in error
+    assert "tasks.jsonl, row 1, field 'environment': no_module: cannot be imported" in error
 
 
 def policy_failures(tmp_path, *policy):

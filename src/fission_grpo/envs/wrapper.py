@@ -195,7 +195,8 @@ class EpisodeMonitor:
 
     def _cut(self, text: str) -> str:
         short = cut_text(text, self.limits.max_result_chars)
-        self.counts["truncated_results"] += short is not text
+        if short is not text:
+            self.counts["truncated_results"] += 1
         return short
 
 
