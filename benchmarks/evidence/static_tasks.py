@@ -1,7 +1,7 @@
 """Task files of the suite `static`: the desk's turns against the calls that work, with and without offline errors.
 
     python benchmarks/evidence/static_tasks.py --output runs/evidence/static_tasks.jsonl [--without_environment]
-        [--errors guess | --errors runs/evidence/other_failures/fission.jsonl]
+        [--errors guess | --errors runs/evidence/other_failures/fission.jsonl] [--tasks FILE]
 
 An offline error turn is a task whose dialogue goes on after a failed call: request, failed call, the desk's error; its
 reference is the call that works. The failed calls are those that the generator of the requests knows to be the typical
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fission_grpo.core.chat import dialogue_results, render_call
 from fission_grpo.core.types import Message, Task, ToolCall, ToolResult
-from fission_grpo.data.step_tasks import row_of_step_task
+from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.envs.desk.tasks import make_rows, solutions_by_request
 from fission_grpo.envs.step_calls import StepEnvironments
@@ -63,12 +63,13 @@ def with_errors(tasks: Sequence[Task], errors: Sequence[Task]) -> list[Task]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tasks", type=Path, help="a step-task file, instead of the desk's")
     parser.add_argument("--count", type=int, default=4096, help="tasks, two of each request")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--errors", default="", help="'guess', or the fission.jsonl of a run on the same tasks")
     parser.add_argument("--without_environment", action="store_true", help="so that no call can be made")
     options = parser.parse_args()
-    tasks = make_steps(options.count, options.seed, "train")
+    tasks = load_step_tasks(options.tasks) if options.tasks else make_steps(options.count, options.seed, "train")
     if options.errors:
         found = (
             guessed_errors(tasks, options.seed)
@@ -77,7 +78,7 @@ def main() -> None:
         )
         tasks = with_errors(tasks, list(found))
     if options.without_environment:
-        tasks = [replace(task, columns={"kind": task.columns["kind"]}, history=()) for task in tasks]
+        tasks = [replace(task, columns={}, history=()) for task in tasks]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text("".join(row_of_step_task(task) + "\n" for task in tasks), encoding="utf-8")
     print(f"{options.output}: {len(tasks)} tasks, {sum('-error' in task.id for task in tasks)} of them after an error")
