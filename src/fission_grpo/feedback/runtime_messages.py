@@ -21,7 +21,8 @@ from fission_grpo.feedback.sources import ENVIRONMENT, Diagnosis
 Templates = Mapping[str, Sequence[str]]  # of messages, with all that messages of each gave away of a reference
 
 MAX_TEMPLATES = 1_000  # kept of an environment's messages; texts of others are guarded [ours]
-_VALUE = r"(?<!\w)(?:'.*?'|\".*?\")(?!\w)|\b\w*\d(?:[\w.:/-]*\w)?"  # in quotes, or with a digit
+# in quotes, at most 200 characters [ours], or with a digit
+_VALUE = r"(?<!\w)(?:'.{0,200}?'|\".{0,200}?\")(?!\w)|\b\w*\d(?:[\w.:/-]*\w)?"
 _VALUES = re.compile(f"(?:{_VALUE})(?:, (?:{_VALUE}))*", re.DOTALL)
 
 
