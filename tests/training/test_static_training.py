@@ -243,6 +243,13 @@ def test_calls_that_are_no_right_answer_are_not_made_where_none_can_be(tmp_path)
     assert Shop.resets == before
 
 
+def test_plain_grpo_makes_no_call_of_a_step_task(tmp_path):
+    before = Shop.resets
+    trainer = train(tmp_path, [row(0), row(1)], lambda prompt: [WRONG], max_steps=1, fission=False)
+    assert Shop.resets == before
+    assert history(trainer, "fission/success") == [0.0]
+
+
 def test_strict_recovery_rewards_are_one_or_nothing_and_repetitions_are_counted(tmp_path):
     other = said(call("put", item="pear_3"))
 
