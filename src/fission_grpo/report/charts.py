@@ -58,9 +58,10 @@ CURVES = (
     Curve("fission/error_recovery_rate", "error_recovery_rate", "Error recovery while training",
           "Of the explore rollouts with at least one tool error, the share that succeeds.",
           explore_only=True, is_share=True, weight="fission/error_cases"),
-    Curve("reward", "reward", "Reward of explore rollouts", "Mean reward in explore cycles.", explore_only=True),
+    Curve("reward", "reward", "Reward", "Mean reward in cycles that explore; in mixed batches of recoveries, too.",
+          explore_only=True),
     *(Curve(f"reward_parts/{part}", f"reward_{part}", f"Reward term: {part}",
-            f"Mean of the {part} term in explore cycles, before weighting.", explore_only=True)
+            f"Mean of the {part} term in cycles that explore, before weighting.", explore_only=True)
       for part in ("format", "correctness", "length")),
     Curve("recovery/rate", "recovery_rate", "Success in recovery cycles", "Share of recovery rollouts that succeed.",
           is_share=True),
