@@ -47,7 +47,7 @@ TWO = (
     "drawn",
     "hanging",
 )
-FOUR = ("straddling", "uneven", "mixed", "straddling<2", "mixed<2")
+FOUR = ("straddling", "uneven", "straddling<2")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_two_processes_do_what_one_does(two, name):
     agree(two, 2, name, name)
 
 
-@pytest.mark.parametrize("name", ["straddling", "mixed", "uneven"])
+@pytest.mark.parametrize("name", ["straddling", "uneven"])
 def test_four_processes_do_what_one_does(four, name):
     agree(four, 4, name, name)
 
@@ -168,8 +168,7 @@ def test_a_run_resumed_with_another_number_of_processes_goes_on_as_if_nothing_ha
     left_by(trainer, run)
     for processes, name in ((1, "straddling_from_2"), (2, "straddling_from_1"), (4, "straddling_from_2")):
         agree(four, processes, name, "straddling")
-    for processes, name in ((2, "mixed_from_1"), (4, "mixed_from_2")):
-        agree(four, processes, name, "mixed")
+    agree(four, 2, "mixed_from_1", "mixed")
 
 
 def test_a_resumed_run_of_two_processes_equals_the_straight_one_to_the_last_bit(two):
