@@ -238,6 +238,11 @@ def test_without_an_environment_or_with_a_snapshot_no_call_is_made_again(tmp_pat
     assert task.history == ()
 
 
+def test_without_an_environment_a_column_called_following_is_the_users_own(tmp_path):
+    (task,) = load_step_tasks(write(tmp_path / "a.jsonl", changed(following="@someone")))
+    assert task.columns["following"] == "@someone"
+
+
 CALL = ROW["reference"][0]
 ENVIRONMENT_MISTAKES = {
     "no string": (
@@ -265,7 +270,7 @@ ENVIRONMENT_MISTAKES = {
     "following no list": (in_environment(following="x"), "following", "must be a list of lists of calls, got 'x'"),
     "following calls": (in_environment(following=[CALL]), "following", "must be a list of lists of calls"),
     "following wrong": (
-        changed(following=[[CALL], [CALL | {"arguments": {"city": 3}}]]),
+        in_environment(following=[[CALL], [CALL | {"arguments": {"city": 3}}]]),
         r"following\[1\]\[0\].arguments",
         "`city` must be",
     ),

@@ -100,16 +100,16 @@ def _read_history(
     row: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
 ) -> tuple[ToolResult, ...]:
     """The dialogue's calls that bring the row's environment to the turn; none without one, or with a snapshot."""
+    if row.get("environment") is None:
+        return ()  # the columns are the user's own
+    if not isinstance(row["environment"], str):
+        raise RowError("environment", f"must be desk, bfcl or my_module:MyEnv, got {quoted(row['environment'])}")
     following = row.get("following")
     if following is not None:
         if not isinstance(following, list) or not all(isinstance(calls, list) for calls in following):
             raise RowError("following", f"must be a list of lists of calls, got {quoted(following)}")
         for i, calls in enumerate(following):
             _read_reference(calls, tools, f"following[{i}]")
-    if row.get("environment") is None:
-        return ()
-    if not isinstance(row["environment"], str):
-        raise RowError("environment", f"must be desk, bfcl or my_module:MyEnv, got {quoted(row['environment'])}")
     try:
         return () if row.get("snapshot") is not None else dialogue_results(messages)
     except ValueError as error:
