@@ -7,8 +7,8 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS ?= requirements/ci.txt
 EXTRAS := .[train,report,smollm2,dev]
 BIN := $(VENV)/bin
-# Test files run in two processes, each with one thread (tests/conftest.py).
-PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Test files run in three processes, each with one thread (tests/conftest.py): some wait for child processes of theirs.
+PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo evidence-smoke evidence test test-fast test-env lint unit lock clean
 
