@@ -11,7 +11,7 @@ from fission_grpo.cli.main import main
 from fission_grpo.core.types import ToolCall
 from fission_grpo.data.convert.formats import convert_file
 from fission_grpo.data.load import check_tasks, load_tasks
-from fission_grpo.data.step_tasks import row_of_step_task
+from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
 
 OPEN = tool("open_box", {"name": {"type": "string"}, "code": {"type": "string"}}, ["name", "code"])
 RED, BLUE = ({"name": name, "code": name[0] * 3} for name in ("red", "blue"))
@@ -214,3 +214,36 @@ def test_bfcls_own_cases_are_marked_as_test_cases(monkeypatch):
     assert layout == "cases"
     assert {task.id.split("#")[0] for task in converted.tasks} == {case.id for case in cases}
     assert "these are test cases of BFCL: evaluate on them, and train on none" in converted.summary()
+
+
+def test_results_in_another_order_than_the_calls_go_to_their_calls(tmp_path):
+    entry = {"type": "function"}
+    calls = [
+        {**entry, "id": "c1", "function": {"name": "first", "arguments": "{}"}},
+        {**entry, "id": "c2", "function": {"name": "second", "arguments": "{}"}},
+    ]
+    tools = [
+        {**entry, "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}}}
+        for name in ("first", "second")
+    ]
+    row = {
+        "environment": "my_module:MyEnv",
+        "tools": tools,
+        "messages": [
+            {"role": "user", "content": "Both."},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": "c2", "content": "of the second"},
+            {"role": "tool", "tool_call_id": "c1", "content": "of the first"},
+            {"role": "user", "content": "Again the first."},
+            {"role": "assistant", "content": None, "tool_calls": calls[:1]},
+        ],
+    }
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(row) + "\n")
+    _, converted = convert_file(source, "openai", False)
+    target.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks))
+    last = load_step_tasks(target)[-1]
+    assert [(past.call.name, past.content) for past in last.history] == [
+        ("first", "of the first"),
+        ("second", "of the second"),
+    ]

@@ -157,7 +157,7 @@ MISTAKES = {
     "dialogue's tool": (step(*done(ToolCall("fly"), "ok")), "messages", "a call of 'fly', which is no tool of Locker"),
     "dialogue hangs": (step(*done(ODD_CALL, "ok")), "messages", "cannot be made again: odd was stopped after 0.3 s"),
     "reference's tool": (step(reference=(RED, ToolCall("fly"))), r"reference\[1\].name", "'fly' is no tool of Locker"),
-    "reference hangs": (step(reference=(ODD_CALL,)), "environment", "odd was stopped after 0.3 s"),
+    "reference hangs": (step(reference=(ODD_CALL,)), "reference", "odd was stopped after 0.3 s"),
 }
 
 

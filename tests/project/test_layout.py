@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
     "core": 3180,
-    "envs": 3430,
-    "data": 1440,
+    "envs": 3440,
+    "data": 1450,
     "inference": 1640,
     "feedback": 2400,
     "fission": 1140,
@@ -24,7 +24,7 @@ BUDGETS = {  # lines of each package, in import order: a package imports only ea
     "recipes": 4100,
     "cli": 940,
 }
-TOTAL = 26_960
+TOTAL = 26_980
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone

@@ -171,6 +171,20 @@ def test_the_dialogues_calls_bring_the_environment_to_the_turn(tmp_path):
     assert history(trainer, "env/step_calls") == [2.0]
 
 
+def test_a_tool_that_changes_the_folder_does_not_make_later_turns_unreachable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moving.py").write_text(
+        "import os\n\n\nclass Moving:\n    def reset(self, **row): ...\n\n"
+        "    def put(self, item: str, count: int = 1) -> str:\n"
+        "        os.chdir('/')\n        raise KeyError('moved')\n"
+        "\n    def take(self, item: str, count: int = 1) -> str:\n        return 'taken'\n"
+    )
+    rows = [row(n, environment="moving.py:Moving") for n in range(2)]
+    trainer = train(tmp_path, rows, lambda prompt: [WRONG], max_steps=2, recovery_batches="alternate")
+    assert {one["feedback"] for one in events(tmp_path / "run", "pushed")} == {"'moved'"}
+    assert sum(history(trainer, "env/no_step_calls")) == 0
+
+
 def test_a_snapshot_takes_the_place_of_the_dialogues_calls(tmp_path):
     rows = [row(n, stock=[], snapshot=["plum_7", "fig"]) for n in range(2)]
     train(tmp_path, rows, lambda prompt: [WRONG], max_steps=1)
@@ -312,6 +326,7 @@ def test_a_right_recovery_goes_on_in_its_dialogue_with_the_error_in_it(tmp_path)
     ]
     assert ends  # and then by the end of the dialogue
     assert sum(history(trainer, "recovery/continued")) == len(continued)
+    assert history(trainer, "env/step_calls")[:2] == [2.0, 2.0]  # of two failures; of two right recoveries
 
 
 def test_without_what_follows_or_with_the_option_off_nothing_goes_on(tmp_path):

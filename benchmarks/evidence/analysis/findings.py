@@ -27,7 +27,7 @@ SAME_CHANGE = (
 """Arms that differ in one change from each other, or that a reader would compare; no findings."""
 
 PRIMARY = {"recovery": "error recovery rate", "success": "success"}
-NEEDED = "success_after_needed_error"
+NEEDED, FIRST_TRY = "success_after_needed_error", "flawless_without_need"
 PAPER_GAINS = {"recovery": 0.057, "success": 0.04}
 """What the paper's method gained over GRPO, shares. [paper]"""
 
@@ -52,6 +52,8 @@ def findings(main: SetResult, controls: Controls) -> list[str]:
         for (arm, other), found in compared.items()
         for key, title in PRIMARY.items()
     ]
+    if FIRST_TRY in gains:
+        lines.append(f"{METHOD} less {BASELINE}, first-try success where none is needed: {verdict(gains[FIRST_TRY])}")
     return [*lines, _for(gains), _against(gains), *_against_diagnosis(gains, controls), *_excluded_gains(gains)]
 
 

@@ -177,5 +177,6 @@ def _read_call(fields: Any, at: str) -> ToolCall:
     if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
         raise RowError(at, f'must be {{"name": "...", "arguments": {{...}}}}, got {quoted(fields)}')
     if not isinstance(fields.get("arguments"), dict):
-        raise RowError(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}")
+        hint = "; `fission-grpo tasks convert` reads JSON text" if isinstance(fields.get("arguments"), str) else ""
+        raise RowError(f"{at}.arguments", f"must be an object, got {quoted(fields.get('arguments'))}{hint}")
     return ToolCall(fields["name"], fields["arguments"])

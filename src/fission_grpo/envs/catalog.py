@@ -17,6 +17,7 @@ from fission_grpo.core.json_io import quoted
 from fission_grpo.envs.desk.env import Desk
 
 ENVIRONMENT = "environment"  # column of a row that names its environment
+CLASSES = "classes"  # column with BFCL's classes, where that is "bfcl"
 _CLASS = re.compile(r"(?:[A-Za-z_][\w.]*|.+\.py):[A-Za-z_]\w*")
 
 
@@ -38,7 +39,7 @@ def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
     if name == "desk":
         return "desk", Desk
     if name == "bfcl":
-        return _bfcl(row.get("classes"))
+        return _bfcl(row.get(CLASSES))
     if not is_environment_name(name):
         forms = "write desk, bfcl, my_module:MyEnv or path/to/file.py:MyEnv"
         raise UsageError(f"unknown environment {quoted(name)}; {forms}, or rename a column that means something else")

@@ -18,7 +18,7 @@ from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.tool_schema import tool_names
 from fission_grpo.core.types import FOLLOWING, Task, ToolCall, ToolResult
-from fission_grpo.envs.catalog import ENVIRONMENT, environment_of_row
+from fission_grpo.envs.catalog import CLASSES, ENVIRONMENT, environment_of_row
 from fission_grpo.envs.restore import RunAsync, make_call, make_restorable, replayed, run_awaitable
 from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits, cut_text, tool_methods
@@ -116,18 +116,19 @@ class StepEnvironments:
         return environment, self._repeat_dialogue(environment, task)
 
     def _environment(self, task: Task) -> Any:
-        try:
-            name, make = environment_of_row(task.columns)
-        except UsageError as error:
-            raise RowError(ENVIRONMENT, str(error)) from error
-        if name not in self._environments:
+        key = str([task.columns.get(name) for name in (ENVIRONMENT, CLASSES)])
+        if key not in self._environments:  # a tool may have changed the folder since the name was looked up
             try:
-                self._environments[name] = self._guard(make)()
+                name, make = environment_of_row(task.columns)
+            except UsageError as error:
+                raise RowError(ENVIRONMENT, str(error)) from error
+            try:
+                self._environments[key] = self._guard(make)()
             except Exception as error:  # the user's code
                 what = f"{name} cannot be used: {type(error).__name__}: {error_message(error)}"
                 fix = "the class must be made without arguments"
                 raise RowError(ENVIRONMENT, f"{what}; {fix}") from error
-        return self._environments[name]
+        return self._environments[key]
 
     def _reset(self, environment: Any, task: Task) -> None:
         """Reset an environment with the task's columns, and restore its `snapshot` if it has one."""
@@ -253,6 +254,12 @@ def _try_task(number: int, task: Task, environments: StepEnvironments, tried: _T
             raise RowError(f"reference[{index}].name", f"{quoted(call.name)} is no tool of {kind}; {fix}")
     if lacking := [name for name in tool_names(task.tools) if name not in tools]:
         tried.note("tasks that list tools which their environment lacks", number, f"{', '.join(lacking)}, of {kind}")
-    for result in environments.answers(environment, task, reference):
+    try:
+        results = environments.answers(environment, task, reference)
+    except RowError as problem:
+        raise RowError(
+            "reference", f"its calls cannot be made: {problem.what}; correct them, or the columns"
+        ) from None
+    for result in results:
         if result.error is not None:
             tried.note("references that fail there", number, f"{result.call.name}: {quoted(result.error)}")

@@ -294,6 +294,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         )
         failed = environments.failed_rollouts(cycle, rollouts, self.args.failure_turn, zero_std, success)
         counts, outcomes = count_cycle(cycle, rollouts, failed)
+        continued = self._reader.continuations(cycle, rollouts) if self.args.recovery_continues else []
         counts.update(environments.pop_counts() + self.step_environments.pop_counts())
         counts.update(self.take_sharing_counts(), special_tokens=self.special_tokens.pop_count())
         if self.args.fission:
@@ -307,8 +308,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             flat = zero_std[first_recovery:]
             self._log_cycle(self.fission.record_recovery(cycle.contexts, all_outcomes, flat, step))
             if self.args.recovery_continues:
-                continued = gather_object(self._reader.continuations(cycle, rollouts))
-                self._log_cycle(self.fission.push_continued(cycle.contexts, continued, step))
+                self._log_cycle(self.fission.push_continued(cycle.contexts, gather_object(continued), step))
         if first_recovery:
             self.fission.record_explore(total, zero_std[:first_recovery])
             self._log_cycle(explore_metrics(total, zero_std[:first_recovery]))

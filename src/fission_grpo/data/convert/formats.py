@@ -42,6 +42,7 @@ from fission_grpo.data.convert.dialogues import (
 )
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
+from fission_grpo.envs.catalog import ENVIRONMENT
 
 GUESSED_ROWS = 1000  # rows that decide the layout of a file [ours]
 
@@ -59,9 +60,24 @@ def read_openai(row: Mapping[str, Any]) -> Dialogue:
         read.insert(0, ChatMessage("system", system))
     if any(message.unread for message in read):
         raise RowDropped(UNREADABLE_CALL)
+    if row.get(ENVIRONMENT) is not None:  # every call is made again, to be compared with its result
+        read = _in_order_of_calls(read)
     failed = frozenset(at for at, message in enumerate(read) if message.role == "tool" and message.error is not None)
     untrained = frozenset(at for at, message in enumerate(read) if not message.is_trained)
     return Dialogue(tools_of(listed or []), tuple(plain_messages(read)), failed, untrained)
+
+
+def _in_order_of_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The messages with the results of each turn in the order of its calls, as far as their ids say it."""
+    keyed: list[tuple[int, int, ChatMessage]] = []  # with the numbers of the turn, and of a result's call in it
+    turn, places = 0, dict[str, int]()
+    for number, message in enumerate(messages):
+        if message.role == "tool":
+            keyed.append((turn, places.get(str(message.call_id), len(places)), message))
+            continue
+        turn, places = number, {str(call.id): place for place, call in enumerate(message.calls)}
+        keyed.append((turn, -1, message))
+    return [message for *_, message in sorted(keyed, key=lambda entry: entry[:2])]
 
 
 def read_xlam(row: Mapping[str, Any]) -> Dialogue:
