@@ -6,6 +6,7 @@ import pytest
 from scripted_policy import ScriptedPolicy
 
 from fission_grpo.cli.main import main
+from fission_grpo.core.errors import UsageError
 from fission_grpo.core.types import Task, ToolCall
 from fission_grpo.data.load import load_tasks, load_training_data
 from fission_grpo.data.step_tasks import row_of_step_task, to_rows
@@ -125,3 +126,11 @@ def test_tasks_with_an_environment_are_evaluated_as_step_tasks(tmp_path):
     with pytest.raises(StopIteration) as ended:
         case.send(policy.reply([next(case)])[0])
     assert (ended.value.value.id, ended.value.value.success) == ("red", True)
+
+
+def test_tasks_left_out_of_the_built_in_steps_are_drawn_beside_those_taken(tokenizer):
+    first = load_training_data("desk:steps", tokenizer, num_tasks=6, seed=3)
+    later = load_training_data("desk:steps", tokenizer, skip_tasks=4, num_tasks=2, seed=3)
+    assert list(later.rows) == list(first.rows)[4:]
+    with pytest.raises(UsageError, match="of desk:steps at most 100,000 tasks can be drawn"):
+        load_training_data("desk:steps", tokenizer, skip_tasks=99_999, num_tasks=2)

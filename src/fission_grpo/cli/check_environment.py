@@ -10,11 +10,10 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.core.types import FOLLOWING
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, load_factory
 from fission_grpo.envs.check import check_environment
-from fission_grpo.envs.step_calls import SNAPSHOT
+from fission_grpo.envs.step_calls import NOT_FOR_RESET
 
 
 def check_environment_command(argv: list[str]) -> int:
@@ -51,7 +50,7 @@ def reset_rows(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     if not all({"messages", "tools", "reference"} <= row.keys() for row in rows):
         return rows
     own = [row for row in rows if row.get(ENVIRONMENT) == name] or rows
-    hidden = (*FIELDS, ENVIRONMENT, SNAPSHOT, FOLLOWING)
+    hidden = (*FIELDS, *NOT_FOR_RESET)
     return [{key: value for key, value in row.items() if key not in hidden} for row in own]
 
 

@@ -129,7 +129,12 @@ def _repeats(calls: Sequence[ToolCall], wrong: Sequence[ToolCall], stale: Sequen
 
 
 def _is_among(call: ToolCall, calls: Sequence[ToolCall]) -> bool:
-    return any(call.name == other.name and same_value(call.arguments, other.arguments) for other in calls)
+    return any(same_call(call, other) for other in calls)
+
+
+def same_call(call: ToolCall, other: ToolCall) -> bool:
+    """Whether two calls are of the same tool with equal arguments, see `same_value`."""
+    return call.name == other.name and same_value(call.arguments, other.arguments)
 
 
 def format_reward(turn: Turn, expects_call: bool) -> float:

@@ -79,10 +79,11 @@ def load_training_data(
         tools = {name: list(tool_methods(make()).values()) for name, make in environments.items()}
         judge = episode_reward
     else:
-        every = make_steps(num_tasks or DESK_TASKS, seed, "train") if tasks == DESK_STEPS else load_tasks(tasks)
+        every = desk_steps(skip_tasks, num_tasks, seed) if tasks == DESK_STEPS else load_tasks(tasks)
         total, environments, tools = len(every), None, {}
         taken = every[skip_tasks:][: num_tasks or None]
-        _show_tried(tasks, try_environments(places_of(tasks, skip_tasks), taken, guard))
+        if tried := try_environments(places_of(tasks, skip_tasks), taken, guard):
+            show(f"{tasks}: {tried}", error=True)
         rows = to_rows(taken, tokenizer, chat_template_kwargs)
         judge = StepReward(reward)
     short = rows
@@ -96,6 +97,13 @@ def load_training_data(
     return TrainingData(short, environments, judge)
 
 
+def desk_steps(skip: int, count: int, seed: int) -> list[Task]:
+    """The tasks of `DESK_STEPS` to leave out, and those to take (0: `DESK_TASKS`). Raises UsageError if too many."""
+    if skip + count > MAX_DESK_TASKS:
+        raise UsageError(f"of {DESK_STEPS} at most {MAX_DESK_TASKS:,} tasks can be drawn; take fewer")
+    return make_steps(skip + (count or DESK_TASKS), seed, "train")
+
+
 def places_of(path: str, skip: int = 0) -> Callable[[int], str]:
     """The places of a file's tasks after the first `skip`, for messages, from their index."""
 
@@ -106,11 +114,6 @@ def places_of(path: str, skip: int = 0) -> Callable[[int], str]:
         return f"{path}, row {rows[skip + index]}"
 
     return place
-
-
-def _show_tried(path: str, tried: str) -> None:
-    if tried:
-        show(f"{path}: {tried}", error=True)
 
 
 def _prompt_length(

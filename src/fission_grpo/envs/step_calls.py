@@ -26,6 +26,7 @@ from fission_grpo.envs.wrapper import ToolLimits, cut_text, tool_methods
 CHECKED_TASKS = 64  # tasks of a file that are tried in their environments before training [ours]
 CHECK_SECONDS = 60.0  # after which no further one is tried [ours]
 SNAPSHOT = "snapshot"  # column of a step task: the state of its environment at its turn
+NOT_FOR_RESET = (ENVIRONMENT, SNAPSHOT, FOLLOWING)  # columns of a step task that `reset` does not get
 
 _log = get_logger(__name__)
 
@@ -133,8 +134,8 @@ class StepEnvironments:
     def _reset(self, environment: Any, task: Task) -> None:
         """Reset an environment with the task's columns, and restore its `snapshot` if it has one."""
         kind, monitor = type(environment).__name__, environment._fission_monitor
-        columns = {name: value for name, value in task.columns.items() if name not in (ENVIRONMENT, FOLLOWING)}
-        snapshot = columns.pop(SNAPSHOT, None)
+        columns = {name: value for name, value in task.columns.items() if name not in NOT_FOR_RESET}
+        snapshot = task.columns.get(SNAPSHOT)
         if snapshot is not None and not callable(getattr(environment, "_restore", None)):
             raise RowError(SNAPSHOT, f"{kind} has no _restore; add it, or leave out the snapshot")
         try:

@@ -185,8 +185,7 @@ class Fission:
                 pushed[instance.task.depth] += 1
                 self.event_log.pushed(instance)
                 self.event_log.failed(failure, instance.task.id, step)
-                if (dropped := self.buffer.push(instance)) is not None:
-                    self.event_log.dropped(dropped, step, "capacity")
+                self._add_to_buffer(instance, step)
             roots |= {instance.task.root for instance, _ in fresh}
         counts = sum((rank.counts for rank in ranks), Counter())
         return {
@@ -220,10 +219,13 @@ class Fission:
                 continue
             instance = replace(item, task=task, step=step, source=CONTINUED, feedback="", failed="", zero_std=False)
             self.event_log.pushed(instance)
-            if (dropped := self.buffer.push(instance)) is not None:
-                self.event_log.dropped(dropped, step, "capacity")
+            self._add_to_buffer(instance, step)
             pushed += 1
         return {"recovery/continued": float(pushed)}
+
+    def _add_to_buffer(self, instance: CorrectiveInstance, step: int) -> None:
+        if (dropped := self.buffer.push(instance)) is not None:
+            self.event_log.dropped(dropped, step, "capacity")
 
     def record_explore(self, counts: Mapping[str, int], zero_std: Sequence[bool]) -> None:
         """Record an explore cycle: the counts of all ranks, and per group whether its rewards are equal."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fission_grpo.core.rewards import same_value
+from fission_grpo.core.rewards import same_call
 from fission_grpo.core.types import Failure, Rollout, ToolCall
 from fission_grpo.fission.recovery import CorrectiveInstance
 
@@ -36,10 +36,7 @@ class RecoveryOutcome:
 
 def same_calls(calls: Sequence[ToolCall], others: Sequence[ToolCall]) -> bool:
     """Whether two turns make equal calls in the same order."""
-    return len(calls) == len(others) and all(
-        call.name == other.name and same_value(call.arguments, other.arguments)
-        for call, other in zip(calls, others, strict=True)
-    )
+    return len(calls) == len(others) and all(map(same_call, calls, others))
 
 
 def groups_of(values: Sequence[Value], sizes: Sequence[int]) -> list[Sequence[Value]]:

@@ -295,12 +295,13 @@ class FissionGRPOConfig(GRPOConfig):
         contexts = self.contexts_per_cycle
         self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
         self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
-        least = self.contexts_at_a_time if self.is_mixed else contexts
+        least = self.contexts_at_a_time
         if self.min_buffered is not None and not least <= self.min_buffered <= self.buffer_capacity:
-            what = "the recovery groups that take the place of explore groups" if self.is_mixed else "one full batch"
+            what = "recovery groups that take the place of whole explore groups"
+            what = what if self.is_mixed else "one full batch of recovery groups"
             raise ValueError(
-                f"min_buffered is {self.min_buffered}, but must lie between {least} ({what} of recovery "
-                f"groups) and buffer_capacity ({self.buffer_capacity}). Leave it unset for {least}."
+                f"min_buffered is {self.min_buffered}, but must lie between {least} ({what}) "
+                f"and buffer_capacity ({self.buffer_capacity}). Leave it unset for {least}."
             )
 
     def _check_ratio(self) -> None:

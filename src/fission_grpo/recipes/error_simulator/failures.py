@@ -19,9 +19,8 @@ from fission_grpo.core.messages import from_text, plain_messages, read_messages
 from fission_grpo.core.rewards import step_verdict
 from fission_grpo.core.tool_schema import check_tool_schema, tool_names
 from fission_grpo.core.types import Failure, Message, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
-from fission_grpo.data.load import DESK_STEPS, DESK_TASKS, MAX_DESK_TASKS, places_of
+from fission_grpo.data.load import DESK_STEPS, desk_steps, places_of
 from fission_grpo.data.step_tasks import load_step_tasks
-from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.envs.step_calls import StepEnvironments, names_environment, try_environments
 from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, connect_endpoint, load_local_policy
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, read_records
@@ -210,12 +209,7 @@ def read_sources(paths: Sequence[Path], skip: int = 0, most: int = 0, seed: int 
 
 
 def _read_step_tasks(path: Path, skip: int, most: int, seed: int, sources: FailureSources) -> None:
-    if str(path) == DESK_STEPS:
-        if skip + most > MAX_DESK_TASKS:
-            raise TaskFileError(f"of {DESK_STEPS} at most {MAX_DESK_TASKS:,} tasks can be drawn; lower --cases")
-        every = make_steps(skip + (most or DESK_TASKS), seed, "train")
-    else:
-        every = load_step_tasks(path)
+    every = desk_steps(skip, most, seed) if str(path) == DESK_STEPS else load_step_tasks(path)
     tasks = every[skip:][: most or None]
     if tried := try_environments(places_of(str(path), skip), tasks):
         sources.notes.append(f"{path}: {tried}")
