@@ -1,9 +1,9 @@
-"""What explore and recover cycles hold and cost: errors met, groups without variance, tokens, size of the update.
+"""What explore and recover cycles hold and cost: errors met, tokens sampled, size of the update.
 
     python benchmarks/evidence/cycles.py benchmarks/evidence/results/episode
 
-Means over all cycles of all runs of an arm, from `runs.jsonl`; rescued groups are the sum of a run. Gradient norms are
-those before clipping. Cycles that explore and recover in one batch count as explore cycles.
+Means over all cycles of all runs of an arm, from `runs.jsonl`. Gradient norms are those before clipping. A cycle that
+explores and recovers in one batch counts as an explore cycle. Groups without variance are in `tables.md`.
 """
 
 import argparse
@@ -20,13 +20,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from packed import unpacked
 
 PHASES = ("explore", "recover")
-SHARES = {
-    "explored groups without variance": "fission/frac_zero_std",
-    "recovery groups without variance": "recovery/frac_zero_std",
-    "recoveries that repeat the call": "recovery/repeats",
-}
-"""Logged shares of a cycle by their column."""
-RESCUED = "rescued groups a run"
 
 
 def cells(cycles: list[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
@@ -38,11 +31,9 @@ def cells(cycles: list[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
         yield f"gradient norm of {phase} cycles", cycle["grad_norm"]
         if "fission/error_cases" in cycle:
             yield "rollouts with an own error", cycle["fission/error_cases"]
-        for name, key in SHARES.items():
-            if key in cycle:
-                yield name, cycle[key]
+        if "recovery/repeats" in cycle:
+            yield "recoveries that repeat the call, %", 100 * cycle["recovery/repeats"]
         before = cycle["tokens"]
-    yield RESCUED, sum(cycle.get("fission/rescued_groups", 0.0) for cycle in cycles)
 
 
 def main() -> None:
@@ -57,14 +48,12 @@ def main() -> None:
             found[run["arm"]][name].append(value)
     names = [
         "rollouts with an own error",
-        *SHARES,
-        RESCUED,
+        "recoveries that repeat the call, %",
         *(f"{what} of {one} cycles" for what in ("tokens", "gradient norm") for one in PHASES),
     ]
     print("| arm | " + " | ".join(names) + " |\n|---|" + "---:|" * len(names))
     for arm, numbers in found.items():
-        decimals = {name: 2 if name in SHARES or "norm" in name else 0 for name in names}
-        shown = [f"{fmean(numbers[name]):,.{decimals[name]}f}" if numbers[name] else "–" for name in names]
+        shown = [f"{fmean(numbers[name]):,.{2 if 'norm' in name else 0}f}" if numbers[name] else "–" for name in names]
         print(f"| `{arm}` | " + " | ".join(shown) + " |")
 
 

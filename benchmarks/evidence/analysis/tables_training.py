@@ -95,7 +95,8 @@ def _totals(trainings: Mapping[str, Training]) -> str:
             shown(one.whole["fission/age"], 1), shown(totals["leaks"]), shown(totals["fallbacks"]),
             shown(one.seconds, 1, 0),
         ])  # fmt: skip
-    note = "A rescued group is a recovery group with variance whose explore group had none. Shares in percent."
+    note = "A rescued group is a recovery group with variance whose explore group had none. Shares in percent. "
+    note += "A cycle that explores and recovers in one batch counts as both."
     return f"## Training logs\n\n{note}\n\n{table(columns, rows)}"
 
 

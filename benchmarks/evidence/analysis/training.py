@@ -134,19 +134,29 @@ def groups(options: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return size // explored if size and explored else None, size // recovered if size and recovered else None
 
 
+def _is_mixed(run: TrainingRun) -> bool:
+    """Whether explored and recovery groups share batches, so that a cycle's number of either is not known."""
+    return run.options.get("recovery_batches") == "mixed"
+
+
 def _rescued_of_recovery_groups(run: TrainingRun) -> float | None:
-    per_cycle = groups(run.options)[1]
+    per_cycle = None if _is_mixed(run) else groups(run.options)[1]
     return _share(_sum(run, "fission/rescued_groups"), (per_cycle or 0) * len(_cycles(run.cycles, RECOVER)))
 
 
 def _rescued_of_flat_groups(run: TrainingRun) -> float | None:
     flat = sum(cycle.get("fission/frac_zero_std", 0.0) for cycle in _cycles(run.cycles, EXPLORE))
-    rescued = _sum(run, "fission/rescued_groups") if _cycles(run.cycles, RECOVER) else None
+    rescued = _sum(run, "fission/rescued_groups") if _cycles(run.cycles, RECOVER) and not _is_mixed(run) else None
     return None if rescued is None else _share(rescued, flat * (groups(run.options)[0] or 0))
 
 
 def _cycles(cycles: Sequence[Mapping[str, Any]], phase: int) -> list[Mapping[str, Any]]:
-    return [cycle for cycle in cycles if cycle["phase"] == phase]
+    """The cycles that explore or recover; one that does both in one batch has phase 0, and is of both."""
+    return [
+        cycle
+        for cycle in cycles
+        if cycle["phase"] == phase or (phase == RECOVER and "recovery/frac_zero_std" in cycle)
+    ]
 
 
 def _per_cycle(cycles: Sequence[Mapping[str, Any]], key: str) -> float | None:
