@@ -106,6 +106,7 @@ def explore_metrics(counts: Counter[str], zero_std: Sequence[bool]) -> dict[str,
     }
     if counts["judged"]:
         metrics["fission/success"] = counts["succeeded"] / counts["judged"]
+        metrics["fission/first_try_success"] = (counts["succeeded"] - counts["recovered"]) / counts["judged"]
     if counts["erred"]:
         metrics["fission/error_recovery_rate"] = counts["recovered"] / counts["erred"]
     return metrics | {f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("kind/")}
