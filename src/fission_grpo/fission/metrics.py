@@ -62,19 +62,6 @@ def zero_std_groups(rewards: Sequence[float], sizes: Sequence[int]) -> list[bool
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
 
 
-def group_success(succeeded: Sequence[bool | None], sizes: Sequence[int]) -> list[float]:
-    """Return the fraction of successes among each group's judged rollouts; 0 for a group without any.
-
-    Args:
-        succeeded: one per rollout, group after group; None where a rollout could not be judged.
-        sizes: rollouts of each group.
-
-    >>> group_success([True, False, True, None], [2, 2])
-    [0.5, 1.0]
-    """
-    return [fraction([one for one in group if one is not None]) for group in groups_of(succeeded, sizes)]
-
-
 def fraction(flags: Sequence[bool]) -> float:
     """Return the fraction of true values, 0 if there are none at all."""
     return sum(flags) / max(1, len(flags))
