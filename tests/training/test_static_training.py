@@ -307,9 +307,10 @@ def test_a_right_recovery_goes_on_in_its_dialogue_with_the_error_in_it(tmp_path)
         tmp_path,
         [row(n, following=following) for n in range(2)],
         answers,
+        buffer_order="random",
         recovery_continues=True,
         recovery_batches="alternate",
-        max_steps=6,
+        max_steps=12,
     )
     continued = [one for one in events(tmp_path / "run", "pushed") if one["source"] == "continued"]
     prompt = continued[0]["prompt"]
