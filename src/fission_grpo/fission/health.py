@@ -61,6 +61,18 @@ FAULTS = {
 """Counts of a cycle that should be rare: what is counted, and what to do."""
 
 
+TOPICS = {
+    "loss and gradients": ("not_finite",),
+    "reward variance": ("all_failed", "none_failed", "none_judged", "no_variance"),
+    "recoveries": ("no_recovery", "no_recovery_variance"),
+    "first-try success": ("falling_first_try_success",),
+    "lengths": ("endless",),
+    "feedback": ("no_feedback",),
+    "environments and rewards": ("replay_mismatches", *(name.split("/")[1] for name in FAULTS)),
+}
+"""What `check_health` looks at, with the names of the findings about it."""
+
+
 @dataclass(frozen=True)
 class HealthWarning:
     """A sign that something is wrong with a run."""

@@ -34,7 +34,7 @@ from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import Fission
 from fission_grpo.fission.event_log import LOG, EventLog
 from fission_grpo.fission.metrics import explore_metrics, zero_std_groups
-from fission_grpo.training.callbacks import SkipZeroSignal, TokenBudget
+from fission_grpo.training.callbacks import HealthWarnings, SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import (
     ExactCheckpointMixin,
     load_source_states,
@@ -116,6 +116,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.fission = Fission(args, sources, self.event_log, self.special_tokens, self._fits)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
+        self.add_callback(HealthWarnings())
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
