@@ -11,6 +11,7 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.model_readme import update_readme
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.faults import Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -158,6 +159,7 @@ def run_evaluation(
     write_rates(result)
     trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
     _add_line(folder.parent / EVAL, eval_line(result.metrics, name, *trained))
+    update_readme(folder.parent)
     return result
 
 

@@ -33,7 +33,10 @@ RENAMED = {
 }
 """Present names of options, by the names they had before the first release. An old name is an error."""
 
-REMOVED = dict.fromkeys(("adaptive_recovery_ratio", "adaptive_share"), "had no measured effect; leave it out")
+REMOVED = {
+    "adaptive_recovery_ratio": "had no measured effect; leave it out",
+    "adaptive_share": "had no measured effect; leave it out",
+}
 """Options that are gone, and why. A name of these is an error."""
 
 _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
@@ -204,6 +207,11 @@ class FissionGRPOConfig(GRPOConfig):
     log_instances: bool = _option(
         True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
     )
+    log_recoveries: int = _option(
+        0,
+        "Log a table of recoveries (request, failed call, feedback, rewards, best and worst recovery) to W&B or "
+        "trackio, as report_to says, in the first and then every N-th recover cycle; 0 for none [ours].",
+    )
 
     def __post_init__(self):
         self._check_numbers()
@@ -291,7 +299,7 @@ class FissionGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
         self._check_ratio()
         contexts = self.contexts_per_cycle
-        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
+        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0, log_recoveries=0)
         self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
         least = self.contexts_at_a_time
         if self.min_buffered is not None and not least <= self.min_buffered <= self.buffer_capacity:

@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
@@ -53,6 +53,7 @@ from fission_grpo.training.deferred_rows import (
     unpack_rows,
 )
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
+from fission_grpo.training.reporting import RecoveryTables, ReportingMixin
 from fission_grpo.training.rewards import (
     calculate_usable_rewards,
     correct_advantages,
@@ -70,7 +71,7 @@ _log = get_logger(__name__)
 check_names(GRPOTrainer)
 
 
-class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, GRPOTrainer):
+class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, ReportingMixin, GRPOTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.
@@ -85,8 +86,6 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     instance with its outcome to `output_dir/fission.jsonl`. See docs/fission-grpo.md.
     """
 
-    _tag_names: ClassVar = ["trl", "grpo", "fission-grpo"]
-    _name = "Fission-GRPO"
     args: FissionGRPOConfig
 
     def __init__(self, *trl_args: Any, feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules", **trl_kwargs: Any):
@@ -117,6 +116,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
         self.add_callback(HealthWarnings())
+        tables = args.log_recoveries if self.accelerator.is_main_process else 0
+        self._recovery_tables = RecoveryTables(tables, args.report_to)
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
@@ -306,6 +307,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             all_outcomes = [outcome for _, outcomes in shared for outcome in outcomes]
             flat = zero_std[first_recovery:]
             self._log_cycle(self.fission.record_recovery(cycle.contexts, all_outcomes, flat, step))
+            self._recovery_tables.log(cycle.contexts, all_outcomes, step)
             if self.args.recovery_continues:
                 self._log_cycle(self.fission.push_continued(cycle.contexts, gather_object(continued), step))
         if first_recovery:
