@@ -11,6 +11,7 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.files import append_line, write_file
+from fission_grpo.data.rows import load_rows
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.faults import Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -47,7 +48,7 @@ class EvaluationResult:
 def evaluate(
     model: Any,
     environment_factory: Factory | Mapping[str, Factory],
-    rows: Iterable[Mapping[str, Any]],
+    rows: str | Path | Iterable[Mapping[str, Any]],
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
     *,
     reward_weights: Sequence[float] | None = None,
@@ -73,8 +74,8 @@ def evaluate(
             `reply(requests)` or `submit(request)`, such as `inference.endpoint.EndpointPolicy`.
         environment_factory: the environment's class, or several by name, of which a row's column `environment`
             selects one.
-        rows: a data set or list of rows with `prompt` (chat messages), the columns of `reset` and of the reward
-            functions, and optionally a unique `id`.
+        rows: a data set, a list or a file (.jsonl, .json, .parquet) of rows with `prompt` (chat messages), the columns
+            of `reset` and of the reward functions, and optionally a unique `id`.
         reward_funcs: one or several reward functions, called as TRL calls them, with one episode at a time; None if
             the environment has `get_reward`.
         reward_weights: of the reward functions, 1 by default.
@@ -116,7 +117,8 @@ def evaluate(
         faults=tuple(faults),
     )
     reward = EpisodeReward(reward_funcs, reward_weights)
-    tasks = sampled(rows_task_set(environment_factory, list(rows), reward, spec), samples, temperature)
+    rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
+    tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
     loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
     name = name or Path(str(loaded.description.get("model", "policy"))).name
