@@ -79,7 +79,8 @@ def evaluate(
         processing_class: the tokenizer of a transformers model; by default that of the model's folder.
         output_dir: where to keep it, in a folder `eval-NAME`, in which a killed evaluation goes on; None for nowhere.
         name: of the evaluation; by default the last part of the model's name.
-        max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`.
+        max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`. A policy samples as it
+            was made to.
 
     Raises:
         UsageError: nothing judges an episode, or a reward function raised an error.
@@ -97,9 +98,13 @@ def evaluate(
     rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
     tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
-    loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
+    if hasattr(model, "reply") or hasattr(model, "submit"):  # it samples as it was made to
+        loaded, decoding = _own_policy(model), {**_decoding_of(model), "seed": seed}
+    else:
+        loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
+        decoding = asdict(sampling)
     name = name or Path(str(loaded.description.get("model", "policy"))).name
-    return run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, output_dir)
+    return run_evaluation(loaded, tasks, spec.prompt, decoding, in_flight, name, output_dir)
 
 
 def sampled(tasks: TaskSet, samples: int, temperature: float) -> TaskSet:
@@ -115,7 +120,7 @@ def run_evaluation(
     loaded: LoadedPolicy,
     tasks: TaskSet,
     prompt: Mapping[str, Any],
-    sampling: Sampling,
+    decoding: Mapping[str, Any],
     in_flight: int,
     name: str,
     output: str | Path | None,
@@ -126,7 +131,7 @@ def run_evaluation(
     """
     records: list[CaseRecord] = []
     if output is None:
-        cases = (with_seeds(start, sampling.seed, case_id) for case_id, start in tasks.cases.items())
+        cases = (with_seeds(start, decoding["seed"], case_id) for case_id, start in tasks.cases.items())
         run_cases(loaded.policy, cases, in_flight, records.append)
         order = {case_id: number for number, case_id in enumerate(tasks.cases)}
         return _summarize(sorted(records, key=lambda record: order[record.id]), name, prompt)
@@ -136,7 +141,7 @@ def run_evaluation(
         name=name,
         tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases), **tasks.settings},
         prompt={**prompt, **(loaded.prompt if is_chat else {})},
-        decoding=asdict(sampling),
+        decoding=decoding,
         policy=loaded.description,
         versions=versions(),
     )
@@ -186,12 +191,23 @@ def _add_line(path: Path, line: str) -> None:
         append_line(path, line)
 
 
+def _own_policy(policy: Any) -> LoadedPolicy:
+    known = {key: getattr(policy, key, None) for key in ("model", "url")}
+    description = {key: value for key, value in known.items() if isinstance(value, str)}
+    return LoadedPolicy(policy, {"kind": type(policy).__name__, **description}, {})
+
+
+def _decoding_of(policy: Any) -> dict[str, Any]:
+    """How a policy samples, as far as it says."""
+    options = getattr(policy, "options", policy)
+    names = ("temperature", "max_new_tokens", "max_tokens")
+    return {name: getattr(options, name) for name in names if isinstance(getattr(options, name, None), int | float)}
+
+
 def _load_policy(
     model: Any, tokenizer: Any, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None
 ) -> LoadedPolicy:
-    """The policy of what a user may give as `model`."""
-    if hasattr(model, "reply") or hasattr(model, "submit"):
-        return LoadedPolicy(model, {"kind": type(model).__name__}, {})
+    """The policy of a folder, a hub id, a model or a trainer."""
     if isinstance(model, str | Path):
         return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer)
     progress = {}
