@@ -34,7 +34,7 @@ def test_help_is_quick(arguments):
 
 def test_an_unknown_command_lists_the_commands(capsys):
     assert main(["trian"]) == 2
-    names = "train, eval, compare, report, simulator, tasks, check-environment"
+    names = "train, eval, compare, doctor, report, simulator, tasks, check-environment"
     assert capsys.readouterr().err == f"error: unknown command 'trian'; commands: {names}\n"
 
 
