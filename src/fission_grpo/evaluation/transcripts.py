@@ -179,6 +179,7 @@ def read_turns(messages: Any, tools: Tools | None, pattern: str | None = None) -
     error. If `tools` is None, every error is `raised`. A result with a match of `pattern` is an error as well.
     """
     turns: list[list[_PendingStep]] = [[]]
+    requests: list[list[str]] = [[]]
     waiting = _Waiting()
     previous: str | None = None  # role of the message before, system messages left out
     has_request = False
@@ -192,9 +193,14 @@ def read_turns(messages: Any, tools: Tools | None, pattern: str | None = None) -
             elif message.role == "user":
                 if has_request and previous != "user":
                     turns.append([])
+                    requests.append([])
+                requests[-1].append(message.text)
                 has_request = True
             previous = previous if message.role == "system" else message.role
-    return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
+    return tuple(
+        TurnRecord(tuple(step.record() for step in turn), request="\n".join(request))
+        for turn, request in zip(turns, requests, strict=True)
+    )
 
 
 def record_call(call: ToolCall, text: str, tools: Tools | None, error: str | None = None) -> CallRecord:
