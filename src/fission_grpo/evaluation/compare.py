@@ -16,6 +16,9 @@ from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 from fission_grpo.evaluation.tables import aligned
 
 MAX_NAMED = 5  # most case ids that a message names [ours]
+LEVEL = 0.05  # p from which a difference is said to be chance [ours, by custom]
+FEW = 30  # pairs below which bootstrap intervals are said to be too narrow [ours]
+FEW_PAIRS = f"With fewer than {FEW} pairs the bootstrap intervals are too narrow: go by McNemar's test."
 
 
 class NotComparable(InputError):
@@ -133,6 +136,30 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     return values
 
 
+def comparison_text(comparison: Comparison) -> str:
+    """The comparison in sentences.
+
+    Example: "B solved 24 fewer of 300 tasks than A (-8.0 points, 95% CI -12.7 to -3.3; McNemar p = 0.00094)."
+    """
+    c, (success, recovery, _) = comparison, comparison.differences
+    gain = c.only_b - c.only_a
+    how = f"{abs(gain):,} {'more' if gain > 0 else 'fewer'} of {c.pairs:,} tasks than"
+    how = how if gain else f"as many of {c.pairs:,} tasks as"
+    p = "McNemar p < 0.0001" if c.p < 0.0001 else f"McNemar p = {c.p:.2g}"
+    sentences = [f"{c.name_b} solved {how} {c.name_a} ({_points(success)}; {p})."]
+    if c.p >= LEVEL:
+        sentences.append("This can be chance.")
+    if recovery.change is not None:
+        sentences.append(f"Error recovery, over each policy's own error cases: {_points(recovery)}.")
+    return " ".join([*sentences, *([FEW_PAIRS] if c.pairs < FEW else [])])
+
+
+def _points(difference: Difference) -> str:
+    low, high = difference.interval or (0.0, 0.0)
+    interval = f", 95% CI {100 * low:+.1f} to {100 * high:+.1f}" if difference.interval else ""
+    return f"{100 * (difference.change or 0.0):+.1f} points{interval}"
+
+
 def comparison_table(comparison: Comparison) -> str:
     """The comparison as text for a terminal, without a newline at the end."""
     c = comparison
@@ -151,6 +178,7 @@ def comparison_table(comparison: Comparison) -> str:
     solved = f"({c.only_a:,} solved by A alone, {c.only_b:,} by B)"
     lines.append(f"McNemar's exact test of equal success: p = {c.p:.3g} {solved}")
     lines.append("Intervals: paired bootstrap over cases. They do not cover other seeds or training runs.")
+    lines += [FEW_PAIRS] if c.pairs < FEW else []
     lines.append("Error recovery is over each run's own error cases: a policy that errs less has other ones.")
     return "\n".join(lines)
 

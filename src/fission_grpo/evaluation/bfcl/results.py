@@ -148,7 +148,13 @@ def _replay_single(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
         calls = None
     verdict = judge_single(case, calls)
     step = StepRecord(_as_text(result), call_records(calls or ()), _decode(result, rule, names).unread)
-    return CaseRecord(case.id, case.category, (TurnRecord((step,), verdict is None, request_text(case.messages)),), verdict is None, verdict)
+    return CaseRecord(
+        case.id,
+        case.category,
+        (TurnRecord((step,), verdict is None, request_text(case.messages)),),
+        verdict is None,
+        verdict,
+    )
 
 
 def _decode(step: Any, rule: str, names: Sequence[str]) -> Decoded:
