@@ -208,9 +208,9 @@ def draw_comparison(comparison: Comparison) -> str:
     name_a, name_b = (_literal(name[:MAX_NAME] + "..." * (len(name) > MAX_NAME)) for name in names)
     caption = (
         f"{comparison.pairs:,} tasks judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
-        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. McNemar's test of equal success: "
-        f"p = {comparison.p:.3g}. Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap "
-        "over tasks; other training runs may differ."
+        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. McNemar's test: p = "
+        f"{comparison.p:.3g}. Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
+        "tasks; other training runs may differ."
     )
     with rc_context({"axes.grid.axis": "x"}, fname=STYLE):
         figure = Figure(figsize=(4.6, 4.1))

@@ -159,7 +159,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
     found["Most generated tokens"] = found["Most generated tokens"] or None
     for label, value in found.items():
         found[label] = ", ".join(map(str, value)) if isinstance(value, list) else value
-    parameters = described.get("parameters")
+    parameters, count = described.get("parameters"), described.get("processes")
+    processes = f"{count} processes" if count not in (None, 1) else ""
     size = f" ({parameters:,} parameters)" if isinstance(parameters, int) else ""
     done = [f"{last.get('step', 0):,.0f} steps"] + ([f"{tokens:,.0f} generated tokens"] if tokens else [])
     return {
@@ -168,7 +169,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
         "Tasks": described.get("tasks"),
         **found,
         "Done": ", ".join(done + ([f"{format_duration(seconds)} since the start or resume"] if seconds else [])),
-        "Machine": f"{described.get('device')}, processes: {described.get('processes')}",
+        "Machine": ", ".join(str(part) for part in (described.get("device"), processes) if part),
         "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else None,
     }
 
