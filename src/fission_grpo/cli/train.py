@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import ArrowException
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Trainer
 from transformers.optimization import get_scheduler
@@ -20,6 +21,7 @@ from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageEr
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
+from fission_grpo.data.rows import own_task
 from fission_grpo.envs.step_calls import guard_with
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.sources import FeedbackSource
@@ -54,7 +56,25 @@ class TrainArguments:
             "help": "What to train on: 'desk' (the built-in environment), 'desk:2' (its tasks of two requests; up to "
             "4), 'desk:steps' (its tasks as single turns against references), a step-task file or a case file over "
             "BFCL's environments (.jsonl, see `fission-grpo tasks`), or a ToolRL file (rlla_*.json, *.parquet). "
-            "Required."
+            "Required, unless there is an environment of yours, with rows."
+        },
+    )
+    environment: str | None = field(
+        default=None,
+        metadata={"help": "An environment of yours to train in: module:Class or path/to/file.py:Class. With rows."},
+    )
+    rows: str | None = field(
+        default=None,
+        metadata={
+            "help": "The file of its tasks (.jsonl, .json, .parquet): a row has a prompt, and the columns of `reset` "
+            "and of the reward functions."
+        },
+    )
+    reward: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Its reward functions, module:function or path/to/file.py:function, as TRL's reward_funcs; none "
+            "if it has `get_reward`."
         },
     )
     num_tasks: int = field(
@@ -95,7 +115,11 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
-    return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
+    """Read the options. Where there is no accelerator, `use_cpu` is true and `bf16` false unless they are given."""
+    parser = make_parser()
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)
+    return parse_options(parser, argv)  # pyright: ignore[reportReturnType]
 
 
 def train_command(argv: list[str]) -> int:
@@ -179,6 +203,7 @@ def make_trainer(
     given = load_training_data(
         script.tasks or "",
         tokenizer,
+        own=own_task(script.environment, script.rows, script.reward, script.tasks),
         skip_tasks=script.skip_tasks,
         num_tasks=script.num_tasks,
         max_prompt_tokens=script.max_prompt_tokens,
@@ -201,7 +226,7 @@ def make_trainer(
                 model=name,
                 reward_funcs=given.reward,
                 args=args,
-                train_dataset=Dataset.from_list(list(given.rows)),
+                train_dataset=_dataset(given.rows, script.rows or script.tasks),
                 processing_class=tokenizer,
                 quantization_config=get_quantization_config(model),
                 peft_config=get_peft_config(model),
@@ -217,6 +242,23 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _dataset(rows: Sequence[dict[str, Any]], path: str | None) -> Dataset:
+    """The rows as a data set. Raises UsageError for a column whose values have no common type."""
+    try:
+        return Dataset.from_list(list(rows))
+    except (ArrowException, TypeError, ValueError) as error:
+        for name in rows[0]:
+            try:
+                Dataset.from_list([{name: row.get(name)} for row in rows])
+            except (ArrowException, TypeError, ValueError) as problem:
+                what = "holds values of different types, which cannot be one column of a data set"
+                reason = " ".join(str(problem).split())[:160]
+                raise UsageError(
+                    f"{path}, field '{name}': {what} ({reason}); write an object with named fields"
+                ) from error
+        raise
 
 
 def _check_library_options(args: FissionGRPOConfig) -> None:
