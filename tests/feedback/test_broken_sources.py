@@ -117,8 +117,8 @@ def test_a_function_that_raises_costs_its_answer(error):
 
 
 def fission_of(source):
-    settings = {"buffer_capacity": 8, "max_age_steps": 10, "buffer_order": "fifo", "seed": 0, "max_depth": 1}
-    settings |= {"recovery_ratio": 1.0, "adaptive_recovery_ratio": False, "feedback_timeout": 5.0}
+    settings = {"buffer_capacity": 8, "max_age_steps": 10, "buffer_order": "lifo", "seed": 0, "max_depth": 1}
+    settings |= {"recovery_ratio": 1.0, "feedback_timeout": 5.0}
     fission = Fission(SimpleNamespace(**settings), [source], SimpleNamespace())  # pyright: ignore
     fission.submit([], 0)
     return fission

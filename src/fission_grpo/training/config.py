@@ -18,7 +18,6 @@ from fission_grpo.fission.buffer import ORDERS
 from fission_grpo.fission.failures import FAILURE_TURNS
 
 RENAMED = {
-    "adaptive_share": "adaptive_recovery_ratio",
     "branch": "failure_turn",
     "diagnose": "feedback",
     "diagnose_seconds": "feedback_timeout",
@@ -34,6 +33,8 @@ RENAMED = {
 }
 """Present names of options, by the names they had before the first release. An old name is an error."""
 
+REMOVED = dict.fromkeys(("adaptive_recovery_ratio", "adaptive_share"), "had no measured effect; leave it out")
+"""Options that are gone, and why. A name of these is an error."""
 
 _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
     "delta",
@@ -62,13 +63,15 @@ _CHOICES = {  # of TRL's options of text that it looks at in the first update
 
 
 def refuse_old_names(config: type) -> type:
-    """Class decorator: an old option name raises a TypeError that gives the new one."""
+    """Class decorator: an old option name raises a TypeError that gives the new one, or says that it is gone."""
     construct = config.__init__
 
     @functools.wraps(construct)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in kwargs.keys() & RENAMED.keys():
             raise TypeError(f"{config.__name__}: the option `{name}` is now called `{RENAMED[name]}`")
+        for name in kwargs.keys() & REMOVED.keys():
+            raise TypeError(f"{config.__name__}: the option `{name}` was removed: it {REMOVED[name]}")
         construct(self, *args, **kwargs)
 
     config.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,7 +91,7 @@ class FissionGRPOConfig(GRPOConfig):
 
     Raises:
         ValueError: a value is out of range. It is raised before anything is loaded.
-        TypeError: an option is given by its old name.
+        TypeError: an option is given by its old name, or is gone.
     """
 
     fission: bool = _option(
@@ -141,17 +144,12 @@ class FissionGRPOConfig(GRPOConfig):
     )
     buffer_order: str = _option(
         "lifo",
-        "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest expected "
-        "reward variance, estimated from the group's success and the running recovery rate of the kind of failure "
-        "[ours]; fifo and random for ablations.",
+        "Experimental. Instances to recover from first: lifo, the newest [paper], or random [ours].",
     )
     recovery_ratio: float = _option(
         0.5,
         "Largest ratio of recover cycles to all cycles, above 0 to 0.5; with recovery_batches=mixed the largest share "
         "of a batch, above 0 and below 1 [ours].",
-    )
-    adaptive_recovery_ratio: bool = _option(
-        False, "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
     )
     min_buffered: int | None = _option(
         None,

@@ -33,8 +33,8 @@ from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import Fission
 from fission_grpo.fission.event_log import LOG, EventLog
-from fission_grpo.fission.metrics import explore_metrics, group_success, zero_std_groups
-from fission_grpo.training.callbacks import SkipZeroSignal, TokenBudget
+from fission_grpo.fission.metrics import explore_metrics, zero_std_groups
+from fission_grpo.training.callbacks import HealthWarnings, SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import (
     ExactCheckpointMixin,
     load_source_states,
@@ -116,6 +116,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.fission = Fission(args, sources, self.event_log, self.special_tokens, self._fits)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
+        self.add_callback(HealthWarnings())
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
@@ -287,12 +288,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         cycle, step = self.cycle, self.state.global_step
         rewards = cycle.scores.weighted if cycle.scores is not None else []
         zero_std = zero_std_groups(rewards, cycle.sizes)
-        succeeded = [None if r.verdict.reward is None else not r.verdict.failed for r in rollouts]
-        success = group_success(gather_object(succeeded), cycle.sizes)
         environments = LocalEnvironments(
             self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
-        failed = environments.failed_rollouts(cycle, rollouts, self.args.failure_turn, zero_std, success)
+        failed = environments.failed_rollouts(cycle, rollouts, self.args.failure_turn, zero_std)
         counts, outcomes = count_cycle(cycle, rollouts, failed)
         continued = self._reader.continuations(cycle, rollouts) if self.args.recovery_continues else []
         counts.update(environments.pop_counts() + self.step_environments.pop_counts())
@@ -310,7 +309,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             if self.args.recovery_continues:
                 self._log_cycle(self.fission.push_continued(cycle.contexts, gather_object(continued), step))
         if first_recovery:
-            self.fission.record_explore(total, zero_std[:first_recovery])
+            self.fission.schedule.record_explore()
             self._log_cycle(explore_metrics(total, zero_std[:first_recovery]))
         self._log_cycle(self._common_metrics(total))
 
