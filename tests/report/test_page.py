@@ -317,3 +317,14 @@ def test_a_run_and_its_evaluation_have_one_name_in_tables_and_legends(tmp_path):
     write_run(tmp_path / "third", log=LOG, fission=(), evaluations=[GRPO])
     write_run(tmp_path / "fourth", log=LOG, fission=(), evaluations=[GRPO])
     assert [run.name for run in read_runs(tmp_path)] == ["Fission-GRPO", "fourth", "GRPO", "third"]
+
+
+def test_a_run_that_learns_nothing_says_so_at_the_top(tmp_path):
+    row = {"fission/phase": 0.0, "fission/success": 0.0, "fission/frac_zero_std": 1.0, "reward": 0.0}
+    log = [{"step": step, "fission/generated_tokens": step, **row} for step in range(1, 9)]
+    text, _ = page_of(write_run(tmp_path / "run", log=log, fission=(), evaluations=()))
+    alarm = text.index("every explore rollout failed")
+    assert text.index('class="notes alarm"') < alarm < text.index('class="verdict"')
+    assert "raise num_generations" in text[alarm:]
+    well = [entry | {"fission/success": 0.5, "fission/frac_zero_std": 0.2} for entry in log]
+    assert "notes alarm" not in page_of(write_run(tmp_path / "well", log=well, fission=(), evaluations=()))[0]

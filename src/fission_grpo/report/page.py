@@ -15,6 +15,7 @@ from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import ArgumentParser, printable, show
 from fission_grpo.core.timing import format_duration
+from fission_grpo.fission.health import check_health
 from fission_grpo.report.charts import (
     FAMILIES,
     TOKENS,
@@ -116,6 +117,7 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
         name=name,
         written=datetime.now(UTC),
         is_training=any(run.log_history or run.instances or run.description for run in runs),
+        warnings={run.name: check_health(run.log_history) for run in runs if run.log_history},
         summary=summary,
         comparison=None if comparison is None else draw_comparison(comparison),
         headline=headline,
