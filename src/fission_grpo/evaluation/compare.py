@@ -147,7 +147,7 @@ def comparison_text(comparison: Comparison) -> str:
     how = how if gain else f"as many of {c.pairs:,} tasks as"
     p = "McNemar p < 0.0001" if c.p < 0.0001 else f"McNemar p = {c.p:.2g}"
     sentences = [f"{c.name_b} solved {how} {c.name_a} ({_points(success)}; {p})."]
-    if c.p >= LEVEL:
+    if gain and c.p >= LEVEL:
         sentences.append("This can be chance.")
     if recovery.change is not None:
         sentences.append(f"Error recovery, over each policy's own error cases: {_points(recovery)}.")

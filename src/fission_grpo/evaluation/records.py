@@ -89,7 +89,8 @@ def request_text(messages: Iterable[Message]) -> str:
         elif message["role"] == "user":
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]
-            texts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+            found = (part.get("text") for part in parts)
+            texts += [text for text in found if isinstance(text, str)]
     return "\n".join(texts)
 
 

@@ -40,7 +40,7 @@ SETTINGS = {  # of a run: label on the page and name in the configuration
     "Rollouts per task (G)": "num_generations",
     "Rollouts per recovery (G\u2032)": "num_recovery_generations",
     "Rollouts per update": "rows_per_update",
-    "Training tasks": "train_dataset",
+    "Data set": "train_dataset",
     "Rewards": "reward_funcs",
     "Feedback": "feedback",
     "Learning rate": "learning_rate",
@@ -153,8 +153,9 @@ def _run_facts(run: Run) -> dict[str, Any]:
     described = run.description
     settings, versions = described.get("settings"), described.get("versions")
     settings = settings if isinstance(settings, Mapping) else {}
-    last = max(run.log_history, key=lambda row: row.get("step", 0.0), default={})
-    tokens, seconds = last.get(TOKENS, 0.0), last.get("train_runtime")
+    steps, tokens, seconds = (
+        max((row[key] for row in run.log_history if key in row), default=0.0) for key in ("step", TOKENS, "train_runtime")
+    )
     found = {label: settings.get(name) for label, name in SETTINGS.items()}
     found["Method"] = {True: "Fission-GRPO", False: "GRPO"}.get(settings.get("fission"))  # pyright: ignore
     found["Most steps"] = found["Most steps"] if (found["Most steps"] or 0) > 0 else None
@@ -164,7 +165,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
     parameters, count = described.get("parameters"), described.get("processes")
     processes = f"{count} processes" if count not in (None, 1) else ""
     size = f" ({parameters:,} parameters)" if isinstance(parameters, int) else ""
-    done = [f"{last.get('step', 0):,.0f} steps"] + ([f"{tokens:,.0f} generated tokens"] if tokens else [])
+    done = [f"{steps:,.0f} steps"] + ([f"{tokens:,.0f} generated tokens"] if tokens else [])
     return {
         "Command": described.get("command"),
         "Model": f"{described.get('model') or '(no name)'}{size}",
