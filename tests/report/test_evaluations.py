@@ -6,7 +6,7 @@ import pytest
 from report_support import BAD, EVALUATION, FINE, FISSION, GRPO, case, page_of, write_evaluation, write_run
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.report.evaluations import describe_evaluations, latest_evaluations, summarize_evaluations
+from fission_grpo.report.evaluations import case_limit, describe_evaluations, latest_evaluations, summarize_evaluations
 from fission_grpo.report.run import read_runs
 
 pytest.importorskip("matplotlib")
@@ -108,9 +108,20 @@ def test_transcripts_without_a_verdict_have_errors_and_no_rates(tmp_path):
 def test_cases_are_shown_by_kind_up_to_a_limit_and_counted_in_full(tmp_path):
     write_evaluation(tmp_path, "a", [case(i, False, BAD) for i in range(200)])
     (detail,) = describe_evaluations(latest_evaluations(read_runs(tmp_path)))
-    assert [record.id for record in detail.cases["Failed after an error"]["raised"]] == [str(i) for i in range(90)]
-    assert detail.counts == {"Failed after an error": {"raised": 200}}
+    assert len(detail.cases["Failed after an error"]["raised"]) == 200
+    assert case_limit([detail]) == 90
+    assert case_limit([detail] * 200) == 2
     assert "raised (the tool itself reported an error): 200, the first 90" in page_of(tmp_path)[0]
+
+
+def test_rare_kinds_are_shown_together(tmp_path):
+    lost = [case(i, None, missing=f"HTTP {min(i, 410)}") for i in range(400, 420)]
+    write_evaluation(tmp_path, "a", lost, line=False)
+    (detail,) = describe_evaluations(latest_evaluations(read_runs(tmp_path)))
+    kinds = detail.cases["Could not be run"]
+    assert next(iter(kinds)) == "HTTP 410"
+    assert list(kinds)[-1] == "other"
+    assert [len(records) for records in kinds.values()] == [10, 1, 1, 1, 1, 1, 1, 1, 3]
 
 
 def test_cases_that_are_not_those_of_the_line_are_left_out_and_said(tmp_path):

@@ -37,7 +37,7 @@ KIND_COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948",
 BETTER, WORSE, OPEN = "#0d9488", FAMILY_COLORS["fission"], MUTED  # OPEN: the interval contains 0
 MIN_SMOOTHED = 12  # points; shorter curves are drawn without a moving average [ours]
 MAX_POINTS = 400  # of one curve, evenly spaced; its moving average is over all [ours]
-MAX_NAME = 44  # characters of a run's name in the comparison [ours]
+MAX_NAME = 44  # characters of a run's name in a chart [ours]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ def _draw(curve: Curve, lines: Sequence[Line], x_key: str) -> Chart:
     from matplotlib.ticker import EngFormatter, MultipleLocator, PercentFormatter
 
     with rc_context(fname=STYLE):
-        figure = Figure()
+        columns = max(1, min(3, 60 // (4 + max(len(_short(label)) for label, *_ in lines))))
+        figure = Figure(figsize=(4.6, 2.8 + 0.2 * math.ceil(len(lines) / columns)))
         axes = figure.add_subplot(title=_literal(curve.title))
         for label, color, rows, key in lines:
             xs, ys = [row[x_key] for row in rows], [row[key] for row in rows]
@@ -181,7 +182,7 @@ def _draw(curve: Curve, lines: Sequence[Line], x_key: str) -> Chart:
             # dots as strokes without length: one path instead of an element for each
             dots = ([part for value in values[shown] for part in (value, value, math.nan)] for values in (xs, ys))
             axes.plot(*dots, color=color, alpha=0.45, linewidth=4, solid_capstyle="round")
-            axes.plot(xs[shown], means[shown], color=color, label=_literal(label))
+            axes.plot(xs[shown], means[shown], color=color, label=_literal(_short(label)))
         if curve.is_share:
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_locator(MultipleLocator(0.25))
@@ -191,7 +192,7 @@ def _draw(curve: Curve, lines: Sequence[Line], x_key: str) -> Chart:
         if x_key == TOKENS:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("generated tokens" if x_key == TOKENS else "optimizer step")
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=columns)
         return Chart(curve.stem, curve.title, curve.caption, _svg(figure))
 
 
@@ -205,7 +206,7 @@ def draw_comparison(comparison: Comparison) -> str:
     from matplotlib.figure import Figure
 
     names = [comparison.name_a, comparison.name_b]
-    name_a, name_b = (_literal(name[:MAX_NAME] + "..." * (len(name) > MAX_NAME)) for name in names)
+    name_a, name_b = (_literal(_short(name)) for name in names)
     caption = (
         f"{comparison.pairs:,} tasks judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
         f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. McNemar's test: p = "
@@ -256,6 +257,10 @@ def themed(svg: str) -> str:
     start, end = svg.index("<svg"), svg.index(">", svg.index("<svg"))
     head = re.sub(r' (width|height|version|xmlns(:xlink)?)="[^"]*"', "", svg[start:end])
     return head + re.sub(r"((?:fill|stroke): )#([0-9a-f]{6})", r"\1var(--c-\2, #\2)", svg[end:])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[-MAX_NAME // 2 :]}"
 
 
 def _literal(text: str) -> str:

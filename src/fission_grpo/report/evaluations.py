@@ -9,13 +9,13 @@ from fission_grpo.evaluation.compare import Comparison, NotComparable, compariso
 from fission_grpo.evaluation.compare import compare as compare_cases
 from fission_grpo.evaluation.metrics import CaseSummary, Metrics, compute_metrics, retry_loops, summarize
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.tables import TableRow, metrics_rows
 from fission_grpo.report.charts import FAMILIES, family
 from fission_grpo.report.run import Evaluation, Run
 
 SAME_COST = 0.05  # largest relative difference of generated tokens at equal cost [ours]
 MAX_CASES = 90  # of all evaluations on a page, but at least MIN_CASES of each outcome and kind [ours]
 MIN_CASES = 2
+MAX_KINDS = 8  # of an outcome; rarer ones are shown together [ours]
 LOOPED = "Failed after repeating the same failing call"
 OUTCOMES = (
     "Failed after an error",
@@ -29,13 +29,11 @@ OUTCOMES = (
 
 @dataclass(frozen=True)
 class EvaluationDetail:
-    """An evaluation with its cases: rows of its rates, and cases by outcome and kind (of all of them, `counts`)."""
+    """An evaluation with its cases by outcome and kind."""
 
     label: str
     metrics: Metrics
-    rows: tuple[TableRow, ...]
     cases: Mapping[str, Mapping[str, Sequence[CaseRecord]]]
-    counts: Mapping[str, Mapping[str, int]]
 
 
 def latest_evaluations(runs: Sequence[Run]) -> dict[str, Evaluation]:
@@ -66,11 +64,11 @@ def compared_pair(headline: Mapping[str, Evaluation]) -> tuple[str, str] | None:
 def summarize_evaluations(headline: Mapping[str, Evaluation]) -> tuple[str, Comparison | None]:
     """Say in words what the evaluations show, with the paired comparison of two if their cases can be compared."""
     if not headline:
-        return "No held-out evaluation yet. Run `fission-grpo eval --model RUN_DIR --output RUN_DIR`.", None
+        return "No held-out evaluation yet. To evaluate: fission-grpo eval --model RUN_DIR --output RUN_DIR.", None
     if len(headline) == 1:
         return _summarize_one(*next(iter(headline.items()))), None
     if (pair := compared_pair(headline)) is None:
-        return "Last evaluation of each policy. `fission-grpo compare A B` compares two of them task by task.", None
+        return "Last evaluation of each policy. To compare two of them task by task: fission-grpo compare A B.", None
     a, b = (headline[label] for label in pair)
     if a.cases is None or b.cases is None:
         absent = " and ".join(label for label in pair if headline[label].cases is None)
@@ -96,30 +94,19 @@ def _summarize_one(label: str, one: Evaluation) -> str:
 
 
 def describe_evaluations(headline: Mapping[str, Evaluation]) -> list[EvaluationDetail]:
-    """The rates and some cases of each evaluation whose cases are there."""
-    groups: dict[str, dict[str, dict[str, list[CaseRecord]]]] = {}
+    """The rates and the cases of each evaluation whose cases are there."""
+    details = []
     for label, evaluation in headline.items():
         if evaluation.cases is not None:
-            groups[label] = _group_cases(evaluation.cases.records)
-    parts = [records for group in groups.values() for kinds in group.values() for records in kinds.values()]
-    limit = max(MIN_CASES, MAX_CASES // max(len(parts), 1))
-    details = []
-    for label, group in groups.items():
-        metrics = compute_metrics(cases.records if (cases := headline[label].cases) else ())
-        details.append(
-            EvaluationDetail(
-                label=label,
-                metrics=metrics,
-                rows=tuple(metrics_rows(metrics)),
-                cases={
-                    outcome: {kind: some[:limit] for kind, some in kinds.items()} for outcome, kinds in group.items()
-                },
-                counts={
-                    outcome: {kind: len(some) for kind, some in kinds.items()} for outcome, kinds in group.items()
-                },
-            )
-        )
+            metrics = compute_metrics(evaluation.cases.records)
+            details.append(EvaluationDetail(label, metrics, _group_cases(evaluation.cases.records)))
     return details
+
+
+def case_limit(details: Sequence[EvaluationDetail]) -> int:
+    """How many cases of each outcome and kind are shown."""
+    groups = sum(len(kinds) for detail in details for kinds in detail.cases.values())
+    return max(MIN_CASES, MAX_CASES // max(groups, 1))
 
 
 def _group_cases(records: Sequence[CaseRecord]) -> dict[str, dict[str, list[CaseRecord]]]:
@@ -128,10 +115,12 @@ def _group_cases(records: Sequence[CaseRecord]) -> dict[str, dict[str, list[Case
     for record in records:
         if (outcome := _outcome(summarize(record))) is not None:
             groups[outcome[0]].setdefault(outcome[1], []).append(record)
-    ordered = (
-        (name, sorted(kinds.items(), key=lambda item: -len(item[1]))) for name, kinds in groups.items() if kinds
-    )
-    return {name: dict(kinds) for name, kinds in ordered}
+    for outcome, kinds in groups.items():
+        frequent = sorted(kinds, key=lambda kind: -len(kinds[kind]))
+        groups[outcome] = {kind: kinds[kind] for kind in frequent[:MAX_KINDS]}
+        if rare := [record for kind in frequent[MAX_KINDS:] for record in kinds[kind]]:
+            groups[outcome]["other"] = rare
+    return {outcome: kinds for outcome, kinds in groups.items() if kinds}
 
 
 def _outcome(case: CaseSummary) -> tuple[str, str] | None:

@@ -15,6 +15,7 @@ from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import ArgumentParser, printable, show
 from fission_grpo.core.timing import format_duration
+from fission_grpo.evaluation.tables import metrics_rows
 from fission_grpo.fission.health import check_health
 from fission_grpo.report.charts import (
     FAMILIES,
@@ -28,7 +29,7 @@ from fission_grpo.report.charts import (
     themed,
 )
 from fission_grpo.report.dialogue import case_dialogue, tell_recovery
-from fission_grpo.report.evaluations import describe_evaluations, latest_evaluations, summarize_evaluations
+from fission_grpo.report.evaluations import case_limit, describe_evaluations, latest_evaluations, summarize_evaluations
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 
 MAX_RECORDS = 30  # corrective instances on a page [ours]
@@ -113,6 +114,7 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
     environment.filters["theme"] = lambda color: f"var(--c-{color[1:]}, {color})"
     headline = latest_evaluations(runs)
     summary, comparison = summarize_evaluations(headline)
+    details = describe_evaluations(headline)
     return environment.get_template("page.html").render(
         name=name,
         written=datetime.now(UTC),
@@ -121,7 +123,9 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
         summary=summary,
         comparison=None if comparison is None else draw_comparison(comparison),
         headline=headline,
-        details=describe_evaluations(headline),
+        details=details,
+        max_cases=case_limit(details),
+        metrics_rows=metrics_rows,
         colors=arm_colors(headline),
         facts=describe_runs(runs),
         evaluated=describe_policies(headline),
@@ -154,7 +158,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
     settings, versions = described.get("settings"), described.get("versions")
     settings = settings if isinstance(settings, Mapping) else {}
     steps, tokens, seconds = (
-        max((row[key] for row in run.log_history if key in row), default=0.0) for key in ("step", TOKENS, "train_runtime")
+        max((row[key] for row in run.log_history if key in row), default=0.0)
+        for key in ("step", TOKENS, "train_runtime")
     )
     found = {label: settings.get(name) for label, name in SETTINGS.items()}
     found["Method"] = {True: "Fission-GRPO", False: "GRPO"}.get(settings.get("fission"))  # pyright: ignore
