@@ -17,6 +17,7 @@ from fission_grpo.evaluation.compare import (
     EvaluationRun,
     compare,
     comparison_table,
+    comparison_text,
     mcnemar,
 )
 from fission_grpo.evaluation.records import (
@@ -273,3 +274,19 @@ def test_a_message_loses_its_middle_if_it_quotes_too_much(tmp_path, capsys):
     assert shown.startswith("error: these runs cannot be compared")
     assert shown.rstrip().endswith("evaluate both alike")
     assert len(shown) < 2500
+
+
+def test_samples_of_a_task_are_tested_and_resampled_together():
+    # A solves no sample; B both samples of tasks 0-3 and one of task 4: 9 of 12 pairs differ, but only 5 of 6 tasks
+    tasks = [str(number // 2) for number in range(12)]
+    a = [replace(case(i, False), task=task) for i, task in enumerate(tasks)]
+    b = [replace(case(i, i < 9), task=task) for i, task in enumerate(tasks)]
+    both = compare(EvaluationRun(BASE, tuple(a)), EvaluationRun(BASE, tuple(b)))
+    assert (both.pairs, both.tasks, both.only_b, both.p) == (12, 6, 9, pytest.approx(2 / 2**5))
+    alone = compare(*(EvaluationRun(BASE, tuple(replace(one, task="") for one in cases)) for cases in (a, b)))
+    assert (alone.tasks, alone.p) == (12, pytest.approx(2 / 2**9))
+    (low, high), (low_alone, high_alone) = both.differences[0].interval, alone.differences[0].interval
+    assert high - low > high_alone - low_alone
+    assert "9 more of 12 samples than" in comparison_text(both)
+    assert "sign test over 6 tasks p = 0.062)" in comparison_text(both)
+    assert "Equal success, sign test over 6 tasks: p = 0.0625 (0 solved by A alone, 9 by B)" in comparison_table(both)

@@ -54,7 +54,7 @@ def test_a_run_is_compared_with_its_base_and_few_pairs_are_said(tmp_path):
     write_evaluation(tmp_path, "starter", [case(i, i > 2) for i in range(6)])
     text, _ = summary_of(tmp_path)
     assert text.startswith("mine solved 3 more of 6 tasks than starter (+50.0 points")
-    assert "p = 0.25). This can be chance. With fewer than 30 pairs" in text
+    assert "p = 0.25). This can be chance. With fewer than 30 tasks" in text
 
 
 def test_equal_policies_solve_as_many(tmp_path):
