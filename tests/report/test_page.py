@@ -211,6 +211,8 @@ def test_recoveries_are_picked_evenly_and_counted(tmp_path):
     text, page = page_of(write_run(tmp_path / "run", fission=events))
     assert page.tags.count("article") == 30
     assert "Showing 30 of 100 used recovery tasks" in text
+    assert "24 more failures" in text
+    assert page.tags.count("details") == text.count("</details>")
     assert text.index("task 0.") < text.index("task 99.")
     assert "Not logged by" not in text
 

@@ -33,6 +33,7 @@ from fission_grpo.report.evaluations import case_limit, describe_evaluations, la
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 
 MAX_RECORDS = 30  # corrective instances on a page [ours]
+OPEN_RECORDS = 6  # of these, not folded [ours]
 MAX_CHARACTERS = 1600  # of one text on a page [ours]
 MAX_MESSAGES = 40  # of one case on a page [ours]
 
@@ -133,6 +134,7 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
         error_kinds=kinds,
         runs=runs,
         max_records=MAX_RECORDS,
+        open_records=OPEN_RECORDS,
         max_characters=MAX_CHARACTERS,
         max_messages=MAX_MESSAGES,
         count_kinds=count_kinds,
