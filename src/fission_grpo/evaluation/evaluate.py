@@ -70,30 +70,16 @@ def evaluate(
     """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
 
     Args:
-        model: a model folder, a hub id or "starter"; a transformers model; a trainer; or a policy with
-            `reply(requests)` or `submit(request)`, such as `inference.endpoint.EndpointPolicy`.
-        environment_factory: the environment's class, or several by name, of which a row's column `environment`
-            selects one.
-        rows: a data set, a list or a file (.jsonl, .json, .parquet) of rows with `prompt` (chat messages), the columns
-            of `reset` and of the reward functions, and optionally a unique `id`.
-        reward_funcs: one or several reward functions, called as TRL calls them, with one episode at a time; None if
-            the environment has `get_reward`.
-        reward_weights: of the reward functions, 1 by default.
-        processing_class: the tokenizer of a transformers model; by default it is loaded from the model's folder.
-        output_dir: where to keep the evaluation, in a folder `eval-NAME`. A killed evaluation goes on there. None to
-            write nothing.
+        model: a folder, a hub id or "starter"; a transformers model; a trainer; or a policy with `reply(requests)` or
+            `submit(request)`, such as `inference.endpoint.EndpointPolicy`.
+        environment_factory: the environment's class, or several by name, for rows with a column `environment`.
+        rows: a data set, a list or a file of rows with `prompt`, the columns of `reset` and of the reward functions,
+            and optionally a unique `id`.
+        reward_funcs: called as TRL calls them, an episode at a time; None if the environment has `get_reward`.
+        processing_class: the tokenizer of a transformers model; by default that of the model's folder.
+        output_dir: where to keep it, in a folder `eval-NAME`, in which a killed evaluation goes on; None for nowhere.
         name: of the evaluation; by default the last part of the model's name.
-        max_turns: most assistant turns of an episode. Calls of the last one are not made.
-        success_at: lowest reward of a successful episode.
-        samples: episodes of each row, for pass@k and pass^k. Intervals are then over rows.
-        temperature: sampling temperature, 0 for the most probable token.
-        max_new_tokens: most tokens of one turn.
-        seed: of the sampling, and of faults.
-        in_flight: episodes at the same time.
-        chat_template_kwargs: arguments of the chat template, as in training; a trainer's own by default.
-        tool_timeout: seconds of one tool call, 0 for no limit. A case that exceeds it has failed.
-        isolate_environments: run each environment in a process of its own.
-        faults: to inject into the environment, see `inject_faults`.
+        max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`.
 
     Raises:
         UsageError: nothing judges an episode, or a reward function raised an error.
@@ -102,21 +88,12 @@ def evaluate(
 
     Example:
         >>> result = evaluate("runs/mine", OrderDesk, rows, solved, output_dir="runs/mine")
-        >>> print(result)
-        >>> result.metrics.recovery.rate
+        >>> print(result)  # a table; result.metrics.recovery.rate is one of its numbers
     """
-    if reward_funcs is None or callable(reward_funcs):
-        reward_funcs = [] if reward_funcs is None else [reward_funcs]
-    spec = TaskSpec(
-        "",
-        success_at=success_at,
-        seed=seed,
-        max_turns=max_turns,
-        tool_timeout=tool_timeout,
-        isolate_environments=isolate_environments,
-        faults=tuple(faults),
-    )
-    reward = EpisodeReward(reward_funcs, reward_weights)
+    functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
+    limits = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
+    spec = TaskSpec("", success_at=success_at, seed=seed, max_turns=max_turns, faults=tuple(faults), **limits)
+    reward = EpisodeReward(functions, reward_weights)
     rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
     tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
