@@ -316,6 +316,9 @@ def test_a_run_and_its_evaluation_have_one_name_in_tables_and_legends(tmp_path):
     for folder, name in (("grpo", "GRPO"), ("fission", "Fission-GRPO")):
         write_run(tmp_path / folder, log=LOG, fission=(), evaluations=[GRPO | {"name": name}])
     assert [run.name for run in read_runs(tmp_path)] == ["Fission-GRPO", "GRPO"]
+    text = write_report(tmp_path).read_text()
+    for name, color in (("GRPO", "2563eb"), ("Fission-GRPO", "d9480f")):
+        assert f'class="dot" style="background:var(--c-{color}, #{color})"></span>{name}<' in text
     write_run(tmp_path / "third", log=LOG, fission=(), evaluations=[GRPO])
     write_run(tmp_path / "fourth", log=LOG, fission=(), evaluations=[GRPO])
     assert [run.name for run in read_runs(tmp_path)] == ["Fission-GRPO", "fourth", "GRPO", "third"]

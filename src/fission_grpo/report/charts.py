@@ -105,10 +105,9 @@ def family(name: str) -> str:
     return "fission" if "fission" in name else "base" if "base" in name else ""
 
 
-def draw_curves(runs: Sequence[Run]) -> list[Chart]:
-    """Draw a chart of each of CURVES that at least one run logged, with all runs in it."""
+def draw_curves(runs: Sequence[Run], colors: Mapping[str, str]) -> list[Chart]:
+    """Draw a chart of each of CURVES that at least one run logged, with all runs in it, in their colors by name."""
     x_key = _x_key(runs)
-    colors = arm_colors(run.name for run in runs)
     charts = []
     for curve in CURVES:
         rows = {run.name: [row for row in _rows(run, x_key, curve.explore_only) if curve.key in row] for run in runs}

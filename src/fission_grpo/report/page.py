@@ -91,7 +91,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     runs = read_runs(run_dir)
     folder = run_dir / "report" if output is None else Path(output)
     trained = sorted((run for run in runs if run.log_history), key=lambda run: FAMILIES.index(family(run.name)))
-    curves = draw_curves(trained)
+    curves = draw_curves(trained, _colors(runs))
     error_kinds = draw_error_kinds(trained)
     page = render_page(run_dir.resolve().name, runs, curves, error_kinds)
     for chart in [*curves, *error_kinds]:
@@ -127,7 +127,7 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
         details=details,
         max_cases=case_limit(details),
         metrics_rows=metrics_rows,
-        colors=arm_colors(headline),
+        colors=_colors(runs),
         facts=describe_runs(runs),
         evaluated=describe_policies(headline),
         curves=curves,
@@ -143,6 +143,10 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
         tell_recovery=tell_recovery,
         case_dialogue=case_dialogue,
     )
+
+
+def _colors(runs: Sequence[Run]) -> dict[str, str]:
+    return arm_colors([*latest_evaluations(runs), *(run.name for run in runs)])
 
 
 def describe_runs(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:

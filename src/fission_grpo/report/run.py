@@ -106,8 +106,8 @@ class Run:
 def read_runs(path: str | Path) -> list[Run]:
     """Read the run in a folder, or the runs in its subfolders. The folder of one evaluation is a run, too.
 
-    A folder of runs may have evaluations of its own. It is then the first run, without curves. A run with one name in
-    its evaluations takes that name, so that tables and legends agree.
+    A folder of runs may have evaluations of its own. It is then the first run, without curves. Runs take the names of
+    their evaluations, so that tables and legends agree.
 
     Raises:
         RunFileError: there is no run, or a file is damaged; names file, line and field.
@@ -116,14 +116,21 @@ def read_runs(path: str | Path) -> list[Run]:
     if not path.is_dir():
         raise RunFileError(f"{path}: no such directory; give the output_dir of a `fission-grpo train` or `eval`")
     if _state_path(path) is not None or _is_evaluation(path):
-        return [read_run(path)]
+        return _named_alike([read_run(path)])
     folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not _is_evaluation(folder)]
     runs = [read_run(folder) for folder in folders if not EARLIER.fullmatch(folder.name) and _is_run(folder)]
-    names = {run.name: {evaluation.name for evaluation in run.evaluations} for run in runs}
-    taken = Counter(name for of_run in names.values() for name in of_run)
-    alike = {run: next(iter(own)) for run, own in names.items() if len(own) == 1 and taken[next(iter(own))] == 1}
-    runs = [replace(run, name=alike.get(run.name, run.name)) for run in runs]
+    runs = _named_alike(runs)
     return runs if runs and not _is_run(path) else [read_run(path), *runs]
+
+
+def _named_alike(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with the name of the only evaluation of its policy, where no other run has one of that name."""
+    names = [{one.name for one in run.evaluations if one.step or one.generated_tokens} for run in runs]
+    taken = Counter(name for own in names for name in own)
+    alike = [
+        own.pop() if len(own) == 1 and taken[min(own)] == 1 else run.name for run, own in zip(runs, names, strict=True)
+    ]
+    return [replace(run, name=name) for run, name in zip(runs, alike, strict=True)]
 
 
 def read_run(path: str | Path) -> Run:
