@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fission_grpo.core.chat import parse, read_mapping, without_blocks
+from fission_grpo.core.chat import parse, read_result, without_blocks
 from fission_grpo.core.types import Message, ToolCall
 from fission_grpo.evaluation.records import CaseRecord, StepRecord, request_text
 from fission_grpo.report.run import RecoveryRecord
@@ -107,7 +107,7 @@ def _shown_part(tool: str | None, lines: Sequence[str]) -> Shown:
 
 
 def _is_error(result: str) -> bool:
-    return bool(read_mapping(result).get("error"))
+    return read_result(ToolCall(""), result).error is not None
 
 
 def tell_recovery(record: RecoveryRecord) -> RecoveryStory:
@@ -124,8 +124,7 @@ def tell_recovery(record: RecoveryRecord) -> RecoveryStory:
     at = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(roles))
     asked = max((i for i, role in enumerate(roles[:at]) if role == "user"), default=-1)
     answers = tuple(map(shown_message, record.prompt[at + 1 :])) or (feedback,)
-    request = request_text(record.prompt[asked : asked + 1]) if asked >= 0 else ""
-    return RecoveryStory(request, failed, answers, tuple(found), at - asked - 1)
+    return RecoveryStory(request_text(record.prompt[asked : asked + 1]), failed, answers, tuple(found), at - asked - 1)
 
 
 def case_dialogue(record: CaseRecord) -> list[Shown]:
