@@ -8,6 +8,7 @@ import traceback
 from importlib import import_module
 
 from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import show, show_traceback, tolerant_output
 
 USAGE = """\
@@ -73,7 +74,7 @@ def _run(command: str, rest: list[str]) -> int:
         try:
             run = getattr(import_module(f"fission_grpo.{module}"), function)
         except ModuleNotFoundError as error:
-            show(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", error=True)
+            show(f"error: {command} needs {error.name}; {install_line(error.name)}", error=True)
             return 1
         return run(rest)
     except SystemExit as error:
