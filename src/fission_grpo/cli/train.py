@@ -183,7 +183,7 @@ def make_trainer(
         max_prompt_tokens=script.max_prompt_tokens,
         seed=args.seed,
         reward=reward,
-        chat_template_kwargs=args.chat_template_kwargs,
+        chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore[reportArgumentType] # TRL reads JSON, too
         guard=guard_with(ToolLimits(args.tool_timeout, args.max_tool_result_chars), args.isolate_environments),
     )
     args.model_init_kwargs = {
@@ -218,7 +218,7 @@ def make_trainer(
     return trainer
 
 
-def _check_library_options(args: FissionGRPOConfig) -> None:
+def _check_library_options(args: Any) -> None:
     """Try the mappings that torch and transformers take first in the middle of training. Raises UsageError."""
     taken = next((key for key in args.chat_template_kwargs or {} if key in _TEMPLATE_ARGUMENTS), None)
     if taken is not None:
