@@ -44,13 +44,14 @@ def load_local_policy(
     """Load a transformers model into this process, as `load_model` does."""
     from fission_grpo.inference.local import LocalPolicy
 
-    model, tokenizer = load_model(name)
+    path = model_path(name)
+    model, tokenizer = load_model(path)
     policy = LocalPolicy(
         model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size, sampling.seed, template_options
     )
-    path = Path(model_path(name))
-    description = {"kind": "local", "model": name, "weights": fingerprint(path), "dtype": str(model.dtype)}
-    description["step"], description["tokens"] = read_training_progress(path)
+    weights = fingerprint(Path(path))
+    description = {"kind": "local", "model": name, "weights": weights, "dtype": str(model.dtype)}
+    description["step"], description["tokens"] = read_training_progress(Path(path))
     options = {"chat_template_kwargs": template_options} if template_options else {}
     return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer), **options})
 
