@@ -256,7 +256,7 @@ def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
 
 
 def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a .json (a list, or one object a line), .jsonl or .parquet file. Raises TaskFileError."""
+    """The rows of a .json (a list, an object, or one a line), .jsonl or .parquet file. Raises TaskFileError."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -271,11 +271,14 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a data file") from error
     rows: Iterable[tuple[int, Any]] = parse_json_lines(content)
-    if path.suffix == ".json" and content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+    if path.suffix == ".json":
+        content = content.removeprefix(BOM_UTF8).lstrip()
         try:
-            rows = enumerate(json.loads(content), start=1)
+            whole = json.loads(content)
+            rows = enumerate(whole if isinstance(whole, list) else [whole], start=1)
         except (ValueError, RecursionError) as error:
-            raise TaskFileError(f"{path}: not JSON ({error})") from error
+            if content.startswith(b"["):  # else there may be one object a line
+                raise TaskFileError(f"{path}: not JSON ({error})") from error
     for number, row in rows:
         if isinstance(row, ValueError):
             raise TaskFileError(f"{path}, row {number}: not JSON ({row}); a .jsonl has one object a line")
