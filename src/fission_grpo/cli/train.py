@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import ArrowException
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Trainer
 from transformers.optimization import get_scheduler
@@ -114,7 +116,11 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
-    return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
+    """Read the options. Where there is no accelerator, `use_cpu` is true and `bf16` false unless they are given."""
+    parser = make_parser()
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)
+    return parse_options(parser, argv)  # pyright: ignore[reportReturnType]
 
 
 def train_command(argv: list[str]) -> int:
@@ -171,7 +177,7 @@ def _train(argv: list[str]) -> int:
             show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
         trainer.save_state()
         trainer.save_model()  # last, as it may upload
-    show(f"model saved in {folder}. Report: fission-grpo report {folder}")
+    show(f"model saved in {folder}. Report: fission-grpo report {quote(folder)}")
     return 0
 
 
@@ -220,7 +226,7 @@ def make_trainer(
                 model=name,
                 reward_funcs=given.reward,
                 args=args,
-                train_dataset=Dataset.from_list(list(given.rows)),
+                train_dataset=_dataset(given.rows, script.rows or script.tasks),
                 processing_class=tokenizer,
                 quantization_config=get_quantization_config(model),
                 peft_config=get_peft_config(model),
@@ -236,6 +242,23 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _dataset(rows: Sequence[dict[str, Any]], path: str | None) -> Dataset:
+    """The rows as a data set. Raises UsageError for a column whose values have no common type."""
+    try:
+        return Dataset.from_list(list(rows))
+    except (ArrowException, TypeError, ValueError) as error:
+        for name in rows[0]:
+            try:
+                Dataset.from_list([{name: row.get(name)} for row in rows])
+            except (ArrowException, TypeError, ValueError) as problem:
+                what = "holds values of different types, which cannot be one column of a data set"
+                reason = " ".join(str(problem).split())[:160]
+                raise UsageError(
+                    f"{path}, field '{name}': {what} ({reason}); write an object with named fields"
+                ) from error
+        raise
 
 
 def _check_library_options(args: Any) -> None:

@@ -78,7 +78,7 @@ def load_training_data(
             raise UsageError(f"num_tasks is {num_tasks}, but of 'desk' at most {MAX_DESK_TASKS} can be drawn")
         return TrainingData(make_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
     if own is not None:
-        tasks, environments, judge, total = "rows", own.environment, list(own.rewards) or None, len(own.rows)
+        tasks, environments, judge, total = own.path, own.environment, list(own.rewards) or None, len(own.rows)
         rows = list(own.rows[skip_tasks:][: num_tasks or None])
         tools = {"": list(tool_methods(own.environment()).values())} if max_prompt_tokens else {}
     elif is_case_file(tasks):

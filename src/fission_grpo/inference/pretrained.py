@@ -20,7 +20,7 @@ from urllib.request import getproxies
 
 from fission_grpo.core.checkpoints import MANIFEST, find_corruption, numbered
 from fission_grpo.core.json_io import walk_json
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 
 _log = get_logger(__name__)
 
@@ -81,7 +81,7 @@ def model_path(name: str) -> str:
     if folder.is_dir():
         if not _holds_model(folder):
             folder = _newest_checkpoint(folder)
-            _log.warning("%s holds no finished model; its newest complete checkpoint is used: %s", name, folder)
+            warn_once(_log, f"{name} holds no finished model; its newest complete checkpoint is used: {folder}")
         pickled = [path.name for pattern in _PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))]
         if pickled and not any(folder.glob("*.safetensors")):
             raise ValueError(
