@@ -41,13 +41,16 @@ def test_a_run_stopped_by_ctrl_c_can_be_evaluated_and_the_printed_command_resume
     evaluation = ["eval", "--model", str(folder), "--tasks", "desk", "--num_tasks", "2", "--output", str(tmp_path)]
     done = subprocess.run([*start, *evaluation], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert f"its newest complete checkpoint is used: {folder / f'checkpoint-{stopped[1]}'}" in done.stderr
+    checkpoint = folder / f"checkpoint-{stopped[1]}"
+    line = f"{folder} holds no finished model; its newest complete checkpoint is used: {checkpoint}"
+    assert done.stderr.splitlines() == [line], "libraries are quiet"
     manifest = json.loads(next(tmp_path.glob("eval-*/manifest.json")).read_text())
     assert manifest["policy"]["step"] == int(stopped[1])
 
     again = subprocess.run(
         [*start, *shlex.split(stopped[2])], env=environment, capture_output=True, text=True, timeout=180, check=True
     )
+    assert {line.split()[0] for line in again.stderr.splitlines()} <= {"step", f"{folder / 'fission.jsonl'}:"}
     steps = re.findall(r"^step (\d)/6", again.stderr, re.M)
     assert steps == [str(step) for step in range(int(stopped[1]) + 1, 7)]
     state = json.loads((folder / "trainer_state.json").read_text())
