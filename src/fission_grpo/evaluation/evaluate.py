@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fission_grpo.evaluation.metrics import Metrics, compute_metrics, metrics_js
 from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_policy, local_policy, versions
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run
-from fission_grpo.evaluation.runner import run_cases, with_seeds
+from fission_grpo.evaluation.runner import repeated, run_cases, with_seeds
 from fission_grpo.evaluation.tables import metrics_table
 from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
 
@@ -56,6 +56,7 @@ def evaluate(
     name: str | None = None,
     max_turns: int = MAX_TURNS,
     success_at: float = 1.0,
+    samples: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int = 512,
     seed: int = 0,
@@ -83,6 +84,7 @@ def evaluate(
         name: of the evaluation; by default the last part of the model's name.
         max_turns: most assistant turns of an episode. Calls of the last one are not made.
         success_at: lowest reward of a successful episode.
+        samples: episodes of each row, for pass@k and pass^k. Intervals are then over rows.
         temperature: sampling temperature, 0 for the most probable token.
         max_new_tokens: most tokens of one turn.
         seed: of the sampling, and of faults.
@@ -113,11 +115,21 @@ def evaluate(
         isolate_environments=isolate_environments,
         faults=tuple(faults),
     )
-    tasks = rows_task_set(environment_factory, list(rows), EpisodeReward(reward_funcs, reward_weights), spec)
+    reward = EpisodeReward(reward_funcs, reward_weights)
+    tasks = sampled(rows_task_set(environment_factory, list(rows), reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
     loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
     name = name or Path(str(loaded.description.get("model", "policy"))).name
     return run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, output_dir)
+
+
+def sampled(tasks: TaskSet, samples: int, temperature: float) -> TaskSet:
+    """The task set with several samples of each case. Raises UsageError where they would all be the same."""
+    if samples < 1 or (samples > 1 and not temperature):
+        raise UsageError(f"samples is {samples}: give at least 1, and a temperature above 0 for more than one")
+    if samples == 1:
+        return tasks
+    return replace(tasks, cases=repeated(tasks.cases, samples), settings={**tasks.settings, "samples": samples})
 
 
 def run_evaluation(
@@ -143,7 +155,7 @@ def run_evaluation(
     is_chat = prompt.get("format") == "chat"
     manifest = Manifest(
         name=name,
-        tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases), **tasks.judged_by},
+        tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases), **tasks.settings},
         prompt={**prompt, **(loaded.prompt if is_chat else {})},
         decoding=asdict(sampling),
         policy=loaded.description,
@@ -153,7 +165,7 @@ def run_evaluation(
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 
-        write_result_files(records, tasks.official, folder / "bfcl")
+        write_result_files([one for one in records if one.id == one.of_task], tasks.official, folder / "bfcl")
     result = _summarize(records, name, prompt, folder)
     write_rates(result)
     trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
