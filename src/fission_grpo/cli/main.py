@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-import re
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 
 from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
 from fission_grpo.core.install import install_line
-from fission_grpo.core.terminal import show, show_traceback, tolerant_output
+from fission_grpo.core.terminal import quiet_libraries, show, show_traceback, tolerant_output
 
 USAGE = """\
 usage: fission-grpo COMMAND [options]
@@ -49,42 +43,6 @@ COMMANDS = {  # module and function of each command
 }
 
 
-# Messages of libraries on what neither a user nor we can change: where from, and how they begin.
-LIBRARY_WARNINGS = {
-    r"transformers\.": "`(is_)?gradient_checkpointing` is deprecated",  # TRL sets the one and reads the other
-}
-LIBRARY_RECORDS = {
-    # tied to the embeddings, so that no checkpoint has it: transformers saves it once
-    "transformers.trainer": r"There were missing keys in the checkpoint model loaded: \['lm_head\.weight'\]",
-    # of the model's own generation_config.json, which greedy decoding does not use
-    "transformers.generation.configuration_utils": "The following generation flags are not valid",
-}
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Leave out the messages above in the body, and progress bars where nobody watches them.
-
-    With Python's -W or PYTHONWARNINGS everything is shown.
-    """
-    if sys.warnoptions:
-        yield
-        return
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it, too
-    for name in LIBRARY_RECORDS:
-        logging.getLogger(name).addFilter(_is_for_users)  # once, however often
-    with warnings.catch_warnings():
-        for module, message in LIBRARY_WARNINGS.items():
-            warnings.filterwarnings("ignore", message, FutureWarning, module)
-        yield
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-    return not re.match(LIBRARY_RECORDS[record.name], record.getMessage())
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns the exit status: 0, 1 or 2 for a mistake in the input, 128 + signal if interrupted."""
     if argv is None:
@@ -113,12 +71,7 @@ def _run(command: str, rest: list[str]) -> int:
         return 2
     module, function = COMMANDS[command]
     try:
-        try:
-            run = getattr(import_module(f"fission_grpo.{module}"), function)
-        except ModuleNotFoundError as error:
-            show(f"error: {command} needs {error.name}; {install_line(error.name)}", error=True)
-            return 1
-        return run(rest)
+        return getattr(import_module(f"fission_grpo.{module}"), function)(rest)
     except SystemExit as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         if place.filename == argparse.__file__:
@@ -128,6 +81,9 @@ def _run(command: str, rest: list[str]) -> int:
         return 1
     except (UnsupportedVersionError, RunDirectoryError) as error:
         show(f"error: {error}", error=True)
+        return 1
+    except ModuleNotFoundError as error:  # of ours: those of a user's environment are errors of the user's module
+        show(f"error: {command} needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     except ImportError as error:  # a package has another version than those tested, and lacks a name
         show(f"error: {command}: {error}; docs/reliability.md has the versions that were tested", error=True)
