@@ -192,3 +192,32 @@ def test_without_an_output_the_table_is_printed_and_nothing_written(folder, caps
     assert main(["eval", *own, "--model", "starter", "--max_new_tokens", "8", "--max_turns", "2"]) == 0
     assert "keep it, for compare: --output RUN_DIR" in capsys.readouterr().out
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.slow
+def test_a_trainer_is_evaluated_as_it_is_and_as_the_folder_that_it_saves(tmp_path):
+    pytest.importorskip("trl")
+    from trainer_support import desk_trainer
+
+    trainer = desk_trainer(tmp_path / "run", max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    options = {"reward_funcs": is_on, "output_dir": tmp_path, "max_new_tokens": 8, "max_turns": 2}
+    live = evaluate(trainer, Lamp, rows(2), name="live", **options)
+    saved = evaluate(tmp_path / "run", Lamp, rows(2), name="saved", **options)
+    texts = [[step.text for record in result.records for step in record.steps] for result in (live, saved)]
+    assert texts[0] == texts[1]
+    lines = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["step"]) for line in lines] == [("live", 1), ("saved", 1)]
+    assert lines[0]["generated_tokens"] == lines[1]["generated_tokens"] == trainer.generated_tokens > 0
+    compare(read_run(live.directory, []), read_run(saved.directory, []))
+
+
+def test_the_manifest_says_how_a_policy_of_ones_own_samples(tmp_path):
+    policy = Presses()
+    policy.temperature, policy.model = 0.3, "pressing-8b"
+    evaluate(policy, Lamp, rows(1), is_on, output_dir=tmp_path, temperature=1.0)
+    manifest = json.loads((tmp_path / "eval-pressing-8b" / "manifest.json").read_text())
+    assert manifest["decoding"] == {"temperature": 0.3, "seed": 0}
+    assert manifest["policy"] == {"kind": "Presses", "model": "pressing-8b"}

@@ -7,6 +7,7 @@ import json
 import math
 from argparse import Namespace
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def evaluate_model(arguments: Namespace) -> str:
     else:
         loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight, arguments.chat_template_kwargs))
     with loading as loaded:
-        result = run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, arguments.output)
+        result = run_evaluation(loaded, tasks, spec.prompt, asdict(sampling), in_flight, name, arguments.output)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
             show(f"endpoint: {json.dumps(counts)}", error=True)
     added = f"\nadded to {arguments.output / EVAL}" if arguments.output else "\nkeep it, for compare: --output RUN_DIR"

@@ -212,14 +212,9 @@ def make_trainer(
         chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore[reportArgumentType] # TRL reads JSON, too
         guard=guard_with(ToolLimits(args.tool_timeout, args.max_tool_result_chars), args.isolate_environments),
     )
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "trust_remote_code": args.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        "use_safetensors": True,
-        **own,
-    }
+    code, attention = args.trust_remote_code, model.attn_implementation
+    loading: dict[str, Any] = {"revision": model.model_revision, "trust_remote_code": code, "dtype": model.dtype}
+    args.model_init_kwargs = {**loading, "attn_implementation": attention, "use_safetensors": True, **own}
     try:
         with loading_model(name):
             trainer = trainer_class(

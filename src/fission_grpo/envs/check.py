@@ -129,15 +129,17 @@ class Report(EnvironmentProbe):
         raise CheckSkipped(f"{reason}; give fitting rows or calls")
 
     def _check_errors(self) -> str:
-        counts: Counter[bool] = Counter()
+        answered: Counter[str] = Counter()
+        refused = 0
         for call in [*self.calls, *hostile_calls(self.schemas)]:
             outcome = self.call(self.start(), call)
             if problem := _problem_of(outcome, self.timeout):
                 arguments = ", ".join(f"{key}={quoted(value)}" for key, value in call.arguments.items())
                 raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
-            counts[outcome.is_answered] += 1
-        by_tool = ", ".join(f"{name} {self.answered[name]}" for name in self.tool_names)
-        return f"{counts[True]} calls answered, {counts[False]} refused; answered in all so far: {by_tool}"
+            answered[call.name] += outcome.is_answered
+            refused += not outcome.is_answered
+        by_tool = ", ".join(f"{name} {answered[name]}" for name in self.tool_names)
+        return f"{answered.total()} calls answered ({by_tool}), {refused} refused"
 
     def _check_determinism(self) -> str:
         """Replay restores an environment exactly if the same calls always lead to the same answers."""
