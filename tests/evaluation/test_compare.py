@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.install import install_line
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.compare import (
     EvaluationRun,
@@ -109,7 +110,7 @@ def test_without_matplotlib_a_sentence_says_how_to_get_it(tmp_path, capsys, monk
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["compare", *two_runs(tmp_path)]) == 0
-    assert "pip install 'fission-grpo[report]'" in capsys.readouterr().out
+    assert install_line("matplotlib") in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "b" / "compare").iterdir()] == ["compare.json"]
 
 

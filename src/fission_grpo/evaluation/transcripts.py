@@ -15,6 +15,7 @@ from fission_grpo.core.call_queue import CallQueue
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted, well_formed
 from fission_grpo.core.messages import ChatMessage, from_text, read_messages
 from fission_grpo.core.result_errors import is_like_an_error, matches
@@ -23,7 +24,6 @@ from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.tools import tools_of
-from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
 EXECUTOR_ERROR = "Error during execution:"  # prefix of a failed call's result in BFCL's executor
@@ -104,7 +104,8 @@ def read_traces(path: str | Path, notes: list[str] | None = None, pattern: str |
 
             return read_result_file(path)
         except ModuleNotFoundError as error:
-            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
+            fix = install_line("bfcl_eval")
+            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {fix}") from error
     records: dict[str, tuple[int, CaseRecord]] = {}
     for line in lines:
         record = _case_record(line, pattern)

@@ -14,6 +14,7 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import ArgumentParser, printable, show
 from fission_grpo.report.charts import FAMILIES, TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds, family
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
@@ -35,7 +36,7 @@ def report_command(argv: list[str] | None = None) -> int:
         show(f"error: {error}", error=True)
         return 1
     except ImportError as error:
-        show(f"error: the report needs {error.name}; pip install 'fission-grpo[report]'", error=True)
+        show(f"error: the report needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     return 0
 

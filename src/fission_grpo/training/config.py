@@ -9,13 +9,15 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
 from fission_grpo.fission.buffer import ORDERS
 from fission_grpo.fission.failures import FAILURE_TURNS
+
+Class = TypeVar("Class", bound=type)
 
 RENAMED = {
     "branch": "failure_turn",
@@ -67,7 +69,7 @@ _CHOICES = {  # of TRL's options of text that it looks at in the first update
 }
 
 
-def refuse_old_names(config: type) -> type:
+def refuse_old_names(config: Class) -> Class:
     """Class decorator: an old option name raises a TypeError that gives the new one, or says that it is gone."""
     construct = config.__init__
 

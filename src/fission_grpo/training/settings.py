@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.checkpoints import MANIFEST
 from fission_grpo.core.errors import CheckpointError
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.training.checkpoint_files import MANIFEST
 from fission_grpo.training.run_folder import read_json_object
 
 PACKAGES = ("fission-grpo", "trl", "transformers", "torch")  # a checkpoint's manifest names their versions

@@ -64,7 +64,7 @@ from fission_grpo.training.rewards import (
 from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
-from fission_grpo.training.trl_compat import check_names, context_length
+from fission_grpo.training.trl_compat import check_names, context_length, trainer_arguments, with_signature
 
 _log = get_logger(__name__)
 
@@ -88,6 +88,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     args: FissionGRPOConfig
 
+    @with_signature(trainer_arguments)
     def __init__(self, *trl_args: Any, feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules", **trl_kwargs: Any):
         if "diagnose" in trl_kwargs:
             raise TypeError("the argument `diagnose` is now called `feedback`")
