@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import UsageError
+from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, load_factory
@@ -21,11 +22,12 @@ def check_environment_command(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         make = load_factory(arguments.environment)
+        error_if = error_rule(arguments.error_pattern)
         rows = reset_rows(read_rows(arguments.row), arguments.environment) if arguments.row else []
     except UsageError as error:
         show(f"error: {error}", error=True)
         return 2
-    report = check_environment(make, rows, seed=arguments.seed, seconds=arguments.seconds)
+    report = check_environment(make, rows, seed=arguments.seed, seconds=arguments.seconds, error_if=error_if)
     fields = {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
     show(json.dumps(fields) if arguments.json else report)
     return 0 if report.ok else 1
@@ -62,5 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--row", type=Path, metavar="FILE", help="rows for reset: .json (one or a list), .jsonl, or a step-task file")
     add("--seed", type=int, default=0, help="of the calls that are tried")
     add("--seconds", type=float, default=5.0, help="time limit of one call (default %(default)s)")
+    add("--error_pattern", metavar="REGEX", help=ERROR_PATTERN_HELP)
     add("--json", action="store_true", help="print the report as JSON")
     return parser

@@ -13,6 +13,7 @@ from typing import Any
 
 from fission_grpo.core.errors import TimeLimitExceeded, error_message, original
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.result_errors import like_errors
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_calls
@@ -126,7 +127,14 @@ class Report(EnvironmentProbe):
                 arguments = ", ".join(f"{key}={quoted(value)}" for key, value in call.arguments.items())
                 raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
             counts[outcome.is_answered] += 1
+            self.results += [(outcome.text, outcome.error)] if outcome.kind == "result" else []
         return f"{counts[True]} calls answered, {counts[False]} refused"
+
+    def _check_errors_in_words(self) -> str:
+        number, note = like_errors(self.results)
+        if number and self.error_if is None:
+            raise CheckFailed(note)
+        return note or "no result begins like an error and counts as a success"
 
     def _check_determinism(self) -> str:
         """Replay restores an environment exactly if the same calls always lead to the same answers."""
@@ -211,6 +219,7 @@ class Report(EnvironmentProbe):
         "reset": _check_reset,
         "calls": _check_calls,
         "errors are results": _check_errors,
+        "errors in words": _check_errors_in_words,
         "determinism, replay": _check_determinism,
         "isolation": _check_isolation,
         "nothing left behind": _check_nothing_left_behind,
@@ -225,6 +234,7 @@ def check_environment(
     calls: Sequence[ToolCall] = (),
     seed: int = 0,
     seconds: float = 5.0,
+    error_if: Callable[[str], bool] | None = None,
 ) -> Report:
     """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, reward.
 
@@ -234,11 +244,12 @@ def check_environment(
         calls: to make; by default drawn from the tools' schemas.
         seed: of the drawing.
         seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
+        error_if: whether a result's text is an error, see `core.result_errors.error_rule`.
 
     Example:
         `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
     """
-    report = Report(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds)
+    report = Report(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds, error_if)
     report.run_checks()
     return report
 

@@ -41,20 +41,28 @@ class ProbeOutcome:
     kind: str  # "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed)
     text: str = ""  # the answer as the policy sees it
     value: Any = None  # what the tool returned or raised
+    error: str | None = None  # that the answer reports
 
     @property
     def is_answered(self) -> bool:
         """Whether the call has a result that is not an error."""
-        return self.kind == "result" and read_result(self.call, self.text).error is None
+        return self.kind == "result" and self.error is None
 
 
 class EnvironmentProbe:
     """An environment under test, with the rows (at least one) and calls to test it with; see `check_environment`."""
 
     def __init__(
-        self, make: Callable[[], Any], rows: list[dict[str, Any]], calls: list[ToolCall], seed: int, timeout: float
+        self,
+        make: Callable[[], Any],
+        rows: list[dict[str, Any]],
+        calls: list[ToolCall],
+        seed: int,
+        timeout: float,
+        error_if: Callable[[str], bool] | None = None,
     ):
-        self.make, self.rows, self.calls, self.timeout = make, rows, calls, timeout
+        self.make, self.rows, self.calls, self.timeout, self.error_if = make, rows, calls, timeout, error_if
+        self.results: list[tuple[str, str | None]] = []  # texts of results seen so far, and the errors they report
         self.environment = getattr(make, "__name__", type(make).__name__)
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
@@ -96,7 +104,8 @@ class EnvironmentProbe:
             return ProbeOutcome(call, "exit", str(error), error.__cause__)
         except Exception as error:  # noqa: BLE001 - the user's code
             return ProbeOutcome(call, "error", f"{type(error).__name__}: {error_message(error)}", error)
-        return ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value)
+        error = read_result(call, text, self.error_if).error
+        return ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value, error)
 
     def answers(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
         """Make calls one after another; kinds and texts of their outcomes, which can be compared."""

@@ -29,7 +29,7 @@ def metrics_table(metrics: Metrics) -> str:
     ]
     if metrics.recovery.of:
         lines.append("Recovery is over the cases in which the policy erred: each policy chooses its own denominator.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {printable(note)}" for note in metrics.notes)])
 
 
 def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:

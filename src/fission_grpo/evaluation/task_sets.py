@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.faults import Fault, inject_faults
@@ -46,14 +47,16 @@ class TaskSpec:
     tool_timeout: float = ToolLimits.timeout  # seconds of one call; a case that exceeds it has failed; 0: no limit
     isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
+    error_pattern: str | None = None  # a tool's result with a match is an error (not in BFCL's own cases)
 
     @property
     def prompt(self) -> dict[str, Any]:
         """The fields that decide how cases are rendered for a policy, for manifests."""
         if self.official:
             return {"format": self.format, "mode": self.mode}
-        faults = [asdict(fault) for fault in self.faults]
-        return {"format": "chat", "max_turns": self.max_turns, **({"faults": faults} if faults else {})}
+        options = {"faults": [asdict(fault) for fault in self.faults], "error_pattern": self.error_pattern}
+        given = {name: value for name, value in options.items() if value}
+        return {"format": "chat", "max_turns": self.max_turns, **given}
 
     @property
     def official(self) -> tuple[str, ...]:
@@ -110,7 +113,8 @@ def _episodes(
         environments = {name: wrapped(make) for name, make in environments.items()}
     else:
         environments = wrapped(environments)
-    config = EpisodeConfig(spec.max_turns, limits=ToolLimits(spec.tool_timeout))
+    error_if = error_rule(spec.error_pattern)
+    config = EpisodeConfig(spec.max_turns, limits=ToolLimits(spec.tool_timeout), error_if=error_if)
     return {
         str(row.get("id", number)): partial(run_episode, environments, row, number, config)
         for number, row in enumerate(rows)
@@ -125,6 +129,8 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")
     if spec.isolate_environments:
         raise ValueError("BFCL's own cases have no environments of ours; leave out --isolate_environments")
+    if spec.error_pattern is not None:
+        raise ValueError("BFCL's own cases tell errors as the official command does; leave out --error_pattern")
     starts: dict[str, StartCase] = {}
     cases: list[Any] = []
     chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)

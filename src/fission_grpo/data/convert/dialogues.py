@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from fission_grpo.core.chat import MAX_LITERAL, dialogue_results, read_mapping, read_result
 from fission_grpo.core.errors import RowError, TaskFileError
-from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
 from fission_grpo.core.messages import (
     OTHER_FORM,
@@ -26,9 +24,10 @@ from fission_grpo.core.messages import (
 )
 from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.serialization import call_fields
-from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
+from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import FOLLOWING, ErrorKind, Message, Task, ToolCall, ToolResult
+from fission_grpo.data.convert.rows import read_rows
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, is_environment_name
 from fission_grpo.envs.step_calls import SNAPSHOT
@@ -253,35 +252,6 @@ def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
         if check_call(ToolCall(call.name, {name: meant}), [tool]) is None:
             arguments[name] = meant
     return ToolCall(call.name, arguments)
-
-
-def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a .json (a list, or one object a line), .jsonl or .parquet file. Raises TaskFileError."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            for row in pyarrow.parquet.read_table(path).to_pylist():
-                yield row | {key: without_schema_nulls(row[key]) for key in ("tools", "functions") if key in row}
-        except (OSError, pyarrow.ArrowException) as error:
-            raise TaskFileError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-        return
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a data file") from error
-    rows: Iterable[tuple[int, Any]] = parse_json_lines(content)
-    if path.suffix == ".json" and content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-        try:
-            rows = enumerate(json.loads(content), start=1)
-        except (ValueError, RecursionError) as error:
-            raise TaskFileError(f"{path}: not JSON ({error})") from error
-    for number, row in rows:
-        if isinstance(row, ValueError):
-            raise TaskFileError(f"{path}, row {number}: not JSON ({row}); a .jsonl has one object a line")
-        if not isinstance(row, dict):
-            raise TaskFileError(f"{path}, row {number}: must be an object, got a {type(row).__name__}")
-        yield row
 
 
 def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:

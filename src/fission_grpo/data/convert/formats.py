@@ -37,9 +37,9 @@ from fission_grpo.data.convert.dialogues import (
     field,
     literal_of,
     read_literal,
-    read_rows,
     tool_messages,
 )
+from fission_grpo.data.convert.rows import read_rows
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.envs.catalog import ENVIRONMENT
@@ -349,7 +349,7 @@ def guess_layout(path: Path) -> str:
     layouts: list[str] = []
     since = 0
     for number, row in enumerate(rows, start=1):
-        fitting = _layouts_of(row)
+        fitting = layouts_of(row)
         if layouts and fitting and not set(layouts) & set(fitting):
             names = f"row {since} is of {' or '.join(layouts)}, row {number} of {' or '.join(fitting)}"
             raise TaskFileError(f"{path}: {names}; split the file, or name the rows to convert with --from")
@@ -362,7 +362,7 @@ def guess_layout(path: Path) -> str:
     return layouts[0]
 
 
-def _layouts_of(row: Mapping[str, Any]) -> list[str]:
+def layouts_of(row: Mapping[str, Any]) -> list[str]:
     """The layouts that a row can be of, the likeliest first; [] for an unknown form."""
     if "reward_model" in row or {"instruction", "input", "output"} <= row.keys():
         return ["toolrl"]
