@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fission_grpo.data.load import load_training_data
     from fission_grpo.envs.check import check_environment
     from fission_grpo.envs.faults import Fault, inject_faults
-    from fission_grpo.evaluation.episodes import evaluate
+    from fission_grpo.evaluation.evaluate import evaluate
     from fission_grpo.feedback.leak_guard import find_leak
     from fission_grpo.feedback.sources import FeedbackSource
     from fission_grpo.fission.buffer import FissionBuffer
@@ -56,7 +56,7 @@ _MODULES = {  # of the names that are loaded on first use, as importing trl take
     "InfrastructureError": "core.errors",
     "StopAndSave": "training.callbacks",
     "check_environment": "envs.check",
-    "evaluate": "evaluation.episodes",
+    "evaluate": "evaluation.evaluate",
     "find_leak": "feedback.leak_guard",
     "inject_faults": "envs.faults",
     "load_training_data": "data.load",

@@ -114,7 +114,7 @@ def test_an_environment_is_checked_with_the_columns_of_its_step_tasks(tmp_path, 
     name = f"{tmp_path / 'strict.py'}:Strict"
     own = IN_LOCKER | {"environment": name, "code": "rrr", "following": [[]], "id": "a"}
     path = lines(tmp_path / "t.jsonl", IN_LOCKER | LOCKER, own, IN_LOCKER)
-    assert main(["check-environment", name, "--row", path]) == 0
+    assert main(["check-environment", name, "--rows", path]) == 0
     assert "reset                ok       with 1 row\n" in capsys.readouterr().out
 
 

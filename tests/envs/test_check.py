@@ -77,7 +77,7 @@ def test_the_built_in_environment_passes_with_rows():
         (ChangingReward, "reward", "must not change anything"),
         (Slotted, "tools", "__slots__"),
         (NeedsArguments, "tools", "size"),
-        (NeedsColumns, "reset", "--row FILE"),
+        (NeedsColumns, "reset", "--rows FILE"),
         (NoTools, "tools", "public methods"),
         (NoReset, "tools", "reset"),
     ],

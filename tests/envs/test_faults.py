@@ -16,7 +16,7 @@ from fission_grpo.envs.faults import (
 )
 from fission_grpo.envs.restore import make_call, make_restorable, replay
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.evaluation.episodes import evaluate
+from fission_grpo.evaluation.evaluate import evaluate
 
 PUT, TOTAL = ToolCall("put", {"amount": 2}), ToolCall("total")
 
@@ -156,7 +156,7 @@ def test_evaluation_tells_the_policys_own_errors_from_injected_ones():
     policy = ScriptedPolicy(lambda dialogue: replies[sum(m["role"] == "assistant" for m in dialogue)])
     row = {"id": "a", "prompt": [{"role": "user", "content": "two cents"}]}
     # the first call fails by the fault, before its own mistake is seen; the second never reaches the environment
-    (case,) = evaluate(policy, inject_faults(Till, [Fault("timeout", 1.0)]), [row], max_turns=6)
+    (case,) = evaluate(policy, inject_faults(Till, [Fault("timeout", 1.0)]), [row], max_turns=6).records
     assert [call.injected for call in case.calls] == [True, False, False, True]
     assert [call.error is not None for call in case.calls] == [True, True, False, True]
     assert case.success

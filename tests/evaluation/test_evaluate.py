@@ -64,7 +64,7 @@ def run(*texts, rows=(ROW,), make=None, shown=None, **options):
             shown.append([dict(message) for message in dialogue])
         return texts[sum(message["role"] == "assistant" for message in dialogue)]
 
-    return evaluate(ScriptedPolicy(write), make or Counter, rows, **options)
+    return evaluate(ScriptedPolicy(write), make or Counter, rows, **{"max_turns": 4, **options}).records
 
 
 def add(step):
@@ -151,8 +151,8 @@ def test_the_reference_policy_solves_every_desk_task_and_the_first_guess_half_of
         row = by_request[dialogue[0]["content"]]
         return "Done." if len(dialogue) > 1 else render_call(solutions_by_request(row)[0][0])
 
-    assert compute_metrics(evaluate(ScriptedPolicy(reference), Desk, rows)).success.rate == 1.0
-    rates = compute_metrics(evaluate(ScriptedPolicy(guess), Desk, rows))
+    assert evaluate(ScriptedPolicy(reference), Desk, rows).metrics.success.rate == 1.0
+    rates = evaluate(ScriptedPolicy(guess), Desk, rows).metrics
     assert (rates.success.rate, rates.recovery.of, rates.recovery.hits) == (0.5, 16, 0)
 
 
@@ -183,7 +183,7 @@ def test_each_row_may_have_an_environment_of_its_own():
             seen.extend(sorted(tool["name"] for tool in request.tools) for request in requests)
             return [Reply("Done.") for _ in requests]
 
-    rows = [{**ROW, "environment": "b"}, {**ROW, "environment": "a"}]
+    rows = [{**ROW, "environment": "b"}, {**ROW, "id": "other", "environment": "a"}]
     evaluate(Policy(), {"a": Counter, "b": Other}, rows)
     assert seen == [["add", "only_here", "peek"], ["add", "peek"]]
 
@@ -193,7 +193,7 @@ def test_tokens_are_added_up_and_a_truncated_turn_makes_no_calls():
         def reply(self, requests):
             return [Reply(add(2), tokens=7, truncated=True) for _ in requests]
 
-    (case,) = evaluate(Short(), Counter, [ROW])
+    (case,) = evaluate(Short(), Counter, [ROW]).records
     assert counts(case) == (False, 0, 0, 1)
     assert case.steps[0].tokens == 7
 

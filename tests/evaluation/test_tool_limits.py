@@ -14,9 +14,8 @@ from fission_grpo.cli.main import main
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.errors import InfrastructureError
 from fission_grpo.core.types import ErrorKind, ToolCall
-from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
-from fission_grpo.evaluation.episodes import evaluate
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.inference.base import Reply
@@ -54,7 +53,7 @@ def test_every_case_of_a_policy_whose_calls_hang_or_exit_gets_its_verdict():
     names = ["hangs", "works", "hangs_async", "exits", "offline", "reward_exits", "again"]
     rows = [{"id": name, "prompt": [{"role": "user", "content": name.replace("again", "works")}]} for name in names]
     began = time.monotonic()
-    records = evaluate(Calls(), Odd, rows, limits=LIMITS)
+    records = evaluate(Calls(), Odd, rows, tool_timeout=LIMITS.timeout).records
     assert time.monotonic() - began < 5
     assert [record.success for record in records] == [False, True, False, True, None, None, True]
     assert records[0].verdict == "hangs was stopped after 0.1 s"
@@ -72,7 +71,7 @@ def test_every_case_of_a_policy_whose_calls_hang_or_exit_gets_its_verdict():
 def test_a_reset_that_hangs_or_crashes_in_a_process_of_its_own_costs_its_case_only(name):
     calls = [{"role": "user", "content": "pid"}]
     rows = [{"id": 0, "prompt": calls, "name": name}, {"id": 1, "prompt": calls}]
-    records = evaluate(Calls(), isolated(Shop, 0.5), rows, limits=ToolLimits(0.5))
+    records = evaluate(Calls(), Shop, rows, tool_timeout=0.5, isolate_environments=True).records
     assert [record.success for record in records] == [None, False]
     assert "Shop" in records[0].missing or "reset" in records[0].missing
 
@@ -93,7 +92,8 @@ def test_an_error_whose_message_ends_the_process_is_an_error_of_the_policy(kind)
         raise Mute
 
     setattr(Raises, "async", later)
-    [record] = evaluate(Calls(), Raises, [{"id": "x", "prompt": [{"role": "user", "content": kind}]}], limits=LIMITS)
+    row = {"id": "x", "prompt": [{"role": "user", "content": kind}]}
+    [record] = evaluate(Calls(), Raises, [row], tool_timeout=LIMITS.timeout).records
     assert (record.success, record.calls[0].error) == (True, "Mute")
 
 

@@ -36,7 +36,7 @@ def shown_command():
 def test_the_recovery_prompt_holds_what_the_users_environment_said_word_for_word(folder, capsys):
     assert main(["tasks", "check", "static.jsonl"]) == 0
     assert capsys.readouterr().out in PAGE
-    assert main(["check-environment", "archive.py:Archive", "--row", "static.jsonl", "--seconds", "1"]) == 0
+    assert main(["check-environment", "archive.py:Archive", "--rows", "static.jsonl", "--seconds", "1"]) == 0
     options = ["--max_steps", "1", "--save_strategy", "no", "--seed", "1"]
     assert main([*shown_command(), *options]) == 0
     events = [json.loads(line) for line in (folder / "runs/static/fission.jsonl").read_text().splitlines()]

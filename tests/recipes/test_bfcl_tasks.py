@@ -25,8 +25,7 @@ from fission_grpo.envs.bfcl.tasks import (
 )
 from fission_grpo.envs.desk.steps import make_steps
 from fission_grpo.envs.step_calls import StepEnvironments
-from fission_grpo.evaluation.episodes import evaluate
-from fission_grpo.evaluation.metrics import compute_metrics
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.recipes.bfcl_tasks.contamination import find_overlaps, official_tests, words
 from fission_grpo.recipes.bfcl_tasks.generate import (
     SPLITS,
@@ -136,7 +135,7 @@ def test_the_reference_solves_every_row_in_an_evaluation(cases):
         return f"<tool_call>\n{json.dumps(references[key][done])}\n</tool_call>"
 
     environments = {row["environment"]: environment_of(row["environment"]) for row in rows}
-    assert compute_metrics(evaluate(ScriptedPolicy(write), environments, rows, max_turns=6)).success.rate == 1.0
+    assert evaluate(ScriptedPolicy(write), environments, rows, max_turns=6).metrics.success.rate == 1.0
 
 
 def test_planted_test_data_is_found_in_each_of_three_respects(cases):

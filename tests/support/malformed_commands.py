@@ -233,7 +233,7 @@ OTHERS = [
     ),
     Malformed(
         "check-environment: rows",
-        "check-environment e.py:Env --row r.json",
+        "check-environment e.py:Env --rows r.json",
         r"r\.json",
         {"e.py": "class Env:\n    def reset(self): ...\n", "r.json": "{"},
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
-from fission_grpo.evaluation.episodes import evaluate
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.run import eval_line
 from fission_grpo.inference.local import LocalPolicy

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 from argparse import Namespace
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.cli.tasks import error_pattern
-from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.files import write_file
+from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
-from fission_grpo.envs.faults import Fault
+from fission_grpo.envs.faults import KINDS, Fault
 from fission_grpo.envs.wrapper import ToolLimits
-from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
+from fission_grpo.evaluation.evaluate import (
+    EVAL,
+    MAX_TURNS,
+    EvaluationResult,
+    file_name,
+    run_evaluation,
+    write_rates,
+)
+from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy, versions
-from fission_grpo.evaluation.records import CASES, CaseRecord, to_line
-from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run, write_manifest
-from fission_grpo.evaluation.tables import metrics_table
+from fission_grpo.evaluation.records import CASES, to_line
+from fission_grpo.evaluation.run import Manifest, write_manifest
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
-from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
+from fission_grpo.evaluation.transcripts import read_traces
 from fission_grpo.inference.endpoint import EndpointOptions
-from fission_grpo.report.run import EVAL
 
 EXAMPLES = """\
 examples:
@@ -36,13 +40,11 @@ examples:
   fission-grpo eval --model Qwen/Qwen3-8B --endpoint http://localhost:8000/v1 --tasks multi_turn --output runs/qwen3
   fission-grpo eval --model Qwen/Qwen3-8B --endpoint http://localhost:8000/v1 --tasks multi_turn --raw \\
       --format qwen-fc --output runs/qwen3-official
+  fission-grpo eval --model runs/mine --environment orders.py:OrderDesk --rows held_out.jsonl --reward orders.py:solved
   fission-grpo eval --traces transcripts.jsonl
 
 A killed evaluation continues when the same command is given again. docs/evaluation.md has the definitions.
 """
-
-RATES = "rates.json"
-MAX_NAME_BYTES = 150  # longest name of an evaluation in a folder's name [ours]
 
 # How to install what may be missing; for everything else it is the training extra.
 PACKAGES = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
@@ -74,8 +76,6 @@ def _add_policy_options(group: Any) -> None:
     template = "local model: arguments of the chat template, as in training (an endpoint takes them in --extra_body)"
     add("--chat_template_kwargs", type=_json_object, default={}, metavar="JSON", help=template)
     add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
-    errors = "transcripts: a tool's result with a match is an error, such as '^Error' (in the first 1,000 characters)"
-    add("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
 
 
 def _add_task_options(group: Any) -> None:
@@ -84,10 +84,16 @@ def _add_task_options(group: Any) -> None:
         "desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; or BFCL's categories, "
         "joined by commas: multi_turn, ast, single_turn, or single ones such as multi_turn_base (default desk)"
     )
-    add("--tasks", default="desk", help=tasks)
+    add("--tasks", help=tasks)
     add("--num_tasks", type=_count, default=0, help="number of cases, of each category; 0: all (256 of the desk)")
     add("--skip_tasks", type=_count, default=0, help="number of cases to leave out first, such as training tasks")
-    turns = "assistant turns per episode, not for BFCL (default 4, at desk:2 7, at desk:3 10)"
+    add("--environment", metavar="MODULE:CLASS", help="an environment of yours, or path/to/file.py:Class; with --rows")
+    add("--rows", metavar="FILE", help="its tasks: a .jsonl, .json or .parquet file; a row has a prompt and columns")
+    rewards = "its reward functions, called as TRL does; none if it has get_reward"
+    add("--reward", nargs="+", default=[], metavar="MODULE:FUNCTION", help=rewards)
+    add("--reward_weights", nargs="+", type=float, metavar="WEIGHT", help="of several reward functions (default 1)")
+    add("--success_at", type=float, default=1.0, help="lowest reward of a success in it (default %(default)g)")
+    turns = "assistant turns per episode, not for BFCL (default: own environment 10, desk 4, desk:2 7, desk:3 10)"
     add("--max_turns", type=int, help=turns)
     formats = "BFCL: how cases are rendered; the last two are the official prompts, byte for byte (default chat)"
     add("--format", choices=("chat", "qwen-fc", "qwen-prompting"), default="chat", help=formats)
@@ -97,6 +103,7 @@ def _add_task_options(group: Any) -> None:
     add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=limit)
     isolate = "run each environment in a process of its own, which is killed at --tool_timeout (not for BFCL)"
     add("--isolate_environments", action="store_true", help=isolate)
+    add("--error_pattern", type=error_pattern, metavar="REGEX", help=f"{ERROR_PATTERN_HELP} (not for BFCL)")
     faults = "inject faults into environments, such as timeout:0.1; may be given several times"
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
@@ -135,12 +142,13 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _fault(text: str) -> tuple[str, float]:
+def _fault(text: str) -> Fault:
     kind, _, rate = text.partition(":")
     try:
-        return kind, float(rate)
+        return Fault(kind, float(rate))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write KIND:RATE, such as timeout:0.1") from None
+        what = f"write KIND:RATE, such as timeout:0.1, a rate from 0 to 1 of one of {', '.join(KINDS)}"
+        raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
 
 
 def evaluate_command(argv: list[str]) -> int:
@@ -149,8 +157,6 @@ def evaluate_command(argv: list[str]) -> int:
     if arguments.output is not None:
         arguments.output = arguments.output.absolute()  # a tool may change the working directory
     try:
-        if arguments.error_pattern is not None and not arguments.traces:
-            raise ValueError("--error_pattern is for transcripts; give them with --traces FILE, or leave it out")
         show(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
         show(f"error: {error}", error=True)
@@ -167,14 +173,15 @@ def evaluate_command(argv: list[str]) -> int:
 
 
 def evaluate_model(arguments: Namespace) -> str:
-    """Run the cases, keep everything under OUTPUT/eval-NAME, and return the text to print."""
-    if not arguments.model or not arguments.output:
-        raise ValueError("--model and --output are needed (or --traces FILE, which needs neither)")
+    """Run the cases, keep everything under OUTPUT/eval-NAME if there is an output, and return the text to print."""
+    if not arguments.model:
+        raise ValueError(
+            "--model is missing: give a folder, a hub id or 'starter' (or --traces FILE, without a model)"
+        )
     spec = make_task_spec(arguments)
     sampling = _sampling(arguments, spec)
     tasks = task_set(spec)
     name = arguments.name or Path(arguments.model).name
-    folder = arguments.output / f"eval-{_file_name(name)}"
     in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
     if arguments.endpoint is not None:
         if arguments.chat_template_kwargs:
@@ -193,62 +200,64 @@ def evaluate_model(arguments: Namespace) -> str:
     else:
         loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight, arguments.chat_template_kwargs))
     with loading as loaded:
-        manifest = Manifest(
-            name=name,
-            tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases)},
-            prompt={**spec.prompt, **(loaded.prompt if spec.format == "chat" else {})},
-            decoding=asdict(sampling),
-            policy=loaded.description,
-            versions=versions(),
-        )
-        records = evaluate_run(folder, manifest, loaded.policy, tasks.cases, in_flight)
+        result = run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, arguments.output)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
             show(f"endpoint: {json.dumps(counts)}", error=True)
-    if tasks.official:
-        from fission_grpo.evaluation.bfcl.results import write_result_files
-
-        write_result_files(records, tasks.official, folder / "bfcl")
-    step, tokens = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
-    return _summarize(records, folder, name, arguments.output / EVAL, (step, tokens))
+    added = f"\nadded to {arguments.output / EVAL}" if arguments.output else "\nkeep it, for compare: --output RUN_DIR"
+    return f"{result}{added}"
 
 
 def evaluate_traces(arguments: Namespace) -> str:
     """Compute the metrics of transcripts; with --output they are kept, so that they can be compared."""
     notes: list[str] = []
     pattern = arguments.error_pattern
-    records = read_traces(arguments.traces, notes, pattern)
+    records = read_traces(arguments.traces, notes, error_rule(pattern))
     for note in notes:
         show(f"note: {note}", error=True)
-    if arguments.output is None:
-        return _summarize(records, uncounted=uncounted_errors(records))
     name = arguments.name or arguments.traces.stem
-    folder = arguments.output / f"eval-{_file_name(name)}"
-    ids = sorted(record.id for record in records)
-    tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
-    if pattern is not None:
-        tasks["error_pattern"] = pattern  # evaluations that count other errors are not compared
-    write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
-    write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
-    return _summarize(records, folder, name, uncounted=uncounted_errors(records))
+    folder = None if arguments.output is None else arguments.output / f"eval-{file_name(name)}"
+    result = EvaluationResult(name, records, compute_metrics(records), folder)
+    if folder is not None:
+        ids = sorted(record.id for record in records)
+        tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
+        if pattern is not None:
+            tasks["error_pattern"] = pattern  # evaluations that count other errors are not compared
+        write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
+        write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
+        write_rates(result)
+    return str(result)
 
 
 def make_task_spec(arguments: Namespace) -> TaskSpec:
     """Which tasks. Raises ValueError for options that exclude each other."""
-    max_turns = arguments.max_turns
+    own = {"--environment": arguments.environment, "--rows": arguments.rows}
+    if arguments.tasks and any(own.values()):
+        raise ValueError("--tasks and --environment with --rows are two kinds of tasks; give one of them")
+    if missing := [option for option, value in own.items() if not value and (any(own.values()) or arguments.reward)]:
+        raise ValueError(f"{missing[0]} is missing: an own environment is --environment module:Class --rows FILE")
+    tasks, max_turns = arguments.tasks or "desk", arguments.max_turns
+    if max_turns is None:
+        max_turns = MAX_TURNS if arguments.environment else turns_for(requests_of(tasks) or 1)
     spec = TaskSpec(
-        tasks=arguments.tasks,
+        tasks="" if arguments.environment else tasks,
+        environment=arguments.environment or "",
+        rows=arguments.rows or "",
+        rewards=tuple(arguments.reward),
+        reward_weights=None if arguments.reward_weights is None else tuple(arguments.reward_weights),
+        success_at=arguments.success_at,
         count=arguments.num_tasks,
         skip=arguments.skip_tasks,
         seed=arguments.seed,
-        max_turns=turns_for(requests_of(arguments.tasks) or 1) if max_turns is None else max_turns,
+        max_turns=max_turns,
         format=arguments.format,
         mode=arguments.mode,
         tool_timeout=arguments.tool_timeout,
         isolate_environments=arguments.isolate_environments,
-        faults=tuple(Fault(kind, rate) for kind, rate in arguments.fault),
+        faults=tuple(arguments.fault),
+        error_pattern=arguments.error_pattern,
     )
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):
-        raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other --tasks")
+        raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other tasks")
     if arguments.endpoint is not None and spec.format != "chat" and not arguments.raw:
         raise ValueError(f"--format {spec.format} brings its own prompt, which only raw completions take: add --raw")
     if arguments.raw and spec.format == "chat" and arguments.tokenizer is None:
@@ -261,46 +270,3 @@ def _sampling(arguments: Namespace, spec: TaskSpec) -> Sampling:
     temperature = default if arguments.temperature is None else arguments.temperature
     tokens = arguments.max_new_tokens or (64 if requests_of(spec.tasks) else 512)
     return Sampling(temperature, tokens, arguments.seed)
-
-
-def _summarize(
-    records: Sequence[CaseRecord],
-    folder: Path | None = None,
-    name: str = "",
-    eval_lines: Path | None = None,
-    trained: tuple[int, int] = (0, 0),
-    uncounted: tuple[int, str] | None = None,
-) -> str:
-    """Write `FOLDER/rates.json` and a line of `eval_lines`, if these are given, and return the table to print.
-
-    `trained`: training steps and sampled tokens behind the model. A line that is there already is not added again.
-    `uncounted`: of transcripts, see `uncounted_errors`.
-    """
-    metrics = compute_metrics(records)
-    parts = [*([name] if name else []), metrics_table(metrics)]
-    values = metrics_json(metrics)
-    if uncounted is not None:
-        number, note = uncounted
-        values |= {"uncounted_errors": number, "notes": [note] if note else []}
-        parts += [f"note: {note}"] if note else []
-    if folder is not None:
-        text = json.dumps(values, ensure_ascii=False, indent=1)
-        write_file(folder / RATES, text + "\n")
-        parts.append(f"written: {folder}")
-    if eval_lines is not None:
-        line = eval_line(metrics, name, *trained)
-        cut_half_line(eval_lines)
-        existing = eval_lines.read_text(encoding="utf-8").splitlines() if eval_lines.is_file() else []
-        if line not in existing:
-            append_line(eval_lines, line)
-        parts.append(f"added to {eval_lines}")
-    return "\n".join(parts)
-
-
-def _file_name(name: str) -> str:
-    """A name as part of a file name; a name too long for file systems is cut and made unique by a hash."""
-    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
-    if len(safe.encode()) <= MAX_NAME_BYTES:
-        return safe
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{safe.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"

@@ -20,6 +20,7 @@ from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageEr
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_TASKS, load_training_data
+from fission_grpo.data.rows import own_task
 from fission_grpo.envs.step_calls import guard_with
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.sources import FeedbackSource
@@ -54,7 +55,25 @@ class TrainArguments:
             "help": "What to train on: 'desk' (the built-in environment), 'desk:2' (its tasks of two requests; up to "
             "4), 'desk:steps' (its tasks as single turns against references), a step-task file or a case file over "
             "BFCL's environments (.jsonl, see `fission-grpo tasks`), or a ToolRL file (rlla_*.json, *.parquet). "
-            "Required."
+            "Required, unless there is an environment of yours, with rows."
+        },
+    )
+    environment: str | None = field(
+        default=None,
+        metadata={"help": "An environment of yours to train in: module:Class or path/to/file.py:Class. With rows."},
+    )
+    rows: str | None = field(
+        default=None,
+        metadata={
+            "help": "The file of its tasks (.jsonl, .json, .parquet): a row has a prompt, and the columns of `reset` "
+            "and of the reward functions."
+        },
+    )
+    reward: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Its reward functions, module:function or path/to/file.py:function, as TRL's reward_funcs; none "
+            "if it has `get_reward`."
         },
     )
     num_tasks: int = field(
@@ -178,6 +197,7 @@ def make_trainer(
     given = load_training_data(
         script.tasks or "",
         tokenizer,
+        own=own_task(script.environment, script.rows, script.reward, script.tasks),
         skip_tasks=script.skip_tasks,
         num_tasks=script.num_tasks,
         max_prompt_tokens=script.max_prompt_tokens,

@@ -14,6 +14,7 @@ from fission_grpo.core.rewards import RewardConfig, StepReward
 from fission_grpo.core.terminal import show
 from fission_grpo.core.types import Task
 from fission_grpo.data.convert.toolrl import read_toolrl
+from fission_grpo.data.rows import OwnTask
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.steps import make_steps
@@ -32,13 +33,14 @@ class TrainingData:
 
     rows: Sequence[dict[str, Any]]
     environments: Callable[[], Any] | dict[str, Callable[[], Any]] | None = None  # None for step tasks
-    reward: Callable[..., Any] | None = None  # None if the environment has `get_reward`
+    reward: Callable[..., Any] | list[Callable[..., Any]] | None = None  # None if the environment has `get_reward`
 
 
 def load_training_data(
     tasks: str,
     tokenizer: Any,
     *,
+    own: OwnTask | None = None,
     skip_tasks: int = 0,
     num_tasks: int = 0,
     max_prompt_tokens: int = 0,
@@ -52,6 +54,7 @@ def load_training_data(
     Args:
         tasks: "desk", "desk:2", "desk:steps", or the path of a step-task or case file (.jsonl) or of a ToolRL file.
         tokenizer: renders prompts and measures them.
+        own: rows of an environment of the user's, in place of `tasks`.
         skip_tasks: tasks (rows of a case file: cases) to leave out at the beginning.
         num_tasks: tasks to take after them; 0 for all, or for `DESK_TASKS` of Desk.
         max_prompt_tokens: longest prompt, in tokens; longer ones are left out; 0 for no limit.
@@ -62,18 +65,22 @@ def load_training_data(
     """
     if skip_tasks < 0 or num_tasks < 0 or max_prompt_tokens < 0:
         raise UsageError("num_tasks, skip_tasks and max_prompt_tokens must not be negative")
-    if not tasks:
+    if own is None and not tasks:
         kinds = "'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL file"
-        raise UsageError(f"tasks is missing; give {kinds}")
+        raise UsageError(f"tasks is missing; give {kinds}; or environment and rows of your own")
     try:
-        requests = None if tasks == DESK_STEPS else requests_of(tasks)
+        requests = None if own or tasks == DESK_STEPS else requests_of(tasks)
     except ValueError as error:
         raise UsageError(f"tasks: {error}") from error
     if requests:
         if num_tasks > MAX_DESK_TASKS:
             raise UsageError(f"num_tasks is {num_tasks}, but of 'desk' at most {MAX_DESK_TASKS} can be drawn")
         return TrainingData(make_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
-    if is_case_file(tasks):
+    if own is not None:
+        tasks, environments, judge, total = "rows", own.environment, list(own.rewards) or None, len(own.rows)
+        rows = list(own.rows[skip_tasks:][: num_tasks or None])
+        tools = {"": list(tool_methods(own.environment()).values())} if max_prompt_tokens else {}
+    elif is_case_file(tasks):
         rows, environments = case_rows(tasks, skip_tasks, num_tasks)
         total = len({row["id"].rsplit("#", 1)[0] for row in rows})
         tools = {name: list(tool_methods(make()).values()) for name, make in environments.items()}
@@ -122,9 +129,9 @@ def _prompt_length(
     """Tokens of a row's prompt, which is rendered with its environment's tools unless it is text already."""
     if isinstance(row["prompt"], str):
         return len(tokenizer(row["prompt"])["input_ids"])
-    own = tools[row["environment"]]
+    own_tools = tools[""] if "" in tools else tools[row["environment"]]
     settings = {"add_generation_prompt": True, "tokenize": False, **options}
-    text = tokenizer.apply_chat_template(row["prompt"], tools=own, **settings)
+    text = tokenizer.apply_chat_template(row["prompt"], tools=own_tools, **settings)
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

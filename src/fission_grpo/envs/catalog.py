@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, TypeGuard
 
 from fission_grpo.core.errors import UsageError
@@ -66,13 +66,23 @@ def _bfcl(classes: Any) -> tuple[str, Callable[[], Any]]:
 
 
 def load_factory(name: str) -> Callable[[], Any]:
-    """The class or factory `module:Class` or `path/to/file.py:Class`; modules are also looked for in the folder.
+    """The class or factory `module:Class` or `path/to/file.py:Class`. Raises UsageError if there is none."""
+    return _load(name, "class", "Class")
 
-    A file is executed once, as a module by its own name. Raises UsageError if there is none.
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function `module:function` or `path/to/file.py:function`. Raises UsageError if there is none."""
+    return _load(name, "function", "function")
+
+
+def _load(name: str, kind: str, form: str) -> Callable[..., Any]:
+    """An object of the user's own module, which is also looked for in the working directory.
+
+    A file is executed once, as a module by its own name.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
-        raise UsageError(f"{name!r}: write module:Class or path/to/file.py:Class")
+        raise UsageError(f"{name!r}: write module:{form} or path/to/file.py:{form}")
     if place.endswith(".py") and not Path(place).is_file():
         raise UsageError(f"{place}: there is no such file below {Path.cwd()}; correct the path")
     if (folder := str(Path.cwd())) not in sys.path:
@@ -81,11 +91,13 @@ def load_factory(name: str) -> Callable[[], Any]:
         module = _load_file(Path(place).resolve()) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:
         raise UsageError(f"{place}: cannot be imported ({type(error).__name__}: {error})") from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        known = [name for name, value in vars(module).items() if isinstance(value, type) and not name.startswith("_")]
-        raise UsageError(f"{place} has no class {attribute!r}; it has {', '.join(known) or 'no classes'}")
-    return factory
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        wanted = type if kind == "class" else FunctionType
+        known = [key for key, value in vars(module).items() if isinstance(value, wanted) and not key.startswith("_")]
+        nothing = "no classes" if kind == "class" else "no functions"
+        raise UsageError(f"{place} has no {kind} {attribute!r}; it has {', '.join(known) or nothing}")
+    return found
 
 
 _loaded: set[str] = set()  # names of the modules that `_load_file` has made

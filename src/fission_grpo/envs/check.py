@@ -11,17 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.errors import TimeLimitExceeded, error_message, original
+from fission_grpo.core.errors import TimeLimitExceeded, UsageError, error_message, original
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.result_errors import like_errors
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
 from fission_grpo.envs.probe import EnvironmentProbe, ProbeOutcome, hostile_calls
 from fission_grpo.envs.restore import get_progress
 from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 
 # checks without which the later ones cannot be made, and the reason given for skipping these
-REQUIRED = {"tools": "there are no usable tools", "reset": "reset fails"}
+REQUIRED = {
+    "tools": "there are no usable tools",
+    "reset": "reset fails",
+    "determinism, replay": "answers differ without that, see determinism",
+}
 
 
 class CheckFailed(Exception):
@@ -56,6 +61,8 @@ class Report(EnvironmentProbe):
         lines = [f"{each.check:{width}}  {each.status:7}  {printable(each.detail)}".rstrip() for each in self.findings]
         failed = sum(finding.status == "failed" for finding in self.findings)
         verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
+        if not failed and (silent := [name for name in self.tool_names if not self.answered[name]]):
+            verdict += f"; not checked: {', '.join(silent)}, as no call of them succeeded; give rows in which one does"
         return "\n".join([*lines, f"{self.environment}: {verdict}"])
 
     def run_checks(self) -> None:
@@ -97,6 +104,7 @@ class Report(EnvironmentProbe):
             except Exception as error:
                 reason = " ".join(str(error).split())[:160]
                 raise CheckFailed(f"{name}: {reason}; give each argument a type hint and a docstring line") from error
+        self.tool_names = list(tools)
         return f"{len(tools)}: {', '.join(list(tools)[:6])}{', ...' if len(tools) > 6 else ''}"
 
     def _check_reset(self) -> str:
@@ -106,13 +114,14 @@ class Report(EnvironmentProbe):
             except TimeLimitExceeded:
                 raise CheckFailed(f"reset hangs for more than {self.timeout:g} s") from None
             except Exception as error:  # noqa: BLE001 - the user's code
-                hint = "" if self.rows != [{}] else "; if it needs columns, give rows (--row FILE)"
+                hint = "" if self.rows != [{}] else "; if it needs columns, give rows (--rows FILE)"
                 raise CheckFailed(f"reset {_what_it_raised(error)}{hint}") from None
         return f"with {len(self.rows)} row{'s' * (len(self.rows) != 1)}"
 
     def _check_calls(self) -> str:
         if self.calls:
             return f"{len(self.calls)} given"
+        self.find_references()
         self.find_calls()
         if any(self.call(self.start(), call).kind == "result" for call in self.calls):
             return f"{len(self.calls)} found to try it with"
@@ -128,7 +137,8 @@ class Report(EnvironmentProbe):
                 raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
             counts[outcome.is_answered] += 1
             self.results += [(outcome.text, outcome.error)] if outcome.kind == "result" else []
-        return f"{counts[True]} calls answered, {counts[False]} refused"
+        by_tool = ", ".join(f"{name} {self.answered[name]}" for name in self.tool_names)
+        return f"{counts[True]} calls answered, {counts[False]} refused; answered in all so far: {by_tool}"
 
     def _check_errors_in_words(self) -> str:
         number, note = like_errors(self.results)
@@ -144,7 +154,7 @@ class Report(EnvironmentProbe):
             random.random()  # advances the global generator, so that a tool that draws from it is detected
             second = self.start(row)
             _compare("two fresh instances answer differently", self.calls, expected, self.answers(second, self.calls))
-            if repr(self._reward_of(first)) != repr(self._reward_of(second)):
+            if not self.reward.functions and repr(self._reward_of(first)) != repr(self._reward_of(second)):
                 raise CheckFailed("the same calls earn different rewards; judge by state alone")
         return f"{len(self.calls)} calls, twice the same{self.in_rows}"
 
@@ -191,17 +201,17 @@ class Report(EnvironmentProbe):
 
     def _check_reward(self) -> str:
         environment = self.start()
-        if not (hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
-            raise CheckSkipped("no get_reward: rewards come from reward functions")
+        if not (self.reward.functions or hasattr(environment, "get_reward") or hasattr(environment, "_reward")):
+            raise CheckSkipped("no get_reward: rewards come from reward functions; check them with --reward")
         before, after = self.halves
         rewards = []
         for call in before:
             self.call(environment, call)
             reward, progress = self._reward_of(environment), self.limited(get_progress, environment)
             if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-                raise CheckFailed(f"get_reward gives {quoted(reward)}; it must be a finite number")
+                raise CheckFailed(f"the reward is {quoted(reward)}; it must be a finite number")
             if reward != self._reward_of(environment):
-                raise CheckFailed("get_reward gives another number when asked again; it must not change anything")
+                raise CheckFailed("the reward is another number when asked again; it must not change anything")
             if progress is not None and not 0 <= progress <= 1:
                 raise CheckFailed(f"_progress gives {quoted(progress)}; it must lie between 0 and 1")
             rewards.append(reward)
@@ -211,8 +221,11 @@ class Report(EnvironmentProbe):
         return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
 
     def _reward_of(self, environment: Any) -> Any:
-        judge: Any = getattr(environment, "get_reward", None) or getattr(environment, "_reward", None)
-        return None if judge is None else self.limited(judge)
+        row = copy.deepcopy(self.rows[0])
+        try:
+            return self.limited(self.reward, environment, row, self.completion)
+        except (UsageError, UnusableReward) as error:
+            raise CheckFailed(str(error)) from error
 
     CHECKS: Mapping[str, Callable[[Any], str]] = {  # by name, in the order in which they are made
         "tools": _check_tools,
@@ -229,9 +242,10 @@ class Report(EnvironmentProbe):
 
 
 def check_environment(
-    make: Callable[[], Any],
+    environment_factory: Callable[[], Any],
     rows: Sequence[Mapping[str, Any]] = (),
     calls: Sequence[ToolCall] = (),
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     seed: int = 0,
     seconds: float = 5.0,
     error_if: Callable[[str], bool] | None = None,
@@ -239,9 +253,10 @@ def check_environment(
     """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, reward.
 
     Args:
-        make: makes an instance without arguments, such as the class itself.
+        environment_factory: makes an instance without arguments, such as the class itself.
         rows: data set rows whose columns `reset` takes; by default, `reset()` is called without arguments.
-        calls: to make; by default drawn from the tools' schemas.
+        calls: to make; by default those of `_reference()`, if there is one, and calls drawn from the tools' schemas.
+        reward_funcs: TRL reward functions to check on it, one or several.
         seed: of the drawing.
         seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
         error_if: whether a result's text is an error, see `core.result_errors.error_rule`.
@@ -249,7 +264,9 @@ def check_environment(
     Example:
         `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
     """
-    report = Report(make, [dict(row) for row in rows] or [{}], list(calls), seed, seconds, error_if)
+    functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
+    reward, given = EpisodeReward(functions), [dict(row) for row in rows] or [{}]
+    report = Report(environment_factory, given, list(calls), reward, seed, seconds, error_if)
     report.run_checks()
     return report
 

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded, error_message
 from fission_grpo.core.timing import contained
 from fission_grpo.core.types import ToolCall
+from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.restore import run_awaitable
 from fission_grpo.envs.wrapper import tool_methods
 
@@ -57,17 +59,21 @@ class EnvironmentProbe:
         make: Callable[[], Any],
         rows: list[dict[str, Any]],
         calls: list[ToolCall],
+        reward: EpisodeReward,
         seed: int,
         timeout: float,
         error_if: Callable[[str], bool] | None = None,
     ):
-        self.make, self.rows, self.calls, self.timeout, self.error_if = make, rows, calls, timeout, error_if
+        self.make, self.rows, self.calls, self.reward, self.timeout = make, rows, calls, reward, timeout
+        self.error_if = error_if
         self.results: list[tuple[str, str | None]] = []  # texts of results seen so far, and the errors they report
         self.environment = getattr(make, "__name__", type(make).__name__)
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
         self.row_numbers = range(min(len(self.rows), ROWS))
         self.in_rows = f" in each of {len(self.row_numbers)} rows" if len(self.row_numbers) > 1 else ""
+        self.tool_names: list[str] = []
+        self.answered: Counter[str] = Counter()  # calls with a result that is no error, by tool
         self._expected: dict[int, list[str]] = {}
 
     def start(self, row: int = 0) -> Any:
@@ -105,7 +111,16 @@ class EnvironmentProbe:
         except Exception as error:  # noqa: BLE001 - the user's code
             return ProbeOutcome(call, "error", f"{type(error).__name__}: {error_message(error)}", error)
         error = read_result(call, text, self.error_if).error
-        return ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value, error)
+        outcome = ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value, error)
+        self.answered[call.name] += outcome.is_answered
+        return outcome
+
+    @property
+    def completion(self) -> list[dict[str, Any]]:
+        """The calls as messages, for reward functions that read a completion."""
+        entries = ({"name": call.name, "arguments": dict(call.arguments)} for call in self.calls)
+        calls = [{"type": "function", "function": entry} for entry in entries]
+        return [{"role": "assistant", "content": "", "tool_calls": calls}, {"role": "assistant", "content": "Done."}]
 
     def answers(self, environment: Any, calls: Sequence[ToolCall]) -> list[str]:
         """Make calls one after another; kinds and texts of their outcomes, which can be compared."""
@@ -124,8 +139,16 @@ class EnvironmentProbe:
             self._expected[row] = self.answers(self.start(row), self.calls)
         return self._expected[row]
 
+    def find_references(self) -> None:
+        """Add the calls that do the tasks of the rows, where the environment knows them."""
+        for row in self.row_numbers:
+            reference = getattr(self.start(row), "_reference", None)
+            if reference is not None:
+                self.calls += [call for call in self.limited(reference) or () if call not in self.calls]
+
     def find_calls(self) -> None:
         """Draw calls from the schemas and keep some that are answered and some that are refused, for every row."""
+        known = len(self.calls)
         for row in self.row_numbers if self.schemas else ():
             environment = self.start(row)
             words = _words_of(self.rows[row])
@@ -140,7 +163,9 @@ class EnvironmentProbe:
                     missing[outcome.is_answered] -= 1
                     self.calls.append(call)
                 words += [word for word in _words_of(outcome.text)[:40] if word not in words]
-        self.rng.shuffle(self.calls)
+        drawn = self.calls[known:]
+        self.rng.shuffle(drawn)
+        self.calls[known:] = drawn
 
 
 def hostile_calls(schemas: Sequence[Mapping[str, Any]]) -> list[ToolCall]:

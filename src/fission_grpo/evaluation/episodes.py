@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fission_grpo.core.chat import parse
-from fission_grpo.core.json_io import quoted
-from fission_grpo.core.rewards import RewardConfig, step_verdict, usable_reward
+from fission_grpo.core.rewards import RewardConfig, step_verdict
 from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
+from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
-from fission_grpo.evaluation.runner import RunningCase, run_cases
-from fission_grpo.inference.base import AsynchronousPolicy, Policy, Reply, Request
+from fission_grpo.evaluation.runner import RunningCase
+from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
 
 Factory = Callable[[], Any]  # makes an environment
@@ -33,6 +33,7 @@ class EpisodeConfig:
     # max_turns - 1`.
     max_turns: int = 4
     success_at: float = 1.0  # lowest reward of a successful episode
+    reward: EpisodeReward = field(default_factory=EpisodeReward)  # judges an episode at its end
     limits: ToolLimits | None = None  # of every tool call; None: those of training
     error_if: Callable[[str], bool] | None = None  # whether a result's text is an error, as in training
 
@@ -109,8 +110,16 @@ def run_episode(
     `str({"error": message})`, a turn that cannot be parsed is answered the same way, and a turn without calls ends
     the episode. The record has one user turn with one step per reply, and holds executed calls only.
 
-    `environment` and `row` are as for `evaluate`; `number` is the default id, and the name of the row's environment,
-    if it has one, the default `category`. Raises ValueError for a row without a prompt of chat messages.
+    Args:
+        environment: makes an environment with `reset(**row)`; or several by name, of which the row's column
+            `environment` selects one, as in TRL.
+        row: with `prompt` (chat messages) and optionally `id`.
+        number: the default id.
+        category: under which the record is reported; by default the name of the row's environment, if it has one.
+
+    Raises:
+        ValueError: the prompt is not chat messages.
+        UsageError: a reward function raised an error.
     """
     started, config = time.perf_counter(), config or EpisodeConfig()
     case_id = str(row.get("id", number))
@@ -124,46 +133,10 @@ def run_episode(
             success, missing, why = None, reply.lost, None
             break
         if not _take_step(episode, reply, is_last=len(episode.steps) == config.max_turns - 1):
-            success, missing, why = _judge(episode.environment, config.success_at)
+            success, missing, why = _judge(episode, config, row)
             break
     turns = (TurnRecord(_step_records(episode), success),)
     return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
-
-
-def evaluate(
-    policy: Policy | AsynchronousPolicy,
-    make_environment: Factory | Mapping[str, Factory],
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    max_turns: int = 4,
-    success_at: float = 1.0,
-    limits: ToolLimits | None = None,
-) -> list[CaseRecord]:
-    """Run one episode per row, all at the same time, and return one record per row, in order.
-
-    All rows are held in memory: use `run_cases` for more rows than fit, and `evaluate_run` for records on disk.
-
-    Args:
-        policy: such as an `inference.local.LocalPolicy`, or any object with `reply(requests)`.
-        make_environment: makes an environment with `reset(**row)` and `get_reward()` (or `_reward()`); or several by
-            name, of which a row's column `environment` selects one, as in TRL.
-        rows: with `prompt` (chat messages) and optionally `id` (default: the row's number).
-        max_turns, success_at, limits: see `EpisodeConfig`.
-
-    Example:
-        >>> records = evaluate(policy, Desk, rows)
-        >>> compute_metrics(records).recovery.rate
-    """
-    config, rows = EpisodeConfig(max_turns, success_at, limits), list(rows)
-    records: dict[int, CaseRecord] = {}
-
-    def run_row(number: int) -> RunningCase:
-        records[number] = record = yield from run_episode(make_environment, rows[number], number, config)
-        return record
-
-    cases = (lambda number=number: run_row(number) for number in range(len(rows)))
-    run_cases(policy, cases, in_flight=max(len(rows), 1))
-    return [records[number] for number in range(len(rows))]
 
 
 def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
@@ -195,20 +168,36 @@ def _take_step(episode: _Episode, reply: Reply, is_last: bool) -> bool:
     return episode.environment._fission_monitor.stopped is None
 
 
-def _judge(environment: Any, success_at: float) -> tuple[bool | None, str | None, str | None]:
+def _judge(
+    episode: _Episode, config: EpisodeConfig, row: Mapping[str, Any]
+) -> tuple[bool | None, str | None, str | None]:
     """Success, why there is no verdict, and the reason for a failure."""
-    reward = environment.get_reward() if hasattr(environment, "get_reward") else environment._reward()
-    reward = run_awaitable(reward) if inspect.iscoroutine(reward) else reward
-    monitor = environment._fission_monitor
-    broken = monitor.infrastructure_error
-    if broken is not None or reward is None:
-        return None, broken or "no reward", None
+    monitor = episode.environment._fission_monitor
+    if monitor.infrastructure_error is not None:  # reward functions might read a state that is not there
+        return None, monitor.infrastructure_error, None
+    try:
+        reward = config.reward(episode.environment, row, _completion(episode))
+    except UnusableReward as error:
+        return None, str(error), None
+    if monitor.infrastructure_error is not None or reward is None:
+        return None, monitor.infrastructure_error or "no reward", None
     if monitor.stopped is not None:
         return False, None, monitor.stopped
-    value = usable_reward(reward)
-    if value is None:
-        return None, f"the environment gave {quoted(reward)} as its reward, which is no number", None
-    return value >= success_at, None, None if value >= success_at else f"reward {value:g}"
+    return reward >= config.success_at, None, None if reward >= config.success_at else f"reward {reward:g}"
+
+
+def _completion(episode: _Episode) -> list[Message]:
+    """The messages after the prompt, in the form in which TRL gives completions to reward functions."""
+    messages: list[Message] = []
+    for _, turn, results in episode.steps:
+        calls = [
+            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+            for call in turn.calls
+        ]
+        message: dict[str, Any] = {"role": "assistant", "content": turn.content if calls else turn.text}
+        messages.append(message | ({"tool_calls": calls} if calls else {}))
+        messages += [{"role": "tool", "name": one.call.name, "content": one.content} for one in results]
+    return messages
 
 
 def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:

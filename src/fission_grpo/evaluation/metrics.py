@@ -258,10 +258,8 @@ def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
     cases = [one for one in records if any(like_errors([(call.result, call.error)])[0] for call in one.calls)]
     if not number or all(case.success is None for case in cases):
         return number, note
-    return (
-        number,
-        f"{note}. They are in {len(cases):,} cases, {sum(case.success is True for case in cases):,} successful",
-    )
+    successes = sum(case.success is True for case in cases)
+    return number, f"{note}. They are in {len(cases):,} cases, {successes:,} of them successful"
 
 
 def calls_as_text(records: Sequence[CaseRecord]) -> str:

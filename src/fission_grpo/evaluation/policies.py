@@ -39,20 +39,56 @@ class LoadedPolicy:
 
 
 def load_local_policy(
-    name: str, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None = None
+    name: str,
+    sampling: Sampling,
+    batch_size: int,
+    template_options: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
 ) -> LoadedPolicy:
     """Load a transformers model into this process, as `load_model` does."""
-    from fission_grpo.inference.local import LocalPolicy
-
-    model, tokenizer = load_model(name)
-    policy = LocalPolicy(
-        model, tokenizer, sampling.temperature, sampling.max_new_tokens, batch_size, sampling.seed, template_options
-    )
+    model, tokenizer = load_model(name, tokenizer)
     path = Path(model_path(name))
     description = {"kind": "local", "model": name, "weights": fingerprint(path), "dtype": str(model.dtype)}
     description["step"], description["tokens"] = read_training_progress(path)
-    options = {"chat_template_kwargs": template_options} if template_options else {}
-    return LoadedPolicy(policy, description, {"template_sha256": _hash_template(tokenizer), **options})
+    return _local(model, tokenizer, sampling, batch_size, template_options, description)
+
+
+def local_policy(
+    model: Any,
+    tokenizer: Any,
+    sampling: Sampling,
+    batch_size: int,
+    template_options: Mapping[str, Any] | None = None,
+    progress: Mapping[str, int] | None = None,
+) -> LoadedPolicy:
+    """The policy of a model that is loaded already. Without a tokenizer, that of the model's folder is loaded.
+
+    `progress`: training steps (`step`) and sampled tokens (`tokens`) behind the model.
+    """
+    name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    description = {"kind": "local", "model": name, "weights": _digest(model), "dtype": str(model.dtype)}
+    return _local(model, tokenizer, sampling, batch_size, template_options, description | dict(progress or {}))
+
+
+def _local(
+    model: Any,
+    tokenizer: Any,
+    sampling: Sampling,
+    batch_size: int,
+    template_options: Mapping[str, Any] | None,
+    description: Mapping[str, Any],
+) -> LoadedPolicy:
+    from fission_grpo.inference.local import LocalPolicy
+
+    how = (sampling.temperature, sampling.max_new_tokens, batch_size, sampling.seed, template_options)
+    options = {"chat_template_kwargs": dict(template_options)} if template_options else {}
+    template = {"template_sha256": _hash_template(tokenizer), **options}
+    return LoadedPolicy(LocalPolicy(model, tokenizer, *how), description, template)
 
 
 @contextmanager
@@ -113,6 +149,15 @@ def fingerprint(folder: Path) -> str | None:
             digest.update(file.read(HASHED_BYTES))
             file.seek(max(0, size - HASHED_BYTES))
             digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _digest(model: Any) -> str:
+    """A hash of two sums over each parameter, which any update changes; cheaper than one of all bytes."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().float()
+        digest.update(f"{name} {values.sum().item()} {values.abs().sum().item()}\n".encode())
     return digest.hexdigest()[:16]
 
 

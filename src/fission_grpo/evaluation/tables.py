@@ -32,6 +32,24 @@ def metrics_table(metrics: Metrics) -> str:
     return "\n".join([*lines, *(f"note: {printable(note)}" for note in metrics.notes)])
 
 
+def metrics_markdown(name: str, metrics: Metrics) -> str:
+    """The main rates as a Markdown table of one row, whose rows of several evaluations can be put together."""
+    proportions = {
+        "success": metrics.success,
+        "error recovery, cases": metrics.recovery,
+        "errors per call": metrics.errors_per_call,
+        "retry loops": metrics.retry_loops,
+        "cases without any call": metrics.without_call,
+    }
+    cells = [printable(name).replace("|", "\\|"), f"{metrics.cases:,}"]
+    for proportion in proportions.values():
+        _, rate, interval, _ = proportion_row("", proportion, "")
+        cells.append(rate if interval == "-" else f"{rate} ({interval.removesuffix(' *')})")
+    header = ["model", "cases", *proportions]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:
     """A row of the table. A bootstrap interval ends in " *"; a rate over nothing is a dash."""
     rate = "-" if proportion.rate is None else f"{proportion.rate:.3f}"

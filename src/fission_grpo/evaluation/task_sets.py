@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.errors import UsageError
+from fission_grpo.core.json_io import quoted
 from fission_grpo.core.result_errors import error_rule
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
+from fission_grpo.envs.episode_reward import EpisodeReward, name_of
 from fission_grpo.envs.faults import Fault, inject_faults
 from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits
@@ -28,9 +31,10 @@ class TaskSet:
     """Cases to evaluate on."""
 
     cases: Mapping[str, StartCase]  # functions that start each case, by case id
-    kind: str  # "desk" or "desk:2", "cases", "steps", or BFCL's categories joined by commas
+    kind: str  # "desk" or "desk:2", "rows", "cases", "steps", or BFCL's categories joined by commas
     sha256: str  # of the contents of all cases
     official: Sequence[Any] = ()  # BFCL's own cases, for its result files
+    judged_by: Mapping[str, Any] = field(default_factory=dict)  # of an own environment, for manifests
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class TaskSpec:
     """Which tasks to evaluate on, and how they are run."""
 
     tasks: str = "desk"  # or "desk:2", a case or step-task file, or BFCL's categories or `GROUPS`, joined by commas
+    environment: str = ""  # an own environment, module:Class, in place of `tasks`
+    rows: str = ""  # the file of its rows
+    rewards: tuple[str, ...] = ()  # its reward functions, module:function; none if it has `get_reward`
+    reward_weights: tuple[float, ...] | None = None  # of these functions
+    success_at: float = 1.0  # lowest reward of a successful episode in it
     count: int = 0  # cases taken (of each BFCL category); 0: all (256 of the desk)
     skip: int = 0  # cases left out before them (of each category)
     seed: int = 0  # of the desk's tasks, and of faults
@@ -48,6 +57,7 @@ class TaskSpec:
     isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
     error_pattern: str | None = None  # a tool's result with a match is an error (not in BFCL's own cases)
+    error_if: Callable[[str], bool] | None = None  # likewise, if the function says so
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -55,6 +65,7 @@ class TaskSpec:
         if self.official:
             return {"format": self.format, "mode": self.mode}
         options = {"faults": [asdict(fault) for fault in self.faults], "error_pattern": self.error_pattern}
+        options["error_if"] = self.error_if and getattr(self.error_if, "__qualname__", type(self.error_if).__name__)
         given = {name: value for name, value in options.items() if value}
         return {"format": "chat", "max_turns": self.max_turns, **given}
 
@@ -62,12 +73,19 @@ class TaskSpec:
     def official(self) -> tuple[str, ...]:
         """BFCL's categories among the tasks; empty if the tasks are something else."""
         names = [name for part in self.tasks.split(",") for name in GROUPS.get(part, (part,))]
+        if self.environment:
+            return ()
         return tuple(dict.fromkeys(names)) if set(names) <= {*MULTI_TURN, *SINGLE_TURN} else ()
 
 
 def task_set(spec: TaskSpec) -> TaskSet:
     """Load the cases of a specification. Raises ValueError if there are none, TaskFileError for a broken file."""
-    if spec.official:
+    if spec.environment:
+        from fission_grpo.data.rows import load_own_task
+
+        own = load_own_task(spec.environment, spec.rows, spec.rewards)
+        tasks = rows_task_set(own.environment, own.rows, EpisodeReward(own.rewards, spec.reward_weights), spec)
+    elif spec.official:
         tasks = _bfcl(spec)
     elif requests := requests_of(spec.tasks):
         tasks = _desk(spec, requests)
@@ -79,8 +97,26 @@ def task_set(spec: TaskSpec) -> TaskSet:
     else:
         tasks = _file(spec)
     if not tasks.cases:
-        raise ValueError(f"no case of --tasks {spec.tasks} is left; lower --skip_tasks")
+        raise ValueError(f"no case of {spec.rows or spec.tasks} is left; lower skip_tasks")
     return tasks
+
+
+def rows_task_set(
+    environment: Factory | Mapping[str, Factory],
+    rows: Sequence[Mapping[str, Any]],
+    reward: EpisodeReward,
+    spec: TaskSpec,
+) -> TaskSet:
+    """Cases of an own environment, one for each row. Raises UsageError if nothing judges an episode."""
+    environments = environment if isinstance(environment, Mapping) else {"": environment}
+    for make in environments.values():
+        reward.check(make if isinstance(make, type) else make())
+    chosen = rows[spec.skip :][: spec.count or None]
+    judged_by: dict[str, Any] = {"environment": ", ".join(map(name_of, environments.values()))}
+    judged_by |= {"reward": reward.names, "success_at": spec.success_at}
+    if reward.weights is not None:
+        judged_by["reward_weights"] = list(reward.weights)
+    return TaskSet(_episodes(chosen, environment, spec, reward), "rows", sha256_of(chosen), (), judged_by)
 
 
 def _desk(spec: TaskSpec, requests: int) -> TaskSet:
@@ -101,8 +137,12 @@ def _file(spec: TaskSpec) -> TaskSet:
 
 
 def _episodes(
-    rows: Sequence[Mapping[str, Any]], environments: Factory | Mapping[str, Factory], spec: TaskSpec
+    rows: Sequence[Mapping[str, Any]],
+    environments: Factory | Mapping[str, Factory],
+    spec: TaskSpec,
+    reward: EpisodeReward | None = None,
 ) -> dict[str, StartCase]:
+    """The cases by id: the rows' ids, or their numbers. Raises UsageError for an id that occurs twice."""
 
     def wrapped(make: Factory) -> Factory:
         if spec.isolate_environments:
@@ -113,12 +153,17 @@ def _episodes(
         environments = {name: wrapped(make) for name, make in environments.items()}
     else:
         environments = wrapped(environments)
-    error_if = error_rule(spec.error_pattern)
-    config = EpisodeConfig(spec.max_turns, limits=ToolLimits(spec.tool_timeout), error_if=error_if)
-    return {
-        str(row.get("id", number)): partial(run_episode, environments, row, number, config)
-        for number, row in enumerate(rows)
-    }
+    limits = ToolLimits(spec.tool_timeout)
+    judge = reward or EpisodeReward()
+    error_if = error_rule(spec.error_pattern, spec.error_if)
+    config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if)
+    cases: dict[str, StartCase] = {}
+    for number, row in enumerate(rows):
+        case_id = str(row.get("id", number))
+        if case_id in cases:
+            raise UsageError(f"row {number + 1}: the id {quoted(case_id)} is another row's already; make it unique")
+        cases[case_id] = partial(run_episode, environments, row, number, config)
+    return cases
 
 
 def _bfcl(spec: TaskSpec) -> TaskSet:

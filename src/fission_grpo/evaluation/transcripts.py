@@ -6,6 +6,8 @@ Each row of a file of transcripts is {"messages": [...]} and optionally "id" (un
 
 from __future__ import annotations
 
+import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +23,8 @@ from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
+from fission_grpo.data.convert.files import as_dialogue, rows_of_document
 from fission_grpo.data.convert.formats import LAYOUTS, layouts_of
-from fission_grpo.data.convert.rows import as_dialogue, rows_of_document
 from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
@@ -120,8 +122,9 @@ def read_traces(
 
 def _read_lines(path: Path, cut: list[str]) -> list[Line]:
     """The rows of a file: one a line, or those of one JSON document, whose "lines" are their numbers in it."""
-    rows = rows_of_document(read_file(path))
-    if rows is None:
+    try:
+        rows = rows_of_document(json.loads(read_file(path).removeprefix(BOM_UTF8)))
+    except (ValueError, RecursionError):
         return [Line(path, line.number, as_dialogue(line.record)) for line in read_lines(path, cut)]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):

@@ -49,9 +49,7 @@ TOOL_FLAGS = (
 """How to have a server answer with structured calls. The flags: vLLM's docs/features/tool_calling, llama.cpp's
 docs/function-calling; without them vLLM (issue 9986, HTTP 400) and llama.cpp (HTTP 500) refuse requests with tools."""
 
-_WITHOUT_TOOLS = re.compile(
-    r"--enable-auto-tool-choice|requires --jinja|does not support tools|Unsupported param: tools"
-)
+_WITHOUT_TOOLS = re.compile(r"--enable-auto-tool-choice|requires --jinja|not support tools|Unsupported param: tools")
 _FENCED = re.compile(r"```\w*\s(.*?)```", re.DOTALL)
 _JSON_CALL = re.compile(r'\{\s*"(?:name|function)"\s*:')
 _PYTHON_CALL = re.compile(r"\[?\s*[A-Za-z_][\w.]{0,100}\((?:\s*\w+\s*=|\)\]?\s*\Z)")

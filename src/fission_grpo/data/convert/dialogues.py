@@ -27,7 +27,7 @@ from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import FOLLOWING, ErrorKind, Message, Task, ToolCall, ToolResult
-from fission_grpo.data.convert.rows import read_rows
+from fission_grpo.data.convert.files import read_dialogues
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, is_environment_name
 from fission_grpo.envs.step_calls import SNAPSHOT
@@ -90,7 +90,7 @@ def convert_rows(
     tasks: list[Task] = []
     dropped: Counter[str] = Counter()
     restored = others = 0
-    for number, row in enumerate(read_rows(path), start=1):
+    for number, row in enumerate(read_dialogues(path), start=1):
         name = f"{path.stem}:{number}"
         try:
             dialogue = _without_padding(read(row), path.suffix == ".parquet")

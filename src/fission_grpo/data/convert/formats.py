@@ -39,7 +39,7 @@ from fission_grpo.data.convert.dialogues import (
     read_literal,
     tool_messages,
 )
-from fission_grpo.data.convert.rows import read_rows
+from fission_grpo.data.convert.files import read_dialogues
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.envs.catalog import ENVIRONMENT
@@ -345,7 +345,7 @@ _WHOLE = {  # layouts without options: their reader, and why
 
 def guess_layout(path: Path) -> str:
     """The layout that fits all rows of known form. Raises TaskFileError if there is none, or rows are of two."""
-    rows = list(islice(read_rows(path), GUESSED_ROWS))
+    rows = list(islice(read_dialogues(path), GUESSED_ROWS))
     layouts: list[str] = []
     since = 0
     for number, row in enumerate(rows, start=1):

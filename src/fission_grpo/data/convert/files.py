@@ -1,10 +1,10 @@
-"""The rows of a data file, and other programs' results as rows with `messages`: τ-bench, τ²-bench, Inspect."""
+"""The rows of a data file, and other programs' results as dialogues: τ-bench, τ²-bench, Inspect."""
 
 from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,20 @@ _LISTS = ("simulations", "samples")  # fields of a results file that hold its di
 _VERDICTS = {"C": True, "I": False, 1: True, 0: False}  # values of Inspect's scores; others are no verdict
 
 
-def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a .json, .jsonl or .parquet file, see `rows_of_document`. Raises TaskFileError."""
+def _as_list(document: Any) -> Sequence[Any]:
+    return document if isinstance(document, list) else [document]
+
+
+def read_dialogues(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file of dialogues, see `rows_of_document` and `as_dialogue`. Raises TaskFileError."""
+    return map(as_dialogue, read_rows(path, rows_of_document))
+
+
+def read_rows(path: Path, unwrap: Callable[[Any], Sequence[Any]] = _as_list) -> Iterator[Mapping[str, Any]]:
+    """The rows of a .json (a list, an object, or one a line), .jsonl or .parquet file. Raises TaskFileError.
+
+    `unwrap` gives the rows of a .json that is one document.
+    """
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -32,33 +44,27 @@ def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except OSError as error:
         raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a data file") from error
     rows: Iterable[tuple[int, Any]] = parse_json_lines(content)
-    document = rows_of_document(content) if path.suffix == ".json" else None
-    if document is not None:
-        rows = enumerate(document, start=1)
-    elif path.suffix == ".json" and content.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
-        raise TaskFileError(f"{path}: begins like a list, and is not JSON; correct it")
+    if path.suffix == ".json":
+        content = content.removeprefix(BOM_UTF8).lstrip()
+        try:
+            rows = enumerate(unwrap(json.loads(content)), start=1)
+        except (ValueError, RecursionError) as error:
+            if content.startswith(b"["):  # else there may be one object a line
+                raise TaskFileError(f"{path}: not JSON ({error})") from error
     for number, row in rows:
         if isinstance(row, ValueError):
             raise TaskFileError(f"{path}, row {number}: not JSON ({row}); a .jsonl has one object a line")
         if not isinstance(row, dict):
             raise TaskFileError(f"{path}, row {number}: must be an object, got a {type(row).__name__}")
-        yield as_dialogue(row)
+        yield row
 
 
-def rows_of_document(content: bytes) -> Sequence[Any] | None:
-    """The rows of a file that is one JSON document: a list of rows or of one dialogue's messages, the list in a file
-    of results, or one row. None if it is no such document, as a .jsonl of several rows."""
-    try:
-        document = json.loads(content.removeprefix(BOM_UTF8))
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(document, Mapping):
-        lists = (document[name] for name in _LISTS if isinstance(document.get(name), list))
-        return next(lists, [document])
-    if not isinstance(document, list):
-        return None
-    is_dialogue = bool(document) and all(isinstance(one, Mapping) and "role" in one for one in document)
-    return [{"messages": document}] if is_dialogue else document
+def rows_of_document(document: Any) -> Sequence[Any]:
+    """The dialogues in a JSON document: a list of them, the list in a file of results, one row, or its messages."""
+    if isinstance(document, Mapping) and "messages" not in document:
+        document = next((document[name] for name in _LISTS if isinstance(document.get(name), list)), document)
+    is_dialogue = isinstance(document, list) and all(isinstance(one, Mapping) and "role" in one for one in document)
+    return [{"messages": document}] if document and is_dialogue else _as_list(document)
 
 
 def as_dialogue(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,113 @@
+"""Rows of an own environment: what `--rows FILE` accepts, for `reset` and the reward functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.core.errors import TaskFileError, UsageError
+from fission_grpo.core.json_io import quoted
+from fission_grpo.data.convert.files import read_rows
+from fission_grpo.data.step_tasks import FIELDS, ROLES
+from fission_grpo.envs.catalog import ENVIRONMENT, load_factory, load_function
+from fission_grpo.envs.episode_reward import EpisodeReward
+from fission_grpo.envs.step_calls import NOT_FOR_RESET
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """An environment of the user's with its rows and reward functions, as TRL's trainer takes them."""
+
+    environment: Callable[[], Any]
+    rows: Sequence[dict[str, Any]]
+    rewards: Sequence[Callable[..., Any]]  # empty if the environment has `get_reward`
+
+
+def load_own_task(environment: str, rows: str | Path, rewards: Sequence[str]) -> OwnTask:
+    """Load `module:Class`, a file of rows, and `module:function` for each reward.
+
+    Raises UsageError or TaskFileError: names what cannot be loaded, or file, row and field of a mistake.
+    """
+    make = load_factory(environment)
+    functions = [load_function(name) for name in rewards]
+    loaded = load_rows(rows)
+    check_reset(make, loaded, str(rows))
+    EpisodeReward(functions).check(make if isinstance(make, type) else make())
+    return OwnTask(make, loaded, functions)
+
+
+def own_task(environment: str | None, rows: str | None, rewards: Sequence[str], tasks: str | None) -> OwnTask | None:
+    """The own task that options of a command name; None without any. Raises UsageError if one is missing."""
+    if not (environment or rows or rewards):
+        return None
+    if tasks:
+        raise UsageError("tasks, and environment with rows, are two kinds of tasks; give one of them")
+    if not environment or not rows:
+        missing = "rows" if environment else "environment"
+        raise UsageError(f"{missing} is missing; an own task is --environment module:Class --rows FILE")
+    return load_own_task(environment, rows, rewards)
+
+
+def load_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read rows from a .jsonl, .json (one object or a list) or .parquet file.
+
+    A row has `prompt`, chat messages, and the columns of `reset` and of the reward functions. A text as prompt is
+    read as one user message. Raises TaskFileError, which names file, row (from 1) and field.
+    """
+    path = Path(path)
+    rows = []
+    for number, row in enumerate(read_rows(path), start=1):
+        where = f"{path}, row {number}"
+        if {"messages", "tools", "reference"} <= row.keys():
+            raise TaskFileError(f"{where}: this is a step task; give such a file as --tasks, without --rows")
+        rows.append({**row, "prompt": _prompt(row, where)})
+    if not rows:
+        raise TaskFileError(f"{path}: no rows in it; write one object for each row, with a prompt")
+    return rows
+
+
+def check_reset(make: Callable[[], Any], rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Raise TaskFileError for the first row that lacks a column of `reset`, or has one that it does not take."""
+    reset = inspect.getattr_static(make, "reset", None)
+    if not isinstance(make, type) or not inspect.isfunction(reset):
+        return
+    parameters = list(inspect.signature(reset).parameters.values())[1:]  # without `self`
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    needed = {one.name for one in parameters if one.name in names and one.default is one.empty}
+    for number, row in enumerate(rows, start=1):
+        where, columns = f"{path}, row {number}: {make.__name__}.reset", row.keys() - {ENVIRONMENT}
+        if missing := sorted(needed - columns):
+            raise TaskFileError(f"{where} needs {', '.join(missing)}; add to the row, or give it a default")
+        if not takes_all and (unknown := sorted(columns - names)):
+            why = "every column of a row is passed, as in TRL"
+            raise TaskFileError(f"{where} does not take {', '.join(unknown)}; add **_ to its parameters ({why})")
+
+
+def reset_columns(rows: Sequence[Mapping[str, Any]], environment: str) -> list[dict[str, Any]]:
+    """The columns that `reset` gets: of step tasks those of the rows with this environment, if any has it."""
+    if not all({"messages", "tools", "reference"} <= row.keys() for row in rows):
+        return [dict(row) for row in rows]
+    own = [row for row in rows if row.get(ENVIRONMENT) == environment] or rows
+    hidden = (*FIELDS, *NOT_FOR_RESET)
+    return [{key: value for key, value in row.items() if key not in hidden} for row in own]
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    prompt = row.get("prompt")
+    if isinstance(prompt, str) and prompt.strip():
+        return [{"role": "user", "content": prompt}]
+    form = 'write chat messages, such as [{"role": "user", "content": "..."}], or a text'
+    if not isinstance(prompt, list) or not prompt:
+        raise TaskFileError(f"{where}, field 'prompt': {'is missing' if prompt is None else quoted(prompt)}; {form}")
+    for index, message in enumerate(prompt):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise TaskFileError(f"{where}, field 'prompt[{index}]': {quoted(message)} is no chat message; {form}")
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise TaskFileError(
+            f"{where}, field 'prompt': ends with a message of the {prompt[-1]['role']}; end with the user's"
+        )
+    return prompt

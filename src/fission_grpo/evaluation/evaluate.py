@@ -1,0 +1,223 @@
+"""`evaluate`: success and error recovery of a model in any environment, written for `compare` and `report`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fission_grpo.core.errors import UsageError
+from fission_grpo.core.files import append_line, write_file
+from fission_grpo.envs.episode_reward import EpisodeReward
+from fission_grpo.envs.faults import Fault
+from fission_grpo.envs.wrapper import ToolLimits
+from fission_grpo.evaluation.episodes import Factory
+from fission_grpo.evaluation.metrics import Metrics, compute_metrics, metrics_json
+from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_policy, local_policy, versions
+from fission_grpo.evaluation.records import CaseRecord
+from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run
+from fission_grpo.evaluation.runner import run_cases, with_seeds
+from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
+from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
+
+RATES, EVAL = "rates.json", "eval.jsonl"
+MAX_NAME_BYTES = 150  # longest name of an evaluation in a folder's name [ours]
+MAX_TURNS = 10  # assistant turns of an episode in an own environment, where no number is given [ours]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """A record for each case, in order, and the metrics over them; `str` of it is a table."""
+
+    name: str
+    records: Sequence[CaseRecord]
+    metrics: Metrics
+    directory: Path | None = None  # where it was written, for `compare` and `report`
+    notes: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        parts = [*([self.name] if self.name else []), metrics_table(self.metrics)]
+        parts += [f"note: {note}" for note in self.notes]
+        return "\n".join([*parts, *([f"written: {self.directory}"] if self.directory else [])])
+
+
+def evaluate(
+    model: Any,
+    environment_factory: Factory | Mapping[str, Factory],
+    rows: Iterable[Mapping[str, Any]],
+    reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+    *,
+    reward_weights: Sequence[float] | None = None,
+    processing_class: Any = None,
+    output_dir: str | Path | None = None,
+    name: str | None = None,
+    max_turns: int = MAX_TURNS,
+    success_at: float = 1.0,
+    temperature: float = 1.0,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    in_flight: int = 16,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    tool_timeout: float = ToolLimits.timeout,
+    isolate_environments: bool = False,
+    faults: Sequence[Fault] = (),
+    error_pattern: str | None = None,
+    error_if: Callable[[str], bool] | None = None,
+) -> EvaluationResult:
+    """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
+
+    Args:
+        model: a model folder, a hub id or "starter"; a transformers model; a trainer; or a policy with
+            `reply(requests)` or `submit(request)`, such as `inference.endpoint.EndpointPolicy`.
+        environment_factory: the environment's class, or several by name, of which a row's column `environment`
+            selects one.
+        rows: a data set or list of rows with `prompt` (chat messages), the columns of `reset` and of the reward
+            functions, and optionally a unique `id`.
+        reward_funcs: one or several reward functions, called as TRL calls them, with one episode at a time; None if
+            the environment has `get_reward`.
+        reward_weights: of the reward functions, 1 by default.
+        processing_class: the tokenizer of a transformers model; by default it is loaded from the model's folder.
+        output_dir: where to keep the evaluation, in a folder `eval-NAME`. A killed evaluation goes on there. None to
+            write nothing.
+        name: of the evaluation; by default the last part of the model's name.
+        max_turns: most assistant turns of an episode. Calls of the last one are not made.
+        success_at: lowest reward of a successful episode.
+        temperature: sampling temperature, 0 for the most probable token.
+        max_new_tokens: most tokens of one turn.
+        seed: of the sampling, and of faults.
+        in_flight: episodes at the same time.
+        chat_template_kwargs: arguments of the chat template, as in training; a trainer's own by default.
+        tool_timeout: seconds of one tool call, 0 for no limit. A case that exceeds it has failed.
+        isolate_environments: run each environment in a process of its own.
+        faults: to inject into the environment, see `inject_faults`.
+        error_pattern, error_if: which results of tools are errors, as in training: a regular expression or a function.
+
+    Raises:
+        UsageError: nothing judges an episode, or a reward function raised an error.
+        RunFileError: `output_dir` holds another evaluation of this name.
+        ValueError: the model cannot be loaded, or a row has no prompt.
+
+    Example:
+        >>> result = evaluate("runs/mine", OrderDesk, rows, solved, output_dir="runs/mine")
+        >>> print(result)
+        >>> result.metrics.recovery.rate
+    """
+    if reward_funcs is None or callable(reward_funcs):
+        reward_funcs = [] if reward_funcs is None else [reward_funcs]
+    spec = TaskSpec(
+        "",
+        success_at=success_at,
+        seed=seed,
+        max_turns=max_turns,
+        tool_timeout=tool_timeout,
+        isolate_environments=isolate_environments,
+        faults=tuple(faults),
+        error_pattern=error_pattern,
+        error_if=error_if,
+    )
+    tasks = rows_task_set(environment_factory, list(rows), EpisodeReward(reward_funcs, reward_weights), spec)
+    sampling = Sampling(temperature, max_new_tokens, seed)
+    loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
+    name = name or Path(str(loaded.description.get("model", "policy"))).name
+    return run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, output_dir)
+
+
+def run_evaluation(
+    loaded: LoadedPolicy,
+    tasks: TaskSet,
+    prompt: Mapping[str, Any],
+    sampling: Sampling,
+    in_flight: int,
+    name: str,
+    output: str | Path | None,
+) -> EvaluationResult:
+    """Run the cases of a task set, and write `OUTPUT/eval-NAME` and a line of `OUTPUT/eval.jsonl` unless it is None.
+
+    Raises RunFileError if the folder holds another evaluation, ValueError if no case could be judged.
+    """
+    records: list[CaseRecord] = []
+    if output is None:
+        cases = (with_seeds(start, sampling.seed, case_id) for case_id, start in tasks.cases.items())
+        run_cases(loaded.policy, cases, in_flight, records.append)
+        order = {case_id: number for number, case_id in enumerate(tasks.cases)}
+        return _summarize(sorted(records, key=lambda record: order[record.id]), name, prompt)
+    folder = Path(output).absolute() / f"eval-{file_name(name)}"  # a tool may change the working directory
+    is_chat = prompt.get("format") == "chat"
+    manifest = Manifest(
+        name=name,
+        tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases), **tasks.judged_by},
+        prompt={**prompt, **(loaded.prompt if is_chat else {})},
+        decoding=asdict(sampling),
+        policy=loaded.description,
+        versions=versions(),
+    )
+    records = evaluate_run(folder, manifest, loaded.policy, tasks.cases, in_flight)
+    if tasks.official:
+        from fission_grpo.evaluation.bfcl.results import write_result_files
+
+        write_result_files(records, tasks.official, folder / "bfcl")
+    result = _summarize(records, name, prompt, folder)
+    write_rates(result)
+    trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
+    _add_line(folder.parent / EVAL, eval_line(result.metrics, name, *trained))
+    return result
+
+
+def write_rates(result: EvaluationResult) -> None:
+    """Write the result's metrics and notes into its folder: `rates.json`, and `rates.md` to paste."""
+    assert result.directory is not None
+    values = metrics_json(result.metrics) | {"notes": [*result.metrics.notes, *result.notes]}
+    write_file(result.directory / "rates.md", metrics_markdown(result.name, result.metrics))
+    write_file(result.directory / RATES, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file name; a name too long for file systems is cut and made unique by a hash."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
+    if len(safe.encode()) <= MAX_NAME_BYTES:
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f"{safe.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
+
+
+def _summarize(
+    records: Sequence[CaseRecord], name: str, prompt: Mapping[str, Any], folder: Path | None = None
+) -> EvaluationResult:
+    notes, limit = [], prompt.get("max_turns", 0)
+    cut = sum(record.success is False and len(record.steps) == limit > 1 for record in records)
+    if cut:
+        notes.append(f"{cut} of {len(records)} cases failed at their last turn (max_turns {limit})")
+    return EvaluationResult(name, tuple(records), compute_metrics(records), folder, tuple(notes))
+
+
+def _add_line(path: Path, line: str) -> None:
+    """Add a line to `eval.jsonl`, unless it is there already."""
+    cut_half_line(path)
+    existing = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if line not in existing:
+        append_line(path, line)
+
+
+def _load_policy(
+    model: Any, tokenizer: Any, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None
+) -> LoadedPolicy:
+    """The policy of what a user may give as `model`."""
+    if hasattr(model, "reply") or hasattr(model, "submit"):
+        return LoadedPolicy(model, {"kind": type(model).__name__}, {})
+    if isinstance(model, str | Path):
+        return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer)
+    progress = {}
+    if hasattr(model, "accelerator") and hasattr(model, "processing_class"):  # a trainer
+        trainer = model
+        if trainer.accelerator.num_processes > 1:
+            raise UsageError("evaluation runs in one process; save the model, and evaluate its folder")
+        tokenizer = tokenizer or trainer.processing_class
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        template_options = template_options or getattr(trainer, "chat_template_kwargs", None)
+        progress = {"step": trainer.state.global_step, "tokens": getattr(trainer, "generated_tokens", 0)}
+    if not hasattr(model, "generate"):
+        raise UsageError(f"model: a {type(model).__name__} is no folder, hub id, model, trainer or policy")
+    return local_policy(model, tokenizer, sampling, batch_size, template_options, progress)
