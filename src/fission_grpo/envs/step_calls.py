@@ -26,7 +26,8 @@ from fission_grpo.envs.wrapper import ToolLimits, cut_text, tool_methods
 CHECKED_TASKS = 64  # tasks of a file that are tried in their environments before training [ours]
 CHECK_SECONDS = 60.0  # after which no further one is tried [ours]
 SNAPSHOT = "snapshot"  # column of a step task: the state of its environment at its turn
-NOT_FOR_RESET = (ENVIRONMENT, SNAPSHOT, FOLLOWING)  # columns of a step task that `reset` does not get
+RECOVERY = "recovery"  # column of a step task: its turn recovers from a failed call of the dialogue
+NOT_FOR_RESET = (ENVIRONMENT, SNAPSHOT, FOLLOWING, RECOVERY)  # columns of a step task that `reset` does not get
 
 _log = get_logger(__name__)
 

@@ -27,7 +27,9 @@ from fission_grpo.core.messages import (
 from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import Task
 from fission_grpo.data.convert.dialogues import (
+    ALL_TURNS,
     Converted,
+    ConvertOptions,
     Dialogue,
     RowDropped,
     RowReader,
@@ -318,23 +320,20 @@ OWN_FIELDS: Mapping[str, tuple[str, ...]] = {  # of a row, which hold its dialog
 }
 
 
-def convert_file(
-    path: Path, layout: str, abstentions: bool = False, pattern: str | None = None
-) -> tuple[str, Converted]:
+def convert_file(path: Path, layout: str, options: ConvertOptions = ALL_TURNS) -> tuple[str, Converted]:
     """The layout of a file and its step tasks. Raises TaskFileError.
 
-    `layout` is a key of `LAYOUTS`, "toolrl", "cases", or "auto"; `abstentions` also makes tasks of turns without
-    calls. A turn whose own result matches `pattern` makes none, see `convert_rows`.
+    `layout` is a key of `LAYOUTS`, "toolrl", "cases", or "auto".
     """
     layout = guess_layout(path) if layout == "auto" else layout
     if layout in _WHOLE:
         read_file, what = _WHOLE[layout]
-        if abstentions or pattern is not None:
-            option = "--abstentions" if abstentions else "--error_pattern"
-            raise TaskFileError(f"{path}: {option} does not fit the layout {layout}: {what}; leave it out")
+        given = {name: getattr(options, name) for name in ("abstentions", "recoveries", "tools")}
+        given["error_pattern"] = options.error_if
+        if named := [name for name, value in given.items() if value]:
+            raise TaskFileError(f"{path}: --{named[0]} does not fit the layout {layout}: {what}; leave it out")
         return layout, read_file(path)
-    converted = convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern, own_fields=OWN_FIELDS[layout])
-    return layout, converted
+    return layout, convert_rows(path, LAYOUTS[layout], options, OWN_FIELDS[layout])
 
 
 _WHOLE = {  # layouts without options: their reader, and why
