@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from environments_on_trial import (
@@ -187,7 +186,7 @@ def test_errors_in_words_fail_the_check_until_they_can_be_told_apart():
 
 
 def test_a_pattern_on_the_command_line_tells_errors_apart(capsys):
-    name = f"{Path(__file__).parents[1] / 'support' / 'error_words.py'}:Orders"
+    name = "error_words:Orders"
     assert main(["check-environment", name]) == 1
     assert "failed" in next(line for line in capsys.readouterr().out.splitlines() if "errors in words" in line)
     assert main(["check-environment", name, "--error_pattern", "^Error"]) == 0

@@ -274,7 +274,8 @@ def test_a_reward_that_reads_the_row_sees_it_as_the_data_set_has_it():
 def test_a_rule_makes_a_result_in_words_an_error_in_calls_and_in_their_repetition():
     limits = ToolLimits(error_if=error_rule("^Error"))
     history = (ToolResult(ToolCall("find", {"order": "9"}), "Error: order 9 not found", "Error: order 9 not found"),)
-    task = Task("t", ({"role": "user", "content": "Cancel 9."},), history=history, depth=1)
+    prompt = [{"role": "user", "content": "Cancel 9."}]
+    task = Task("t", tuple(prompt), columns={"prompt": prompt}, history=history, depth=1)
     for guard, other_tasks in ((limits, 0), (ToolLimits(), 1)):  # without the rule the call no longer fails
         environment = make_restorable(Orders, run_awaitable, limits=guard)()
         environment.reset(**{TASK_KEY: task})

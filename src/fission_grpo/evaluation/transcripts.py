@@ -168,7 +168,7 @@ def _messages_and_tools(line: Line) -> tuple[Sequence[Any], Tools | None]:
     """The dialogue of a row, also of one with ShareGPT's `conversations`, and its tools, None without any."""
     if "messages" not in line.record and (layouts := layouts_of(line.record)) and layouts[0] in LAYOUTS:
         dialogue = LAYOUTS[layouts[0]](line.record)
-        return dialogue.messages, dialogue.tools or None
+        return list(dialogue.messages), dialogue.tools or None
     messages = from_text(line.record.get("messages"), "messages")
     if not isinstance(messages, list):
         messages = line.take("messages", list)
