@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import fission_grpo
+from fission_grpo.data.rows import load_rows
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -115,7 +116,7 @@ def test_bash_blocks_run(page, folder, monkeypatch, capsys):
 
 
 @by_page([page for page in PAGES if blocks(page, "python")])
-def test_python_blocks_run(page):
+def test_python_blocks_run(page, folder):
     names = {"__name__": page.stem}
     examples = "".join(block for block in blocks(page, "python") if block.startswith(">>>"))
     for block in blocks(page, "python"):
@@ -288,9 +289,11 @@ def test_the_snapshots_of_the_guide_keep_the_contract(folder):
     guide = ROOT / "docs" / "environments.md"
     save_files(guide, folder)
     names = {}
-    for block in blocks(guide, "python")[:2]:
-        exec(block, names)
-    report = fission_grpo.check_environment(names["QuickCabinet"], json.loads((folder / "rows.json").read_text()))
+    for block in blocks(guide, "python"):
+        if "\nclass " in f"\n{block}":
+            exec(block, names)
+    rows = load_rows(folder / "examples" / "data" / "cabinet.jsonl")
+    report = fission_grpo.check_environment(names["QuickCabinet"], rows)
     assert {one.check: one.status for one in report.findings}["snapshot"] == "ok"
     assert report.ok
 

@@ -7,6 +7,7 @@ import json
 import math
 from argparse import Namespace
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fission_grpo.evaluation.evaluate import (
     EvaluationResult,
     file_name,
     run_evaluation,
+    sampled,
     write_rates,
 )
 from fission_grpo.evaluation.metrics import compute_metrics
@@ -113,6 +115,7 @@ def _add_sampling_options(group: Any) -> None:
     add("--temperature", type=float, help="0: most probable token (default: 0 on BFCL, else 1)")
     add("--max_new_tokens", type=int, help="of one turn (default: 64 at the desk, else 512)")
     add("--seed", type=int, default=0, help="of the desk's tasks, faults and sampling (default 0)")
+    add("--samples", type=int, default=1, metavar="K", help="runs of each case, for pass@k and pass^k (default 1)")
     add("--in_flight", type=_count, default=0, help="cases run at the same time (default: 64 at the desk, else 16)")
     add("--output", type=Path, metavar="RUN_DIR", help="writes RUN_DIR/eval-NAME, and adds to RUN_DIR/eval.jsonl")
     add("--name", help="of the evaluation in tables; default: the last part of --model")
@@ -180,7 +183,7 @@ def evaluate_model(arguments: Namespace) -> str:
         )
     spec = make_task_spec(arguments)
     sampling = _sampling(arguments, spec)
-    tasks = task_set(spec)
+    tasks = sampled(task_set(spec), arguments.samples, sampling.temperature)
     name = arguments.name or Path(arguments.model).name
     in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
     if arguments.endpoint is not None:
@@ -200,7 +203,7 @@ def evaluate_model(arguments: Namespace) -> str:
     else:
         loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight, arguments.chat_template_kwargs))
     with loading as loaded:
-        result = run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, arguments.output)
+        result = run_evaluation(loaded, tasks, spec.prompt, asdict(sampling), in_flight, name, arguments.output)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
             show(f"endpoint: {json.dumps(counts)}", error=True)
     added = f"\nadded to {arguments.output / EVAL}" if arguments.output else "\nkeep it, for compare: --output RUN_DIR"

@@ -32,7 +32,7 @@ commands:
 """
 
 COMMANDS = {  # module and function of each command
-    "train": ("cli.train", "train_command"),
+    "train": ("cli.train_start", "train_command"),
     "eval": ("cli.evaluate", "evaluate_command"),
     "compare": ("cli.compare", "compare_command"),
     "report": ("report.page", "report_command"),

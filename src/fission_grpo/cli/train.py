@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import ArrowException
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Trainer
 from transformers.optimization import get_scheduler
@@ -114,7 +115,11 @@ def make_parser() -> TrlParser:
 
 
 def parse(argv: list[str]) -> tuple[TrainArguments, FissionGRPOConfig, ModelConfig, RewardConfig]:
-    return parse_options(make_parser(), argv)  # pyright: ignore[reportReturnType]
+    """Read the options. Where there is no accelerator, `use_cpu` is true and `bf16` false unless they are given."""
+    parser = make_parser()
+    if not torch.accelerator.is_available():
+        parser.set_defaults(use_cpu=True, bf16=False)
+    return parse_options(parser, argv)  # pyright: ignore[reportReturnType]
 
 
 def train_command(argv: list[str]) -> int:
@@ -206,21 +211,16 @@ def make_trainer(
         chat_template_kwargs=args.chat_template_kwargs,
         guard=guard_with(ToolLimits(args.tool_timeout, args.max_tool_result_chars), args.isolate_environments),
     )
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "trust_remote_code": args.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        "use_safetensors": True,
-        **own,
-    }
+    code, attention = args.trust_remote_code, model.attn_implementation
+    loading: dict[str, Any] = {"revision": model.model_revision, "trust_remote_code": code, "dtype": model.dtype}
+    args.model_init_kwargs = {**loading, "attn_implementation": attention, "use_safetensors": True, **own}
     try:
         with loading_model(name):
             trainer = trainer_class(
                 model=name,
                 reward_funcs=given.reward,
                 args=args,
-                train_dataset=Dataset.from_list(list(given.rows)),
+                train_dataset=_dataset(given.rows, script.rows or script.tasks),
                 processing_class=tokenizer,
                 quantization_config=get_quantization_config(model),
                 peft_config=get_peft_config(model),
@@ -236,6 +236,23 @@ def make_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _dataset(rows: Sequence[dict[str, Any]], path: str | None) -> Dataset:
+    """The rows as a data set. Raises UsageError for a column whose values have no common type."""
+    try:
+        return Dataset.from_list(list(rows))
+    except (ArrowException, TypeError, ValueError) as error:
+        for name in rows[0]:
+            try:
+                Dataset.from_list([{name: row.get(name)} for row in rows])
+            except (ArrowException, TypeError, ValueError) as problem:
+                what = "holds values of different types, which cannot be one column of a data set"
+                reason = " ".join(str(problem).split())[:160]
+                raise UsageError(
+                    f"{path}, field '{name}': {what} ({reason}); write an object with named fields"
+                ) from error
+        raise
 
 
 def _check_library_options(args: FissionGRPOConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,32 +76,39 @@ def load_training_data(
         if num_tasks > MAX_DESK_TASKS:
             raise UsageError(f"num_tasks is {num_tasks}, but of 'desk' at most {MAX_DESK_TASKS} can be drawn")
         return TrainingData(make_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
-    if own is not None:
-        tasks, environments, judge, total = "rows", own.environment, list(own.rewards) or None, len(own.rows)
-        rows = list(own.rows[skip_tasks:][: num_tasks or None])
-        tools = {"": list(tool_methods(own.environment()).values())} if max_prompt_tokens else {}
-    elif is_case_file(tasks):
-        rows, environments = case_rows(tasks, skip_tasks, num_tasks)
-        total = len({row["id"].rsplit("#", 1)[0] for row in rows})
-        tools = {name: list(tool_methods(make()).values()) for name, make in environments.items()}
-        judge = episode_reward
+    if own is not None or is_case_file(tasks):
+        tasks, total, data = _episodes(own or tasks, skip_tasks, num_tasks)
     else:
         every = desk_steps(skip_tasks, num_tasks, seed) if tasks == DESK_STEPS else load_tasks(tasks)
-        total, environments, tools = len(every), None, {}
-        taken = every[skip_tasks:][: num_tasks or None]
+        total, taken = len(every), every[skip_tasks:][: num_tasks or None]
         if tried := try_environments(places_of(tasks, skip_tasks), taken, guard):
             show(f"{tasks}: {tried}", error=True)
-        rows = to_rows(taken, tokenizer, chat_template_kwargs)
-        judge = StepReward(reward)
-    short = rows
+        data = TrainingData(to_rows(taken, tokenizer, chat_template_kwargs), None, StepReward(reward))
+    rows = short = data.rows
     if max_prompt_tokens:
-        options = chat_template_kwargs or {}
+        tools, options = _tools_of(data.environments), chat_template_kwargs or {}
         short = [row for row in rows if _prompt_length(row, tokenizer, tools, options) <= max_prompt_tokens]
     counts = f"{total} tasks, {len(rows)} rows after skip_tasks and num_tasks, {len(short)} within max_prompt_tokens"
     show(f"{tasks}: {counts}", error=True)
     if not short:
         raise UsageError(f"no task of {tasks} is left; lower skip_tasks or raise num_tasks, max_prompt_tokens")
-    return TrainingData(short, environments, judge)
+    return replace(data, rows=short)
+
+
+def _episodes(source: OwnTask | str, skip: int, count: int) -> tuple[str, int, TrainingData]:
+    """The rows of an own task or of a case file, with the file's name and the number of all its tasks."""
+    if isinstance(source, OwnTask):
+        rows = list(source.rows[skip:][: count or None])
+        return source.path, len(source.rows), TrainingData(rows, source.environment, list(source.rewards) or None)
+    rows, environments = case_rows(source, skip, count)
+    total = len({row["id"].rsplit("#", 1)[0] for row in rows})
+    return source, total, TrainingData(rows, environments, episode_reward)
+
+
+def _tools_of(environments: Any) -> dict[str, list[Any]]:
+    """The tools of environments by the name that rows select them with; of a single one by an empty name."""
+    by_name = environments if isinstance(environments, Mapping) else {"": environments} if environments else {}
+    return {name: list(tool_methods(make()).values()) for name, make in by_name.items()}
 
 
 def desk_steps(skip: int, count: int, seed: int) -> list[Task]:

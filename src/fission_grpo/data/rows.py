@@ -24,6 +24,7 @@ class OwnTask:
     environment: Callable[[], Any]
     rows: Sequence[dict[str, Any]]
     rewards: Sequence[Callable[..., Any]]  # empty if the environment has `get_reward`
+    path: str  # of the rows
 
 
 def load_own_task(environment: str, rows: str | Path, rewards: Sequence[str]) -> OwnTask:
@@ -36,7 +37,7 @@ def load_own_task(environment: str, rows: str | Path, rewards: Sequence[str]) ->
     loaded = load_rows(rows)
     check_reset(make, loaded, str(rows))
     EpisodeReward(functions).check(make if isinstance(make, type) else make())
-    return OwnTask(make, loaded, functions)
+    return OwnTask(make, loaded, functions, str(rows))
 
 
 def own_task(environment: str | None, rows: str | None, rewards: Sequence[str], tasks: str | None) -> OwnTask | None:

@@ -129,16 +129,18 @@ class Report(EnvironmentProbe):
         raise CheckSkipped(f"{reason}; give fitting rows or calls")
 
     def _check_errors(self) -> str:
-        counts: Counter[bool] = Counter()
+        answered: Counter[str] = Counter()
+        refused = 0
         for call in [*self.calls, *hostile_calls(self.schemas)]:
             outcome = self.call(self.start(), call)
             if problem := _problem_of(outcome, self.timeout):
                 arguments = ", ".join(f"{key}={quoted(value)}" for key, value in call.arguments.items())
                 raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
-            counts[outcome.is_answered] += 1
+            answered[call.name] += outcome.is_answered
+            refused += not outcome.is_answered
             self.results += [(outcome.text, outcome.error)] if outcome.kind == "result" else []
-        by_tool = ", ".join(f"{name} {self.answered[name]}" for name in self.tool_names)
-        return f"{counts[True]} calls answered, {counts[False]} refused; answered in all so far: {by_tool}"
+        by_tool = ", ".join(f"{name} {answered[name]}" for name in self.tool_names)
+        return f"{answered.total()} calls answered ({by_tool}), {refused} refused"
 
     def _check_errors_in_words(self) -> str:
         number, note = like_errors(self.results)

@@ -61,7 +61,7 @@ class EpisodeReward:
         """Raise UsageError if nothing judges an episode of this environment."""
         if not self.functions and _own_reward(environment) is None:
             raise UsageError(
-                f"nothing judges {type(environment).__name__}: give reward functions (reward_funcs, --reward "
+                f"nothing judges {name_of(environment)}: give reward functions (reward_funcs, --reward "
                 "module:function), or add a method `get_reward(self) -> float`"
             )
 

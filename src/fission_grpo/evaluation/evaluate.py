@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.files import append_line, write_file
+from fission_grpo.data.rows import load_rows
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.faults import Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -19,7 +20,7 @@ from fission_grpo.evaluation.metrics import Metrics, compute_metrics, metrics_js
 from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_policy, local_policy, versions
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run
-from fission_grpo.evaluation.runner import run_cases, with_seeds
+from fission_grpo.evaluation.runner import repeated, run_cases, with_seeds
 from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
 from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
 
@@ -47,7 +48,7 @@ class EvaluationResult:
 def evaluate(
     model: Any,
     environment_factory: Factory | Mapping[str, Factory],
-    rows: Iterable[Mapping[str, Any]],
+    rows: str | Path | Iterable[Mapping[str, Any]],
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
     *,
     reward_weights: Sequence[float] | None = None,
@@ -56,6 +57,7 @@ def evaluate(
     name: str | None = None,
     max_turns: int = MAX_TURNS,
     success_at: float = 1.0,
+    samples: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int = 512,
     seed: int = 0,
@@ -70,29 +72,17 @@ def evaluate(
     """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
 
     Args:
-        model: a model folder, a hub id or "starter"; a transformers model; a trainer; or a policy with
-            `reply(requests)` or `submit(request)`, such as `inference.endpoint.EndpointPolicy`.
-        environment_factory: the environment's class, or several by name, of which a row's column `environment`
-            selects one.
-        rows: a data set or list of rows with `prompt` (chat messages), the columns of `reset` and of the reward
-            functions, and optionally a unique `id`.
-        reward_funcs: one or several reward functions, called as TRL calls them, with one episode at a time; None if
-            the environment has `get_reward`.
-        reward_weights: of the reward functions, 1 by default.
-        processing_class: the tokenizer of a transformers model; by default it is loaded from the model's folder.
-        output_dir: where to keep the evaluation, in a folder `eval-NAME`. A killed evaluation goes on there. None to
-            write nothing.
+        model: a folder, a hub id or "starter"; a transformers model; a trainer; or a policy with `reply(requests)` or
+            `submit(request)`, such as `inference.endpoint.EndpointPolicy`.
+        environment_factory: the environment's class, or several by name, for rows with a column `environment`.
+        rows: a data set, a list or a file of rows with `prompt`, the columns of `reset` and of the reward functions,
+            and optionally a unique `id`.
+        reward_funcs: called as TRL calls them, an episode at a time; None if the environment has `get_reward`.
+        processing_class: the tokenizer of a transformers model; by default that of the model's folder.
+        output_dir: where to keep it, in a folder `eval-NAME`, in which a killed evaluation goes on; None for nowhere.
         name: of the evaluation; by default the last part of the model's name.
-        max_turns: most assistant turns of an episode. Calls of the last one are not made.
-        success_at: lowest reward of a successful episode.
-        temperature: sampling temperature, 0 for the most probable token.
-        max_new_tokens: most tokens of one turn.
-        seed: of the sampling, and of faults.
-        in_flight: episodes at the same time.
-        chat_template_kwargs: arguments of the chat template, as in training; a trainer's own by default.
-        tool_timeout: seconds of one tool call, 0 for no limit. A case that exceeds it has failed.
-        isolate_environments: run each environment in a process of its own.
-        faults: to inject into the environment, see `inject_faults`.
+        max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`. A policy samples as it
+            was made to.
         error_pattern, error_if: which results of tools are errors, as in training: a regular expression or a function.
 
     Raises:
@@ -102,34 +92,39 @@ def evaluate(
 
     Example:
         >>> result = evaluate("runs/mine", OrderDesk, rows, solved, output_dir="runs/mine")
-        >>> print(result)
-        >>> result.metrics.recovery.rate
+        >>> print(result)  # a table; result.metrics.recovery.rate is one of its numbers
     """
-    if reward_funcs is None or callable(reward_funcs):
-        reward_funcs = [] if reward_funcs is None else [reward_funcs]
-    spec = TaskSpec(
-        "",
-        success_at=success_at,
-        seed=seed,
-        max_turns=max_turns,
-        tool_timeout=tool_timeout,
-        isolate_environments=isolate_environments,
-        faults=tuple(faults),
-        error_pattern=error_pattern,
-        error_if=error_if,
-    )
-    tasks = rows_task_set(environment_factory, list(rows), EpisodeReward(reward_funcs, reward_weights), spec)
+    functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
+    limits = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
+    limits |= {"error_pattern": error_pattern, "error_if": error_if}
+    spec = TaskSpec("", success_at=success_at, seed=seed, max_turns=max_turns, faults=tuple(faults), **limits)
+    reward = EpisodeReward(functions, reward_weights)
+    rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
+    tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
-    loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
+    if hasattr(model, "reply") or hasattr(model, "submit"):  # it samples as it was made to
+        loaded, decoding = _own_policy(model), {**_decoding_of(model), "seed": seed}
+    else:
+        loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
+        decoding = asdict(sampling)
     name = name or Path(str(loaded.description.get("model", "policy"))).name
-    return run_evaluation(loaded, tasks, spec.prompt, sampling, in_flight, name, output_dir)
+    return run_evaluation(loaded, tasks, spec.prompt, decoding, in_flight, name, output_dir)
+
+
+def sampled(tasks: TaskSet, samples: int, temperature: float) -> TaskSet:
+    """The task set with several samples of each case. Raises UsageError where they would all be the same."""
+    if samples < 1 or (samples > 1 and not temperature):
+        raise UsageError(f"samples is {samples}: give at least 1, and a temperature above 0 for more than one")
+    if samples == 1:
+        return tasks
+    return replace(tasks, cases=repeated(tasks.cases, samples), settings={**tasks.settings, "samples": samples})
 
 
 def run_evaluation(
     loaded: LoadedPolicy,
     tasks: TaskSet,
     prompt: Mapping[str, Any],
-    sampling: Sampling,
+    decoding: Mapping[str, Any],
     in_flight: int,
     name: str,
     output: str | Path | None,
@@ -140,7 +135,7 @@ def run_evaluation(
     """
     records: list[CaseRecord] = []
     if output is None:
-        cases = (with_seeds(start, sampling.seed, case_id) for case_id, start in tasks.cases.items())
+        cases = (with_seeds(start, decoding["seed"], case_id) for case_id, start in tasks.cases.items())
         run_cases(loaded.policy, cases, in_flight, records.append)
         order = {case_id: number for number, case_id in enumerate(tasks.cases)}
         return _summarize(sorted(records, key=lambda record: order[record.id]), name, prompt)
@@ -148,9 +143,9 @@ def run_evaluation(
     is_chat = prompt.get("format") == "chat"
     manifest = Manifest(
         name=name,
-        tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases), **tasks.judged_by},
+        tasks={"kind": tasks.kind, "sha256": tasks.sha256, "count": len(tasks.cases), **tasks.settings},
         prompt={**prompt, **(loaded.prompt if is_chat else {})},
-        decoding=asdict(sampling),
+        decoding=decoding,
         policy=loaded.description,
         versions=versions(),
     )
@@ -158,7 +153,7 @@ def run_evaluation(
     if tasks.official:
         from fission_grpo.evaluation.bfcl.results import write_result_files
 
-        write_result_files(records, tasks.official, folder / "bfcl")
+        write_result_files([one for one in records if one.id == one.of_task], tasks.official, folder / "bfcl")
     result = _summarize(records, name, prompt, folder)
     write_rates(result)
     trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
@@ -201,12 +196,23 @@ def _add_line(path: Path, line: str) -> None:
         append_line(path, line)
 
 
+def _own_policy(policy: Any) -> LoadedPolicy:
+    known = {key: getattr(policy, key, None) for key in ("model", "url")}
+    description = {key: value for key, value in known.items() if isinstance(value, str)}
+    return LoadedPolicy(policy, {"kind": type(policy).__name__, **description}, {})
+
+
+def _decoding_of(policy: Any) -> dict[str, Any]:
+    """How a policy samples, as far as it says."""
+    options = getattr(policy, "options", policy)
+    names = ("temperature", "max_new_tokens", "max_tokens")
+    return {name: getattr(options, name) for name in names if isinstance(getattr(options, name, None), int | float)}
+
+
 def _load_policy(
     model: Any, tokenizer: Any, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None
 ) -> LoadedPolicy:
-    """The policy of what a user may give as `model`."""
-    if hasattr(model, "reply") or hasattr(model, "submit"):
-        return LoadedPolicy(model, {"kind": type(model).__name__}, {})
+    """The policy of a folder, a hub id, a model or a trainer."""
     if isinstance(model, str | Path):
         return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer)
     progress = {}

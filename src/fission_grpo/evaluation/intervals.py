@@ -39,7 +39,7 @@ def total(pairs: Sequence[Pair]) -> Pair:
     return sum(first for first, _ in pairs), sum(second for _, second in pairs)
 
 
-def ratio_interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
+def ratio_interval(pairs: Sequence[tuple[float, int]]) -> tuple[float, float] | None:
     """95% bootstrap interval of sum(numerators) / sum(denominators) over cases.
 
     Resamples with denominator 0 are left out. Where all cases agree (the ratio is 0 or 1) resampling shows no spread,
@@ -47,7 +47,7 @@ def ratio_interval(pairs: Sequence[Pair]) -> tuple[float, float] | None:
 
     None if the denominator is 0, or if a single case gives a ratio between 0 and 1.
     """
-    numerator, denominator = total(pairs)
+    numerator, denominator = sum(hits for hits, _ in pairs), sum(of for _, of in pairs)
     cases = sum(pair[1] > 0 for pair in pairs)
     if not denominator:
         return None
@@ -75,7 +75,7 @@ def difference_interval(first: Sequence[Pair], second: Sequence[Pair]) -> tuple[
     return _percentiles(differences) if differences.max() > differences.min() else None
 
 
-def _resampled_sums(rows: Sequence[Sequence[int]]) -> Any:
+def _resampled_sums(rows: Sequence[Sequence[float]]) -> Any:
     """Column sums of `rows` [cases, columns] over cases drawn with replacement: an array [RESAMPLES, columns]."""
     table = numpy.array(rows, dtype=float)
     random = numpy.random.default_rng(SEED)

@@ -7,10 +7,11 @@ or calls, which are clustered in cases, have a bootstrap interval over cases. Ow
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -179,6 +180,22 @@ class Waits:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """Of k samples of a task at least one (pass@k, Chen et al. 2021) or all (pass^k, Yao et al. 2024) succeed.
+
+    Both are unbiased estimates, means over the tasks with at least k judged samples, with bootstrap intervals over
+    these tasks.
+    """
+
+    k: int
+    tasks: int
+    any: float
+    any_interval: tuple[float, float] | None
+    all: float
+    all_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Metrics:
     """The metrics of an evaluation. "Judged" cases have a verdict, "finished" ones could be run."""
 
@@ -203,6 +220,7 @@ class Metrics:
     retry_loops: Proportion  # of own errors, those whose next attempt is the same and fails again; bootstrap
     errors_per_call: Proportion  # own errors / (calls and unparsed replies), without injected errors; bootstrap
     steps_to_recovery: Waits
+    passes: tuple[Passes, ...]  # pass@k and pass^k, from k = 1; empty where every task has one sample
     mean_tokens: float | None  # generated per finished case; None if no step records any
     without_call: Proportion  # of the finished cases, those without any call, read or not
     uncounted_errors: int  # results in finished cases that begin like errors and count as successes
@@ -222,7 +240,6 @@ def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
     finished = [summarize(record) for record in records if record.missing is None]
     judged = [case for case in finished if case.judged]
     reasons = Counter(record.missing for record in records if record.missing is not None)
-    flawless = sum(bool(case.record.success) and not case.own and not case.injected for case in judged)
     tokens = sum(step.tokens for case in finished for step in case.record.steps)
     uncounted, note = uncounted_errors([case.record for case in finished])
     return Metrics(
@@ -232,9 +249,9 @@ def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
         missing=len(records) - len(finished),
         missing_reasons=dict(reasons.most_common()),
         success=_success(judged),
-        flawless=_wilson(flawless, len(judged)),
+        flawless=_share(judged, lambda case: case.record.success is True and not case.own and not case.injected),
         recovery=_success([case for case in judged if case.own]),
-        turn_recovery=_bootstrap([turn_recovery(case) for case in finished]),
+        turn_recovery=_bootstrap(finished, turn_recovery),
         own_errors=sum(len(case.own) for case in finished),
         injected_errors=sum(case.injected for case in finished),
         injected_only=_success([case for case in judged if case.injected and not case.own]),
@@ -242,11 +259,12 @@ def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
         by_kind=_by_kind(judged),
         by_errors=_by_errors(judged),
         by_depth=_by_depth(judged),
-        retry_loops=_bootstrap([retry_loops(case) for case in finished]),
-        errors_per_call=_bootstrap([case.errors_and_calls for case in finished]),
+        retry_loops=_bootstrap(finished, retry_loops),
+        errors_per_call=_bootstrap(finished, lambda case: case.errors_and_calls),
         steps_to_recovery=_waits(finished),
+        passes=_passes(judged),
         mean_tokens=tokens / len(finished) if tokens else None,
-        without_call=_wilson(sum(not case.attempts for case in finished), len(finished)),
+        without_call=_share(finished, lambda case: not case.attempts),
         uncounted_errors=uncounted,
         notes=tuple(filter(None, (note, calls_as_text([case.record for case in finished])))),
     )
@@ -290,7 +308,7 @@ def _by_category(records: Sequence[CaseRecord], finished: Sequence[CaseSummary])
         cases = [case for case in finished if case.record.category == name]
         judged = [case for case in cases if case.judged]
         recovery = _success([case for case in judged if case.own])
-        turns = _bootstrap([turn_recovery(case) for case in cases])
+        turns = _bootstrap(cases, turn_recovery)
         errors = sum(len(case.own) for case in cases)
         categories.append(Category(name, _success(judged), recovery, turns, errors, missing[name]))
     return tuple(categories)
@@ -332,12 +350,41 @@ def _waits(cases: Sequence[CaseSummary]) -> Waits:
 
 
 def _success(cases: Sequence[CaseSummary]) -> Proportion:
-    return _wilson(sum(case.record.success is True for case in cases), len(cases))
+    return _share(cases, lambda case: case.record.success is True)
 
 
-def _wilson(hits: int, of: int) -> Proportion:
+def _share(cases: Sequence[CaseSummary], is_hit: Callable[[CaseSummary], bool]) -> Proportion:
+    """The share of cases, with Wilson's interval; by bootstrap over tasks where tasks have several samples."""
+    if len({case.record.of_task for case in cases}) < len(cases):
+        return _bootstrap(cases, lambda case: (int(is_hit(case)), 1))
+    hits, of = sum(map(is_hit, cases)), len(cases)
     return Proportion(hits, of, wilson(hits, of) if of else None)
 
 
-def _bootstrap(pairs: Sequence[Pair]) -> Proportion:
+def _bootstrap(cases: Sequence[CaseSummary], count: Callable[[CaseSummary], Pair]) -> Proportion:
+    """A ratio with a bootstrap interval over tasks."""
+    pairs = list(by_task(cases, count).values())
     return Proportion(*total(pairs), ratio_interval(pairs), "bootstrap")
+
+
+def by_task(cases: Sequence[CaseSummary], count: Callable[[CaseSummary], Pair]) -> dict[str, Pair]:
+    """The sums of `count` over the samples of each task, as samples of one task are not independent."""
+    sums: dict[str, Pair] = {}
+    for case in cases:
+        task = case.record.of_task
+        sums[task] = total([sums.get(task, (0, 0)), count(case)])
+    return sums
+
+
+def _passes(judged: Sequence[CaseSummary]) -> tuple[Passes, ...]:
+    tasks = by_task(judged, lambda case: (int(case.record.success is True), 1)).values()
+    most = max((samples for _, samples in tasks), default=0)
+    passes = []
+    for k in range(1, most + 1) if most > 1 else ():
+        draws = [(hits, samples, math.comb(samples, k)) for hits, samples in tasks if samples >= k]
+        with_one = [(1 - math.comb(samples - hits, k) / ways, 1) for hits, samples, ways in draws]
+        with_all = [(math.comb(hits, k) / ways, 1) for hits, _, ways in draws]
+        rates = [sum(value for value, _ in values) / len(values) for values in (with_one, with_all)]
+        intervals = [ratio_interval(values) for values in (with_one, with_all)]
+        passes.append(Passes(k, len(draws), rates[0], intervals[0], rates[1], intervals[1]))
+    return tuple(passes)

@@ -69,6 +69,12 @@ class CaseRecord:
     # their count, and are run again when the evaluation is resumed.
     missing: str | None = None
     seconds: float = 0.0  # of wall-clock time, 0 if unknown
+    task: str = ""  # id of the task, of which there may be several samples; empty where the case is the only one
+
+    @property
+    def of_task(self) -> str:
+        """The id of the task that this case is a sample of."""
+        return self.task or self.id
 
     @property
     def steps(self) -> tuple[StepRecord, ...]:
@@ -109,6 +115,7 @@ def _record(line: Line) -> CaseRecord:
         verdict=line.take("verdict", str, optional=True),
         missing=line.take("missing", str, optional=True),
         seconds=_seconds(line),
+        task=line.take("task", str, optional=True) or "",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from itertools import count
@@ -33,6 +33,20 @@ def with_seeds(start: StartCase, seed: int, case_id: str) -> StartCase:
         raise AssertionError("count() does not end")
 
     return run
+
+
+def repeated(cases: Mapping[str, StartCase], samples: int) -> dict[str, StartCase]:
+    """Each case `samples` times. The first keeps its id, and so its replies; the others are "ID (2)", "ID (3)", ..."""
+
+    def sample(start: StartCase, case_id: str, task: str) -> StartCase:
+        def run() -> RunningCase:
+            record = yield from start()
+            return replace(record, id=case_id, task=task)
+
+        return run
+
+    ids = {(name, k): name if k == 1 else f"{name} ({k})" for k in range(1, samples + 1) for name in cases}
+    return {case_id: sample(cases[name], case_id, name) for (name, _), case_id in ids.items()}
 
 
 def run_cases(

@@ -78,13 +78,22 @@ def _rows(*rows: tuple[str, Proportion, str]) -> list[TableRow]:
 
 
 def _overall_rows(metrics: Metrics) -> list[TableRow]:
-    return _rows(
+    rows = _rows(
         ("success", metrics.success, "cases"),
         ("  without any error", metrics.flawless, "cases"),
         ("error recovery, cases", metrics.recovery, "cases with an error of their own"),
         ("error recovery, turns", metrics.turn_recovery, "turns with an error, valid before"),
         ("success, injected only", metrics.injected_only, "cases with injected errors only"),
     )
+    for each in metrics.passes[-1:]:
+        tasks = f"mean over {each.tasks:,} tasks with {each.k} samples"
+        rows += [_pass_row(f"pass@{each.k}", each.any, each.any_interval, tasks)]
+        rows += [_pass_row(f"pass^{each.k}", each.all, each.all_interval, tasks)]
+    return rows
+
+
+def _pass_row(label: str, rate: float, interval: tuple[float, float] | None, what: str) -> TableRow:
+    return label, f"{rate:.3f}", f"{interval[0]:.3f} to {interval[1]:.3f} *" if interval else "-", what
 
 
 def _category_rows(metrics: Metrics) -> list[TableRow]:

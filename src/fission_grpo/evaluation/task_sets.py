@@ -34,7 +34,7 @@ class TaskSet:
     kind: str  # "desk" or "desk:2", "rows", "cases", "steps", or BFCL's categories joined by commas
     sha256: str  # of the contents of all cases
     official: Sequence[Any] = ()  # BFCL's own cases, for its result files
-    judged_by: Mapping[str, Any] = field(default_factory=dict)  # of an own environment, for manifests
+    settings: Mapping[str, Any] = field(default_factory=dict)  # more that comparable evaluations share, for manifests
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ def rows_task_set(
     for make in environments.values():
         reward.check(make if isinstance(make, type) else make())
     chosen = rows[spec.skip :][: spec.count or None]
-    judged_by: dict[str, Any] = {"environment": ", ".join(map(name_of, environments.values()))}
-    judged_by |= {"reward": reward.names, "success_at": spec.success_at}
+    settings: dict[str, Any] = {"environment": ", ".join(map(name_of, environments.values()))}
+    settings |= {"reward": reward.names, "success_at": spec.success_at}
     if reward.weights is not None:
-        judged_by["reward_weights"] = list(reward.weights)
-    return TaskSet(_episodes(chosen, environment, spec, reward), "rows", sha256_of(chosen), (), judged_by)
+        settings["reward_weights"] = list(reward.weights)
+    return TaskSet(_episodes(chosen, environment, spec, reward), "rows", sha256_of(chosen), (), settings)
 
 
 def _desk(spec: TaskSpec, requests: int) -> TaskSet:
