@@ -22,7 +22,7 @@ from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run
 from fission_grpo.evaluation.runner import repeated, run_cases, with_seeds
-from fission_grpo.evaluation.tables import metrics_table
+from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
 from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
 
 RATES, EVAL = "rates.json", "eval.jsonl"
@@ -67,6 +67,8 @@ def evaluate(
     tool_timeout: float = ToolLimits.timeout,
     isolate_environments: bool = False,
     faults: Sequence[Fault] = (),
+    error_pattern: str | None = None,
+    error_if: Callable[[str], bool] | None = None,
 ) -> EvaluationResult:
     """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
 
@@ -82,6 +84,7 @@ def evaluate(
         name: of the evaluation; by default the last part of the model's name.
         max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`. A policy samples as it
             was made to.
+        error_pattern, error_if: which results of tools are errors, as in training: a regular expression or a function.
 
     Raises:
         UsageError: nothing judges an episode, or a reward function raised an error.
@@ -94,6 +97,7 @@ def evaluate(
     """
     functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
     limits = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
+    limits |= {"error_pattern": error_pattern, "error_if": error_if}
     spec = TaskSpec("", success_at=success_at, seed=seed, max_turns=max_turns, faults=tuple(faults), **limits)
     reward = EpisodeReward(functions, reward_weights)
     rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
@@ -159,10 +163,11 @@ def run_evaluation(
     return result
 
 
-def write_rates(result: EvaluationResult, **more: Any) -> None:
-    """Write `rates.json` into the result's folder: its metrics and notes, and `more` values."""
+def write_rates(result: EvaluationResult) -> None:
+    """Write the result's metrics and notes into its folder: `rates.json`, and `rates.md` to paste."""
     assert result.directory is not None
-    values = metrics_json(result.metrics) | more | {"notes": list(result.notes)}
+    values = metrics_json(result.metrics) | {"notes": [*result.metrics.notes, *result.notes]}
+    write_file(result.directory / "rates.md", metrics_markdown(result.name, result.metrics))
     write_file(result.directory / RATES, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.fission.buffer import ORDERS
 from fission_grpo.fission.failures import FAILURE_TURNS
 
@@ -191,6 +193,12 @@ class FissionGRPOConfig(GRPOConfig):
         "Largest length of an environment's tool result in characters. A longer one is cut, with a note. 0 for no "
         "limit [ours].",
     )
+    error_pattern: str | None = _option(
+        None,
+        "Regular expression: a tool's result with a match in its first 1,000 characters is an error, as if the tool "
+        "had raised it, such as '^Error'. The policy reads the same text. Default: only raised errors and results "
+        'like {"error": ...}; results that begin like errors are counted and named in a warning [ours].',
+    )
     feedback_timeout: float = _option(
         30.0,
         "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. They work"
@@ -236,6 +244,7 @@ class FissionGRPOConfig(GRPOConfig):
             self.guard_tools = self.fission
         if self.isolate_environments and not self.guard_tools:
             raise ValueError("isolate_environments needs guard_tools: set guard_tools to true, or leave it out.")
+        error_rule(self.error_pattern)  # refuses one that cannot be used
         if self.skip_zero_signal is None:
             self.skip_zero_signal = self.fission
         if self.fission:
@@ -376,18 +385,25 @@ class FissionGRPOConfig(GRPOConfig):
         return most // (recovers * at_a_time) * at_a_time
 
 
-def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
-    """Return the trainer's `args`, with an absolute output_dir; by default one that is named after the model.
+def checked_config(given: Mapping[str, Any]) -> FissionGRPOConfig:
+    """Return the `args` among a trainer's arguments, with an absolute output_dir; named after the model by default.
 
     Raises:
         TypeError: `args` is the config of another trainer.
+        ValueError: there are environments, which recovery needs guarded, and they would not be.
     """
+    args, model = given.get("args"), given["model"]
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path
         args = FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
     if not isinstance(args, FissionGRPOConfig):
         raise TypeError(
             f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
+        )
+    if given.get("environment_factory") is not None and args.fission and not args.guard_tools:
+        raise ValueError(
+            "guard_tools=False with environments: recovery brings a guarded environment back to the failed turn. "
+            "Leave guard_tools unset, or set fission=False."
         )
     args.output_dir = os.path.abspath(str(args.output_dir))  # a tool may change the working directory
     return args
