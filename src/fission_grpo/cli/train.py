@@ -158,6 +158,7 @@ def _train(argv: list[str]) -> int:
             chain = make_chain(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
+            trainer.tasks = script.tasks or f"{script.environment}, rows {script.rows}"
         except RunDirectoryError:
             raise
         except (ValueError, OSError) as error:

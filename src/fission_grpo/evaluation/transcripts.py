@@ -209,6 +209,7 @@ def read_turns(
     error. If `tools` is None, every error is `raised`. A result of which `error_if` says so is one as well.
     """
     turns: list[list[_PendingStep]] = [[]]
+    requests: list[list[str]] = [[]]
     waiting = _Waiting()
     previous: str | None = None  # role of the message before, system messages left out
     has_request = False
@@ -222,9 +223,14 @@ def read_turns(
             elif message.role == "user":
                 if has_request and previous != "user":
                     turns.append([])
+                    requests.append([])
+                requests[-1].append(message.text)
                 has_request = True
             previous = previous if message.role == "system" else message.role
-    return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
+    return tuple(
+        TurnRecord(tuple(step.record() for step in turn), request="\n".join(request))
+        for turn, request in zip(turns, requests, strict=True)
+    )
 
 
 def record_call(call: ToolCall, text: str, tools: Tools | None, error: str | None = None) -> CallRecord:
