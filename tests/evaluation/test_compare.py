@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.install import install_line
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.compare import (
     EvaluationRun,
@@ -110,7 +111,7 @@ def test_without_matplotlib_a_sentence_says_how_to_get_it(tmp_path, capsys, monk
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["compare", *two_runs(tmp_path)]) == 0
-    assert "pip install 'fission-grpo[report]'" in capsys.readouterr().out
+    assert install_line("matplotlib") in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "b" / "compare").iterdir()] == ["compare.json"]
 
 
@@ -274,6 +275,13 @@ def test_a_message_loses_its_middle_if_it_quotes_too_much(tmp_path, capsys):
     assert shown.startswith("error: these runs cannot be compared")
     assert shown.rstrip().endswith("evaluate both alike")
     assert len(shown) < 2500
+
+
+def test_a_refusal_names_the_options_that_make_the_runs_alike(tmp_path, capsys):
+    other = replace(BASE, prompt={**BASE.prompt, "format": "qwen-fc", "error_pattern": "^Error"})
+    a, b = two_runs(tmp_path, other=other)
+    assert main(["compare", a, b]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("run both with the same --format, --error_pattern")
 
 
 def test_samples_of_a_task_are_tested_and_resampled_together():

@@ -212,3 +212,12 @@ def test_a_trainer_is_evaluated_as_it_is_and_as_the_folder_that_it_saves(tmp_pat
     assert [(line["name"], line["step"]) for line in lines] == [("live", 1), ("saved", 1)]
     assert lines[0]["generated_tokens"] == lines[1]["generated_tokens"] == trainer.generated_tokens > 0
     compare(read_run(live.directory, []), read_run(saved.directory, []))
+
+
+def test_the_manifest_says_how_a_policy_of_ones_own_samples(tmp_path):
+    policy = Presses()
+    policy.temperature, policy.model = 0.3, "pressing-8b"
+    evaluate(policy, Lamp, rows(1), is_on, output_dir=tmp_path, temperature=1.0)
+    manifest = json.loads((tmp_path / "eval-pressing-8b" / "manifest.json").read_text())
+    assert manifest["decoding"] == {"temperature": 0.3, "seed": 0}
+    assert manifest["policy"] == {"kind": "Presses", "model": "pressing-8b"}

@@ -81,6 +81,14 @@ def test_the_message_says_what_the_reasons_of_missing_feedback_are():
     assert "endpoint/http_429" in found.message
 
 
+def test_a_source_that_raises_on_some_failures_is_found():
+    faulty = {"feedback__fallbacks": 1.0, "feedback__fallback/mine/raised_keyerror": 1.0}
+    [found] = check_health(run(5, **faulty))
+    assert found.name == "no_feedback"
+    assert "33% of failures (mine/raised_keyerror)" in found.message
+    assert check_health(run(5, **{"feedback__fallbacks": 1.0, "feedback__fallback/mine/no_diagnosis": 1.0})) == []
+
+
 def test_recoveries_without_variance_are_found_after_ten_cycles_with_advice_by_their_rate():
     def flat(count, rate):
         return [

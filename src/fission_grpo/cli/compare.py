@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.evaluation.compare import compare, comparison_json, comparison_table, read_run
 
@@ -32,7 +33,7 @@ def compare_command(argv: list[str]) -> int:
 
         write_file(output / "compare.svg", draw_comparison(comparison))
     except ImportError as error:
-        show(f"no picture: it needs matplotlib ({error}); pip install 'fission-grpo[report]'")
+        show(f"no picture: it needs matplotlib ({error}); {install_line('matplotlib')}")
     except OSError as error:
         show(f"error: {error}", error=True)
         return 2

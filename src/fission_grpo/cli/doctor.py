@@ -21,7 +21,7 @@ def doctor_command(argv: list[str]) -> int:
     except (RunFileError, OSError) as error:
         show(f"error: {error}", error=True)
         return 2
-    return int(any([_show_findings(run) for run in runs]))
+    return int(sum(_show_findings(run) for run in runs) > 0)
 
 
 def _show_findings(run: Run) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -177,7 +178,7 @@ def _train(argv: list[str]) -> int:
             show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
         trainer.save_state()
         trainer.save_model()  # last, as it may upload
-    show(f"model saved in {folder}. Report: fission-grpo report {folder}")
+    show(f"model saved in {folder}. Report: fission-grpo report {quote(folder)}")
     return 0
 
 
@@ -209,7 +210,7 @@ def make_trainer(
         max_prompt_tokens=script.max_prompt_tokens,
         seed=args.seed,
         reward=reward,
-        chat_template_kwargs=args.chat_template_kwargs,
+        chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore[reportArgumentType] # TRL reads JSON, too
         guard=guard_with(ToolLimits(args.tool_timeout, args.max_tool_result_chars), args.isolate_environments),
     )
     code, attention = args.trust_remote_code, model.attn_implementation
@@ -256,7 +257,7 @@ def _dataset(rows: Sequence[dict[str, Any]], path: str | None) -> Dataset:
         raise
 
 
-def _check_library_options(args: FissionGRPOConfig) -> None:
+def _check_library_options(args: Any) -> None:
     """Try the mappings that torch and transformers take first in the middle of training. Raises UsageError."""
     taken = next((key for key in args.chat_template_kwargs or {} if key in _TEMPLATE_ARGUMENTS), None)
     if taken is not None:

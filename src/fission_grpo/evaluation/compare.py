@@ -16,6 +16,21 @@ from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 from fission_grpo.evaluation.tables import aligned
 
 MAX_NAMED = 5  # most case ids that a message names [ours]
+_OPTIONS = (  # beginnings of a difference, and the options of `eval` that decide it
+    ("tasks.kind", "--tasks (or --environment)"),
+    ("tasks.sha256", "--tasks (or --rows), --skip_tasks, --seed"),
+    ("tasks.count", "--num_tasks"),
+    ("tasks.error_pattern", "--error_pattern"),
+    ("prompt.format", "--format"),
+    ("prompt.mode", "--mode"),
+    ("prompt.max_turns", "--max_turns"),
+    ("prompt.faults", "--fault"),
+    ("prompt.error_pattern", "--error_pattern"),
+    ("prompt.raw", "--raw"),
+    ("prompt.template_sha256", "--tokenizer or chat template"),
+    ("decoding.temperature", "--temperature"),
+    ("decoding.max_new_tokens", "--max_new_tokens"),
+)
 LEVEL = 0.05  # p from which a difference is said to be chance [ours, by custom]
 FEW = 30  # tasks below which bootstrap intervals are said to be too narrow [ours]
 FEW_TASKS = f"With fewer than {FEW} tasks the bootstrap intervals are too narrow: go by the exact test, p."
@@ -100,7 +115,9 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
     """
     if different := [*differences(a.manifest, b.manifest), *_id_differences(a, b)]:
         listed = "".join(f"\n  {difference}" for difference in different)
-        raise NotComparable(f"these runs cannot be compared:{listed}\nevaluate both alike")
+        options = [option for name, option in _OPTIONS if any(one.startswith(name) for one in different)]
+        fix = f"run both with the same {', '.join(options)}" if options else "evaluate both alike"
+        raise NotComparable(f"these runs cannot be compared:{listed}\n{fix}")
     cases_a = [summarize(record) for record in a.records]
     cases_b = {record.id: summarize(record) for record in b.records}
     pairs = [(case, cases_b[case.record.id]) for case in cases_a if case.judged and cases_b[case.record.id].judged]

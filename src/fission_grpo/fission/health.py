@@ -41,6 +41,9 @@ LENGTHENED = 2.0
 PER_CYCLE = 1.0
 """Mean number of environment faults in a cycle that makes a finding. [ours]"""
 
+FAULTY = 0.1
+"""Share of failures on which a source of feedback raised an error that makes a finding. [ours]"""
+
 MISMATCHED = 0.1
 """Share of replays with another result than the first time that makes a finding. [ours]"""
 
@@ -232,18 +235,25 @@ def _unfilled(explores: Sequence[Row], recovers: Sequence[Row]) -> HealthWarning
 
 
 def _without_feedback(rows: Sequence[Row]) -> HealthWarning | None:
+    """A finding where the first source of feedback never has a text, or a source often raises an error."""
     asked = [row for row in rows if row.get("fission/pushed", 0) > 0]
-    if len(asked) < CYCLES or any(row.get("feedback/fallbacks", 0) < row["fission/pushed"] for row in asked):
+    if len(asked) < CYCLES:
         return None
     reasons: Counter[str] = Counter()
     for row in asked:
         reasons.update({key: value for key, value in row.items() if key.startswith("feedback/fallback/")})
+    faults = sum(n for name, n in reasons.items() if name.rpartition("/")[2].startswith(("raised_", "returned_")))
+    failures = sum(row["fission/pushed"] for row in asked)
     why = ", ".join(name.removeprefix("feedback/fallback/") for name, _ in reasons.most_common(2))
-    return HealthWarning(
-        "no_feedback",
-        f"in {len(asked)} cycles the first source of feedback had no usable text for any failure ({why})",
-        "Correct that source, or leave it out of `feedback`.",
-    )
+    if all(row.get("feedback/fallbacks", 0) >= row["fission/pushed"] for row in asked):
+        message = f"in {len(asked)} cycles the first source of feedback had no usable text for any failure ({why})"
+    elif faults >= FAULTY * failures:
+        message = (
+            f"sources of feedback raised errors or returned no text on {faults / failures:.0%} of failures ({why})"
+        )
+    else:
+        return None
+    return HealthWarning("no_feedback", message, "Correct that source, or leave it out of `feedback`.")
 
 
 def _other_replays(rows: Sequence[Row]) -> HealthWarning | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import ArgumentParser, printable, show
 from fission_grpo.core.timing import format_duration
 from fission_grpo.evaluation.tables import metrics_rows
@@ -71,7 +72,7 @@ def report_command(argv: list[str] | None = None) -> int:
         show(f"error: {error}", error=True)
         return 1
     except ImportError as error:
-        show(f"error: the report needs {error.name}; pip install 'fission-grpo[report]'", error=True)
+        show(f"error: the report needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     return 0
 

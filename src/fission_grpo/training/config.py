@@ -7,15 +7,19 @@ import json
 import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.fission.buffer import ORDERS
 from fission_grpo.fission.failures import FAILURE_TURNS
+
+Class = TypeVar("Class", bound=type)
 
 RENAMED = {
     "branch": "failure_turn",
@@ -33,8 +37,13 @@ RENAMED = {
 }
 """Present names of options, by the names they had before the first release. An old name is an error."""
 
-REMOVED = dict.fromkeys(("adaptive_recovery_ratio", "adaptive_share"), "had no measured effect; leave it out")
+REMOVED = {
+    "adaptive_recovery_ratio": "had no measured effect; leave it out",
+    "adaptive_share": "had no measured effect; leave it out",
+}
 """Options that are gone, and why. A name of these is an error."""
+BETA = 0.04
+"""Coefficient of the KL term with fission. [ours] At 0 some policies lost their first-try success, at this none."""
 
 _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
     "delta",
@@ -62,7 +71,7 @@ _CHOICES = {  # of TRL's options of text that it looks at in the first update
 }
 
 
-def refuse_old_names(config: type) -> type:
+def refuse_old_names(config: Class) -> Class:
     """Class decorator: an old option name raises a TypeError that gives the new one, or says that it is gone."""
     construct = config.__init__
 
@@ -98,6 +107,11 @@ class FissionGRPOConfig(GRPOConfig):
         True,
         "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to the bit with"
         " shared_prefix=False, else up to rounding.",
+    )
+    beta: float | None = _option(
+        None,
+        "Coefficient of the KL term. Without it some policies of docs/evidence.md no longer stopped. It costs a "
+        "reference model in memory, none with LoRA. Default: 0.04 with fission [ours], TRL's without.",
     )
     num_recovery_generations: int | None = _option(
         None,
@@ -179,6 +193,12 @@ class FissionGRPOConfig(GRPOConfig):
         "Largest length of an environment's tool result in characters. A longer one is cut, with a note. 0 for no "
         "limit [ours].",
     )
+    error_pattern: str | None = _option(
+        None,
+        "Regular expression: a tool's result with a match in its first 1,000 characters is an error, as if the tool "
+        "had raised it, such as '^Error'. The policy reads the same text. Default: only raised errors and results "
+        'like {"error": ...}; results that begin like errors are counted and named in a warning [ours].',
+    )
     feedback_timeout: float = _option(
         30.0,
         "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. They work"
@@ -204,8 +224,15 @@ class FissionGRPOConfig(GRPOConfig):
     log_instances: bool = _option(
         True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
     )
+    log_recoveries: int = _option(
+        0,
+        "Log a table of recoveries (request, failed call, feedback, rewards, best and worst recovery) to W&B or "
+        "trackio, as report_to says, in the first and then every N-th recover cycle; 0 for none [ours].",
+    )
 
     def __post_init__(self):
+        if self.beta is None:
+            self.beta = BETA if self.fission else GRPOConfig.__dataclass_fields__["beta"].default
         self._check_numbers()
         self._read_accelerator_config()
         if self.report_to is None:
@@ -217,6 +244,7 @@ class FissionGRPOConfig(GRPOConfig):
             self.guard_tools = self.fission
         if self.isolate_environments and not self.guard_tools:
             raise ValueError("isolate_environments needs guard_tools: set guard_tools to true, or leave it out.")
+        error_rule(self.error_pattern)  # refuses one that cannot be used
         if self.skip_zero_signal is None:
             self.skip_zero_signal = self.fission
         if self.fission:
@@ -291,7 +319,7 @@ class FissionGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
         self._check_ratio()
         contexts = self.contexts_per_cycle
-        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
+        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0, log_recoveries=0)
         self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
         least = self.contexts_at_a_time
         if self.min_buffered is not None and not least <= self.min_buffered <= self.buffer_capacity:
@@ -357,18 +385,25 @@ class FissionGRPOConfig(GRPOConfig):
         return most // (recovers * at_a_time) * at_a_time
 
 
-def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
-    """Return the trainer's `args`, with an absolute output_dir; by default one that is named after the model.
+def checked_config(given: Mapping[str, Any]) -> FissionGRPOConfig:
+    """Return the `args` among a trainer's arguments, with an absolute output_dir; named after the model by default.
 
     Raises:
         TypeError: `args` is the config of another trainer.
+        ValueError: there are environments, which recovery needs guarded, and they would not be.
     """
+    args, model = given.get("args"), given["model"]
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path
         args = FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
     if not isinstance(args, FissionGRPOConfig):
         raise TypeError(
             f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
+        )
+    if given.get("environment_factory") is not None and args.fission and not args.guard_tools:
+        raise ValueError(
+            "guard_tools=False with environments: recovery brings a guarded environment back to the failed turn. "
+            "Leave guard_tools unset, or set fission=False."
         )
     args.output_dir = os.path.abspath(str(args.output_dir))  # a tool may change the working directory
     return args

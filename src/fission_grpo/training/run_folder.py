@@ -16,18 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.checkpoints import MANIFEST, numbered, step_of
 from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.core.files import check_writable, write_file, writing
 from fission_grpo.core.terminal import get_logger, printable
 from fission_grpo.fission.event_log import LOG
 from fission_grpo.training.checkpoint_files import (
-    MANIFEST,
     STAGING,
     TRAINER_STATE,
     flush,
-    numbered,
     remove_empty_staging,
-    step_of,
 )
 
 try:

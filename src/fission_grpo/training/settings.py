@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.checkpoints import MANIFEST
 from fission_grpo.core.errors import CheckpointError
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.inference.secrets import hide_in_urls, shown_command
-from fission_grpo.training.checkpoint_files import MANIFEST
 from fission_grpo.training.run_folder import read_json_object
 
 PACKAGES = ("fission-grpo", "trl", "transformers", "torch")  # a checkpoint's manifest names their versions
@@ -97,6 +97,7 @@ def settings_of(trainer: Any) -> dict[str, Any]:
         "reward_funcs": [str(one) for one in getattr(trainer, "reward_func_names", ())],
         "reward_options": [vars(one.config) for one in trainer.reward_funcs if isinstance(one, StepReward)],
         "feedback": [str(source.name) for source in sources],
+        "error_if": getattr(getattr(getattr(trainer, "error_if", None), "function", None), "__qualname__", None),
     }
 
 
