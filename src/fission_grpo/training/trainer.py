@@ -128,7 +128,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
         self.add_callback(HealthWarnings())
         tables = args.log_recoveries if self.accelerator.is_main_process else 0
-        self._recovery_tables = RecoveryTables(tables, args.report_to)
+        self._recovery_tables = RecoveryTables(tables, args.report_to or ())
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
