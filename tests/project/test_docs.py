@@ -233,7 +233,7 @@ def test_no_page_has_an_old_name(page):
 
 
 def test_every_option_of_ours_is_explained():
-    from fission_grpo.cli.train_start import TrainArguments
+    from fission_grpo.cli.train_options import TrainArguments
     from fission_grpo.core.rewards import RewardConfig
     from fission_grpo.fission.options import FissionOptions
 

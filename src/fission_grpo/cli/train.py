@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Train
 from transformers.optimization import get_scheduler
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from fission_grpo.cli.train_start import DESCRIPTION, TrainArguments
+from fission_grpo.cli.train_options import DESCRIPTION, TrainArguments
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show

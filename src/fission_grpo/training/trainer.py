@@ -99,8 +99,6 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         error_if: Callable[[str], bool] | None = None,
         **trl_kwargs: Any,
     ):
-        if "diagnose" in trl_kwargs:
-            raise TypeError("the argument `diagnose` is now called `feedback`")
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
         given["args"] = args = checked_config(given)
