@@ -99,8 +99,6 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         error_if: Callable[[str], bool] | None = None,
         **trl_kwargs: Any,
     ):
-        if "diagnose" in trl_kwargs:
-            raise TypeError("the argument `diagnose` is now called `feedback`")
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
         given["args"] = args = checked_config(given)
@@ -111,7 +109,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         source_states(sources)  # raises before the run, not at its first checkpoint
         self._draws_tasks = given.get("train_dataset") is None  # `reset` draws them, so that only snapshots restore
         if args.fission and not self._draws_tasks:
-            check_columns(given["train_dataset"])
+            check_columns(given["train_dataset"], given.get("environment_factory"))
         check_rows(given.get("train_dataset"), args.generation_batch_size or 0, args.num_generations or 1)
         if args.guard_tools:
             self._guard_tools(given, args)
@@ -128,7 +126,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
         self.add_callback(HealthWarnings())
         tables = args.log_recoveries if self.accelerator.is_main_process else 0
-        self._recovery_tables = RecoveryTables(tables, args.report_to)
+        self._recovery_tables = RecoveryTables(tables, args.report_to or ())
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
