@@ -1,4 +1,4 @@
-"""Three of the trainer's mixins know nothing of fission: each works alone on TRL's GRPOTrainer. Needs the `train` extra."""
+"""Three of the trainer's mixins know nothing of fission: each works alone on TRL's GRPOTrainer. Needs `train`."""
 
 import pytest
 
