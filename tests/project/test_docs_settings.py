@@ -87,7 +87,7 @@ def test_every_yaml_block_of_the_pages_is_read_and_its_sources_are_known(text, t
 
 def read_command(words):
     """Read the options of a command with its own parser."""
-    from fission_grpo.cli import check_environment, compare, evaluate, tasks, train
+    from fission_grpo.cli import check_environment, compare, doctor, evaluate, tasks, train
     from fission_grpo.recipes.bfcl_tasks import generate
     from fission_grpo.recipes.error_simulator import check, data
     from fission_grpo.recipes.error_simulator import train as simulator_train
@@ -101,7 +101,7 @@ def read_command(words):
         return simulator_train.parse(rest[1:])
     if command == "tasks" and rest[0] == "generate":
         return generate._parser().parse_args(rest[1:])
-    parsers = {"compare": compare, "tasks": tasks, "check-environment": check_environment}
+    parsers = {"compare": compare, "doctor": doctor, "tasks": tasks, "check-environment": check_environment}
     parsers |= {"simulator data": data, "simulator check": check}
     if command == "simulator":
         command, rest = f"simulator {rest[0]}", rest[1:]
