@@ -46,10 +46,10 @@ def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
                     sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
             if sys.stdout.isatty():
                 width = shutil.get_terminal_size().columns - 1
-                print(f"\r{progress(list(processes)):{width}.{width}}", end="", flush=True)
+                print(f"\r{progress(processes):{width}.{width}}", end="", flush=True)
             elif time.monotonic() - shown > SHOWN_EVERY:
                 shown = time.monotonic()
-                print(progress(list(processes)), flush=True)
+                print(progress(processes), flush=True)
             time.sleep(0.5)
         if sys.stdout.isatty():
             print("\r\x1b[K", end="")
@@ -60,14 +60,15 @@ def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
             sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
 
 
-def progress(logs: list[Path]) -> str:
-    """The newest line of each log: of a training line success and time left."""
+def progress(processes: dict[Path, subprocess.Popen]) -> str:
+    """Success and time left of each process, from the newest line of progress in its log."""
     parts = []
-    for log in logs:
+    for log, process in processes.items():
         lines = log.read_text(errors="replace").split("\n")[:-1]  # the last one may not be whole
-        words = lines[-1].split(" · ") if lines else ["starting"]
-        chosen = [word for word in words if word.startswith("success") or word.endswith("left")] or words[:1]
-        parts.append(f"{ARMS.get(log.parent.name, 'starter')}: {', '.join(chosen)}")
+        newest = next((line for line in reversed(lines) if " · " in line), "")
+        words = [word for word in newest.split(" · ") if word.startswith("success") or word.endswith("left")]
+        state = "starting" if process.poll() is None else "done"
+        parts.append(f"{ARMS.get(log.parent.name, 'starter')}: {', '.join(words) or state}")
     return "   ".join(parts)
 
 
