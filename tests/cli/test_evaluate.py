@@ -41,7 +41,7 @@ def test_two_evaluations_are_compared_and_others_refused(tmp_path, capsys):
     assert evaluated(tmp_path, *STARTER, "--name", "b", "--seed", "0") == 0
     assert evaluated(tmp_path, *STARTER, "--name", "c", *greedy) == 0
     assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-b")]) == 0
-    assert (tmp_path / "eval-b" / "compare" / "compare.png").stat().st_size > 1000
+    assert (tmp_path / "eval-b" / "compare" / "compare.svg").stat().st_size > 1000
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-c")]) == 2
     assert "decoding.temperature" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_an_endpoint_that_falters_loses_cases_and_gets_them_back_when_resumed(tm
         (["--model", "starter", "--environment", "a.py:A"], "--rows is missing"),
         (["--model", "starter", "--tasks", "desk", "--rows", "a.jsonl"], "two kinds of tasks"),
         (["--model", "x", "--endpoint", "http://127.0.0.1:9/v1", "--raw"], "--raw needs --tokenizer"),
-        (["--model", "starter", "--fault", "flood:0.5"], "must be one of"),
+        (["--model", "starter", "--fault", "flood:0.5"], "argument --fault: 'flood:0.5': write KIND:RATE"),
         (["--traces", "nowhere.jsonl"], "no such file"),
     ],
 )
@@ -189,7 +189,10 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": WORDS, "success": True}) + "\n")
     traces = ("--traces", str(tmp_path / "t.jsonl"))
     assert main(["eval", *traces]) == 0
-    assert "note: 1 result in 1 case, 1 of them successful, not counted as errors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("t\n")  # the name of the file
+    assert "note: 1 of 1 results begins like an error and is a success (such as 'Error: user not found')" in said
+    assert "They are in 1 cases, 1 of them successful" in said
     assert evaluated(tmp_path, *traces) == 0
     rates = json.loads((tmp_path / "eval-t" / "rates.json").read_text())
     assert (rates["uncounted_errors"], len(rates["notes"]), rates["own_errors"]) == (1, 1, 0)
@@ -209,7 +212,7 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     [
         (["--traces", "t.jsonl", "--error_pattern", "("], "'(' is no regular expression"),
         (["--traces", "t.jsonl", "--error_pattern", ".*"], "'.*' fits every text"),
-        (["--model", "starter", "--output", "out", "--error_pattern", "x"], "--error_pattern is for transcripts"),
+        (["--model", "starter", "--tasks", "multi_turn_base", "--error_pattern", "x"], "leave out --error_pattern"),
     ],
 )
 def test_a_pattern_that_cannot_be_used_is_one_clear_error(options, complaint, capsys):

@@ -18,6 +18,7 @@ commands:
   train    train a policy with Fission-GRPO (or plain GRPO, --fission false): a YAML file and overrides, as in trl
   eval     success and error recovery of a policy on held-out tasks, with intervals
   compare  two evaluations of the same cases, paired: table, intervals, picture
+  doctor   what is wrong with a run, from its directory's log, and what to do about it
   report   an HTML page with charts and recoveries to read, from a run's directory
   simulator   data, training and judgement of an error simulator
   tasks    check a task file, convert other data into one, or generate tasks over BFCL's environments
@@ -37,6 +38,7 @@ COMMANDS = {  # module and function of each command
     "train": ("cli.train_start", "train_command"),
     "eval": ("cli.evaluate", "evaluate_command"),
     "compare": ("cli.compare", "compare_command"),
+    "doctor": ("cli.doctor", "doctor_command"),
     "report": ("report.page", "report_command"),
     "simulator": ("cli.simulator", "simulator_command"),
     "tasks": ("cli.tasks", "tasks_command"),

@@ -1,15 +1,17 @@
-"""Errors that a tool's result reports in words: by how it begins, by a status of failure, or by a user's pattern.
+"""Errors that a tool's result reports in words: by how it begins, by a status of failure, or by a user's rule.
 
-Conversion leaves out turns with such results; evaluation counts them only if they match the pattern. `read_result`
-finds the errors that the structure of a result tells, and nothing else decides rewards.
+`read_result` finds the errors that the structure of a result tells. A result in words is an error where a user's
+pattern or function says so, else a success that is counted and named. Conversion leaves out turns with either.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from fission_grpo.core.chat import read_mapping
-from fission_grpo.core.errors import UsageError
+from fission_grpo.core.errors import UsageError, error_message
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.patterns import NO_PATTERN, CannotBeChecked, check_python_pattern, pattern_matches
 
@@ -28,6 +30,54 @@ LIKE_AN_ERROR = re.compile(
     r"\s(error|failure|failed)([:.!]|\s*(\n|$)|\s(\d|(with|due|because|after)\b)))"
     r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](?i:error|failed|failure)[\"']|[Ff]alse\b)"
 )
+
+
+ERROR_PATTERN_HELP = "a tool's result with a match in its first 1,000 characters is an error, such as '^Error'"
+ADVICE = "raise, return {\"error\": ...}, or give error_pattern, such as '^Error'"
+
+
+@dataclass(frozen=True)
+class ErrorRule:
+    """Says of a tool's result, by a pattern or a function, whether it is an error."""
+
+    pattern: str | None = None
+    function: Callable[[str], bool] | None = None
+
+    def __call__(self, text: str) -> bool:
+        """Raises UsageError if the pattern takes too long, or the function fails."""
+        if self.function is None:
+            return self.pattern is not None and matches(self.pattern, text)
+        try:
+            return bool(self.function(text))
+        except Exception as error:  # the user's code, which would else pass for a tool's own error
+            what = f"{type(error).__name__}: {error_message(error)}, on the result {quoted(text)}"
+            raise UsageError(f"error_if raised {what}; have it return True or False for every text") from error
+
+
+def error_rule(pattern: str | None, function: Callable[[str], bool] | None = None) -> ErrorRule | None:
+    """The rule of an `error_pattern` or `error_if`, None without any. Raises UsageError for one that is wrong."""
+    if pattern is not None and function is not None:
+        raise UsageError("error_pattern and error_if are both given; put the pattern into the function")
+    if function is not None and not callable(function):
+        raise UsageError(f"error_if must be a function str -> bool, got {quoted(function)}; or give error_pattern")
+    if pattern is None and function is None:
+        return None
+    return ErrorRule(None if pattern is None else check_error_pattern(pattern), function)
+
+
+def like_errors(results: Iterable[tuple[str, str | None]]) -> tuple[int, str]:
+    """How many results begin like errors and are none, and a sentence about them; "" for none.
+
+    Args:
+        results: text and error, None for a success, of each result.
+    """
+    texts = [(text, error is None and is_like_an_error(text)) for text, error in results]
+    found = [text for text, is_like in texts if is_like]
+    if not found:
+        return 0, ""
+    count = f"{len(found):,} of {len(texts):,} results"
+    what = "begin like errors and count as successes" if len(found) > 1 else "begins like an error and is a success"
+    return len(found), f"{count} {what} (such as {quoted(found[0])}): {ADVICE}"
 
 
 def check_error_pattern(pattern: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.data.convert.dialogues import read_rows
+from fission_grpo.data.convert.files import read_rows
 from fission_grpo.data.step_tasks import FIELDS, ROLES
 from fission_grpo.envs.catalog import ENVIRONMENT, load_factory, load_function
 from fission_grpo.envs.episode_reward import EpisodeReward

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.terminal import show
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import load_model, model_path
 
@@ -110,6 +111,8 @@ def connect_endpoint(
         tokenizer = AutoTokenizer.from_pretrained(model_path(tokenizer_name), trust_remote_code=False)
     with EndpointPolicy(name, url, options, tokenizer) as policy:
         policy.check()
+        if not options.raw:
+            show(f"endpoint: {policy.probe_tools()}", error=True)
         description = {"kind": "endpoint", "model": name, "url": policy.url}
         template = "the endpoint's" if tokenizer is None else _hash_template(tokenizer)
         yield LoadedPolicy(policy, description, {"template_sha256": template, "raw": options.raw})
