@@ -131,7 +131,9 @@ def main() -> None:
     wait_for({log: start(["report", str(options.output)], log)})
     log_progress("done\n")
     print_table(options.output)
-    print(f"\nreport: {(options.output / 'report' / 'report.html').resolve()}")
+    a, b = (folders[arm] / f"eval-{name}" for arm, name in ARMS.items())
+    print(f"\nside by side: fission-grpo compare {a} {b}")
+    print(f"report: {(options.output / 'report' / 'report.html').resolve()}")
 
 
 def print_table(output: Path) -> None:
@@ -139,9 +141,10 @@ def print_table(output: Path) -> None:
     print(f"{'':16}{'success':>22}{'error recovery':>22}{'errors met':>14}{'sampled tokens':>17}")
     for folder in (output, *(output / arm for arm in ARMS)):
         for line in read_run(folder).evaluations:
-            low, high = line.success_ci
-            success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
-            recovery = "no errors"
+            success, recovery = "nothing judged", "no errors"
+            if line.success is not None and line.success_ci is not None:
+                low, high = line.success_ci
+                success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
             if line.recovery_rate is not None and line.recovery_ci is not None:
                 low, high = line.recovery_ci
                 recovery = f"{line.recovery_rate:.3f} [{low:.3f}, {high:.3f}]"
