@@ -46,10 +46,10 @@ def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
                     sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
             if sys.stdout.isatty():
                 width = shutil.get_terminal_size().columns - 1
-                print(f"\r{progress(list(processes)):{width}.{width}}", end="", flush=True)
+                print(f"\r{progress(processes):{width}.{width}}", end="", flush=True)
             elif time.monotonic() - shown > SHOWN_EVERY:
                 shown = time.monotonic()
-                print(progress(list(processes)), flush=True)
+                print(progress(processes), flush=True)
             time.sleep(0.5)
         if sys.stdout.isatty():
             print("\r\x1b[K", end="")
@@ -60,14 +60,15 @@ def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
             sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
 
 
-def progress(logs: list[Path]) -> str:
-    """The newest line of each log: of a training line success and time left."""
+def progress(processes: dict[Path, subprocess.Popen]) -> str:
+    """Success and time left of each process, from the newest line of progress in its log."""
     parts = []
-    for log in logs:
+    for log, process in processes.items():
         lines = log.read_text(errors="replace").split("\n")[:-1]  # the last one may not be whole
-        words = lines[-1].split(" · ") if lines else ["starting"]
-        chosen = [word for word in words if word.startswith("success") or word.endswith("left")] or words[:1]
-        parts.append(f"{ARMS.get(log.parent.name, 'starter')}: {', '.join(chosen)}")
+        newest = next((line for line in reversed(lines) if " · " in line), "")
+        words = [word for word in newest.split(" · ") if word.startswith("success") or word.endswith("left")]
+        state = "starting" if process.poll() is None else "done"
+        parts.append(f"{ARMS.get(log.parent.name, 'starter')}: {', '.join(words) or state}")
     return "   ".join(parts)
 
 
@@ -130,7 +131,9 @@ def main() -> None:
     wait_for({log: start(["report", str(options.output)], log)})
     log_progress("done\n")
     print_table(options.output)
-    print(f"\nreport: {(options.output / 'report' / 'report.html').resolve()}")
+    a, b = (folders[arm] / f"eval-{name}" for arm, name in ARMS.items())
+    print(f"\nside by side: fission-grpo compare {a} {b}")
+    print(f"report: {(options.output / 'report' / 'report.html').resolve()}")
 
 
 def print_table(output: Path) -> None:
@@ -138,9 +141,10 @@ def print_table(output: Path) -> None:
     print(f"{'':16}{'success':>22}{'error recovery':>22}{'errors met':>14}{'sampled tokens':>17}")
     for folder in (output, *(output / arm for arm in ARMS)):
         for line in read_run(folder).evaluations:
-            low, high = line.success_ci
-            success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
-            recovery = "no errors"
+            success, recovery = "nothing judged", "no errors"
+            if line.success is not None and line.success_ci is not None:
+                low, high = line.success_ci
+                success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
             if line.recovery_rate is not None and line.recovery_ci is not None:
                 low, high = line.recovery_ci
                 recovery = f"{line.recovery_rate:.3f} [{low:.3f}, {high:.3f}]"

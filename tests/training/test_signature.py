@@ -21,9 +21,9 @@ FissionGRPOConfig("runs/mine", num_recovery=8)
 """
 
 
-def test_the_signature_has_the_arguments_of_the_installed_trl_and_feedback():
+def test_the_signature_has_the_arguments_of_the_installed_trl_and_ours():
     theirs, ours = (inspect.signature(trainer).parameters for trainer in (GRPOTrainer, FissionGRPOTrainer))
-    assert list(ours) == [*theirs, "feedback"]
+    assert list(ours) == [*theirs, "feedback", "error_if"]
     assert {name: ours[name].default for name in theirs} == {name: one.default for name, one in theirs.items()}
 
 

@@ -27,8 +27,9 @@ commands:
 `fission-grpo COMMAND --help` tells a command's options. Examples:
 
   fission-grpo train --config configs/desk_fission.yaml --output_dir runs/mine
+  fission-grpo eval --model starter --tasks desk --output runs/mine
   fission-grpo eval --model runs/mine --tasks desk --output runs/mine
-  fission-grpo compare runs/base/eval-starter runs/mine/eval-mine
+  fission-grpo compare runs/mine/eval-starter runs/mine/eval-mine
   fission-grpo report runs/mine
   fission-grpo tasks check my_tasks.jsonl
 """

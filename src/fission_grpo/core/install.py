@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +27,8 @@ def install_line(package: object) -> str:
 
 def requirement(extra: str) -> str:
     """pip's words for this package with an extra, from where pip recorded (PEP 610)."""
+    from importlib.metadata import PackageNotFoundError, distribution  # needed for errors alone
+
     try:
         record = json.loads(distribution(NAME).read_text("direct_url.json") or "{}")
     except PackageNotFoundError:  # it runs from its source tree, on PYTHONPATH
