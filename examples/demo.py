@@ -11,6 +11,7 @@ no evidence (docs/evidence.md): the intervals are over held-out tasks, not over 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from fission_grpo.report.run import read_run
 ROOT = Path(__file__).parent.parent
 ARMS = {"grpo": "GRPO", "fission": "Fission-GRPO"}
 CONFIG = ROOT / "configs" / "desk_static.yaml"
+SHOWN_EVERY = 15.0  # seconds between two lines of progress where no terminal shows them [ours]
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
@@ -32,12 +34,54 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
-    """Wait for all processes. If one fails, terminate the others and exit with the end of its log."""
+    """Wait for all processes, showing how far they are. None outlives this function.
+
+    If one fails, the program exits with the end of its log.
+    """
+    shown = time.monotonic()
+    try:
+        while any(process.poll() is None for process in processes.values()):
+            for log, process in processes.items():
+                if process.poll():
+                    sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
+            if sys.stdout.isatty():
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r{progress(list(processes)):{width}.{width}}", end="", flush=True)
+            elif time.monotonic() - shown > SHOWN_EVERY:
+                shown = time.monotonic()
+                print(progress(list(processes)), flush=True)
+            time.sleep(0.5)
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="")
+    finally:
+        end(list(processes.values()))
     for log, process in processes.items():
-        if process.wait():
-            for other in processes.values():
-                other.terminate()
+        if process.returncode:
             sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
+
+
+def progress(logs: list[Path]) -> str:
+    """The newest line of each log: of a training line success and time left."""
+    parts = []
+    for log in logs:
+        lines = log.read_text(errors="replace").split("\n")[:-1]  # the last one may not be whole
+        words = lines[-1].split(" · ") if lines else ["starting"]
+        chosen = [word for word in words if word.startswith("success") or word.endswith("left")] or words[:1]
+        parts.append(f"{ARMS.get(log.parent.name, 'starter')}: {', '.join(chosen)}")
+    return "   ".join(parts)
+
+
+def end(processes: list[subprocess.Popen]) -> None:
+    """End the processes that still run: they are asked first, and killed after ten seconds."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def evaluation(model: str, name: str, output: Path, options: argparse.Namespace) -> list[str]:
@@ -105,4 +149,8 @@ def print_table(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `wait_for` ends the children
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the runs were ended, too")

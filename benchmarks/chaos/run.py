@@ -40,7 +40,7 @@ OPTIONS = f"""--config {ROOT}/configs/desk_fission.yaml --num_tasks 24 --max_ste
 --save_total_limit 2 --logging_steps 3 --per_device_train_batch_size 8 --gradient_accumulation_steps 1
 --num_generations 4 --num_recovery_generations 4 --max_completion_length 64 --max_tool_calling_iterations 2
 --learning_rate 5e-5 --recovery_ratio 0.34 --buffer_order random --feedback shuffled:rules
---disable_tqdm true""".split()
+--disable_tqdm true --beta 0""".split()
 """Steps of well under a second, an epoch every 12 explore cycles, a log every 3 and a save every 2 steps."""
 LONGEST = 12.0
 """Seconds after which a run is killed at the latest, unless a save was to be hit."""

@@ -89,6 +89,7 @@ def long_run(steps: int, capacity: int, folder: str) -> list[dict[str, float]]:
             buffer_capacity=capacity,
             max_age_steps=0,
             learning_rate=1e-4,
+            beta=0.0,
             logging_steps=1,
             save_steps=max(1, steps // 10),
             save_total_limit=2,

@@ -69,13 +69,13 @@ def train(steps: int, waiting: int, seed: int) -> dict[str, list[float]]:
 
 
 def fillers(count: int, seed: int) -> list[CorrectiveInstance]:
-    """Corrective instances as a silent failure would leave them, of every kind and share of success in turn."""
+    """Corrective instances as a silent failure would leave them, of every kind in turn."""
     (row,) = make_rows(1, seed=seed, split="train")
     said = ({"role": "assistant", "content": "Done."}, {"role": "user", "content": FIXED_TEXT})
     task = Task("filler", (*row["prompt"], *said), columns=row, root=row["id"], parent=row["id"], depth=1)
     item = CorrectiveInstance(task, 0, ErrorKind.LOW_REWARD, "fixed", FIXED_TEXT, "Done.", 0.0)
-    classes = [{"kind": kind, "group_success": k / 8} for kind in ErrorKind for k in range(8)]
-    return [replace(item, task=replace(task, id=f"filler{i}"), **classes[i % len(classes)]) for i in range(count)]
+    kinds = list(ErrorKind)
+    return [replace(item, task=replace(task, id=f"filler{i}"), kind=kinds[i % len(kinds)]) for i in range(count)]
 
 
 def main():

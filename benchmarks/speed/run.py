@@ -35,7 +35,6 @@ from matplotlib.figure import Figure
 from shared_prefix.steps import TRAINERS, Setting, peak, train
 
 from fission_grpo.fission.buffer import FissionBuffer
-from fission_grpo.fission.recovery import CorrectiveInstance
 
 PARTS = {
     "generation": lambda step: step["generation"],
@@ -137,7 +136,7 @@ def _spread(values: list[float]) -> list[float]:
 def buffer_command(options: argparse.Namespace) -> None:
     """Times of operations on full buffers of each order and size."""
     found = []
-    for order, size in product(("lifo", "fifo", "random", "variance"), options.sizes):
+    for order, size in product(("lifo", "random"), options.sizes):
         found.append({"order": order, "size": size, **buffer_times(order, size, options.repeats)})
         print(json.dumps(found[-1]), flush=True)
     if options.output:
@@ -147,10 +146,6 @@ def buffer_command(options: argparse.Namespace) -> None:
 
 def buffer_times(order: str, size: int, repeats: int) -> dict[str, list[float]]:
     """Microseconds to take 8 of a full buffer, to add one, and to look for instances too old."""
-
-    def score(item: CorrectiveInstance) -> float:
-        return item.group_success * (1 - item.group_success)
-
     items = fillers(size + 8 * repeats, seed=0)
     buffer, new = FissionBuffer(size, max_age=32, order=order), iter(items[size:])
     for item in items[:size]:
@@ -158,7 +153,7 @@ def buffer_times(order: str, size: int, repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {"pop": [], "push": [], "expire": []}
     for _ in range(repeats):
         fresh = list(islice(new, 8))
-        times["pop"].append(_microseconds(lambda: buffer.pop(8, score)))
+        times["pop"].append(_microseconds(lambda: buffer.sample(8)))
         times["push"].append(_microseconds(lambda fresh=fresh: [buffer.push(item) for item in fresh]) / 8)
         times["expire"].append(_microseconds(lambda: buffer.expire(0)))
     return {name: _spread(values) for name, values in times.items()}

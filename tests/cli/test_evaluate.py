@@ -41,7 +41,7 @@ def test_two_evaluations_are_compared_and_others_refused(tmp_path, capsys):
     assert evaluated(tmp_path, *STARTER, "--name", "b", "--seed", "0") == 0
     assert evaluated(tmp_path, *STARTER, "--name", "c", *greedy) == 0
     assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-b")]) == 0
-    assert (tmp_path / "eval-b" / "compare" / "compare.png").stat().st_size > 1000
+    assert (tmp_path / "eval-b" / "compare" / "compare.svg").stat().st_size > 1000
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-c")]) == 2
     assert "decoding.temperature" in capsys.readouterr().err

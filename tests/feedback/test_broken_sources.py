@@ -11,6 +11,7 @@ from endpoint_source_support import SAID, answers_of, failure_of, source_of
 from openai_server import OpenAIServer
 from trainer_support import desk_trainer, history
 
+from fission_grpo.core.errors import UsageError
 from fission_grpo.core.types import Task
 from fission_grpo.feedback.endpoint import FeedbackModelOptions
 from fission_grpo.feedback.request import FeedbackRequest, feedback_for
@@ -117,8 +118,8 @@ def test_a_function_that_raises_costs_its_answer(error):
 
 
 def fission_of(source):
-    settings = {"buffer_capacity": 8, "max_age_steps": 10, "buffer_order": "fifo", "seed": 0, "max_depth": 1}
-    settings |= {"recovery_ratio": 1.0, "adaptive_recovery_ratio": False, "feedback_timeout": 5.0}
+    settings = {"buffer_capacity": 8, "max_age_steps": 10, "buffer_order": "lifo", "seed": 0, "max_depth": 1}
+    settings |= {"recovery_ratio": 1.0, "feedback_timeout": 5.0}
     fission = Fission(SimpleNamespace(**settings), [source], SimpleNamespace())  # pyright: ignore
     fission.submit([], 0)
     return fission
@@ -195,3 +196,50 @@ def test_failures_whose_tasks_are_odd_cost_one_answer():
     chain = make_chain("shuffled:rules")
     feedback = FeedbackRequest([type(failure)(odd, failure.turns, failure.kind)], chain).feedback()
     assert feedback[0].text == FIXED_TEXT
+
+
+def counting(answers):
+    """A function that gives these answers, one after another; an exception is raised."""
+    given = iter(answers)
+
+    def function(failure):
+        answer = next(given)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return function
+
+
+@pytest.mark.parametrize("function", [lambda: "x", lambda failure, more: "x"])
+def test_a_function_that_cannot_take_a_failure_is_refused_before_the_run(tmp_path, function):
+    with pytest.raises(UsageError, match="feedback function <lambda> cannot be called with the failure alone"):
+        desk_trainer(tmp_path, more={"feedback": function})
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(3, "returned int at its first call"), (TypeError("no len()"), r"raised TypeError at its first call \(no len")],
+)
+def test_a_function_that_is_wrong_at_its_first_call_stops_the_run_before_an_update(tmp_path, answer, says):
+    trainer = desk_trainer(tmp_path, more={"feedback": counting([answer])})
+    with pytest.raises(UsageError, match=f"feedback function function {says}"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_later_faults_of_a_function_are_logged_once_for_each_reason(caplog):
+    [source] = make_chain(counting([SAID, 3, ValueError("a"), 3, ValueError("b"), TypeError("c")]))
+    reasons = [feedback_for(failure_of(), [source]).fallback for _ in range(6)]
+    assert reasons[0] is None
+    assert reasons[1:3] == ["function: returned int", "function: raised ValueError"]
+    said = [record.message for record in caplog.records if record.name.endswith("sources")]
+    assert [("returned int" in one, "more of this kind" in one) for one in said] == [
+        (True, False), (False, True), (False, True),
+    ]  # fmt: skip
+
+
+def test_any_other_exception_at_the_first_call_costs_one_answer():
+    [source] = make_chain(counting([ValueError("a"), SAID]))
+    assert feedback_for(failure_of(), [source]).fallback == "function: raised ValueError"
+    assert feedback_for(failure_of(), [source]).text == SAID

@@ -35,7 +35,7 @@ def test_snapshots_are_kept_for_instances_that_wait_or_are_recovered_from(tmp_pa
         return sorted(fission.buffered_snapshots())
 
     assert push("abcde", step=0) == ["b", "c", "d", "e"]  # a had to go for e
-    fission.record_explore({"succeeded": 0, "judged": 4}, [False])
+    fission.schedule.record_explore()
     assert [item.task.id for item in fission.next_contexts(0)] == ["e", "d"]
     assert sorted(fission.snapshots) == ["b", "c", "d", "e"]
     assert push("e", step=1) == ["b", "c", "e"]  # the recovery of e failed as before; d is not in the buffer
@@ -78,7 +78,7 @@ def test_what_only_the_environment_may_say_is_counted(tmp_path):
     for source, leaks, exempt in ((environment, 0, 1), (lambda failure: failure.detail, 1, 0)):
         fission = fission_of(tmp_path)
         fission.sources = make_chain(source)
-        fission.submit([FailedRollout([failure], zero_std=True, group_success=0.0)], step=0)
+        fission.submit([FailedRollout([failure], zero_std=True)], step=0)
         metrics = fission.push([fission.collect()], step=0)
         assert (metrics["feedback/leaks"], metrics["feedback/exempt"]) == (leaks, exempt)
         assert metrics["feedback/fallbacks"] == leaks

@@ -53,6 +53,7 @@ def test_recovery_rate_is_success_among_rollouts_that_met_an_error():
     assert explore_metrics(counts, [True, False]) == {
         "fission/success": 2 / 4,
         "fission/error_cases": 3.0,
+        "fission/first_try_success": 1 / 4,
         "fission/error_recovery_rate": 1 / 3,
         "fission/frac_zero_std": 1 / 2,
         "fission/kind/raised": 2.0,

@@ -70,6 +70,7 @@ def checkpoint(name, says, files):
 
 OPTIONS = [
     option("renamed", "--num_recoveries is now called --num_recovery_generations$", "--num_recoveries 8"),
+    option("removed", r"'--adaptive-share' \(it was removed: it had no measured effect", "--adaptive-share true"),
     option("renamed, with =", "--tool-seconds is now called --tool_timeout$", "--tool-seconds=8"),
     checkpoint(
         "a file cut off", "w is damaged: it has 1 bytes instead of 10", {"fission_manifest.json": MANIFEST, "w": "x"}

@@ -9,7 +9,6 @@ from trainer_support import Spy, desk_trainer, events, history
 from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig
-from fission_grpo.fission.schedule import RecoverySchedule
 from fission_grpo.training.cycle import Cycle
 from fission_grpo.training.rewards import group_advantages, strict_judgements
 
@@ -169,15 +168,6 @@ def test_a_larger_share_and_a_buffer_that_must_fill_first(tmp_path):
     trainer = trained(tmp_path, recovery_ratio=0.84, min_buffered=5)
     assert max(history(trainer, "fission/phase")) == pytest.approx(20 / 24)  # 5 of 6 groups
     assert min(len(contexts) for contexts, *_ in trainer.seen if contexts) == 5
-
-
-def test_an_adaptive_ratio_takes_fewer_recoveries_while_they_teach_less():
-    schedule = RecoverySchedule(0.5, adaptive=True)
-    assert schedule.scale == 1.0
-    for _ in range(60):
-        schedule.record_explore(0.0)
-        schedule.record_recovery(0.75)
-    assert schedule.scale == pytest.approx(0.25, abs=0.01)
 
 
 @pytest.mark.parametrize(

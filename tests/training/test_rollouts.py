@@ -15,7 +15,6 @@ from fission_grpo.core.types import (
 )
 from fission_grpo.envs.restore import TASK_KEY
 from fission_grpo.fission.failures import find_failures
-from fission_grpo.fission.metrics import group_success
 from fission_grpo.training.rollouts import (
     read_turns,
     row_of_task,
@@ -145,7 +144,3 @@ def test_calls_of_the_last_turn_that_were_never_made_stay_in_their_order():
 def test_an_error_counts_whatever_its_message(error):
     turn = Turn("", calls=(CALL,), results=(ToolResult(CALL, "x", error),))
     assert Rollout(Trajectory(Task("t", "p"), (turn,)), Verdict(0.0, True)).erred
-
-
-def test_a_rollout_that_nobody_could_judge_is_no_success_of_its_group():
-    assert group_success([False, None, True, None, None, None, True, True], [2, 2, 2, 2]) == [0.0, 1.0, 0.0, 1.0]

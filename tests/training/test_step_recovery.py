@@ -130,7 +130,7 @@ def test_in_the_recovery_of_a_recovery_both_failed_turns_earn_nothing_again(tmp_
         )
     }
     run = trained(
-        tmp_path, scripts, max_depth=2, buffer_order="fifo", per_device_train_batch_size=4, num_generations=4,
+        tmp_path, scripts, max_depth=2, buffer_order="random", per_device_train_batch_size=4, num_generations=4,
         num_recovery_generations=4,
     )  # fmt: skip
     assert history(run, "fission/pushed") == [1.0, 1.0, 1.0, 0.0]

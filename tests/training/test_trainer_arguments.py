@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from trainer_support import COMMON, events, history, rows
+from trl import GRPOConfig
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.envs.desk.env import Desk
@@ -100,3 +101,18 @@ def test_environments_by_name_with_asynchronous_tools(tmp_path):
     trainer = make(tmp_path, train_dataset=data, environment_factory={"desk": Desk, "slow": Slow})
     assert {instance["root"].rsplit(":", 1)[0] for instance in events(tmp_path, "pushed")} <= set(data["id"])
     assert trainer.state.global_step == 4
+
+
+def test_the_kl_term_is_on_with_fission_and_trls_without(tmp_path):
+    def beta(**fields):
+        return FissionGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **fields).beta
+
+    assert beta() == 0.04
+    assert beta(fission=False) == GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False).beta
+    assert (beta(beta=0.0), beta(fission=False, beta=0.1)) == (0.0, 0.1)
+
+
+@pytest.mark.parametrize("name", ["adaptive_recovery_ratio", "adaptive_share"])
+def test_an_option_that_is_gone_is_an_error_that_says_so(tmp_path, name):
+    with pytest.raises(TypeError, match=f"the option `{name}` was removed: it had no measured effect; leave it out"):
+        FissionGRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{name: True})

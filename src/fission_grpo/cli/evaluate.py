@@ -13,9 +13,9 @@ from typing import Any
 
 from fission_grpo.cli.tasks import error_pattern
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import KINDS, Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -47,9 +47,6 @@ examples:
 
 A killed evaluation continues when the same command is given again. docs/evaluation.md has the definitions.
 """
-
-# How to install what may be missing; for everything else it is the training extra.
-PACKAGES = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
 
 
 def eval_parser() -> argparse.ArgumentParser:
@@ -165,9 +162,7 @@ def evaluate_command(argv: list[str]) -> int:
         show(f"error: {error}", error=True)
         return 2
     except ModuleNotFoundError as error:
-        package = str(error.name).split(".")[0]
-        install = PACKAGES.get(package, "pip install 'fission-grpo[train]'")
-        show(f"error: evaluation needs {package}; {install}", error=True)
+        show(f"error: evaluation needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     except KeyboardInterrupt:
         show("\nstopped; the same command goes on where this one was", error=True)

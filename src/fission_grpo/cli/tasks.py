@@ -7,12 +7,12 @@ from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.result_errors import check_error_pattern, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.data.convert.files import read_rows
 from fission_grpo.data.load import check_tasks
 from fission_grpo.data.step_tasks import row_of_step_task
-from fission_grpo.envs.bfcl import INSTALL
 
 
 def tasks_command(argv: list[str]) -> int:
@@ -31,8 +31,7 @@ def tasks_command(argv: list[str]) -> int:
         show(f"error: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
-        how = INSTALL if str(error.name).startswith("bfcl_eval") else "pip install 'fission-grpo[train]'"
-        show(f"error: this needs {error.name}; {how}", error=True)
+        show(f"error: this needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     return 0
 

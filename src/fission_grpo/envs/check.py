@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.errors import TimeLimitExceeded, UsageError, error_message, original
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.result_errors import error_rule, like_errors
 from fission_grpo.core.terminal import printable
@@ -97,7 +98,7 @@ class Report(EnvironmentProbe):
         try:
             from transformers.utils import get_json_schema
         except ModuleNotFoundError:
-            raise CheckSkipped("transformers is not installed: pip install 'fission-grpo[train]'") from None
+            raise CheckSkipped(f"transformers is not installed: {install_line('transformers')}") from None
         for name, tool in tools.items():
             try:
                 self.schemas.append(get_json_schema(tool)["function"])

@@ -17,7 +17,7 @@ from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
-from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
@@ -93,7 +93,7 @@ def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
         calls.append(CallRecord(call.name, call.arguments, error=error, kind=kind))
     step = StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated)
     why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
-    turns = (TurnRecord((step,), why is None),)
+    turns = (TurnRecord((step,), why is None, request_text(task.prompt)),)
     return CaseRecord(task.id, "step", turns, why is None, why, seconds=time.perf_counter() - started)
 
 
@@ -127,6 +127,7 @@ def run_episode(
     factory = environment[row["environment"]] if isinstance(environment, Mapping) else environment
     limits = replace(config.limits or ToolLimits(), error_if=config.error_if)
     episode = _start_episode(make_restorable(factory, run_awaitable, limits=limits)(), row, case_id)
+    request = request_text(episode.transcript)
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
         if reply.lost is not None:
@@ -135,7 +136,7 @@ def run_episode(
         if not _take_step(episode, reply, is_last=len(episode.steps) == config.max_turns - 1):
             success, missing, why = _judge(episode, config, row)
             break
-    turns = (TurnRecord(_step_records(episode), success),)
+    turns = (TurnRecord(_step_records(episode), success, request),)
     return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.files import append_line, write_file
+from fission_grpo.core.model_readme import update_readme
 from fission_grpo.data.rows import load_rows
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.faults import Fault
@@ -80,9 +81,9 @@ def evaluate(
         processing_class: the tokenizer of a transformers model; by default that of the model's folder.
         output_dir: where to keep it, in a folder `eval-NAME`, in which a killed evaluation goes on; None for nowhere.
         name: of the evaluation; by default the last part of the model's name.
-        max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`. A policy samples as it
-            was made to.
+        temperature, max_new_tokens: of models; a policy samples as it was made to.
         error_if: which results of tools are errors, too: a regular expression, or a function of a result's text.
+        max_turns and others: as the options of `fission-grpo eval`.
 
     Raises:
         UsageError: nothing judges an episode, or a reward function raised an error.
@@ -94,18 +95,13 @@ def evaluate(
         >>> print(result)  # a table; result.metrics.recovery.rate is one of its numbers
     """
     functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
-    limits = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
-    limits |= {"faults": tuple(faults), "error_if": error_if}
-    spec = TaskSpec("", success_at=success_at, seed=seed, max_turns=max_turns, **limits)
-    reward = EpisodeReward(functions, reward_weights)
+    limits: dict[str, Any] = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
+    limits |= {"error_if": error_if, "max_turns": max_turns, "faults": tuple(faults)}
+    spec, reward = TaskSpec("", success_at=success_at, seed=seed, **limits), EpisodeReward(functions, reward_weights)
     rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
     tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
-    if hasattr(model, "reply") or hasattr(model, "submit"):  # it samples as it was made to
-        loaded, decoding = _own_policy(model), {**_decoding_of(model), "seed": seed}
-    else:
-        loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
-        decoding = asdict(sampling)
+    loaded, decoding = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
     name = name or Path(str(loaded.description.get("model", "policy"))).name
     return run_evaluation(loaded, tasks, spec.prompt, decoding, in_flight, name, output_dir)
 
@@ -157,6 +153,7 @@ def run_evaluation(
     write_rates(result)
     trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
     _add_line(folder.parent / EVAL, eval_line(result.metrics, name, *trained))
+    update_readme(folder.parent)
     return result
 
 
@@ -196,6 +193,7 @@ def _add_line(path: Path, line: str) -> None:
 
 
 def _own_policy(policy: Any) -> LoadedPolicy:
+    """A policy of the user's, with what it says of itself."""
     known = {key: getattr(policy, key, None) for key in ("model", "url")}
     description = {key: value for key, value in known.items() if isinstance(value, str)}
     return LoadedPolicy(policy, {"kind": type(policy).__name__, **description}, {})
@@ -210,10 +208,12 @@ def _decoding_of(policy: Any) -> dict[str, Any]:
 
 def _load_policy(
     model: Any, tokenizer: Any, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None
-) -> LoadedPolicy:
-    """The policy of a folder, a hub id, a model or a trainer."""
+) -> tuple[LoadedPolicy, dict[str, Any]]:
+    """What a user may give as `model` as a policy, and how it samples."""
+    if hasattr(model, "reply") or hasattr(model, "submit"):
+        return _own_policy(model), {**_decoding_of(model), "seed": sampling.seed}
     if isinstance(model, str | Path):
-        return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer)
+        return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer), asdict(sampling)
     progress = {}
     if hasattr(model, "accelerator") and hasattr(model, "processing_class"):  # a trainer
         trainer = model
@@ -225,4 +225,4 @@ def _load_policy(
         progress = {"step": trainer.state.global_step, "tokens": getattr(trainer, "generated_tokens", 0)}
     if not hasattr(model, "generate"):
         raise UsageError(f"model: a {type(model).__name__} is no folder, hub id, model, trainer or policy")
-    return local_policy(model, tokenizer, sampling, batch_size, template_options, progress)
+    return local_policy(model, tokenizer, sampling, batch_size, template_options, progress), asdict(sampling)

@@ -47,10 +47,11 @@ def load_local_policy(
     tokenizer: Any = None,
 ) -> LoadedPolicy:
     """Load a transformers model into this process, as `load_model` does."""
-    model, tokenizer = load_model(name, tokenizer)
-    path = Path(model_path(name))
-    description = {"kind": "local", "model": name, "weights": fingerprint(path), "dtype": str(model.dtype)}
-    description["step"], description["tokens"] = read_training_progress(path)
+    path = model_path(name)  # once: another checkpoint may come
+    model, tokenizer = load_model(path, tokenizer)
+    weights = fingerprint(Path(path))
+    description = {"kind": "local", "model": name, "weights": weights, "dtype": str(model.dtype)}
+    description["step"], description["tokens"] = read_training_progress(Path(path))
     return _local(model, tokenizer, sampling, batch_size, template_options, description)
 
 

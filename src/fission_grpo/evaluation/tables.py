@@ -17,12 +17,11 @@ def metrics_table(metrics: Metrics) -> str:
     """
     reasons = "; ".join(f"{printable(reason)}: {count}" for reason, count in metrics.missing_reasons.items())
     missing = f"{metrics.missing:,} missing" + (f" ({reasons})" if reasons else "")
-    rows = [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
     lines = [
         f"cases    {metrics.cases:,}: {metrics.judged:,} judged, {metrics.unjudged:,} without a verdict, {missing}",
         f"errors   {metrics.own_errors:,} of the policy's own, {metrics.injected_errors:,} injected",
         "",
-        *aligned(rows),
+        *aligned(metrics_rows(metrics)),
         "",
         "Intervals are 95%: Wilson's over cases; * bootstrap over cases, or Wilson's over the cases where all agree.",
         "They do not cover other seeds.",
@@ -48,6 +47,11 @@ def metrics_markdown(name: str, metrics: Metrics) -> str:
     header = ["model", "cases", *proportions]
     rows = [header, ["---", *["---:"] * (len(header) - 1)], cells]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def metrics_rows(metrics: Metrics) -> list[TableRow]:
+    """The rates with their intervals and counts; a row of one cell is a heading."""
+    return [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
 
 
 def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:

@@ -17,6 +17,7 @@ from fission_grpo.core.call_queue import CallQueue
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
 from fission_grpo.core.files import Line, read_file, read_lines
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted, well_formed
 from fission_grpo.core.messages import ChatMessage, from_text, read_messages
 from fission_grpo.core.table_nulls import without_padding
@@ -26,7 +27,6 @@ from fission_grpo.data.convert.dialogues import RowDropped
 from fission_grpo.data.convert.files import as_dialogue, rows_of_document
 from fission_grpo.data.convert.formats import LAYOUTS, layouts_of
 from fission_grpo.data.convert.tools import tools_of
-from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
 EXECUTOR_ERROR = "Error during execution:"  # prefix of a failed call's result in BFCL's executor
@@ -109,7 +109,8 @@ def read_traces(
 
             return read_result_file(path)
         except ModuleNotFoundError as error:
-            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
+            fix = install_line("bfcl_eval")
+            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {fix}") from error
     records: dict[str, tuple[int, CaseRecord]] = {}
     for line in lines:
         record = _case_record(line, error_if)
@@ -208,6 +209,7 @@ def read_turns(
     error. If `tools` is None, every error is `raised`. A result of which `error_if` says so is one as well.
     """
     turns: list[list[_PendingStep]] = [[]]
+    requests: list[list[str]] = [[]]
     waiting = _Waiting()
     previous: str | None = None  # role of the message before, system messages left out
     has_request = False
@@ -221,9 +223,14 @@ def read_turns(
             elif message.role == "user":
                 if has_request and previous != "user":
                     turns.append([])
+                    requests.append([])
+                requests[-1].append(message.text)
                 has_request = True
             previous = previous if message.role == "system" else message.role
-    return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
+    return tuple(
+        TurnRecord(tuple(step.record() for step in turn), request="\n".join(request))
+        for turn, request in zip(turns, requests, strict=True)
+    )
 
 
 def record_call(call: ToolCall, text: str, tools: Tools | None, error: str | None = None) -> CallRecord:

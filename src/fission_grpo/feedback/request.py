@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
+from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import encodable
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained
@@ -83,6 +84,8 @@ def started(source: Any, failures: Sequence[Failure]) -> list[Future[Diagnosis]]
             return futures
         reason = "wrong number of answers" if len(futures) != len(failures) else "answers are no futures"
         _log.warning("feedback source %s: start() must return one future for each failure", name_of(source))
+    except UsageError:  # of a function that has never worked
+        raise
     except Exception as error:  # noqa: BLE001 - logged and counted
         reason = reason_of(error)
         _log.warning("feedback source %s: start() failed", name_of(source), exc_info=True)

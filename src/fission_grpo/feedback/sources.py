@@ -5,13 +5,14 @@ Several sources make a chain: each gets the failures that the ones before it had
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fission_grpo.core.errors import original
+from fission_grpo.core.errors import UsageError, original
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
@@ -61,15 +62,27 @@ class FeedbackSource(Protocol):
 
 
 class FunctionSource(FeedbackSource):
-    """A function as a source; a callable object may have a state. An exception is logged and costs one answer.
+    """A function as a source; a callable object may have a state. An exception costs one answer.
 
-    Every text of a function with the attribute `from_environment = True` counts as `Diagnosis.from_environment`.
+    The first exception of a type is logged. Every text of a function with the attribute `from_environment = True`
+    counts as `Diagnosis.from_environment`. A function that is `untried` must take a failure, and at its first call
+    return a text or None: else `check` or `start` raises UsageError, before a run has cost anything.
     """
 
     asynchronous = False
 
-    def __init__(self, name: str, function: FeedbackFunction):
-        self.name, self.function = name, function
+    def __init__(self, name: str, function: FeedbackFunction, untried: bool = False):
+        self.name, self.function, self._untried = name, function, untried
+        self._seen: set[str] = set()  # reasons of failed calls
+
+    def check(self) -> None:
+        if self._untried:
+            try:
+                inspect.signature(self.function).bind(None)
+            except TypeError as error:
+                raise self._wrong(f"cannot be called with the failure alone ({error})") from error
+            except ValueError:  # of a function in C, which has no signature
+                return
 
     def start(self, failures: Sequence[Failure]) -> list[Future[Diagnosis]]:
         return [completed(self._answer(failure)) for failure in failures]
@@ -82,18 +95,33 @@ class FunctionSource(FeedbackSource):
             self.function.load_state(state)  # pyright: ignore
 
     def _answer(self, failure: Failure) -> Diagnosis:
+        untried, self._untried = self._untried, False
         try:
             text = contained(lambda: self.function(failure), self.name)
-        except Exception as error:  # noqa: BLE001 - logged and counted
-            _log.warning("feedback source %s failed on task %s", self.name, failure.task.id, exc_info=True)
-            return Diagnosis(None, reason_of(error))
+        except Exception as error:  # logged and counted
+            if untried and isinstance(error, TypeError):
+                raise self._wrong(f"raised TypeError at its first call ({error})") from error
+            if (reason := reason_of(error)) not in self._seen:
+                self._seen.add(reason)
+                text = "feedback source %s failed on task %s; more of this kind are counted only"
+                _log.warning(text, self.name, failure.task.id, exc_info=True)
+            return Diagnosis(None, reason)
         if isinstance(text, Diagnosis):
             return text
         if text is not None and not isinstance(text, str):
+            if untried:
+                raise self._wrong(f"returned {type(text).__name__} at its first call")
+            warn_once(_log, f"feedback source {self.name} returned {type(text).__name__}, which is no text")
             return Diagnosis(None, f"returned {type(text).__name__}")
         if not text and (text is None or self.function is not none):
             return Diagnosis(None, "no diagnosis")
         return Diagnosis(text, from_environment=bool(getattr(self.function, "from_environment", False)))
+
+    def _wrong(self, what: str) -> UsageError:
+        return UsageError(
+            f"feedback function {self.name} {what}; it takes one argument, the failure (core/types.py), and returns a "
+            "text, a Diagnosis, or None"
+        )
 
 
 def state_of(source: Any) -> Any:

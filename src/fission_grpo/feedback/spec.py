@@ -55,7 +55,7 @@ def make_chain(
     if hasattr(feedback, "start") and hasattr(feedback, "asynchronous"):
         return (feedback,)  # pyright: ignore[reportReturnType]
     if callable(feedback):
-        return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback),)
+        return (FunctionSource(getattr(feedback, "__name__", type(feedback).__name__), feedback, untried=True),)
     raise ValueError(
         f"feedback must be a name ({', '.join(SOURCES)}, local:PATH, endpoint:MODEL, shuffled:SPEC), a function "
         "Failure -> str | None, a FeedbackSource (with `start` and `asynchronous`), or a list of these that is not "

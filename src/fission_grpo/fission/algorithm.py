@@ -3,7 +3,7 @@
 A cycle is one generation batch and the updates made with it. The trainer calls, cycle after cycle:
 
 1. `next_contexts`: recover from these corrective instances, or explore if there are none;
-2. `record_explore` or `record_recovery`: what the cycle's rollouts came to;
+2. `schedule.record_explore` or `record_recovery`: what the cycle's rollouts came to;
 3. `submit`: request feedback on the failed rollouts;
 4. `collect` and `push`: the feedback makes corrective instances, which enter the buffer.
 
@@ -26,9 +26,9 @@ from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.sources import FeedbackSource, counts_of
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
-from fission_grpo.fission.metrics import RecoveryOutcome, fraction, outcomes_by_context, recovery_metrics
+from fission_grpo.fission.metrics import RecoveryOutcome, outcomes_by_context, recovery_metrics
 from fission_grpo.fission.recovery import CONTINUED, CorrectiveInstance, corrective_instance
-from fission_grpo.fission.schedule import RecoveryRateEstimator, RecoverySchedule
+from fission_grpo.fission.schedule import RecoverySchedule
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class FailedRollout:
 
     failures: Sequence[Failure]  # its failing turns to recover from, see `failures.find_failures`
     zero_std: bool  # whether all rewards of its group are equal
-    group_success: float  # fraction of its group's rollouts that succeeded
     get_snapshot: Callable[[Failure], Any] = lambda _: None  # of its environment at a failure, None without one
 
 
@@ -88,8 +87,7 @@ class Fission:
         self.special_tokens = special_tokens or SpecialTokenFilter()
         self.fits = fits
         self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
-        self.schedule = RecoverySchedule(args.recovery_ratio, args.adaptive_recovery_ratio)
-        self.success_rates = RecoveryRateEstimator()
+        self.schedule = RecoverySchedule(args.recovery_ratio)
         self.pending: PendingFeedback | None = None
         self.snapshots: dict[str, Any] = {}  # of this rank's environments, by instance id
 
@@ -102,7 +100,7 @@ class Fission:
         """Return the instances to recover from in the next cycle; an empty list to explore."""
         for expired in self.buffer.expire(step):
             self.event_log.dropped(expired, step, "age")
-        contexts = self.buffer.sample(self._number_of_contexts(), self.success_rates.expected_variance)
+        contexts = self.buffer.sample(self._number_of_contexts())
         needed = {item.task.id for item in contexts}
         self.snapshots = {
             name: snapshot for name, snapshot in self.snapshots.items() if name in needed or name in self.buffer
@@ -116,8 +114,7 @@ class Fission:
             return 0
         if not self.args.is_mixed:
             return count if self.schedule.recovery_due() else 0
-        most = max(at_a_time, int(count * self.schedule.scale))
-        return min(most, len(self.buffer)) // at_a_time * at_a_time
+        return min(count, len(self.buffer)) // at_a_time * at_a_time
 
     def submit(self, failed: Iterable[FailedRollout], step: int) -> None:
         """Request feedback on this rank's failures, on one rollout per root task."""
@@ -150,9 +147,7 @@ class Fission:
             for source, reason in feedback.rejected:
                 slug = re.sub(r"\W+", "_", reason.lower())
                 collected.counts[f"fallback/{source}/{slug}"] += 1
-            instance = corrective_instance(
-                failure, feedback, pending.step, rollout.zero_std, rollout.group_success, self.special_tokens
-            )
+            instance = corrective_instance(failure, feedback, pending.step, rollout.zero_std, self.special_tokens)
             if not self.fits(instance.task):
                 collected.counts["too_long"] += 1
                 continue
@@ -227,11 +222,6 @@ class Fission:
         if (dropped := self.buffer.push(instance)) is not None:
             self.event_log.dropped(dropped, step, "capacity")
 
-    def record_explore(self, counts: Mapping[str, int], zero_std: Sequence[bool]) -> None:
-        """Record an explore cycle: the counts of all ranks, and per group whether its rewards are equal."""
-        self.schedule.record_explore(fraction(zero_std))
-        self.success_rates.record_explore(counts["succeeded"], counts["judged"])
-
     def record_recovery(
         self,
         contexts: Sequence[CorrectiveInstance],
@@ -240,13 +230,10 @@ class Fission:
         step: int,
     ) -> dict[str, float]:
         """Record a recover cycle of all ranks and return its metrics, see `metrics.recovery_metrics`."""
-        self.schedule.record_recovery(fraction(zero_std))
+        self.schedule.record_recovery()
         groups = outcomes_by_context(contexts, outcomes)
         for item in contexts:
             group = groups[item.task.id]
-            judged = [outcome for outcome in group if outcome.reward is not None]
-            succeeded = sum(not outcome.failed for outcome in judged)
-            self.success_rates.record_recovery(str(item.kind), succeeded, len(judged))
             self.event_log.recovered(item, step, [o.reward for o in group], [o.text for o in group])
         return recovery_metrics(contexts, outcomes, zero_std, step)
 
@@ -256,16 +243,11 @@ class Fission:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, the same on all ranks. Snapshots are each rank's own."""
-        return {
-            "buffer": self.buffer.state(),
-            "schedule": self.schedule.state(),
-            "success_rates": self.success_rates.state(),
-        }
+        return {"buffer": self.buffer.state(), "schedule": self.schedule.state()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.buffer.load_state(state["buffer"])
         self.schedule.load_state(state["schedule"])
-        self.success_rates.load_state(state["success_rates"])
 
 
 def select_failures(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fission_grpo.core.serialization import generator_state, set_generator
 from fission_grpo.fission.recovery import CorrectiveInstance
 
-ORDERS = ("lifo", "variance", "fifo", "random")
-"""What `FissionBuffer.sample` can take first: "lifo" is the paper's, the others are [ours]."""
-
-Score = Callable[[CorrectiveInstance], float]
+ORDERS = ("lifo", "random")
+"""What `FissionBuffer.sample` can take first: "lifo" is the paper's, "random" is [ours]."""
 
 
 class FissionBuffer:
@@ -21,8 +19,7 @@ class FissionBuffer:
     Args:
         capacity: largest number of instances. The oldest leaves when a new one does not fit.
         max_age: optimizer steps after which an instance expires; 0 for never.
-        order: what `sample` takes first: the newest ("lifo", as in the paper), the highest score
-            ("variance"; the newest of equal scores), the oldest ("fifo"), or any ("random", with `seed`).
+        order: what `sample` takes first: the newest ("lifo", as in the paper), or any ("random", with `seed`).
 
     Raises:
         ValueError: capacity below 1, or an unknown order.
@@ -63,21 +60,17 @@ class FissionBuffer:
         expired = [item for item in self if step - item.step > self.max_age]
         return [self._items.pop(item.task.id) for item in expired]
 
-    def sample(self, count: int, score: Score = lambda _: 0.0) -> list[CorrectiveInstance]:
-        """Remove and return `count` instances in the buffer's order; `score` is used by the order "variance".
+    def sample(self, count: int) -> list[CorrectiveInstance]:
+        """Remove and return `count` instances in the buffer's order.
 
         Raises:
             ValueError: the buffer holds fewer than `count`.
         """
         if count > len(self):
             raise ValueError(f"asked for {count} instances, the buffer holds {len(self)}")
-        items = list(self)
-        if self.order != "fifo":
-            items.reverse()
+        items = list(self)[::-1]
         if self.order == "random":
             self._random.shuffle(items)
-        elif self.order == "variance":
-            items.sort(key=score, reverse=True)  # the sort is stable: newest first among equal scores
         return [self._items.pop(item.task.id) for item in items[:count]]
 
     def state(self) -> dict[str, Any]:

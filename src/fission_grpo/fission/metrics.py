@@ -62,19 +62,6 @@ def zero_std_groups(rewards: Sequence[float], sizes: Sequence[int]) -> list[bool
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
 
 
-def group_success(succeeded: Sequence[bool | None], sizes: Sequence[int]) -> list[float]:
-    """Return the fraction of successes among each group's judged rollouts; 0 for a group without any.
-
-    Args:
-        succeeded: one per rollout, group after group; None where a rollout could not be judged.
-        sizes: rollouts of each group.
-
-    >>> group_success([True, False, True, None], [2, 2])
-    [0.5, 1.0]
-    """
-    return [fraction([one for one in group if one is not None]) for group in groups_of(succeeded, sizes)]
-
-
 def fraction(flags: Sequence[bool]) -> float:
     """Return the fraction of true values, 0 if there are none at all."""
     return sum(flags) / max(1, len(flags))
@@ -106,6 +93,7 @@ def explore_metrics(counts: Counter[str], zero_std: Sequence[bool]) -> dict[str,
     }
     if counts["judged"]:
         metrics["fission/success"] = counts["succeeded"] / counts["judged"]
+        metrics["fission/first_try_success"] = (counts["succeeded"] - counts["recovered"]) / counts["judged"]
     if counts["erred"]:
         metrics["fission/error_recovery_rate"] = counts["recovered"] / counts["erred"]
     return metrics | {f"fission/{name}": float(n) for name, n in counts.items() if name.startswith("kind/")}

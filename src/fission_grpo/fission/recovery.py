@@ -46,7 +46,6 @@ class CorrectiveInstance:
     leaked: bool = False  # whether a source gave the reference away; that text was not used
     fallback: str | None = None  # why the first source's text was not used, None if it was
     zero_std: bool = False  # whether all rewards of the failed rollout's group were equal (no gradient there)
-    group_success: float = 0.0  # fraction of that group's rollouts that succeeded
 
     def to_json(self) -> dict[str, Any]:
         """Return the instance as JSON values; the inverse of `from_json`."""
@@ -64,7 +63,6 @@ def corrective_instance(
     feedback: Feedback,
     step: int,
     zero_std: bool,
-    group_success: float = 0.0,
     special_tokens: SpecialTokenFilter | None = None,
 ) -> CorrectiveInstance:
     """Build the corrective instance of a failure; for the arguments see `CorrectiveInstance` and `recovery_task`."""
@@ -79,7 +77,6 @@ def corrective_instance(
         leaked=feedback.leaked,
         fallback=feedback.fallback,
         zero_std=zero_std,
-        group_success=group_success,
     )
 
 

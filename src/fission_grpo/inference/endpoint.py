@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from fission_grpo.core.chat import parse
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import encodable, quoted
 from fission_grpo.core.terminal import printable
 from fission_grpo.inference.base import Reply, Request
@@ -140,8 +141,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         gate: RequestGate | None = None,
     ):
         if importlib.util.find_spec("openai") is None:
-            fix = "pip install 'fission-grpo[endpoint]'"
-            raise ModuleNotFoundError(f"an endpoint needs the openai package: {fix}", name="openai")
+            raise ModuleNotFoundError(f"an endpoint needs openai: {install_line('openai')}", name="openai")
         self._openai: Any = importlib.import_module("openai")
         self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None

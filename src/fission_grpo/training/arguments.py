@@ -17,7 +17,7 @@ import yaml
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.training.config import RENAMED
+from fission_grpo.fission.options import REMOVED, RENAMED
 
 # Options of text that also take true or false: TRL's former values, "the newest checkpoint", "all parameters".
 _ALSO_FLAGS = frozenset({"fsdp", "resume_from_checkpoint", "scale_rewards"})
@@ -257,5 +257,7 @@ def _scalar(where: str, value: Any, node: yaml.Node, action: Any, kinds: set[Any
 
 
 def _similar(key: str, names: list[str]) -> str:
+    if key in REMOVED:
+        return f" (it was removed: it {REMOVED[key]})"
     close = difflib.get_close_matches(key, names, n=3, cutoff=0.6)
     return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Callbacks: live progress, a token budget, and stopping on a signal."""
+"""Callbacks: live progress, warnings about a run's health, a token budget, and stopping on a signal."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.terminal import TolerantStream, get_logger, show
 from fission_grpo.core.timing import format_duration
+from fission_grpo.fission.health import check_health
 from fission_grpo.inference.secrets import shown_command
 
 _log = get_logger(__name__)
@@ -193,6 +194,29 @@ class SkipZeroSignal(TrainerCallback):
 def _local(gradient: Any) -> torch.Tensor:
     """This rank's part of a gradient that is sharded (a DTensor)."""
     return gradient.to_local() if hasattr(gradient, "to_local") else gradient
+
+
+class HealthWarnings(TrainerCallback):
+    """Warns of each finding of `fission.health.check_health` in the log rows, when it is first there."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._next = 0  # number of log rows at the next check
+
+    def on_log(self, args, state, control, **kwargs):
+        if len(state.log_history) >= self._next:
+            self._check(state)
+            # later in a run more rarely, so that the checks' time does not grow with its square
+            self._next = len(state.log_history) + max(1, len(state.log_history) // 50)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._check(state)
+
+    def _check(self, state: Any) -> None:
+        for finding in check_health(state.log_history) if state.is_world_process_zero else ():
+            if finding.name not in self._known:
+                self._known.add(finding.name)
+                _log.warning("step %d: %s", state.global_step, finding)
 
 
 class StopAndSave(TrainerCallback):

@@ -8,34 +8,17 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
 from fission_grpo.core.result_errors import error_rule
-from fission_grpo.fission.buffer import ORDERS
-from fission_grpo.fission.failures import FAILURE_TURNS
+from fission_grpo.fission.options import BETA, REMOVED, RENAMED, FissionOptions, check_choices
 
-RENAMED = {
-    "adaptive_share": "adaptive_recovery_ratio",
-    "branch": "failure_turn",
-    "diagnose": "feedback",
-    "diagnose_seconds": "feedback_timeout",
-    "journal": "log_instances",
-    "judge_recovery": "recovery_scope",
-    "num_recoveries": "num_recovery_generations",
-    "recover_share": "recovery_ratio",
-    "recover_trigger": "min_buffered",
-    "simulator": "feedback_model",
-    "tool_characters": "max_tool_result_chars",
-    "tool_seconds": "tool_timeout",
-    "watch_tools": "guard_tools",
-}
-"""Present names of options, by the names they had before the first release. An old name is an error."""
-
+Class = TypeVar("Class", bound=type)
 
 _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
     "delta",
@@ -63,159 +46,35 @@ _CHOICES = {  # of TRL's options of text that it looks at in the first update
 }
 
 
-def refuse_old_names(config: type) -> type:
-    """Class decorator: an old option name raises a TypeError that gives the new one."""
+def refuse_old_names(config: Class) -> Class:
+    """Class decorator: an old option name raises a TypeError that gives the new one, or says that it is gone."""
     construct = config.__init__
 
     @functools.wraps(construct)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         for name in kwargs.keys() & RENAMED.keys():
             raise TypeError(f"{config.__name__}: the option `{name}` is now called `{RENAMED[name]}`")
+        for name in kwargs.keys() & REMOVED.keys():
+            raise TypeError(f"{config.__name__}: the option `{name}` was removed: it {REMOVED[name]}")
         construct(self, *args, **kwargs)
 
     config.__init__ = __init__  # pyright: ignore[reportAttributeAccessIssue]
     return config
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @refuse_old_names
 @dataclass
-class FissionGRPOConfig(GRPOConfig):
-    """Options of `FissionGRPOTrainer`: every field of `trl.GRPOConfig`, and these.
-
-    The help text of each field marks where its default comes from: [paper], [inferred] from it, or [ours].
+class FissionGRPOConfig(FissionOptions, GRPOConfig):
+    """Options of `FissionGRPOTrainer`: every field of `trl.GRPOConfig`, and of `FissionOptions`.
 
     Raises:
         ValueError: a value is out of range. It is raised before anything is loaded.
-        TypeError: an option is given by its old name.
+        TypeError: an option is given by its old name, or is gone.
     """
 
-    fission: bool = _option(
-        True,
-        "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to the bit with"
-        " shared_prefix=False, else up to rounding.",
-    )
-    num_recovery_generations: int | None = _option(
-        None,
-        "G', recovery rollouts sampled per corrective instance: at least 2, and a divisor of "
-        "generation_batch_size. Default: num_generations [ours; the paper's value is not known].",
-    )
-    failure_threshold: float = _option(
-        0.5,
-        "A rollout has failed if its weighted reward sum is below this, in the unit of your rewards. Step tasks "
-        "judged by StepReward use its correctness_threshold instead [ours].",
-    )
-    buffer_capacity: int = _option(
-        256, "Largest number of corrective instances held; a new one replaces the oldest [ours]."
-    )
-    max_age_steps: int = _option(32, "Optimizer steps after which a buffered instance expires; 0 for never [ours].")
-    max_depth: int = _option(
-        1,
-        "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never recover "
-        "[ours].",
-    )
-    failure_turn: str = _option(
-        "first", "Failing turn of an episode to recover from: first, last, or every one of them [ours]."
-    )
-    recovery_scope: str = _option(
-        "episode",
-        "How recoveries in environments are judged. episode: to the end of the episode, by your rewards. turn: by "
-        "the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() rises, else 0; "
-        "nothing is sampled after it. The default did better on average in LOG.md [ours].",
-    )
-    recovery_batches: str = _option(
-        "alternate",
-        "alternate: a recover cycle is a whole batch between explore cycles [paper]. mixed: every batch holds the "
-        "recovery groups that are due, up to the share recovery_ratio, beside the rows it explores [ours].",
-    )
-    recovery_reward: str = _option(
-        "graded",
-        "Reward of recovery rollouts. graded: your rewards [paper]. strict: 1 if the rollout is no failure, else 0, "
-        "so that a nearly right repetition earns nothing [ours].",
-    )
-    recovery_continues: bool = _option(
-        False,
-        "A right recovery of a step task goes on: the turn after it becomes a recovery task too, with the error in "
-        "its dialogue. Needs the task's environment and its column `following` [ours].",
-    )
-    buffer_order: str = _option(
-        "lifo",
-        "Instances to recover from first: lifo, the newest [paper]; variance, those with the largest expected "
-        "reward variance, estimated from the group's success and the running recovery rate of the kind of failure "
-        "[ours]; fifo and random for ablations.",
-    )
-    recovery_ratio: float = _option(
-        0.5,
-        "Largest ratio of recover cycles to all cycles, above 0 to 0.5; with recovery_batches=mixed the largest share "
-        "of a batch, above 0 and below 1 [ours].",
-    )
-    adaptive_recovery_ratio: bool = _option(
-        False, "Recover less often while fewer recovery groups than explore groups have differing rewards [ours]."
-    )
-    min_buffered: int | None = _option(
-        None,
-        "Instances that the buffer must hold before a recover cycle runs. Default: one full batch, "
-        "generation_batch_size / num_recovery_generations, which is also the smallest value allowed [ours; the "
-        "paper's is not known].",
-    )
-    guard_tools: bool | None = _option(
-        None,
-        "Guard tool calls: a call that cannot be read is answered with an error (TRL ends the episode), "
-        "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the value"
-        " of `fission`. True with fission=False is plain GRPO in the same environments [ours].",
-    )
-    tool_timeout: float = _option(
-        60.0,
-        "Time limit of a tool call, in seconds. A call in an environment that exceeds it ends the episode with reward "
-        "0. It also holds for the environment's other methods; an episode in which these exceed it is not judged. 0 "
-        "for none [ours].",
-    )
-    isolate_environments: bool = _option(
-        False,
-        "Run each environment in a process of its own, which is killed at tool_timeout even in C code, and whose "
-        "crash ends only its episode. The class must be at the top of a module [ours].",
-    )
-    max_tool_result_chars: int = _option(
-        20_000,
-        "Largest length of an environment's tool result in characters. A longer one is cut, with a note. 0 for no "
-        "limit [ours].",
-    )
-    error_pattern: str | None = _option(
-        None,
-        "Regular expression: a tool's result with a match in its first 1,000 characters is an error, as if the tool "
-        "had raised it, such as '^Error'. The policy reads the same text. Default: only raised errors and results "
-        'like {"error": ...}; results that begin like errors are counted and named in a warning [ours].',
-    )
-    feedback_timeout: float = _option(
-        30.0,
-        "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. They work"
-        " while the policy is updated. Feedback that is late is replaced and counted [ours].",
-    )
-    max_generated_tokens: int = _option(
-        0,
-        "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and recover cycles"
-        " together, to compare methods at equal cost. 0 for no limit [ours].",
-    )
-    skip_zero_signal: bool | None = _option(
-        None,
-        "Leave out the optimizer step of an update whose gradient is exactly zero, as when every group's rewards are "
-        "equal and beta is 0. Adam's momentum and weight decay would move the policy without a reason. The learning "
-        "rate schedule goes on. Default: the value of `fission`; False steps as TRL does [ours].",
-    )
-    shared_prefix: bool = _option(
-        True,
-        "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
-        "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
-        " TRL's own computation is used [ours].",
-    )
-    log_instances: bool = _option(
-        True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
-    )
-
     def __post_init__(self):
+        if self.beta is None:
+            self.beta = BETA if self.fission else GRPOConfig.__dataclass_fields__["beta"].default
         self._check_numbers()
         self._read_accelerator_config()
         if self.report_to is None:
@@ -295,14 +154,10 @@ class FissionGRPOConfig(GRPOConfig):
                 "per_device_train_batch_size x processes x steps_per_generation), so recovery groups would not fill "
                 f"a batch. Set num_recovery_generations to one of {divisors}, or change the batch size."
             )
-        choices = {"buffer_order": ORDERS, "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
-        choices |= {"recovery_batches": ("alternate", "mixed"), "recovery_reward": ("graded", "strict")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
+        check_choices(vars(self))
         self._check_ratio()
         contexts = self.contexts_per_cycle
-        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0)
+        self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0, log_recoveries=0)
         self._check_least(tool_timeout=0, feedback_timeout=0, max_tool_result_chars=0)
         least = self.contexts_at_a_time
         if self.min_buffered is not None and not least <= self.min_buffered <= self.buffer_capacity:

@@ -302,26 +302,19 @@ class LocalEnvironments:
     schemas: dict[type, tuple[Any, ...]]  # cache of the tools' JSON schemas by environment class
 
     def failed_rollouts(
-        self,
-        cycle: Cycle,
-        rollouts: Sequence[Rollout],
-        failure_turn: str,
-        zero_std: Sequence[bool],
-        success: Sequence[float],
+        self, cycle: Cycle, rollouts: Sequence[Rollout], failure_turn: str, zero_std: Sequence[bool]
     ) -> list[FailedRollout]:
-        """Return the failures of this rank's rollouts; `zero_std` and `success` are those of every group."""
+        """Return the failures of this rank's rollouts; `zero_std` is that of every group."""
         groups = [cycle.group_of(cycle.offset + i) for i in range(len(rollouts))]
         return [
-            self._failed_rollout(i, rollout, failure_turn, zero_std[group], success[group])
+            self._failed_rollout(i, rollout, failure_turn, zero_std[group])
             for i, (rollout, group) in enumerate(zip(rollouts, groups, strict=True))
         ]
 
-    def _failed_rollout(
-        self, i: int, rollout: Rollout, failure_turn: str, zero_std: bool, success: float
-    ) -> FailedRollout:
+    def _failed_rollout(self, i: int, rollout: Rollout, failure_turn: str, zero_std: bool) -> FailedRollout:
         """Return the failures of local rollout `i` with what its environment knows about them.
 
-        `zero_std` and `success` are its group's, see `FailedRollout`; `failure_turn`: see `failures.find_failures`.
+        `zero_std` is its group's, see `FailedRollout`; `failure_turn`: see `failures.find_failures`.
         """
         trajectory = rollout.trajectory
         tools = trajectory.task.tools or self._tool_schemas(i)
@@ -335,7 +328,7 @@ class LocalEnvironments:
                 return None
             return snapshot_after(environment, [result for turn in failure.turns for result in turn.results])
 
-        return FailedRollout(failures, zero_std, success, get_snapshot)
+        return FailedRollout(failures, zero_std, get_snapshot)
 
     def _expected(self, environment: Any) -> tuple[ToolCall, ...] | None:
         """Return the calls of the environment's `_reference`, None if it knows none."""

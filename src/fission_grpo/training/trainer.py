@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
@@ -34,8 +34,8 @@ from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.spec import FeedbackSpec, make_chain
 from fission_grpo.fission.algorithm import Fission
 from fission_grpo.fission.event_log import LOG, EventLog
-from fission_grpo.fission.metrics import explore_metrics, group_success, zero_std_groups
-from fission_grpo.training.callbacks import SkipZeroSignal, TokenBudget
+from fission_grpo.fission.metrics import explore_metrics, zero_std_groups
+from fission_grpo.training.callbacks import HealthWarnings, SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import (
     ExactCheckpointMixin,
     load_source_states,
@@ -54,6 +54,7 @@ from fission_grpo.training.deferred_rows import (
     unpack_rows,
 )
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
+from fission_grpo.training.reporting import RecoveryTables, ReportingMixin
 from fission_grpo.training.rewards import (
     calculate_usable_rewards,
     correct_advantages,
@@ -64,14 +65,14 @@ from fission_grpo.training.rewards import (
 from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
-from fission_grpo.training.trl_compat import check_names, context_length
+from fission_grpo.training.trl_compat import check_names, context_length, trainer_arguments, with_signature
 
 _log = get_logger(__name__)
 
 check_names(GRPOTrainer)
 
 
-class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, GRPOTrainer):
+class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, ReportingMixin, GRPOTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
     Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and two more.
@@ -88,10 +89,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
     instance with its outcome to `output_dir/fission.jsonl`. See docs/fission-grpo.md.
     """
 
-    _tag_names: ClassVar = ["trl", "grpo", "fission-grpo"]
-    _name = "Fission-GRPO"
     args: FissionGRPOConfig
 
+    @with_signature(trainer_arguments)
     def __init__(
         self,
         *trl_args: Any,
@@ -99,8 +99,6 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         error_if: str | Callable[[str], bool] | None = None,
         **trl_kwargs: Any,
     ):
-        if "diagnose" in trl_kwargs:
-            raise TypeError("the argument `diagnose` is now called `feedback`")
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
         given["args"] = args = checked_config(given)
@@ -126,6 +124,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.fission = Fission(args, sources, self.event_log, self.special_tokens, self._fits)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
+        self.add_callback(HealthWarnings())
+        tables = args.log_recoveries if self.accelerator.is_main_process else 0
+        self._recovery_tables = RecoveryTables(tables, args.report_to or ())
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
@@ -287,12 +288,10 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         cycle, step = self.cycle, self.state.global_step
         rewards = cycle.scores.weighted if cycle.scores is not None else []
         zero_std = zero_std_groups(rewards, cycle.sizes)
-        succeeded = [None if r.verdict.reward is None else not r.verdict.failed for r in rollouts]
-        success = group_success(gather_object(succeeded), cycle.sizes)
         environments = LocalEnvironments(
             self.environments or (), self._standalone_tools or (), bool(self.args.guard_tools), self._tool_schemas
         )
-        failed = environments.failed_rollouts(cycle, rollouts, self.args.failure_turn, zero_std, success)
+        failed = environments.failed_rollouts(cycle, rollouts, self.args.failure_turn, zero_std)
         counts, outcomes = count_cycle(cycle, rollouts, failed)
         continued = self._reader.continuations(cycle, rollouts) if self.args.recovery_continues else []
         counts.update(environments.pop_counts() + self.step_environments.pop_counts())
@@ -307,10 +306,11 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             all_outcomes = [outcome for _, outcomes in shared for outcome in outcomes]
             flat = zero_std[first_recovery:]
             self._log_cycle(self.fission.record_recovery(cycle.contexts, all_outcomes, flat, step))
+            self._recovery_tables.log(cycle.contexts, all_outcomes, step)
             if self.args.recovery_continues:
                 self._log_cycle(self.fission.push_continued(cycle.contexts, gather_object(continued), step))
         if first_recovery:
-            self.fission.record_explore(total, zero_std[:first_recovery])
+            self.fission.schedule.record_explore()
             self._log_cycle(explore_metrics(total, zero_std[:first_recovery]))
         self._log_cycle(self._common_metrics(total))
 
