@@ -6,6 +6,7 @@ import pytest
 from report_support import BAD, EVALUATION, FINE, FISSION, GRPO, case, page_of, write_evaluation, write_run
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.evaluation.records import CallRecord
 from fission_grpo.report.evaluations import case_limit, describe_evaluations, latest_evaluations, summarize_evaluations
 from fission_grpo.report.run import read_runs
 
@@ -103,6 +104,15 @@ def test_transcripts_without_a_verdict_have_errors_and_no_rates(tmp_path):
     assert "traces: nothing judges these cases" in text
     assert page.cells[1:3] == ["not judged", "no error cases"]
     assert "With an error, not judged: 1 task" in text
+
+
+def test_results_that_look_like_errors_and_cases_without_a_call_are_said(tmp_path):
+    like_error = CallRecord("move_file", {"name": "a"}, "Error: no file a")
+    write_evaluation(tmp_path, "a", [case(1, True, like_error), case(2, False)])
+    text, page = page_of(tmp_path)
+    assert "1 of 1 results begins like an error and is a success" in text[text.index('class="notes"') :]
+    at = page.cells.index("cases without any call")
+    assert (page.cells[at + 1], page.cells[at + 3]) == ("0.500", "1 of 2 cases")
 
 
 def test_cases_are_shown_by_kind_up_to_a_limit_and_counted_in_full(tmp_path):

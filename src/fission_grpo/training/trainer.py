@@ -109,7 +109,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         source_states(sources)  # raises before the run, not at its first checkpoint
         self._draws_tasks = given.get("train_dataset") is None  # `reset` draws them, so that only snapshots restore
         if args.fission and not self._draws_tasks:
-            check_columns(given["train_dataset"])
+            check_columns(given["train_dataset"], given.get("environment_factory"))
         check_rows(given.get("train_dataset"), args.generation_batch_size or 0, args.num_generations or 1)
         if args.guard_tools:
             self._guard_tools(given, args)
