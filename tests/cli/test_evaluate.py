@@ -191,7 +191,7 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     said = capsys.readouterr().out
     assert said.startswith("t\n")  # the name of the file
     assert "note: 1 of 1 results begins like an error and is a success (such as 'Error: user not found')" in said
-    assert "They are in 1 cases, 1 of them successful" in said
+    assert "Cases with such results: 1, 1 of them successful" in said
     assert evaluated(tmp_path, *traces) == 0
     rates = json.loads((tmp_path / "eval-t" / "rates.json").read_text())
     assert (rates["uncounted_errors"], len(rates["notes"]), rates["own_errors"]) == (1, 1, 0)
