@@ -106,7 +106,6 @@ def test_an_endpoint_that_falters_loses_cases_and_gets_them_back_when_resumed(tm
         (["--model", "starter", "--environment", "a.py:A"], "--rows is missing"),
         (["--model", "starter", "--tasks", "desk", "--rows", "a.jsonl"], "two kinds of tasks"),
         (["--model", "x", "--endpoint", "http://127.0.0.1:9/v1", "--raw"], "--raw needs --tokenizer"),
-        (["--model", "starter", "--fault", "flood:0.5"], "argument --fault: 'flood:0.5': write KIND:RATE"),
         (["--traces", "nowhere.jsonl"], "no such file"),
     ],
 )
@@ -196,7 +195,7 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     said = capsys.readouterr().out
     assert said.startswith("t\n")  # the name of the file
     assert "note: 1 of 1 results begins like an error and is a success (such as 'Error: user not found')" in said
-    assert "They are in 1 cases, 1 of them successful" in said
+    assert "Cases with such results: 1, 1 of them successful" in said
     assert evaluated(tmp_path, *traces) == 0
     rates = json.loads((tmp_path / "eval-t" / "rates.json").read_text())
     assert (rates["uncounted_errors"], len(rates["notes"]), rates["own_errors"]) == (1, 1, 0)
@@ -226,3 +225,12 @@ def test_a_pattern_that_cannot_be_used_is_one_clear_error(options, complaint, ca
         code = stopped.code
     assert code == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("fault", ["flood:0.5", "timeout:2", "timeout"])
+def test_a_wrong_fault_names_the_option_and_the_kinds(fault, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--model", "starter", "--fault", fault])
+    said = capsys.readouterr().err
+    assert f"argument --fault: '{fault}': write KIND:RATE" in said
+    assert "timeout, rate_limit" in said

@@ -201,14 +201,14 @@ def test_a_pattern_is_given_up_in_a_thread_too():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"pattern": "^Error", "function": bool}, "error_pattern and error_if are both given"),
-        ({"pattern": None, "function": "^Error"}, "error_if must be a function"),
-        ({"pattern": "("}, "is no regular expression"),
+        (("^Error", bool), "error_pattern and error_if are both given"),
+        ((None, 3), "error_if must be a pattern or a function"),
+        (("(",), "is no regular expression"),
     ],
 )
 def test_a_rule_that_cannot_be_used_is_refused(given, message):
     with pytest.raises(UsageError, match=message):
-        error_rule(**given)
+        error_rule(*given)
 
 
 def test_a_rule_adds_to_the_errors_that_a_result_reports_by_its_structure():

@@ -278,7 +278,7 @@ def test_a_message_loses_its_middle_if_it_quotes_too_much(tmp_path, capsys):
 
 
 def test_a_refusal_names_the_options_that_make_the_runs_alike(tmp_path, capsys):
-    other = replace(BASE, prompt={**BASE.prompt, "format": "qwen-fc", "error_pattern": "^Error"})
+    other = replace(BASE, prompt={**BASE.prompt, "format": "qwen-fc", "error_if": "^Error"})
     a, b = two_runs(tmp_path, other=other)
     assert main(["compare", a, b]) == 2
     assert capsys.readouterr().err.rstrip().endswith("run both with the same --format, --error_pattern")

@@ -256,10 +256,10 @@ def test_errors_in_words_are_noted_or_told_apart_by_a_pattern_or_a_function(tmp_
     (note,) = plain.metrics.notes
     assert note.startswith("2 of 4 results begin like errors and count as successes (such as 'Error: order 77 not")
     assert note in str(plain)
-    told = evaluated(error_pattern="^Error", output_dir=tmp_path, name="told")
+    told = evaluated(error_if="^Error", output_dir=tmp_path, name="told")
     assert [call.error for call in told.records[0].calls] == ["Error: order 77 not found", None]
     assert (told.metrics.recovery.hits, told.metrics.recovery.of, told.metrics.notes) == (2, 2, ())
-    assert read_manifest(tmp_path / "eval-told").prompt["error_pattern"] == "^Error"
+    assert read_manifest(tmp_path / "eval-told").prompt["error_if"] == "^Error"
     assert (tmp_path / "eval-told" / "rates.md").read_text().startswith("| model | cases | success |")
     by_function = evaluated(error_if=lambda text: "not found" in text)
     assert by_function.metrics.recovery == told.metrics.recovery

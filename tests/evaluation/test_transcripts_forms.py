@@ -190,7 +190,7 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
     count, note = uncounted_errors(records)
     assert count == 2
     assert note.startswith("2 of 4 results begin like errors and count as successes (such as 'Error: user not found')")
-    assert note.endswith("They are in 2 cases, 1 of them successful")
+    assert note.endswith("Cases with such results: 2, 1 of them successful")
     counted = read_traces(path, error_if=error_rule("^Error"))
     rates = compute_metrics(counted)
     assert (rates.own_errors, rates.recovery.hits, rates.recovery.of) == (2, 1, 2)

@@ -252,7 +252,7 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
         tool_timeout=arguments.tool_timeout,
         isolate_environments=arguments.isolate_environments,
         faults=tuple(arguments.fault),
-        error_pattern=arguments.error_pattern,
+        error_if=arguments.error_pattern,
     )
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):
         raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other tasks")

@@ -38,31 +38,38 @@ ADVICE = "raise, return {\"error\": ...}, or give error_pattern, such as '^Error
 
 @dataclass(frozen=True)
 class ErrorRule:
-    """Says of a tool's result, by a pattern or a function, whether it is an error."""
+    """Says of a tool's result whether it is an error: by a regular expression, or a function of its text."""
 
-    pattern: str | None = None
-    function: Callable[[str], bool] | None = None
+    rule: str | Callable[[str], bool]
+
+    @property
+    def name(self) -> str:
+        """What it is called in settings and manifests."""
+        return self.rule if isinstance(self.rule, str) else getattr(self.rule, "__qualname__", repr(type(self.rule)))
 
     def __call__(self, text: str) -> bool:
         """Raises UsageError if the pattern takes too long, or the function fails."""
-        if self.function is None:
-            return self.pattern is not None and matches(self.pattern, text)
+        if isinstance(self.rule, str):
+            return matches(self.rule, text)
         try:
-            return bool(self.function(text))
+            return bool(self.rule(text))
         except Exception as error:  # the user's code, which would else pass for a tool's own error
             what = f"{type(error).__name__}: {error_message(error)}, on the result {quoted(text)}"
             raise UsageError(f"error_if raised {what}; have it return True or False for every text") from error
 
 
-def error_rule(pattern: str | None, function: Callable[[str], bool] | None = None) -> ErrorRule | None:
-    """The rule of an `error_pattern` or `error_if`, None without any. Raises UsageError for one that is wrong."""
-    if pattern is not None and function is not None:
-        raise UsageError("error_pattern and error_if are both given; put the pattern into the function")
-    if function is not None and not callable(function):
-        raise UsageError(f"error_if must be a function str -> bool, got {quoted(function)}; or give error_pattern")
-    if pattern is None and function is None:
-        return None
-    return ErrorRule(None if pattern is None else check_error_pattern(pattern), function)
+def error_rule(*given: str | Callable[[str], bool] | None) -> ErrorRule | None:
+    """The rule among an `error_pattern` and an `error_if`, None without any. Raises UsageError for a wrong one."""
+    rules = [one for one in given if one is not None]
+    if len(rules) > 1:
+        raise UsageError("error_pattern and error_if are both given; leave one out")
+    for rule in rules:
+        if isinstance(rule, str):
+            return ErrorRule(check_error_pattern(rule))
+        if not callable(rule):
+            raise UsageError(f"error_if must be a pattern or a function str -> bool, got {quoted(rule)}")
+        return rule if isinstance(rule, ErrorRule) else ErrorRule(rule)
+    return None
 
 
 def like_errors(results: Iterable[tuple[str, str | None]]) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from typing import Any
 from fission_grpo.core.errors import TimeLimitExceeded, UsageError, error_message, original
 from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.result_errors import like_errors
+from fission_grpo.core.result_errors import error_rule, like_errors
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
@@ -251,7 +251,7 @@ def check_environment(
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     seed: int = 0,
     seconds: float = 5.0,
-    error_if: Callable[[str], bool] | None = None,
+    error_if: str | Callable[[str], bool] | None = None,
 ) -> Report:
     """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, reward.
 
@@ -262,14 +262,14 @@ def check_environment(
         reward_funcs: TRL reward functions to check on it, one or several.
         seed: of the drawing.
         seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
-        error_if: whether a result's text is an error, see `core.result_errors.error_rule`.
+        error_if: which results are errors, too: a regular expression, or a function of a result's text.
 
     Example:
         `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
     """
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
     reward, given = EpisodeReward(functions), [dict(row) for row in rows] or [{}]
-    report = Report(environment_factory, given, list(calls), reward, seed, seconds, error_if)
+    report = Report(environment_factory, given, list(calls), reward, seed, seconds, error_rule(error_if))
     report.run_checks()
     return report
 

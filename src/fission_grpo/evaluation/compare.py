@@ -25,7 +25,7 @@ _OPTIONS = (  # beginnings of a difference, and the options of `eval` that decid
     ("prompt.mode", "--mode"),
     ("prompt.max_turns", "--max_turns"),
     ("prompt.faults", "--fault"),
-    ("prompt.error_pattern", "--error_pattern"),
+    ("prompt.error_if", "--error_pattern"),
     ("prompt.raw", "--raw"),
     ("prompt.template_sha256", "--tokenizer or chat template"),
     ("decoding.temperature", "--temperature"),

@@ -67,8 +67,7 @@ def evaluate(
     tool_timeout: float = ToolLimits.timeout,
     isolate_environments: bool = False,
     faults: Sequence[Fault] = (),
-    error_pattern: str | None = None,
-    error_if: Callable[[str], bool] | None = None,
+    error_if: str | Callable[[str], bool] | None = None,
 ) -> EvaluationResult:
     """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
 
@@ -83,7 +82,7 @@ def evaluate(
         output_dir: where to keep it, in a folder `eval-NAME`, in which a killed evaluation goes on; None for nowhere.
         name: of the evaluation; by default the last part of the model's name.
         temperature, max_new_tokens: of models; a policy samples as it was made to.
-        error_pattern, error_if: which results of tools are errors, as in training: a regular expression or a function.
+        error_if: which results of tools are errors, too: a regular expression, or a function of a result's text.
         max_turns and others: as the options of `fission-grpo eval`.
 
     Raises:
@@ -97,7 +96,7 @@ def evaluate(
     """
     functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
     limits: dict[str, Any] = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
-    limits |= {"error_pattern": error_pattern, "error_if": error_if, "max_turns": max_turns, "faults": tuple(faults)}
+    limits |= {"error_if": error_if, "max_turns": max_turns, "faults": tuple(faults)}
     spec, reward = TaskSpec("", success_at=success_at, seed=seed, **limits), EpisodeReward(functions, reward_weights)
     rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
     tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)

@@ -277,7 +277,7 @@ def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
     if not number or all(case.success is None for case in cases):
         return number, note
     successes = sum(case.success is True for case in cases)
-    return number, f"{note}. They are in {len(cases):,} cases, {successes:,} of them successful"
+    return number, f"{note}. Cases with such results: {len(cases):,}, {successes:,} of them successful"
 
 
 def calls_as_text(records: Sequence[CaseRecord]) -> str:

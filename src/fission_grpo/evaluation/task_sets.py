@@ -56,16 +56,15 @@ class TaskSpec:
     tool_timeout: float = ToolLimits.timeout  # seconds of one call; a case that exceeds it has failed; 0: no limit
     isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
-    error_pattern: str | None = None  # a tool's result with a match is an error (not in BFCL's own cases)
-    error_if: Callable[[str], bool] | None = None  # likewise, if the function says so
+    error_if: str | Callable[[str], bool] | None = None  # which results are errors, too (not in BFCL's own cases)
 
     @property
     def prompt(self) -> dict[str, Any]:
         """The fields that decide how cases are rendered for a policy, for manifests."""
         if self.official:
             return {"format": self.format, "mode": self.mode}
-        options = {"faults": [asdict(fault) for fault in self.faults], "error_pattern": self.error_pattern}
-        options["error_if"] = self.error_if and getattr(self.error_if, "__qualname__", type(self.error_if).__name__)
+        rule = error_rule(self.error_if)
+        options = {"faults": [asdict(fault) for fault in self.faults], "error_if": rule and rule.name}
         given = {name: value for name, value in options.items() if value}
         return {"format": "chat", "max_turns": self.max_turns, **given}
 
@@ -155,7 +154,7 @@ def _episodes(
         environments = wrapped(environments)
     limits = ToolLimits(spec.tool_timeout)
     judge = reward or EpisodeReward()
-    error_if = error_rule(spec.error_pattern, spec.error_if)
+    error_if = error_rule(spec.error_if)
     config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if)
     cases: dict[str, StartCase] = {}
     for number, row in enumerate(rows):
@@ -174,7 +173,7 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")
     if spec.isolate_environments:
         raise ValueError("BFCL's own cases have no environments of ours; leave out --isolate_environments")
-    if spec.error_pattern is not None:
+    if spec.error_if is not None:
         raise ValueError("BFCL's own cases tell errors as the official command does; leave out --error_pattern")
     starts: dict[str, StartCase] = {}
     cases: list[Any] = []

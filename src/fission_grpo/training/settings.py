@@ -97,7 +97,7 @@ def settings_of(trainer: Any) -> dict[str, Any]:
         "reward_funcs": [str(one) for one in getattr(trainer, "reward_func_names", ())],
         "reward_options": [vars(one.config) for one in trainer.reward_funcs if isinstance(one, StepReward)],
         "feedback": [str(source.name) for source in sources],
-        "error_if": getattr(getattr(getattr(trainer, "error_if", None), "function", None), "__qualname__", None),
+        "error_if": getattr(getattr(trainer, "error_if", None), "name", None),
     }
 
 

@@ -96,7 +96,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self,
         *trl_args: Any,
         feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules",
-        error_if: Callable[[str], bool] | None = None,
+        error_if: str | Callable[[str], bool] | None = None,
         **trl_kwargs: Any,
     ):
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
