@@ -1,8 +1,13 @@
 # Both targets make their own environment in $(VENV) first; a second run reuses it.
 VENV ?= .venv
 PYTHON ?= python3
-# The CPU build of torch where the index offers one; set TORCH="torch" for the newest.
+# Set TORCH="torch" for the newest.
 TORCH ?= torch==2.13.0
+# PyPI's torch for Linux brings CUDA. Without a GPU, PyTorch's own index of CPU builds is used, too, if it answers within
+# three seconds. CPU_INDEX= leaves it out.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+HAS_CPU_INDEX = [ -n "$(CPU_INDEX)" ] && [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi && \
+	curl --silent --fail --location --max-time 3 --output /dev/null "$(CPU_INDEX)/torch/"
 # Exact versions of everything else; CONSTRAINTS=/dev/null takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= requirements/ci.txt
 EXTRAS := .[train,report,smollm2,dev]
@@ -41,8 +46,10 @@ test-fast: $(VENV)/installed  ## the tests that take less than a minute together
 test-env: $(VENV)/installed  ## what the tests need, and nothing more
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	@echo "Installing into $(VENV), once: 1.8 GB and some minutes; 5 GB with a torch for CUDA"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) $(TORCH)
+	if $(HAS_CPU_INDEX); then extra="--extra-index-url $(CPU_INDEX)"; fi; \
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) $$extra $(TORCH)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '$(EXTRAS)'
 	# BFCL's environments, judge and data: without the pins of its own dependencies, which it does not need here
 	$(BIN)/pip install --quiet --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock

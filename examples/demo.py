@@ -11,6 +11,7 @@ no evidence (docs/evidence.md): the intervals are over held-out tasks, not over 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from fission_grpo.report.run import read_run
 ROOT = Path(__file__).parent.parent
 ARMS = {"grpo": "GRPO", "fission": "Fission-GRPO"}
 CONFIG = ROOT / "configs" / "desk_static.yaml"
+SHOWN_EVERY = 15.0  # seconds between two lines of progress where no terminal shows them [ours]
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
@@ -32,12 +34,55 @@ def start(command: list[str], log: Path) -> subprocess.Popen:
 
 
 def wait_for(processes: dict[Path, subprocess.Popen]) -> None:
-    """Wait for all processes. If one fails, terminate the others and exit with the end of its log."""
+    """Wait for all processes, showing how far they are. None outlives this function.
+
+    If one fails, the program exits with the end of its log.
+    """
+    shown = time.monotonic()
+    try:
+        while any(process.poll() is None for process in processes.values()):
+            for log, process in processes.items():
+                if process.poll():
+                    sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
+            if sys.stdout.isatty():
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r{progress(processes):{width}.{width}}", end="", flush=True)
+            elif time.monotonic() - shown > SHOWN_EVERY:
+                shown = time.monotonic()
+                print(progress(processes), flush=True)
+            time.sleep(0.5)
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="")
+    finally:
+        end(list(processes.values()))
     for log, process in processes.items():
-        if process.wait():
-            for other in processes.values():
-                other.terminate()
+        if process.returncode:
             sys.exit(f"failed, see {log}:\n" + log.read_text()[-3000:])
+
+
+def progress(processes: dict[Path, subprocess.Popen]) -> str:
+    """Success and time left of each process, from the newest line of progress in its log."""
+    parts = []
+    for log, process in processes.items():
+        lines = log.read_text(errors="replace").split("\n")[:-1]  # the last one may not be whole
+        newest = next((line for line in reversed(lines) if " · " in line), "")
+        words = [word for word in newest.split(" · ") if word.startswith("success") or word.endswith("left")]
+        state = "starting" if process.poll() is None else "done"
+        parts.append(f"{ARMS.get(log.parent.name, 'starter')}: {', '.join(words) or state}")
+    return "   ".join(parts)
+
+
+def end(processes: list[subprocess.Popen]) -> None:
+    """End the processes that still run: they are asked first, and killed after ten seconds."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        process.terminate()
+    for process in running:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def evaluation(model: str, name: str, output: Path, options: argparse.Namespace) -> list[str]:
@@ -86,7 +131,9 @@ def main() -> None:
     wait_for({log: start(["report", str(options.output)], log)})
     log_progress("done\n")
     print_table(options.output)
-    print(f"\nreport: {(options.output / 'report' / 'report.html').resolve()}")
+    a, b = (folders[arm] / f"eval-{name}" for arm, name in ARMS.items())
+    print(f"\nside by side: fission-grpo compare {a} {b}")
+    print(f"report: {(options.output / 'report' / 'report.html').resolve()}")
 
 
 def print_table(output: Path) -> None:
@@ -94,9 +141,10 @@ def print_table(output: Path) -> None:
     print(f"{'':16}{'success':>22}{'error recovery':>22}{'errors met':>14}{'sampled tokens':>17}")
     for folder in (output, *(output / arm for arm in ARMS)):
         for line in read_run(folder).evaluations:
-            low, high = line.success_ci
-            success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
-            recovery = "no errors"
+            success, recovery = "nothing judged", "no errors"
+            if line.success is not None and line.success_ci is not None:
+                low, high = line.success_ci
+                success = f"{line.success:.3f} [{low:.3f}, {high:.3f}]"
             if line.recovery_rate is not None and line.recovery_ci is not None:
                 low, high = line.recovery_ci
                 recovery = f"{line.recovery_rate:.3f} [{low:.3f}, {high:.3f}]"
@@ -105,4 +153,8 @@ def print_table(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `wait_for` ends the children
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the runs were ended, too")

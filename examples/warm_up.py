@@ -39,9 +39,7 @@ def demonstration(environment, row, tokenizer):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--environment", required=True, help="module:Class or file.py:Class, with _reference()"
-    )
+    parser.add_argument("--environment", required=True, help="module:Class or file.py:Class, with _reference()")
     parser.add_argument("--rows", required=True, help="a .jsonl, .json or .parquet file")
     parser.add_argument("--model", default="starter")
     parser.add_argument("--max_steps", type=int, default=200, help="updates of 16 demonstrations")

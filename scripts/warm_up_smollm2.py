@@ -7,7 +7,7 @@ just the reference's tool calls, no thoughts, and only it is learned from. The a
 Rows never meet: the warm-up takes the first `--num_tasks` tasks of rlla_sft.json, RL those after them
 (`skip_tasks` in configs/smollm2_toolrl.yaml is the same number), and rlla_test.parquet is held out for measuring.
 
-    OMP_NUM_THREADS=1 python scripts/warm_up_smollm2.py --model models/smollm2 --data ../shared/data/toolrl \\
+    OMP_NUM_THREADS=1 python scripts/warm_up_smollm2.py --model models/smollm2 --data data/toolrl \\
         --output models/smollm2_warm
 
 Measured on one core: LOG.md. `--epochs 0` measures the model as it is and saves nothing.

@@ -17,7 +17,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-SLOW = ("training", "integration", "recipes", "benchmarks", "cli", "contracts", "test_docs.py", "test_episodes.py")
+SLOW = (
+    "training",
+    "integration",
+    "recipes",
+    "benchmarks",
+    "cli",
+    "contracts",
+    "examples",
+    "test_docs.py",
+    "test_episodes.py",
+)
 """Folders and files whose tests train models or start processes: `make test-fast` leaves them out."""
 
 

@@ -67,6 +67,11 @@ _MODULES = {  # of the names that are loaded on first use, as importing trl take
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'fission_grpo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fission_grpo.{_MODULES[name]}"), name)
+    try:
+        value = getattr(importlib.import_module(f"fission_grpo.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        from fission_grpo.core.install import install_line
+
+        raise ModuleNotFoundError(f"{name} needs {error.name}; {install_line(error.name)}", name=error.name) from error
     globals()[name] = value
     return value

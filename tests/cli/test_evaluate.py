@@ -41,7 +41,7 @@ def test_two_evaluations_are_compared_and_others_refused(tmp_path, capsys):
     assert evaluated(tmp_path, *STARTER, "--name", "b", "--seed", "0") == 0
     assert evaluated(tmp_path, *STARTER, "--name", "c", *greedy) == 0
     assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-b")]) == 0
-    assert (tmp_path / "eval-b" / "compare" / "compare.png").stat().st_size > 1000
+    assert (tmp_path / "eval-b" / "compare" / "compare.svg").stat().st_size > 1000
     capsys.readouterr()
     assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-c")]) == 2
     assert "decoding.temperature" in capsys.readouterr().err
@@ -106,12 +106,15 @@ def test_an_endpoint_that_falters_loses_cases_and_gets_them_back_when_resumed(tm
         (["--model", "starter", "--environment", "a.py:A"], "--rows is missing"),
         (["--model", "starter", "--tasks", "desk", "--rows", "a.jsonl"], "two kinds of tasks"),
         (["--model", "x", "--endpoint", "http://127.0.0.1:9/v1", "--raw"], "--raw needs --tokenizer"),
-        (["--model", "starter", "--fault", "flood:0.5"], "must be one of"),
         (["--traces", "nowhere.jsonl"], "no such file"),
     ],
 )
 def test_a_mistake_in_the_options_is_one_clear_line(tmp_path, capsys, options, words):
-    assert evaluated(tmp_path, *options) == 2
+    try:
+        status = evaluated(tmp_path, *options)
+    except SystemExit as stopped:  # of argparse
+        status = stopped.code
+    assert status == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert words in said[-1]
 
@@ -189,7 +192,10 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     (tmp_path / "t.jsonl").write_text(json.dumps({"messages": WORDS, "success": True}) + "\n")
     traces = ("--traces", str(tmp_path / "t.jsonl"))
     assert main(["eval", *traces]) == 0
-    assert "note: 1 result in 1 case, 1 of them successful, not counted as errors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("t\n")  # the name of the file
+    assert "note: 1 of 1 results begins like an error and is a success (such as 'Error: user not found')" in said
+    assert "Cases with such results: 1, 1 of them successful" in said
     assert evaluated(tmp_path, *traces) == 0
     rates = json.loads((tmp_path / "eval-t" / "rates.json").read_text())
     assert (rates["uncounted_errors"], len(rates["notes"]), rates["own_errors"]) == (1, 1, 0)
@@ -209,7 +215,7 @@ def test_errors_in_words_are_noted_or_counted_in_output_and_results(tmp_path, ca
     [
         (["--traces", "t.jsonl", "--error_pattern", "("], "'(' is no regular expression"),
         (["--traces", "t.jsonl", "--error_pattern", ".*"], "'.*' fits every text"),
-        (["--model", "starter", "--output", "out", "--error_pattern", "x"], "--error_pattern is for transcripts"),
+        (["--model", "starter", "--tasks", "multi_turn_base", "--error_pattern", "x"], "leave out --error_pattern"),
     ],
 )
 def test_a_pattern_that_cannot_be_used_is_one_clear_error(options, complaint, capsys):
@@ -219,3 +225,12 @@ def test_a_pattern_that_cannot_be_used_is_one_clear_error(options, complaint, ca
         code = stopped.code
     assert code == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("fault", ["flood:0.5", "timeout:2", "timeout"])
+def test_a_wrong_fault_names_the_option_and_the_kinds(fault, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--model", "starter", "--fault", fault])
+    said = capsys.readouterr().err
+    assert f"argument --fault: '{fault}': write KIND:RATE" in said
+    assert "timeout, rate_limit" in said

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import sys
+from importlib.metadata import version
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
@@ -130,7 +132,7 @@ def test_a_model_that_names_a_kernel_of_the_hub_is_refused(tmp_path, capsys, key
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_a_finished_run_is_saved_again_and_said_so_and_a_token_is_written_nowhere(tmp_path, capsys):
+def test_a_finished_run_is_saved_again_and_said_so_and_a_token_is_written_nowhere(tmp_path, capsys, monkeypatch):
     path = tmp_path / "c.yaml"
     path.write_text(
         f"{BASE}{SMALL}num_tasks: 4\nsave_steps: 1\nsave_strategy: steps\noutput_dir: {tmp_path / 'run'}\n"
@@ -139,12 +141,18 @@ def test_a_finished_run_is_saved_again_and_said_so_and_a_token_is_written_nowher
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     (tmp_path / "run" / "model.safetensors").unlink()
     again = ["--config", str(path), "--hub_token", "hf_secretive", "--resume_from_checkpoint", "true"]
+    monkeypatch.setattr(sys, "argv", ["/bin/fission-grpo", "train", *again])
     assert train_command(again) == 0
     assert "the run was at its end, step 1: no training, the model is saved again" in capsys.readouterr().out
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
     assert {"training_args.bin", "fission_state.json"} <= {file.name for file in files}
     assert [file.name for file in files if b"hf_secretive" in file.read_bytes()] == []
+    described = json.loads((tmp_path / "run" / "fission_run.json").read_text())
+    command = f"fission-grpo train --config {path} --hub_token '***' --resume_from_checkpoint true"
+    assert (described["command"], described["tasks"], described["parameters"]) == (command, "desk", 1099712)
+    assert described["settings"]["num_generations"] == 2
+    assert described["versions"]["trl"] == version("trl")
 
 
 @pytest.mark.parametrize("place", ["init_hf_repo", "push_to_hub"])

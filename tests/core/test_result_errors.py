@@ -5,8 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import UsageError
-from fission_grpo.core.result_errors import LIKE_AN_ERROR, check_error_pattern, is_like_an_error, matches
+from fission_grpo.core.result_errors import (
+    LIKE_AN_ERROR,
+    check_error_pattern,
+    error_rule,
+    is_like_an_error,
+    like_errors,
+    matches,
+)
+from fission_grpo.core.types import ToolCall
 
 
 @pytest.mark.parametrize(
@@ -187,3 +196,42 @@ def test_a_pattern_is_given_up_in_a_thread_too():
     with ThreadPoolExecutor() as pool, pytest.raises(UsageError, match="takes too long"):
         pool.submit(matches, "^(a|aa)+$", "a" * 900 + "!").result()
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("^Error", bool), "error_pattern and error_if are both given"),
+        ((None, 3), "error_if must be a pattern or a function"),
+        (("(",), "is no regular expression"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        error_rule(*given)
+
+
+def test_a_rule_adds_to_the_errors_that_a_result_reports_by_its_structure():
+    rule = error_rule(None, lambda text: text.startswith("Sorry"))
+    call = ToolCall("find")
+    texts = ["Sorry, no order 77 ", "shipped", '{"error": "no"}', "Sorry"]
+    assert [read_result(call, text, rule).error for text in texts] == ["Sorry, no order 77", None, "no", "Sorry"]
+    assert [read_result(call, text).error for text in texts] == [None, None, "no", None]
+    assert error_rule(None) is None
+
+
+def test_a_function_that_fails_stops_with_its_error_and_the_result():
+    rule = error_rule(None, lambda text: text[5] == "x")
+    with pytest.raises(UsageError, match=r"error_if raised IndexError.*on the result 'ok'"):
+        read_result(ToolCall("find"), "ok", rule)
+
+
+def test_results_that_begin_like_errors_are_counted_and_named():
+    results = [("Error: order 77 not found", None), ("ok", None), ("Error: no", "no"), ("Error: late", None)]
+    number, note = like_errors(results)
+    assert number == 2
+    assert note.startswith(
+        "2 of 4 results begin like errors and count as successes (such as 'Error: order 77 not found')"
+    )
+    assert "error_pattern" in note
+    assert like_errors(results[1:3]) == (0, "")

@@ -5,12 +5,13 @@ import io
 import json
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from broken_streams import BrokenStream, closed_stream
 
-from fission_grpo.core.terminal import get_logger, printable, show, tolerant_output
+from fission_grpo.core.terminal import get_logger, printable, quiet_libraries, show, tolerant_output
 
 SOURCE = Path(__file__).parents[2] / "src" / "fission_grpo"
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\u2066\u2069\x08\r\x00\x7f\u2028"
@@ -267,3 +268,21 @@ def test_an_error_that_nobody_catches_is_shown_clean(capsys, monkeypatch):
     told = capsys.readouterr().err
     assert_clean(told)
     assert "Traceback" in told
+
+
+def test_only_the_listed_messages_of_libraries_are_left_out(caplog):
+    logger = logging.getLogger("transformers.trainer")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with quiet_libraries():
+            for module in ("transformers.training_args", "mine"):
+                for text in ("`gradient_checkpointing` is deprecated", "`other` is deprecated"):
+                    warnings.warn_explicit(text, FutureWarning, f"{module}.py", 1, module)
+            logger.warning("There were missing keys in the checkpoint model loaded: ['lm_head.weight'].")
+            logger.warning("There were missing keys in the checkpoint model loaded: ['lm_head.weight', 'wte'].")
+    assert [(str(one.message), one.filename) for one in shown] == [
+        ("`other` is deprecated", "transformers.training_args.py"),
+        ("`gradient_checkpointing` is deprecated", "mine.py"),
+        ("`other` is deprecated", "mine.py"),
+    ]
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["['lm_head.weight', 'wte']."]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.types import ToolCall
-from fission_grpo.data.convert.dialogues import RowDropped
+from fission_grpo.data.convert.dialogues import ConvertOptions, RowDropped
 from fission_grpo.data.convert.formats import LAYOUTS, convert_file, read_toolace_calls
 from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.data.step_tasks import load_step_tasks, to_rows
@@ -188,7 +188,9 @@ def test_apigen_keeps_its_system_text_and_the_history():
 
 def test_turns_without_calls_become_tasks_only_when_asked_for(tmp_path):
     path = write(tmp_path, toolace_row())
-    assert [len(task.reference) for task in convert_file(path, "toolace", abstentions=True)[1].tasks] == [2, 0]
+    assert [
+        len(task.reference) for task in convert_file(path, "toolace", ConvertOptions(abstentions=True))[1].tasks
+    ] == [2, 0]
 
 
 def test_kept_and_dropped_add_up(tmp_path):

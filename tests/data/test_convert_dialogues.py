@@ -272,3 +272,48 @@ def test_a_block_that_is_no_text_is_counted_by_its_name(tmp_path, kind):
     row = openai({"role": "user", "content": [{"type": kind}]}, LOOK)
     converted = convert(tmp_path, row, openai(ASK, LOOK))
     assert converted.dropped == {f"a message holds more than text: a block of type '{kind}'": 1}
+
+
+def other(city):
+    return says("weather", json.dumps({"city": city}))
+
+
+def test_a_turn_that_recovers_from_a_failed_call_is_marked_and_can_be_had_alone(tmp_path, capsys):
+    failed, ok = (other("Olso"), result("Error: no such city")), result("rain")
+    row = openai(ASK, *failed, *failed, other("Oslo"), ok, other("Rome"), ok)
+    tasks = convert(tmp_path, row).tasks
+    assert [task.id for task in tasks] == ["data:1#3", "data:1#4"]  # the failed ones are no references
+    assert [task.columns for task in tasks] == [{"recovery": True}, {}]
+    assert tasks[0].prompt[-1]["content"] == "Error: no such city"
+    assert [call.arguments for call in tasks[0].reference] == [{"city": "Oslo"}]
+    source, target = str(write(tmp_path, row, row)), tmp_path / "out.jsonl"
+    assert main(["tasks", "convert", "--recoveries", source, str(target)]) == 0
+    said = capsys.readouterr().out
+    assert "tasks that recover from a failed call (`recovery`): 2" in said
+    assert "dropped    2: the turn recovers from no failed call" in said
+    assert [json.loads(line)["recovery"] for line in target.read_text().splitlines()] == [True, True]
+    assert len(load_step_tasks(target)) == 2
+
+
+def test_what_is_no_recovery_is_not_marked(tmp_path):
+    no, ok = result('{"error": "no"}'), result("rain")
+    again = openai(ASK, other("Oslo"), no, other("Oslo"), ok)  # the failing call itself
+    unknown = openai(ASK, other("Olso"), no, other("Oslo"))  # whether it works
+    asked = openai(ASK, other("Olso"), no, {"role": "assistant", "content": "Which?"}, ASK, other("Oslo"), ok)
+    tasks = convert(tmp_path, again, unknown, asked).tasks
+    assert [task.columns for task in tasks] == [{}, {}, {}]
+    twice = openai(ASK, *(other("Olso"), no, other("Oslo"), ok) * 2)
+    assert [task.id for task in convert(tmp_path, twice, recoveries=True).tasks] == ["data:1#2"]
+    with pytest.raises(TaskFileError, match="the turn recovers from no failed call: 3"):
+        convert(tmp_path, again, unknown, asked, recoveries=True)
+
+
+def test_tools_come_from_a_file_for_rows_that_list_none(tmp_path, capsys):
+    row = {"task_id": 0, "reward": 1.0, "traj": [ASK, other("Oslo"), result("rain")], "info": {}}
+    source, target, tools = tmp_path / "results.json", tmp_path / "out.jsonl", tmp_path / "tools.json"
+    source.write_text(json.dumps([row]))
+    assert main(["tasks", "convert", str(source), str(target)]) == 1
+    assert "the row lists no tools; give them with --tools FILE: 1" in capsys.readouterr().err
+    tools.write_text(json.dumps([WEATHER]))
+    assert main(["tasks", "convert", "--tools", str(tools), str(source), str(target)]) == 0
+    assert len(load_step_tasks(target)) == 1

@@ -240,7 +240,7 @@ def test_results_in_another_order_than_the_calls_go_to_their_calls(tmp_path):
     }
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps(row) + "\n")
-    _, converted = convert_file(source, "openai", False)
+    _, converted = convert_file(source, "openai")
     target.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks))
     last = load_step_tasks(target)[-1]
     assert [(past.call.name, past.content) for past in last.history] == [

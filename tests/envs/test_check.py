@@ -31,7 +31,10 @@ from environments_on_trial import (
     Till,
     Undocumented,
 )
+from error_words import Orders
 
+from fission_grpo.cli.main import main
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.check import check_environment
 from fission_grpo.envs.desk.env import Desk
@@ -167,3 +170,25 @@ def test_a_tool_that_raises_what_ctrl_c_raises_stops_the_check():
 
     with pytest.raises(KeyboardInterrupt):
         failed(Interrupts)
+
+
+def test_errors_in_words_fail_the_check_until_they_can_be_told_apart():
+    def finding(**options):
+        report = check_environment(Orders, rows=[{"orders": {"12": "paid"}}], **options)
+        return next(one for one in report.findings if one.check == "errors in words"), report
+
+    silent, report = finding()
+    assert (silent.status, report.ok) == ("failed", False)
+    assert "results begin like errors and count as successes (such as 'Error: order" in silent.detail
+    assert 'return {"error": ...}, or give error_pattern' in silent.detail
+    told, report = finding(error_if=error_rule("^Error"))
+    assert (told.status, report.ok) == ("ok", True)
+
+
+def test_a_pattern_on_the_command_line_tells_errors_apart(capsys):
+    name = "error_words:Orders"
+    assert main(["check-environment", name]) == 1
+    assert "failed" in next(line for line in capsys.readouterr().out.splitlines() if "errors in words" in line)
+    assert main(["check-environment", name, "--error_pattern", "^Error"]) == 0
+    assert main(["check-environment", name, "--error_pattern", "("]) == 2
+    assert "is no regular expression" in capsys.readouterr().err

@@ -4,17 +4,21 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from error_words import Orders
 
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.core.types import PARSE_ERROR, Task, ToolCall, ToolResult
 from fission_grpo.envs.restore import (
     TASK_KEY,
+    judge_corrective_turn,
     make_call,
     make_restorable,
     replay,
+    run_awaitable,
     snapshot_after,
     without_task,
 )
-from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 
 
 class Counter:
@@ -265,3 +269,20 @@ def test_a_reward_that_reads_the_row_sees_it_as_the_data_set_has_it():
     environment.reset(**row)
     assert environment.items == ["a", "reset"]
     assert row["items"] == ["a"]
+
+
+def test_a_rule_makes_a_result_in_words_an_error_in_calls_and_in_their_repetition():
+    limits = ToolLimits(error_if=error_rule("^Error"))
+    history = (ToolResult(ToolCall("find", {"order": "9"}), "Error: order 9 not found", "Error: order 9 not found"),)
+    prompt = [{"role": "user", "content": "Cancel 9."}]
+    task = Task("t", tuple(prompt), columns={"prompt": prompt}, history=history, depth=1)
+    for guard, other_tasks in ((limits, 0), (ToolLimits(), 1)):  # without the rule the call no longer fails
+        environment = make_restorable(Orders, run_awaitable, limits=guard)()
+        environment.reset(**{TASK_KEY: task})
+        assert environment._fission_monitor.counts["other_tasks"] == other_tasks
+    environment = make_restorable(Orders, run_awaitable, limits=limits)()
+    environment.reset()
+    calls = [{"function": {"name": "find", "arguments": {"order": "9"}}}]
+    verdict = judge_corrective_turn(environment, [{"role": "assistant", "content": "", "tool_calls": calls}])
+    assert verdict.results[0].error == verdict.results[0].content == "Error: order 9 not found"
+    assert not verdict.resolved

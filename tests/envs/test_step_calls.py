@@ -6,6 +6,7 @@ import pytest
 
 from fission_grpo.core.chat import dialogue_results
 from fission_grpo.core.errors import TaskFileError
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.core.types import Task, ToolCall
 from fission_grpo.envs.catalog import environment_of_row, is_environment_name, load_factory
 from fission_grpo.envs.step_calls import StepEnvironments, guard_with, try_environments
@@ -252,3 +253,14 @@ def test_a_file_is_executed_once_and_may_not_hide_another_module(tmp_path):
     with pytest.raises(ValueError, match="there is another module 'json'; rename the file"):
         load_factory(f"{tmp_path / 'json.py'}:A")
     assert json.loads("1") == 1
+
+
+def test_a_rule_makes_results_in_words_the_errors_of_a_step_tasks_calls():
+    order = {"type": "object", "properties": {"order": TEXT}, "required": ["order"]}
+    tools = ({"name": "find", "description": "", "parameters": order},)
+    task = step(name="error_words:Orders", reference=(ToolCall("find", {"order": "7"}),), tools=tools, recovery=True)
+    call = ToolCall("find", {"order": "9"})
+    for rule, error in ((None, None), (error_rule("^Error"), "Error: order 9 not found")):
+        environments = StepEnvironments(guard_with(ToolLimits(error_if=rule)))
+        results = environments.results(task, [call]) or ()
+        assert [(one.content, one.error) for one in results] == [("Error: order 9 not found", error)]

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from fission_grpo.cli.main import main
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.install import install_line
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.compare import (
     EvaluationRun,
     compare,
     comparison_table,
+    comparison_text,
     mcnemar,
 )
 from fission_grpo.evaluation.records import (
@@ -93,7 +95,7 @@ def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
     # Per case the difference is +1 five times, -1 once, 0 four times: mean 0.4, deviation sqrt(0.6 - 0.16) = 0.663,
     # so about 0.4 -+ 1.96 * 0.663 / sqrt(10) = -0.01 to 0.81; the bootstrap moves in steps of 0.1
     assert success["interval"] == pytest.approx([0.0, 0.8], abs=0.11)
-    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "compare.svg").read_text().startswith("<svg ")
 
 
 def test_the_same_runs_give_the_same_files_and_the_folder_is_run_bs_by_default(tmp_path, capsys):
@@ -109,7 +111,7 @@ def test_without_matplotlib_a_sentence_says_how_to_get_it(tmp_path, capsys, monk
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["compare", *two_runs(tmp_path)]) == 0
-    assert "pip install 'fission-grpo[report]'" in capsys.readouterr().out
+    assert install_line("matplotlib") in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "b" / "compare").iterdir()] == ["compare.json"]
 
 
@@ -273,3 +275,26 @@ def test_a_message_loses_its_middle_if_it_quotes_too_much(tmp_path, capsys):
     assert shown.startswith("error: these runs cannot be compared")
     assert shown.rstrip().endswith("evaluate both alike")
     assert len(shown) < 2500
+
+
+def test_a_refusal_names_the_options_that_make_the_runs_alike(tmp_path, capsys):
+    other = replace(BASE, prompt={**BASE.prompt, "format": "qwen-fc", "error_if": "^Error"})
+    a, b = two_runs(tmp_path, other=other)
+    assert main(["compare", a, b]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("run both with the same --format, --error_pattern")
+
+
+def test_samples_of_a_task_are_tested_and_resampled_together():
+    # A solves no sample; B both samples of tasks 0-3 and one of task 4: 9 of 12 pairs differ, but only 5 of 6 tasks
+    tasks = [str(number // 2) for number in range(12)]
+    a = [replace(case(i, False), task=task) for i, task in enumerate(tasks)]
+    b = [replace(case(i, i < 9), task=task) for i, task in enumerate(tasks)]
+    both = compare(EvaluationRun(BASE, tuple(a)), EvaluationRun(BASE, tuple(b)))
+    assert (both.pairs, both.tasks, both.only_b, both.p) == (12, 6, 9, pytest.approx(2 / 2**5))
+    alone = compare(*(EvaluationRun(BASE, tuple(replace(one, task="") for one in cases)) for cases in (a, b)))
+    assert (alone.tasks, alone.p) == (12, pytest.approx(2 / 2**9))
+    (low, high), (low_alone, high_alone) = both.differences[0].interval, alone.differences[0].interval
+    assert high - low > high_alone - low_alone
+    assert "9 more of 12 samples than" in comparison_text(both)
+    assert "sign test over 6 tasks p = 0.062)" in comparison_text(both)
+    assert "Equal success, sign test over 6 tasks: p = 0.0625 (0 solved by A alone, 9 by B)" in comparison_table(both)

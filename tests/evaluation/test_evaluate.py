@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from error_words import Orders
 from scripted_policy import ScriptedPolicy
 
 from fission_grpo import evaluate
@@ -19,7 +20,7 @@ from fission_grpo.evaluation.records import (
     StepRecord,
     TurnRecord,
 )
-from fission_grpo.evaluation.run import eval_line
+from fission_grpo.evaluation.run import eval_line, read_manifest
 from fission_grpo.inference.base import Reply
 
 
@@ -240,3 +241,25 @@ def test_without_any_error_the_recovery_rate_is_none_not_zero():
 def test_a_row_without_messages_is_refused_by_id(prompt):
     with pytest.raises(ValueError, match="row 'a': 'prompt' must be a list"):
         run("Done.", rows=[{"id": "a", "prompt": prompt}])
+
+
+def test_errors_in_words_are_noted_or_told_apart_by_a_pattern_or_a_function(tmp_path):
+    calls = [ToolCall("find", {"order": "77"}), ToolCall("cancel", {"order": "7"})]
+    texts = [*map(render_call, calls), "Done."]
+
+    def evaluated(**options):
+        policy = ScriptedPolicy(lambda dialogue: texts[sum(one["role"] == "assistant" for one in dialogue)])
+        return evaluate(policy, Orders, [ROW, ROW | {"id": "b"}], **options)
+
+    plain = evaluated()
+    assert (plain.metrics.own_errors, plain.metrics.uncounted_errors) == (0, 2)
+    (note,) = plain.metrics.notes
+    assert note.startswith("2 of 4 results begin like errors and count as successes (such as 'Error: order 77 not")
+    assert note in str(plain)
+    told = evaluated(error_if="^Error", output_dir=tmp_path, name="told")
+    assert [call.error for call in told.records[0].calls] == ["Error: order 77 not found", None]
+    assert (told.metrics.recovery.hits, told.metrics.recovery.of, told.metrics.notes) == (2, 2, ())
+    assert read_manifest(tmp_path / "eval-told").prompt["error_if"] == "^Error"
+    assert (tmp_path / "eval-told" / "rates.md").read_text().startswith("| model | cases | success |")
+    by_function = evaluated(error_if=lambda text: "not found" in text)
+    assert by_function.metrics.recovery == told.metrics.recovery

@@ -25,7 +25,7 @@ from fission_grpo.evaluation.records import (
     read_records,
     to_line,
 )
-from fission_grpo.evaluation.tables import metrics_table
+from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
 
 
 def fine(name="f", **arguments):
@@ -177,12 +177,13 @@ def test_an_error_in_a_step_with_unreadable_and_good_calls_is_counted_once_each(
     assert [attempt.kind for attempt in found.attempts] == [None, ErrorKind.RAISED, ErrorKind.UNPARSED]
 
 
-def test_rates_over_nothing_are_none_and_the_table_shows_dashes():
+def test_rates_over_nothing_are_none_and_left_out_of_the_table():
     rates = compute_metrics([])
     written = metrics_json(rates)
     assert written["success"] == {"rate": None, "hits": 0, "of": 0, "interval": None, "method": "wilson"}
     assert (written["retry_loops"]["rate"], written["steps_to_recovery"]["mean"]) == (None, None)
-    assert "0 of 0 cases" in metrics_table(rates)
+    assert "0 of 0" not in metrics_table(rates)
+    assert "success" not in metrics_table(rates)
 
 
 def test_two_records_of_one_id_are_refused():
@@ -291,3 +292,36 @@ def test_whatever_the_records_nothing_is_counted_twice_and_every_rate_lies_in_it
             assert share.method == "bootstrap" or low <= share.rate <= high
     json.dumps(metrics_json(rates), allow_nan=False)
     assert metrics_table(rates)
+
+
+AS_TEXT = [
+    'Sure:\n```json\n{"name": "find", "arguments": {"order": "7"}}\n```',
+    'I call {"name": "find", "arguments": {}} now.',
+    "[find(order='7')]",
+    '{"function": {"name": "find", "arguments": "{}"}}',
+    "<function=find><parameter=order>7</parameter></function>",
+]
+
+
+def test_calls_that_a_server_left_as_text_are_named_with_the_flags_that_mend_it():
+    plain = ["It is sent.", '```json\n{"order": 7, "name": "Ann"}\n```', "f(x) is a function"]
+    records = [
+        CaseRecord(f"c{n}", turns=(TurnRecord((StepRecord(text),)),), success=False)
+        for n, text in enumerate([*AS_TEXT, *plain])
+    ]
+    rates = compute_metrics(records)
+    (note,) = rates.notes
+    assert note.startswith("5 of 8 cases begin with a call as text that is not read as one")
+    for flag in ("--enable-auto-tool-choice", "--tool-call-parser", "--jinja", "--raw"):
+        assert flag in note
+    assert f"note: {note}" in metrics_table(rates)
+    assert (rates.without_call.hits, rates.without_call.of) == (8, 8)
+    assert re.search(r"cases without any call +1\.000 +\S+ to 1\.000 +8 of 8 cases", metrics_table(rates))
+    assert compute_metrics(records[3:]).notes == ()  # 2 of 5
+
+
+def test_the_markdown_table_has_one_row_to_paste():
+    header, rule, row = metrics_markdown("a|b", compute_metrics(RECORDS)).splitlines()
+    assert header.split(" | ")[:3] == ["| model", "cases", "success"]
+    assert row.startswith("| a\\|b | 9 | 0.")
+    assert header.count("|") == rule.count("|") == row.count("|") - 1

@@ -6,7 +6,8 @@ import pytest
 from transcripts_support import ASK, CD, DONE, TOOLS, call, errors, read, result, says, write
 
 from fission_grpo.core.errors import RunFileError
-from fission_grpo.evaluation.metrics import compute_metrics
+from fission_grpo.core.result_errors import error_rule
+from fission_grpo.evaluation.metrics import compute_metrics, uncounted_errors
 from fission_grpo.evaluation.transcripts import read_traces
 
 USE = {"type": "tool_use", "id": "1", "name": "cd", "input": {"folder": "a"}}
@@ -179,9 +180,6 @@ WORDS = ["Error: user not found", "ok", "Error: no", "No Error: fine"]
 
 
 def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
-    from fission_grpo.core.result_errors import check_error_pattern
-    from fission_grpo.evaluation.transcripts import uncounted_errors
-
     rows = [
         {"messages": [ASK, says(call("a")), result(WORDS[0]), says(call("a")), result(WORDS[1])], "success": 1},
         {"messages": [ASK, says(call("a")), result(WORDS[2]), says(call("a")), result(WORDS[3])], "success": 0},
@@ -191,10 +189,9 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
     assert compute_metrics(records).own_errors == 0
     count, note = uncounted_errors(records)
     assert count == 2
-    assert note.startswith("2 results in 2 cases, 1 of them successful, not counted as errors though")
-    assert "'Error: user not found'" in note
-    assert "--error_pattern" in note
-    counted = read_traces(path, pattern=check_error_pattern("^Error"))
+    assert note.startswith("2 of 4 results begin like errors and count as successes (such as 'Error: user not found')")
+    assert note.endswith("Cases with such results: 2, 1 of them successful")
+    counted = read_traces(path, error_if=error_rule("^Error"))
     rates = compute_metrics(counted)
     assert (rates.own_errors, rates.recovery.hits, rates.recovery.of) == (2, 1, 2)
     assert [one.error for record in counted for one in record.calls] == [WORDS[0], None, WORDS[2], None]
@@ -202,8 +199,91 @@ def test_errors_in_words_are_counted_with_a_pattern_and_noted_without(tmp_path):
 
 
 def test_a_pattern_is_refused_for_a_result_file(tmp_path):
-    from fission_grpo.core.result_errors import check_error_pattern
-
     path = write(tmp_path, {"id": "multi_turn_base_0", "result": []})
     with pytest.raises(RunFileError, match="leave --error_pattern out"):
-        read_traces(path, pattern=check_error_pattern("x"))
+        read_traces(path, error_if=bool)
+
+
+SENT = {"name": "find", "arguments": {"order": "7"}}
+TAU = [
+    {"role": "system", "content": "Be kind."},
+    ASK,
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": SENT}]},
+    {"role": "tool", "tool_call_id": "1", "name": "find", "content": "Error: order 7 not found"},
+    {"role": "assistant", "content": "No."},
+]
+TAU2 = [
+    ASK,
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", **SENT, "requestor": "assistant"}]},
+    {"role": "tool", "id": "1", "content": "no order", "requestor": "assistant", "error": True},
+    {"role": "user", "content": None, "tool_calls": [{"id": "2", **SENT, "requestor": "user"}], "requestor": "user"},
+    {"role": "tool", "id": "2", "content": "on", "requestor": "user", "error": False},
+]
+INSPECT = [
+    ASK,
+    {
+        "role": "assistant",
+        "content": [{"type": "reasoning", "reasoning": "hm"}, {"type": "text", "text": "Well."}],
+        "tool_calls": [{"id": "1", "function": "find", "arguments": {"order": "7"}, "type": "function"}],
+    },
+    {
+        "role": "tool",
+        "tool_call_id": "1",
+        "function": "find",
+        "content": "",
+        "error": {"type": "timeout", "message": "too slow"},
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("document", "records"),
+    [
+        (
+            [{"task_id": 3, "trial": n, "reward": reward, "traj": TAU} for n, reward in enumerate((1.0, 0.5))],
+            [("3-0", True, ["Error: order 7 not found"]), ("3-1", False, ["Error: order 7 not found"])],
+        ),
+        (
+            {
+                "tasks": [],
+                "simulations": [{"task_id": "4", "trial": 0, "messages": TAU2, "reward_info": {"reward": 1}}],
+            },
+            [("4-0", True, ["no order"])],
+        ),
+        (
+            {"samples": [{"id": 1, "epoch": 1, "messages": INSPECT, "scores": {"match": {"value": "C"}}}]},
+            [("1-1", True, ["too slow"])],
+        ),
+        (TAU, [("line-1", None, ["Error: order 7 not found"])]),
+        ([{"messages": TAU}, {"messages": TAU}], [(f"line-{n}", None, ["Error: order 7 not found"]) for n in (1, 2)]),
+    ],
+    ids=["tau-bench", "tau2-bench", "inspect", "messages", "list"],
+)
+def test_results_of_other_programs_are_read_as_transcripts(tmp_path, document, records):
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    found = read_traces(tmp_path / "results.json", error_if=error_rule("^Error"))
+    assert [(one.id, one.success, [made.error for made in one.calls]) for one in found] == records
+    assert {(made.name, made.arguments["order"]) for one in found for made in one.calls} == {("find", "7")}
+
+
+def test_a_row_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"messages": [{"role": "user", "content": "go"}]}, 3]')
+    with pytest.raises(RunFileError, match=r"rows\.json, row 2: not a JSON object"):
+        read_traces(tmp_path / "rows.json")
+
+
+def test_the_layouts_of_data_sets_are_transcripts_too(tmp_path):
+    call = '<tool_call>{"name": "find", "arguments": {"order": "7"}}</tool_call>'
+    said = [
+        ("human", "Go."),
+        ("gpt", call),
+        ("tool", '<tool_response>{"error": "no"}</tool_response>'),
+        ("gpt", "Sorry."),
+    ]
+    row = {"conversations": [{"from": role, "value": text} for role, text in said], "success": False}
+    (record,) = read_traces(write(tmp_path, row))
+    assert [(one.name, one.error) for one in record.calls] == [("find", "no")]
+    assert record.success is False
+    broken = {"conversations": [{"from": "human", "value": "Go."}, {"from": "gpt", "value": "<tool_call>{"}]}
+    with pytest.raises(RunFileError, match="line 1: it cannot be read: a tool call cannot be read"):
+        read_traces(write(tmp_path, broken))

@@ -213,3 +213,46 @@ def test_a_seed_of_the_request_goes_before_that_of_the_options(server):
     one_reply(server, Request(ASK, seed=9))
     one_reply(server, Request(ASK), seed=3)
     assert [body.get("seed") for body in server.asked] == [9, 9, 3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (calls(("get_weather", '{"city": "Oslo"}')), "tools: yes"),
+        ('```json\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n```', "tools: as text ("),
+        ('<tool_call>{"name": "get_weather", "arguments": {}}</tool_call>', "tools: as text in Hermes format"),
+        ("It is raining.", "tools: no call of one that was to be called"),
+    ],
+)
+def test_a_probe_says_how_a_server_answers_a_request_with_a_tool(server, answer, said):
+    server.answer = lambda body: answer
+    with policy_of(server) as policy:
+        found = policy.probe_tools()
+        assert counts_of(policy).requests == 0
+    assert said in found
+    assert ("--enable-auto-tool-choice" in found) == (said != "tools: yes")
+    assert [tool["function"]["name"] for tool in server.asked[0]["tools"]] == ["get_weather"]
+
+
+REFUSALS = {
+    400: b'{"error": {"message": "\\"auto\\" tool choice requires --enable-auto-tool-choice and --tool-call-parser"}}',
+    500: b'{"error": {"code": 500, "message": "tools param requires --jinja flag", "type": "server_error"}}',
+}
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_server_without_tools_is_told_apart_with_its_flags_and_not_asked_again(server, status):
+    server.refusals = dict.fromkeys(range(9), (status, REFUSALS[status]))
+    reply, counts = one_reply(server, max_retries=5)
+    assert counts.requests == 1
+    assert f"HTTP {status} after 1 try" in (reply.lost or "")
+    assert "llama.cpp with --jinja" in (reply.lost or "")
+    with policy_of(server) as policy:
+        assert f"tools: no (HTTP {status}" in policy.probe_tools()
+
+
+def test_a_request_that_is_too_slow_is_tried_twice_and_the_option_named(server):
+    server.faults = lambda number: "hang"
+    reply, counts = one_reply(server, timeout=0.2, max_retries=5)
+    assert (counts.requests, counts.retries, counts.lost) == (2, {"timeout": 1}, {"timeout": 1})
+    assert (reply.lost or "").endswith("raise --timeout (now 0.2)")

@@ -173,7 +173,7 @@ def test_a_hostile_output_is_classified_and_everything_made_of_it_is_json(tokeni
     assert environment._snapshot() == untouched._snapshot()  # nothing that was refused has changed the world
     feedback = feedback_for(failure, make_chain("rules"))
     find_reference_leak(feedback.text, [ToolCall("move_file", {"name": text[:200]})], failure.calls, failure.tools)
-    item = corrective_instance(failure, feedback, 1, False, 0.0, control)
+    item = corrective_instance(failure, feedback, 1, False, control)
 
     log = EventLog(tmp_path / "fission.jsonl")
     log.failed(failure, item.task.id, 1)

@@ -233,11 +233,12 @@ def test_no_page_has_an_old_name(page):
 
 
 def test_every_option_of_ours_is_explained():
-    from fission_grpo.cli.train import TrainArguments
+    from fission_grpo.cli.train_options import TrainArguments
     from fission_grpo.core.rewards import RewardConfig
+    from fission_grpo.fission.options import FissionOptions
 
     explained = set(inline_code(ROOT / "docs" / "fission-grpo.md"))
-    for settings in (fission_grpo.FissionGRPOConfig, RewardConfig, TrainArguments):
+    for settings in (FissionOptions, RewardConfig, TrainArguments):
         assert set(settings.__annotations__) - explained == set()
 
 

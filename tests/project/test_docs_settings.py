@@ -105,7 +105,7 @@ def read_command(words):
     parsers |= {"simulator data": data, "simulator check": check}
     if command == "simulator":
         command, rest = f"simulator {rest[0]}", rest[1:]
-    if command == "report":
+    if command in ("report", "doctor"):
         return rest
     return parsers[command]._parser().parse_args(rest)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fission_grpo.data.convert.dialogues import ConvertOptions
 from fission_grpo.data.convert.formats import convert_file
 
 ASK = {"role": "user", "content": "Go."}
@@ -42,7 +43,7 @@ def write(folder, *rows, name="data.jsonl"):
 
 
 def convert(folder, *rows, name="data.jsonl", layout="auto", **options):
-    return convert_file(write(folder, *rows, name=name), layout, **options)[1]
+    return convert_file(write(folder, *rows, name=name), layout, ConvertOptions(**options))[1]
 
 
 def references(converted):

@@ -33,6 +33,7 @@ class OpenAIServer:
 
     def __init__(self, answer=lambda body: "Done.", models=("small",)):
         self.answer, self.models, self.faults = answer, models, ()
+        self.refusals = {}  # status and body by the number of the request
         self.asked, self.headers, self.paths, self.times = [], [], [], []
         self.most = self._now = 0  # requests under way at a time
         self._lock, self._closing = threading.Lock(), threading.Event()
@@ -111,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "too long":
             said = {"error": {"message": "This model's maximum context length is 4096 tokens.", "code": 400}}
             self._send(400, json.dumps(said).encode())
+            return
+        if len(self.owner.asked) - 1 in self.owner.refusals:
+            self._send(*self.owner.refusals[len(self.owner.asked) - 1])
             return
         answer = self.owner.answer(body)
         if isinstance(answer, int):

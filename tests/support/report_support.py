@@ -3,7 +3,14 @@
 import json
 from html.parser import HTMLParser
 
+from fission_grpo.core.types import ErrorKind
+from fission_grpo.evaluation.metrics import compute_metrics
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, to_line
+from fission_grpo.evaluation.run import Manifest, eval_line, write_manifest
 from fission_grpo.report.page import write_report
+
+FINE = CallRecord("move_file", {"name": "b"}, "ok")
+BAD = CallRecord("move_file", {"name": "a"}, "{'error': 'no file a'}", "no file a", ErrorKind.RAISED)
 
 PUSHED = {
     "event": "pushed", "id": "t1/r1", "step": 1, "root": "t1", "parent": "t1", "depth": 1,
@@ -37,6 +44,25 @@ def write_run(path, *, log=(), fission=(PUSHED, RECOVERED), evaluations=(EVALUAT
         if events:
             (path / name).write_text("".join(json.dumps(event) + "\n" for event in events))
     return path
+
+
+def case(name, success, *calls, request="Move the file.", **fields):
+    """A case of one turn, with a step for each call and a last one without."""
+    steps = (*(StepRecord("", (call,)) for call in calls), StepRecord("Done."))
+    return CaseRecord(str(name), "", (TurnRecord(steps, success, request),), success, **fields)
+
+
+def write_evaluation(run, name, cases, step=0, tokens=0, line=True, **manifest):
+    """An `eval-NAME` folder of these cases, and their line in the run's eval.jsonl."""
+    folder = run / f"eval-{name}"
+    about = {"tasks": {"kind": "desk", "sha256": "abc", "count": len(cases)}, "prompt": {}, "decoding": {"seed": 0}}
+    policy = {"model": f"models/{name}", "step": step, "tokens": tokens}
+    write_manifest(folder, Manifest(name, **{**about, **manifest}, policy=policy))
+    (folder / "cases.jsonl").write_text("".join(to_line(one) + "\n" for one in cases))
+    if line:
+        with (run / "eval.jsonl").open("a") as file:
+            file.write(eval_line(compute_metrics(cases), name, step, tokens) + "\n")
+    return folder
 
 
 class Page(HTMLParser):

@@ -134,3 +134,19 @@ def test_column_that_is_no_json_is_named_before_training():
         check_columns([{"prompt": "a", "when": object()}])
     with pytest.raises(ValueError, match="empty"):
         check_columns([])
+
+
+def test_a_column_that_reset_needs_is_missed_before_the_model_is_loaded():
+    from datasets import Dataset
+
+    class Lamp:
+        def reset(self, room: str, **_): ...
+
+    class Bare:
+        def reset(self): ...
+
+    dataset = Dataset.from_list([{"prompt": "a", "hall": "x"}])
+    with pytest.raises(ValueError, match=r"train_dataset: Lamp\.reset needs room; add the column"):
+        check_columns(dataset, Lamp)
+    with pytest.raises(ValueError, match=r"Bare\.reset does not take hall, prompt"):
+        check_columns(dataset, {"a": Bare})

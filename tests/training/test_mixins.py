@@ -1,4 +1,4 @@
-"""The trainer's three mixins are independent: each works alone on TRL's GRPOTrainer. Needs the `train` extra."""
+"""Three of the trainer's mixins know nothing of fission: each works alone on TRL's GRPOTrainer. Needs `train`."""
 
 import pytest
 
@@ -16,6 +16,7 @@ from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.training.checkpoint import ExactCheckpointMixin
 from fission_grpo.training.checkpoint_files import FILE, find_corruption, load_state
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
+from fission_grpo.training.reporting import ReportingMixin
 from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin
 
 MIXINS = (LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin)
@@ -42,8 +43,8 @@ def one_step(mixin, folder):
     return trainer
 
 
-def test_the_trainer_is_three_mixins_over_trls():
-    assert FissionGRPOTrainer.__bases__ == (*MIXINS, GRPOTrainer)
+def test_the_trainer_is_four_mixins_over_trls():
+    assert FissionGRPOTrainer.__bases__ == (*MIXINS, ReportingMixin, GRPOTrainer)
     assert {mixin.__bases__ for mixin in MIXINS} == {(object,)}
 
 

@@ -123,7 +123,7 @@ newer = types.ModuleType("trl")  # has the trainer, but not what the command rea
 newer.GRPOConfig, newer.GRPOTrainer = trl.GRPOConfig, trl.GRPOTrainer
 sys.modules["trl"] = newer
 from fission_grpo.cli.main import main
-sys.exit(main(["train", "--help"]))
+sys.exit(main(["train", "--help-all"]))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert said.returncode == 1

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
+from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.data.convert.dialogues import read_rows
+from fission_grpo.data.convert.files import read_rows
 from fission_grpo.data.rows import reset_columns
 from fission_grpo.envs.catalog import load_factory, load_function
 from fission_grpo.envs.check import check_environment
@@ -22,13 +23,13 @@ def check_environment_command(argv: list[str]) -> int:
     try:
         if not name or (arguments.name and arguments.environment):
             raise UsageError("give one environment: --environment module:Class or path/to/file.py:Class")
-        make = load_factory(name)
+        make, error_if = load_factory(name), error_rule(arguments.error_pattern)
         rewards = [load_function(one) for one in arguments.reward]
         rows = reset_columns(list(read_rows(arguments.rows)), name) if arguments.rows else []
     except (UsageError, TaskFileError) as error:
         show(f"error: {error}", error=True)
         return 2
-    report = check_environment(make, rows, (), rewards, seed=arguments.seed, seconds=arguments.seconds)
+    report = check_environment(make, rows, (), rewards, arguments.seed, arguments.seconds, error_if)
     fields = {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
     show(json.dumps(fields) if arguments.json else report)
     return 0 if report.ok else 1
@@ -44,5 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--reward", nargs="+", default=[], metavar="MODULE:FUNCTION", help="reward functions, as in train and eval")
     add("--seed", type=int, default=0, help="of the calls that are tried")
     add("--seconds", type=float, default=5.0, help="time limit of one call (default %(default)s)")
+    add("--error_pattern", metavar="REGEX", help=ERROR_PATTERN_HELP)
     add("--json", action="store_true", help="print the report as JSON")
     return parser

@@ -1,4 +1,4 @@
-"""`fission-grpo compare RUN_A RUN_B`: a table on the terminal, `compare.json` and `compare.png` in a folder."""
+"""`fission-grpo compare RUN_A RUN_B`: a table on the terminal, `compare.json` and `compare.svg` in a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.evaluation.compare import compare, comparison_json, comparison_table, read_run
 
@@ -28,16 +29,16 @@ def compare_command(argv: list[str]) -> int:
     show(comparison_table(comparison))
     show(f"written: {output / 'compare.json'}")
     try:
-        from fission_grpo.report.charts import comparison_png
+        from fission_grpo.report.charts import draw_comparison
 
-        write_file(output / "compare.png", comparison_png(comparison))
+        write_file(output / "compare.svg", draw_comparison(comparison))
     except ImportError as error:
-        show(f"no picture: it needs matplotlib ({error}); pip install 'fission-grpo[report]'")
+        show(f"no picture: it needs matplotlib ({error}); {install_line('matplotlib')}")
     except OSError as error:
         show(f"error: {error}", error=True)
         return 2
     else:
-        show(f"written: {output / 'compare.png'}")
+        show(f"written: {output / 'compare.svg'}")
     return 0
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from fission_grpo.cli.tasks import error_pattern
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
+from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
-from fission_grpo.envs.faults import Fault
+from fission_grpo.envs.faults import KINDS, Fault
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.evaluate import (
     EVAL,
@@ -32,7 +33,7 @@ from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_lo
 from fission_grpo.evaluation.records import CASES, to_line
 from fission_grpo.evaluation.run import Manifest, write_manifest
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
-from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
+from fission_grpo.evaluation.transcripts import read_traces
 from fission_grpo.inference.endpoint import EndpointOptions
 
 EXAMPLES = """\
@@ -46,9 +47,6 @@ examples:
 
 A killed evaluation continues when the same command is given again. docs/evaluation.md has the definitions.
 """
-
-# How to install what may be missing; for everything else it is the training extra.
-PACKAGES = {"bfcl_eval": INSTALL, "openai": "pip install 'fission-grpo[endpoint]'"}
 
 
 def eval_parser() -> argparse.ArgumentParser:
@@ -77,8 +75,6 @@ def _add_policy_options(group: Any) -> None:
     template = "local model: arguments of the chat template, as in training (an endpoint takes them in --extra_body)"
     add("--chat_template_kwargs", type=_json_object, default={}, metavar="JSON", help=template)
     add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
-    errors = "transcripts: a tool's result with a match is an error, such as '^Error' (in the first 1,000 characters)"
-    add("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
 
 
 def _add_task_options(group: Any) -> None:
@@ -106,6 +102,7 @@ def _add_task_options(group: Any) -> None:
     add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=limit)
     isolate = "run each environment in a process of its own, which is killed at --tool_timeout (not for BFCL)"
     add("--isolate_environments", action="store_true", help=isolate)
+    add("--error_pattern", type=error_pattern, metavar="REGEX", help=f"{ERROR_PATTERN_HELP} (not for BFCL)")
     faults = "inject faults into environments, such as timeout:0.1; may be given several times"
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
@@ -145,12 +142,13 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _fault(text: str) -> tuple[str, float]:
+def _fault(text: str) -> Fault:
     kind, _, rate = text.partition(":")
     try:
-        return kind, float(rate)
+        return Fault(kind, float(rate))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write KIND:RATE, such as timeout:0.1") from None
+        what = f"write KIND:RATE, such as timeout:0.1, a rate from 0 to 1 of one of {', '.join(KINDS)}"
+        raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
 
 
 def evaluate_command(argv: list[str]) -> int:
@@ -159,16 +157,12 @@ def evaluate_command(argv: list[str]) -> int:
     if arguments.output is not None:
         arguments.output = arguments.output.absolute()  # a tool may change the working directory
     try:
-        if arguments.error_pattern is not None and not arguments.traces:
-            raise ValueError("--error_pattern is for transcripts; give them with --traces FILE, or leave it out")
         show(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
         show(f"error: {error}", error=True)
         return 2
     except ModuleNotFoundError as error:
-        package = str(error.name).split(".")[0]
-        install = PACKAGES.get(package, "pip install 'fission-grpo[train]'")
-        show(f"error: evaluation needs {package}; {install}", error=True)
+        show(f"error: evaluation needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     except KeyboardInterrupt:
         show("\nstopped; the same command goes on where this one was", error=True)
@@ -215,13 +209,12 @@ def evaluate_traces(arguments: Namespace) -> str:
     """Compute the metrics of transcripts; with --output they are kept, so that they can be compared."""
     notes: list[str] = []
     pattern = arguments.error_pattern
-    records = read_traces(arguments.traces, notes, pattern)
+    records = read_traces(arguments.traces, notes, error_rule(pattern))
     for note in notes:
         show(f"note: {note}", error=True)
     name = arguments.name or arguments.traces.stem
-    number, note = uncounted_errors(records)
     folder = None if arguments.output is None else arguments.output / f"eval-{file_name(name)}"
-    result = EvaluationResult(name, records, compute_metrics(records), folder, [note] if note else [])
+    result = EvaluationResult(name, records, compute_metrics(records), folder)
     if folder is not None:
         ids = sorted(record.id for record in records)
         tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
@@ -229,7 +222,7 @@ def evaluate_traces(arguments: Namespace) -> str:
             tasks["error_pattern"] = pattern  # evaluations that count other errors are not compared
         write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
         write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
-        write_rates(result, uncounted_errors=number)
+        write_rates(result)
     return str(result)
 
 
@@ -258,7 +251,8 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
         mode=arguments.mode,
         tool_timeout=arguments.tool_timeout,
         isolate_environments=arguments.isolate_environments,
-        faults=tuple(Fault(kind, rate) for kind, rate in arguments.fault),
+        faults=tuple(arguments.fault),
+        error_if=arguments.error_pattern,
     )
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):
         raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other tasks")

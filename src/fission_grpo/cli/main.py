@@ -8,7 +8,8 @@ import traceback
 from importlib import import_module
 
 from fission_grpo.core.errors import RunDirectoryError, UnsupportedVersionError
-from fission_grpo.core.terminal import show, show_traceback, tolerant_output
+from fission_grpo.core.install import install_line
+from fission_grpo.core.terminal import quiet_libraries, show, show_traceback, tolerant_output
 
 USAGE = """\
 usage: fission-grpo COMMAND [options]
@@ -26,8 +27,9 @@ commands:
 `fission-grpo COMMAND --help` tells a command's options. Examples:
 
   fission-grpo train --config configs/desk_fission.yaml --output_dir runs/mine
+  fission-grpo eval --model starter --tasks desk --output runs/mine
   fission-grpo eval --model runs/mine --tasks desk --output runs/mine
-  fission-grpo compare runs/eval_base runs/eval_mine
+  fission-grpo compare runs/mine/eval-starter runs/mine/eval-mine
   fission-grpo report runs/mine
   fission-grpo tasks check my_tasks.jsonl
 """
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         sys.excepthook = show_traceback
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    with tolerant_output() as output:
+    with tolerant_output() as output, quiet_libraries():
         status = _run(command, rest)
         output.flush()
         if output.problem is not None:
@@ -72,12 +74,7 @@ def _run(command: str, rest: list[str]) -> int:
         return 2
     module, function = COMMANDS[command]
     try:
-        try:
-            run = getattr(import_module(f"fission_grpo.{module}"), function)
-        except ModuleNotFoundError as error:
-            show(f"error: {command} needs {error.name}; pip install 'fission-grpo[train]'", error=True)
-            return 1
-        return run(rest)
+        return getattr(import_module(f"fission_grpo.{module}"), function)(rest)
     except SystemExit as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         if place.filename == argparse.__file__:
@@ -87,6 +84,9 @@ def _run(command: str, rest: list[str]) -> int:
         return 1
     except (UnsupportedVersionError, RunDirectoryError) as error:
         show(f"error: {error}", error=True)
+        return 1
+    except ModuleNotFoundError as error:  # of ours: those of a user's environment are errors of the user's module
+        show(f"error: {command} needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     except ImportError as error:  # a package has another version than those tested, and lacks a name
         show(f"error: {command}: {error}; docs/reliability.md has the versions that were tested", error=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import show
-from fission_grpo.envs.bfcl import INSTALL
 
 USAGE = """\
 usage: fission-grpo simulator COMMAND [options]
@@ -40,9 +40,7 @@ def simulator_command(argv: list[str]) -> int:
     try:
         return _run(command, rest)
     except ModuleNotFoundError as error:
-        extra = {"openai": "endpoint"}.get(str(error.name), "train")
-        fix = INSTALL if str(error.name).startswith("bfcl_eval") else f"pip install 'fission-grpo[{extra}]'"
-        show(f"error: this needs {error.name}; {fix}", error=True)
+        show(f"error: this needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     except (ValueError, OSError) as error:
         show(f"error: {error}", error=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import write_file
-from fission_grpo.core.result_errors import check_error_pattern
+from fission_grpo.core.install import install_line
+from fission_grpo.core.result_errors import check_error_pattern, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
+from fission_grpo.data.convert.files import read_rows
 from fission_grpo.data.load import check_tasks
 from fission_grpo.data.step_tasks import row_of_step_task
-from fission_grpo.envs.bfcl import INSTALL
 
 
 def tasks_command(argv: list[str]) -> int:
@@ -25,24 +26,28 @@ def tasks_command(argv: list[str]) -> int:
         if options.action == "check":
             show(check_tasks(options.file, not options.no_environments))
         else:
-            show(convert(options.input, options.output, options.layout, options.abstentions, options.error_pattern))
+            show(convert(options))
     except (TaskFileError, UsageError) as error:
         show(f"error: {error}", error=True)
         return 1
     except ModuleNotFoundError as error:
-        how = INSTALL if str(error.name).startswith("bfcl_eval") else "pip install 'fission-grpo[train]'"
-        show(f"error: this needs {error.name}; {how}", error=True)
+        show(f"error: this needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     return 0
 
 
-def convert(source: Path, target: Path, layout: str, abstentions: bool, pattern: str | None = None) -> str:
+def convert(options: argparse.Namespace) -> str:
     """Convert a file to a step-task file. Returns a report of what was dropped. Raises TaskFileError."""
+    from fission_grpo.data.convert.dialogues import ConvertOptions
     from fission_grpo.data.convert.formats import convert_file
 
+    source, target = options.input, options.output
+    tools = None if options.tools is None else list(read_rows(options.tools))
+    error_if = error_rule(options.error_pattern)
+    turns = ConvertOptions(options.abstentions, recoveries=options.recoveries, error_if=error_if, tools=tools)
     if source.exists() and target.exists() and source.samefile(target):
         raise TaskFileError(f"{target}: is the file to convert, which would be replaced; give another output path")
-    layout, converted = convert_file(source, layout, abstentions, pattern)
+    layout, converted = convert_file(source, options.layout, turns)
     try:
         write_file(target, "".join(row_of_step_task(task) + "\n" for task in converted.tasks))
     except ValueError as error:
@@ -73,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
     action.add_argument("--abstentions", action="store_true", help="also make tasks of turns without calls")
     errors = "a tool's result with a match is an error, as is one that begins like one: its turn makes no task"
+    repairs = "only the turns that follow a failed call and work: the dialogue ends with its error"
+    action.add_argument("--recoveries", action="store_true", help=repairs)
+    tools = "JSON list of the tools of rows that list none, as of τ-bench's results"
+    action.add_argument("--tools", type=Path, metavar="FILE", help=tools)
     action.add_argument("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
     action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet; or multi_turn_base, ...")
     action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")

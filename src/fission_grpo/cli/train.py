@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -17,15 +17,16 @@ from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Train
 from transformers.optimization import get_scheduler
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
+from fission_grpo.cli.train_options import DESCRIPTION, TrainArguments
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.core.rewards import RewardConfig
 from fission_grpo.core.terminal import show
-from fission_grpo.data.load import DESK_TASKS, load_training_data
+from fission_grpo.data.load import load_training_data
 from fission_grpo.data.rows import own_task
 from fission_grpo.envs.step_calls import guard_with
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.feedback.sources import FeedbackSource
-from fission_grpo.feedback.spec import SOURCE_FORMS, closing, endpoint_options, make_chain, usage_reports
+from fission_grpo.feedback.spec import closing, endpoint_options, make_chain, usage_reports
 from fission_grpo.inference.pretrained import loading_model, model_path, refuse_hub_kernels
 from fission_grpo.training.arguments import parse_options
 from fission_grpo.training.callbacks import LiveProgress, StopAndSave, print_resume_command
@@ -34,74 +35,10 @@ from fission_grpo.training.resume import resume_point
 from fission_grpo.training.run_folder import lock_run
 from fission_grpo.training.trainer import FissionGRPOTrainer
 
-DESCRIPTION = """\
-Train with Fission-GRPO. Every option below can stand in the YAML file of --config FILE (without the dashes) and be
-overridden on the command line. Beyond our own options these are TRL's GRPOConfig and ModelConfig, untouched; the
-constants of the step-task reward (alpha, correctness_threshold, format_weight_*, correctness_weight_*, length_*) are
-documented in fission_grpo/core/rewards.py. Ctrl-C finishes the cycle, saves a checkpoint and says how to resume."""
-
 # arguments of `apply_chat_template` that rendering sets itself
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize", "tools")
 _HUB_ERRORS: Any = HfHubHTTPError.__bases__[0]  # the HTTP library's, also for a connection that fails
 _OPTIMIZERS_OF_MODELS = ("adalomo", "apollo", "galore", "lomo")  # they cannot be made without the model
-
-
-@dataclass
-class TrainArguments:
-    """What `fission-grpo train` needs beyond the trainer's own configuration."""
-
-    tasks: str | None = field(
-        default=None,
-        metadata={
-            "help": "What to train on: 'desk' (the built-in environment), 'desk:2' (its tasks of two requests; up to "
-            "4), 'desk:steps' (its tasks as single turns against references), a step-task file or a case file over "
-            "BFCL's environments (.jsonl, see `fission-grpo tasks`), or a ToolRL file (rlla_*.json, *.parquet). "
-            "Required, unless there is an environment of yours, with rows."
-        },
-    )
-    environment: str | None = field(
-        default=None,
-        metadata={"help": "An environment of yours to train in: module:Class or path/to/file.py:Class. With rows."},
-    )
-    rows: str | None = field(
-        default=None,
-        metadata={
-            "help": "The file of its tasks (.jsonl, .json, .parquet): a row has a prompt, and the columns of `reset` "
-            "and of the reward functions."
-        },
-    )
-    reward: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Its reward functions, module:function or path/to/file.py:function, as TRL's reward_funcs; none "
-            "if it has `get_reward`."
-        },
-    )
-    num_tasks: int = field(
-        default=0,
-        metadata={"help": f"Take this many tasks, from skip_tasks on; 0: all of a file, {DESK_TASKS} of 'desk'."},
-    )
-    skip_tasks: int = field(
-        default=0,
-        metadata={"help": "Leave out this many tasks at the beginning of a file, such as those of a warm-up."},
-    )
-    max_prompt_tokens: int = field(
-        default=0, metadata={"help": "Leave out step tasks with a longer rendered prompt, in tokens; 0: keep all."}
-    )
-    feedback: str | list[str] = field(
-        default_factory=lambda: ["rules"],
-        metadata={
-            "help": "Feedback on a failed rollout, from one source or several; each is requested where the one before "
-            f"has none. {'; '.join(SOURCE_FORMS.splitlines())}. In the YAML file also as a list."
-        },
-    )
-    feedback_model: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Options of a feedback model behind an endpoint: `url` and the fields of FeedbackModelOptions "
-            "(docs/simulator.md), as a mapping in the YAML file or as JSON. The key is read from OPENAI_API_KEY."
-        },
-    )
 
 
 def make_parser() -> TrlParser:
@@ -129,7 +66,7 @@ def train_command(argv: list[str]) -> int:
     mistake in configuration, data or model, or a checkpoint that does not fit, named in one line on stderr; 128 + the
     signal that stopped the run after a checkpoint was saved.
     """
-    if "-h" in argv or "--help" in argv:
+    if "--help-all" in argv:
         make_parser().print_help()
         return 0
     try:
@@ -157,6 +94,7 @@ def _train(argv: list[str]) -> int:
             chain = make_chain(script.feedback, *endpoint_options(script.feedback_model))
             sources = stack.enter_context(closing(chain))
             trainer = make_trainer(script, args, model, reward, sources)
+            trainer.tasks = script.tasks or f"{script.environment}, rows {script.rows}"
         except RunDirectoryError:
             raise
         except (ValueError, OSError) as error:
@@ -176,7 +114,7 @@ def _train(argv: list[str]) -> int:
             show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
         trainer.save_state()
         trainer.save_model()  # last, as it may upload
-    show(f"model saved in {folder}. Report: fission-grpo report {folder}")
+    show(f"model saved in {folder}. Report: fission-grpo report {quote(folder)}")
     return 0
 
 
@@ -208,7 +146,7 @@ def make_trainer(
         max_prompt_tokens=script.max_prompt_tokens,
         seed=args.seed,
         reward=reward,
-        chat_template_kwargs=args.chat_template_kwargs,
+        chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore[reportArgumentType] # TRL reads JSON, too
         guard=guard_with(ToolLimits(args.tool_timeout, args.max_tool_result_chars), args.isolate_environments),
     )
     code, attention = args.trust_remote_code, model.attn_implementation
@@ -255,7 +193,7 @@ def _dataset(rows: Sequence[dict[str, Any]], path: str | None) -> Dataset:
         raise
 
 
-def _check_library_options(args: FissionGRPOConfig) -> None:
+def _check_library_options(args: Any) -> None:
     """Try the mappings that torch and transformers take first in the middle of training. Raises UsageError."""
     taken = next((key for key in args.chat_template_kwargs or {} if key in _TEMPLATE_ARGUMENTS), None)
     if taken is not None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import yaml
 
+from fission_grpo.cli.train_options import help_text
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.terminal import show
 from fission_grpo.data.load import DESK_STEPS, is_case_file, load_tasks
 from fission_grpo.data.rows import own_task
 from fission_grpo.envs.desk.tasks import requests_of
+from fission_grpo.fission.options import check_choices
 from fission_grpo.inference.pretrained import model_path
 
 CHECKED_BYTES = 2_000_000  # largest task file that is read twice, here and for training [ours]
@@ -19,7 +21,10 @@ CHECKED_BYTES = 2_000_000  # largest task file that is read twice, here and for 
 
 def train_command(argv: list[str]) -> int:
     """Check the tasks, the environment and the model's folder, and run `cli.train`. Returns the exit status."""
-    if not {"-h", "--help"} & {*argv}:
+    if {"-h", "--help"} & {*argv}:
+        show(help_text())
+        return 0
+    if "--help-all" not in argv:
         try:
             check_early(argv)
         except (UsageError, TaskFileError, ValueError) as error:
@@ -39,6 +44,7 @@ def check_early(argv: list[str]) -> None:
     texts = [given.get("environment"), given.get("rows"), tasks, model, *rewards]
     if not all(value is None or isinstance(value, str) for value in texts):
         return  # the parser of all options says what is wrong
+    check_choices({name: value for name, value in given.items() if isinstance(value, str)})
     own_task(given.get("environment"), given.get("rows"), rewards, tasks)
     if tasks and tasks != DESK_STEPS and not _is_desk(tasks):
         path = Path(tasks)

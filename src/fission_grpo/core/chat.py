@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,13 +67,13 @@ def parse(text: str, truncated: bool = False) -> Turn:
     return Turn(text, "".join(outside).strip(), tuple(calls), error, truncated=truncated)
 
 
-def read_result(call: ToolCall, content: str) -> ToolResult:
-    """Parse a tool's answer. Never raises.
+def read_result(call: ToolCall, content: str, error_if: Callable[[str], bool] | None = None) -> ToolResult:
+    """Parse a tool's answer. Never raises, unless `error_if` does.
 
     The answer is an error if it is a mapping, as JSON or as a Python literal (TRL writes
     `str({"error": str(exception)})`), whose "error" is not empty (not null, false, 0, [], {} or blank text, by which
     tools say that there was none; guarded tools never raise a blank message), or whose "isError" (MCP) or "is_error"
-    (Anthropic) is true. Of JSON-RPC's envelope the "result" is considered, if it has one. The wording is not.
+    (Anthropic) is true, both also in the "result" of JSON-RPC; or if `error_if` says so of its text.
     """
     error = None
     answer = read_mapping(content)
@@ -89,6 +89,8 @@ def read_result(call: ToolCall, content: str) -> ToolResult:
             error = value if isinstance(value, str) else json.dumps(value)
         except (TypeError, ValueError, RecursionError):  # a set, bytes, an int beyond the digit limit
             error = content
+    elif error_if is not None and error_if(content):
+        error = content.strip() or "error"
     return ToolResult(call, content, error)
 
 

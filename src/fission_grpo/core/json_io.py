@@ -13,7 +13,7 @@ QUOTE_LENGTH = 60  # longest quotation of a value in a message, in characters [o
 JsonPath = tuple[str | int, ...]  # keys and array indices that lead from a JSON value to one inside it
 
 _TOO_LARGE = "a number is too large"
-_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+NESTED_TOO_DEEPLY = f"nested deeper than {MAX_DEPTH} levels"
 
 
 class NotJson(ValueError):
@@ -42,7 +42,7 @@ def read_json(text: str, at: int = 0, start: int = 0) -> tuple[Any, int]:
         what = error.msg[:1].lower() + error.msg[1:]
         raise NotJson(f"{what} at character {error.pos - start + 1}", open_ended=True) from None
     except RecursionError:
-        raise NotJson(_TOO_DEEP) from None
+        raise NotJson(NESTED_TOO_DEEPLY) from None
     if problem := problem_in(value):
         raise NotJson(problem)
     return value, end
@@ -64,7 +64,7 @@ def problem_in(value: Any) -> str | None:
             return _TOO_LARGE
         elif isinstance(item, dict | list):
             if depth > MAX_DEPTH:
-                return _TOO_DEEP
+                return NESTED_TOO_DEEPLY
             parts = [*item, *item.values()] if isinstance(item, dict) else item
             waiting += [(part, depth + 1) for part in parts]
     return None

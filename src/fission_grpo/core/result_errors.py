@@ -1,15 +1,17 @@
-"""Errors that a tool's result reports in words: by how it begins, by a status of failure, or by a user's pattern.
+"""Errors that a tool's result reports in words: by how it begins, by a status of failure, or by a user's rule.
 
-Conversion leaves out turns with such results; evaluation counts them only if they match the pattern. `read_result`
-finds the errors that the structure of a result tells, and nothing else decides rewards.
+`read_result` finds the errors that the structure of a result tells. A result in words is an error where a user's
+pattern or function says so, else a success that is counted and named. Conversion leaves out turns with either.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from fission_grpo.core.chat import read_mapping
-from fission_grpo.core.errors import UsageError
+from fission_grpo.core.errors import UsageError, error_message
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.patterns import NO_PATTERN, CannotBeChecked, check_python_pattern, pattern_matches
 
@@ -28,6 +30,61 @@ LIKE_AN_ERROR = re.compile(
     r"\s(error|failure|failed)([:.!]|\s*(\n|$)|\s(\d|(with|due|because|after)\b)))"
     r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](?i:error|failed|failure)[\"']|[Ff]alse\b)"
 )
+
+
+ERROR_PATTERN_HELP = "a tool's result with a match in its first 1,000 characters is an error, such as '^Error'"
+ADVICE = "raise, return {\"error\": ...}, or give error_pattern, such as '^Error'"
+
+
+@dataclass(frozen=True)
+class ErrorRule:
+    """Says of a tool's result whether it is an error: by a regular expression, or a function of its text."""
+
+    rule: str | Callable[[str], bool]
+
+    @property
+    def name(self) -> str:
+        """What it is called in settings and manifests."""
+        return self.rule if isinstance(self.rule, str) else getattr(self.rule, "__qualname__", repr(type(self.rule)))
+
+    def __call__(self, text: str) -> bool:
+        """Raises UsageError if the pattern takes too long, or the function fails."""
+        if isinstance(self.rule, str):
+            return matches(self.rule, text)
+        try:
+            return bool(self.rule(text))
+        except Exception as error:  # the user's code, which would else pass for a tool's own error
+            what = f"{type(error).__name__}: {error_message(error)}, on the result {quoted(text)}"
+            raise UsageError(f"error_if raised {what}; have it return True or False for every text") from error
+
+
+def error_rule(*given: str | Callable[[str], bool] | None) -> ErrorRule | None:
+    """The rule among an `error_pattern` and an `error_if`, None without any. Raises UsageError for a wrong one."""
+    rules = [one for one in given if one is not None]
+    if len(rules) > 1:
+        raise UsageError("error_pattern and error_if are both given; leave one out")
+    for rule in rules:
+        if isinstance(rule, str):
+            return ErrorRule(check_error_pattern(rule))
+        if not callable(rule):
+            raise UsageError(f"error_if must be a pattern or a function str -> bool, got {quoted(rule)}")
+        return rule if isinstance(rule, ErrorRule) else ErrorRule(rule)
+    return None
+
+
+def like_errors(results: Iterable[tuple[str, str | None]]) -> tuple[int, str]:
+    """How many results begin like errors and are none, and a sentence about them; "" for none.
+
+    Args:
+        results: text and error, None for a success, of each result.
+    """
+    texts = [(text, error is None and is_like_an_error(text)) for text, error in results]
+    found = [text for text, is_like in texts if is_like]
+    if not found:
+        return 0, ""
+    count = f"{len(found):,} of {len(texts):,} results"
+    what = "begin like errors and count as successes" if len(found) > 1 else "begins like an error and is a success"
+    return len(found), f"{count} {what} (such as {quoted(found[0])}): {ADVICE}"
 
 
 def check_error_pattern(pattern: str) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,6 +23,17 @@ from typing import Any
 _CONTROLS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f\ud800-\udfff]"
 )
+
+# Messages of libraries on what neither a user nor we can change: where from, and how they begin.
+LIBRARY_WARNINGS = {
+    r"transformers\.": "`(is_)?gradient_checkpointing` is deprecated",  # TRL sets the one and reads the other
+}
+LIBRARY_RECORDS = {
+    # tied to the embeddings, so that no checkpoint has it: transformers saves it once
+    "transformers.trainer": r"There were missing keys in the checkpoint model loaded: \['lm_head\.weight'\]",
+    # of the model's own generation_config.json, which greedy decoding does not use
+    "transformers.generation.configuration_utils": "The following generation flags are not valid",
+}
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -99,6 +111,30 @@ def tolerant_output() -> Iterator[TolerantStream]:
         for name, stream in streams.items():
             stream.flush()  # Python does so at its end, and exits with status 120 if it cannot
             setattr(sys, name, originals[name] if stream.problem is None else open(os.devnull, "w"))  # noqa: SIM115
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Leave out the messages above in the body, and progress bars where nobody watches them.
+
+    With Python's -W or PYTHONWARNINGS everything is shown.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it, too
+    for name in LIBRARY_RECORDS:
+        logging.getLogger(name).addFilter(_is_for_users)  # once, however often
+    with warnings.catch_warnings():
+        for module, message in LIBRARY_WARNINGS.items():
+            warnings.filterwarnings("ignore", message, FutureWarning, module)
+        yield
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    return not re.match(LIBRARY_RECORDS[record.name], record.getMessage())
 
 
 class ArgumentParser(argparse.ArgumentParser):

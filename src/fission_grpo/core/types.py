@@ -122,10 +122,11 @@ class Rollout:
 
     @property
     def text(self) -> str:
-        """The turns and their results as text for people to read."""
+        """The turns and their results as text for people to read; further lines of a result are indented."""
         parts = []
         for turn in self.trajectory.turns:
-            parts += [turn.text, *(f"[{result.call.name}] {result.content}" for result in turn.results)]
+            answers = [(result.call.name, result.content.replace("\n", "\n  ")) for result in turn.results]
+            parts += [turn.text, *(f"[{name}] {content}" for name, content in answers)]
         return "\n".join(parts)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.files import parse_json_lines
+from fission_grpo.core.install import install_line
 from fission_grpo.core.rewards import RewardConfig, StepReward
 from fission_grpo.core.terminal import show
 from fission_grpo.core.types import Task
@@ -196,9 +197,7 @@ def case_rows(path: str, skip: int = 0, count: int = 0) -> tuple[list[dict[str, 
 
         rows = all_rows(load_cases(path)[skip:][: count or None])
     except ModuleNotFoundError as error:
-        from fission_grpo.envs.bfcl import INSTALL
-
-        raise TaskFileError(f"{path}: its environments need {error.name}; {INSTALL}") from error
+        raise TaskFileError(f"{path}: its environments need {error.name}; {install_line('bfcl_eval')}") from error
     except TaskError as error:
         raise TaskFileError(f"{path}: {error}") from error
     return rows, {name: environment_of(name) for name in sorted({row["environment"] for row in rows})}

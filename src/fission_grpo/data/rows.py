@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.data.convert.dialogues import read_rows
+from fission_grpo.data.convert.files import read_rows
 from fission_grpo.data.step_tasks import FIELDS, ROLES
 from fission_grpo.envs.catalog import ENVIRONMENT, load_factory, load_function
 from fission_grpo.envs.episode_reward import EpisodeReward
@@ -35,7 +35,9 @@ def load_own_task(environment: str, rows: str | Path, rewards: Sequence[str]) ->
     make = load_factory(environment)
     functions = [load_function(name) for name in rewards]
     loaded = load_rows(rows)
-    check_reset(make, loaded, str(rows))
+    for number, row in enumerate(loaded, start=1):
+        if problem := reset_problem(make, row):
+            raise TaskFileError(f"{rows}, row {number}: {problem}")
     EpisodeReward(functions).check(make if isinstance(make, type) else make())
     return OwnTask(make, loaded, functions, str(rows))
 
@@ -70,22 +72,21 @@ def load_rows(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def check_reset(make: Callable[[], Any], rows: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Raise TaskFileError for the first row that lacks a column of `reset`, or has one that it does not take."""
+def reset_problem(make: Callable[[], Any], columns: Iterable[str]) -> str | None:
+    """What is wrong with the columns of a row for an environment's `reset`, with the fix; None if nothing is known."""
     reset = inspect.getattr_static(make, "reset", None)
     if not isinstance(make, type) or not inspect.isfunction(reset):
-        return
+        return None
+    given = {*columns} - {ENVIRONMENT}
     parameters = list(inspect.signature(reset).parameters.values())[1:]  # without `self`
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     needed = {one.name for one in parameters if one.name in names and one.default is one.empty}
-    for number, row in enumerate(rows, start=1):
-        where, columns = f"{path}, row {number}: {make.__name__}.reset", row.keys() - {ENVIRONMENT}
-        if missing := sorted(needed - columns):
-            raise TaskFileError(f"{where} needs {', '.join(missing)}; add to the row, or give it a default")
-        if not takes_all and (unknown := sorted(columns - names)):
-            why = "every column of a row is passed, as in TRL"
-            raise TaskFileError(f"{where} does not take {', '.join(unknown)}; add **_ to its parameters ({why})")
+    if missing := sorted(needed - given):
+        return f"{make.__name__}.reset needs {', '.join(missing)}; add the column, or give it a default"
+    if any(one.kind is one.VAR_KEYWORD for one in parameters) or not (unknown := sorted(given - names)):
+        return None
+    why = "every column of a row is passed, as in TRL"
+    return f"{make.__name__}.reset does not take {', '.join(unknown)}; add **_ to its parameters ({why})"
 
 
 def reset_columns(rows: Sequence[Mapping[str, Any]], environment: str) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from types import FunctionType, ModuleType
 from typing import Any, TypeGuard
 
 from fission_grpo.core.errors import UsageError
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted
 from fission_grpo.envs.desk.env import Desk
 
@@ -58,9 +59,7 @@ def _bfcl(classes: Any) -> tuple[str, Callable[[], Any]]:
         name = environment_name(classes)
         return name, environment_of(name)
     except ModuleNotFoundError as error:
-        from fission_grpo.envs.bfcl import INSTALL
-
-        raise UsageError(f'environment "bfcl" needs {error.name}; {INSTALL}') from error
+        raise UsageError(f'environment "bfcl" needs {error.name}; {install_line("bfcl_eval")}') from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fission_grpo.core.errors import TimeLimitExceeded, UsageError, error_message, original
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.result_errors import error_rule, like_errors
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
@@ -96,7 +98,7 @@ class Report(EnvironmentProbe):
         try:
             from transformers.utils import get_json_schema
         except ModuleNotFoundError:
-            raise CheckSkipped("transformers is not installed: pip install 'fission-grpo[train]'") from None
+            raise CheckSkipped(f"transformers is not installed: {install_line('transformers')}") from None
         for name, tool in tools.items():
             try:
                 self.schemas.append(get_json_schema(tool)["function"])
@@ -137,8 +139,15 @@ class Report(EnvironmentProbe):
                 raise CheckFailed(f"{f'{call.name}({arguments})'[:200]} {problem}")
             answered[call.name] += outcome.is_answered
             refused += not outcome.is_answered
+            self.results += [(outcome.text, outcome.error)] if outcome.kind == "result" else []
         by_tool = ", ".join(f"{name} {answered[name]}" for name in self.tool_names)
         return f"{answered.total()} calls answered ({by_tool}), {refused} refused"
+
+    def _check_errors_in_words(self) -> str:
+        number, note = like_errors(self.results)
+        if number and self.error_if is None:
+            raise CheckFailed(note)
+        return note or "no result begins like an error and counts as a success"
 
     def _check_determinism(self) -> str:
         """Replay restores an environment exactly if the same calls always lead to the same answers."""
@@ -226,6 +235,7 @@ class Report(EnvironmentProbe):
         "reset": _check_reset,
         "calls": _check_calls,
         "errors are results": _check_errors,
+        "errors in words": _check_errors_in_words,
         "determinism, replay": _check_determinism,
         "isolation": _check_isolation,
         "nothing left behind": _check_nothing_left_behind,
@@ -241,6 +251,7 @@ def check_environment(
     reward_funcs: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     seed: int = 0,
     seconds: float = 5.0,
+    error_if: str | Callable[[str], bool] | None = None,
 ) -> Report:
     """Check an environment in TRL's convention: tools, errors, determinism, isolation, snapshots, reward.
 
@@ -251,13 +262,14 @@ def check_environment(
         reward_funcs: TRL reward functions to check on it, one or several.
         seed: of the drawing.
         seconds: time limit of every single call (only where SIGALRM exists, and in the main thread).
+        error_if: which results are errors, too: a regular expression, or a function of a result's text.
 
     Example:
         `print(check_environment(Desk, make_rows(2, seed=0, split="train")))`
     """
     functions = [reward_funcs] if callable(reward_funcs) else list(reward_funcs)
-    reward = EpisodeReward(functions)
-    report = Report(environment_factory, [dict(row) for row in rows] or [{}], list(calls), reward, seed, seconds)
+    reward, given = EpisodeReward(functions), [dict(row) for row in rows] or [{}]
+    report = Report(environment_factory, given, list(calls), reward, seed, seconds, error_rule(error_if))
     report.run_checks()
     return report
 

@@ -43,11 +43,12 @@ class ProbeOutcome:
     kind: str  # "result", "error", "hang", "exit", or "mutated" (a result, but the arguments were changed)
     text: str = ""  # the answer as the policy sees it
     value: Any = None  # what the tool returned or raised
+    error: str | None = None  # that the answer reports
 
     @property
     def is_answered(self) -> bool:
         """Whether the call has a result that is not an error."""
-        return self.kind == "result" and read_result(self.call, self.text).error is None
+        return self.kind == "result" and self.error is None
 
 
 class EnvironmentProbe:
@@ -61,8 +62,11 @@ class EnvironmentProbe:
         reward: EpisodeReward,
         seed: int,
         timeout: float,
+        error_if: Callable[[str], bool] | None = None,
     ):
         self.make, self.rows, self.calls, self.reward, self.timeout = make, rows, calls, reward, timeout
+        self.error_if = error_if
+        self.results: list[tuple[str, str | None]] = []  # texts of results seen so far, and the errors they report
         self.environment = getattr(make, "__name__", type(make).__name__)
         self.rng = random.Random(seed)
         self.schemas: list[Mapping[str, Any]] = []
@@ -106,7 +110,8 @@ class EnvironmentProbe:
             return ProbeOutcome(call, "exit", str(error), error.__cause__)
         except Exception as error:  # noqa: BLE001 - the user's code
             return ProbeOutcome(call, "error", f"{type(error).__name__}: {error_message(error)}", error)
-        outcome = ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value)
+        error = read_result(call, text, self.error_if).error
+        outcome = ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value, error)
         self.answered[call.name] += outcome.is_answered
         return outcome
 

@@ -174,7 +174,7 @@ def replayed(
     monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
     for past in history:
         if past.call.name in tools and not (monitor is not None and _was_stopped(past, monitor)):
-            yield past, make_call(tools, past.call, run_async)
+            yield past, make_call(tools, past.call, run_async, error_rule_of(environment))
 
 
 def _was_stopped(past: ToolResult, monitor: EpisodeMonitor) -> bool:
@@ -184,8 +184,17 @@ def _was_stopped(past: ToolResult, monitor: EpisodeMonitor) -> bool:
     return error in map(str, stopped) or error.startswith(ENDED)
 
 
+def error_rule_of(environment: Any) -> Callable[[str], bool] | None:
+    """Which results of a guarded environment are errors, see `ToolLimits`; None for one that is not guarded."""
+    monitor: EpisodeMonitor | None = getattr(environment, "_fission_monitor", None)
+    return None if monitor is None else monitor.limits.error_if
+
+
 def make_call(
-    tools: Mapping[str, Callable[..., Any]], call: ToolCall, run_async: RunAsync | None = None
+    tools: Mapping[str, Callable[..., Any]],
+    call: ToolCall,
+    run_async: RunAsync | None = None,
+    error_if: Callable[[str], bool] | None = None,
 ) -> ToolResult:
     """Make one call of a tool by name and read its result, as TRL does: errors become `str({"error": message})`."""
     try:
@@ -194,10 +203,11 @@ def make_call(
         answer = tools[call.name](**call.arguments)
         if inspect.isawaitable(answer):
             answer = (run_async or run_awaitable)(answer)
-        return read_result(call, str(answer))
+        text = str(answer)
     except Exception as error:  # noqa: BLE001 - the tool's own error, which is its answer
         message = error_message(error)
         return ToolResult(call, str({"error": message}), message)
+    return read_result(call, text, error_if)
 
 
 def run_awaitable(awaitable: Any) -> Any:
@@ -275,7 +285,8 @@ def judge_corrective_turn(
     functions = [call["function"] for message in completion for call in message.get("tool_calls") or ()]
     calls = [ToolCall(function["name"], function["arguments"]) for function in functions]
     before = _progress_of(environment)
-    results = tuple(make_call(tool_methods(environment), call, run_async) for call in calls)
+    tools, error_if = tool_methods(environment), error_rule_of(environment)
+    results = tuple(make_call(tools, call, run_async, error_if) for call in calls)
     if not results or any(result.error is not None for result in results):
         return TurnVerdict(results, resolved=False)
     after = _progress_of(environment)

@@ -26,7 +26,8 @@ from fission_grpo.envs.wrapper import ToolLimits, cut_text, tool_methods
 CHECKED_TASKS = 64  # tasks of a file that are tried in their environments before training [ours]
 CHECK_SECONDS = 60.0  # after which no further one is tried [ours]
 SNAPSHOT = "snapshot"  # column of a step task: the state of its environment at its turn
-NOT_FOR_RESET = (ENVIRONMENT, SNAPSHOT, FOLLOWING)  # columns of a step task that `reset` does not get
+RECOVERY = "recovery"  # column of a step task: its turn recovers from a failed call of the dialogue
+NOT_FOR_RESET = (ENVIRONMENT, SNAPSHOT, FOLLOWING, RECOVERY)  # columns of a step task that `reset` does not get
 
 _log = get_logger(__name__)
 
@@ -102,7 +103,7 @@ class StepEnvironments:
         if lacking := [call.name for call in calls if call.name in listed and call.name not in tools]:
             raise RowError("tools", f"{quoted(lacking[0])} is no tool of {type(environment).__name__}")
         known = {name: tool for name, tool in tools.items() if name in listed}
-        results = tuple(make_call(known, call, self._run_async) for call in calls)
+        results = tuple(make_call(known, call, self._run_async, monitor.limits.error_if) for call in calls)
         if problem := monitor.infrastructure_error or monitor.stopped:
             raise RowError(ENVIRONMENT, problem)
         return results
@@ -166,7 +167,7 @@ class StepEnvironments:
                 raise RowError("messages", f"the dialogue's calls cannot be made again: {problem}")
             if now.content in (past.content, cut_text(past.content, monitor.limits.max_result_chars)):
                 continue
-            if _has_failed(now) != _has_failed(past):
+            if _has_failed(now, monitor.limits.error_if) != _has_failed(past, monitor.limits.error_if):
                 self._counts["other_tasks"] += 1
                 what = (
                     f"{past.call.name} is answered {quoted(now.content)} now, {quoted(past.content)} in the dialogue"
@@ -186,9 +187,10 @@ class StepEnvironments:
         return Counter({f"env/{name}": n for name, n in counts.items()})
 
 
-def _has_failed(result: ToolResult) -> bool:
+def _has_failed(result: ToolResult, error_if: Callable[[str], bool] | None) -> bool:
     """Whether a result is an error, also one in words: dialogues of other programs mark errors in their own ways."""
-    return result.error is not None or is_like_an_error(result.content)
+    is_error = result.error is not None or is_like_an_error(result.content)
+    return is_error or (error_if is not None and error_if(result.content))
 
 
 @dataclass

@@ -38,7 +38,7 @@ ADVICE = "With isolate_environments its process would be ended (docs/environment
 
 @dataclass(frozen=True)
 class ToolLimits:
-    """Limits of one call of a tool, 0 for no limit. [ours]
+    """Limits of one call of a tool, 0 for no limit, and which results are errors. [ours]
 
     The timeout of sync code needs SIGALRM and the main thread (where TRL calls tools), see `contained`.
     """
@@ -46,6 +46,7 @@ class ToolLimits:
     timeout: float = 60.0  # in seconds; also of `reset`, the reward and the optional methods
     max_result_chars: int = 20_000  # of a result or error shown to the policy; the rest is cut
     takes_images: Callable[[], bool] = lambda: True  # whether the policy can read images in results
+    error_if: Callable[[str], bool] | None = None  # of a result's text, beside the errors that `read_result` finds
 
 
 @dataclass

@@ -10,12 +10,30 @@ from typing import Any
 from fission_grpo.core.errors import InputError, RunFileError
 from fission_grpo.core.terminal import printable
 from fission_grpo.evaluation.intervals import Pair, difference_interval, total
-from fission_grpo.evaluation.metrics import CaseSummary, summarize
+from fission_grpo.evaluation.metrics import CaseSummary, by_task, summarize
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
 from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 from fission_grpo.evaluation.tables import aligned
 
 MAX_NAMED = 5  # most case ids that a message names [ours]
+_OPTIONS = (  # beginnings of a difference, and the options of `eval` that decide it
+    ("tasks.kind", "--tasks (or --environment)"),
+    ("tasks.sha256", "--tasks (or --rows), --skip_tasks, --seed"),
+    ("tasks.count", "--num_tasks"),
+    ("tasks.error_pattern", "--error_pattern"),
+    ("prompt.format", "--format"),
+    ("prompt.mode", "--mode"),
+    ("prompt.max_turns", "--max_turns"),
+    ("prompt.faults", "--fault"),
+    ("prompt.error_if", "--error_pattern"),
+    ("prompt.raw", "--raw"),
+    ("prompt.template_sha256", "--tokenizer or chat template"),
+    ("decoding.temperature", "--temperature"),
+    ("decoding.max_new_tokens", "--max_new_tokens"),
+)
+LEVEL = 0.05  # p from which a difference is said to be chance [ours, by custom]
+FEW = 30  # tasks below which bootstrap intervals are said to be too narrow [ours]
+FEW_TASKS = f"With fewer than {FEW} tasks the bootstrap intervals are too narrow: go by the exact test, p."
 
 
 class NotComparable(InputError):
@@ -59,10 +77,16 @@ class Comparison:
     only_a: int
     only_b: int
     neither: int
-    p: float  # two-sided exact McNemar test of equal success; 1 where no pair differs
+    tasks: int  # of the pairs: fewer than pairs where tasks have several samples
+    p: float  # two-sided exact test of equal success, see `test`; 1 where no pair differs
     differences: tuple[Difference, ...]  # of success, error recovery, errors per call
     left_out_a: tuple[str, ...] = ()  # ids of cases that are missing or have no verdict in A
     left_out_b: tuple[str, ...] = ()
+
+    @property
+    def test(self) -> str:
+        """The name of the test that gives `p`."""
+        return "McNemar" if self.tasks == self.pairs else f"sign test over {self.tasks:,} tasks"
 
 
 def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
@@ -80,17 +104,20 @@ def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
 def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
     """Compare two runs case by case.
 
-    Success is tested by McNemar's exact test (1947; a binomial test of the pairs that differ). All intervals come from
-    a paired bootstrap over cases (see `intervals`). The denominator of error recovery is each run's own error cases,
-    so recovery is paired only by the cases that are resampled. Raises NotComparable if task sets (including case ids),
-    prompts or decoding differ, or no case is judged in both.
+    Success is tested by McNemar's exact test (1947; a binomial test of the pairs that differ). Samples of one task are
+    not independent: where tasks have several, it is a test of the tasks of which one run solves more samples. All
+    intervals come from a paired bootstrap over tasks (see `intervals`). The denominator of error recovery is each
+    run's own error cases, so recovery is paired only by the tasks that are resampled. Raises NotComparable if task
+    sets (including case ids), prompts or decoding differ, or no case is judged in both.
 
     Example:
         Of 10 cases A alone solves 1, B alone 5: p = 2 * (1 + 6) / 2**6 = 0.21875, the difference is +40 points.
     """
     if different := [*differences(a.manifest, b.manifest), *_id_differences(a, b)]:
         listed = "".join(f"\n  {difference}" for difference in different)
-        raise NotComparable(f"these runs cannot be compared:{listed}\nevaluate both alike")
+        options = [option for name, option in _OPTIONS if any(one.startswith(name) for one in different)]
+        fix = f"run both with the same {', '.join(options)}" if options else "evaluate both alike"
+        raise NotComparable(f"these runs cannot be compared:{listed}\n{fix}")
     cases_a = [summarize(record) for record in a.records]
     cases_b = {record.id: summarize(record) for record in b.records}
     pairs = [(case, cases_b[case.record.id]) for case in cases_a if case.judged and cases_b[case.record.id].judged]
@@ -98,6 +125,8 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
         raise NotComparable("no case is judged in both runs, so there is nothing to compare")
     outcomes = [(case_a.record.success, case_b.record.success) for case_a, case_b in pairs]
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
+    solved = (by_task(cases, lambda case: (int(case.record.success is True), 1)) for cases in zip(*pairs, strict=True))
+    gains = [b - a for (a, _), (b, _) in zip(*(of_run.values() for of_run in solved), strict=True)]
     return Comparison(
         name_a=printable(a.manifest.name),
         name_b=printable(b.manifest.name),
@@ -106,7 +135,8 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
         only_a=only_a,
         only_b=only_b,
         neither=outcomes.count((False, False)),
-        p=mcnemar(only_a, only_b),
+        tasks=len(gains),
+        p=mcnemar(sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)),
         differences=(
             _difference("success", "cases", pairs, lambda case: (int(case.record.success is True), 1)),
             _difference("error recovery", "cases with an error", pairs, lambda case: case.recovered),
@@ -133,6 +163,30 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
     return values
 
 
+def comparison_text(comparison: Comparison) -> str:
+    """The comparison in sentences.
+
+    Example: "B solved 24 fewer of 300 tasks than A (-8.0 points, 95% CI -12.7 to -3.3; McNemar p = 0.00094)."
+    """
+    c, (success, recovery, _) = comparison, comparison.differences
+    gain = c.only_b - c.only_a
+    what = f"{c.pairs:,} tasks" if c.tasks == c.pairs else f"{c.pairs:,} samples"
+    how = f"{abs(gain):,} {'more' if gain > 0 else 'fewer'} of {what} than" if gain else f"as many of {what} as"
+    p = "p < 0.0001" if c.p < 0.0001 else f"p = {c.p:.2g}"
+    sentences = [f"{c.name_b} solved {how} {c.name_a} ({_points(success)}; {c.test} {p})."]
+    if gain and c.p >= LEVEL:
+        sentences.append("This can be chance.")
+    if recovery.change is not None:
+        sentences.append(f"Error recovery, over each policy's own error cases: {_points(recovery)}.")
+    return " ".join([*sentences, *([FEW_TASKS] if c.tasks < FEW else [])])
+
+
+def _points(difference: Difference) -> str:
+    low, high = difference.interval or (0.0, 0.0)
+    interval = f", 95% CI {100 * low:+.1f} to {100 * high:+.1f}" if difference.interval else ""
+    return f"{100 * (difference.change or 0.0):+.1f} points{interval}"
+
+
 def comparison_table(comparison: Comparison) -> str:
     """The comparison as text for a terminal, without a newline at the end."""
     c = comparison
@@ -149,8 +203,10 @@ def comparison_table(comparison: Comparison) -> str:
     lines += ["", *aligned([header, *map(_row, c.differences)])]
     lines += ["", *aligned(counts), ""]
     solved = f"({c.only_a:,} solved by A alone, {c.only_b:,} by B)"
-    lines.append(f"McNemar's exact test of equal success: p = {c.p:.3g} {solved}")
-    lines.append("Intervals: paired bootstrap over cases. They do not cover other seeds or training runs.")
+    test = "McNemar's exact test of equal success" if c.tasks == c.pairs else f"Equal success, {c.test}"
+    lines.append(f"{test}: p = {c.p:.3g} {solved}")
+    lines.append("Intervals: paired bootstrap over tasks. They do not cover other seeds or training runs.")
+    lines += [FEW_TASKS] if c.tasks < FEW else []
     lines.append("Error recovery is over each run's own error cases: a policy that errs less has other ones.")
     return "\n".join(lines)
 
@@ -162,7 +218,7 @@ def _difference(
     count: Callable[[CaseSummary], Pair],
     lower_is_better: bool = False,
 ) -> Difference:
-    of_a, of_b = [count(case) for case, _ in pairs], [count(case) for _, case in pairs]
+    of_a, of_b = (list(by_task(cases, count).values()) for cases in zip(*pairs, strict=True))
     return Difference(name, what, total(of_a), total(of_b), difference_interval(of_a, of_b), lower_is_better)
 
 

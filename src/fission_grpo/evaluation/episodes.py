@@ -6,7 +6,7 @@ import copy
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fission_grpo.core.chat import parse
@@ -15,9 +15,9 @@ from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
 from fission_grpo.envs.faults import injected_calls
-from fission_grpo.envs.restore import make_call, make_restorable, run_awaitable
+from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
-from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
@@ -35,6 +35,7 @@ class EpisodeConfig:
     success_at: float = 1.0  # lowest reward of a successful episode
     reward: EpisodeReward = field(default_factory=EpisodeReward)  # judges an episode at its end
     limits: ToolLimits | None = None  # of every tool call; None: those of training
+    error_if: Callable[[str], bool] | None = None  # whether a result's text is an error, as in training
 
     def __post_init__(self):
         if self.max_turns < 1:
@@ -92,7 +93,7 @@ def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
         calls.append(CallRecord(call.name, call.arguments, error=error, kind=kind))
     step = StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated)
     why = f"R_fmt {verdict.parts['format']:g}, R_corr {verdict.parts['correctness']:g}" if verdict.failed else None
-    turns = (TurnRecord((step,), why is None),)
+    turns = (TurnRecord((step,), why is None, request_text(task.prompt)),)
     return CaseRecord(task.id, "step", turns, why is None, why, seconds=time.perf_counter() - started)
 
 
@@ -124,7 +125,9 @@ def run_episode(
     case_id = str(row.get("id", number))
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
     factory = environment[row["environment"]] if isinstance(environment, Mapping) else environment
-    episode = _start_episode(make_restorable(factory, run_awaitable, limits=config.limits)(), row, case_id)
+    limits = replace(config.limits or ToolLimits(), error_if=config.error_if)
+    episode = _start_episode(make_restorable(factory, run_awaitable, limits=limits)(), row, case_id)
+    request = request_text(episode.transcript)
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
         if reply.lost is not None:
@@ -133,7 +136,7 @@ def run_episode(
         if not _take_step(episode, reply, is_last=len(episode.steps) == config.max_turns - 1):
             success, missing, why = _judge(episode, config, row)
             break
-    turns = (TurnRecord(_step_records(episode), success),)
+    turns = (TurnRecord(_step_records(episode), success, request),)
     return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
 
 
@@ -160,7 +163,8 @@ def _take_step(episode: _Episode, reply: Reply, is_last: bool) -> bool:
         return False
     if turn.error is not None:
         episode.transcript += unread_messages(reply, next(iter(episode.tools), "error"), turn.error)
-    results += [make_call(episode.tools, call, run_awaitable) for call in turn.calls]
+    error_if = error_rule_of(episode.environment)
+    results += [make_call(episode.tools, call, run_awaitable, error_if) for call in turn.calls]
     episode.transcript += result_messages(reply, results) if turn.calls else []
     return episode.environment._fission_monitor.stopped is None
 

@@ -22,7 +22,7 @@ from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run
 from fission_grpo.evaluation.runner import repeated, run_cases, with_seeds
-from fission_grpo.evaluation.tables import metrics_table
+from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
 from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
 
 RATES, EVAL = "rates.json", "eval.jsonl"
@@ -67,6 +67,7 @@ def evaluate(
     tool_timeout: float = ToolLimits.timeout,
     isolate_environments: bool = False,
     faults: Sequence[Fault] = (),
+    error_if: str | Callable[[str], bool] | None = None,
 ) -> EvaluationResult:
     """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
 
@@ -80,8 +81,9 @@ def evaluate(
         processing_class: the tokenizer of a transformers model; by default that of the model's folder.
         output_dir: where to keep it, in a folder `eval-NAME`, in which a killed evaluation goes on; None for nowhere.
         name: of the evaluation; by default the last part of the model's name.
-        max_turns, success_at, samples, temperature, ...: as the options of `fission-grpo eval`. A policy samples as it
-            was made to.
+        temperature, max_new_tokens: of models; a policy samples as it was made to.
+        error_if: which results of tools are errors, too: a regular expression, or a function of a result's text.
+        max_turns and others: as the options of `fission-grpo eval`.
 
     Raises:
         UsageError: nothing judges an episode, or a reward function raised an error.
@@ -93,17 +95,13 @@ def evaluate(
         >>> print(result)  # a table; result.metrics.recovery.rate is one of its numbers
     """
     functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
-    limits = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
-    spec = TaskSpec("", success_at=success_at, seed=seed, max_turns=max_turns, faults=tuple(faults), **limits)
-    reward = EpisodeReward(functions, reward_weights)
+    limits: dict[str, Any] = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
+    limits |= {"error_if": error_if, "max_turns": max_turns, "faults": tuple(faults)}
+    spec, reward = TaskSpec("", success_at=success_at, seed=seed, **limits), EpisodeReward(functions, reward_weights)
     rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
     tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
     sampling = Sampling(temperature, max_new_tokens, seed)
-    if hasattr(model, "reply") or hasattr(model, "submit"):  # it samples as it was made to
-        loaded, decoding = _own_policy(model), {**_decoding_of(model), "seed": seed}
-    else:
-        loaded = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
-        decoding = asdict(sampling)
+    loaded, decoding = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
     name = name or Path(str(loaded.description.get("model", "policy"))).name
     return run_evaluation(loaded, tasks, spec.prompt, decoding, in_flight, name, output_dir)
 
@@ -159,10 +157,11 @@ def run_evaluation(
     return result
 
 
-def write_rates(result: EvaluationResult, **more: Any) -> None:
-    """Write `rates.json` into the result's folder: its metrics and notes, and `more` values."""
+def write_rates(result: EvaluationResult) -> None:
+    """Write the result's metrics and notes into its folder: `rates.json`, and `rates.md` to paste."""
     assert result.directory is not None
-    values = metrics_json(result.metrics) | more | {"notes": list(result.notes)}
+    values = metrics_json(result.metrics) | {"notes": [*result.metrics.notes, *result.notes]}
+    write_file(result.directory / "rates.md", metrics_markdown(result.name, result.metrics))
     write_file(result.directory / RATES, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -194,6 +193,7 @@ def _add_line(path: Path, line: str) -> None:
 
 
 def _own_policy(policy: Any) -> LoadedPolicy:
+    """A policy of the user's, with what it says of itself."""
     known = {key: getattr(policy, key, None) for key in ("model", "url")}
     description = {key: value for key, value in known.items() if isinstance(value, str)}
     return LoadedPolicy(policy, {"kind": type(policy).__name__, **description}, {})
@@ -208,10 +208,12 @@ def _decoding_of(policy: Any) -> dict[str, Any]:
 
 def _load_policy(
     model: Any, tokenizer: Any, sampling: Sampling, batch_size: int, template_options: Mapping[str, Any] | None
-) -> LoadedPolicy:
-    """The policy of a folder, a hub id, a model or a trainer."""
+) -> tuple[LoadedPolicy, dict[str, Any]]:
+    """What a user may give as `model` as a policy, and how it samples."""
+    if hasattr(model, "reply") or hasattr(model, "submit"):
+        return _own_policy(model), {**_decoding_of(model), "seed": sampling.seed}
     if isinstance(model, str | Path):
-        return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer)
+        return load_local_policy(str(model), sampling, batch_size, template_options, tokenizer), asdict(sampling)
     progress = {}
     if hasattr(model, "accelerator") and hasattr(model, "processing_class"):  # a trainer
         trainer = model
@@ -223,4 +225,4 @@ def _load_policy(
         progress = {"step": trainer.state.global_step, "tokens": getattr(trainer, "generated_tokens", 0)}
     if not hasattr(model, "generate"):
         raise UsageError(f"model: a {type(model).__name__} is no folder, hub id, model, trainer or policy")
-    return local_policy(model, tokenizer, sampling, batch_size, template_options, progress)
+    return local_policy(model, tokenizer, sampling, batch_size, template_options, progress), asdict(sampling)

@@ -15,9 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from fission_grpo.core.json_io import quoted
+from fission_grpo.core.result_errors import like_errors
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.intervals import Pair, ratio_interval, total, wilson
 from fission_grpo.evaluation.records import CallRecord, CaseRecord
+from fission_grpo.inference.messages import TOOL_FLAGS, call_as_text
 
 KINDS = (ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED)  # in reported order
 MANY_ERRORS = 4  # cases with at least this many own errors form one group [ours]
@@ -219,6 +222,9 @@ class Metrics:
     steps_to_recovery: Waits
     passes: tuple[Passes, ...]  # pass@k and pass^k, from k = 1; empty where every task has one sample
     mean_tokens: float | None  # generated per finished case; None if no step records any
+    without_call: Proportion  # of the finished cases, those without any call, read or not
+    uncounted_errors: int  # results in finished cases that begin like errors and count as successes
+    notes: tuple[str, ...]  # what may be wrong with the numbers, and what to do
 
 
 def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
@@ -235,6 +241,7 @@ def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
     judged = [case for case in finished if case.judged]
     reasons = Counter(record.missing for record in records if record.missing is not None)
     tokens = sum(step.tokens for case in finished for step in case.record.steps)
+    uncounted, note = uncounted_errors([case.record for case in finished])
     return Metrics(
         cases=len(records),
         judged=len(judged),
@@ -257,7 +264,31 @@ def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
         steps_to_recovery=_waits(finished),
         passes=_passes(judged),
         mean_tokens=tokens / len(finished) if tokens else None,
+        without_call=_share(finished, lambda case: not case.attempts),
+        uncounted_errors=uncounted,
+        notes=tuple(filter(None, (note, calls_as_text([case.record for case in finished])))),
     )
+
+
+def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
+    """Results that begin like errors and count as successes: their number, and a note about them, "" for none."""
+    number, note = like_errors((call.result, call.error) for record in records for call in record.calls)
+    cases = [one for one in records if any(like_errors([(call.result, call.error)])[0] for call in one.calls)]
+    if not number or all(case.success is None for case in cases):
+        return number, note
+    successes = sum(case.success is True for case in cases)
+    return number, f"{note}. Cases with such results: {len(cases):,}, {successes:,} of them successful"
+
+
+def calls_as_text(records: Sequence[CaseRecord]) -> str:
+    """A note if most cases begin with a reply that holds a call as text, which nothing reads as a call; else ""."""
+    first = [next(iter(record.steps), None) for record in records]
+    texts = [call_as_text(step.text) for step in first if step is not None and not (step.calls or step.unread)]
+    found = [text for text in texts if text]
+    if 2 * len(found) <= len(records):
+        return ""
+    begin = f"{len(found):,} of {len(records):,} cases begin with a call as text that is not read as one"
+    return f"{begin}, such as {quoted(found[0])}: if a server writes it, {TOOL_FLAGS}"
 
 
 def metrics_json(metrics: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.terminal import show
 from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import load_model, model_path
 
@@ -46,10 +47,11 @@ def load_local_policy(
     tokenizer: Any = None,
 ) -> LoadedPolicy:
     """Load a transformers model into this process, as `load_model` does."""
-    model, tokenizer = load_model(name, tokenizer)
-    path = Path(model_path(name))
-    description = {"kind": "local", "model": name, "weights": fingerprint(path), "dtype": str(model.dtype)}
-    description["step"], description["tokens"] = read_training_progress(path)
+    path = model_path(name)  # once: another checkpoint may come
+    model, tokenizer = load_model(path, tokenizer)
+    weights = fingerprint(Path(path))
+    description = {"kind": "local", "model": name, "weights": weights, "dtype": str(model.dtype)}
+    description["step"], description["tokens"] = read_training_progress(Path(path))
     return _local(model, tokenizer, sampling, batch_size, template_options, description)
 
 
@@ -109,6 +111,8 @@ def connect_endpoint(
         tokenizer = AutoTokenizer.from_pretrained(model_path(tokenizer_name), trust_remote_code=False)
     with EndpointPolicy(name, url, options, tokenizer) as policy:
         policy.check()
+        if not options.raw:
+            show(f"endpoint: {policy.probe_tools()}", error=True)
         description = {"kind": "endpoint", "model": name, "url": policy.url}
         template = "the endpoint's" if tokenizer is None else _hash_template(tokenizer)
         yield LoadedPolicy(policy, description, {"template_sha256": template, "raw": options.raw})

@@ -7,14 +7,14 @@ from elsewhere are read into the same records. Metrics are computed from records
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.core.files import Line, read_lines
 from fission_grpo.core.json_io import quoted
-from fission_grpo.core.types import ErrorKind
+from fission_grpo.core.types import ErrorKind, Message
 
 CASES = "cases.jsonl"  # the file of records in an evaluation's directory
 MAX_TOKENS = 10**12  # of one reply [ours]; more is no count, and sums over cases could not be divided
@@ -50,10 +50,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TurnRecord:
-    """The steps from one user message to the next. `valid`: all is right up to its end; None: not judged."""
+    """The steps from one user message to the next."""
 
     steps: tuple[StepRecord, ...] = ()
-    valid: bool | None = None
+    valid: bool | None = None  # whether all is right up to its end; None: not judged
+    request: str = ""  # the user's text; empty in records of earlier releases
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,20 @@ class CaseRecord:
     @property
     def calls(self) -> tuple[CallRecord, ...]:
         return tuple(call for step in self.steps for call in step.calls)
+
+
+def request_text(messages: Iterable[Message]) -> str:
+    """What the user says after the last reply in messages; parts that are no text are left out."""
+    texts: list[str] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            texts.clear()
+        elif message["role"] == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            found = (part.get("text") for part in parts)
+            texts += [text for text in found if isinstance(text, str)]
+    return "\n".join(texts)
 
 
 def to_line(record: CaseRecord) -> str:
@@ -128,8 +143,8 @@ def _seconds(line: Line) -> float:
 
 def _turn(line: Line, turn: Mapping[str, Any]) -> TurnRecord:
     try:
-        record = TurnRecord(tuple(_step(step) for step in turn["steps"]), turn["valid"])
-        _check_types(record, valid=bool | None)
+        record = TurnRecord(tuple(_step(step) for step in turn["steps"]), turn["valid"], turn.get("request", ""))
+        _check_types(record, valid=bool | None, request=str)
         return record
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise line.wrong(f"field 'turns' is not as an evaluation writes it ({error!r})") from error

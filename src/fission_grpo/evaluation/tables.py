@@ -17,19 +17,41 @@ def metrics_table(metrics: Metrics) -> str:
     """
     reasons = "; ".join(f"{printable(reason)}: {count}" for reason, count in metrics.missing_reasons.items())
     missing = f"{metrics.missing:,} missing" + (f" ({reasons})" if reasons else "")
-    rows = [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
     lines = [
         f"cases    {metrics.cases:,}: {metrics.judged:,} judged, {metrics.unjudged:,} without a verdict, {missing}",
         f"errors   {metrics.own_errors:,} of the policy's own, {metrics.injected_errors:,} injected",
         "",
-        *aligned(rows),
+        *aligned(metrics_rows(metrics)),
         "",
         "Intervals are 95%: Wilson's over cases; * bootstrap over cases, or Wilson's over the cases where all agree.",
         "They do not cover other seeds.",
     ]
     if metrics.recovery.of:
         lines.append("Recovery is over the cases in which the policy erred: each policy chooses its own denominator.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {printable(note)}" for note in metrics.notes)])
+
+
+def metrics_markdown(name: str, metrics: Metrics) -> str:
+    """The main rates as a Markdown table of one row, whose rows of several evaluations can be put together."""
+    proportions = {
+        "success": metrics.success,
+        "error recovery, cases": metrics.recovery,
+        "errors per call": metrics.errors_per_call,
+        "retry loops": metrics.retry_loops,
+        "cases without any call": metrics.without_call,
+    }
+    cells = [printable(name).replace("|", "\\|"), f"{metrics.cases:,}"]
+    for proportion in proportions.values():
+        _, rate, interval, _ = proportion_row("", proportion, "")
+        cells.append(rate if interval == "-" else f"{rate} ({interval.removesuffix(' *')})")
+    header = ["model", "cases", *proportions]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def metrics_rows(metrics: Metrics) -> list[TableRow]:
+    """The rates with their intervals and counts; a row of one cell is a heading."""
+    return [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
 
 
 def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:
@@ -54,19 +76,23 @@ def aligned(rows: Iterable[TableRow]) -> list[str]:
     return lines
 
 
+def _rows(*rows: tuple[str, Proportion, str]) -> list[TableRow]:
+    """Rows of the table, without those over nothing."""
+    return [proportion_row(*row) for row in rows if row[1].of]
+
+
 def _overall_rows(metrics: Metrics) -> list[TableRow]:
-    rows = [
-        proportion_row("success", metrics.success, "cases"),
-        proportion_row("  without any error", metrics.flawless, "cases"),
-        proportion_row("error recovery, cases", metrics.recovery, "cases with an error of their own"),
-        proportion_row("error recovery, turns", metrics.turn_recovery, "turns with an error, valid before"),
-    ]
+    rows = _rows(
+        ("success", metrics.success, "cases"),
+        ("  without any error", metrics.flawless, "cases"),
+        ("error recovery, cases", metrics.recovery, "cases with an error of their own"),
+        ("error recovery, turns", metrics.turn_recovery, "turns with an error, valid before"),
+        ("success, injected only", metrics.injected_only, "cases with injected errors only"),
+    )
     for each in metrics.passes[-1:]:
         tasks = f"mean over {each.tasks:,} tasks with {each.k} samples"
         rows += [_pass_row(f"pass@{each.k}", each.any, each.any_interval, tasks)]
         rows += [_pass_row(f"pass^{each.k}", each.all, each.all_interval, tasks)]
-    if metrics.injected_errors:
-        rows.append(proportion_row("success, injected only", metrics.injected_only, "cases with injected errors only"))
     return rows
 
 
@@ -78,12 +104,12 @@ def _category_rows(metrics: Metrics) -> list[TableRow]:
     rows: list[TableRow] = []
     for category in metrics.by_category if len(metrics.by_category) > 1 else ():
         missing = f", {category.missing} missing" if category.missing else ""
-        rows += [
-            (category.name or "(no category)",),
-            proportion_row("  success", category.success, f"cases{missing}"),
-            proportion_row("  error recovery, cases", category.recovery, f"cases, {category.errors:,} errors"),
-            proportion_row("  error recovery, turns", category.turn_recovery, "turns"),
-        ]
+        own = _rows(
+            ("  success", category.success, f"cases{missing}"),
+            ("  error recovery, cases", category.recovery, f"cases, {category.errors:,} errors"),
+            ("  error recovery, turns", category.turn_recovery, "turns"),
+        )
+        rows += [(category.name or "(no category)",), *own] if own else []
     return rows
 
 
@@ -96,7 +122,7 @@ def _group_rows(metrics: Metrics) -> list[TableRow]:
     rows: list[TableRow] = []
     for title, group in groups.items() if metrics.recovery.of else ():
         rows.append((title,))
-        rows += [proportion_row(f"  {part.name}", part.success, f"cases, {part.errors:,} errors") for part in group]
+        rows += _rows(*((f"  {part.name}", part.success, f"cases, {part.errors:,} errors") for part in group))
     return rows
 
 
@@ -106,15 +132,15 @@ def _effort_rows(metrics: Metrics) -> list[TableRow]:
     median = "-" if waits.median is None else f"median {waits.median:g}"
     rows: list[TableRow] = [
         ("effort",),
-        proportion_row("  errors per call", metrics.errors_per_call, "calls and unreadable replies"),
-        proportion_row("  retry loops", metrics.retry_loops, "own errors: the same failing call again"),
-        (
-            "  steps to recovery",
-            mean,
-            median,
-            f"{waits.recovered:,} of {waits.of:,} own errors resolved within the turn",
+        *_rows(
+            ("  cases without any call", metrics.without_call, "cases"),
+            ("  errors per call", metrics.errors_per_call, "calls and unreadable replies"),
+            ("  retry loops", metrics.retry_loops, "own errors: the same failing call again"),
         ),
     ]
+    if waits.of:
+        resolved = f"{waits.recovered:,} of {waits.of:,} own errors resolved within the turn"
+        rows.append(("  steps to recovery", mean, median, resolved))
     if metrics.mean_tokens is not None:
         finished = metrics.cases - metrics.missing
         rows.append(("  tokens per case", f"{metrics.mean_tokens:,.1f}", "", f"{finished:,} cases"))

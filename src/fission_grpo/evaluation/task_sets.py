@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.episode_reward import EpisodeReward, name_of
@@ -55,14 +56,17 @@ class TaskSpec:
     tool_timeout: float = ToolLimits.timeout  # seconds of one call; a case that exceeds it has failed; 0: no limit
     isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
+    error_if: str | Callable[[str], bool] | None = None  # which results are errors, too (not in BFCL's own cases)
 
     @property
     def prompt(self) -> dict[str, Any]:
         """The fields that decide how cases are rendered for a policy, for manifests."""
         if self.official:
             return {"format": self.format, "mode": self.mode}
-        faults = [asdict(fault) for fault in self.faults]
-        return {"format": "chat", "max_turns": self.max_turns, **({"faults": faults} if faults else {})}
+        rule = error_rule(self.error_if)
+        options = {"faults": [asdict(fault) for fault in self.faults], "error_if": rule and rule.name}
+        given = {name: value for name, value in options.items() if value}
+        return {"format": "chat", "max_turns": self.max_turns, **given}
 
     @property
     def official(self) -> tuple[str, ...]:
@@ -149,7 +153,9 @@ def _episodes(
     else:
         environments = wrapped(environments)
     limits = ToolLimits(spec.tool_timeout)
-    config = EpisodeConfig(spec.max_turns, spec.success_at, reward or EpisodeReward(), limits)
+    judge = reward or EpisodeReward()
+    error_if = error_rule(spec.error_if)
+    config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if)
     cases: dict[str, StartCase] = {}
     for number, row in enumerate(rows):
         case_id = str(row.get("id", number))
@@ -167,6 +173,8 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
         raise ValueError("faults are injected into environments of ours, not into BFCL's own cases; leave out --fault")
     if spec.isolate_environments:
         raise ValueError("BFCL's own cases have no environments of ours; leave out --isolate_environments")
+    if spec.error_if is not None:
+        raise ValueError("BFCL's own cases tell errors as the official command does; leave out --error_pattern")
     starts: dict[str, StartCase] = {}
     cases: list[Any] = []
     chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)

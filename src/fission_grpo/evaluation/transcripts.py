@@ -1,12 +1,14 @@
-"""Read transcripts from elsewhere as records, without running a model: OpenAI's message format or BFCL result files.
+"""Read transcripts from elsewhere as records, without running a model: chat messages or BFCL result files.
 
-Each line of a file of transcripts is {"messages": [...]} and optionally "id" (unique), "tools" (to classify errors),
-"success" (a judge's verdict) and "category"; docs/evaluation.md has an example.
+Each row of a file of transcripts is {"messages": [...]} and optionally "id" (unique), "tools" (to classify errors),
+"success" (a judge's verdict) and "category"; docs/evaluation.md has an example and the other layouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,17 @@ from typing import Any
 from fission_grpo.core.call_queue import CallQueue
 from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import RowError, RunFileError
-from fission_grpo.core.files import Line, read_lines
+from fission_grpo.core.files import Line, read_file, read_lines
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted, well_formed
 from fission_grpo.core.messages import ChatMessage, from_text, read_messages
-from fission_grpo.core.result_errors import is_like_an_error, matches
 from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
+from fission_grpo.data.convert.files import as_dialogue, rows_of_document
+from fission_grpo.data.convert.formats import LAYOUTS, layouts_of
 from fission_grpo.data.convert.tools import tools_of
-from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
 
 EXECUTOR_ERROR = "Error during execution:"  # prefix of a failed call's result in BFCL's executor
@@ -78,18 +81,20 @@ class _Waiting:
         return self._last.take(call_id, name)
 
 
-def read_traces(path: str | Path, notes: list[str] | None = None, pattern: str | None = None) -> list[CaseRecord]:
+def read_traces(
+    path: str | Path, notes: list[str] | None = None, error_if: Callable[[str], bool] | None = None
+) -> list[CaseRecord]:
     """Read a file of transcripts, or a BFCL result file if its rows have "id" and "result".
 
     A sentence about a last line that was cut off by a kill is added to `notes`; if None, that is an error. A result
-    with a match of `pattern` (see `check_error_pattern`) is an error. RunFileError names file, line and field of
-    what cannot be read, or what has to be installed.
+    of which `error_if` says so is an error as well. RunFileError names file, line and field of what cannot be read, or
+    what has to be installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise RunFileError(f"{path}: no such file; give a JSONL file of transcripts or a BFCL result file")
+        raise RunFileError(f"{path}: no such file; give a file of transcripts or a BFCL result file")
     cut: list[str] = []
-    lines = read_lines(path, cut)
+    lines = _read_lines(path, cut)
     if cut and notes is None:
         raise RunFileError(f"{path}: {cut[0]}: fix or delete this line")
     if notes is not None:
@@ -97,22 +102,35 @@ def read_traces(path: str | Path, notes: list[str] | None = None, pattern: str |
     if not lines:
         raise RunFileError(f"{path}: no traces in it; write one JSON object a line, with 'messages'")
     if _is_result_file(lines):
-        if pattern is not None:
+        if error_if is not None:
             raise RunFileError(f"{path}: a BFCL result file, whose calls are made again; leave --error_pattern out")
         try:
             from fission_grpo.evaluation.bfcl.results import read_result_file
 
             return read_result_file(path)
         except ModuleNotFoundError as error:
-            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {INSTALL}") from error
+            fix = install_line("bfcl_eval")
+            raise RunFileError(f"{path}: a BFCL result file needs {error.name} to be judged; {fix}") from error
     records: dict[str, tuple[int, CaseRecord]] = {}
     for line in lines:
-        record = _case_record(line, pattern)
+        record = _case_record(line, error_if)
         if record.id in records:
             earlier, _ = records[record.id]
             raise line.wrong(f"field 'id' {quoted(record.id)} is line {earlier}'s already; leave it out")
         records[record.id] = line.number, record
     return [record for _, record in records.values()]
+
+
+def _read_lines(path: Path, cut: list[str]) -> list[Line]:
+    """The rows of a file: one a line, or those of one JSON document, whose "lines" are their numbers in it."""
+    try:
+        rows = rows_of_document(json.loads(read_file(path).removeprefix(BOM_UTF8)))
+    except (ValueError, RecursionError):
+        return [Line(path, line.number, as_dialogue(line.record)) for line in read_lines(path, cut)]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise RunFileError(f"{path}, row {number}: not a JSON object (it is a {type(row).__name__}); correct it")
+    return [Line(path, number, as_dialogue(row)) for number, row in enumerate(rows, start=1)]
 
 
 def _is_result_file(lines: Sequence[Line]) -> bool:
@@ -125,15 +143,12 @@ def _is_result_file(lines: Sequence[Line]) -> bool:
     return bool(results)
 
 
-def _case_record(line: Line, pattern: str | None) -> CaseRecord:
+def _case_record(line: Line, error_if: Callable[[str], bool] | None) -> CaseRecord:
     try:
-        messages = from_text(line.record.get("messages"), "messages")
-        if not isinstance(messages, list):
-            messages = line.take("messages", list)
-        if not messages:
-            raise line.wrong("field 'messages' must not be empty")
-        tools = _read_tools(line)
-        turns = read_turns(messages, tools, pattern)
+        messages, tools = _messages_and_tools(line)
+        turns = read_turns(messages, tools, error_if)
+    except RowDropped as reason:
+        raise line.wrong(f"it cannot be read: {reason}") from None
     except RowError as error:
         raise line.wrong(f"field '{error.field}' {error.what}") from None
     except RecursionError as error:
@@ -148,6 +163,19 @@ def _case_record(line: Line, pattern: str | None) -> CaseRecord:
         turns=turns,
         success=None if success is None else bool(success),
     )
+
+
+def _messages_and_tools(line: Line) -> tuple[Sequence[Any], Tools | None]:
+    """The dialogue of a row, also of one with ShareGPT's `conversations`, and its tools, None without any."""
+    if "messages" not in line.record and (layouts := layouts_of(line.record)) and layouts[0] in LAYOUTS:
+        dialogue = LAYOUTS[layouts[0]](line.record)
+        return list(dialogue.messages), dialogue.tools or None
+    messages = from_text(line.record.get("messages"), "messages")
+    if not isinstance(messages, list):
+        messages = line.take("messages", list)
+    if not messages:
+        raise line.wrong("field 'messages' must not be empty")
+    return messages, _read_tools(line)
 
 
 def _read_tools(line: Line) -> list[Mapping[str, Any]] | None:
@@ -170,15 +198,18 @@ def _read_tools(line: Line) -> list[Mapping[str, Any]] | None:
     return read
 
 
-def read_turns(messages: Any, tools: Tools | None, pattern: str | None = None) -> tuple[TurnRecord, ...]:
+def read_turns(
+    messages: Any, tools: Tools | None, error_if: Callable[[str], bool] | None = None
+) -> tuple[TurnRecord, ...]:
     """The turns of a transcript, without verdicts. RowError names the message and field of a mistake.
 
     Consecutive user messages start one turn; assistant messages before the first user message belong to the first
     turn. A result belongs to the latest unanswered call with its id; without such a call, to the first unanswered
     call of the last reply that has calls, one with its name if there is one. A call that is never answered has no
-    error. If `tools` is None, every error is `raised`. A result with a match of `pattern` is an error as well.
+    error. If `tools` is None, every error is `raised`. A result of which `error_if` says so is one as well.
     """
     turns: list[list[_PendingStep]] = [[]]
+    requests: list[list[str]] = [[]]
     waiting = _Waiting()
     previous: str | None = None  # role of the message before, system messages left out
     has_request = False
@@ -188,13 +219,18 @@ def read_turns(messages: Any, tools: Tools | None, pattern: str | None = None) -
                 turns[-1].append(step := _pending_step(message, tools))
                 waiting.add(step)
             elif message.role == "tool":
-                _add_result(waiting, message, tools, pattern, f"messages[{number}]")
+                _add_result(waiting, message, tools, error_if, f"messages[{number}]")
             elif message.role == "user":
                 if has_request and previous != "user":
                     turns.append([])
+                    requests.append([])
+                requests[-1].append(message.text)
                 has_request = True
             previous = previous if message.role == "system" else message.role
-    return tuple(TurnRecord(tuple(step.record() for step in turn)) for turn in turns)
+    return tuple(
+        TurnRecord(tuple(step.record() for step in turn), request="\n".join(request))
+        for turn, request in zip(turns, requests, strict=True)
+    )
 
 
 def record_call(call: ToolCall, text: str, tools: Tools | None, error: str | None = None) -> CallRecord:
@@ -214,24 +250,6 @@ def record_call(call: ToolCall, text: str, tools: Tools | None, error: str | Non
     return CallRecord(call.name, call.arguments, text, error, problem.kind if problem else None)
 
 
-def uncounted_errors(records: Sequence[CaseRecord]) -> tuple[int, str]:
-    """Results that begin like an error but are none by their structure: their number, and a note about them."""
-    found = [
-        (record, call.result)
-        for record in records
-        for call in record.calls
-        if call.error is None and is_like_an_error(call.result)
-    ]
-    if not found:
-        return 0, ""
-    cases = {record.id: record.success for record, _ in found}
-    where = f"{len(found):,} result{'s' * (len(found) > 1)} in {len(cases):,} case{'s' * (len(cases) > 1)}"
-    if any(success is not None for success in cases.values()):
-        where += f", {sum(success is True for success in cases.values()):,} of them successful"
-    example = f"not counted as errors though they begin like one, such as {quoted(found[0][1])}"
-    return len(found), f"{where}, {example}; --error_pattern REGEX counts them"
-
-
 def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:
     step = _PendingStep(message.written, unread=[message.unread] if message.unread else [])
     for one in message.calls:
@@ -244,13 +262,19 @@ def _pending_step(message: ChatMessage, tools: Tools | None) -> _PendingStep:
     return step
 
 
-def _add_result(waiting: _Waiting, result: ChatMessage, tools: Tools | None, pattern: str | None, place: str) -> None:
+def _add_result(
+    waiting: _Waiting,
+    result: ChatMessage,
+    tools: Tools | None,
+    error_if: Callable[[str], bool] | None,
+    place: str,
+) -> None:
     """Add a result to its call; a result of a reply that could not be parsed is left out."""
     call = waiting.take(str(result.call_id), result.name)
     if call is not None:
         if call.record is not None:
             error = result.error
-            if error is None and pattern is not None and matches(pattern, result.text):
+            if error is None and error_if is not None and error_if(result.text):
                 error = result.text.strip() or result.text
             call.record = record_call(ToolCall(call.record.name, call.record.arguments), result.text, tools, error)
     elif not waiting.is_unread:

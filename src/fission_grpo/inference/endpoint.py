@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from fission_grpo.core.chat import parse
+from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import encodable, quoted
 from fission_grpo.core.terminal import printable
 from fission_grpo.inference.base import Reply, Request
@@ -29,6 +31,9 @@ from fission_grpo.inference.local import prompt_text
 from fission_grpo.inference.messages import (
     MAX_CHARACTERS,
     STREAM,
+    TOOL_FLAGS,
+    call_as_text,
+    refuses_tools,
     to_openai,
     tools_to_openai,
     wants_stream,
@@ -136,8 +141,7 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         gate: RequestGate | None = None,
     ):
         if importlib.util.find_spec("openai") is None:
-            fix = "pip install 'fission-grpo[endpoint]'"
-            raise ModuleNotFoundError(f"an endpoint needs the openai package: {fix}", name="openai")
+            raise ModuleNotFoundError(f"an endpoint needs openai: {install_line('openai')}", name="openai")
         self._openai: Any = importlib.import_module("openai")
         self.model, self.options, self.tokenizer, self._gate = model, options or EndpointOptions(), tokenizer, gate
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
@@ -189,7 +193,6 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             "HTTP 403": f"the key in {self.options.key_variable} may not use this model",
             "HTTP 404": "there is no such model or no such address; base URLs mostly end in /v1"
             + (", and only some servers have raw completions" if self.options.raw else ""),
-            "timeout": "it is too slow or stuck; raise the timeout",
             "connection": "nobody answers there; is the server up, and the URL right?",
             "too large": "what answers there sends no completion, or one without an end; set max_tokens",
             "encoded": "the server, or a proxy before it, must send answers as they are",
@@ -200,9 +203,32 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
             "HTTP 4": "correct the request as it says",
         }.get(tries.reason[:6], "try again later")
         problem = self._describe(tries, f" (tried {tries.number} times)" if tries.number > 1 else "")
-        problem += f"; {hints.get(tries.reason, otherwise)}"
+        problem += "" if tries.reason == "timeout" else f"; {hints.get(tries.reason, otherwise)}"
         models = asyncio.run_coroutine_threadsafe(self._models(), self._loop).result()
         raise EndpointError(f"endpoint {self.url}, model {self.model!r}: {problem}{models}")
+
+    def probe_tools(self) -> str:
+        """Request a call of a tool, which is not counted, and say how the server answers. Nothing is refused.
+
+        Example: "the server answers tools: as text ('{"name": ...}'); start vLLM with ..., or evaluate with --raw ..."
+        """
+        weather = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        tool = {"name": "get_weather", "description": "The weather in a city now.", "parameters": weather}
+        question = [{"role": "user", "content": "What is the weather in Oslo? Call get_weather."}]
+        client = self._client.with_options(max_retries=0)
+        body = self._body(Request(question, (tool,)))
+        tries = asyncio.run_coroutine_threadsafe(self._request(client, body, Counter()), self._loop).result()
+        begin = "the server answers tools:"
+        if tries.reply is None:
+            fix = "" if refuses_tools(tries.detail) else f"; {TOOL_FLAGS}"
+            return f"{begin} no ({self._describe(tries, '')}{fix})"
+        if tries.reply.tool_calls:
+            return f"{begin} yes"
+        text = self._clean(tries.reply.text)
+        if parse(tries.reply.text).calls:
+            return f"{begin} as text in Hermes format, which is read ({text!r}); better, {TOOL_FLAGS}"
+        how = "as text" if call_as_text(tries.reply.text) else "no call of one that was to be called"
+        return f"{begin} {how} ({text!r}); {TOOL_FLAGS}"
 
     @property
     def counts(self) -> Counter[str]:
@@ -305,7 +331,10 @@ class EndpointPolicy(AbstractContextManager["EndpointPolicy"]):
         return Reply("", lost=self._describe(tries, times), reason=tries.reason)
 
     def _describe(self, tries: Tries, times: str) -> str:
-        return f"{tries.reason}{times}" + (f": {self._clean(tries.detail)}" if tries.detail.strip() else "")
+        described = f"{tries.reason}{times}" + (f": {self._clean(tries.detail)}" if tries.detail.strip() else "")
+        if tries.reason == "timeout":
+            return f"{described}; it is too slow or stuck: raise --timeout (now {self.options.timeout:g})"
+        return f"{described}; {TOOL_FLAGS}" if refuses_tools(tries.detail) else described
 
     async def _models(self) -> str:
         """The models that the server lists, for the message of `check`; "" if it lists none."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from urllib.parse import urljoin
 
 from fission_grpo.inference.base import Reply
-from fission_grpo.inference.messages import UnreadableResponse, read_completion
+from fission_grpo.inference.messages import UnreadableResponse, read_completion, refuses_tools
 from fission_grpo.inference.secrets import public_url
 
 MAX_BODY_BYTES = 8 * 2**20
@@ -34,6 +34,8 @@ that it is parsed in another thread."""
 TOO_LARGE, ENCODED = "too large", "encoded"  # reasons
 _TOO_LONG = re.compile(r"context.{0,20}(length|window|size)|maximum.{0,20}(context|model) length", re.IGNORECASE)
 _METHOD = re.compile(r"(?:/chat)?/completions/?$")  # what the client adds to a base URL
+SLOW_TRIES = 2
+"""Most tries of a request that do not end in time. [ours] It is as slow again, and each adds load to a busy server."""
 _RETRY_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")  # which the `openai` client reads
 
 
@@ -57,6 +59,7 @@ class Tries:
     gate: RequestGate | None = None
     tools: Sequence[Mapping[str, Any]] = ()  # of the request
     number: int = 0
+    timeouts: int = 0  # tries that did not end in time
     reason: str = "timeout"  # of the last fault
     detail: str = ""
     reply: Reply | None = None
@@ -98,6 +101,8 @@ class Tries:
         self.reason, self.detail = reason, text
         if response.status_code in (400, 413, 422) and _TOO_LONG.search(text):
             self.reason = "too long"
+        if refuses_tools(text):
+            headers["x-should-retry"] = "false"  # llama.cpp says it with a status that is retried
         wait = headers.get("retry-after", "")
         if wait.isdecimal() and time.monotonic() + float(wait) >= self.deadline:
             headers["x-should-retry"] = "false"  # there would be no time for another try
@@ -132,6 +137,9 @@ def recording_client(openai: Any) -> Any:
                     finally:
                         await response.aclose()
             except (TimeoutError, httpx.TimeoutException) as error:
+                tries.timeouts += 1
+                if tries.timeouts == SLOW_TRIES:
+                    return httpx.Response(400, request=request)  # a status that is not retried
                 raise httpx.ReadTimeout(tries.detail, request=request) from error
             except UnreadableResponse as error:
                 tries.reason, tries.detail = error.reason, str(error)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from fission_grpo.core.chat import beside_calls
-from fission_grpo.core.json_io import encodable
+from fission_grpo.core.json_io import NotJson, encodable, read_json
 from fission_grpo.core.messages import (
     MessageError,
     call_entries,
+    call_in_other_form,
     call_text,
     is_json,
     lacks_arguments,
@@ -41,6 +42,18 @@ MAX_CALLS = 250
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 """Fields of a request to a server that only streams."""
 
+TOOL_FLAGS = (
+    "start vLLM with --enable-auto-tool-choice and the model's --tool-call-parser (Qwen's and Hermes': hermes), "
+    "llama.cpp with --jinja, or evaluate with --raw --tokenizer MODEL, which reads calls here"
+)
+"""How to have a server answer with structured calls. The flags: vLLM's docs/features/tool_calling, llama.cpp's
+docs/function-calling; without them vLLM (issue 9986, HTTP 400) and llama.cpp (HTTP 500) refuse requests with tools."""
+
+_WITHOUT_TOOLS = re.compile(r"--enable-auto-tool-choice|requires --jinja|not support tools|Unsupported param: tools")
+_FENCED = re.compile(r"```\w*\s(.*?)```", re.DOTALL)
+_JSON_CALL = re.compile(r'\{\s*"(?:name|function)"\s*:')
+_PYTHON_CALL = re.compile(r"\[?\s*[A-Za-z_][\w.]{0,100}\((?:\s*\w+\s*=|\)\]?\s*\Z)")
+_STARTS = 5  # places of a text at which a call in JSON is looked for [ours]
 _AT_LIMIT = ("length", "max_tokens", "model_length", "MAX_TOKENS")  # as OpenAI, Anthropic, Mistral and Gemini say it
 _EVENT = re.compile(rb"(\xef\xbb\xbf)?\s*(data|event|id|retry)?:")  # the beginning of server-sent events
 _STREAM_ONLY = re.compile(
@@ -192,6 +205,29 @@ def read_completion(body: bytes, content_type: str = "", tools: Sequence[Mapping
         tool_calls=() if is_cut else calls,
         prompt_tokens=read,
     )
+
+
+def call_as_text(text: str) -> str | None:
+    """The call that a text holds in JSON, in a code block or not, in Python, or in another form that is not read.
+
+    Examples: '{"name": "f", "arguments": {}}' in a sentence, "[f(x=1)]", "<function=f>"; None for a text without one.
+    """
+    for part in (text, *_FENCED.findall(text)):
+        if (found := call_in_other_form(part)) or _PYTHON_CALL.match(part.strip()):
+            return found or part.strip()
+    for start in islice(_JSON_CALL.finditer(text), _STARTS):
+        try:
+            _, end = read_json(text, start.start())
+        except NotJson:
+            continue
+        if call_in_other_form(text[start.start() : end]):
+            return text[start.start() : end]
+    return None
+
+
+def refuses_tools(refusal: str) -> bool:
+    """Whether the text of a refused request says that the server was started without support for tools."""
+    return _WITHOUT_TOOLS.search(refusal) is not None
 
 
 def wants_stream(refusal: str) -> bool:

@@ -8,14 +8,23 @@ recovers from errors in 5-25%, and solves far more within eight tries (measured:
 from __future__ import annotations
 
 import json
+import os
+import socket
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from fission_grpo.core.checkpoints import MANIFEST, find_corruption, numbered
 from fission_grpo.core.json_io import walk_json
+from fission_grpo.core.terminal import get_logger, warn_once
 
+_log = get_logger(__name__)
+
+_OUR_FOLDERS = ("models/", "runs/")  # of this repository's commands; nobody's names on the hub [ours]
 _PICKLED_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin", "model*.pt", "model*.pth")
 
 
@@ -61,13 +70,18 @@ def load_model(name: str, tokenizer: Any = None) -> tuple[Any, Any]:
 
 
 def model_path(name: str) -> str:
-    """Return a folder or hub id; "starter" is the starter policy. Raises ValueError for a folder without a model."""
+    """Return a folder or hub id; "starter" is the starter policy. Raises ValueError for a folder without a model.
+
+    A run that was stopped has no model but checkpoints: it is the newest complete one, which a warning names. Where
+    the hub cannot be found, only its cache is used from then on.
+    """
     if name == "starter":
         return str(starter_path())
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise ValueError(f"model: {name} holds no config.json, so it is no model folder")
+        if not _holds_model(folder):
+            folder = _newest_checkpoint(folder)
+            warn_once(_log, f"{name} holds no finished model; its newest complete checkpoint is used: {folder}")
         pickled = [path.name for pattern in _PICKLED_WEIGHTS for path in sorted(folder.glob(pattern))]
         if pickled and not any(folder.glob("*.safetensors")):
             raise ValueError(
@@ -75,10 +89,51 @@ def model_path(name: str) -> str:
                 "code; if you trust it, load it with transformers and save it again (save_pretrained: safetensors)"
             )
         return str(folder)
-    is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    is_path = folder.is_absolute() or name.startswith((".", "~", *_OUR_FOLDERS)) or name.count("/") > 1
     if is_path or ("/" in name and folder.parent.is_dir()):
-        raise ValueError(f"model: the folder {name} does not exist; give a folder, a hub id, or 'starter'")
+        raise ValueError(
+            f"model: the folder {name} does not exist; give a folder, a hub id, or 'starter'. If a file of configs/ "
+            "names it, the first lines of that file say which command makes it"
+        )
+    _use_cache_without_network()
     return name
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+
+
+def _newest_checkpoint(run: Path) -> Path:
+    """The checkpoint of the highest step that holds a model and is as it was written."""
+    problems = []
+    for checkpoint in reversed(numbered(run)):
+        problem = None if _holds_model(checkpoint) else f"{checkpoint} holds no config.json"
+        if (checkpoint / MANIFEST).exists():
+            problem = find_corruption(checkpoint) or problem
+        if problem is None:
+            return checkpoint
+        problems.append(problem)
+    if problems:
+        raise ValueError(f"model: {run} holds no finished model and no complete checkpoint: {problems[0]}")
+    raise ValueError(
+        f"model: {run} holds no config.json and no checkpoint-*, so it is no model folder. If its run stopped before "
+        "the first checkpoint, give its `fission-grpo train` command again; otherwise name the folder of the model"
+    )
+
+
+def _use_cache_without_network() -> None:
+    """Switch the hub's client to its cache if its host's name cannot be resolved: it would retry for minutes."""
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    if getproxies():  # they resolve names
+        return
+    try:
+        socket.getaddrinfo(host, 443)
+    except socket.gaierror as error:
+        from huggingface_hub import constants
+
+        if not constants.HF_HUB_OFFLINE:
+            _log.warning("%s cannot be found (%s): only cached models are used", host, error.strerror)
+            constants.HF_HUB_OFFLINE = True
 
 
 _JSON_FILES = ("*config.json", "*.index.json", "special_tokens_map.json", "tokenizer.json", "chat_template.json")

@@ -1,18 +1,22 @@
-"""Charts as PNG bytes: metrics of training runs, error kinds, and the comparison of two evaluations.
+"""Charts as SVG: metrics of training runs, error kinds, and the comparison of two evaluations.
 
-Each run keeps its color in every chart. matplotlib is imported for the first chart, without pyplot's global state.
+Each run keeps its color in every chart. Text stays text, and every color is one of the hexadecimal forms that `themed`
+replaces. matplotlib is imported for the first chart, without pyplot's global state.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.compare import Comparison, Difference
 from fission_grpo.report.run import Run
@@ -32,7 +36,8 @@ MORE_COLORS = ("#0d9488", "#7c3aed", "#be185d", "#a16207", "#0369a1", "#4d7c0f")
 KIND_COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948", "#76b7b2", "#9c755f", "#bab0ac")
 BETTER, WORSE, OPEN = "#0d9488", FAMILY_COLORS["fission"], MUTED  # OPEN: the interval contains 0
 MIN_SMOOTHED = 12  # points; shorter curves are drawn without a moving average [ours]
-MAX_NAME = 60  # characters of a run's name in the comparison [ours]
+MAX_POINTS = 400  # of one curve, evenly spaced; its moving average is over all [ours]
+MAX_NAME = 44  # characters of a run's name in a chart [ours]
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,12 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as PNG bytes. `stem` is its file name without suffix."""
+    """A chart as an SVG document. `stem` is its file name without suffix."""
 
     stem: str
     title: str
     caption: str
-    png: bytes
+    svg: str
 
 
 def arm_colors(names: Iterable[str]) -> dict[str, str]:
@@ -100,16 +105,17 @@ def family(name: str) -> str:
     return "fission" if "fission" in name else "base" if "base" in name else ""
 
 
-def draw_curves(runs: Sequence[Run]) -> list[Chart]:
-    """Draw a chart of each of CURVES that at least one run logged, with all runs in it."""
+def draw_curves(runs: Sequence[Run], colors: Mapping[str, str]) -> list[Chart]:
+    """Draw a chart of each of CURVES that at least one run logged, with all runs in it, in their colors by name."""
     x_key = _x_key(runs)
-    colors = arm_colors(run.name for run in runs)
     charts = []
     for curve in CURVES:
         rows = {run.name: [row for row in _rows(run, x_key, curve.explore_only) if curve.key in row] for run in runs}
         lines = [(name, colors[name], rows[name], curve.key) for name in rows if rows[name]]
         if lines:
-            charts.append(_draw(curve, lines, x_key))
+            absent = ", ".join(name for name in rows if not rows[name])
+            caption = f"{curve.caption} Not logged by {absent}." if absent else curve.caption
+            charts.append(_draw(replace(curve, caption=caption), lines, x_key))
     return charts
 
 
@@ -161,30 +167,36 @@ def _rows(run: Run, x_key: str, explore_only: bool) -> list[Mapping[str, float]]
 def _draw(curve: Curve, lines: Sequence[Line], x_key: str) -> Chart:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter, MultipleLocator, PercentFormatter
 
     with rc_context(fname=STYLE):
-        figure = Figure()
+        columns = max(1, min(3, 60 // (4 + max(len(_short(label)) for label, *_ in lines))))
+        figure = Figure(figsize=(4.6, 2.8 + 0.2 * math.ceil(len(lines) / columns)))
         axes = figure.add_subplot(title=_literal(curve.title))
         for label, color, rows, key in lines:
             xs, ys = [row[x_key] for row in rows], [row[key] for row in rows]
             weights = [row.get(curve.weight, 0.0) if curve.weight else 1.0 for row in rows]
-            axes.plot(xs, ys, ".", color=color, alpha=0.4, markersize=8, markeredgewidth=0)
-            ys = smoothed(ys, weights) if len(ys) >= MIN_SMOOTHED else ys
-            axes.plot(xs, ys, color=color, label=_literal(label))
-        if axes.dataLim.ymin >= 0:
-            axes.set_ylim(0, max(1.1 * axes.dataLim.ymax, 0.1))
+            means = smoothed(ys, weights) if len(ys) >= MIN_SMOOTHED else ys
+            shown = slice(None, None, -(-len(xs) // MAX_POINTS))
+            # dots as strokes without length: one path instead of an element for each
+            dots = ([part for value in values[shown] for part in (value, value, math.nan)] for values in (xs, ys))
+            axes.plot(*dots, color=color, alpha=0.45, linewidth=4, solid_capstyle="round")
+            axes.plot(xs[shown], means[shown], color=color, label=_literal(_short(label)))
         if curve.is_share:
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_locator(MultipleLocator(0.25))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        elif axes.dataLim.ymin >= 0:
+            axes.set_ylim(0, max(1.1 * axes.dataLim.ymax, 0.1))
         if x_key == TOKENS:
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("generated tokens" if x_key == TOKENS else "optimizer step")
-        figure.legend(loc="outside lower center", ncols=3)
-        return Chart(curve.stem, curve.title, curve.caption, _png(figure))
+        figure.legend(loc="outside lower center", ncols=columns)
+        return Chart(curve.stem, curve.title, curve.caption, _svg(figure))
 
 
-def comparison_png(comparison: Comparison) -> bytes:
-    """Draw the differences of two evaluations (success, error recovery, errors per call) with their intervals.
+def draw_comparison(comparison: Comparison) -> str:
+    """Draw the differences of two evaluations (success, error recovery, errors per call) with their intervals, as SVG.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -193,52 +205,76 @@ def comparison_png(comparison: Comparison) -> bytes:
     from matplotlib.figure import Figure
 
     names = [comparison.name_a, comparison.name_b]
-    name_a, name_b = (_literal(name[:MAX_NAME] + "..." * (len(name) > MAX_NAME)) for name in names)
+    name_a, name_b = (_literal(_short(name)) for name in names)
     caption = (
         f"{comparison.pairs:,} cases judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
-        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither.\n"
-        f"McNemar's exact test of equal success: p = {comparison.p:.3g}.\n"
-        "Teal: better in B, orange: worse in B, gray: the interval contains 0. Paired bootstrap over cases."
+        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. {comparison.test}: p = "
+        f"{comparison.p:.3g}. Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
+        "tasks; other training runs may differ."
     )
     with rc_context({"axes.grid.axis": "x"}, fname=STYLE):
-        figure = Figure(figsize=(8.0, 4.2))
+        figure = Figure(figsize=(4.6, 4.1))
         axes = figure.add_subplot(xlabel="difference in percentage points, with its 95% interval")
         figure.suptitle(f"{name_b} (B)\nminus {name_a} (A)", x=0.012, ha="left", color=INK)
-        labels = [_draw_difference(axes, -row, item) for row, item in enumerate(comparison.differences)]
+        for row, difference in enumerate(comparison.differences):
+            _draw_difference(axes, -row, difference)
         ends = [100 * end for item in comparison.differences for end in (*(item.interval or ()), item.change or 0.0)]
-        reach = max(1.0, *map(abs, ends)) * 1.25
-        axes.set(xlim=(-reach, reach), ylim=(0.5 - len(labels), 0.5))
-        axes.set_yticks([-row for row in range(len(labels))], labels)
+        reach = max(1.0, *map(abs, ends)) * 1.1
+        axes.set(xlim=(-reach, reach), ylim=(0.35 - len(comparison.differences), 0.75), yticks=[])
         axes.axvline(0, color=INK, linewidth=1)
-        figure.supxlabel(caption, color=SOFT, x=0.01, ha="left")
-        return _png(figure)
+        figure.supxlabel(textwrap.fill(caption, 62), color=SOFT, x=0.01, ha="left")
+        return _svg(figure)
 
 
-def _draw_difference(axes: Axes, y: float, difference: Difference) -> str:
-    """Draw a difference as a row of the chart. Returns the row's label."""
+def _draw_difference(axes: Axes, y: float, difference: Difference) -> None:
+    """Draw a difference as a row of the chart: its name and numbers, and its interval below them."""
     text = "nothing to compare"
     if difference.change is not None:
         color, change = OPEN, 100 * difference.change
         text = f"{change:+.1f}"
         if difference.interval is not None:
             low, high = (100 * end for end in difference.interval)
-            text += f"\n[{low:+.1f}, {high:+.1f}]"
+            text += f" [{low:+.1f}, {high:+.1f}]"
             if not low <= 0 <= high:
                 color = BETTER if (low > 0) != difference.lower_is_better else WORSE
             axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="round")
-        axes.plot(change, y, "o", color=color, markersize=9)
-    axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", color=INK, annotation_clip=False)
+        axes.plot(change, y, "o", color=color, markersize=8)
     note = " (less is better)" if difference.lower_is_better else ""
     (hits_a, of_a), (hits_b, of_b) = difference.a, difference.b
-    return f"{difference.name}{note}\nA {hits_a:,} of {of_a:,}, B {hits_b:,} of {of_b:,}"
+    counts = f"A {hits_a:,} of {of_a:,}, B {hits_b:,} of {of_b:,}"
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "color": INK, "fontsize": 9.5}
+    axes.annotate(f"{difference.name}{note}", (0, y), xytext=(0, 21), weight="bold", **place)
+    axes.annotate(text, (1, y), xytext=(0, 21), ha="right", **place)
+    axes.annotate(counts, (0, y), xytext=(0, 9), **{**place, "color": SOFT, "fontsize": 8.5})
+
+
+def themed(svg: str) -> str:
+    """Return the `<svg>` element for a page whose style sheet may set another color for each of the chart's.
+
+    A color such as #1e293b becomes `var(--c-1e293b, #1e293b)`. The size is left to the page.
+    """
+    start, end = svg.index("<svg"), svg.index(">", svg.index("<svg"))
+    head = re.sub(r' (width|height|version|xmlns(:xlink)?)="[^"]*"', "", svg[start:end])
+    return head + re.sub(r"((?:fill|stroke): )#([0-9a-f]{6})", r"\1var(--c-\2, #\2)", svg[end:])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[-MAX_NAME // 2 :]}"
 
 
 def _literal(text: str) -> str:
     """Escape a text for matplotlib: `$` starts no formula, and a leading underscore does not hide a label."""
-    return ("\u200a" if text.startswith("_") else "") + text.replace("$", r"\$")
+    return ("\u200a" if text.startswith("_") else "") + printable(text).replace("$", r"\$")
 
 
-def _png(figure: Figure) -> bytes:
+def _svg(figure: Figure) -> str:
+    """Write a figure without what no reader needs: metadata, names of groups, a hundredth of a pixel's parts."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue().decode("utf-8")
+    svg = svg[svg.index("<svg") :].replace("<svg ", '<svg stroke-linejoin="round" ', 1)
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=2, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[\w.]+"/>|(?<=<g) id="[\w.]+"', "", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    svg = svg.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
+    return re.sub(r"\s*\n\s*", " ", svg).strip() + "\n"

@@ -1,11 +1,10 @@
-"""`fission-grpo report RUN_DIR`: an HTML page about one or several training runs, with its charts as PNG files.
+"""`fission-grpo report RUN_DIR`: an HTML page about training runs and evaluations, with its charts as SVG files.
 
-The page contains its styles and images, no script and no link to another page. Texts of rollouts are escaped.
+The page contains its styles and charts, no script and no link to another page. Texts of rollouts are escaped.
 """
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,20 +13,58 @@ from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import ArgumentParser, printable, show
-from fission_grpo.report.charts import FAMILIES, TOKENS, Chart, arm_colors, draw_curves, draw_error_kinds, family
+from fission_grpo.core.timing import format_duration
+from fission_grpo.evaluation.tables import metrics_rows
+from fission_grpo.fission.health import check_health
+from fission_grpo.report.charts import (
+    FAMILIES,
+    TOKENS,
+    Chart,
+    arm_colors,
+    draw_comparison,
+    draw_curves,
+    draw_error_kinds,
+    family,
+    themed,
+)
+from fission_grpo.report.dialogue import case_dialogue, tell_recovery
+from fission_grpo.report.evaluations import case_limit, describe_evaluations, latest_evaluations, summarize_evaluations
 from fission_grpo.report.run import Evaluation, RecoveryRecord, Run, read_runs
 
 MAX_RECORDS = 30  # corrective instances on a page [ours]
+OPEN_RECORDS = 6  # of these, not folded [ours]
 MAX_CHARACTERS = 1600  # of one text on a page [ours]
-SAME_COST = 0.05  # largest relative difference of generated tokens at equal cost [ours]
+MAX_MESSAGES = 40  # of one case on a page [ours]
+
+SETTINGS = {  # of a run: label on the page and name in the configuration
+    "Method": "fission",
+    "Rollouts per task (G)": "num_generations",
+    "Rollouts per recovery (G\u2032)": "num_recovery_generations",
+    "Rollouts per update": "rows_per_update",
+    "Data set": "train_dataset",
+    "Rewards": "reward_funcs",
+    "Feedback": "feedback",
+    "Learning rate": "learning_rate",
+    "KL weight (beta)": "beta",
+    "Loss": "loss_type",
+    "Most steps": "max_steps",
+    "Most generated tokens": "max_generated_tokens",
+    "Temperature": "temperature",
+    "Seed": "seed",
+}
 
 
 def report_command(argv: list[str] | None = None) -> int:
     """Run `fission-grpo report` and print the page's path. Returns 0, or 1 after an error message on stderr."""
-    parser = ArgumentParser("fission-grpo report", description="Write an HTML report of a training run.")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run's output_dir, or a directory of several")
-    parser.add_argument("--output", metavar="DIR", help="where to write report.html and the PNGs (RUN_DIR/report)")
+    parser = ArgumentParser(
+        "fission-grpo report", description="Write an HTML report of training runs and evaluations."
+    )
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", help="a run's output_dir, a directory of several, or the eval-NAME of one"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where to write report.html and the charts (RUN_DIR/report)")
     args = parser.parse_args(argv)
     try:
         show(write_report(args.run_dir, args.output))
@@ -35,16 +72,16 @@ def report_command(argv: list[str] | None = None) -> int:
         show(f"error: {error}", error=True)
         return 1
     except ImportError as error:
-        show(f"error: the report needs {error.name}; pip install 'fission-grpo[report]'", error=True)
+        show(f"error: the report needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     return 0
 
 
 def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
-    """Write `report.html` and its PNGs to a folder, `RUN_DIR/report` by default, and return the page's path.
+    """Write `report.html` and its charts to a folder, `RUN_DIR/report` by default, and return the page's path.
 
     Args:
-        run_dir: a run folder, or a folder of several.
+        run_dir: a run folder, a folder of several, or the folder of one evaluation.
         output: another folder to write to.
 
     Raises:
@@ -55,11 +92,11 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
     runs = read_runs(run_dir)
     folder = run_dir / "report" if output is None else Path(output)
     trained = sorted((run for run in runs if run.log_history), key=lambda run: FAMILIES.index(family(run.name)))
-    curves = draw_curves(trained)
+    curves = draw_curves(trained, _colors(runs))
     error_kinds = draw_error_kinds(trained)
     page = render_page(run_dir.resolve().name, runs, curves, error_kinds)
     for chart in [*curves, *error_kinds]:
-        write_file(folder / f"{chart.stem}.png", chart.png)
+        write_file(folder / f"{chart.stem}.svg", chart.svg)
     path = folder / "report.html"
     write_file(path, page)
     return path
@@ -69,75 +106,107 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
     """Return the page as HTML, with charts of metrics (`curves`) and of error kinds."""
     from jinja2 import FileSystemLoader
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from markupsafe import Markup
 
     loader = FileSystemLoader(Path(__file__).parent)  # our own template; texts of runs are values only
-    environment = ImmutableSandboxedEnvironment(loader=loader, autoescape=True, finalize=_printable)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    environment = ImmutableSandboxedEnvironment(
+        loader=loader, autoescape=True, finalize=_printable, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["chart"] = lambda svg: Markup(themed(svg))  # matplotlib escapes the labels in it
+    environment.filters["theme"] = lambda color: f"var(--c-{color[1:]}, {color})"
     headline = latest_evaluations(runs)
-    log = [row for run in runs for row in run.log_history]
+    summary, comparison = summarize_evaluations(headline)
+    details = describe_evaluations(headline)
     return environment.get_template("page.html").render(
         name=name,
-        steps=max((row.get("step", 0.0) for row in log), default=0.0),
-        tokens=max((row.get(TOKENS, 0.0) for row in log), default=0.0),
         written=datetime.now(UTC),
-        summary=summarize_difference(headline),
+        is_training=any(run.log_history or run.instances or run.description for run in runs),
+        warnings={run.name: check_health(run.log_history) for run in runs if run.log_history},
+        summary=summary,
+        comparison=None if comparison is None else draw_comparison(comparison),
         headline=headline,
-        colors=arm_colors(headline),
+        details=details,
+        max_cases=case_limit(details),
+        metrics_rows=metrics_rows,
+        colors=_colors(runs),
+        facts=describe_runs(runs),
+        evaluated=describe_policies(headline),
         curves=curves,
         error_kinds=kinds,
         runs=runs,
         max_records=MAX_RECORDS,
+        open_records=OPEN_RECORDS,
         max_characters=MAX_CHARACTERS,
+        max_messages=MAX_MESSAGES,
         count_kinds=count_kinds,
         count_rejected=count_rejected,
         pick_evenly=pick_evenly,
-        distinct_recoveries=distinct_recoveries,
+        tell_recovery=tell_recovery,
+        case_dialogue=case_dialogue,
     )
 
 
-def latest_evaluations(runs: Sequence[Run]) -> dict[str, Evaluation]:
-    """Return the last evaluation of each name, in the order of FAMILIES.
+def _colors(runs: Sequence[Run]) -> dict[str, str]:
+    return arm_colors([*latest_evaluations(runs), *(run.name for run in runs)])
 
-    Different evaluations of the same name in several runs get the run's name in parentheses.
-    """
-    newest = {(run.name, evaluation.name): evaluation for run in runs for evaluation in run.evaluations}
-    by_name: dict[str, dict[Evaluation, str]] = {}
-    for (run_name, name), evaluation in newest.items():
-        by_name.setdefault(name, {}).setdefault(evaluation, run_name)
-    labelled = {
-        name if len(same) == 1 else f"{name} ({run_name})": evaluation
-        for name, same in by_name.items()
-        for evaluation, run_name in same.items()
+
+def describe_runs(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+    """What was run, as label -> value -> names of the runs with it. Runs of earlier releases say nothing."""
+    facts: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for label, value in _run_facts(run).items() if "settings" in run.description else ():
+            if value not in (None, "", "None", "[]"):
+                facts.setdefault(label, {}).setdefault(str(value), []).append(run.name)
+    return facts
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    described = run.description
+    settings, versions = described.get("settings"), described.get("versions")
+    settings = settings if isinstance(settings, Mapping) else {}
+    steps, tokens, seconds = (
+        max((row[key] for row in run.log_history if key in row), default=0.0)
+        for key in ("step", TOKENS, "train_runtime")
+    )
+    found = {label: settings.get(name) for label, name in SETTINGS.items()}
+    found["Method"] = {True: "Fission-GRPO", False: "GRPO"}.get(settings.get("fission"))  # pyright: ignore
+    found["Most steps"] = found["Most steps"] if (found["Most steps"] or 0) > 0 else None
+    found["Most generated tokens"] = found["Most generated tokens"] or None
+    for label, value in found.items():
+        found[label] = ", ".join(map(str, value)) if isinstance(value, list) else value
+    parameters, count = described.get("parameters"), described.get("processes")
+    processes = f"{count} processes" if count not in (None, 1) else ""
+    size = f" ({parameters:,} parameters)" if isinstance(parameters, int) else ""
+    done = [f"{steps:,.0f} steps"] + ([f"{tokens:,.0f} generated tokens"] if tokens else [])
+    return {
+        "Command": described.get("command"),
+        "Model": f"{described.get('model') or '(no name)'}{size}",
+        "Tasks": described.get("tasks"),
+        **found,
+        "Done": ", ".join(done + ([f"{format_duration(seconds)} since the start or resume"] if seconds else [])),
+        "Machine": ", ".join(str(part) for part in (described.get("device"), processes) if part),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else None,
     }
-    return dict(sorted(labelled.items(), key=lambda item: FAMILIES.index(family(item[0]))))
 
 
-def summarize_difference(headline: Mapping[str, Evaluation]) -> str:
-    """Compare Fission-GRPO with GRPO in words, if there is one evaluation of each."""
-    fission = [evaluation for label, evaluation in headline.items() if family(label) == "fission"]
-    grpo = [evaluation for label, evaluation in headline.items() if family(label) == "grpo"]
-    if not headline:
-        return "No held-out evaluation yet: eval.jsonl is missing or empty."
-    if len(fission) != 1 or len(grpo) != 1:
-        return "Held-out tasks, last evaluation of each policy, with 95% intervals."
-    ours, theirs = fission[0], grpo[0]
-    text = "On held-out tasks, Fission-GRPO against GRPO: success "
-    text += _difference(ours.success, theirs.success, ours.success_ci, theirs.success_ci)
-    if ours.recovery_rate is not None and theirs.recovery_rate is not None and ours.recovery_ci and theirs.recovery_ci:
-        difference = _difference(ours.recovery_rate, theirs.recovery_rate, ours.recovery_ci, theirs.recovery_ci)
-        text += f"; error recovery {difference}"
-    tokens = ours.generated_tokens, theirs.generated_tokens
-    apart = (max(tokens) - min(tokens)) / max(*tokens, 1)
-    if apart > SAME_COST:
-        text += f". Their generated tokens differ by {100 * apart:.0f}%, so this is not a comparison at equal cost"
-    return text + "."
-
-
-def _difference(ours: float, theirs: float, our_ci: tuple[float, float], their_ci: tuple[float, float]) -> str:
-    points = 100 * (ours - theirs)
-    sign = "+" if points > 0 else "\u2212" if points < 0 else "\u00b1"
-    overlap = our_ci[0] <= their_ci[1] and their_ci[0] <= our_ci[1]
-    return f"{sign}{abs(points):.1f} points (intervals {'overlap' if overlap else 'apart'})"
+def describe_policies(headline: Mapping[str, Evaluation]) -> dict[str, dict[str, list[str]]]:
+    """What was evaluated, in the form of `describe_runs`, from the manifests of the evaluations."""
+    facts: dict[str, dict[str, list[str]]] = {}
+    for label, evaluation in headline.items():
+        if evaluation.cases is None:
+            continue
+        manifest = evaluation.cases.manifest
+        kind, count = manifest.tasks.get("kind"), manifest.tasks.get("count")
+        values = {"Model": manifest.policy.get("model"), "Endpoint": manifest.policy.get("url")}
+        values["Tasks"] = f"{kind}, {count} tasks"
+        parts = {"Prompt": manifest.prompt, "Sampling": manifest.decoding, "Versions": manifest.versions}
+        for name, part in parts.items():
+            shown = ((key.replace("_", " "), value) for key, value in part.items() if "sha256" not in key)
+            values[name] = ", ".join(f"{key} {value}" for key, value in shown)
+        for name, value in values.items():
+            if value not in (None, ""):
+                facts.setdefault(name, {}).setdefault(str(value), []).append(label)
+    return facts
 
 
 def pick_evenly(records: Sequence[RecoveryRecord], limit: int) -> list[RecoveryRecord]:
@@ -146,13 +215,6 @@ def pick_evenly(records: Sequence[RecoveryRecord], limit: int) -> list[RecoveryR
     pool = sorted(retried, key=lambda record: record.retried_at or 0) or records
     last = min(len(pool), max(limit, 1)) - 1
     return [pool[round(i * (len(pool) - 1) / max(last, 1))] for i in range(last + 1)]
-
-
-def distinct_recoveries(record: RecoveryRecord) -> list[tuple[str, float | None, int]]:
-    """Return the distinct recoveries as (text, reward, count), highest reward first."""
-    counts = Counter(zip(record.completions, record.rewards, strict=True))
-    found = [(text, reward, count) for (text, reward), count in counts.items()]
-    return sorted(found, key=lambda item: (item[1] is None, -(item[1] or 0.0)))
 
 
 def count_kinds(records: Sequence[RecoveryRecord]) -> list[tuple[str, int, int, int, int]]:

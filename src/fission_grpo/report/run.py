@@ -1,25 +1,33 @@
-"""Read what a training run writes to its folder: the training log, corrective instances and evaluations.
+"""Read what runs write to their folders: the training log, corrective instances, evaluations and their cases.
 
-A run folder holds `trainer_state.json`, `fission.jsonl` and `eval.jsonl`; at least one of them must exist. A folder
-of run folders is read as several runs.
+A run folder holds `trainer_state.json`, `fission.jsonl`, `eval.jsonl` or `eval-NAME` folders; at least one of them. A
+folder of run folders is read as several runs.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.files import Line, read_file, read_lines
 from fission_grpo.core.terminal import printable
 from fission_grpo.core.types import Message
+from fission_grpo.evaluation.compare import EvaluationRun
+from fission_grpo.evaluation.metrics import compute_metrics
+from fission_grpo.evaluation.records import CASES, read_records
+from fission_grpo.evaluation.run import MANIFEST, read_manifest
 from fission_grpo.fission.event_log import read_events
 
 STATE, FISSION, EVAL = "trainer_state.json", "fission.jsonl", "eval.jsonl"
+DESCRIPTION = "fission_run.json"  # of the run: command, model, settings
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 EARLIER = re.compile(r"_earlier-\d+")  # what a run that began in a used folder has moved there
 NUMBER = (int, float)
@@ -60,78 +68,109 @@ class RecoveryRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A line of `eval.jsonl`: rates are in [0, 1], intervals are 95%, `errors` counts tool calls with an error."""
+    """A line of `eval.jsonl`: rates are in [0, 1], intervals are 95%, `errors` counts tool calls with an error.
+
+    `step` and `generated_tokens` are of the training before it. `cases` holds manifest and records of its `eval-NAME`
+    folder, if that is there and has the same numbers.
+    """
 
     name: str
     step: int
     generated_tokens: int
     tasks: int
-    success: float
-    success_ci: tuple[float, float]
+    success: float | None  # None where nothing judges the cases
+    success_ci: tuple[float, float] | None
     error_cases: int
     recovered: int
     recovery_rate: float | None = None
     recovery_ci: tuple[float, float] | None = None
     errors: int = 0
+    cases: EvaluationRun | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. `log_history` has finite numbers only; `notes` are sentences about what is missing."""
+    """A run folder. `log_history` has finite numbers only; `notes` are sentences about what is missing.
+
+    `description` is what a training run writes about itself at its start; empty for runs of earlier releases.
+    """
 
     name: str
     log_history: tuple[Mapping[str, float], ...] = ()
     instances: tuple[RecoveryRecord, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     notes: tuple[str, ...] = ()
+    description: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_runs(path: str | Path) -> list[Run]:
-    """Read the run in a folder, or the runs in its subfolders.
+    """Read the run in a folder, or the runs in its subfolders. The folder of one evaluation is a run, too.
 
-    A folder of runs may have its own `eval.jsonl`. It is then the first run, without curves.
+    A folder of runs may have evaluations of its own. It is then the first run, without curves. Runs take the names of
+    their evaluations, so that tables and legends agree.
 
     Raises:
         RunFileError: there is no run, or a file is damaged; names file, line and field.
     """
     path = Path(path)
     if not path.is_dir():
-        raise RunFileError(f"{path}: no such directory; give the output_dir of a `fission-grpo train` run")
-    if _state_path(path) is not None:
-        return [read_run(path)]
-    folders = [folder for folder in sorted(path.iterdir()) if not EARLIER.fullmatch(folder.name)]
-    runs = [read_run(folder) for folder in folders if folder.is_dir() and _is_run(folder)]
-    if runs and not _is_run(path):
-        return runs
-    own = read_run(path)
-    if runs:
-        own = replace(own, notes=tuple(note for note in own.notes if STATE not in note))
-    return [own, *runs]
+        raise RunFileError(f"{path}: no such directory; give the output_dir of a `fission-grpo train` or `eval`")
+    if _state_path(path) is not None or _is_evaluation(path):
+        return _named_alike([read_run(path)])
+    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not _is_evaluation(folder)]
+    runs = [read_run(folder) for folder in folders if not EARLIER.fullmatch(folder.name) and _is_run(folder)]
+    runs = _named_alike(runs)
+    return runs if runs and not _is_run(path) else [read_run(path), *runs]
+
+
+def _named_alike(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with the name of the only evaluation of its policy, where no other run has one of that name."""
+    names = [{one.name for one in run.evaluations if one.step or one.generated_tokens} for run in runs]
+    taken = Counter(name for own in names for name in own)
+    alike = [
+        own.pop() if len(own) == 1 and taken[min(own)] == 1 else run.name for run, own in zip(runs, names, strict=True)
+    ]
+    return [replace(run, name=name) for run, name in zip(runs, alike, strict=True)]
 
 
 def read_run(path: str | Path) -> Run:
-    """Read one run folder. Raises RunFileError if none of the three files exists, or one is damaged."""
+    """Read one run folder. Raises RunFileError if it holds no file of a run, or one is damaged."""
     path = Path(path)
     if not _is_run(path):
         raise RunFileError(
-            f"{path}: no {STATE} (nor checkpoint-*/{STATE}), {FISSION} or {EVAL} in it; give the output_dir of a "
-            "`fission-grpo train` run, or a directory of such directories"
+            f"{path}: no {STATE} (nor checkpoint-*/{STATE}), {FISSION}, {EVAL} or eval-NAME/{MANIFEST} in it; give "
+            "the output_dir of a `fission-grpo train` or `eval`, or a directory of such directories"
         )
     notes: list[str] = []
     state = _state_path(path)
-    if state is None:
+    if state is None and ((path / FISSION).exists() or (path / DESCRIPTION).exists()):
         notes.append(f"{path.name}: no {STATE} and no checkpoint yet, so there are no curves")
+    instances = _read_instances(read_events(path / FISSION, notes), notes)
+    evaluations = _read_evaluations(path, notes)
     return Run(
-        name=printable(path.resolve().name),
+        name=evaluations[0].name if _is_evaluation(path) and evaluations else printable(path.resolve().name),
         log_history=() if state is None else read_history(state),
-        instances=_read_instances(read_events(path / FISSION, notes), notes),
-        evaluations=tuple(_evaluation(line) for line in read_lines(path / EVAL, notes)),
+        instances=instances,
+        evaluations=evaluations,
         notes=tuple(notes),
+        description=_read_object(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {},
     )
 
 
 def _is_run(path: Path) -> bool:
-    return _state_path(path) is not None or (path / FISSION).exists() or (path / EVAL).exists()
+    return (
+        _state_path(path) is not None
+        or any((path / name).exists() for name in (FISSION, EVAL, DESCRIPTION))
+        or bool(_evaluation_folders(path))
+    )
+
+
+def _is_evaluation(path: Path) -> bool:
+    return (path / MANIFEST).exists() and (path / CASES).exists()
+
+
+def _evaluation_folders(path: Path) -> list[Path]:
+    return [path] if _is_evaluation(path) else sorted(filter(_is_evaluation, path.glob("eval-*")))
 
 
 def _state_path(path: Path) -> Path | None:
@@ -147,21 +186,26 @@ def _state_path(path: Path) -> Path | None:
 
 def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
     """Read the finite numbers of each row of a trainer state's `log_history`. Raises RunFileError if damaged."""
-    content = read_file(path)
-    try:
-        state = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise RunFileError(
-            f"{path}, line {line}: not valid JSON ({error}); delete it and the newest checkpoint is read"
-        ) from error
-    rows = state.get("log_history") if isinstance(state, dict) else None
+    state = _read_object(path, "delete it and the newest checkpoint is read")
+    rows = state.get("log_history")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RunFileError(f"{path}: field 'log_history' must be a list of objects; is this a Trainer's state?")
     return tuple(
         {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) <= sys.float_info.max}
         for row in rows
     )
+
+
+def _read_object(path: Path, advice: str = "restore or delete it") -> dict[str, Any]:
+    content = read_file(path)
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise RunFileError(f"{path}, line {line}: not valid JSON ({error}); {advice}") from error
+    if not isinstance(value, dict):
+        raise RunFileError(f"{path}: must be a JSON object; {advice}")
+    return value
 
 
 def _read_instances(events: Sequence[Line], notes: list[str]) -> tuple[RecoveryRecord, ...]:
@@ -208,6 +252,47 @@ def _recovered(instance: RecoveryRecord, line: Line) -> RecoveryRecord:
     if len(rewards) != len(completions):
         raise line.wrong(f"fields 'rewards' ({len(rewards)}) and 'completions' ({len(completions)}) differ in length")
     return replace(instance, retried_at=line.take("step", int), rewards=rewards, completions=completions)
+
+
+def _read_evaluations(path: Path, notes: list[str]) -> tuple[Evaluation, ...]:
+    """Read the lines of `eval.jsonl`, each with the cases it is about, and the evaluations without a line."""
+    found = [_evaluation(line) for line in read_lines(path / EVAL, notes)]
+    for folder in _evaluation_folders(path):
+        records = tuple(read_records(folder / CASES, notes))
+        if not records:
+            notes.append(f"{folder.name}: no case has ended yet")
+            continue
+        cases = EvaluationRun(read_manifest(folder), records)
+        own = _evaluation_of(cases)
+        lines = [i for i, evaluation in enumerate(found) if evaluation.name == own.name]
+        same = [i for i in lines if (found[i].step, found[i].tasks) == (own.step, own.tasks)]
+        same = [i for i in same if math.isclose(found[i].success or 0.0, own.success or 0.0)]
+        if same:
+            found[same[-1]] = replace(found[same[-1]], cases=cases)
+        elif not lines:
+            found.append(own)
+        else:
+            notes.append(f"{folder.name}: its cases are not those of a line in {EVAL}, so they are left out")
+    return tuple(found)
+
+
+def _evaluation_of(cases: EvaluationRun) -> Evaluation:
+    metrics, policy = compute_metrics(cases.records), cases.manifest.policy
+    step, tokens = (policy.get(name) for name in ("step", "tokens"))
+    return Evaluation(
+        name=printable(cases.manifest.name),
+        step=step if isinstance(step, int) else 0,
+        generated_tokens=tokens if isinstance(tokens, int) else 0,
+        tasks=metrics.judged,
+        success=metrics.success.rate,
+        success_ci=metrics.success.interval,
+        error_cases=metrics.recovery.of,
+        recovered=metrics.recovery.hits,
+        recovery_rate=metrics.recovery.rate,
+        recovery_ci=metrics.recovery.interval,
+        errors=metrics.own_errors,
+        cases=cases,
+    )
 
 
 def _evaluation(line: Line) -> Evaluation:

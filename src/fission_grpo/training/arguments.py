@@ -17,7 +17,7 @@ import yaml
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
-from fission_grpo.training.config import REMOVED, RENAMED
+from fission_grpo.fission.options import REMOVED, RENAMED
 
 # Options of text that also take true or false: TRL's former values, "the newest checkpoint", "all parameters".
 _ALSO_FLAGS = frozenset({"fsdp", "resume_from_checkpoint", "scale_rewards"})

@@ -23,11 +23,10 @@ from fission_grpo.core.serialization import faithful
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained
 from fission_grpo.feedback.sources import name_of, state_of
-from fission_grpo.training import checkpoint_files
+from fission_grpo.training import checkpoint_files, settings
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
 from fission_grpo.training.resume import find_checkpoint, loading
 from fission_grpo.training.run_folder import claim, lock_run, model_staging, publish_model
-from fission_grpo.training.settings import compare_settings, installed_versions, settings_of, without_secrets
 from fission_grpo.training.trl_compat import MixinBase
 
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
@@ -142,6 +141,7 @@ class ExactCheckpointMixin(MixinBase):
     """
 
     args: Any
+    tasks: str | None = None  # what is trained on, in words; for reports
     was_finished = False  # the resumed checkpoint was at the run's end, so that nothing was trained
     _is_staging = False  # transformers is writing a checkpoint
     _must_push = False
@@ -165,7 +165,7 @@ class ExactCheckpointMixin(MixinBase):
         with ExitStack() as stack:
             self._resumed_from = checkpoint = self._open_run(resume_from_checkpoint, stack)
             self._resumed_state, self._first_step, self.was_finished = None, 0, False
-            self._settings = settings_of(self)
+            self._settings = settings.settings_of(self)
             self.remove_callback(CycleEnds)  # it must come last, after the callbacks that request saves
             self.add_callback(CycleEnds(self._in_cycle, self._begin))
             output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
@@ -246,7 +246,8 @@ class ExactCheckpointMixin(MixinBase):
     def _begin(self) -> None:
         """Called when everything is loaded, so that nothing is left to refuse, and transformers has reset the loss."""
         run, is_first = Path(str(self.args.output_dir)), self.accelerator.is_main_process
-        claimed = partial(claim, run, self._resumed_from, self.state.global_step)
+        description = settings.describe_run(self, self._settings)
+        claimed = partial(claim, run, self._resumed_from, self.state.global_step, description)
         self._run = self._together(claimed if is_first else lambda: None)
         self._on_claim(self._resumed_state)
         best = run / f"checkpoint-{self.state.best_global_step}"
@@ -285,9 +286,7 @@ class ExactCheckpointMixin(MixinBase):
         if not self.args.sync_ref_model or self.ref_model is None:
             return None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            _log.warning(
-                "the reference model is sharded and in no checkpoint: a resumed run starts with the initial one"
-            )
+            _log.warning("the sharded reference model is in no checkpoint: a resumed run starts with the initial one")
             return None
         return self.accelerator.unwrap_model(self.ref_model)
 
@@ -339,7 +338,7 @@ class ExactCheckpointMixin(MixinBase):
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
         given = self.args
-        self.args = without_secrets(given)  # it is written as training_args.bin
+        self.args = settings.without_secrets(given)  # it is written as training_args.bin
         try:
             super()._save(*args, **kwargs)
         finally:
@@ -366,7 +365,7 @@ class ExactCheckpointMixin(MixinBase):
                 save_model(reference, str(staged / REFERENCE))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint_files.commit(staged, final, installed_versions(), self._run)
+            checkpoint_files.commit(staged, final, settings.installed_versions(), self._run)
             checkpoint_files.rotate(final.parent, self.args.save_total_limit, final, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self._must_push:
@@ -389,7 +388,7 @@ class ExactCheckpointMixin(MixinBase):
                     raise
                 state = {}
                 _log.warning("%s Metrics and loss since its last log are lost.", error)
-            compare_settings(folder, (state.get("trainer") or {}).get("settings"), self._settings)
+            settings.compare_settings(folder, (state.get("trainer") or {}).get("settings"), self._settings)
             super()._load_optimizer_and_scheduler(checkpoint)
             if (folder / REFERENCE).exists() and (reference := self._moving_reference()) is not None:
                 load_model(reference, str(folder / REFERENCE))

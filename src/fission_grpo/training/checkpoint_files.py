@@ -7,38 +7,24 @@ checkpoint at any moment at which a process can be killed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.checkpoints import MANIFEST, file_digest, find_corruption, numbered, step_of
 from fission_grpo.core.terminal import get_logger
 
 STAGING = ".saving"  # folder in `output_dir` for what is being written or deleted
-MANIFEST = "fission_manifest.json"  # {"format": 1, "step", "versions", "files": {path: {"bytes", "sha256"}}}
 TRAINER_STATE = "trainer_state.json"  # file of transformers
 FILE = "fission_state.json"  # file of what a run adds to TRL's state
 VERSION = 4  # format of `FILE`; others are refused
 
 _log = get_logger(__name__)
-
-
-def numbered(run: Path) -> list[Path]:
-    """The checkpoint folders of a run directory in ascending order of steps; empty if it does not exist."""
-    return sorted((path for path in run.glob("checkpoint-*") if step_of(path) >= 0 and path.is_dir()), key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The N of a folder `checkpoint-N`; -1 for another name."""
-    name = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(name[1]) if name else -1
 
 
 def commit(staged: Path, final: Path, versions: Mapping[str, str], run: str | None = None) -> None:
@@ -54,7 +40,7 @@ def commit(staged: Path, final: Path, versions: Mapping[str, str], run: str | No
     manifest.unlink(missing_ok=True)
     paths = sorted(path for path in staged.rglob("*") if path.is_file())
     with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(_digest, paths))
+        digests = list(pool.map(file_digest, paths))
     files = {
         path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
@@ -148,40 +134,6 @@ def clean_staging(run: Path) -> None:
     remove_empty_staging(run)
 
 
-def find_corruption(checkpoint: Path) -> str | None:
-    """The first file that differs from the checkpoint's manifest, and how; None if it is complete."""
-    manifest = checkpoint / MANIFEST
-    if (odd := find_odd_file(checkpoint)) is not None:
-        return odd
-    if not manifest.is_file():
-        return f"{manifest} is missing, so the checkpoint is unfinished"
-    present = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
-    try:
-        files = json.loads(manifest.read_text(encoding="utf-8-sig"))["files"]
-        listed = [(str(name), entry["bytes"], entry["sha256"]) for name, entry in files.items()]
-        for name, size, _ in listed:  # fast, before gigabytes are read
-            if name not in present:
-                return f"{checkpoint}/{name[:200]} is missing: {MANIFEST} lists it"
-            if (actual := present[name].stat().st_size) != size:
-                return f"{present[name]} is damaged: it has {actual} bytes instead of {str(size)[:40]}"
-        with ThreadPoolExecutor(4) as pool:
-            digests = pool.map(_digest, [present[name] for name, *_ in listed])
-            for (name, _, expected), digest in zip(listed, digests, strict=True):
-                if digest != expected:
-                    return f"{present[name]} is damaged: its content is not what was written (sha256 differs)"
-    except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{manifest} is damaged ({type(error).__name__}: {str(error)[:200]})"
-    return None
-
-
-def find_odd_file(checkpoint: Path) -> str | None:
-    """The first pipe, device or broken link of a checkpoint, whose reading would wait or not end; None without one."""
-    odd = (entry for entry in checkpoint.rglob("*") if not entry.is_file() and not entry.is_dir())
-    return next((f"{entry} is damaged: it is no file" for entry in odd), None)
-
-
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the run's state into a checkpoint folder that is being staged."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,17 +190,6 @@ def require_complete(checkpoint: Path, find_problem: Callable[[Path], str | None
     usable = next((path for path in reversed(earlier) if find_problem(path) is None), None)
     hint = f"The newest complete one before it is {usable}." if usable else "There is no complete one before it."
     raise ValueError(f"{problem.rstrip('.')}. {hint}")
-
-
-def _digest(path: Path) -> str:
-    state = path.stat()
-    return _cached_digest(path, state.st_ino, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)  # the command and the trainer both check a checkpoint
-def _cached_digest(path: Path, *_: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path) -> None:

@@ -7,39 +7,18 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import GRPOConfig
 
-from fission_grpo.fission.buffer import ORDERS
-from fission_grpo.fission.failures import FAILURE_TURNS
+from fission_grpo.core.result_errors import error_rule
+from fission_grpo.fission.options import BETA, REMOVED, RENAMED, FissionOptions, check_choices
 
-RENAMED = {
-    "branch": "failure_turn",
-    "diagnose": "feedback",
-    "diagnose_seconds": "feedback_timeout",
-    "journal": "log_instances",
-    "judge_recovery": "recovery_scope",
-    "num_recoveries": "num_recovery_generations",
-    "recover_share": "recovery_ratio",
-    "recover_trigger": "min_buffered",
-    "simulator": "feedback_model",
-    "tool_characters": "max_tool_result_chars",
-    "tool_seconds": "tool_timeout",
-    "watch_tools": "guard_tools",
-}
-"""Present names of options, by the names they had before the first release. An old name is an error."""
-
-REMOVED = {
-    "adaptive_recovery_ratio": "had no measured effect; leave it out",
-    "adaptive_share": "had no measured effect; leave it out",
-}
-"""Options that are gone, and why. A name of these is an error."""
-BETA = 0.04
-"""Coefficient of the KL term with fission. [ours] In live episodes 8 policies of 66 ran away at 0, at this 0 of 15."""
+Class = TypeVar("Class", bound=type)
 
 _MAY_BE_INFINITE = {  # limits, of which infinity means none [ours]
     "delta",
@@ -67,7 +46,7 @@ _CHOICES = {  # of TRL's options of text that it looks at in the first update
 }
 
 
-def refuse_old_names(config: type) -> type:
+def refuse_old_names(config: Class) -> Class:
     """Class decorator: an old option name raises a TypeError that gives the new one, or says that it is gone."""
     construct = config.__init__
 
@@ -83,147 +62,15 @@ def refuse_old_names(config: type) -> type:
     return config
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-def _experimental(default: Any, text: str) -> Any:
-    """An option without a measured effect: it may change or go."""
-    return _option(default, f"Experimental. {text}")
-
-
 @refuse_old_names
 @dataclass
-class FissionGRPOConfig(GRPOConfig):
-    """Options of `FissionGRPOTrainer`: every field of `trl.GRPOConfig`, and these.
-
-    The help text of each field marks where its default comes from: [paper], [inferred] from it, or [ours].
+class FissionGRPOConfig(FissionOptions, GRPOConfig):
+    """Options of `FissionGRPOTrainer`: every field of `trl.GRPOConfig`, and of `FissionOptions`.
 
     Raises:
         ValueError: a value is out of range. It is raised before anything is loaded.
         TypeError: an option is given by its old name, or is gone.
     """
-
-    fission: bool = _option(
-        True,
-        "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to the bit with"
-        " shared_prefix=False, else up to rounding.",
-    )
-    beta: float | None = _option(
-        None,
-        "Coefficient of the KL term. At 0 some policies of docs/evidence.md no longer stopped calling. It costs a "
-        "reference model in memory, none with LoRA. Default: 0.04 with fission [ours], TRL's without.",
-    )
-    num_recovery_generations: int | None = _option(
-        None,
-        "G', recovery rollouts sampled per corrective instance: at least 2, and a divisor of "
-        "generation_batch_size. Default: num_generations [ours; the paper's value is not known].",
-    )
-    failure_threshold: float = _option(
-        0.5,
-        "A rollout has failed if its weighted reward sum is below this, in the unit of your rewards. Step tasks "
-        "judged by StepReward use its correctness_threshold instead [ours].",
-    )
-    buffer_capacity: int = _option(
-        256, "Largest number of corrective instances held; a new one replaces the oldest [ours]."
-    )
-    max_age_steps: int = _option(32, "Optimizer steps after which a buffered instance expires; 0 for never [ours].")
-    max_depth: int = _experimental(
-        1,
-        "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never "
-        "recover [ours].",
-    )
-    failure_turn: str = _experimental(
-        "first", "Failing turn of an episode to recover from: first, last, or every one of them [ours]."
-    )
-    recovery_scope: str = _experimental(
-        "episode",
-        "How recoveries in environments are judged. episode: to the end of the episode, by your rewards. "
-        "turn: by the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() rises, "
-        "else 0; nothing is sampled after it. The default did better on average in LOG.md [ours].",
-    )
-    recovery_batches: str = _experimental(
-        "alternate",
-        "alternate: a recover cycle is a whole batch between explore cycles [paper]. mixed: every batch holds the "
-        "recovery groups that are due, up to the share recovery_ratio, beside the rows it explores [ours].",
-    )
-    recovery_reward: str = _experimental(
-        "graded",
-        "Reward of recovery rollouts. graded: your rewards [paper]. strict: 1 if the rollout is no failure, else 0, "
-        "so that a nearly right repetition earns nothing [ours].",
-    )
-    recovery_continues: bool = _experimental(
-        False,
-        "A right recovery of a step task goes on: the turn after it becomes a recovery task too, with the "
-        "error in its dialogue. Needs the task's environment and its column `following` [ours].",
-    )
-    buffer_order: str = _experimental(
-        "lifo",
-        "Instances to recover from first: lifo, the newest [paper], or random [ours].",
-    )
-    recovery_ratio: float = _option(
-        0.5,
-        "Largest ratio of recover cycles to all cycles, above 0 to 0.5; with recovery_batches=mixed the largest share "
-        "of a batch, above 0 and below 1 [ours].",
-    )
-    min_buffered: int | None = _experimental(
-        None,
-        "Instances that the buffer must hold before a recover cycle runs. Default: one full batch, "
-        "generation_batch_size / num_recovery_generations, which is also the smallest value allowed [ours; the "
-        "paper's is not known].",
-    )
-    guard_tools: bool | None = _option(
-        None,
-        "Guard tool calls: a call that cannot be read is answered with an error (TRL ends the episode), "
-        "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the value"
-        " of `fission`. True with fission=False is plain GRPO in the same environments [ours].",
-    )
-    tool_timeout: float = _option(
-        60.0,
-        "Time limit of a tool call, in seconds. A call in an environment that exceeds it ends the episode with reward "
-        "0. It also holds for the environment's other methods; an episode in which these exceed it is not judged. 0 "
-        "for none [ours].",
-    )
-    isolate_environments: bool = _option(
-        False,
-        "Run each environment in a process of its own, which is killed at tool_timeout even in C code, and whose "
-        "crash ends only its episode. The class must be at the top of a module [ours].",
-    )
-    max_tool_result_chars: int = _option(
-        20_000,
-        "Largest length of an environment's tool result in characters. A longer one is cut, with a note. 0 for no "
-        "limit [ours].",
-    )
-    feedback_timeout: float = _option(
-        30.0,
-        "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. They work"
-        " while the policy is updated. Feedback that is late is replaced and counted [ours].",
-    )
-    max_generated_tokens: int = _option(
-        0,
-        "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and recover cycles"
-        " together, to compare methods at equal cost. 0 for no limit [ours].",
-    )
-    skip_zero_signal: bool | None = _option(
-        None,
-        "Leave out the optimizer step of an update whose gradient is exactly zero, as when every group's rewards are "
-        "equal and beta is 0. Adam's momentum and weight decay would move the policy without a reason. The learning "
-        "rate schedule goes on. Default: the value of `fission`; False steps as TRL does [ours].",
-    )
-    shared_prefix: bool = _option(
-        True,
-        "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
-        "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
-        " TRL's own computation is used [ours].",
-    )
-    log_instances: bool = _option(
-        True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
-    )
-    log_recoveries: int = _option(
-        0,
-        "Log a table of recoveries (request, failed call, feedback, rewards, best and worst recovery) to W&B or "
-        "trackio, as report_to says, in the first and then every N-th recover cycle; 0 for none [ours].",
-    )
 
     def __post_init__(self):
         if self.beta is None:
@@ -239,6 +86,7 @@ class FissionGRPOConfig(GRPOConfig):
             self.guard_tools = self.fission
         if self.isolate_environments and not self.guard_tools:
             raise ValueError("isolate_environments needs guard_tools: set guard_tools to true, or leave it out.")
+        error_rule(self.error_pattern)  # refuses one that cannot be used
         if self.skip_zero_signal is None:
             self.skip_zero_signal = self.fission
         if self.fission:
@@ -306,11 +154,7 @@ class FissionGRPOConfig(GRPOConfig):
                 "per_device_train_batch_size x processes x steps_per_generation), so recovery groups would not fill "
                 f"a batch. Set num_recovery_generations to one of {divisors}, or change the batch size."
             )
-        choices = {"buffer_order": ORDERS, "failure_turn": FAILURE_TURNS, "recovery_scope": ("episode", "turn")}
-        choices |= {"recovery_batches": ("alternate", "mixed"), "recovery_reward": ("graded", "strict")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; set it to one of {', '.join(known)}.")
+        check_choices(vars(self))
         self._check_ratio()
         contexts = self.contexts_per_cycle
         self._check_least(buffer_capacity=contexts, max_age_steps=0, max_depth=0, log_recoveries=0)
@@ -379,18 +223,25 @@ class FissionGRPOConfig(GRPOConfig):
         return most // (recovers * at_a_time) * at_a_time
 
 
-def checked_config(args: Any, model: Any) -> FissionGRPOConfig:
-    """Return the trainer's `args`, with an absolute output_dir; by default one that is named after the model.
+def checked_config(given: Mapping[str, Any]) -> FissionGRPOConfig:
+    """Return the `args` among a trainer's arguments, with an absolute output_dir; named after the model by default.
 
     Raises:
         TypeError: `args` is the config of another trainer.
+        ValueError: there are environments, which recovery needs guarded, and they would not be.
     """
+    args, model = given.get("args"), given["model"]
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path
         args = FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")
     if not isinstance(args, FissionGRPOConfig):
         raise TypeError(
             f"args is a {type(args).__name__}; pass a fission_grpo.FissionGRPOConfig, which takes the same fields."
+        )
+    if given.get("environment_factory") is not None and args.fission and not args.guard_tools:
+        raise ValueError(
+            "guard_tools=False with environments: recovery brings a guarded environment back to the failed turn. "
+            "Leave guard_tools unset, or set fission=False."
         )
     args.output_dir = os.path.abspath(str(args.output_dir))  # a tool may change the working directory
     return args

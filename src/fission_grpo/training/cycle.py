@@ -48,6 +48,7 @@ class Cycle:
     scores: CycleScores | None = None  # set when the rewards are computed
     starts: Sequence[Any] = ()  # per rollout, the environment's first snapshot, if `reset` draws the tasks
     max_calling_turns: float = math.inf  # turns of an episode whose calls are made
+    like_errors: int = 0  # results of this rank that begin like errors and count as successes
 
     @functools.cached_property
     def _groups(self) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fission_grpo.core.serialization import task_to_json
 from fission_grpo.core.types import Task
+from fission_grpo.data.rows import reset_problem
 
 MAX_STREAMED_BATCHES = 256  # [ours] longest queue if the dataset has no length
 
@@ -77,12 +78,17 @@ class DeferredRows:
         return excess
 
 
-def check_columns(dataset: Any) -> None:
+def check_columns(dataset: Any, environments: Any = None) -> None:
     """Check, from its column types and its first row, that a JSON checkpoint can keep a data set's rows.
 
     Raises:
-        ValueError: it cannot, or there is no row; the message names the column.
+        ValueError: it cannot, there is no row, or `reset` of one of the environments does not take the columns; the
+            message names the column.
     """
+    makes = environments.values() if isinstance(environments, Mapping) else [environments]
+    for make in makes if getattr(dataset, "column_names", None) else ():
+        if problem := reset_problem(make, dataset.column_names):
+            raise ValueError(f"train_dataset: {problem}")
     for name, feature in (getattr(dataset, "features", None) or {}).items():
         if (kind := _type_beyond_json(feature)) is not None:
             raise ValueError(

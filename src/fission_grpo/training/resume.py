@@ -12,16 +12,10 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from transformers import TrainerState
 
+from fission_grpo.core.checkpoints import MANIFEST, find_corruption, find_odd_file
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError
 from fission_grpo.training import checkpoint_files
-from fission_grpo.training.checkpoint_files import (
-    FILE,
-    MANIFEST,
-    TRAINER_STATE,
-    find_corruption,
-    find_odd_file,
-    load_state,
-)
+from fission_grpo.training.checkpoint_files import FILE, TRAINER_STATE, load_state
 from fission_grpo.training.run_folder import is_of_other_run, lock_run, read_json_object
 
 MAX_COUNT = 2**53  # [ours] largest step or number of tokens of a checkpoint; a larger one is damage

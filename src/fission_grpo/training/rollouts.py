@@ -7,12 +7,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
 from fission_grpo.core.chat import parse, read_result, render
 from fission_grpo.core.errors import error_message
+from fission_grpo.core.result_errors import like_errors
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
 from fission_grpo.core.special_tokens import SpecialTokenFilter
@@ -89,6 +90,7 @@ def read_turns(
     decode: Callable[[list[int]], str],
     eos_ids: Iterable[int],
     reads_calls: bool,
+    error_if: Callable[[str], bool] | None = None,
 ) -> tuple[Turn, ...]:
     """Return the assistant turns of one completion, each with exactly the text the policy wrote.
 
@@ -98,6 +100,7 @@ def read_turns(
         decode: token ids to text, special tokens kept.
         eos_ids: ids that end a turn.
         reads_calls: whether to look for tool calls in the texts.
+        error_if: whether a result's text is an error, beside those that `chat.read_result` finds.
     """
     eos = set(eos_ids)
     texts = [decode([*ids[:-1]] if ids and ids[-1] in eos else [*ids]) for ids in sampled]
@@ -111,7 +114,8 @@ def read_turns(
         known = len(texts) == len(groups)  # otherwise the template hid a turn, and the parsed content must do
         text = texts[index] if known else str(message.get("content") or "")
         cut = truncated[index] if known else truncated[-1] and index == len(groups) - 1
-        turns.append(_turn(text, cut, message, results) if reads_calls else Turn(text, content=text, truncated=cut))
+        plain = Turn(text, content=text, truncated=cut)
+        turns.append(_turn(text, cut, message, results, error_if) if reads_calls else plain)
     return tuple(turns)
 
 
@@ -128,7 +132,13 @@ def _assistant_groups(completion: str | Sequence[Message]) -> list[tuple[Message
     return groups
 
 
-def _turn(text: str, truncated: bool, message: Message, results: Sequence[Message]) -> Turn:
+def _turn(
+    text: str,
+    truncated: bool,
+    message: Message,
+    results: Sequence[Message],
+    error_if: Callable[[str], bool] | None,
+) -> Turn:
     turn = parse(text, truncated=truncated)
     calls = []
     for call in message.get("tool_calls") or ():
@@ -144,7 +154,8 @@ def _turn(text: str, truncated: bool, message: Message, results: Sequence[Messag
         result = ToolResult(unreadable, str(results[0]["content"]), error)
         return replace(turn, calls=(), error=error, results=(result,))
     calls = _in_order_of_results(calls, [answer.get("name") for answer in results])
-    answers = tuple(read_result(call, str(answer["content"])) for call, answer in zip(calls, results, strict=False))
+    answered = zip(calls, [str(answer["content"]) for answer in results], strict=False)
+    answers = tuple(read_result(call, content, error_if) for call, content in answered)
     return replace(turn, calls=tuple(calls), error=None, results=answers)
 
 
@@ -190,13 +201,21 @@ class RolloutReader:
     step_reward: StepReward | None = None  # has judged the step tasks; None without any
     step_environments: StepEnvironments | None = None  # where the calls of step tasks are made
     special_tokens: SpecialTokenFilter | None = None  # of the policy's tokenizer
+    error_if: Callable[[str], bool] | None = None  # whether a result's text is an error
+    warnings: list[str] = field(default_factory=list)  # given in this run
 
     def read(self, cycle: Cycle, has_tools: bool) -> list[Rollout]:
         """Return this rank's rollouts of a scored cycle, in order; `has_tools`: whether texts may hold tool calls."""
         if cycle.scores is None:
             raise RuntimeError("the cycle was not scored")
         rewards = cycle.scores.weighted[cycle.offset : cycle.offset + len(cycle.rows)]
-        return [self._rollout(cycle, cycle.scores, i, rewards[i], has_tools) for i in range(len(cycle.rows))]
+        rollouts = [self._rollout(cycle, cycle.scores, i, rewards[i], has_tools) for i in range(len(cycle.rows))]
+        results = [result for one in rollouts for turn in one.trajectory.turns for result in turn.results]
+        cycle.like_errors, note = like_errors((result.content, result.error) for result in results)
+        if note and not self.warnings:
+            self.warnings.append(note)
+            _log.warning("In this cycle %s. Such results are counted as env/like_errors", note)
+        return rollouts
 
     def _rollout(self, cycle: Cycle, scores: CycleScores, i: int, reward: float, has_tools: bool) -> Rollout:
         task = task_of_row(cycle.rows[i], scores.prompts[i], cycle.starts[i] if cycle.starts else None)
@@ -205,7 +224,7 @@ class RolloutReader:
         if mask is not None and len(segments) > len(_assistant_groups(scores.completions[i])) == 1:
             segments = [_until_sampled(scores.completion_ids[i], mask)]  # turns that a `rollout_func` put together
         reads_calls = has_tools or task.reference is not None
-        turns = read_turns(scores.completions[i], segments, self.decode, self.eos_ids, reads_calls)
+        turns = read_turns(scores.completions[i], segments, self.decode, self.eos_ids, reads_calls, self.error_if)
         executes = has_tools and task.reference is None and len(turns) <= cycle.max_calling_turns
         if executes and turns[-1].calls and not turns[-1].results:
             turns = (*turns[:-1], replace(turns[-1], truncated=True))  # TRL left out results beyond the length limit
@@ -269,6 +288,7 @@ def count_cycle(
     )
     outcomes = [RecoveryOutcome.of(one) for one, recovery in zip(rollouts, recovers, strict=True) if recovery]
     counts["infrastructure"] += sum(outcome.reward is None for outcome in outcomes)
+    counts["env/like_errors"] = cycle.like_errors
     return counts, outcomes
 
 

@@ -10,24 +10,22 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.checkpoints import MANIFEST, numbered, step_of
 from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.core.files import check_writable, write_file, writing
 from fission_grpo.core.terminal import get_logger, printable
 from fission_grpo.fission.event_log import LOG
 from fission_grpo.training.checkpoint_files import (
-    MANIFEST,
     STAGING,
     TRAINER_STATE,
     flush,
-    numbered,
     remove_empty_staging,
-    step_of,
 )
 
 try:
@@ -36,7 +34,7 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK = "_run.lock"  # names with an underscore are left out when a run's folder is uploaded to the hub
-RUN = "fission_run.json"  # {"run": id of the run that the folder's checkpoints belong to}
+RUN = "fission_run.json"  # "run": id of the run that the folder's checkpoints belong to; and its description
 EARLIER = re.compile(r"_earlier-(\d+)")
 _WEIGHTS = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json")
 
@@ -151,11 +149,12 @@ def is_of_other_run(checkpoint: Path, run: Path) -> bool:
     return None not in ids and len(ids) == 2
 
 
-def claim(run: Path, checkpoint: Path | None, step: int) -> str:
+def claim(run: Path, checkpoint: Path | None, step: int, description: Mapping[str, Any] | None = None) -> str:
     """Give a folder to the run that starts, or goes on from a checkpoint of this step, and return the run's id.
 
     What a later resume or report would take for this run's is moved to a new folder `_earlier-N` in it: checkpoints
-    of other runs and of later steps, and the trainer state and log of another run. Nothing is deleted.
+    of other runs and of later steps, and the trainer state and log of another run. Nothing is deleted. The
+    `description` of the run, see `settings.describe_run`, is written beside its id.
     """
     own = None if checkpoint is None else run_of(checkpoint / MANIFEST)
     known, is_other = {own} - {None}, checkpoint is None
@@ -169,8 +168,8 @@ def claim(run: Path, checkpoint: Path | None, step: int) -> str:
     mistaken = [path for path in numbered(run) if run_of(path / MANIFEST) not in known or step_of(path) > step]
     mistaken += [path for path in (run / TRAINER_STATE, run / LOG) if is_other and path.is_file()]
     name = own or secrets.token_hex(4)
-    if run_of(run / RUN) != name:  # first: if this process is killed now, nobody resumes from what is to be moved
-        write_file(run / RUN, json.dumps({"run": name}) + "\n")
+    # first: if this process is killed now, nobody resumes from what is to be moved
+    write_file(run / RUN, json.dumps({"run": name, **(description or {})}, indent=1) + "\n")
     if mistaken:
         _set_aside(run, mistaken, "this run " + (f"goes on from {checkpoint.name}" if checkpoint else "begins anew"))
     return name

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.checkpoints import MANIFEST
 from fission_grpo.core.errors import CheckpointError
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.training.checkpoint_files import MANIFEST
+from fission_grpo.inference.secrets import hide_in_urls, shown_command
 from fission_grpo.training.run_folder import read_json_object
 
 PACKAGES = ("fission-grpo", "trl", "transformers", "torch")  # a checkpoint's manifest names their versions
@@ -94,6 +97,27 @@ def settings_of(trainer: Any) -> dict[str, Any]:
         "reward_funcs": [str(one) for one in getattr(trainer, "reward_func_names", ())],
         "reward_options": [vars(one.config) for one in trainer.reward_funcs if isinstance(one, StepReward)],
         "feedback": [str(source.name) for source in sources],
+        "error_if": getattr(getattr(trainer, "error_if", None), "name", None),
+    }
+
+
+def describe_run(trainer: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is, for people and reports: command, model, tasks, machine, `settings`, versions. Without secrets."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    words = ["fission-grpo"] if name == "__main__.py" else ["python", name] if name.endswith(".py") else [name]
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    count = getattr(model, "num_parameters", None)
+    limits = ("max_steps", "num_train_epochs", "max_generated_tokens")
+    return {
+        "command": None if "ipykernel" in sys.modules else shown_command([*words, *arguments]),
+        "model": hide_in_urls(str(getattr(model.config, "_name_or_path", ""))),
+        "parameters": None if count is None else int(count()),
+        "tasks": trainer.tasks,
+        "device": trainer.args.device.type,
+        "processes": trainer.accelerator.num_processes,
+        "settings": {**settings, **{name: getattr(trainer.args, name, None) for name in limits}},
+        "versions": {"python": platform.python_version(), **installed_versions()},
     }
 
 

@@ -14,7 +14,7 @@ import inspect
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
+from fission_grpo.core.result_errors import error_rule
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
@@ -64,7 +65,7 @@ from fission_grpo.training.rewards import (
 from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle, row_of_task
 from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
-from fission_grpo.training.trl_compat import check_names, context_length
+from fission_grpo.training.trl_compat import check_names, context_length, trainer_arguments, with_signature
 
 _log = get_logger(__name__)
 
@@ -74,13 +75,15 @@ check_names(GRPOTrainer)
 class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin, ReportingMixin, GRPOTrainer):
     """GRPO with recovery from the policy's own errors (arXiv 2601.15625).
 
-    Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and one more.
+    Takes every argument of `trl.GRPOTrainer`, with `args` a `FissionGRPOConfig`, and two more.
 
     Args:
         feedback: source of feedback on failed rollouts: "rules" (default), "environment", "fixed", "none" and the
             others of `--feedback`, such as "environment,rules"; a callable `Failure -> str | None` (None if it has
             nothing to say), a `feedback.sources.FeedbackSource`, or a list of these. A list is asked in order until
             one has a usable text; the fixed text comes last. Unused texts are counted by source and reason.
+        error_if: whether a tool's result is an error, from its text, such as `lambda text: text.startswith("Error")`;
+            beside raised errors and results like {"error": ...}. The same as `error_pattern` of the config.
 
     Logs `fission/*` and `feedback/*` every cycle and `recovery/*` in recover cycles, and writes every corrective
     instance with its outcome to `output_dir/fission.jsonl`. See docs/fission-grpo.md.
@@ -88,19 +91,25 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     args: FissionGRPOConfig
 
-    def __init__(self, *trl_args: Any, feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules", **trl_kwargs: Any):
-        if "diagnose" in trl_kwargs:
-            raise TypeError("the argument `diagnose` is now called `feedback`")
+    @with_signature(trainer_arguments)
+    def __init__(
+        self,
+        *trl_args: Any,
+        feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules",
+        error_if: str | Callable[[str], bool] | None = None,
+        **trl_kwargs: Any,
+    ):
         given = inspect.signature(GRPOTrainer.__init__).bind(self, *trl_args, **trl_kwargs).arguments
         given.pop("self")
-        given["args"] = args = checked_config(given.get("args"), given["model"])
+        given["args"] = args = checked_config(given)
+        self.error_if = error_rule(args.error_pattern, error_if)
         sources = make_chain(feedback) if args.fission else ()
         for source in sources:
             source.check()
         source_states(sources)  # raises before the run, not at its first checkpoint
         self._draws_tasks = given.get("train_dataset") is None  # `reset` draws them, so that only snapshots restore
-        if args.fission:
-            self._check_fission(given, args)
+        if args.fission and not self._draws_tasks:
+            check_columns(given["train_dataset"], given.get("environment_factory"))
         check_rows(given.get("train_dataset"), args.generation_batch_size or 0, args.num_generations or 1)
         if args.guard_tools:
             self._guard_tools(given, args)
@@ -117,7 +126,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
         self.add_callback(HealthWarnings())
         tables = args.log_recoveries if self.accelerator.is_main_process else 0
-        self._recovery_tables = RecoveryTables(tables, args.report_to)
+        self._recovery_tables = RecoveryTables(tables, args.report_to or ())
         if args.skip_zero_signal:
             self.add_callback(SkipZeroSignal(self))
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None  # pyright: ignore
@@ -129,19 +138,9 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         for step_reward in step_rewards:
             step_reward.eos_ids, step_reward.decode = ends, self._decode  # it reads what the reader reads
         self.step_environments = StepEnvironments(self._guarded, self._run_async)
-        judge = next(iter(step_rewards), None)
-        executes = self.step_environments if args.fission else None
-        self._reader = RolloutReader(self._decode, ends, args.failure_threshold, judge, executes, self.special_tokens)
-
-    @staticmethod
-    def _check_fission(given: Mapping[str, Any], args: FissionGRPOConfig) -> None:
-        if given.get("train_dataset") is not None:
-            check_columns(given["train_dataset"])
-        if given.get("environment_factory") is not None and not args.guard_tools:
-            raise ValueError(
-                "guard_tools=False with environments: recovery brings a guarded environment back to the failed turn. "
-                "Leave guard_tools unset, or set fission=False."
-            )
+        judges = next(iter(step_rewards), None), self.step_environments if args.fission else None
+        reading = self.special_tokens, self.error_if
+        self._reader = RolloutReader(self._decode, ends, args.failure_threshold, *judges, *reading)
 
     def _guard_tools(self, given: dict[str, Any], args: FissionGRPOConfig) -> None:
         """Wrap the environments and tools among TRL's arguments: limits, snapshots, answers to unreadable calls."""
@@ -161,7 +160,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         args = args or self.args
         if args.isolate_environments:
             factory = isolated(factory, args.tool_timeout)
-        limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars, lambda: self._is_vlm)
+        limits = ToolLimits(args.tool_timeout, args.max_tool_result_chars, lambda: self._is_vlm, self.error_if)
         return make_restorable(
             factory,
             self._run_async,

@@ -8,15 +8,22 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fission_grpo.core.errors import UnsupportedVersionError
 from fission_grpo.core.terminal import get_logger
 
 if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset, IterableDataset
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
     from trl import GRPOTrainer as MixinBase
+
+    from fission_grpo.feedback.spec import FeedbackSpec
+    from fission_grpo.training.config import FissionGRPOConfig
 else:
     MixinBase = object
 """Base of the trainer's mixins: GRPOTrainer for the type checker, nothing at run time."""
@@ -70,6 +77,42 @@ NEEDED_ATTRIBUTES = (
     "tools",
 )
 """Attributes that `GRPOTrainer.__init__` sets and we read."""
+
+
+Signature = TypeVar("Signature", bound=Callable[..., None])
+
+
+def trainer_arguments(
+    self: Any,
+    model: str | PreTrainedModel | Any,
+    reward_funcs: str | PreTrainedModel | Callable[..., Any] | Sequence[Any] | None = None,
+    args: FissionGRPOConfig | None = None,
+    train_dataset: Dataset | IterableDataset | None = None,
+    eval_dataset: Dataset | IterableDataset | Mapping[str, Any] | None = None,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+    reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+    callbacks: list[TrainerCallback] | None = None,
+    optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+    quantization_config: Any = None,
+    peft_config: PeftConfig | None = None,
+    tools: Sequence[Callable[..., Any]] | None = None,
+    rollout_func: Callable[..., Any] | None = None,
+    environment_factory: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+    *,
+    feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules",
+    error_if: Callable[[str], bool] | None = None,
+) -> None:
+    """The arguments of `GRPOTrainer`, the same in all supported versions, and ours: for editors and type checkers."""
+
+
+def with_signature(signature: Signature) -> Callable[[Callable[..., None]], Signature]:
+    """Give a function that takes `*args` and `**kwargs` the signature of another one."""
+
+    def decorate(function: Any) -> Any:
+        function.__signature__ = inspect.signature(signature)
+        return function
+
+    return decorate
 
 
 class VersionRange(NamedTuple):

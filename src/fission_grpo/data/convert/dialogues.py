@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from fission_grpo.core.chat import MAX_LITERAL, dialogue_results, read_mapping, read_result
 from fission_grpo.core.errors import RowError, TaskFileError
-from fission_grpo.core.files import parse_json_lines
 from fission_grpo.core.json_io import NotJson
 from fission_grpo.core.messages import (
     OTHER_FORM,
@@ -24,14 +22,16 @@ from fission_grpo.core.messages import (
     name_and_arguments,
     read_arguments,
 )
-from fission_grpo.core.result_errors import is_like_an_error, matches
+from fission_grpo.core.result_errors import is_like_an_error
+from fission_grpo.core.rewards import same_call
 from fission_grpo.core.serialization import call_fields
-from fission_grpo.core.table_nulls import without_padding, without_schema_nulls
+from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_call, parameter_schema
 from fission_grpo.core.types import FOLLOWING, ErrorKind, Message, Task, ToolCall, ToolResult
+from fission_grpo.data.convert.files import read_dialogues
 from fission_grpo.data.step_tasks import FIELDS
 from fission_grpo.envs.catalog import ENVIRONMENT, is_environment_name
-from fission_grpo.envs.step_calls import SNAPSHOT
+from fission_grpo.envs.step_calls import RECOVERY, SNAPSHOT
 
 MAX_TURNS = 250
 """Most assistant turns of a row. [ours] Each becomes a task that holds all turns before it."""
@@ -72,32 +72,43 @@ class Converted:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Which turns of a dialogue become tasks."""
+
+    abstentions: bool = False  # also turns without calls, with an empty reference
+    last_only: bool = False  # the last turn of a row alone, which is then named "FILE:ROW", not "FILE:ROW#TURN"
+    recoveries: bool = False  # turns that recover from a failed call alone
+    error_if: Callable[[str], bool] | None = None  # whether a result is an error, beside those that begin like one
+    tools: Sequence[Any] | None = None  # of rows that list none
+
+
+ALL_TURNS = ConvertOptions()
+
+
 def convert_rows(
-    path: Path,
-    read: RowReader,
-    abstentions: bool = False,
-    last_only: bool = False,
-    pattern: str | None = None,
-    own_fields: Collection[str] | None = None,
+    path: Path, read: RowReader, options: ConvertOptions, own_fields: Collection[str] | None = None
 ) -> Converted:
     """Convert all rows of a file. Raises TaskFileError if it cannot be read, or nothing in it can become a task.
 
-    With `abstentions`, assistant turns without calls also make tasks, with an empty reference. With `last_only`, only
-    the last turn of a row makes a task, "FILE:ROW"; else each one does, "FILE:ROW#TURN" (from 1). A turn with weight
-    0, or whose own call failed, makes none: an error is marked as one, begins like one, or matches `pattern`.
+    Each assistant turn with calls makes a task, "FILE:ROW#TURN" (from 1). A turn with weight 0, or whose own call
+    failed, makes none. One that follows a failed call, makes other calls and works has the column `recovery`; of equal
+    ones in a row the first alone.
 
     A row that names an environment keeps its columns, but for the layout's `own_fields`; None if it has no such rows.
     """
     tasks: list[Task] = []
     dropped: Counter[str] = Counter()
     restored = others = 0
-    for number, row in enumerate(read_rows(path), start=1):
-        name = f"{path.stem}:{number}"
+    for number, row in enumerate(read_dialogues(path), start=1):
+        if options.tools is not None and not (row.get("tools") or row.get("functions")):
+            row = {**row, "tools": options.tools}
         try:
             dialogue = _without_padding(read(row), path.suffix == ".parquet")
             if own_fields is not None and row.get(ENVIRONMENT) is not None:
                 dialogue = replace(dialogue, columns=_columns(row, own_fields))
                 others += not dialogue.columns
+            found = _convert_dialogue(dialogue, f"{path.stem}:{number}", options)
         except RowDropped as reason:
             dropped[str(reason)] += 1
             continue
@@ -106,29 +117,64 @@ def convert_rows(
             continue
         except RowError as mistake:
             raise TaskFileError(f"{path}, row {number}, field '{mistake.field}': {mistake.what}") from None
-        replies = [at for at, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
-        if len(replies) > MAX_TURNS and not last_only:
-            dropped[f"it has more than {MAX_TURNS} assistant turns"] += 1
-            continue
-        places = [at for at in replies if abstentions or dialogue.messages[at].get("tool_calls")]
-        said = (at for at in replies if not dialogue.messages[at].get("tool_calls"))
-        other = next((at for at in said if places and call_in_other_form(dialogue.messages[at]["content"])), None)
-        for turn, at in enumerate(places[-1:] if last_only else places, start=1):
-            try:
-                task, is_restored = _task(dialogue, at, name if last_only else f"{name}#{turn}", pattern)
-                if other is not None and other <= at:
-                    raise RowDropped(OTHER_FORM)
-            except RowDropped as reason:
-                dropped[str(reason)] += 1
-                continue
-            tasks.append(task)
-            restored += is_restored
+        tasks += found.tasks
+        dropped.update(found.dropped)
+        restored += found.restored
     if not tasks:
         why = "; ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "no assistant turn calls a tool"
         raise TaskFileError(f"{path}: nothing in it can become a task ({why}); is it in the layout you named?")
+    notes = {
+        "tasks that recover from a failed call (`recovery`)": sum(RECOVERY in task.columns for task in tasks),
+        "rows whose field 'environment' is none of desk, bfcl and module:Class, and is left out": others,
+    }
     counts = len(tasks) + dropped.total(), dict(dropped.most_common()), restored
-    note = f"rows whose field 'environment' is none of desk, bfcl and module:Class, and is left out: {others}"
-    return Converted(tuple(tasks), *counts, (note,) if others else ())
+    return Converted(tuple(tasks), *counts, tuple(f"{what}: {count}" for what, count in notes.items() if count))
+
+
+def _convert_dialogue(dialogue: Dialogue, name: str, options: ConvertOptions) -> Converted:
+    """The tasks of one row. Raises RowDropped for a row as a whole."""
+    messages = dialogue.messages
+    replies = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(replies) > MAX_TURNS and not options.last_only:
+        raise RowDropped(f"it has more than {MAX_TURNS} assistant turns")
+    places = [at for at in replies if options.abstentions or messages[at].get("tool_calls")]
+    said = (at for at in replies if not messages[at].get("tool_calls"))
+    other = next((at for at in said if places and call_in_other_form(messages[at]["content"])), None)
+    tasks: dict[str, Task] = {}
+    dropped: Counter[str] = Counter()
+    restored = 0
+    for turn, at in enumerate(places[-1:] if options.last_only else places, start=1):
+        try:
+            task, is_restored = _task(dialogue, at, name if options.last_only else f"{name}#{turn}", options.error_if)
+            if other is not None and other <= at:
+                raise RowDropped(OTHER_FORM)
+            repair = _repair(dialogue, at, task, options.error_if)
+            if options.recoveries and repair is None:
+                raise RowDropped("the turn recovers from no failed call")
+            if options.recoveries and repair in tasks:
+                raise RowDropped("the same recovery again")
+        except RowDropped as reason:
+            dropped[str(reason)] += 1
+            continue
+        if repair is not None and repair not in tasks:
+            task = replace(task, columns={**task.columns, RECOVERY: True})
+        tasks[task.id if repair is None or repair in tasks else repair] = task
+        restored += is_restored
+    return Converted(tuple(tasks.values()), len(tasks) + dropped.total(), dropped, restored)
+
+
+def _repair(dialogue: Dialogue, at: int, task: Task, error_if: Callable[[str], bool] | None) -> str | None:
+    """The failed calls before message `at` with the other calls that it makes, which work; None if it is no repair."""
+    messages = dialogue.messages
+    if not task.reference or messages[at - 1]["role"] != "tool" or at + 1 == len(messages):
+        return None
+    before = next(i for i in range(at - 1, -1, -1) if messages[i]["role"] != "tool")
+    if messages[at + 1]["role"] != "tool" or not _failed(dialogue, before, error_if):
+        return None
+    failed = [ToolCall(**entry["function"]) for entry in messages[before].get("tool_calls") or ()]
+    if all(any(same_call(call, other) for other in failed) for call in task.reference):
+        return None  # the failing call again, which another time worked
+    return json.dumps([[call_fields(call) for call in calls] for calls in (failed, task.reference)], sort_keys=True)
 
 
 def _columns(row: Mapping[str, Any], own_fields: Collection[str]) -> dict[str, Any]:
@@ -156,18 +202,18 @@ def _without_padding(dialogue: Dialogue, is_padded: bool) -> Dialogue:
     return dialogue
 
 
-def _failed(dialogue: Dialogue, at: int, pattern: str | None) -> bool:
+def _failed(dialogue: Dialogue, at: int, error_if: Callable[[str], bool] | None) -> bool:
     """Whether a result of the calls of message `at` is an error."""
     for number, message in enumerate(dialogue.messages[at + 1 :], start=at + 1):
         if message["role"] != "tool":
             return False
-        if number in dialogue.failed or _is_error(message["content"], pattern):
+        if number in dialogue.failed or _is_error(message["content"], error_if):
             return True
     return False
 
 
-def _is_error(text: str, pattern: str | None) -> bool:
-    if pattern is not None and matches(pattern, text):
+def _is_error(text: str, error_if: Callable[[str], bool] | None) -> bool:
+    if error_if is not None and error_if(text):
         return True
     answers: list[Any] = [text]
     with suppress(ValueError, RecursionError):
@@ -182,10 +228,10 @@ def _is_error(text: str, pattern: str | None) -> bool:
     return any(is_like_an_error(one) or read_result(ToolCall(""), one).error is not None for one in texts)
 
 
-def _task(dialogue: Dialogue, at: int, name: str, pattern: str | None) -> tuple[Task, bool]:
+def _task(dialogue: Dialogue, at: int, name: str, error_if: Callable[[str], bool] | None) -> tuple[Task, bool]:
     """The task to generate message `at`, and whether strings in its reference were restored to their types."""
     history = dialogue.messages[:at]
-    reference, is_restored = _reference(dialogue, at, pattern)
+    reference, is_restored = _reference(dialogue, at, error_if)
     if not dialogue.columns:
         return Task(name, history, dialogue.tools, reference), is_restored
     try:
@@ -194,15 +240,17 @@ def _task(dialogue: Dialogue, at: int, name: str, pattern: str | None) -> tuple[
         raise RowDropped("its environment needs one result for every call of the dialogue") from None
     columns = dict(dialogue.columns)
     if reference:
-        columns[FOLLOWING] = _following(dialogue, at, pattern)
+        columns[FOLLOWING] = _following(dialogue, at, error_if)
     return Task(name, history, dialogue.tools, reference, columns, history=results), is_restored
 
 
-def _reference(dialogue: Dialogue, at: int, pattern: str | None) -> tuple[tuple[ToolCall, ...], bool]:
+def _reference(
+    dialogue: Dialogue, at: int, error_if: Callable[[str], bool] | None
+) -> tuple[tuple[ToolCall, ...], bool]:
     """The calls of message `at`, and whether strings in them were restored. RowDropped if it can be no reference."""
     if at in dialogue.untrained:
         raise RowDropped("the turn has weight 0")
-    if _failed(dialogue, at, pattern):
+    if _failed(dialogue, at, error_if):
         raise RowDropped("a call of the turn failed")
     history = dialogue.messages[:at]
     if not history or history[-1]["role"] not in ("user", "tool"):
@@ -211,6 +259,8 @@ def _reference(dialogue: Dialogue, at: int, pattern: str | None) -> tuple[tuple[
         raise RowDropped("a system message stands in the middle")
     calls = [ToolCall(**entry["function"]) for entry in dialogue.messages[at].get("tool_calls") or ()]
     reference = tuple(_restored(call, dialogue.tools) for call in calls)
+    if reference and not dialogue.tools:
+        raise RowDropped("the row lists no tools; give them with --tools FILE")
     for call in reference:
         if problem := check_call(call, dialogue.tools):
             is_unknown = problem.kind is ErrorKind.UNKNOWN_TOOL
@@ -219,7 +269,7 @@ def _reference(dialogue: Dialogue, at: int, pattern: str | None) -> tuple[tuple[
     return reference, list(reference) != calls
 
 
-def _following(dialogue: Dialogue, at: int, pattern: str | None) -> list[list[dict[str, Any]]]:
+def _following(dialogue: Dialogue, at: int, error_if: Callable[[str], bool] | None) -> list[list[dict[str, Any]]]:
     """The calls of the turns after message `at`, up to the next user message, as far as each can be a reference."""
     turns: list[list[dict[str, Any]]] = []
     for later, message in enumerate(dialogue.messages[at + 1 :], start=at + 1):
@@ -227,7 +277,7 @@ def _following(dialogue: Dialogue, at: int, pattern: str | None) -> list[list[di
             return [*turns, []]
         if message["role"] == "assistant":
             try:
-                calls, _ = _reference(dialogue, later, pattern)
+                calls, _ = _reference(dialogue, later, error_if)
             except RowDropped:
                 break
             if not calls and call_in_other_form(message["content"]):
@@ -253,38 +303,6 @@ def _restored(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall:
         if check_call(ToolCall(call.name, {name: meant}), [tool]) is None:
             arguments[name] = meant
     return ToolCall(call.name, arguments)
-
-
-def read_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a .json (a list, an object, or one a line), .jsonl or .parquet file. Raises TaskFileError."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            for row in pyarrow.parquet.read_table(path).to_pylist():
-                yield row | {key: without_schema_nulls(row[key]) for key in ("tools", "functions") if key in row}
-        except (OSError, pyarrow.ArrowException) as error:
-            raise TaskFileError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-        return
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise TaskFileError(f"{path}: cannot be read ({error.strerror}); give the path of a data file") from error
-    rows: Iterable[tuple[int, Any]] = parse_json_lines(content)
-    if path.suffix == ".json":
-        content = content.removeprefix(BOM_UTF8).lstrip()
-        try:
-            whole = json.loads(content)
-            rows = enumerate(whole if isinstance(whole, list) else [whole], start=1)
-        except (ValueError, RecursionError) as error:
-            if content.startswith(b"["):  # else there may be one object a line
-                raise TaskFileError(f"{path}: not JSON ({error})") from error
-    for number, row in rows:
-        if isinstance(row, ValueError):
-            raise TaskFileError(f"{path}, row {number}: not JSON ({row}); a .jsonl has one object a line")
-        if not isinstance(row, dict):
-            raise TaskFileError(f"{path}, row {number}: must be an object, got a {type(row).__name__}")
-        yield row
 
 
 def field(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:

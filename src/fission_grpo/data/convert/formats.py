@@ -27,7 +27,9 @@ from fission_grpo.core.messages import (
 from fission_grpo.core.tool_schema import check_call
 from fission_grpo.core.types import Task
 from fission_grpo.data.convert.dialogues import (
+    ALL_TURNS,
     Converted,
+    ConvertOptions,
     Dialogue,
     RowDropped,
     RowReader,
@@ -37,9 +39,9 @@ from fission_grpo.data.convert.dialogues import (
     field,
     literal_of,
     read_literal,
-    read_rows,
     tool_messages,
 )
+from fission_grpo.data.convert.files import read_dialogues
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.envs.catalog import ENVIRONMENT
@@ -318,23 +320,20 @@ OWN_FIELDS: Mapping[str, tuple[str, ...]] = {  # of a row, which hold its dialog
 }
 
 
-def convert_file(
-    path: Path, layout: str, abstentions: bool = False, pattern: str | None = None
-) -> tuple[str, Converted]:
+def convert_file(path: Path, layout: str, options: ConvertOptions = ALL_TURNS) -> tuple[str, Converted]:
     """The layout of a file and its step tasks. Raises TaskFileError.
 
-    `layout` is a key of `LAYOUTS`, "toolrl", "cases", or "auto"; `abstentions` also makes tasks of turns without
-    calls. A turn whose own result matches `pattern` makes none, see `convert_rows`.
+    `layout` is a key of `LAYOUTS`, "toolrl", "cases", or "auto".
     """
     layout = guess_layout(path) if layout == "auto" else layout
     if layout in _WHOLE:
         read_file, what = _WHOLE[layout]
-        if abstentions or pattern is not None:
-            option = "--abstentions" if abstentions else "--error_pattern"
-            raise TaskFileError(f"{path}: {option} does not fit the layout {layout}: {what}; leave it out")
+        given = {name: getattr(options, name) for name in ("abstentions", "recoveries", "tools")}
+        given["error_pattern"] = options.error_if
+        if named := [name for name, value in given.items() if value]:
+            raise TaskFileError(f"{path}: --{named[0]} does not fit the layout {layout}: {what}; leave it out")
         return layout, read_file(path)
-    converted = convert_rows(path, LAYOUTS[layout], abstentions, pattern=pattern, own_fields=OWN_FIELDS[layout])
-    return layout, converted
+    return layout, convert_rows(path, LAYOUTS[layout], options, OWN_FIELDS[layout])
 
 
 _WHOLE = {  # layouts without options: their reader, and why
@@ -345,11 +344,11 @@ _WHOLE = {  # layouts without options: their reader, and why
 
 def guess_layout(path: Path) -> str:
     """The layout that fits all rows of known form. Raises TaskFileError if there is none, or rows are of two."""
-    rows = list(islice(read_rows(path), GUESSED_ROWS))
+    rows = list(islice(read_dialogues(path), GUESSED_ROWS))
     layouts: list[str] = []
     since = 0
     for number, row in enumerate(rows, start=1):
-        fitting = _layouts_of(row)
+        fitting = layouts_of(row)
         if layouts and fitting and not set(layouts) & set(fitting):
             names = f"row {since} is of {' or '.join(layouts)}, row {number} of {' or '.join(fitting)}"
             raise TaskFileError(f"{path}: {names}; split the file, or name the rows to convert with --from")
@@ -362,7 +361,7 @@ def guess_layout(path: Path) -> str:
     return layouts[0]
 
 
-def _layouts_of(row: Mapping[str, Any]) -> list[str]:
+def layouts_of(row: Mapping[str, Any]) -> list[str]:
     """The layouts that a row can be of, the likeliest first; [] for an unknown form."""
     if "reward_model" in row or {"instruction", "input", "output"} <= row.keys():
         return ["toolrl"]

@@ -21,6 +21,7 @@ from fission_grpo.core.errors import RowError
 from fission_grpo.core.types import Message
 from fission_grpo.data.convert.dialogues import (
     Converted,
+    ConvertOptions,
     Dialogue,
     RowDropped,
     assistant_message,
@@ -36,7 +37,7 @@ _TAGS = ("user", "think", "tool_call", "response", "obs")
 
 def read_toolrl(path: str | Path) -> Converted:
     """Convert a ToolRL file, .json or .parquet; ids are like "rlla_sft:17" (rows from 1). Raises TaskFileError."""
-    return convert_rows(Path(path), _read_row, last_only=True)
+    return convert_rows(Path(path), _read_row, ConvertOptions(last_only=True))
 
 
 def _read_row(row: Mapping[str, Any]) -> Dialogue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fission_grpo.core.json_io import walk_json
+from fission_grpo.core.json_io import NESTED_TOO_DEEPLY, problem_in, walk_json
 from fission_grpo.core.serialization import faithful
 from fission_grpo.core.table_nulls import without_schema_nulls
 from fission_grpo.core.tool_schema import check_tool_schema
@@ -104,6 +104,8 @@ def parameters_of(given: Any) -> dict[str, Any]:
     given = decoded(given, "a tool's parameters") or {"type": "object", "properties": {}}
     if not isinstance(given, dict):
         raise RowDropped("a tool's parameters cannot be read")
+    if problem_in(given) == NESTED_TOO_DEEPLY:  # Python's own limit differs between versions
+        raise RowDropped(TOO_DEEP)
     if is_schema(given):
         stripped = without_schema_nulls(given)
         whole = stripped if _has_null_constant(given) else given

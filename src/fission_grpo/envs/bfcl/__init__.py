@@ -2,5 +2,3 @@
 
 They need bfcl-eval, so that no module outside this package imports these at the top.
 """
-
-INSTALL = "pip install --no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock"

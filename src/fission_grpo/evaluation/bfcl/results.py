@@ -23,7 +23,7 @@ from fission_grpo.evaluation.bfcl import decoding
 from fission_grpo.evaluation.bfcl.decoding import Decoded, OfficialCall, Undecodable, clean
 from fission_grpo.evaluation.bfcl.run_case import FORCED, INFERENCE_ERROR, CaseState
 from fission_grpo.evaluation.bfcl.single_turn import call_records, judge_single
-from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord
+from fission_grpo.evaluation.records import CaseRecord, StepRecord, TurnRecord, request_text
 
 ResultCase = MultiTurnCase | SingleTurnCase
 
@@ -130,12 +130,12 @@ def replay_case(case: MultiTurnCase, result: Any, rule: str = "hermes") -> CaseR
     names = [doc["name"] for docs in (case.functions, *case.added.values()) for doc in docs]
     state = CaseState(case)
     turns = []
-    for turn in result:
+    for number, turn in enumerate(result):
         steps = []
         for step in turn:
             decoded = _decode(step, rule, names)
             steps.append(StepRecord(_as_text(step), state.execute(decoded.calls), decoded.unread))
-        turns.append(TurnRecord(tuple(steps), state.end_turn()))
+        turns.append(TurnRecord(tuple(steps), state.end_turn(), request_text(next(iter(case.turns[number:]), ()))))
     verdict = FORCED if len(turns) != len(case.reference) else state.verdict
     return CaseRecord(case.id, case.category, tuple(turns), verdict is None, verdict)
 
@@ -148,7 +148,13 @@ def _replay_single(case: SingleTurnCase, result: Any, rule: str) -> CaseRecord:
         calls = None
     verdict = judge_single(case, calls)
     step = StepRecord(_as_text(result), call_records(calls or ()), _decode(result, rule, names).unread)
-    return CaseRecord(case.id, case.category, (TurnRecord((step,), verdict is None),), verdict is None, verdict)
+    return CaseRecord(
+        case.id,
+        case.category,
+        (TurnRecord((step,), verdict is None, request_text(case.messages)),),
+        verdict is None,
+        verdict,
+    )
 
 
 def _decode(step: Any, rule: str, names: Sequence[str]) -> Decoded:

@@ -26,7 +26,7 @@ from fission_grpo.envs.bfcl.state import BfclState, new_state
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.bfcl.decoding import OfficialCall, clean, parse_expression
 from fission_grpo.evaluation.bfcl.formats import Conversation, Unrenderable, new_conversation
-from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
 
@@ -192,7 +192,7 @@ def run_case(
             verdict = INFERENCE_ERROR
         if verdict == FORCED and number == len(case.turns) - 1:
             verdict = None  # it ended where the case ends
-        turns.append(TurnRecord(tuple(steps), None if missing else state.end_turn()))
+        turns.append(TurnRecord(tuple(steps), None if missing else state.end_turn(), request_text(messages)))
         if verdict or missing:
             break
     verdict = None if missing is not None else verdict or state.verdict

@@ -16,7 +16,7 @@ from typing import Any
 from fission_grpo.envs.bfcl.official import SingleTurnCase
 from fission_grpo.evaluation.bfcl.decoding import Undecodable, clean
 from fission_grpo.evaluation.bfcl.formats import new_conversation
-from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
 from fission_grpo.evaluation.runner import RunningCase
 
 _CONFIG = "bfcl_eval.constants.model_config"
@@ -39,7 +39,7 @@ def run_single_turn(case: SingleTurnCase, format: str = "qwen-fc") -> RunningCas
         calls = None
     step = StepRecord(reply.text, call_records(calls or ()), unread, reply.tokens, reply.truncated)
     verdict = judge_single(case, calls)
-    turns = (TurnRecord((step,), verdict is None),)
+    turns = (TurnRecord((step,), verdict is None, request_text(case.messages)),)
     return CaseRecord(case.id, case.category, turns, verdict is None, verdict, seconds=time.monotonic() - started)
 
 

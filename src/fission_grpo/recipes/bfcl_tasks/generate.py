@@ -18,11 +18,11 @@ from types import ModuleType
 
 from fission_grpo.core.errors import TaskFileError
 from fission_grpo.core.files import write_file
+from fission_grpo.core.install import install_line
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.core.types import Task
 from fission_grpo.data.load import check_tasks
 from fission_grpo.data.step_tasks import row_of_step_task
-from fission_grpo.envs.bfcl import INSTALL
 from fission_grpo.envs.bfcl.env import TaskError
 from fission_grpo.envs.bfcl.state import BfclState, new_state
 from fission_grpo.envs.bfcl.tasks import GeneratedCase, UserTurn, check_case, check_cases, step_tasks
@@ -76,7 +76,7 @@ def generate_command(argv: list[str]) -> int:
             for split, count in counts.items()
         ]
     except ModuleNotFoundError as error:
-        show(f"error: generating tasks needs {error.name}; {INSTALL}", error=True)
+        show(f"error: generating tasks needs {error.name}; {install_line('bfcl_eval')}", error=True)
         return 1
     except (ValueError, OSError) as error:
         show(f"error: {error}", error=True)

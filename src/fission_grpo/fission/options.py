@@ -1,0 +1,194 @@
+"""The options of Fission-GRPO: their defaults, help texts and choices. Nothing here needs TRL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fission_grpo.fission.buffer import ORDERS
+from fission_grpo.fission.failures import FAILURE_TURNS
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "buffer_order": tuple(ORDERS),
+    "failure_turn": tuple(FAILURE_TURNS),
+    "recovery_scope": ("episode", "turn"),
+    "recovery_batches": ("alternate", "mixed"),
+    "recovery_reward": ("graded", "strict"),
+}
+"""Values of the options that are words."""
+
+RENAMED = {
+    "branch": "failure_turn",
+    "diagnose": "feedback",
+    "diagnose_seconds": "feedback_timeout",
+    "journal": "log_instances",
+    "judge_recovery": "recovery_scope",
+    "num_recoveries": "num_recovery_generations",
+    "recover_share": "recovery_ratio",
+    "recover_trigger": "min_buffered",
+    "simulator": "feedback_model",
+    "tool_characters": "max_tool_result_chars",
+    "tool_seconds": "tool_timeout",
+    "watch_tools": "guard_tools",
+}
+"""Present names of options, by the names they had before the first release. An old name is an error."""
+
+REMOVED = {
+    "adaptive_recovery_ratio": "had no measured effect; leave it out",
+    "adaptive_share": "had no measured effect; leave it out",
+}
+"""Options that are gone, and why. A name of these is an error."""
+BETA = 0.04
+"""Coefficient of the KL term with fission. [ours] In live episodes 8 policies of 66 ran away at 0, at this 0 of 15."""
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _experimental(default: Any, text: str) -> Any:
+    """An option without a measured effect: it may change or go."""
+    return _option(default, f"Experimental. {text}")
+
+
+@dataclass
+class FissionOptions:
+    """The fields that `FissionGRPOConfig` adds to `trl.GRPOConfig`.
+
+    The help text of each field marks where its default comes from: [paper], [inferred] from it, or [ours].
+    """
+
+    fission: bool = _option(
+        True,
+        "Run recover cycles [paper]. False trains as TRL's GRPO does: the same samples and losses, to the bit with"
+        " shared_prefix=False, else up to rounding.",
+    )
+    beta: float | None = _option(
+        None,
+        "Coefficient of the KL term. At 0 some policies of docs/evidence.md no longer stopped calling. It costs a "
+        "reference model in memory, none with LoRA. Default: 0.04 with fission [ours], TRL's without.",
+    )
+    num_recovery_generations: int | None = _option(
+        None,
+        "G', recovery rollouts sampled per corrective instance: at least 2, and a divisor of "
+        "generation_batch_size. Default: num_generations [ours; the paper's value is not known].",
+    )
+    failure_threshold: float = _option(
+        0.5,
+        "A rollout has failed if its weighted reward sum is below this, in the unit of your rewards. Step tasks "
+        "judged by StepReward use its correctness_threshold instead [ours].",
+    )
+    buffer_capacity: int = _option(
+        256, "Largest number of corrective instances held; a new one replaces the oldest [ours]."
+    )
+    max_age_steps: int = _option(32, "Optimizer steps after which a buffered instance expires; 0 for never [ours].")
+    max_depth: int = _experimental(
+        1,
+        "1: recover from failures of data set tasks. 2: also from failed recoveries, and so on. 0: never "
+        "recover [ours].",
+    )
+    failure_turn: str = _experimental(
+        "first", "Failing turn of an episode to recover from: first, last, or every one of them [ours]."
+    )
+    recovery_scope: str = _experimental(
+        "episode",
+        "How recoveries in environments are judged. episode: to the end of the episode, by your rewards. "
+        "turn: by the one corrective turn [paper], 1 if its calls succeed and the environment's _progress() rises, "
+        "else 0; nothing is sampled after it. The default did better on average in LOG.md [ours].",
+    )
+    recovery_batches: str = _experimental(
+        "alternate",
+        "alternate: a recover cycle is a whole batch between explore cycles [paper]. mixed: every batch holds the "
+        "recovery groups that are due, up to the share recovery_ratio, beside the rows it explores [ours].",
+    )
+    recovery_reward: str = _experimental(
+        "graded",
+        "Reward of recovery rollouts. graded: your rewards [paper]. strict: 1 if the rollout is no failure, else 0, "
+        "so that a nearly right repetition earns nothing [ours].",
+    )
+    recovery_continues: bool = _experimental(
+        False,
+        "A right recovery of a step task goes on: the turn after it becomes a recovery task too, with the "
+        "error in its dialogue. Needs the task's environment and its column `following` [ours].",
+    )
+    buffer_order: str = _experimental(
+        "lifo",
+        "Instances to recover from first: lifo, the newest [paper], or random [ours].",
+    )
+    recovery_ratio: float = _option(
+        0.5,
+        "Largest ratio of recover cycles to all cycles, above 0 to 0.5; with recovery_batches=mixed the largest share "
+        "of a batch, above 0 and below 1 [ours].",
+    )
+    min_buffered: int | None = _experimental(
+        None,
+        "Instances that the buffer must hold before a recover cycle runs. Default: one full batch, "
+        "generation_batch_size / num_recovery_generations, which is also the smallest value allowed [ours; the "
+        "paper's is not known].",
+    )
+    guard_tools: bool | None = _option(
+        None,
+        "Guard tool calls: a call that cannot be read is answered with an error (TRL ends the episode), "
+        "tool_timeout and max_tool_result_chars hold, and a broken environment gives no reward. Default: the value"
+        " of `fission`. True with fission=False is plain GRPO in the same environments [ours].",
+    )
+    tool_timeout: float = _option(
+        60.0,
+        "Time limit of a tool call, in seconds. A call in an environment that exceeds it ends the episode with reward "
+        "0. It also holds for the environment's other methods; an episode in which these exceed it is not judged. 0 "
+        "for none [ours].",
+    )
+    isolate_environments: bool = _option(
+        False,
+        "Run each environment in a process of its own, which is killed at tool_timeout even in C code, and whose "
+        "crash ends only its episode. The class must be at the top of a module [ours].",
+    )
+    max_tool_result_chars: int = _option(
+        20_000,
+        "Largest length of an environment's tool result in characters. A longer one is cut, with a note. 0 for no "
+        "limit [ours].",
+    )
+    error_pattern: str | None = _option(
+        None,
+        "Regular expression: a tool's result with a match in its first 1,000 characters is an error, as if the tool "
+        "had raised it, such as '^Error'. The policy reads the same text. Default: only raised errors and results "
+        'like {"error": ...}; results that begin like errors are counted and named in a warning [ours].',
+    )
+    feedback_timeout: float = _option(
+        30.0,
+        "Seconds that a cycle waits at most for feedback from asynchronous sources, such as an endpoint. They work"
+        " while the policy is updated. Feedback that is late is replaced and counted [ours].",
+    )
+    max_generated_tokens: int = _option(
+        0,
+        "Stop at the end of the cycle in which the policy has sampled this many tokens, explore and recover cycles"
+        " together, to compare methods at equal cost. 0 for no limit [ours].",
+    )
+    skip_zero_signal: bool | None = _option(
+        None,
+        "Leave out the optimizer step of an update whose gradient is exactly zero, as when every group's rewards are "
+        "equal and beta is 0. Adam's momentum and weight decay would move the policy without a reason. The learning "
+        "rate schedule goes on. Default: the value of `fission`; False steps as TRL does [ours].",
+    )
+    shared_prefix: bool = _option(
+        True,
+        "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
+        "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
+        " TRL's own computation is used [ours].",
+    )
+    log_instances: bool = _option(
+        True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."
+    )
+    log_recoveries: int = _option(
+        0,
+        "Log a table of recoveries (request, failed call, feedback, rewards, best and worst recovery) to W&B or "
+        "trackio, as report_to says, in the first and then every N-th recover cycle; 0 for none [ours].",
+    )
+
+
+def check_choices(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first option among `values` that has a choice of words, and another value."""
+    for name, known in CHOICES.items():
+        if name in values and values[name] not in known:
+            raise ValueError(f"{name} is {values[name]!r}; set it to one of {', '.join(known)}.")
