@@ -58,7 +58,7 @@ def test_other_files_that_people_write_may_begin_with_a_byte_order_mark(tmp_path
     for name in ("rows.json", "rows.jsonl"):
         (tmp_path / name).write_bytes(MARK + b'{"a": 1}\n')
     (tmp_path / "config.yaml").write_bytes(MARK + b"tasks: desk\nuse_cpu: true\nbf16: false\n")
-    assert read_rows(tmp_path / "rows.json") == read_rows(tmp_path / "rows.jsonl") == [{"a": 1}]
+    assert [*read_rows(tmp_path / "rows.json")] == [*read_rows(tmp_path / "rows.jsonl")] == [{"a": 1}]
     assert parse(["--config", str(tmp_path / "config.yaml")])[0].tasks == "desk"
     manifest = Manifest("t", {"kind": "step"}, {}, {})
     path = write_manifest(tmp_path, manifest)
