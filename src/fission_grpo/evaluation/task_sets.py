@@ -42,11 +42,6 @@ class TaskSpec:
     """Which tasks to evaluate on, and how they are run."""
 
     tasks: str = "desk"  # or "desk:2", a case or step-task file, or BFCL's categories or `GROUPS`, joined by commas
-    environment: str = ""  # an own environment, module:Class, in place of `tasks`
-    rows: str = ""  # the file of its rows
-    rewards: tuple[str, ...] = ()  # its reward functions, module:function; none if it has `get_reward`
-    reward_weights: tuple[float, ...] | None = None  # of these functions
-    success_at: float = 1.0  # lowest reward of a successful episode in it
     count: int = 0  # cases taken (of each BFCL category); 0: all (256 of the desk)
     skip: int = 0  # cases left out before them (of each category)
     seed: int = 0  # of the desk's tasks, and of faults
@@ -57,6 +52,11 @@ class TaskSpec:
     isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
     error_if: str | Callable[[str], bool] | None = None  # which results are errors, too (not in BFCL's own cases)
+    environment: str = ""  # an own environment, module:Class, in place of `tasks`
+    rows: str = ""  # the file of its rows
+    rewards: tuple[str, ...] = ()  # its reward functions, module:function; none if it has `get_reward`
+    reward_weights: tuple[float, ...] | None = None  # of these functions
+    success_at: float = 1.0  # lowest reward of a successful episode in it
 
     @property
     def prompt(self) -> dict[str, Any]:
