@@ -17,12 +17,13 @@ from fission_grpo.core.errors import RunFileError, TaskFileError
 from fission_grpo.core.result_errors import is_like_an_error
 from fission_grpo.core.rewards import step_verdict
 from fission_grpo.core.types import Task, ToolCall, ToolResult, Trajectory, Turn
+from fission_grpo.data.convert.dialogues import ConvertOptions
 from fission_grpo.data.convert.formats import LAYOUTS, convert_file
 from fission_grpo.data.step_tasks import load_step_tasks, row_of_step_task
-from fission_grpo.evaluation.metrics import compute_metrics, metrics_json
+from fission_grpo.evaluation.metrics import compute_metrics, metrics_json, uncounted_errors
 from fission_grpo.evaluation.records import to_line
 from fission_grpo.evaluation.tables import metrics_table
-from fission_grpo.evaluation.transcripts import read_traces, uncounted_errors
+from fission_grpo.evaluation.transcripts import read_traces
 from fission_grpo.feedback.postprocess import usable_text
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.rules import rules
@@ -138,7 +139,8 @@ def _convert(rng: Random, folder: Path) -> str:
     path = folder / "data.jsonl"
     path.write_bytes(_bytes_of(ROWS[layout], rng))
     try:
-        _, converted = convert_file(path, rng.choice((layout, "auto")), rng.random() < 0.2 and layout != "toolrl")
+        options = ConvertOptions(abstentions=rng.random() < 0.2 and layout != "toolrl")
+        _, converted = convert_file(path, rng.choice((layout, "auto")), options)
     except TaskFileError as error:
         return _named(error, path, "convert")
     for task in converted.tasks:

@@ -26,12 +26,16 @@ from fission_grpo.envs.wrapper import ToolLimits, can_snapshot, tool_methods
 REQUIRED = {
     "tools": "there are no usable tools",
     "reset": "reset fails",
-    "determinism, replay": "answers differ without that, see determinism",
+    "determinism, replay": "it would fail of the same, see determinism",
 }
 
 
 class CheckFailed(Exception):
     """Why a check failed, and the fix."""
+
+
+class CheckWarned(Exception):
+    """What is not as it should be but may be meant, and the fix."""
 
 
 class CheckSkipped(Exception):
@@ -43,7 +47,7 @@ class Finding:
     """The result of one check."""
 
     check: str
-    status: str  # "ok", "failed" or "skipped"
+    status: str  # "ok", "warning", "failed" or "skipped"
     detail: str  # the reason and the fix
 
 
@@ -62,6 +66,8 @@ class Report(EnvironmentProbe):
         lines = [f"{each.check:{width}}  {each.status:7}  {printable(each.detail)}".rstrip() for each in self.findings]
         failed = sum(finding.status == "failed" for finding in self.findings)
         verdict = f"{failed} of {len(lines)} checks failed" if failed else "it can be trained and recovered in"
+        if any(finding.status == "warning" for finding in self.findings):
+            verdict += "; see the warning"
         if not failed and (silent := [name for name in self.tool_names if not self.answered[name]]):
             verdict += f"; not checked: {', '.join(silent)}, as no call of them succeeded; give rows in which one does"
         return "\n".join([*lines, f"{self.environment}: {verdict}"])
@@ -76,6 +82,8 @@ class Report(EnvironmentProbe):
                 status, detail = "ok", check(self)
             except CheckSkipped as reason:
                 status, detail = "skipped", str(reason)
+            except CheckWarned as reason:
+                status, detail = "warning", str(reason)
             except CheckFailed as reason:
                 status, detail = "failed", str(reason)
             except TimeLimitExceeded:
@@ -146,7 +154,7 @@ class Report(EnvironmentProbe):
     def _check_errors_in_words(self) -> str:
         number, note = like_errors(self.results)
         if number and self.error_if is None:
-            raise CheckFailed(note)
+            raise CheckWarned(note)
         return note or "no result begins like an error and counts as a success"
 
     def _check_determinism(self) -> str:

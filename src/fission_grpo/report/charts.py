@@ -273,8 +273,10 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue().decode("utf-8")
     svg = svg[svg.index("<svg") :].replace("<svg ", '<svg stroke-linejoin="round" ', 1)
-    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=2, flags=re.DOTALL)
+    for start, end in (("<metadata>", "</metadata>"), ("<style", "</style>")):
+        before, _, rest = svg.partition(start)
+        svg = before + rest.partition(end)[2]
     svg = re.sub(r'<g id="[\w.]+"/>|(?<=<g) id="[\w.]+"', "", svg)
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     svg = svg.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
-    return re.sub(r"\s*\n\s*", " ", svg).strip() + "\n"
+    return " ".join(line.strip() for line in svg.splitlines()).strip() + "\n"
