@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 3180,
-    "envs": 3440,
-    "data": 1450,
-    "inference": 1640,
-    "feedback": 2400,
-    "fission": 1140,
-    "training": 4970,
-    "evaluation": 3090,
-    "report": 660,
+    "core": 3470,
+    "envs": 3680,
+    "data": 1730,
+    "inference": 1780,
+    "feedback": 2440,
+    "fission": 1540,
+    "training": 5020,
+    "evaluation": 3650,
+    "report": 1140,
     "recipes": 4100,
-    "cli": 940,
+    "cli": 1110,
 }
-TOTAL = 26_980
+TOTAL = 29_650
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
