@@ -100,7 +100,7 @@ def trainer_arguments(
     environment_factory: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
     *,
     feedback: FeedbackSpec | Sequence[FeedbackSpec] = "rules",
-    error_if: Callable[[str], bool] | None = None,
+    error_if: str | Callable[[str], bool] | None = None,
 ) -> None:
     """The arguments of `GRPOTrainer`, the same in all supported versions, and ours: for editors and type checkers."""
 
