@@ -14,7 +14,8 @@ from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
-from fission_grpo.evaluation.episodes import ToolSchemas, evaluate
+from fission_grpo.evaluation.episodes import ToolSchemas
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.local import LocalPolicy, continued_text
 from fission_grpo.inference.pretrained import load_starter, starter_path
