@@ -333,3 +333,23 @@ def test_a_run_that_learns_nothing_says_so_at_the_top(tmp_path):
     assert "raise num_generations" in text[alarm:]
     well = [entry | {"fission/success": 0.5, "fission/frac_zero_std": 0.2} for entry in log]
     assert "notes alarm" not in page_of(write_run(tmp_path / "well", log=well, fission=(), evaluations=()))[0]
+
+
+def test_a_right_recovery_is_better_where_recoveries_are_right_or_wrong(tmp_path):
+    """A failed rollout may have earned 1.42 by partial credit, and a right recovery earns 1."""
+    pushed = {"event": "pushed", "id": "a", "step": 0, "root": "a", "parent": None, "depth": 1, "kind": "raised"}
+    pushed |= {"source": "environment", "feedback": "no", "leaked": False, "fallback": None, "failed": "x"}
+    pushed |= {"reward": 1.42, "prompt": [{"role": "user", "content": "Go."}]}
+    recovered = {"event": "recovered", "id": "a", "step": 1, "rewards": [1.0, 0.0], "completions": ["y", "z"]}
+    lines = "".join(json.dumps(event) + "\n" for event in (pushed, recovered))
+    improved = {}
+    for how in ("strict", "graded"):
+        folder = tmp_path / how
+        folder.mkdir()
+        (folder / "fission.jsonl").write_text(lines)
+        (folder / "fission_run.json").write_text(json.dumps({"run": "1", "settings": {"recovery_reward": how}}))
+        (record,) = read_runs(folder)[0].instances
+        improved[how] = record.improved
+        page = write_report(folder).read_text()
+        assert ("1 is right, whatever the failed rollout earned" in page) == (how == "strict")
+    assert improved == {"strict": True, "graded": False}

@@ -59,11 +59,18 @@ class RecoveryRecord:
     rewards: tuple[float | None, ...] = ()
     completions: tuple[str, ...] = ()
     dropped: str | None = None
+    is_strict: bool = False  # recoveries are right (1) or wrong (0), whatever the failed rollout earned
+
+    @property
+    def baseline(self) -> float | None:
+        """The reward that a recovery has to exceed to be better: the failed rollout's, or that of a wrong recovery."""
+        return 0.0 if self.is_strict else self.reward
 
     @property
     def improved(self) -> bool:
-        """Whether at least one recovery has a higher reward than the failed rollout."""
-        return self.reward is not None and any(reward is not None and reward > self.reward for reward in self.rewards)
+        """Whether at least one recovery is better than the failed rollout."""
+        least = self.baseline
+        return least is not None and any(reward is not None and reward > least for reward in self.rewards)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,10 @@ def read_run(path: str | Path) -> Run:
     state = _state_path(path)
     if state is None and ((path / FISSION).exists() or (path / DESCRIPTION).exists()):
         notes.append(f"{path.name}: no {STATE} and no checkpoint yet, so there are no curves")
+    description = _read_object(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
     instances = _read_instances(read_events(path / FISSION, notes), notes)
+    if _has_strict_recoveries(description):
+        instances = tuple(replace(instance, is_strict=True) for instance in instances)
     evaluations = _read_evaluations(path, notes)
     return Run(
         name=evaluations[0].name if _is_evaluation(path) and evaluations else printable(path.resolve().name),
@@ -153,8 +163,15 @@ def read_run(path: str | Path) -> Run:
         instances=instances,
         evaluations=evaluations,
         notes=tuple(notes),
-        description=_read_object(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {},
+        description=description,
     )
+
+
+def _has_strict_recoveries(description: Mapping[str, Any]) -> bool:
+    settings = description.get("settings")
+    if not isinstance(settings, Mapping):
+        return False
+    return settings.get("recovery_reward") == "strict" or settings.get("recovery_scope") == "turn"
 
 
 def _is_run(path: Path) -> bool:
