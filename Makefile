@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 # Test files run in three processes, each with one thread (tests/conftest.py): some wait for child processes of theirs.
 PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo evidence-smoke evidence test test-fast test-env lint unit lock clean
+.PHONY: demo evidence-smoke evidence test test-all test-fast test-env lint unit lock clean
 
 demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
@@ -38,6 +38,9 @@ lint: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/installed
+	$(BIN)/pytest $(PYTEST) -m "not dear"
+
+test-all: lint  ## with the dearest tests: four processes, sharded models, suites of evidence (two minutes more)
 	$(BIN)/pytest $(PYTEST)
 
 test-fast: $(VENV)/installed  ## the tests that take less than a minute together: no training, no child processes

@@ -122,6 +122,7 @@ def lines(tmp_path, name):
     return [json.loads(line) for line in (tmp_path / "results" / "tiny" / name).read_text().splitlines()]
 
 
+@pytest.mark.dear
 def test_a_suite_runs_what_is_missing_and_keeps_what_is_there(tmp_path):
     written(tmp_path)
     first = run(tmp_path, "--arms", "fission", "--seeds", "7")
@@ -147,6 +148,7 @@ def test_a_suite_runs_what_is_missing_and_keeps_what_is_there(tmp_path):
     assert cards["held_out"]["categories"] == ["plain", "names", "formats", "ids"]
 
 
+@pytest.mark.dear
 def test_what_an_arm_needs_is_made_for_it_alone_or_on_demand(tmp_path):
     made, maker = tmp_path / "made.txt", tmp_path / "maker.py"
     maker.write_text(f"open({str(made)!r}, 'w').close()")

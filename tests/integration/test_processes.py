@@ -146,6 +146,7 @@ def test_two_processes_do_what_one_does(two, name):
     agree(two, 2, name, name)
 
 
+@pytest.mark.dear
 @pytest.mark.parametrize("name", ["straddling", "uneven"])
 def test_four_processes_do_what_one_does(four, name):
     agree(four, 4, name, name)
@@ -159,6 +160,7 @@ def test_half_of_the_ranks_never_fail_in_the_uneven_training(one):
     assert [entry["frac_reward_zero_std"] for entry in explored] == [0.5, 0.5]
 
 
+@pytest.mark.dear
 def test_a_run_resumed_with_another_number_of_processes_goes_on_as_if_nothing_had_happened(four):
     run = four / "1" / "straddling_from_2"
     copied(four / "2" / "straddling", run, rank=0)

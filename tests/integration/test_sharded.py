@@ -77,6 +77,7 @@ def ranks(folder, name):
     return [json.loads((folder / "2" / name / f"rank{i}.json").read_text()) for i in (0, 1)]
 
 
+@pytest.mark.dear
 def test_sharded_ranks_make_the_same_buffer_and_the_same_updates_as_one_process(folder):
     alone = json.loads((folder / "1" / "uneven" / "rank0.json").read_text())
     for rank in ranks(folder, "uneven"):
@@ -88,6 +89,7 @@ def test_sharded_ranks_make_the_same_buffer_and_the_same_updates_as_one_process(
     assert apart <= 2e-5 * math.sqrt(sum(value.square().sum().item() for value in theirs.values()))
 
 
+@pytest.mark.dear
 def test_sharded_ranks_go_on_together_after_tool_calls_and_leave_prompts_to_trl(folder):
     first, last = ranks(folder, "turns")
     assert first["fission"] == last["fission"]
@@ -98,6 +100,7 @@ def test_sharded_ranks_go_on_together_after_tool_calls_and_leave_prompts_to_trl(
     assert bool(first["unshared"]) != folder.name.startswith("zero2")  # where parameters are whole, prompts are shared
 
 
+@pytest.mark.dear
 def test_a_resumed_run_of_sharded_ranks_goes_on_with_its_buffer(folder):
     for straight, resumed in zip(ranks(folder, "turns"), ranks(folder, "turns_from_2"), strict=True):
         assert resumed["fission"] == straight["fission"]
