@@ -73,7 +73,7 @@ def checked_rows(
         if {"messages", "tools", "reference"} <= row.keys():
             raise TaskFileError(f"{place}: this is a step task; give such a file as --tasks, without --rows")
         checked.append({**row, "prompt": _prompt(row, place)})
-        make = environments
+        make: Any = environments
         if isinstance(environments, Mapping):
             make = environments.get(row.get(ENVIRONMENT))
             if make is None:
