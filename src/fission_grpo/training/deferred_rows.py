@@ -91,7 +91,7 @@ def check_columns(dataset: Any, environments: Any = None) -> None:
             "train_dataset: column 'prompt' holds texts, but environments need chat messages, as in TRL. "
             "Dataset.from_list(fission_grpo.load_rows(FILE)) makes them."
         )
-    makes = environments.values() if isinstance(environments, Mapping) else [environments]
+    makes: Iterable[Any] = environments.values() if isinstance(environments, Mapping) else [environments]
     for make in makes if getattr(dataset, "column_names", None) else ():
         if problem := reset_problem(make, dataset.column_names):
             raise ValueError(f"train_dataset: {problem}")
