@@ -55,6 +55,15 @@ def test_the_model_card_names_paper_evaluations_settings_and_a_local_base_model(
     assert "None yet." in text
 
 
+def test_the_model_card_of_an_adapter_stays_when_the_adapter_is_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    trainer = desk_trainer(tmp_path, max_steps=1, more={"peft_config": peft.LoraConfig(target_modules="all-linear")})
+    trainer.create_model_card(model_name="mine")
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert "2601.15625" in (tmp_path / "README.md").read_text()
+
+
 def test_the_model_card_of_plain_grpo_cites_what_trl_cites(tmp_path):
     desk_trainer(tmp_path, fission=False, num_recovery_generations=None).create_model_card(model_name="mine")
     text = (tmp_path / "README.md").read_text()
