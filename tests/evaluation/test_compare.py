@@ -295,6 +295,9 @@ def test_samples_of_a_task_are_tested_and_resampled_together():
     assert (alone.tasks, alone.p) == (12, pytest.approx(2 / 2**9))
     (low, high), (low_alone, high_alone) = both.differences[0].interval, alone.differences[0].interval
     assert high - low > high_alone - low_alone
+    assert (both.more_a, both.more_b) == (0, 5)
     assert "9 more of 12 samples than" in comparison_text(both)
     assert "sign test over 6 tasks p = 0.062)" in comparison_text(both)
-    assert "Equal success, sign test over 6 tasks: p = 0.0625 (0 solved by A alone, 9 by B)" in comparison_table(both)
+    solves_more = "(A solves more samples of 0, B of 5)"
+    assert f"Equal success, sign test over 6 tasks: p = 0.0625 {solves_more}" in comparison_table(both)
+    assert "12 cases (6 tasks) judged in both" in comparison_table(both)

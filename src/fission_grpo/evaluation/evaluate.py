@@ -152,7 +152,7 @@ def run_evaluation(
     result = _summarize(records, name, prompt, folder)
     write_rates(result)
     trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
-    _add_line(folder.parent / EVAL, eval_line(result.metrics, name, *trained))
+    _add_line(folder.parent / EVAL, eval_line(result.metrics, name, *trained, manifest.tasks))
     update_readme(folder.parent)
     return result
 

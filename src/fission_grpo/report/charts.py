@@ -207,7 +207,7 @@ def draw_comparison(comparison: Comparison) -> str:
     names = [comparison.name_a, comparison.name_b]
     name_a, name_b = (_literal(_short(name)) for name in names)
     caption = (
-        f"{comparison.pairs:,} cases judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
+        f"{comparison.judged} judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
         f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. {comparison.test}: p = "
         f"{comparison.p:.3g}. Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
         "tasks; other training runs may differ."
