@@ -95,6 +95,16 @@ def test_the_samples_of_a_single_task_have_a_rate_without_an_interval(tmp_path):
     assert page.cells[1:3] == ["50.0%2 of 4 samples", "50.0%2 of 4 error cases"]
 
 
+def test_long_names_stay_within_the_page_and_the_chart(tmp_path):
+    for name in ("base_qwen3_8b_instruct_2507_temperature1_cabinet", "lora_qwen3_8b_lr3e4_r16_step4000_seed17"):
+        write_evaluation(tmp_path, name, A)
+    text = page_of(tmp_path)[0]
+    assert re.search(r"\nbody \{[^}]*overflow-wrap: break-word;", text)
+    titles = re.findall(r">([^<>]* \((?:A|B)\))<", text)
+    assert [title[-3:] for title in titles] == ["(B)", "(A)"]
+    assert max(map(len, titles)) <= 44  # at 390 px, in bold
+
+
 def test_a_run_is_compared_with_its_base_and_few_pairs_are_said(tmp_path):
     write_evaluation(tmp_path, "mine", [case(i, True) for i in range(6)], step=8, tokens=100)
     write_evaluation(tmp_path, "starter", [case(i, i > 2) for i in range(6)])
