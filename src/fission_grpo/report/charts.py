@@ -209,8 +209,8 @@ def draw_comparison(comparison: Comparison) -> str:
     name_a, name_b = (_literal(_short(name, MAX_TITLE)) for name in names)
     caption = (
         f"{comparison.judged} judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
-        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. {comparison.test}: p = "
-        f"{comparison.p:.3g}. Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
+        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither; p = {comparison.p:.3g} "
+        f"({comparison.test}). Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
         "tasks; other training runs may differ."
     )
     with rc_context({"axes.grid.axis": "x"}, fname=STYLE):
