@@ -54,7 +54,7 @@ def test_evaluations_of_other_tasks_are_not_compared(tmp_path):
 def test_an_evaluation_that_was_stopped_gets_no_verdict(tmp_path):
     desk = {"kind": "desk", "sha256": "abc", "count": 40}
     write_evaluation(tmp_path, "mine", A[:9], line=False, tasks=desk)
-    text = "No verdict yet: 9 of 40 cases of mine have ended. A stopped evaluation goes on with the same command."
+    text = "No verdict yet: of mine 9 of 40 cases have ended. A stopped evaluation goes on with the same command."
     assert summary_of(tmp_path) == (text, None)
     write_evaluation(tmp_path, "base", A)
     assert summary_of(tmp_path) == (text, None)

@@ -48,10 +48,10 @@ class EvaluationRun:
     records: tuple[CaseRecord, ...]
 
     @property
-    def is_unfinished(self) -> bool:
-        """Whether cases have not ended yet: it was stopped, or still runs."""
-        count = self.manifest.tasks.get("count")
-        return isinstance(count, int) and len(self.records) < count
+    def unfinished(self) -> str:
+        """How many cases have ended, "" if all: it was stopped, or still runs."""
+        done, count = len(self.records), self.manifest.tasks.get("count")
+        return f"{done:,} of {count:,} cases have ended" if isinstance(count, int) and done < count else ""
 
 
 @dataclass(frozen=True)
@@ -240,12 +240,13 @@ def _difference(
 
 
 def _id_differences(a: EvaluationRun, b: EvaluationRun) -> list[str]:
-    parts = []
+    parts, unfinished = [], []
     for name, run, other in (("A", a, b), ("B", b, a)):
+        unfinished += [f"{name} is unfinished: {run.unfinished}; run it again to go on"] if run.unfinished else []
         known = {record.id for record in other.records}
         if only := [record.id for record in run.records if record.id not in known]:
             parts.append(f"{len(only)} only in {name} ({_named(only)})")
-    return [f"case ids: {', '.join(parts)}; an evaluation that was killed goes on if run again"] if parts else []
+    return [*unfinished, *([f"case ids: {', '.join(parts)}"] if parts else [])]
 
 
 def _named(ids: Sequence[str]) -> str:

@@ -103,12 +103,9 @@ def _summarize_one(label: str, one: Evaluation) -> str:
 
 def _tell_unfinished(headline: Mapping[str, Evaluation]) -> str:
     """Say which evaluations have cases left, "" if none: the cases that end first need not be like the others."""
-    runs = {label: one.cases for label, one in headline.items() if one.cases is not None and one.cases.is_unfinished}
-    parts = [
-        f"{len(run.records):,} of {run.manifest.tasks['count']:,} cases of {label} have ended"
-        for label, run in runs.items()
-    ]
-    return f"No verdict yet: {', '.join(parts)}. A stopped evaluation goes on with the same command." if parts else ""
+    runs = {label: one.cases for label, one in headline.items() if one.cases is not None and one.cases.unfinished}
+    parts = ", ".join(f"of {label} {run.unfinished}" for label, run in runs.items())
+    return f"No verdict yet: {parts}. A stopped evaluation goes on with the same command." if parts else ""
 
 
 def describe_evaluations(headline: Mapping[str, Evaluation]) -> list[EvaluationDetail]:
