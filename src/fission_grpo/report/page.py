@@ -203,7 +203,7 @@ def describe_policies(headline: Mapping[str, Evaluation]) -> dict[str, dict[str,
         values = {"Model": manifest.policy.get("model"), "Endpoint": manifest.policy.get("url")}
         values["Tasks"] = f"{kind}, {f'{count} tasks' if evaluation.samples == 1 else sampled}"
         for name, value in manifest.tasks.items():
-            if name not in ("kind", "count", "samples", "sha256"):  # the environment, its reward, `success_at`
+            if name not in ("kind", "count", "samples", "sha256", "code"):  # the environment, its reward, `success_at`
                 shown = ", ".join(map(str, value)) if isinstance(value, list) else value
                 values[name.replace("_", " ").capitalize()] = shown
         parts = {"Prompt": manifest.prompt, "Sampling": manifest.decoding, "Versions": manifest.versions}
