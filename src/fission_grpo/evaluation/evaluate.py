@@ -196,7 +196,8 @@ def add_to_run(result: EvaluationResult, step: int = 0, tokens: int = 0) -> None
     `step` and `tokens`: training steps and sampled tokens behind the model. Raises ValueError if no case was judged.
     """
     assert result.directory is not None
-    path, line = result.directory.parent / EVAL, eval_line(result.metrics, result.name, step, tokens)
+    path, tasks = result.directory.parent / EVAL, read_manifest(result.directory).tasks
+    line = eval_line(result.metrics, result.name, step, tokens, tasks)
     cut_half_line(path)
     existing = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if line not in existing:

@@ -220,20 +220,24 @@ class Progress:
             show(error=True)
 
 
-def eval_line(metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:
+def eval_line(
+    metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0, tasks: Mapping[str, Any] | None = None
+) -> str:
     """A line of `eval.jsonl`, which reports read. Rates over nothing are null.
 
-    `step` and `trained_on_tokens`: training steps before the evaluation, and tokens sampled in them. Raises ValueError
-    if no case could be judged.
+    `step` and `trained_on_tokens`: training steps before the evaluation, and tokens sampled in them; `tasks`: the
+    manifest's. Raises ValueError if no case could be judged.
     """
     if not metrics.judged:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in metrics.missing_reasons.items())
         raise ValueError(f"none of {metrics.cases} cases could be judged: {reasons or 'nothing judges them'}")
     values = {
         "name": name,
+        "of": (tasks or {}).get("environment") or (tasks or {}).get("kind"),
         "step": step,
         "generated_tokens": trained_on_tokens,
         "tasks": metrics.judged,
+        "samples": metrics.passes[-1].k if metrics.passes else 1,
         "success": metrics.success.rate,
         "success_ci": metrics.success.interval,
         "error_cases": metrics.recovery.of,
