@@ -160,7 +160,7 @@ class LiveProgress(TrainerCallback):
 class TokenBudget(TrainerCallback):
     """Ends training after the cycle in which a `FissionGRPOTrainer` has sampled a number of tokens; 0: no limit.
 
-    As at the last step, a checkpoint is saved, unless `save_strategy` is "no". It waits for the end of the cycle because
+    As at the last step, a checkpoint is saved, unless `save_strategy` is "no". It waits for the end of the cycle, as
     transformers skips the rest of the step, the update included, on a stop.
     """
 
