@@ -147,9 +147,8 @@ def test_policies_that_do_not_change_hardly_ever_have_a_finding_though_each_cycl
                 for rate in [draw.betavariate(0.5, 1.0) for _ in range(tasks)]
             ]
             flat, rate = sum(n in (0, 8) for n in hits) / tasks, sum(hits) / 8 / tasks
-            rows += [{
-                "step": step, "fission/frac_zero_std": flat, "fission/success": rate, "fission/first_try_success": rate,
-            }]  # fmt: skip
+            row = {"fission/frac_zero_std": flat, "fission/success": rate, "fission/first_try_success": rate}
+            rows.append(row | {"step": step})
             if check_health(rows):
                 warned += 1
                 break

@@ -213,8 +213,8 @@ def read_history(path: Path) -> tuple[tuple[Mapping[str, float], ...], tuple[Map
     Without rows per cycle the latter are those of the log. Raises RunFileError if the file is damaged.
     """
     state = _read_object(path, "delete it and the newest checkpoint is read")
-    rows = state.get("log_history")
-    cycles = state
+    rows: Any = state.get("log_history")
+    cycles: Any = state
     for name in ("stateful_callbacks", CYCLE_ROWS, "attributes", "cycles"):
         cycles = cycles.get(name) if isinstance(cycles, dict) else None
     for name, value in (("log_history", rows), (CYCLE_ROWS, cycles or [])):

@@ -215,21 +215,22 @@ class HealthWarnings(TrainerCallback):
         self._seen: dict[str, int] = {}  # values of each metric since the trainer logged that are in the rows
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if CYCLE_ROWS not in state.stateful_callbacks:  # or this resumes a run of an earlier release
-            logged = [row for row in state.log_history if "fission/phase" in row]
-            state.stateful_callbacks[CYCLE_ROWS] = {"args": {}, "attributes": {"cycles": logged}}
-        self.cycles = state.stateful_callbacks[CYCLE_ROWS]["attributes"]["cycles"]  # saved whenever the state is
+        kept: Any = state.stateful_callbacks
+        if CYCLE_ROWS not in kept:  # this run begins, or it resumes one of an earlier release
+            logged = [dict(row) for row in state.log_history if "fission/phase" in row]
+            kept[CYCLE_ROWS] = {"args": {}, "attributes": {"cycles": logged}}
+        self.cycles = kept[CYCLE_ROWS]["attributes"]["cycles"]  # saved whenever the state is
         self._known, self._next = set(), 0
 
     def on_step_end(self, args, state, control, **kwargs):
-        metrics, row = self._trainer._metrics["train"], {}
+        metrics, row = self._trainer._metrics["train"], dict[str, float](step=state.global_step)
         if len(metrics.get("fission/phase", ())) > self._seen.get("fission/phase", 0):
             for name, values in metrics.items():
                 new = [value for value in values[self._seen.get(name, 0) :] if math.isfinite(value)]
                 if new and name.startswith(METRICS):
                     row[name] = sum(new) / len(new)
             self._seen = {name: len(values) for name, values in metrics.items()}
-            self.cycles.append(row | {"step": state.global_step})
+            self.cycles.append(row)
         control.should_log |= control.should_training_stop  # a run shorter than logging_steps has a log, too
         if not control.should_log:
             self._check(state)
