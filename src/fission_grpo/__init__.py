@@ -11,6 +11,7 @@ from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, ToolResu
 if TYPE_CHECKING:
     from fission_grpo.core.errors import InfrastructureError
     from fission_grpo.data.load import load_training_data
+    from fission_grpo.data.rows import load_rows
     from fission_grpo.envs.check import check_environment
     from fission_grpo.envs.faults import Fault, inject_faults
     from fission_grpo.evaluation.evaluate import evaluate
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate",
     "find_leak",
     "inject_faults",
+    "load_rows",
     "load_training_data",
     "recovery_task",
 ]
@@ -59,6 +61,7 @@ _MODULES = {  # of the names that are loaded on first use, as importing trl take
     "evaluate": "evaluation.evaluate",
     "find_leak": "feedback.leak_guard",
     "inject_faults": "envs.faults",
+    "load_rows": "data.rows",
     "load_training_data": "data.load",
     "recovery_task": "fission.recovery",
 }

@@ -70,6 +70,7 @@ def test_the_help_is_printed_without_the_libraries(folder):
         ("--environment own_bulb.py:Lamp --rows bad.jsonl", "bad.jsonl, row 1: Lamp.reset needs on"),
         ("--environment own_bulb.py:Bulb --rows rows.jsonl", "it has Lamp"),
         ("--tasks desk --rows rows.jsonl", "two kinds of tasks"),
+        ("--tasks desk --report_to swanlab", "report_to: swanlab is not installed"),
         ("--tasks desk --buffer_order oldest", "buffer_order is 'oldest'; set it to one of lifo, random"),
     ],
 )

@@ -8,7 +8,7 @@ LINE = {
     "name": "mine", "step": 40, "tasks": 300, "success": 0.42, "success_ci": [0.366, 0.4765], "error_cases": 199,
     "recovered": 28, "recovery_rate": 0.1407, "recovery_ci": [0.0992, 0.196],
 }  # fmt: skip
-ROW = "| mine | 40 | 300 | 42.0% [36.6, 47.6] | 199 | 28, 14.1% [9.9, 19.6] |"
+ROW = "| mine |  | 40 | 300 | 42.0% [36.6, 47.6] | 199 | 28, 14.1% [9.9, 19.6] |"
 
 
 def write(folder, *lines):
@@ -22,7 +22,19 @@ def test_an_evaluation_is_a_row_with_counts_and_intervals(tmp_path):
 
 def test_without_any_error_nothing_is_a_rate(tmp_path):
     write(tmp_path, {**LINE, "name": "a|b", "error_cases": 0, "recovered": 0, "recovery_rate": None})
-    assert r"| a\|b | 40 | 300 | 42.0% [36.6, 47.6] | 0 | 0 |" in evaluations_section(tmp_path).splitlines()
+    assert r"| a\|b |  | 40 | 300 | 42.0% [36.6, 47.6] | 0 | 0 |" in evaluations_section(tmp_path).splitlines()
+
+
+def test_samples_are_no_tasks_and_an_interval_may_be_absent(tmp_path):
+    write(tmp_path, {**LINE, "of": "OrderDesk", "tasks": 4, "samples": 4, "success": 0.5, "success_ci": None})
+    row = "| mine | OrderDesk | 40 | 4, 4 of each task | 50.0% | 199 | 28, 14.1% [9.9, 19.6] |"
+    assert row in evaluations_section(tmp_path).splitlines()
+
+
+def test_of_evaluations_with_one_name_the_newest_counts(tmp_path):
+    write(tmp_path, {**LINE, "tasks": 250}, {**LINE, "name": "base"}, LINE)
+    rows = [row.split(" | ") for row in evaluations_section(tmp_path).splitlines() if "42.0%" in row]
+    assert [(row[0], row[3]) for row in rows] == [("| mine", "300"), ("| base", "300")]
 
 
 def test_an_update_changes_the_table_and_nothing_else(tmp_path):

@@ -162,8 +162,16 @@ def test_runs_over_other_cases_are_refused_and_everything_is_listed_at_once(tmp_
     other = manifest(decoding={"temperature": 1.0})
     assert main(["compare", *two_runs(tmp_path, A, [*B[:8], case("new", True)], other)]) == 2
     err = capsys.readouterr().err
-    assert "case ids: 2 only in A (8, 9), 1 only in B (new); an evaluation that was killed goes on if run again" in err
+    assert "case ids: 2 only in A (8, 9), 1 only in B (new)\n" in err
+    assert "B is unfinished: 9 of 10 cases have ended; run it again to go on" in err
     assert "decoding.temperature" in err
+
+
+def test_two_evaluations_that_were_stopped_at_the_same_case_are_refused(tmp_path, capsys):
+    assert main(["compare", *two_runs(tmp_path, A[:4], B[:4])]) == 2
+    err = capsys.readouterr().err
+    for name in "AB":
+        assert f"  {name} is unfinished: 4 of 10 cases have ended; run it again to go on\n" in err
 
 
 def test_long_texts_are_shown_from_where_they_differ():
@@ -180,7 +188,9 @@ def test_a_difference_is_one_of_json_where_true_is_not_one():
 
 
 def test_nothing_judged_in_both_is_an_error(tmp_path, capsys):
-    assert main(["compare", *two_runs(tmp_path, [case(0, None)], [case(0, True)])]) == 2
+    one = manifest(tasks={**BASE.tasks, "count": 1})
+    a, b = write_run(tmp_path / "a", [case(0, None)], one), write_run(tmp_path / "b", [case(0, True)], one)
+    assert main(["compare", a, b]) == 2
     assert "no case is judged in both runs" in capsys.readouterr().err
 
 
@@ -241,7 +251,7 @@ outcomes = st.lists(
 def test_comparing_the_other_way_round_turns_every_sign(cases):
     def run(success, errors):
         made = [case(i, one[success], *[BAD] * one[errors], FINE) for i, one in enumerate(cases)]
-        return EvaluationRun(BASE, tuple(made))
+        return EvaluationRun(manifest(tasks={**BASE.tasks, "count": len(made)}), tuple(made))
 
     there, back = compare(run(0, 2), run(1, 3)), compare(run(1, 3), run(0, 2))
     assert (there.only_a, there.only_b, there.p) == (back.only_b, back.only_a, back.p)
@@ -295,6 +305,9 @@ def test_samples_of_a_task_are_tested_and_resampled_together():
     assert (alone.tasks, alone.p) == (12, pytest.approx(2 / 2**9))
     (low, high), (low_alone, high_alone) = both.differences[0].interval, alone.differences[0].interval
     assert high - low > high_alone - low_alone
+    assert (both.more_a, both.more_b) == (0, 5)
     assert "9 more of 12 samples than" in comparison_text(both)
     assert "sign test over 6 tasks p = 0.062)" in comparison_text(both)
-    assert "Equal success, sign test over 6 tasks: p = 0.0625 (0 solved by A alone, 9 by B)" in comparison_table(both)
+    solves_more = "(A solves more samples of 0, B of 5)"
+    assert f"Equal success, sign test over 6 tasks: p = 0.0625 {solves_more}" in comparison_table(both)
+    assert "12 cases (6 tasks) judged in both" in comparison_table(both)

@@ -237,10 +237,16 @@ def test_without_any_error_the_recovery_rate_is_none_not_zero():
         eval_line(compute_metrics([]), "nothing", 0)
 
 
-@pytest.mark.parametrize("prompt", [None, "text", [], 3])
-def test_a_row_without_messages_is_refused_by_id(prompt):
-    with pytest.raises(ValueError, match="row 'a': 'prompt' must be a list"):
+@pytest.mark.parametrize("prompt", [None, "", [], 3])
+def test_a_row_without_messages_is_refused_by_number_and_field(prompt):
+    with pytest.raises(ValueError, match="rows, row 1, field 'prompt'"):
         run("Done.", rows=[{"id": "a", "prompt": prompt}])
+
+
+def test_a_text_as_prompt_is_one_user_message():
+    shown = []
+    run("Done.", rows=[{"id": "a", "prompt": "Count to two."}], shown=shown)
+    assert shown == [[{"role": "user", "content": "Count to two."}]]
 
 
 def test_errors_in_words_are_noted_or_told_apart_by_a_pattern_or_a_function(tmp_path):

@@ -1,6 +1,8 @@
 """`evaluate` of whatever a user has, in memory and in a folder, and the same by command."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -221,3 +223,61 @@ def test_the_manifest_says_how_a_policy_of_ones_own_samples(tmp_path):
     manifest = json.loads((tmp_path / "eval-pressing-8b" / "manifest.json").read_text())
     assert manifest["decoding"] == {"temperature": 0.3, "seed": 0}
     assert manifest["policy"] == {"kind": "Presses", "model": "pressing-8b"}
+
+
+def test_rows_are_checked_before_the_model_is_loaded_and_claim_no_folder(tmp_path):
+    options = {"reward_funcs": is_on, "output_dir": tmp_path, "name": "a"}
+    for bad, words in (
+        ([], "no rows"),
+        ([{"prompt": "Go."}], "row 1: Lamp.reset needs on"),
+        ([{"on": 1}], "'prompt'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate("/no/such/model", Lamp, bad, **options)
+    with pytest.raises(ValueError, match="success_at must be a number"):
+        evaluate(Presses(), Lamp, rows(), is_on, success_at=float("nan"))
+    assert not list(tmp_path.iterdir())
+    assert evaluate(Presses(), Lamp, ROWS, **options).metrics.success.hits == 2
+
+
+def test_faults_differ_between_rows_without_an_id():
+    from fission_grpo import Fault
+
+    many = [{**row, "number": number} for number, row in enumerate(rows(20))]
+    hit = evaluate(Presses(), Lamp, many, is_on, faults=[Fault("timeout", 0.4)]).metrics.injected_errors
+    assert 3 < hit < 30
+
+
+def test_an_environment_that_was_edited_is_not_taken_for_the_old_one(folder, capsys):
+    pytest.importorskip("transformers")
+    own = ["--environment", "own_light.py:Lamp", "--rows", "rows.jsonl", "--reward", "own_light.py:is_on"]
+    command = ["eval", *own, "--model", "starter", "--max_new_tokens", "8", "--max_turns", "2", "--output", "runs"]
+    light = [sys.executable, "-m", "fission_grpo.cli", *command]
+    assert subprocess.run(light, capture_output=True, check=False).returncode == 0
+    (folder / "own_light.py").write_text(SOURCE.replace("float(one.on)", "1.0"))
+    done = subprocess.run(light, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "the environment or a reward function was edited" in done.stderr
+
+
+def test_transcripts_replace_no_other_evaluation(tmp_path, capsys):
+    evaluate(Presses(), Lamp, rows(), is_on, output_dir=tmp_path, name="a")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "x"}], "success": True}))
+    before = (tmp_path / "eval-a" / "cases.jsonl").read_text()
+    traces = ["eval", "--traces", str(tmp_path / "t.jsonl"), "--output", str(tmp_path)]
+    assert main([*traces, "--name", "a"]) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+    assert (tmp_path / "eval-a" / "cases.jsonl").read_text() == before
+    assert main([*traces, "--name", "t"]) == 0
+    assert json.loads((tmp_path / "eval.jsonl").read_text().splitlines()[-1])["name"] == "t"
+    assert main([*traces, "--samples", "2"]) == 2
+    assert "leave out --samples" in capsys.readouterr().err
+
+
+def test_a_folder_named_by_a_dot_has_its_own_name(tmp_path, monkeypatch):
+    from fission_grpo.evaluation.evaluate import name_of_model
+
+    monkeypatch.chdir(tmp_path)
+    assert name_of_model(".") == tmp_path.name
+    assert name_of_model("a/b") == "b"
+    assert name_of_model({"kind": "Presses"}) == "policy"

@@ -108,7 +108,11 @@ def test_samples_differ_and_the_first_is_the_one_without_samples(tmp_path):
 def test_samples_that_would_all_be_the_same_are_refused(tmp_path, capsys):
     rows = [{"prompt": [{"role": "user", "content": "Go."}]}]
     with pytest.raises(UsageError, match="temperature above 0"):
-        evaluate(Seeded(), Coin, rows, says_one, samples=2, temperature=0)
+        evaluate("starter", Coin, rows, says_one, samples=2, temperature=0)
+    greedy = Seeded()
+    greedy.temperature = 0.0
+    with pytest.raises(UsageError, match="temperature above 0"):
+        evaluate(greedy, Coin, rows, says_one, samples=2)
     command = ["eval", "--model", "starter", "--tasks", "desk", "--samples", "3", "--temperature", "0"]
     assert main(command) == 2
     assert "temperature above 0" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Evaluations in a report: the verdict, and reports of evaluations alone."""
 
 import json
+import re
 
 import pytest
 from report_support import BAD, EVALUATION, FINE, FISSION, GRPO, case, page_of, write_evaluation, write_run
@@ -48,6 +49,60 @@ def test_evaluations_of_other_tasks_are_not_compared(tmp_path):
     text, comparison = summary_of(tmp_path)
     assert text.startswith("No verdict: these runs cannot be compared: decoding.temperature: absent in A, 0.5 in B")
     assert comparison is None
+
+
+def test_an_evaluation_that_was_stopped_gets_no_verdict(tmp_path):
+    desk = {"kind": "desk", "sha256": "abc", "count": 40}
+    write_evaluation(tmp_path, "mine", A[:9], line=False, tasks=desk)
+    text = "No verdict yet: of mine 9 of 40 cases have ended. A stopped evaluation goes on with the same command."
+    assert summary_of(tmp_path) == (text, None)
+    write_evaluation(tmp_path, "base", A)
+    assert summary_of(tmp_path) == (text, None)
+
+
+def test_one_model_on_two_task_sets_is_not_compared(tmp_path):
+    write_evaluation(tmp_path, "mine", A)
+    own = {"kind": "rows", "sha256": "abd", "count": 40, "environment": "OrderDesk", "reward": ["solved"]}
+    write_evaluation(tmp_path, "mine_orders", B, tasks={**own, "success_at": 0.5})
+    told = "No verdict: mine and mine_orders were evaluated on different tasks (desk and OrderDesk)."
+    assert summary_of(tmp_path) == (told, None)
+    text = page_of(tmp_path)[0]
+    facts = [re.sub(r"<[^>]+>", "", fact) for fact in re.findall(r"<div><dt>.*?</dd></div>", text)]
+    assert {"Environmentmine_orders: OrderDesk", "Rewardmine_orders: solved", "Success atmine_orders: 0.5"} <= {*facts}
+
+
+def test_samples_are_called_samples_and_passes_are_beside_the_rate(tmp_path):
+    # Of 6 tasks A solves no sample, B both samples of tasks 0-3 and one of task 4
+    tasks = {"kind": "desk", "sha256": "abc", "count": 12, "samples": 2}
+    a, b = ([case(i, i < solved, BAD, task=str(i // 2)) for i in range(12)] for solved in (0, 9))
+    write_evaluation(tmp_path, "b", b, tasks=tasks)
+    text, _ = page_of(tmp_path)
+    assert "b solved 9 of 12 samples (75.0%, 95% CI" in text
+    assert "pass@2 83.3%, pass^2 66.7%" in text
+    for told in ("12 samples: 12 judged", "desk, 12 samples of 6 tasks", "Recovered from an error: 9 samples"):
+        assert told in text, told
+    assert json.loads((tmp_path / "eval.jsonl").read_text())["samples"] == 2
+    write_evaluation(tmp_path, "a", a, tasks=tasks)
+    assert "sign test over 6 tasks p = 0.062)" in summary_of(tmp_path)[0]
+    assert "<dt>Sign test, p</dt>" in page_of(tmp_path)[0]
+
+
+def test_the_samples_of_a_single_task_have_a_rate_without_an_interval(tmp_path):
+    write_evaluation(tmp_path, "one", [case(i, i < 2, BAD, task="only") for i in range(4)])
+    assert summary_of(tmp_path)[0].startswith("one solved 2 of 4 samples (50.0%), and 2 of the 4 in which")
+    (tmp_path / "eval-one" / "cases.jsonl").unlink()  # by its line alone
+    page = page_of(tmp_path)[1]
+    assert page.cells[1:3] == ["50.0%2 of 4 samples", "50.0%2 of 4 error cases"]
+
+
+def test_long_names_stay_within_the_page_and_the_chart(tmp_path):
+    for name in ("base_qwen3_8b_instruct_2507_temperature1_cabinet", "lora_qwen3_8b_lr3e4_r16_step4000_seed17"):
+        write_evaluation(tmp_path, name, A)
+    text = page_of(tmp_path)[0]
+    assert re.search(r"\nbody \{[^}]*overflow-wrap: break-word;", text)
+    titles = re.findall(r">([^<>]* \((?:A|B)\))<", text)
+    assert [title[-3:] for title in titles] == ["(B)", "(A)"]
+    assert max(map(len, titles)) <= 44  # at 390 px, in bold
 
 
 def test_a_run_is_compared_with_its_base_and_few_pairs_are_said(tmp_path):

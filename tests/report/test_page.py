@@ -315,13 +315,15 @@ def test_a_page_says_what_was_run_and_an_old_folder_still_has_one(tmp_path):
 def test_a_run_and_its_evaluation_have_one_name_in_tables_and_legends(tmp_path):
     for folder, name in (("grpo", "GRPO"), ("fission", "Fission-GRPO")):
         write_run(tmp_path / folder, log=LOG, fission=(), evaluations=[GRPO | {"name": name}])
-    assert [run.name for run in read_runs(tmp_path)] == ["Fission-GRPO", "GRPO"]
+    assert [run.name for run in read_runs(tmp_path, by_policy=True)] == ["Fission-GRPO", "GRPO"]
+    assert [run.name for run in read_runs(tmp_path)] == ["fission", "grpo"]  # for who looks for the folder
     text = write_report(tmp_path).read_text()
     for name, color in (("GRPO", "2563eb"), ("Fission-GRPO", "d9480f")):
         assert f'class="dot" style="background:var(--c-{color}, #{color})"></span>{name}<' in text
     write_run(tmp_path / "third", log=LOG, fission=(), evaluations=[GRPO])
     write_run(tmp_path / "fourth", log=LOG, fission=(), evaluations=[GRPO])
-    assert [run.name for run in read_runs(tmp_path)] == ["Fission-GRPO", "fourth", "GRPO", "third"]
+    names = [run.name for run in read_runs(tmp_path, by_policy=True)]
+    assert names == ["Fission-GRPO", "fourth", "GRPO", "third"]
 
 
 def test_a_run_that_learns_nothing_says_so_at_the_top(tmp_path):

@@ -61,7 +61,7 @@ def write_evaluation(run, name, cases, step=0, tokens=0, line=True, **manifest):
     (folder / "cases.jsonl").write_text("".join(to_line(one) + "\n" for one in cases))
     if line:
         with (run / "eval.jsonl").open("a") as file:
-            file.write(eval_line(compute_metrics(cases), name, step, tokens) + "\n")
+            file.write(eval_line(compute_metrics(cases), name, step, tokens, manifest.get("tasks")) + "\n")
     return folder
 
 

@@ -146,6 +146,9 @@ def test_a_column_that_reset_needs_is_missed_before_the_model_is_loaded():
         def reset(self): ...
 
     dataset = Dataset.from_list([{"prompt": "a", "hall": "x"}])
+    with pytest.raises(ValueError, match=r"'prompt' holds texts.*load_rows"):
+        check_columns(dataset, Lamp)
+    dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": "a"}], "hall": "x"}])
     with pytest.raises(ValueError, match=r"train_dataset: Lamp\.reset needs room; add the column"):
         check_columns(dataset, Lamp)
     with pytest.raises(ValueError, match=r"Bare\.reset does not take hall, prompt"):

@@ -1,5 +1,6 @@
 """The model card of a real trainer, and tables of recoveries."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ ROW = [4, "Delete plan.txt.", "raised", "delete plam.txt", "no such file", "0.5 
 
 
 def test_the_model_card_names_paper_evaluations_settings_and_a_local_base_model(tmp_path):
-    trainer = desk_trainer(tmp_path, beta=0.04, max_steps=1)
+    trainer = desk_trainer(tmp_path, beta=0.04, max_steps=1, error_pattern="^(Error|Failed)")
     trainer.train()
     trainer.create_model_card(model_name="mine")
     text = (tmp_path / "README.md").read_text()
@@ -49,10 +50,21 @@ def test_the_model_card_names_paper_evaluations_settings_and_a_local_base_model(
         "| beta | 0.04 |",
         "| feedback | rules |",
         "| environment | Desk |",
+        r"| error_pattern | ^(Error\|Failed) |",
+        "- fission-grpo",
     ):
         assert line in text.splitlines()
     assert text.index("## Evaluation") < text.index("## Settings") < text.index("## Quick start")
     assert "None yet." in text
+
+
+def test_the_model_card_of_an_adapter_stays_when_the_adapter_is_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    trainer = desk_trainer(tmp_path, max_steps=1, more={"peft_config": peft.LoraConfig(target_modules="all-linear")})
+    trainer.create_model_card(model_name="mine")
+    trainer.save_model()
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert "2601.15625" in (tmp_path / "README.md").read_text()
 
 
 def test_the_model_card_of_plain_grpo_cites_what_trl_cites(tmp_path):
@@ -61,6 +73,9 @@ def test_the_model_card_of_plain_grpo_cites_what_trl_cites(tmp_path):
     assert f"This model was trained with {GRPOTrainer._name}, a method introduced in" in text
     assert GRPOTrainer._paper["id"] in text
     assert "2601.15625" not in text
+    assert "- grpo" in text.splitlines()
+    for absent in ("- fission-grpo", "| recovery", "recovery_generations", "failure_threshold", "| feedback"):
+        assert absent not in text
 
 
 def test_a_table_has_one_row_for_each_failure_with_its_best_and_worst_recovery():
@@ -94,3 +109,16 @@ def test_wandb_takes_the_table(tmp_path, monkeypatch):
         RecoveryTables(1, ["wandb"]).log([instance()], OUTCOMES, 4)
     [file] = tmp_path.rglob("*.table.json")
     assert "Delete plan.txt." in file.read_text()
+
+
+def test_a_run_that_ends_by_its_tokens_leaves_a_checkpoint_and_a_card_of_its_end(tmp_path, monkeypatch):
+    from fission_grpo.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    command = "train --tasks desk --num_tasks 8 --model_name_or_path starter --output_dir run --report_to none"
+    command += " --max_steps 50 --max_generated_tokens 300 --per_device_train_batch_size 8 --max_completion_length 32"
+    assert main(command.split()) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert 0 < state["global_step"] < 50
+    assert (tmp_path / "run" / f"checkpoint-{state['global_step']}").is_dir()
+    assert f"{state['global_step']} steps" in (tmp_path / "run" / "README.md").read_text()

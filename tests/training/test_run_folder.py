@@ -60,6 +60,32 @@ def test_weights_of_an_earlier_model_that_would_be_loaded_instead_are_set_aside(
     assert f"{old} moved to _earlier-1" in caplog.text
 
 
+def test_a_model_card_is_not_replaced_by_the_one_of_the_staged_model(tmp_path):
+    for card, kept in ((None, "peft"), ("ours", "ours")):
+        run = tmp_path / kept
+        write(run, **({} if card is None else {"README__md": card}))
+        write(model_staging(run), README__md="peft", adapter_model__safetensors="new")
+        publish_model(model_staging(run), run)
+        assert content(run) == {"README.md": kept, "adapter_model.safetensors": "new"}
+
+
+def test_evaluations_go_with_the_model_of_the_earlier_run_and_stay_where_there_was_none(tmp_path):
+    base, trained = tmp_path / "base", tmp_path / "trained"
+    for run in (base, trained):
+        write(run, eval__jsonl="{}", **{"eval-mine_in_cases__jsonl": "{}"})
+    write(trained, model__safetensors="old")  # saved by a run without checkpoints
+    assert all(claim(run, None, 0) for run in (base, trained))
+    assert set(content(base)) == {RUN, "eval.jsonl", "eval-mine/cases.jsonl"}
+    aside = {"_earlier-1/eval.jsonl", "_earlier-1/eval-mine/cases.jsonl"}
+    assert set(content(trained)) == {RUN, "model.safetensors", *aside}
+    saved(base, 2, run_of(base / RUN))
+    claim(base, base / "checkpoint-2", 2)  # goes on
+    assert (base / "eval.jsonl").is_file()
+    claim(base, None, 0)
+    assert set(content(base)) > {"_earlier-1/checkpoint-2/fission_manifest.json", *aside}
+    assert not (base / "eval.jsonl").exists()
+
+
 def test_a_start_numbers_its_folders_and_touches_nothing_else(tmp_path, caplog):
     names = set()
     for number in (1, 2):

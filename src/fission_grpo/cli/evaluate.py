@@ -23,7 +23,9 @@ from fission_grpo.evaluation.evaluate import (
     EVAL,
     MAX_TURNS,
     EvaluationResult,
+    add_to_run,
     file_name,
+    name_of_model,
     run_evaluation,
     sampled,
     write_rates,
@@ -31,7 +33,7 @@ from fission_grpo.evaluation.evaluate import (
 from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.policies import Sampling, connect_endpoint, load_local_policy, versions
 from fission_grpo.evaluation.records import CASES, to_line
-from fission_grpo.evaluation.run import Manifest, write_manifest
+from fission_grpo.evaluation.run import Manifest, check_same_run, write_manifest
 from fission_grpo.evaluation.task_sets import TaskSpec, sha256_of, task_set
 from fission_grpo.evaluation.transcripts import read_traces
 from fission_grpo.inference.endpoint import EndpointOptions
@@ -157,6 +159,7 @@ def evaluate_command(argv: list[str]) -> int:
     if arguments.output is not None:
         arguments.output = arguments.output.absolute()  # a tool may change the working directory
     try:
+        _refuse_unused(arguments)
         show(evaluate_traces(arguments) if arguments.traces else evaluate_model(arguments))
     except (ValueError, OSError) as error:
         show(f"error: {error}", error=True)
@@ -165,9 +168,20 @@ def evaluate_command(argv: list[str]) -> int:
         show(f"error: evaluation needs {error.name}; {install_line(error.name)}", error=True)
         return 1
     except KeyboardInterrupt:
-        show("\nstopped; the same command goes on where this one was", error=True)
+        kept = "the same command goes on where this one was"
+        show(f"\nstopped; {kept if arguments.output else 'nothing was kept, as there is no --output'}", error=True)
         return 130
     return 0
+
+
+def _refuse_unused(arguments: Namespace) -> None:
+    """Raise ValueError for options that would be ignored."""
+    default = vars(eval_parser().parse_args([]))
+    given = {name for name, value in vars(arguments).items() if value != default[name]}
+    if arguments.traces and (unused := sorted(given - {"traces", "output", "name", "error_pattern"})):
+        raise ValueError(f"--traces reads transcripts and runs no model, so leave out --{unused[0]}")
+    if not arguments.environment and (unused := sorted(given & {"reward_weights", "success_at"})):
+        raise ValueError(f"--{unused[0]} is for --environment with --rows; leave it out")
 
 
 def evaluate_model(arguments: Namespace) -> str:
@@ -179,7 +193,7 @@ def evaluate_model(arguments: Namespace) -> str:
     spec = make_task_spec(arguments)
     sampling = _sampling(arguments, spec)
     tasks = sampled(task_set(spec), arguments.samples, sampling.temperature)
-    name = arguments.name or Path(arguments.model).name
+    name = arguments.name or name_of_model(arguments.model)
     in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
     if arguments.endpoint is not None:
         if arguments.chat_template_kwargs:
@@ -220,9 +234,13 @@ def evaluate_traces(arguments: Namespace) -> str:
         tasks = {"kind": "traces", "sha256": sha256_of([ids]), "count": len(ids)}
         if pattern is not None:
             tasks["error_pattern"] = pattern  # evaluations that count other errors are not compared
-        write_manifest(folder, Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions()))
+        manifest = Manifest(name, tasks, {}, {}, {"kind": "traces"}, versions())
+        check_same_run(folder, manifest)
+        write_manifest(folder, manifest)
         write_file(folder / CASES, "".join(to_line(record) + "\n" for record in records))
         write_rates(result)
+        if result.metrics.judged:
+            add_to_run(result)
     return str(result)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fission_grpo.envs.desk.tasks import requests_of
 from fission_grpo.fission.options import check_choices
 from fission_grpo.inference.pretrained import model_path
 
+REPORTERS = ("wandb", "trackio", "tensorboard", "mlflow", "swanlab")  # packages by their values of `report_to`
 CHECKED_BYTES = 2_000_000  # largest task file that is read twice, here and for training [ours]
 
 
@@ -54,6 +56,10 @@ def check_early(argv: list[str]) -> None:
             load_tasks(tasks)
     if model:
         model_path(model)
+    reporters = given.get("report_to") or []
+    for name in [reporters] if isinstance(reporters, str) else reporters:
+        if name in REPORTERS and importlib.util.find_spec(name) is None:
+            raise UsageError(f"report_to: {name} is not installed; pip install {name}, or set report_to to none")
 
 
 def _is_desk(tasks: str) -> bool:

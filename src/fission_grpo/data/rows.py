@@ -16,6 +16,8 @@ from fission_grpo.envs.catalog import ENVIRONMENT, load_factory, load_function
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.step_calls import NOT_FOR_RESET
 
+Environments = Callable[[], Any] | Mapping[Any, Callable[[], Any]]  # one, or several by the rows' names of them
+
 
 @dataclass(frozen=True)
 class OwnTask:
@@ -34,10 +36,7 @@ def load_own_task(environment: str, rows: str | Path, rewards: Sequence[str]) ->
     """
     make = load_factory(environment)
     functions = [load_function(name) for name in rewards]
-    loaded = load_rows(rows)
-    for number, row in enumerate(loaded, start=1):
-        if problem := reset_problem(make, row):
-            raise TaskFileError(f"{rows}, row {number}: {problem}")
+    loaded = load_rows(rows, make)
     EpisodeReward(functions).check(make if isinstance(make, type) else make())
     return OwnTask(make, loaded, functions, str(rows))
 
@@ -54,22 +53,37 @@ def own_task(environment: str | None, rows: str | None, rewards: Sequence[str], 
     return load_own_task(environment, rows, rewards)
 
 
-def load_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Read rows from a .jsonl, .json (one object or a list) or .parquet file.
+def load_rows(path: str | Path, environments: Environments | None = None) -> list[dict[str, Any]]:
+    """Read rows from a .jsonl, .json (one object or a list) or .parquet file, see `checked_rows`."""
+    return checked_rows(read_rows(Path(path)), str(path), environments)
+
+
+def checked_rows(
+    rows: Iterable[Mapping[str, Any]], where: str, environments: Environments | None = None
+) -> list[dict[str, Any]]:
+    """Rows of an own task, with chat messages as prompts.
 
     A row has `prompt`, chat messages, and the columns of `reset` and of the reward functions. A text as prompt is
-    read as one user message. Raises TaskFileError, which names file, row (from 1) and field.
+    read as one user message. Raises TaskFileError, which names the file (`where`), row (from 1) and field; for
+    columns that `reset` of the row's environment lacks or does not take, too.
     """
-    path = Path(path)
-    rows = []
-    for number, row in enumerate(read_rows(path), start=1):
-        where = f"{path}, row {number}"
+    checked = []
+    for number, row in enumerate(rows, start=1):
+        place = f"{where}, row {number}"
         if {"messages", "tools", "reference"} <= row.keys():
-            raise TaskFileError(f"{where}: this is a step task; give such a file as --tasks, without --rows")
-        rows.append({**row, "prompt": _prompt(row, where)})
-    if not rows:
-        raise TaskFileError(f"{path}: no rows in it; write one object for each row, with a prompt")
-    return rows
+            raise TaskFileError(f"{place}: this is a step task; give such a file as --tasks, without --rows")
+        checked.append({**row, "prompt": _prompt(row, place)})
+        make: Any = environments
+        if isinstance(environments, Mapping):
+            make = environments.get(row.get(ENVIRONMENT))
+            if make is None:
+                name = quoted(row.get(ENVIRONMENT))
+                raise TaskFileError(f"{place}, field '{ENVIRONMENT}': {name} is none of {', '.join(environments)}")
+        if make is not None and (problem := reset_problem(make, row)):
+            raise TaskFileError(f"{place}: {problem}")
+    if not checked:
+        raise TaskFileError(f"{where}: no rows in it; write one object for each row, with a prompt")
+    return checked
 
 
 def reset_problem(make: Callable[[], Any], columns: Iterable[str]) -> str | None:
@@ -77,13 +91,14 @@ def reset_problem(make: Callable[[], Any], columns: Iterable[str]) -> str | None
     reset = inspect.getattr_static(make, "reset", None)
     if not isinstance(make, type) or not inspect.isfunction(reset):
         return None
-    given = {*columns} - {ENVIRONMENT}
+    given = {*columns}
     parameters = list(inspect.signature(reset).parameters.values())[1:]  # without `self`
     names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
     needed = {one.name for one in parameters if one.name in names and one.default is one.empty}
     if missing := sorted(needed - given):
         return f"{make.__name__}.reset needs {', '.join(missing)}; add the column, or give it a default"
-    if any(one.kind is one.VAR_KEYWORD for one in parameters) or not (unknown := sorted(given - names)):
+    unknown = sorted(given - names - {ENVIRONMENT})  # which may have selected the environment
+    if any(one.kind is one.VAR_KEYWORD for one in parameters) or not unknown:
         return None
     why = "every column of a row is passed, as in TRL"
     return f"{make.__name__}.reset does not take {', '.join(unknown)}; add **_ to its parameters ({why})"

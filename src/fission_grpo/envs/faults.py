@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import json
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -140,7 +141,7 @@ class _Injector:
         self.environment.injected = state.injected
 
     def _reset(self, **row: Any) -> Any:
-        self._set_state(_FaultState(str(row.get("id", ""))))
+        self._set_state(_FaultState(str(row["id"]) if "id" in row else json.dumps(row, sort_keys=True, default=str)))
         return self.reset(**row)
 
     def _restore(self, state: tuple[Any, _FaultState]) -> None:

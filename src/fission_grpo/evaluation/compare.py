@@ -47,6 +47,12 @@ class EvaluationRun:
     manifest: Manifest
     records: tuple[CaseRecord, ...]
 
+    @property
+    def unfinished(self) -> str:
+        """How many cases have ended, "" if all: it was stopped, or still runs."""
+        done, count = len(self.records), self.manifest.tasks.get("count")
+        return f"{done:,} of {count:,} cases have ended" if isinstance(count, int) and done < count else ""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -78,6 +84,8 @@ class Comparison:
     only_b: int
     neither: int
     tasks: int  # of the pairs: fewer than pairs where tasks have several samples
+    more_a: int  # tasks of which A solves more samples than B
+    more_b: int
     p: float  # two-sided exact test of equal success, see `test`; 1 where no pair differs
     differences: tuple[Difference, ...]  # of success, error recovery, errors per call
     left_out_a: tuple[str, ...] = ()  # ids of cases that are missing or have no verdict in A
@@ -87,6 +95,11 @@ class Comparison:
     def test(self) -> str:
         """The name of the test that gives `p`."""
         return "McNemar" if self.tasks == self.pairs else f"sign test over {self.tasks:,} tasks"
+
+    @property
+    def judged(self) -> str:
+        """What was compared, in words."""
+        return f"{self.pairs:,} cases" + (f" ({self.tasks:,} tasks)" if self.tasks < self.pairs else "")
 
 
 def read_run(directory: str | Path, notes: list[str]) -> EvaluationRun:
@@ -127,6 +140,7 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
     only_a, only_b = outcomes.count((True, False)), outcomes.count((False, True))
     solved = (by_task(cases, lambda case: (int(case.record.success is True), 1)) for cases in zip(*pairs, strict=True))
     gains = [b - a for (a, _), (b, _) in zip(*(of_run.values() for of_run in solved), strict=True)]
+    more_a, more_b = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
     return Comparison(
         name_a=printable(a.manifest.name),
         name_b=printable(b.manifest.name),
@@ -136,7 +150,9 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
         only_b=only_b,
         neither=outcomes.count((False, False)),
         tasks=len(gains),
-        p=mcnemar(sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)),
+        more_a=more_a,
+        more_b=more_b,
+        p=mcnemar(more_a, more_b),
         differences=(
             _difference("success", "cases", pairs, lambda case: (int(case.record.success is True), 1)),
             _difference("error recovery", "cases with an error", pairs, lambda case: case.recovered),
@@ -191,20 +207,21 @@ def comparison_table(comparison: Comparison) -> str:
     """The comparison as text for a terminal, without a newline at the end."""
     c = comparison
     counts = [
-        ("", "B succeeds", "B fails"),
+        ("" if c.tasks == c.pairs else "samples", "B succeeds", "B fails"),
         ("A succeeds", f"{c.both:,}", f"{c.only_a:,}"),
         ("A fails", f"{c.only_b:,}", f"{c.neither:,}"),
     ]
-    lines = [f"A: {c.name_a}", f"B: {c.name_b}", f"{c.pairs:,} cases judged in both"]
+    lines = [f"A: {c.name_a}", f"B: {c.name_b}", f"{c.judged} judged in both"]
     for name, ids in (("A", c.left_out_a), ("B", c.left_out_b)):
         if ids:
             lines.append(f"left out: {len(ids):,} missing or unjudged in {name} ({_named(ids)})")
     header = ("", "A", "B", "B minus A, points", "95% interval", "counts")
     lines += ["", *aligned([header, *map(_row, c.differences)])]
     lines += ["", *aligned(counts), ""]
-    solved = f"({c.only_a:,} solved by A alone, {c.only_b:,} by B)"
-    test = "McNemar's exact test of equal success" if c.tasks == c.pairs else f"Equal success, {c.test}"
-    lines.append(f"{test}: p = {c.p:.3g} {solved}")
+    test, solved = "McNemar's exact test of equal success", f"{c.only_a:,} solved by A alone, {c.only_b:,} by B"
+    if c.tasks < c.pairs:
+        test, solved = f"Equal success, {c.test}", f"A solves more samples of {c.more_a:,}, B of {c.more_b:,}"
+    lines.append(f"{test}: p = {c.p:.3g} ({solved})")
     lines.append("Intervals: paired bootstrap over tasks. They do not cover other seeds or training runs.")
     lines += [FEW_TASKS] if c.tasks < FEW else []
     lines.append("Error recovery is over each run's own error cases: a policy that errs less has other ones.")
@@ -223,12 +240,13 @@ def _difference(
 
 
 def _id_differences(a: EvaluationRun, b: EvaluationRun) -> list[str]:
-    parts = []
+    parts, unfinished = [], []
     for name, run, other in (("A", a, b), ("B", b, a)):
+        unfinished += [f"{name} is unfinished: {run.unfinished}; run it again to go on"] if run.unfinished else []
         known = {record.id for record in other.records}
         if only := [record.id for record in run.records if record.id not in known]:
             parts.append(f"{len(only)} only in {name} ({_named(only)})")
-    return [f"case ids: {', '.join(parts)}; an evaluation that was killed goes on if run again"] if parts else []
+    return [*unfinished, *([f"case ids: {', '.join(parts)}"] if parts else [])]
 
 
 def _named(ids: Sequence[str]) -> str:

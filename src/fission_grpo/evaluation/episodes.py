@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ class EpisodeConfig:
     def __post_init__(self):
         if self.max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
+        if not math.isfinite(self.success_at):
+            raise ValueError(f"success_at must be a number, got {self.success_at}")
 
 
 class ToolSchemas(Sequence[Mapping[str, Any]]):
@@ -126,7 +129,8 @@ def run_episode(
     category = category or (row["environment"] if isinstance(row.get("environment"), str) else "")
     factory = environment[row["environment"]] if isinstance(environment, Mapping) else environment
     limits = replace(config.limits or ToolLimits(), error_if=config.error_if)
-    episode = _start_episode(make_restorable(factory, run_awaitable, limits=limits)(), row, case_id)
+    guarded = make_restorable(factory, run_awaitable, limits=limits)()
+    episode = _start_episode(guarded, row, case_id, isinstance(environment, Mapping))
     request = request_text(episode.transcript)
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
@@ -140,14 +144,14 @@ def run_episode(
     return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
 
 
-def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str) -> _Episode:
+def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str, selects: bool) -> _Episode:
     prompt = row.get("prompt")
     if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
         raise ValueError(f"row {case_id!r}: 'prompt' must be a list of chat messages, got {prompt!r}")
     messages: list[Any] = [dict(message) for message in prompt]
     columns = copy.deepcopy(dict(row))  # other runs read the same rows
-    if isinstance(row.get("environment"), str):  # it selected the environment
-        del columns["environment"]
+    if selects:  # the column has done so
+        columns.pop("environment", None)
     if observation := environment.reset(**columns):
         messages[-1]["content"] += observation
     tools = tool_methods(environment)

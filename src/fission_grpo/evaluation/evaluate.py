@@ -12,7 +12,7 @@ from typing import Any
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.files import append_line, write_file
 from fission_grpo.core.model_readme import update_readme
-from fission_grpo.data.rows import load_rows
+from fission_grpo.data.rows import checked_rows, load_rows
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.faults import Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -20,7 +20,7 @@ from fission_grpo.evaluation.episodes import Factory
 from fission_grpo.evaluation.metrics import Metrics, compute_metrics, metrics_json
 from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_policy, local_policy, versions
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.run import Manifest, cut_half_line, eval_line, evaluate_run
+from fission_grpo.evaluation.run import Manifest, Progress, cut_half_line, eval_line, evaluate_run
 from fission_grpo.evaluation.runner import repeated, run_cases, with_seeds
 from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
 from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
@@ -98,12 +98,30 @@ def evaluate(
     limits: dict[str, Any] = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
     limits |= {"error_if": error_if, "max_turns": max_turns, "faults": tuple(faults)}
     spec, reward = TaskSpec("", success_at=success_at, seed=seed, **limits), EpisodeReward(functions, reward_weights)
-    rows = load_rows(rows) if isinstance(rows, str | Path) else list(rows)
-    tasks = sampled(rows_task_set(environment_factory, rows, reward, spec), samples, temperature)
+    tasks = rows_task_set(environment_factory, _checked_rows(rows, environment_factory), reward, spec)
+    tasks = sampled(tasks, samples, temperature_of(model, temperature))
     sampling = Sampling(temperature, max_new_tokens, seed)
     loaded, decoding = _load_policy(model, processing_class, sampling, in_flight, chat_template_kwargs)
-    name = name or Path(str(loaded.description.get("model", "policy"))).name
+    name = name or name_of_model(getattr(getattr(model, "args", None), "output_dir", None) or loaded.description)
     return run_evaluation(loaded, tasks, spec.prompt, decoding, in_flight, name, output_dir)
+
+
+def _checked_rows(rows: Any, environments: Any) -> list[dict[str, Any]]:
+    if isinstance(rows, str | Path):
+        return load_rows(rows, environments)
+    return checked_rows(rows, "rows", environments)
+
+
+def name_of_model(model: Any) -> str:
+    """The last part of a folder, a hub id or a policy's description; of "." the folder's name."""
+    text = str(model.get("model", "policy") if isinstance(model, Mapping) else model)
+    return Path(text).name or Path(text).resolve().name or "policy"
+
+
+def temperature_of(model: Any, temperature: float) -> float:
+    """The temperature that counts: a policy's own, where it says so."""
+    is_policy = hasattr(model, "reply") or hasattr(model, "submit")
+    return float(_decoding_of(model).get("temperature", 1.0)) if is_policy else temperature
 
 
 def sampled(tasks: TaskSet, samples: int, temperature: float) -> TaskSet:
@@ -131,7 +149,16 @@ def run_evaluation(
     records: list[CaseRecord] = []
     if output is None:
         cases = (with_seeds(start, decoding["seed"], case_id) for case_id, start in tasks.cases.items())
-        run_cases(loaded.policy, cases, in_flight, records.append)
+        progress = Progress(len(tasks.cases), 0)
+
+        def done(record: CaseRecord) -> None:
+            records.append(record)
+            progress.show(record)
+
+        try:
+            run_cases(loaded.policy, cases, in_flight, done)
+        finally:
+            progress.end()
         order = {case_id: number for number, case_id in enumerate(tasks.cases)}
         return _summarize(sorted(records, key=lambda record: order[record.id]), name, prompt)
     folder = Path(output).absolute() / f"eval-{file_name(name)}"  # a tool may change the working directory
@@ -151,9 +178,7 @@ def run_evaluation(
         write_result_files([one for one in records if one.id == one.of_task], tasks.official, folder / "bfcl")
     result = _summarize(records, name, prompt, folder)
     write_rates(result)
-    trained = loaded.description.get("step", 0), loaded.description.get("tokens", 0)
-    _add_line(folder.parent / EVAL, eval_line(result.metrics, name, *trained))
-    update_readme(folder.parent)
+    add_to_run(result, loaded.description.get("step", 0), loaded.description.get("tokens", 0))
     return result
 
 
@@ -163,6 +188,21 @@ def write_rates(result: EvaluationResult) -> None:
     values = metrics_json(result.metrics) | {"notes": [*result.metrics.notes, *result.notes]}
     write_file(result.directory / "rates.md", metrics_markdown(result.name, result.metrics))
     write_file(result.directory / RATES, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+
+def add_to_run(result: EvaluationResult, step: int = 0, tokens: int = 0) -> None:
+    """Add a line to `eval.jsonl` beside the result's folder, which reports and model cards read.
+
+    `step` and `tokens`: training steps and sampled tokens behind the model. Raises ValueError if no case was judged.
+    """
+    assert result.directory is not None
+    path, tasks = result.directory.parent / EVAL, read_manifest(result.directory).tasks
+    line = eval_line(result.metrics, result.name, step, tokens, tasks)
+    cut_half_line(path)
+    existing = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if line not in existing:
+        append_line(path, line)
+    update_readme(path.parent)
 
 
 def file_name(name: str) -> str:
@@ -182,14 +222,6 @@ def _summarize(
     if cut:
         notes.append(f"{cut} of {len(records)} cases failed at their last turn (max_turns {limit})")
     return EvaluationResult(name, tuple(records), compute_metrics(records), folder, tuple(notes))
-
-
-def _add_line(path: Path, line: str) -> None:
-    """Add a line to `eval.jsonl`, unless it is there already."""
-    cut_half_line(path)
-    existing = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if line not in existing:
-        append_line(path, line)
 
 
 def _own_policy(policy: Any) -> LoadedPolicy:

@@ -45,7 +45,7 @@ def ratio_interval(pairs: Sequence[tuple[float, int]]) -> tuple[float, float] | 
     Resamples with denominator 0 are left out. Where all cases agree (the ratio is 0 or 1) resampling shows no spread,
     which would look like certainty: Wilson's interval over the cases is given instead, each case as one trial. [ours]
 
-    None if the denominator is 0, or if a single case gives a ratio between 0 and 1.
+    None if the denominator is 0, or if a ratio between 0 and 1 is that of a single case, or of each: no spread either.
     """
     numerator, denominator = sum(hits for hits, _ in pairs), sum(of for _, of in pairs)
     cases = sum(pair[1] > 0 for pair in pairs)
@@ -57,7 +57,8 @@ def ratio_interval(pairs: Sequence[tuple[float, int]]) -> tuple[float, float] | 
         return None
     sums = _resampled_sums(pairs)
     kept = sums[sums[:, 1] > 0]
-    return _percentiles(kept[:, 0] / kept[:, 1])
+    ratios = kept[:, 0] / kept[:, 1]
+    return _percentiles(ratios) if ratios.max() > ratios.min() else None
 
 
 def difference_interval(first: Sequence[Pair], second: Sequence[Pair]) -> tuple[float, float] | None:

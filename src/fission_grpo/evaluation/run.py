@@ -83,7 +83,9 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def differences(a: Manifest, b: Manifest) -> list[str]:
-    """Every field of tasks, prompt and decoding that differs, with both values. The seed of decoding may differ.
+    """Every field of tasks, prompt and decoding that differs, with both values.
+
+    The seed of decoding may differ, and the code of an environment, which may be edited without a change of meaning.
 
     Example: ["decoding.temperature: 0.0 in A, 1.0 in B"]
     """
@@ -91,7 +93,7 @@ def differences(a: Manifest, b: Manifest) -> list[str]:
     for part in _COMPARED:
         values_a, values_b = _leaves(part, getattr(a, part)), _leaves(part, getattr(b, part))
         for name in dict.fromkeys((*values_a, *values_b)):
-            if name == "decoding.seed":
+            if name in ("decoding.seed", "tasks.code"):
                 continue
             in_a, in_b = values_a.get(name, _ABSENT), values_b.get(name, _ABSENT)
             if in_a != in_b or isinstance(in_a, bool) != isinstance(in_b, bool):
@@ -130,7 +132,7 @@ def evaluate_run(
     RunFileError if the directory holds another evaluation, or a file of it is broken.
     """
     directory = directory.absolute()  # a tool may change the working directory
-    _check_same_run(directory, manifest)
+    check_same_run(directory, manifest)
     write_manifest(directory, manifest)
     cut_half_line(directory / CASES)
     records = {record.id: record for record in read_records(directory / CASES) if record.id in cases}
@@ -154,7 +156,7 @@ def evaluate_run(
     return [records[name] for name in cases]
 
 
-def _check_same_run(directory: Path, manifest: Manifest) -> None:
+def check_same_run(directory: Path, manifest: Manifest) -> None:
     """Raise RunFileError if the directory holds another evaluation than the manifest's."""
     if not (directory / MANIFEST).exists():
         return
@@ -164,9 +166,11 @@ def _check_same_run(directory: Path, manifest: Manifest) -> None:
         different.append(f"policy: {existing.policy} in A, {manifest.policy} in B")
     if existing.decoding != manifest.decoding and not different:
         different.append("decoding.seed")
+    if existing.tasks.get("code") != manifest.tasks.get("code"):
+        different.append("the environment or a reward function was edited")
     if different:
         what = "; ".join(different).replace(" in A", " there").replace(" in B", " now")
-        raise RunFileError(f"{directory} holds another evaluation ({what}); give another --output, or delete it")
+        raise RunFileError(f"{directory} holds another evaluation ({what}); give another name or output, or delete it")
 
 
 def cut_half_line(path: Path) -> None:
@@ -216,20 +220,24 @@ class Progress:
             show(error=True)
 
 
-def eval_line(metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0) -> str:
+def eval_line(
+    metrics: Metrics, name: str, step: int, trained_on_tokens: int = 0, tasks: Mapping[str, Any] | None = None
+) -> str:
     """A line of `eval.jsonl`, which reports read. Rates over nothing are null.
 
-    `step` and `trained_on_tokens`: training steps before the evaluation, and tokens sampled in them. Raises ValueError
-    if no case could be judged.
+    `step` and `trained_on_tokens`: training steps before the evaluation, and tokens sampled in them; `tasks`: the
+    manifest's. Raises ValueError if no case could be judged.
     """
     if not metrics.judged:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in metrics.missing_reasons.items())
         raise ValueError(f"none of {metrics.cases} cases could be judged: {reasons or 'nothing judges them'}")
     values = {
         "name": name,
+        "of": (tasks or {}).get("environment") or (tasks or {}).get("kind"),
         "step": step,
         "generated_tokens": trained_on_tokens,
         "tasks": metrics.judged,
+        "samples": metrics.passes[-1].k if metrics.passes else 1,
         "success": metrics.success.rate,
         "success_ci": metrics.success.interval,
         "error_cases": metrics.recovery.of,

@@ -45,6 +45,8 @@ def repeated(cases: Mapping[str, StartCase], samples: int) -> dict[str, StartCas
 
         return run
 
+    if clash := next((name for name in cases if any(f"{name} ({k})" in cases for k in range(2, samples + 1))), None):
+        raise ValueError(f"the id {clash!r} and a number in brackets is another row's id; rename that")
     ids = {(name, k): name if k == 1 else f"{name} ({k})" for k in range(1, samples + 1) for name in cases}
     return {case_id: sample(cases[name], case_id, name) for (name, _), case_id in ids.items()}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -113,9 +115,22 @@ def rows_task_set(
     chosen = rows[spec.skip :][: spec.count or None]
     settings: dict[str, Any] = {"environment": ", ".join(map(name_of, environments.values()))}
     settings |= {"reward": reward.names, "success_at": spec.success_at}
+    settings["code"] = _digest_of_source([*environments.values(), *reward.functions])
     if reward.weights is not None:
         settings["reward_weights"] = list(reward.weights)
     return TaskSet(_episodes(chosen, environment, spec, reward), "rows", sha256_of(chosen), (), settings)
+
+
+def _digest_of_source(objects: Sequence[Any]) -> str | None:
+    """A digest of the modules, or of what can be read of them, in which classes and functions are written."""
+    sources = set()
+    for one in objects:
+        module: Any = inspect.getmodule(one)
+        for place in (module if getattr(module, "__file__", None) else one, one):
+            with suppress(OSError, TypeError):  # made by `exec`, in C, or a partial
+                sources.add(inspect.getsource(place))
+                break
+    return hashlib.sha256("\n".join(sorted(sources)).encode()).hexdigest()[:16] if sources else None
 
 
 def _desk(spec: TaskSpec, requests: int) -> TaskSet:

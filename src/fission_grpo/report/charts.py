@@ -38,6 +38,7 @@ BETTER, WORSE, OPEN = "#0d9488", FAMILY_COLORS["fission"], MUTED  # OPEN: the in
 MIN_SMOOTHED = 12  # points; shorter curves are drawn without a moving average [ours]
 MAX_POINTS = 400  # of one curve, evenly spaced; its moving average is over all [ours]
 MAX_NAME = 44  # characters of a run's name in a chart [ours]
+MAX_TITLE = 30  # of one in the bold title of a comparison [ours]
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,11 @@ def draw_comparison(comparison: Comparison) -> str:
     from matplotlib.figure import Figure
 
     names = [comparison.name_a, comparison.name_b]
-    name_a, name_b = (_literal(_short(name)) for name in names)
+    name_a, name_b = (_literal(_short(name, MAX_TITLE)) for name in names)
     caption = (
-        f"{comparison.pairs:,} cases judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
-        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither. {comparison.test}: p = "
-        f"{comparison.p:.3g}. Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
+        f"{comparison.judged} judged in both: {comparison.both:,} solved by both, {comparison.only_a:,} by A "
+        f"alone, {comparison.only_b:,} by B alone, {comparison.neither:,} by neither; p = {comparison.p:.3g} "
+        f"({comparison.test}). Teal: better in B, orange: worse, gray: the interval contains 0. Paired bootstrap over "
         "tasks; other training runs may differ."
     )
     with rc_context({"axes.grid.axis": "x"}, fname=STYLE):
@@ -258,8 +259,8 @@ def themed(svg: str) -> str:
     return head + re.sub(r"((?:fill|stroke): )#([0-9a-f]{6})", r"\1var(--c-\2, #\2)", svg[end:])
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME // 2]}...{name[-MAX_NAME // 2 :]}"
+def _short(name: str, limit: int = MAX_NAME) -> str:
+    return name if len(name) <= limit else f"{name[: limit // 2]}...{name[-limit // 2 :]}"
 
 
 def _literal(text: str) -> str:

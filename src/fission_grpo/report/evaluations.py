@@ -65,6 +65,8 @@ def summarize_evaluations(headline: Mapping[str, Evaluation]) -> tuple[str, Comp
     """Say in words what the evaluations show, with the paired comparison of two if their cases can be compared."""
     if not headline:
         return "No held-out evaluation yet. To evaluate: fission-grpo eval --model RUN_DIR --output RUN_DIR.", None
+    if unfinished := _tell_unfinished(headline):
+        return unfinished, None
     if len(headline) == 1:
         return _summarize_one(*next(iter(headline.items()))), None
     if (pair := compared_pair(headline)) is None:
@@ -74,6 +76,10 @@ def summarize_evaluations(headline: Mapping[str, Evaluation]) -> tuple[str, Comp
         absent = " and ".join(label for label in pair if headline[label].cases is None)
         advice = "With the eval-NAME folders of both they are compared task by task; overlap of intervals is no test."
         return f"No verdict: the cases of {absent} are not here. {advice}", None
+    tasks_a, tasks_b = a.cases.manifest.tasks, b.cases.manifest.tasks
+    if any(tasks_a.get(name) != tasks_b.get(name) for name in ("kind", "sha256")):
+        kinds = " and ".join(str(tasks.get("environment") or tasks.get("kind")) for tasks in (tasks_a, tasks_b))
+        return f"No verdict: {' and '.join(pair)} were evaluated on different tasks ({kinds}).", None
     try:
         comparison = replace(compare_cases(a.cases, b.cases), name_a=pair[0], name_b=pair[1])
     except NotComparable as error:
@@ -85,12 +91,21 @@ def summarize_evaluations(headline: Mapping[str, Evaluation]) -> tuple[str, Comp
 
 
 def _summarize_one(label: str, one: Evaluation) -> str:
-    if one.success is None or one.success_ci is None:
+    if one.success is None:
         return f"{label}: nothing judges these cases, so there are errors but no rate of success."
-    low, high = one.success_ci
-    text = f"{label} solved {round(one.success * one.tasks):,} of {one.tasks:,} tasks "
-    text += f"({100 * one.success:.1f}%, 95% CI {100 * low:.1f} to {100 * high:.1f})"
+    interval = (
+        "" if one.success_ci is None else ", 95% CI {:.1f} to {:.1f}".format(*(100 * at for at in one.success_ci))
+    )
+    what, share = "tasks" if one.samples == 1 else "samples", f"{100 * one.success:.1f}%{interval}"
+    text = f"{label} solved {round(one.success * one.tasks):,} of {one.tasks:,} {what} ({share})"
     return text + f", and {one.recovered:,} of the {one.error_cases:,} in which a tool call failed."
+
+
+def _tell_unfinished(headline: Mapping[str, Evaluation]) -> str:
+    """Say which evaluations have cases left, "" if none: the cases that end first need not be like the others."""
+    runs = {label: one.cases for label, one in headline.items() if one.cases is not None and one.cases.unfinished}
+    parts = ", ".join(f"of {label} {run.unfinished}" for label, run in runs.items())
+    return f"No verdict yet: {parts}. A stopped evaluation goes on with the same command." if parts else ""
 
 
 def describe_evaluations(headline: Mapping[str, Evaluation]) -> list[EvaluationDetail]:

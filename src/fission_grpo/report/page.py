@@ -89,7 +89,7 @@ def write_report(run_dir: str | Path, output: str | Path | None = None) -> Path:
         ImportError: matplotlib or jinja2 is not installed.
     """
     run_dir = Path(run_dir)
-    runs = read_runs(run_dir)
+    runs = read_runs(run_dir, by_policy=True)
     folder = run_dir / "report" if output is None else Path(output)
     trained = sorted((run for run in runs if run.log_history), key=lambda run: FAMILIES.index(family(run.name)))
     curves = draw_curves(trained, _colors(runs))
@@ -126,6 +126,7 @@ def render_page(name: str, runs: Sequence[Run], curves: Sequence[Chart] = (), ki
         comparison=None if comparison is None else draw_comparison(comparison),
         headline=headline,
         details=details,
+        passes={detail.label: detail.metrics.passes[-1] for detail in details if detail.metrics.passes},
         max_cases=case_limit(details),
         metrics_rows=metrics_rows,
         colors=_colors(runs),
@@ -197,8 +198,14 @@ def describe_policies(headline: Mapping[str, Evaluation]) -> dict[str, dict[str,
             continue
         manifest = evaluation.cases.manifest
         kind, count = manifest.tasks.get("kind"), manifest.tasks.get("count")
+        different = len({record.of_task for record in evaluation.cases.records})
+        sampled = f"{count} samples of {different} tasks"
         values = {"Model": manifest.policy.get("model"), "Endpoint": manifest.policy.get("url")}
-        values["Tasks"] = f"{kind}, {count} tasks"
+        values["Tasks"] = f"{kind}, {f'{count} tasks' if evaluation.samples == 1 else sampled}"
+        for name, value in manifest.tasks.items():
+            if name not in ("kind", "count", "samples", "sha256", "code"):  # the environment, its reward, `success_at`
+                shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+                values[name.replace("_", " ").capitalize()] = shown
         parts = {"Prompt": manifest.prompt, "Sampling": manifest.decoding, "Versions": manifest.versions}
         for name, part in parts.items():
             shown = ((key.replace("_", " "), value) for key, value in part.items() if "sha256" not in key)

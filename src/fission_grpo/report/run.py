@@ -93,6 +93,7 @@ class Evaluation:
     recovery_rate: float | None = None
     recovery_ci: tuple[float, float] | None = None
     errors: int = 0
+    samples: int = 1  # most of a task; with several, `tasks` counts samples
     cases: EvaluationRun | None = field(default=None, compare=False, repr=False)
 
 
@@ -114,11 +115,11 @@ class Run:
     description: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_runs(path: str | Path) -> list[Run]:
+def read_runs(path: str | Path, by_policy: bool = False) -> list[Run]:
     """Read the run in a folder, or the runs in its subfolders. The folder of one evaluation is a run, too.
 
-    A folder of runs may have evaluations of its own. It is then the first run, without curves. Runs take the names of
-    their evaluations, so that tables and legends agree.
+    A folder of runs may have evaluations of its own. It is then the first run, without curves. Runs are named as their
+    folders, or `by_policy` as their evaluations where these say it, so that tables and legends agree.
 
     Raises:
         RunFileError: there is no run, or a file is damaged; names file, line and field.
@@ -127,10 +128,10 @@ def read_runs(path: str | Path) -> list[Run]:
     if not path.is_dir():
         raise RunFileError(f"{path}: no such directory; give the output_dir of a `fission-grpo train` or `eval`")
     if _state_path(path) is not None or _is_evaluation(path):
-        return _named_alike([read_run(path)])
+        return _named_alike([read_run(path)]) if by_policy else [read_run(path)]
     folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not _is_evaluation(folder)]
     runs = [read_run(folder) for folder in folders if not EARLIER.fullmatch(folder.name) and _is_run(folder)]
-    runs = _named_alike(runs)
+    runs = _named_alike(runs) if by_policy else runs
     return runs if runs and not _is_run(path) else [read_run(path), *runs]
 
 
@@ -332,6 +333,7 @@ def _evaluation_of(cases: EvaluationRun) -> Evaluation:
         recovery_rate=metrics.recovery.rate,
         recovery_ci=metrics.recovery.interval,
         errors=metrics.own_errors,
+        samples=metrics.passes[-1].k if metrics.passes else 1,
         cases=cases,
     )
 
@@ -341,14 +343,18 @@ def _evaluation(line: Line) -> Evaluation:
     return Evaluation(
         name=printable(line.take("name", str)),
         **{name: line.take(name, int) for name in counts},
-        success=line.take("success", NUMBER),
+        samples=line.take("samples", int, optional=True) or 1,
+        success=line.take("success", NUMBER, optional=True),
         success_ci=_interval(line, "success_ci"),
         recovery_rate=line.take("recovery_rate", NUMBER, optional=True),
-        recovery_ci=_interval(line, "recovery_ci") if line.record.get("recovery_ci") is not None else None,
+        recovery_ci=_interval(line, "recovery_ci"),
     )
 
 
-def _interval(line: Line, name: str) -> tuple[float, float]:
+def _interval(line: Line, name: str) -> tuple[float, float] | None:
+    """None is also that of a rate over the samples of a single task."""
+    if line.record.get(name) is None:
+        return None
     values = line.take_all(name, NUMBER)
     if len(values) != 2:
         raise line.wrong(f"field '{name}' must be [low, high], but has {len(values)} entries")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from fission_grpo.core.terminal import TolerantStream, get_logger, show
 from fission_grpo.core.timing import format_duration
@@ -160,7 +161,8 @@ class LiveProgress(TrainerCallback):
 class TokenBudget(TrainerCallback):
     """Ends training after the cycle in which a `FissionGRPOTrainer` has sampled a number of tokens; 0: no limit.
 
-    It waits for the end of the cycle because transformers skips the rest of the step, the update included, on a stop.
+    As at the last step, a checkpoint is saved, unless `save_strategy` is "no". It waits for the end of the cycle because
+    transformers skips the rest of the step, the update included, on a stop.
     """
 
     def __init__(self, tokens: int, trainer: Any):
@@ -169,6 +171,7 @@ class TokenBudget(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if 0 < self._tokens <= self._trainer.generated_tokens and not self._trainer._in_cycle():
             control.should_training_stop = True
+            control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO
 
 
 class SkipZeroSignal(TrainerCallback):

@@ -85,7 +85,13 @@ def check_columns(dataset: Any, environments: Any = None) -> None:
         ValueError: it cannot, there is no row, or `reset` of one of the environments does not take the columns; the
             message names the column.
     """
-    makes = environments.values() if isinstance(environments, Mapping) else [environments]
+    first = next(iter(dataset), {}) if environments is not None and getattr(dataset, "column_names", None) else {}
+    if isinstance(first.get("prompt"), str):
+        raise ValueError(
+            "train_dataset: column 'prompt' holds texts, but environments need chat messages, as in TRL. "
+            "Dataset.from_list(fission_grpo.load_rows(FILE)) makes them."
+        )
+    makes: Iterable[Any] = environments.values() if isinstance(environments, Mapping) else [environments]
     for make in makes if getattr(dataset, "column_names", None) else ():
         if problem := reset_problem(make, dataset.column_names):
             raise ValueError(f"train_dataset: {problem}")

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from fission_grpo.core.files import write_file
 from fission_grpo.core.model_readme import README, evaluations_section
@@ -16,11 +16,14 @@ from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.training.trl_compat import MixinBase
 
 SETTINGS = (
-    "fission", "num_generations", "num_recovery_generations", "recovery_batches", "recovery_reward", "recovery_scope",
-    "recovery_ratio", "failure_threshold", "beta", "loss_type", "learning_rate", "temperature",
-    "max_completion_length", "seed",
+    "fission", "num_generations", "beta", "loss_type", "learning_rate", "temperature", "max_completion_length",
+    "seed",
 )  # fmt: skip
-"""Options that the model card names. [ours]"""
+RECOVERY_SETTINGS = (
+    "num_recovery_generations", "recovery_batches", "recovery_reward", "recovery_scope", "recovery_ratio",
+    "failure_threshold",
+)  # fmt: skip
+"""Options that the model card names, and those that a run without recovery has not. [ours]"""
 
 PAPER = {
     "title": "Robust Tool Use via Fission-GRPO: Learning to Recover from Execution Errors",
@@ -40,9 +43,12 @@ COLUMNS = ("step", "request", "kind", "failed call", "feedback", "rewards", "bes
 class ReportingMixin(MixinBase):
     """Writes the model card with paper, evaluations and settings of Fission-GRPO, and TRL's part below."""
 
-    _tag_names: ClassVar = ["trl", "grpo", "fission-grpo"]
     _name = "Fission-GRPO"
     _paper = PAPER
+
+    @property
+    def _tag_names(self) -> list[str]:
+        return [*super()._tag_names, *(["fission-grpo"] if self.args.fission else [])]  # pyright: ignore
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if not self.args.fission:  # pyright: ignore[reportAttributeAccessIssue]
@@ -61,12 +67,17 @@ class ReportingMixin(MixinBase):
         return before + self._readme_sections() + heading + after
 
     def _readme_sections(self) -> str:
-        settings = {name: getattr(self.args, name, None) for name in SETTINGS}
-        settings["feedback"] = ", ".join(str(source.name) for source in self.fission.sources)  # pyright: ignore
+        has_recovery: bool = self.args.fission  # pyright: ignore[reportAttributeAccessIssue]
+        names = (*SETTINGS, *(RECOVERY_SETTINGS if has_recovery else ()))
+        settings = {name: getattr(self.args, name, None) for name in names}
+        if has_recovery:
+            settings["feedback"] = ", ".join(str(source.name) for source in self.fission.sources)  # pyright: ignore
+        settings["error_pattern"] = getattr(self.error_if, "name", None)  # pyright: ignore[reportAttributeAccessIssue]
         settings["rewards"] = ", ".join(self.reward_func_names)
         settings["environment"] = ", ".join(sorted({type(one).__name__ for one in self.environments or ()}))
         settings["trained for"] = f"{self.state.global_step} steps, {self.generated_tokens:,} generated tokens"  # pyright: ignore
-        rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items() if value not in (None, ""))
+        given = {name: str(value).replace("|", r"\|") for name, value in settings.items() if value not in (None, "")}
+        rows = "\n".join(f"| {name} | {value} |" for name, value in given.items())
         about = metadata("fission-grpo")
         links = [entry.partition(", ")[2] for entry in about.get_all("Project-URL") or ()]
         name = f"[fission-grpo]({links[0]})" if links else "`fission-grpo`"

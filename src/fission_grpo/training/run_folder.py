@@ -19,6 +19,7 @@ from typing import Any
 from fission_grpo.core.checkpoints import MANIFEST, numbered, step_of
 from fission_grpo.core.errors import RunDirectoryError
 from fission_grpo.core.files import check_writable, write_file, writing
+from fission_grpo.core.model_readme import EVALUATIONS, README
 from fission_grpo.core.terminal import get_logger, printable
 from fission_grpo.fission.event_log import LOG
 from fission_grpo.training.checkpoint_files import (
@@ -153,8 +154,9 @@ def claim(run: Path, checkpoint: Path | None, step: int, description: Mapping[st
     """Give a folder to the run that starts, or goes on from a checkpoint of this step, and return the run's id.
 
     What a later resume or report would take for this run's is moved to a new folder `_earlier-N` in it: checkpoints
-    of other runs and of later steps, and the trainer state and log of another run. Nothing is deleted. The
-    `description` of the run, see `settings.describe_run`, is written beside its id.
+    of other runs and of later steps, and the trainer state, log and evaluations of another run. Nothing is deleted.
+    Evaluations alone, as of the base model before the first run, stay. The `description` of the run, see
+    `settings.describe_run`, is written beside its id.
     """
     own = None if checkpoint is None else run_of(checkpoint / MANIFEST)
     known, is_other = {own} - {None}, checkpoint is None
@@ -167,6 +169,9 @@ def claim(run: Path, checkpoint: Path | None, step: int, description: Mapping[st
             known = {own, None}
     mistaken = [path for path in numbered(run) if run_of(path / MANIFEST) not in known or step_of(path) > step]
     mistaken += [path for path in (run / TRAINER_STATE, run / LOG) if is_other and path.is_file()]
+    if is_other and (mistaken or any(_WEIGHTS.fullmatch(path.name) for path in run.glob("*"))):
+        mistaken += [path for path in sorted(run.glob("eval-*")) if path.is_dir()]
+        mistaken += [path for path in (run / EVALUATIONS,) if path.is_file()]
     name = own or secrets.token_hex(4)
     # first: if this process is killed now, nobody resumes from what is to be moved
     write_file(run / RUN, json.dumps({"run": name, **(description or {})}, indent=1) + "\n")
@@ -194,8 +199,10 @@ def publish_model(staged: Path, run: Path) -> None:
     """Move a model that was written into a folder of `STAGING` to the run's folder, file by file, weights last.
 
     All files are on the disk before the first one moves. Weights of an earlier model under other names, which would
-    be loaded instead of the new ones, are set aside.
+    be loaded instead of the new ones, are set aside. A README.md that is there stays: PEFT writes one without content.
     """
+    if (run / README).is_file():
+        (staged / README).unlink(missing_ok=True)
     files = sorted(path for path in staged.rglob("*") if path.is_file())
     files.sort(key=lambda path: (bool(_WEIGHTS.fullmatch(path.name)), path.name.endswith(".index.json")))
     for path in files:
