@@ -233,3 +233,31 @@ def test_a_pattern_on_the_command_line_tells_errors_apart(capsys):
     assert main(["check-environment", name, "--error_pattern", "^Error"]) == 0
     assert main(["check-environment", name, "--error_pattern", "("]) == 2
     assert "is no regular expression" in capsys.readouterr().err
+
+
+class Lit:
+    """A lamp that knows how it is lit."""
+
+    def reset(self, **_):
+        self.on = False
+
+    def switch(self) -> str:
+        """Switch it."""
+        self.on = not self.on
+        return "ok"
+
+    def _reference(self):
+        return [ToolCall("switch")]
+
+
+def test_a_reward_that_the_right_calls_do_not_earn_is_a_warning():
+    def reward(factor):
+        report = check_environment(
+            Lit, reward_funcs=lambda environments, **_: [factor * one.on for one in environments]
+        )
+        return next(one for one in report.findings if one.check == "reward")
+
+    silent, paid = reward(0.0), reward(1.0)
+    assert (silent.status, paid.status) == ("warning", "ok")
+    assert "the calls of _reference earn no more: 0" in silent.detail
+    assert "after the calls of _reference 1 to 1" in paid.detail
