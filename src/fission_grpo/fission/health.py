@@ -19,7 +19,7 @@ Row = Mapping[str, float]
 CYCLE_ROWS = "FissionCycles"
 """Name under which a trainer's state holds one row per cycle, among the states of its callbacks."""
 
-METRICS = ("fission/", "recovery/", "feedback/", "env/", "completions/", "reward")
+METRICS = ("fission/", "recovery/", "feedback/fallback", "env/", "completions/", "reward")
 """Beginnings of the keys that `check_health` reads, besides step, learning_rate, loss and grad_norm."""
 
 CYCLES = 5
