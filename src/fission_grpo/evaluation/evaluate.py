@@ -20,7 +20,7 @@ from fission_grpo.evaluation.episodes import Factory
 from fission_grpo.evaluation.metrics import Metrics, compute_metrics, metrics_json
 from fission_grpo.evaluation.policies import LoadedPolicy, Sampling, load_local_policy, local_policy, versions
 from fission_grpo.evaluation.records import CaseRecord
-from fission_grpo.evaluation.run import Manifest, Progress, cut_half_line, eval_line, evaluate_run
+from fission_grpo.evaluation.run import Manifest, Progress, cut_half_line, eval_line, evaluate_run, read_manifest
 from fission_grpo.evaluation.runner import repeated, run_cases, with_seeds
 from fission_grpo.evaluation.tables import metrics_markdown, metrics_table
 from fission_grpo.evaluation.task_sets import TaskSet, TaskSpec, rows_task_set
