@@ -4,7 +4,11 @@ python examples/warm_up.py --environment orders.py:OrderDesk --rows rows.jsonl -
 
 GRPO, with fission or without, learns from differences between rollouts: where none ever succeeds there are none. The
 demonstrations are the calls of the environment's `_reference()` with the environment's own results; TRL's SFTTrainer
-trains on them. Stop early: a policy that makes no errors any more has none to recover from.
+trains on them. Use other rows than for training with rewards.
+
+A language model needs tens to hundreds of them. The shipped starter, with a million parameters, needs thousands of
+different ones (generate rows), or it learns them by heart, and some 300 steps. Evaluate, and go on while success is
+near 0; stop before it is near 1, as a policy that makes no errors has none to recover from.
 """
 
 import argparse
@@ -19,6 +23,8 @@ from fission_grpo.envs.catalog import load_factory
 from fission_grpo.envs.restore import make_call
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.inference.pretrained import model_path
+
+MAX_EPOCHS = 5  # from which on a model of a million parameters repeats rows instead of reading them
 
 
 def demonstration(environment, row, tokenizer):
@@ -48,7 +54,13 @@ def main():
     options = parser.parse_args()
     environment = load_factory(options.environment)()
     tokenizer = AutoTokenizer.from_pretrained(model_path(options.model))
-    texts = [demonstration(environment, row, tokenizer) for row in load_rows(options.rows)]
+    if not hasattr(environment, "_reference"):
+        parser.error(f"{options.environment} has no _reference(); add it: the calls that do the task of the row")
+    texts = [demonstration(environment, row, tokenizer) for row in load_rows(options.rows, type(environment))]
+    epochs = 16 * options.max_steps / len(texts)
+    print(f"{len(texts)} demonstrations, {epochs:.1f} epochs of them; the first:\n{texts[0]}")
+    if epochs > MAX_EPOCHS:
+        print(f"more than {MAX_EPOCHS} epochs: a small model learns the rows by heart; give more rows")
     on_cpu = not torch.accelerator.is_available()
     trainer = SFTTrainer(
         model=model_path(options.model),

@@ -1,6 +1,7 @@
 """`fission-grpo doctor` and the warnings during training, on runs that were broken on purpose."""
 
 import json
+import math
 
 import pytest
 from trainer_support import desk_trainer, history
@@ -28,7 +29,33 @@ def test_a_reward_that_is_always_zero_is_found_during_training_and_after_it(tmp_
     shown = capsys.readouterr().out
     assert "all_failed: in the last 6 explore cycles (from step 1)" in shown
     assert "-> Take easier tasks" in shown
-    assert "no finding: loss and gradients, recoveries" in shown
+    assert "no finding: loss and gradients, feedback" in shown
+    assert "too few cycles to say: recoveries (needs 10), first-try success (needs 20), lengths (needs 10)" in shown
+
+
+def test_a_run_that_logs_seldom_is_looked_at_cycle_by_cycle_and_goes_on_so_when_it_is_resumed(
+    tmp_path, caplog, capsys
+):
+    flat = {"factory": Worthless, "learning_rate": 0.0, "logging_steps": 4, "fission": False, "save_strategy": "steps"}
+    desk_trainer(tmp_path, max_steps=3, save_steps=3, **flat).train()
+    assert "every explore rollout failed" not in caplog.text
+    [state] = tmp_path.glob("checkpoint-3/trainer_state.json")
+    assert [row["step"] for row in json.loads(state.read_text())["log_history"]] == [3]  # logged at the end
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert "3 logged cycles" in capsys.readouterr().out
+    trainer = desk_trainer(tmp_path, max_steps=6, save_steps=3, **flat)
+    trainer.train(resume_from_checkpoint=True)
+    assert [row["step"] for row in trainer.health.cycles] == [1, 2, 3, 4, 5, 6]
+    assert "step 5: in the last 5 explore cycles (from step 1) every explore rollout failed" in caplog.text
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert "6 logged cycles" in capsys.readouterr().out
+
+
+def test_a_run_whose_loss_was_never_a_number_is_found(tmp_path, capsys):
+    rows = [explore(step) | {"learning_rate": 1.0, "loss": math.nan, "grad_norm": math.nan} for step in range(6)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
+    assert main(["doctor", str(tmp_path)]) == 1
+    assert "not_finite: in the last 6 updates (from step 0)" in capsys.readouterr().out
 
 
 def test_a_threshold_that_everything_passes_is_found(tmp_path, caplog):
@@ -50,7 +77,7 @@ def test_a_folder_of_runs_is_read_run_by_run(tmp_path, capsys, count, status):
         (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
     assert main(["doctor", str(tmp_path)]) == status
     shown = capsys.readouterr().out
-    assert f"good: {count} log rows, {count} with explored, 0 with recovery groups\n  no finding: loss" in shown
+    assert f"good: {count} logged cycles, {count} with explored, 0 with recovery groups\n  no finding:" in shown
     assert ("no_variance" in shown) == bool(status)
 
 

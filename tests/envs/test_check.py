@@ -17,6 +17,7 @@ from environments_on_trial import (
     ForgetsAField,
     ForgetsToReset,
     Hangs,
+    Library,
     Megabytes,
     Mutates,
     NeedsArguments,
@@ -30,6 +31,7 @@ from environments_on_trial import (
     Things,
     Till,
     Undocumented,
+    WordyLibrary,
 )
 from error_words import Orders
 
@@ -186,6 +188,44 @@ def test_errors_in_words_are_a_warning_until_they_can_be_told_apart():
     assert (told.status, report.ok) == ("ok", True)
 
 
+def of_tools(report):
+    return next(one.detail for one in report.findings if one.check == "errors are results")
+
+
+@pytest.mark.parametrize("rows", [[{"title": "The Old Man and the Sea"}], []], ids=["row", "result"])
+def test_a_text_of_a_row_or_a_result_is_tried_whole(rows):
+    report = check_environment(Library, rows)
+    assert report.answered["lend"]
+    assert "not checked" not in str(report)
+
+
+def test_a_tool_of_which_every_result_is_an_error_in_words_was_not_answered():
+    report = check_environment(WordyLibrary)
+    assert "lend 0" in of_tools(report)
+    assert "not checked: lend, as no call of them succeeded" in str(report)
+    said_so = check_environment(WordyLibrary, error_if=lambda text: text == "x")  # the user says that it is none
+    assert "lend 0" not in of_tools(said_so)
+
+
+@pytest.mark.parametrize("row", ['{"title": "Emma"}', '{"title": "Emma", "prompt": ""}'])
+def test_rows_that_training_would_refuse_are_a_warning(tmp_path, capsys, row):
+    (tmp_path / "rows.jsonl").write_text(row)
+    name, path = "environments_on_trial:Library", str(tmp_path / "rows.jsonl")
+    assert main(["check-environment", name, "--rows", path]) == 0
+    printed = capsys.readouterr().out
+    assert "rows.jsonl, row 1, field 'prompt': " in next(line for line in printed.splitlines() if line[:5] == "rows ")
+    assert "see the warning" in printed
+    (tmp_path / "rows.jsonl").write_text('{"title": "Emma", "prompt": "Lend Emma."}')
+    assert main(["check-environment", name, "--rows", path]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_file_without_rows_is_named(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text("")
+    assert main(["check-environment", "environments_on_trial:Library", "--rows", str(tmp_path / "rows.jsonl")]) == 2
+    assert "rows.jsonl: no rows in it" in capsys.readouterr().err
+
+
 def test_a_pattern_on_the_command_line_tells_errors_apart(capsys):
     name = "error_words:Orders"
     assert main(["check-environment", name]) == 0
@@ -193,3 +233,31 @@ def test_a_pattern_on_the_command_line_tells_errors_apart(capsys):
     assert main(["check-environment", name, "--error_pattern", "^Error"]) == 0
     assert main(["check-environment", name, "--error_pattern", "("]) == 2
     assert "is no regular expression" in capsys.readouterr().err
+
+
+class Lit:
+    """A lamp that knows how it is lit."""
+
+    def reset(self, **_):
+        self.on = False
+
+    def switch(self) -> str:
+        """Switch it."""
+        self.on = not self.on
+        return "ok"
+
+    def _reference(self):
+        return [ToolCall("switch")]
+
+
+def test_a_reward_that_the_right_calls_do_not_earn_is_a_warning():
+    def reward(factor):
+        report = check_environment(
+            Lit, reward_funcs=lambda environments, **_: [factor * one.on for one in environments]
+        )
+        return next(one for one in report.findings if one.check == "reward")
+
+    silent, paid = reward(0.0), reward(1.0)
+    assert (silent.status, paid.status) == ("warning", "ok")
+    assert "the calls of _reference earn no more: 0" in silent.detail
+    assert "after the calls of _reference 1 to 1" in paid.detail

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from isolated_environments import Broken, Shop
+from isolated_environments import Broken, Shop, Unsendable
 from transformers.utils import get_json_schema
 
-from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded
+from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded, UsageError
 from fission_grpo.core.types import Task, ToolCall
 from fission_grpo.envs.faults import Fault, inject_faults
 from fission_grpo.envs.restore import TASK_KEY, make_call, make_restorable, run_awaitable
@@ -171,6 +171,22 @@ def test_an_environment_that_cannot_be_sent_names_the_fix():
 
     with pytest.raises(ValueError, match="Define it at the top of a module, or leave out isolate_environments"):
         isolated(Local, 1)()
+
+
+def test_an_attribute_that_cannot_be_sent_is_an_error_that_names_it():
+    environment = shared()
+    environment.reset()
+    with pytest.raises(UsageError, match=r"database cannot be read from another process: .*plain values"):
+        _ = environment.database
+    assert environment.name == "shop"
+    assert call(environment, "thing").error is None  # a policy reads the text of any result
+
+
+def test_a_snapshot_that_cannot_be_sent_is_none():
+    environment = make_restorable(isolated(Unsendable, 5), run_awaitable, lambda _: None, ToolLimits(timeout=5))()
+    environment.reset()
+    assert environment._fission_monitor.counts["snapshot_failed"] == 1
+    assert call(environment, "add", item="a").error is None
 
 
 def test_faults_are_injected_into_it():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -281,3 +282,16 @@ def test_a_folder_named_by_a_dot_has_its_own_name(tmp_path, monkeypatch):
     assert name_of_model(".") == tmp_path.name
     assert name_of_model("a/b") == "b"
     assert name_of_model({"kind": "Presses"}) == "policy"
+
+
+def test_evaluations_by_edited_code_are_compared_with_a_note(tmp_path, folder, capsys):
+    from fission_grpo.evaluation.run import read_manifest, write_manifest
+
+    for name in ("a", "b"):
+        evaluate(Presses(), Lamp, rows(), is_on, output_dir=folder, name=name)
+    manifest = read_manifest(folder / "eval-b")
+    assert main(["compare", "eval-a", "eval-b"]) == 0
+    assert "was edited" not in capsys.readouterr().out
+    write_manifest(folder / "eval-b", replace(manifest, tasks={**manifest.tasks, "code": "0" * 16}))
+    assert main(["compare", "eval-a", "eval-b"]) == 0
+    assert "reward function was edited between the two" in capsys.readouterr().out

@@ -266,6 +266,25 @@ def test_results_of_other_programs_are_read_as_transcripts(tmp_path, document, r
     assert {(made.name, made.arguments["order"]) for one in found for made in one.calls} == {("find", "7")}
 
 
+def test_trials_of_one_task_are_samples_of_it_and_not_cases_of_their_own(tmp_path):
+    tau = [{"task_id": n // 4, "trial": n % 4, "reward": float(n < 4), "traj": TAU} for n in range(8)]
+    score = {"match": {"value": "C"}}
+    inspect = {"samples": [{"id": "a", "epoch": n, "messages": INSPECT, "scores": score} for n in (1, 2)]}
+    for name, document in (("tau.json", tau), ("inspect.json", inspect)):
+        (tmp_path / name).write_text(json.dumps(document))
+    records = read_traces(tmp_path / "tau.json")
+    assert [one.task for one in records] == ["0"] * 4 + ["1"] * 4
+    metrics = compute_metrics(records)
+    assert metrics.success.method == "bootstrap"
+    assert [(one.k, one.tasks, one.all) for one in metrics.passes] == [(k, 2, 0.5) for k in (1, 2, 3, 4)]
+    assert [(one.id, one.task) for one in read_traces(tmp_path / "inspect.json")] == [("a-1", "a"), ("a-2", "a")]
+
+
+def test_a_transcript_may_name_its_task_and_trial_and_other_fields_called_task_are_not_read(tmp_path):
+    rows = [{"messages": TAU, "task": {"kind": "refund"}}, {"messages": TAU, "task_id": 7, "trial": 0}]
+    assert [one.task for one in read_traces(write(tmp_path, *rows))] == ["", "7"]
+
+
 def test_a_row_that_is_no_object_is_named(tmp_path):
     (tmp_path / "rows.json").write_text('[{"messages": [{"role": "user", "content": "go"}]}, 3]')
     with pytest.raises(RunFileError, match=r"rows\.json, row 2: not a JSON object"):

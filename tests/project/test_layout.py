@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 3470,
-    "envs": 3680,
-    "data": 1730,
-    "inference": 1780,
-    "feedback": 2440,
-    "fission": 1540,
-    "training": 5020,
-    "evaluation": 3650,
-    "report": 1140,
-    "recipes": 4100,
-    "cli": 1110,
+    "core": 3510,
+    "envs": 3740,
+    "data": 1760,
+    "inference": 1790,
+    "feedback": 2450,
+    "fission": 1580,
+    "training": 5100,
+    "evaluation": 3750,
+    "report": 1240,
+    "recipes": 4110,
+    "cli": 1160,
 }
-TOTAL = 29_650
+TOTAL = 30_050
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone

@@ -201,3 +201,25 @@ def test_cases_that_are_not_those_of_the_line_are_left_out_and_said(tmp_path):
     (folder / "cases.jsonl").write_text("{}\n")
     with pytest.raises(RunFileError, match=r"cases\.jsonl, line 1: field 'id' must be str"):
         read_runs(tmp_path)
+
+
+def test_two_trained_policies_are_held_against_the_one_before_training(tmp_path):
+    """A verdict between two policies that both became worse must not hide that."""
+    from fission_grpo.evaluation.compare import EvaluationRun
+    from fission_grpo.evaluation.records import CaseRecord
+    from fission_grpo.evaluation.run import Manifest
+    from fission_grpo.report.evaluations import summarize_evaluations
+    from fission_grpo.report.run import _evaluation_of
+
+    def evaluated(name, solved, step):
+        manifest = Manifest(name, {"kind": "rows", "count": 40}, {}, {}, {"step": step, "tokens": 1000 * step})
+        records = tuple(CaseRecord(str(number), success=number < solved) for number in range(40))
+        return _evaluation_of(EvaluationRun(manifest, records))
+
+    headline = {"before": evaluated("before", 30, 0), "grpo": evaluated("grpo", 10, 9)}
+    headline["fission"] = evaluated("fission", 20, 9)
+    text, _ = summarize_evaluations(headline)
+    assert "fission solved 10 more of 40 tasks than grpo" in text
+    assert "Success less that before training (before): grpo -50.0 points" in text
+    assert "; fission -25.0 points" in text
+    assert "before training" not in summarize_evaluations({k: headline[k] for k in ("grpo", "fission")})[0]

@@ -215,3 +215,40 @@ class Door:
 
     def _restore(self, state):
         pass
+
+
+class Library:
+    """Books of titles of several words, of which the tools take whole ones."""
+
+    def reset(self, title="Moby Dick", **_):
+        self.title, self.holder = title, None
+
+    def get_reward(self) -> float:
+        return float(self.holder is not None)
+
+    def shelf(self) -> str:
+        """List the free books."""
+        return self.title if self.holder is None else "empty"
+
+    def lend(self, title: str, days: int) -> str:
+        """Lend a book.
+
+        Args:
+            title: Exact title.
+            days: For how long.
+        """
+        if title != self.title:
+            raise ValueError("no such book")
+        self.holder = days
+        return "lent"
+
+
+class WordyLibrary(Library):
+    def lend(self, title: str, days: int) -> str:
+        """Lend a book.
+
+        Args:
+            title: Exact title.
+            days: For how long.
+        """
+        return f"Error: no book {title}"

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ class Shop:
 
     def reset(self, **row):
         self.kept, self.name = [], row.get("name", "shop")
+        self.database = sqlite3.connect(":memory:")
         if self.name == "crash":
             os._exit(3)
         if self.name == "hang":
@@ -107,6 +109,13 @@ class Shop:
     def thing(self) -> object:
         """Return what cannot be sent."""
         return [lambda: None]
+
+
+class Unsendable(Shop):
+    """Its snapshots hold a connection."""
+
+    def _snapshot(self):
+        return self.database
 
 
 class Broken(Shop):

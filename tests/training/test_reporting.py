@@ -1,5 +1,6 @@
 """The model card of a real trainer, and tables of recoveries."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -108,3 +109,16 @@ def test_wandb_takes_the_table(tmp_path, monkeypatch):
         RecoveryTables(1, ["wandb"]).log([instance()], OUTCOMES, 4)
     [file] = tmp_path.rglob("*.table.json")
     assert "Delete plan.txt." in file.read_text()
+
+
+def test_a_run_that_ends_by_its_tokens_leaves_a_checkpoint_and_a_card_of_its_end(tmp_path, monkeypatch):
+    from fission_grpo.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    command = "train --tasks desk --num_tasks 8 --model_name_or_path starter --output_dir run --report_to none"
+    command += " --max_steps 50 --max_generated_tokens 300 --per_device_train_batch_size 8 --max_completion_length 32"
+    assert main(command.split()) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert 0 < state["global_step"] < 50
+    assert (tmp_path / "run" / f"checkpoint-{state['global_step']}").is_dir()
+    assert f"{state['global_step']} steps" in (tmp_path / "run" / "README.md").read_text()

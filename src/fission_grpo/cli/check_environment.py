@@ -6,14 +6,15 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.data.convert.files import read_rows
-from fission_grpo.data.rows import reset_columns
+from fission_grpo.data.rows import checked_rows, reset_columns
 from fission_grpo.envs.catalog import load_factory, load_function
-from fission_grpo.envs.check import check_environment
+from fission_grpo.envs.check import Finding, check_environment
 
 
 def check_environment_command(argv: list[str]) -> int:
@@ -25,14 +26,29 @@ def check_environment_command(argv: list[str]) -> int:
             raise UsageError("give one environment: --environment module:Class or path/to/file.py:Class")
         make, error_if = load_factory(name), error_rule(arguments.error_pattern)
         rewards = [load_function(one) for one in arguments.reward]
-        rows = reset_columns(list(read_rows(arguments.rows)), name) if arguments.rows else []
+        rows, problem = _rows_of(arguments.rows, name) if arguments.rows else ([], None)
     except (UsageError, TaskFileError) as error:
         show(f"error: {error}", error=True)
         return 2
     report = check_environment(make, rows, (), rewards, arguments.seed, arguments.seconds, error_if)
+    if problem:
+        report.findings = (*report.findings, Finding("rows", "warning", f"train and eval refuse them: {problem}"))
     fields = {"environment": report.environment, "ok": report.ok, "findings": list(map(asdict, report.findings))}
     show(json.dumps(fields) if arguments.json else report)
     return 0 if report.ok else 1
+
+
+def _rows_of(path: Path, environment: str) -> tuple[list[dict[str, Any]], str | None]:
+    """The columns that `reset` gets, and why the rows cannot be trained on. Raises TaskFileError without any."""
+    rows = [dict(row) for row in read_rows(path)]
+    if (columns := reset_columns(rows, environment)) != rows:
+        return columns, None  # of step tasks
+    try:
+        return checked_rows(rows, str(path)), None
+    except TaskFileError as error:
+        if not rows:
+            raise
+        return rows, str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fission_grpo.core.errors import RunFileError
 from fission_grpo.core.terminal import ArgumentParser, show
-from fission_grpo.fission.health import TOPICS, check_health
+from fission_grpo.fission.health import check_health, health_topics
 from fission_grpo.report.run import Run, read_runs
 
 
@@ -15,7 +15,7 @@ def doctor_command(argv: list[str]) -> int:
     """Print the findings in each run's log. Returns 0 if there are none, 1 if there are, 2 for a mistake."""
     folder = _parser().parse_args(argv).run_dir
     try:
-        runs = [run for run in read_runs(folder) if run.log_history]
+        runs = [run for run in read_runs(folder) if run.cycles]
         if not runs:
             raise RunFileError(f"{folder}: no training log in it (trainer_state.json); train, or give another folder")
     except (RunFileError, OSError) as error:
@@ -25,15 +25,18 @@ def doctor_command(argv: list[str]) -> int:
 
 
 def _show_findings(run: Run) -> bool:
-    findings = check_health(run.log_history)
-    explores, recovers = (
-        sum(f"{phase}/frac_zero_std" in row for row in run.log_history) for phase in ("fission", "recovery")
+    findings = check_health(run.cycles)
+    cycles, explores, recovers = (
+        sum(name in row for row in run.cycles)
+        for name in ("fission/phase", "fission/frac_zero_std", "recovery/frac_zero_std")
     )
-    show(f"{run.name}: {len(run.log_history)} log rows, {explores} with explored, {recovers} with recovery groups")
+    show(f"{run.name}: {cycles} logged cycles, {explores} with explored, {recovers} with recovery groups")
     for finding in findings:
         show(f"  {finding.name}: {finding.message}\n    -> {finding.advice}")
-    found = {finding.name for finding in findings}
-    show(f"  no finding: {', '.join(topic for topic, names in TOPICS.items() if not found & {*names}) or '-'}")
+    well, unknown = health_topics(run.cycles)
+    show(f"  no finding: {', '.join(well) or '-'}")
+    if unknown:
+        show(f"  too few cycles to say: {', '.join(f'{topic} (needs {needed})' for topic, needed in unknown.items())}")
     return bool(findings)
 
 

@@ -113,6 +113,7 @@ def _train(argv: list[str]) -> int:
         if trainer.was_finished:
             show(f"the run was at its end, step {trainer.state.global_step}: no training, the model is saved again")
         trainer.save_state()
+        trainer.create_model_card(model_name=Path(folder).name)  # a run may have ended without a checkpoint
         trainer.save_model()  # last, as it may upload
     show(f"model saved in {folder}. Report: fission-grpo report {quote(folder)}")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fission_grpo.core.chat import read_mapping
 from fission_grpo.core.errors import UsageError, error_message
@@ -18,18 +19,27 @@ from fission_grpo.core.patterns import NO_PATTERN, CannotBeChecked, check_python
 PATTERN_LENGTH = 1000  # characters of a result that `--error_pattern` is held against [ours]
 # beginnings of results that report an error in a way of their own, such as "ValueError: no such city" [ours]
 LIKE_AN_ERROR = re.compile(
-    r"\s*[\"'\[(*]{0,3}([\w.]{0,100}(Error|Exception)|ERROR|error)(\*\*)?"
-    r"([:!]|\][\s:]|\.(\s|$)|\s*(\n|$)|\s\((\d|[^()\n]{0,80}\):)"
-    r"|\s(\d|-|(during|executing|calling|invoking|running|in|code|occurred|while|when)\b)"
-    r"|\s(?!correcting|handling|logging|reporting|checking|tracking)\w+ing\b)"
-    r"|\s*[\"']?(Traceback \(most recent call last\)|<[\w-]{0,100}error>)"
+    r"\s*([❌⚠✖✗🚫⛔🛑]\ufe0f?\s*)?[\"'\[(*]{0,3}([\w.]{0,100}(Error|Exception)|ERROR|error)(\*\*)?"
+    r"([:!：]|\][\s:]|\.(\s|$)|\s*(\n|$)|\([\"']|\s\((\d|[^()\n]{0,80}\)(:|\s*(\n|$)))|(?<!error)[,;]\s[a-z]"
+    r"|\s\d[\w.-]{0,40}(\s[a-z]|\s(Not|Bad|Un|Forb|Int|Serv|Gate|Too|Con)|\s*([^\w\s]|\n|$))"
+    r"|\s(-|(during|executing|calling|invoking|running|in|code|occurred|while|when|from|on|at|with)\b)"
+    r"|\s(?!(?i:correcting|handling|logging|reporting|checking|tracking))\w+ing\b)"
+    r"|\s*ERROR\s(?!handling|logs?\b|rates?\b|codes?\b|messages?\b|counts?\b)[a-z]"
+    r"|\s*[\"']?(Traceback \(most recent call last\)|<[\w-]{0,100}error>|HTTP(/[\d.]{1,3})?\s[45]\d\d\b)"
+    r"|\s*[\"'\[(*]{0,3}(?:F(?i:ailed|ailure):\s(?!(?i:none|null)\b)[^\W\d]"
+    r"|(?i:invalid\s([\w-]{1,40}\s)?(argument|parameter|input|value|request|id|type|format|name)s?:\s[^\W\d])"
+    r"|(?i:(\d{3}\s)?(not\sfound|bad\srequest|forbidden|unauthorized|(permission|access)\sdenied))[.!\"']{0,2}\s*$)"
     r"|\s*[\"'\[(*]{0,3}(?i:an?\s([\w-]+\s){0,3}(error|exception)\s(has\s)?(occurred|was)\b"
     r"|(exception|failure)\s(has\s)?occurred\b|failed\sto\s[a-z]"
     r"|(tool|function|api|execution|runtime|request|server|internal|http|call|connection|validation)"
     r"(\s['\"`]?[\w.-]{1,60}['\"`]?){0,2}"
     r"\s(error|failure|failed)([:.!]|\s*(\n|$)|\s(\d|(with|due|because|after)\b)))"
-    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](?i:error|failed|failure)[\"']|[Ff]alse\b)"
+    r"|\s*\{[^{}]{0,300}?[\"'](status|success|ok)[\"']\s*:\s*([\"'](?i:error)[\"']|[Ff]alse\b)"
 )
+_STATUSES = ("status", "success", "ok")
+_REASONS = {"message", "msg", "error", "errors", "reason", "detail", "details"}
+# fields of an answer that says that, and why, a call failed; beside others a status is data, such as a job's [ours]
+_ABOUT_A_FAILURE = {*_STATUSES, *_REASONS, "code", "status_code", "type", "description", "data", "result"}
 
 
 ERROR_PATTERN_HELP = "a tool's result with a match in its first 1,000 characters is an error, such as '^Error'"
@@ -100,12 +110,25 @@ def check_error_pattern(pattern: str) -> str:
 
 
 def is_like_an_error(text: str) -> bool:
-    """Whether a result begins like an error in words, or has a status of failure on the first level of its object."""
+    """Whether a result begins like an error in words, or its object says on the first level that the call failed."""
     if LIKE_AN_ERROR.match(text):
         return True
-    values = [value for key, value in read_mapping(text).items() if str(key).lower() in ("status", "success", "ok")]
-    words = ("error", "failed", "failure", "false")
-    return any(value is False or (isinstance(value, str) and value.strip().lower() in words) for value in values)
+    answer = {str(key).lower(): value for key, value in read_mapping(text).items()}
+    statuses = [answer.get(key) for key in _STATUSES]
+    words = {value.strip().lower() for value in statuses if isinstance(value, str)}
+    if any(one is False for one in statuses) or words & {"error", "false"} or _says_so(answer.get("error")):
+        return True
+    codes = [answer.get(key) for key in ("code", "status_code", "status")]
+    is_refused = any(type(code) is int and 400 <= code < 600 for code in codes) and answer.keys() & _REASONS
+    has_failed = words & {"failed", "failure"} or is_refused or _says_so(answer.get("errors"))
+    return bool(has_failed) and answer.keys() <= _ABOUT_A_FAILURE
+
+
+def _says_so(value: Any) -> bool:
+    """Whether the value of a field for errors holds one: a text, or a list or object that is not empty."""
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "none", "null", "no", "false")
+    return isinstance(value, dict | list) and bool(value)
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -229,10 +229,24 @@ class Report(EnvironmentProbe):
         expected = self.expected_answers(0)[len(before) :]
         _compare("reading the reward changes the state", after, expected, self.answers(environment, after))
         low, high = min(rewards, default=0), max(rewards, default=0)
-        return f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
+        found = f"between {low:g} and {high:g} in this trial, and reading it changes nothing"
+        done = [reward for row in self.row_numbers if (reward := self._reward_of_reference(row)) is not None]
+        if done and max(done) <= low:
+            raise CheckWarned(f"{found}; but the calls of _reference earn no more: {max(done):g}")
+        return found + (f"; after the calls of _reference {min(done):g} to {max(done):g}" if done else "")
 
-    def _reward_of(self, environment: Any) -> Any:
-        row = copy.deepcopy(self.rows[0])
+    def _reward_of_reference(self, row: int) -> float | None:
+        """The reward after the calls that do the task of a row; None if nobody knows them."""
+        environment = self.start(row)
+        reference = getattr(environment, "_reference", None)
+        if reference is None:
+            return None
+        for call in self.limited(reference) or ():
+            self.call(environment, call)
+        return self._reward_of(environment, row)
+
+    def _reward_of(self, environment: Any, row_number: int = 0) -> Any:
+        row = copy.deepcopy(self.rows[row_number])
         try:
             return self.limited(self.reward, environment, row, self.completion)
         except (UsageError, UnusableReward) as error:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fission_grpo.core.chat import read_result
+from fission_grpo.core.chat import read_result, read_structure
 from fission_grpo.core.errors import ExitAttempt, TimeLimitExceeded, error_message
+from fission_grpo.core.result_errors import is_like_an_error
 from fission_grpo.core.timing import contained
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.episode_reward import EpisodeReward
@@ -44,11 +45,12 @@ class ProbeOutcome:
     text: str = ""  # the answer as the policy sees it
     value: Any = None  # what the tool returned or raised
     error: str | None = None  # that the answer reports
+    is_like_an_error: bool = False  # the answer reports one in words, and no rule of the user's says that it is none
 
     @property
     def is_answered(self) -> bool:
-        """Whether the call has a result that is not an error."""
-        return self.kind == "result" and self.error is None
+        """Whether the call has a result that is not an error, also not one in words."""
+        return self.kind == "result" and self.error is None and not self.is_like_an_error
 
 
 class EnvironmentProbe:
@@ -111,7 +113,8 @@ class EnvironmentProbe:
         except Exception as error:  # noqa: BLE001 - the user's code
             return ProbeOutcome(call, "error", f"{type(error).__name__}: {error_message(error)}", error)
         error = read_result(call, text, self.error_if).error
-        outcome = ProbeOutcome(call, "mutated" if repr(arguments) != before else "result", text, value, error)
+        kind = "mutated" if repr(arguments) != before else "result"
+        outcome = ProbeOutcome(call, kind, text, value, error, self.error_if is None and is_like_an_error(text))
         self.answered[call.name] += outcome.is_answered
         return outcome
 
@@ -147,22 +150,32 @@ class EnvironmentProbe:
                 self.calls += [call for call in self.limited(reference) or () if call not in self.calls]
 
     def find_calls(self) -> None:
-        """Draw calls from the schemas and keep some that are answered and some that are refused, for every row."""
+        """Draw calls from the schemas and keep some that are answered and some that are refused, for every row.
+
+        Tools of which no call was answered are tried on, also on fresh instances.
+        """
         known = len(self.calls)
         for row in self.row_numbers if self.schemas else ():
             environment = self.start(row)
-            words = _words_of(self.rows[row])
+            words = list(dict.fromkeys([*_texts_of(self.rows[row]), *_words_of(self.rows[row])]))
             deadline = time.monotonic() + DRAW_SECONDS
             missing = {True: ANSWERED_CALLS, False: REFUSED_CALLS}
-            for _ in range(DRAWS):
-                if time.monotonic() > deadline or not any(missing.values()):
+            for number in range(DRAWS):
+                silent = [schema for schema in self.schemas if not self.answered[schema["name"]]]
+                tools = self.schemas if max(missing.values()) > 0 else silent
+                if time.monotonic() > deadline or not tools:
                     break
-                call = _draw_call(self.schemas, words, self.rng)
-                outcome = self.call(environment, call)
-                if missing[outcome.is_answered] and call not in self.calls:
+                call = _draw_call(tools, words, self.rng)
+                is_fresh = number % 2 and not self.answered[call.name]
+                outcome = self.call(self.start(row) if is_fresh else environment, call)
+                is_first = outcome.is_answered and self.answered[call.name] == 1
+                if (missing[outcome.is_answered] > 0 or is_first) and call not in self.calls:
                     missing[outcome.is_answered] -= 1
                     self.calls.append(call)
-                words += [word for word in _words_of(outcome.text)[:40] if word not in words]
+                found = _words_of(outcome.text)[:40]
+                if outcome.is_answered:
+                    found += _texts_of(read_structure(outcome.text) or outcome.text)[:40]
+                words += [word for word in dict.fromkeys(found) if word not in words]
         drawn = self.calls[known:]
         self.rng.shuffle(drawn)
         self.calls[known:] = drawn
@@ -182,6 +195,17 @@ def _words_of(value: Any) -> list[str]:
     """The words in a row or a result: candidates for the text arguments of later calls."""
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return list(dict.fromkeys(_WORD.findall(text[:20_000])))
+
+
+def _texts_of(value: Any) -> list[str]:
+    """The short texts in a row or a result, whole, such as the title of a book: candidates as well."""
+    texts, parts = [], [value]
+    for part in parts:  # which grows
+        if isinstance(part, dict | list):
+            parts += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, str):
+            texts += [line.strip() for line in part[:20_000].splitlines() if len(line.strip()) <= 80]
+    return list(dict.fromkeys(filter(None, texts)))
 
 
 def _draw_call(schemas: Sequence[Mapping[str, Any]], words: Sequence[str], rng: random.Random) -> ToolCall:

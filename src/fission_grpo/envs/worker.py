@@ -29,6 +29,7 @@ from fission_grpo.core.errors import (
     InfrastructureError,
     ProcessDied,
     TimeLimitExceeded,
+    UsageError,
     error_message,
 )
 from fission_grpo.core.terminal import get_logger, tolerant_output
@@ -41,7 +42,7 @@ START_SECONDS = 120.0  # until a child has imported the environment's module and
 END_SECONDS = 5.0  # until a killed child is gone [ours]
 
 _OPTIONAL = ("reset", "get_reward", "_reward", "_snapshot", "_restore", "_progress", "_reference")
-_KNOWN = {cls.__name__: cls for cls in (InfrastructureError, ExitAttempt, CallStopped, AttributeError)}
+_KNOWN = {cls.__name__: cls for cls in (InfrastructureError, ExitAttempt, CallStopped, AttributeError, UsageError)}
 
 
 class WorkerEnvironment:
@@ -192,17 +193,26 @@ def _serve(connection: Connection, parent: int, make: Callable[[], Any]) -> None
         _answer(connection, "__init__", begin)
         while True:
             request = connection.recv()
-            _answer(connection, request[0], partial(call, *request))
+            name = request[1][0] if request[0] == "__getattr__" else request[0]
+            _answer(connection, name, partial(call, *request), request[0] in ("__getattr__", "_snapshot"))
 
 
-def _answer(connection: Connection, name: str, call: Callable[[], Any]) -> None:
-    """Send the name of the class of what a call raised, None for nothing, with its message or the result."""
+def _answer(connection: Connection, name: str, call: Callable[[], Any], is_exact: bool = False) -> None:
+    """Send the name of the class of what a call raised, None for nothing, with its message or the result.
+
+    A result that cannot be pickled is sent as its text, which is what a policy sees, or refused if `is_exact`.
+    """
 
     def sendable() -> bytes:
         value = call()
         try:
             return pickle.dumps((None, value))
-        except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
+        except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
+            if is_exact:
+                what = f"{name} cannot be read from another process: {error}"
+                raise UsageError(
+                    f"{what}; offer what is needed as plain values, or leave out isolate_environments"
+                ) from error
             return pickle.dumps((None, str(value)))
 
     try:

@@ -32,6 +32,7 @@ _OPTIONS = (  # beginnings of a difference, and the options of `eval` that decid
     ("decoding.max_new_tokens", "--max_new_tokens"),
 )
 LEVEL = 0.05  # p from which a difference is said to be chance [ours, by custom]
+OTHER_CODE = "The file of the environment or of a reward function was edited between the two: evaluate A again."
 FEW = 30  # tasks below which bootstrap intervals are said to be too narrow [ours]
 FEW_TASKS = f"With fewer than {FEW} tasks the bootstrap intervals are too narrow: go by the exact test, p."
 
@@ -90,6 +91,7 @@ class Comparison:
     differences: tuple[Difference, ...]  # of success, error recovery, errors per call
     left_out_a: tuple[str, ...] = ()  # ids of cases that are missing or have no verdict in A
     left_out_b: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader has to know beside the numbers
 
     @property
     def test(self) -> str:
@@ -160,6 +162,7 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
         ),
         left_out_a=tuple(case.record.id for case in cases_a if not case.judged),
         left_out_b=tuple(name for name, case in cases_b.items() if not case.judged),
+        notes=() if a.manifest.tasks.get("code") == b.manifest.tasks.get("code") else (OTHER_CODE,),
     )
 
 
@@ -189,15 +192,16 @@ def comparison_text(comparison: Comparison) -> str:
     what = f"{c.pairs:,} tasks" if c.tasks == c.pairs else f"{c.pairs:,} samples"
     how = f"{abs(gain):,} {'more' if gain > 0 else 'fewer'} of {what} than" if gain else f"as many of {what} as"
     p = "p < 0.0001" if c.p < 0.0001 else f"p = {c.p:.2g}"
-    sentences = [f"{c.name_b} solved {how} {c.name_a} ({_points(success)}; {c.test} {p})."]
+    sentences = [f"{c.name_b} solved {how} {c.name_a} ({difference_text(success)}; {c.test} {p})."]
     if gain and c.p >= LEVEL:
         sentences.append("This can be chance.")
     if recovery.change is not None:
-        sentences.append(f"Error recovery, over each policy's own error cases: {_points(recovery)}.")
-    return " ".join([*sentences, *([FEW_TASKS] if c.tasks < FEW else [])])
+        sentences.append(f"Error recovery, over each policy's own error cases: {difference_text(recovery)}.")
+    return " ".join([*sentences, *([FEW_TASKS] if c.tasks < FEW else []), *c.notes])
 
 
-def _points(difference: Difference) -> str:
+def difference_text(difference: Difference) -> str:
+    """The change in points with its interval. Example: "-8.0 points, 95% CI -12.7 to -3.3"."""
     low, high = difference.interval or (0.0, 0.0)
     interval = f", 95% CI {100 * low:+.1f} to {100 * high:+.1f}" if difference.interval else ""
     return f"{100 * (difference.change or 0.0):+.1f} points{interval}"
@@ -224,6 +228,7 @@ def comparison_table(comparison: Comparison) -> str:
     lines.append(f"{test}: p = {c.p:.3g} ({solved})")
     lines.append("Intervals: paired bootstrap over tasks. They do not cover other seeds or training runs.")
     lines += [FEW_TASKS] if c.tasks < FEW else []
+    lines += c.notes
     lines.append("Error recovery is over each run's own error cases: a policy that errs less has other ones.")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from fission_grpo.core.table_nulls import without_padding
 from fission_grpo.core.tool_schema import check_tool_schema, classify_call
 from fission_grpo.core.types import ToolCall, ToolResult
 from fission_grpo.data.convert.dialogues import RowDropped
-from fission_grpo.data.convert.files import as_dialogue, rows_of_document
+from fission_grpo.data.convert.files import as_dialogue, rows_of_document, task_of
 from fission_grpo.data.convert.formats import LAYOUTS, layouts_of
 from fission_grpo.data.convert.tools import tools_of
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord
@@ -126,11 +126,15 @@ def _read_lines(path: Path, cut: list[str]) -> list[Line]:
     try:
         rows = rows_of_document(json.loads(read_file(path).removeprefix(BOM_UTF8)))
     except (ValueError, RecursionError):
-        return [Line(path, line.number, as_dialogue(line.record)) for line in read_lines(path, cut)]
+        return [_line(path, line.number, line.record) for line in read_lines(path, cut)]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise RunFileError(f"{path}, row {number}: not a JSON object (it is a {type(row).__name__}); correct it")
-    return [Line(path, number, as_dialogue(row)) for number, row in enumerate(rows, start=1)]
+    return [_line(path, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _line(path: Path, number: int, row: Mapping[str, Any]) -> Line:
+    return Line(path, number, {**as_dialogue(row), "task": task_of(row)})
 
 
 def _is_result_file(lines: Sequence[Line]) -> bool:
@@ -162,6 +166,7 @@ def _case_record(line: Line, error_if: Callable[[str], bool] | None) -> CaseReco
         category=well_formed(line.take("category", str, optional=True) or ""),
         turns=turns,
         success=None if success is None else bool(success),
+        task=well_formed(line.take("task", str)),
     )
 
 

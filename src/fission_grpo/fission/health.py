@@ -1,8 +1,8 @@
 """Signs in a training log that a run learns nothing or goes wrong, each with what to do about it.
 
-`check_health` reads log rows as a trainer writes them (docs/fission-grpo.md has the keys). The same rows give the
-same findings during training, in `fission-grpo doctor` and in the report. Thresholds are [ours]: they find the runs
-of docs/evidence.md whose policies no longer stopped, and none of those that were well.
+`check_health` reads one row per cycle, as `training.callbacks.HealthWarnings` keeps them (docs/fission-grpo.md has the
+keys). The same rows give the same findings during training, in `fission-grpo doctor` and in the report. Thresholds are
+[ours]: they find most runs of docs/evidence.md whose policies no longer stopped, and few where nothing changes.
 """
 
 from __future__ import annotations
@@ -10,30 +10,38 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 Row = Mapping[str, float]
 
-CYCLES = 5
-"""Cycles in a row that make a finding, and cycles at the beginning and end that are compared. [ours]"""
+CYCLE_ROWS = "FissionCycles"
+"""Name under which a trainer's state holds one row per cycle, among the states of its callbacks."""
 
-UNFILLED = 4 * CYCLES
-"""Explore cycles with failures after which a recover cycle should have run. [ours]"""
+METRICS = ("fission/", "recovery/", "feedback/", "env/", "completions/", "reward")
+"""Beginnings of the keys that `check_health` reads, besides step, learning_rate, loss and grad_norm."""
+
+CYCLES = 5
+"""Least cycles that make a finding, and cycles at the beginning and end that are compared. [ours]"""
+
+RECENT = 4 * CYCLES
+"""Last cycles that are looked at for variance, all of them in a shorter run; and explore cycles with failures after
+which a recover cycle should have run. [ours]"""
+
+MOSTLY = 0.95
+"""Share of groups without variance in these cycles that makes a finding. [ours]"""
 
 RISE = 0.2
 """Growth of a rate from the first to the last cycles that makes a finding. [ours]"""
 
-FALL, SPREADS, FALL_CYCLES = 0.2, 3.0, 10
-"""A fall of first-try success from its best to its last mean of this many cycles makes a finding if it is at least
-this large, and at least this many standard errors of such a difference: batches differ in their tasks. [ours]"""
+FALL, FALL_CYCLES, FALL_SPREADS = 0.2, 10, 5.0
+"""A fall of first-try success to its mean in this many last cycles makes a finding, after as many others, if it is at
+least this large, and at least this many standard errors of such a difference: batches differ in their tasks. [ours]"""
 
-COLLAPSED, COLLAPSED_CYCLES = 1 / 3, 3
-"""So do as many last cycles with less than this share of the mean before them. [ours]"""
-
-COMMON = 0.2
-"""Mean first-try success from which on a collapse is looked for. [ours]"""
+COLLAPSED, COLLAPSED_CYCLES, COLLAPSED_SPREADS, BEFORE = 1 / 3, 3, 3.0, 6
+"""So do at least 3 last cycles that are all below this share of the mean of at least 6 others, and below each of
+them. In simulated runs without any change 4 of 720 have a finding, though each cycle is looked at. [ours]"""
 
 LENGTHENED = 2.0
 """Growth of the mean completion length that makes a finding, if success does not rise with it. [ours]"""
@@ -65,15 +73,21 @@ FAULTS = {
 
 
 TOPICS = {
-    "loss and gradients": ("not_finite",),
-    "reward variance": ("all_failed", "none_failed", "none_judged", "no_variance"),
-    "recoveries": ("no_recovery", "no_recovery_variance"),
-    "first-try success": ("falling_first_try_success",),
-    "lengths": ("endless",),
-    "feedback": ("no_feedback",),
-    "environments and rewards": ("replay_mismatches", *(name.split("/")[1] for name in FAULTS)),
+    "loss and gradients": (CYCLES, "learning_rate", ("not_finite",)),
+    "reward variance": (
+        *(CYCLES, "fission/frac_zero_std"),
+        ("all_failed", "none_failed", "none_judged", "no_variance"),
+    ),
+    "recoveries": (2 * CYCLES, "recovery/frac_zero_std", ("no_recovery", "no_recovery_variance")),
+    "first-try success": (2 * FALL_CYCLES, "fission/first_try_success", ("falling_first_try_success",)),
+    "lengths": (2 * CYCLES, "fission/frac_zero_std", ("endless",)),
+    "feedback": (CYCLES, "fission/pushed", ("no_feedback",)),
+    "environments and rewards": (
+        *(CYCLES, "fission/phase"),
+        ("replay_mismatches", *(name.split("/")[1] for name in FAULTS)),
+    ),
 }
-"""What `check_health` looks at, with the names of the findings about it."""
+"""What `check_health` looks at: the least number of rows and the key they must have, and the names of its findings."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,8 @@ def check_health(rows: Iterable[Row]) -> list[HealthWarning]:
     """Return what is wrong in the log rows of one run, in order; nothing for a run that is well.
 
     Args:
-        rows: mappings from metric to number, as in `trainer.state.log_history`. Rows of anything else than training
+        rows: mappings from metric to number, one for each cycle. Means of several cycles, as in a
+            `trainer.state.log_history` with logging_steps above 1, say less. Rows of anything else than training
             cycles, and keys that nothing is known of, are ignored.
     """
     rows = list(rows)
@@ -112,12 +127,31 @@ def check_health(rows: Iterable[Row]) -> list[HealthWarning]:
     return [one for one in checks if one is not None]
 
 
+def health_topics(rows: Iterable[Row]) -> tuple[list[str], dict[str, int]]:
+    """Return the topics without a finding, and those with too few rows to say so, each with the rows it needs.
+
+    A run without recovery, such as plain GRPO, is not asked for the topics about it.
+    """
+    rows = list(rows)
+    found = {finding.name for finding in check_health(rows)}
+    recovers = any("fission/pushed" in row for row in rows)
+    well, unknown = [], {}
+    for topic, (least, key, names) in TOPICS.items():
+        if found & {*names} or (topic in ("recoveries", "feedback") and not recovers):
+            continue
+        if sum(key in row for row in rows) < least:
+            unknown[topic] = least
+        else:
+            well.append(topic)
+    return well, unknown
+
+
 def _not_finite(rows: Sequence[Row]) -> HealthWarning | None:
     updates = [row for row in rows if "learning_rate" in row]
-    kept = [name for name in ("loss", "grad_norm") if any(name in row for row in updates)]
-    # a reader of logs may have left out what is no finite number; a few at the start are normal in float16
-    bad = _streak(updates, lambda row: not all(math.isfinite(row.get(name, math.nan)) for name in kept))
-    if not bad:
+    broken = [not math.isfinite(row.get("loss", 0) + row.get("grad_norm", 0)) for row in updates]
+    bad = updates[len(updates) - len([*itertools.takewhile(bool, reversed(broken))]) :]
+    # by steps, as loss and gradient are known where the trainer logs; a few at the start are normal in float16
+    if len(bad) < 2 or bad[-1].get("step", 0) - bad[0].get("step", 0) < CYCLES - 1:
         return None
     return HealthWarning(
         "not_finite",
@@ -128,67 +162,76 @@ def _not_finite(rows: Sequence[Row]) -> HealthWarning | None:
 
 def _unvaried(explores: Sequence[Row]) -> HealthWarning | None:
     """A finding where all rollouts fail, none fails, or the rewards in each group are equal."""
+    recent = explores[-RECENT:]
+    if len(recent) < CYCLES:
+        return None
     threshold = "failure_threshold is compared with the sum of all rewards, each times its weight"
-    flat = _streak(explores, lambda row: row["fission/frac_zero_std"] == 1)
-    if same := _streak(explores, lambda row: row.get("fission/success") == 0):
+    share = _mean(recent, "fission/frac_zero_std")
+    flat = share >= MOSTLY
+    success = {row.get("fission/success") for row in recent}
+    if success == {0}:
         name, message = "all_failed", "every explore rollout failed"
         advice = f"If some of these are right, lower failure_threshold: {threshold}."
         if flat:
             advice = "Take easier tasks, give partial reward, raise num_generations, or train on demonstrations first."
-    elif same := _streak(explores, lambda row: row.get("fission/success") == 1):
+    elif success == {1}:
         name, message = "none_failed", "no explore rollout failed"
         advice = f"If some of these are wrong, raise failure_threshold: {threshold}."
         if flat:
             advice = "The tasks are solved: stop here, or take harder ones."
-    elif same := _streak(explores, lambda row: "fission/success" not in row):
-        name, message, flat = "none_judged", "no rollout had a reward", same
+    elif success == {None}:
+        name, message, flat = "none_judged", "no rollout had a reward", True
         advice = "Read the warnings about the environment or the reward functions: they returned None, or failed."
-    elif same := flat:
-        name, message = "no_variance", "all rewards in each explore group were equal"
+    elif flat:
+        name = "no_variance"
+        message = (
+            f"all rewards in {'each explore group' if share == 1 else f'{share:.0%} of the explore groups'} were equal"
+        )
         advice = "Raise num_generations or temperature, take tasks that are sometimes solved, or give partial reward."
     else:
         return None
-    learned = ", so that the rewards taught nothing" if flat else ""
-    where = _times(same, "explore cycles")
-    return HealthWarning(name, f"{where} {message}{learned}; mean reward {_mean(same, 'reward'):.3g}", advice)
+    learned = ", so that the rewards taught nothing" if flat and (share == 1 or name != "no_variance") else ""
+    where = _times(recent, "explore cycles")
+    return HealthWarning(name, f"{where} {message}{learned}; mean reward {_mean(recent, 'reward'):.3g}", advice)
 
 
 def _unvaried_recoveries(recovers: Sequence[Row]) -> HealthWarning | None:
-    flat = _streak(recovers, lambda row: row["recovery/frac_zero_std"] == 1, 2 * CYCLES)  # of fewer groups each
-    if not flat:
+    recent = recovers[-RECENT:]
+    share = _mean(recent, "recovery/frac_zero_std")
+    if len(recent) < 2 * CYCLES or share < MOSTLY:  # of fewer groups each
         return None
-    rate = _mean(flat, "recovery/rate")
+    rate = _mean(recent, "recovery/rate")
     advice = "Raise num_recovery_generations, so that right and wrong recoveries stand in one group."
     if rate < 0.05:
         advice = "Give feedback that says more (feedback: environment,rules), or take easier tasks."
     elif rate > 0.95:
         advice = "Lower recovery_ratio, or take harder tasks."
-    where = _times(flat, "recover cycles")
-    message = f"{where} all recoveries of a failure had the same reward; {rate:.0%} were right"
+    which = "a failure" if share == 1 else f"{share:.0%} of the failures"
+    message = (
+        f"{_times(recent, 'recover cycles')} all recoveries of {which} had the same reward; {rate:.0%} were right"
+    )
     return HealthWarning("no_recovery_variance", message, advice)
 
 
 def _falling_success(explores: Sequence[Row]) -> HealthWarning | None:
     rows = [row for row in explores if "fission/first_try_success" in row]
     rates = [row["fission/first_try_success"] for row in rows]
-    before, last = rates[:-COLLAPSED_CYCLES], rates[-COLLAPSED_CYCLES:]
-    if len(before) >= CYCLES and fmean(before) >= COMMON and max(last) < COLLAPSED * fmean(before):
-        first, high, low = 0, fmean(before), fmean(last)
-    elif len(rows) >= 2 * FALL_CYCLES:
-        means = [fmean(rates[k : k + FALL_CYCLES]) for k in range(len(rates) - FALL_CYCLES + 1)]
-        first = max(range(len(means)), key=means.__getitem__)
-        high, low = means[first], means[-1]
-        variance = fmean((one - other) ** 2 for one, other in itertools.pairwise(rates)) / 2
-        if high - low < max(FALL, SPREADS * math.sqrt(2 * variance / FALL_CYCLES)):
-            return None
-    else:
-        return None
-    return HealthWarning(
-        "falling_first_try_success",
-        f"success without any error fell from {high:.0%} (step {rows[first].get('step', 0):.0f}) to {low:.0%}",
-        "Set beta to 0.04 or higher, lower learning_rate or recovery_ratio, and go back to a checkpoint before the "
-        "fall.",
-    )
+    for count in range(COLLAPSED_CYCLES, min(FALL_CYCLES, len(rates) - BEFORE) + 1):
+        before, last = rates[:-count], rates[-count:]
+        high, low = fmean(before), fmean(last)
+        variance = fmean((one - other) ** 2 for one, other in itertools.pairwise(before)) / 2
+        spread = math.sqrt(variance * (1 / count + 1 / len(before)))
+        collapsed = max(last) < min(COLLAPSED * high, *before) and high - low >= COLLAPSED_SPREADS * spread
+        fell = count == FALL_CYCLES <= len(before) and high - low >= FALL_SPREADS * spread
+        if high - low >= FALL and (collapsed or fell):
+            return HealthWarning(
+                "falling_first_try_success",
+                f"success without any error fell from {high:.0%} to {low:.0%} in the last {count} explore cycles "
+                f"(from step {rows[-count].get('step', 0):.0f})",
+                "Set beta to 0.04 or higher, lower learning_rate or recovery_ratio, and go back to a checkpoint "
+                "before the fall.",
+            )
+    return None
 
 
 def _endless(explores: Sequence[Row]) -> HealthWarning | None:
@@ -216,8 +259,9 @@ def _endless(explores: Sequence[Row]) -> HealthWarning | None:
 def _unfilled(explores: Sequence[Row], recovers: Sequence[Row]) -> HealthWarning | None:
     """A finding where failures are there, and no recover cycle has run."""
     failed = [row for row in explores if "fission/pushed" in row and row.get("fission/success", 1) < 1]
-    if recovers or len(failed) < UNFILLED:
+    if recovers or len(failed) < RECENT:
         return None
+    due = 1 / (failed[-1].get("fission/recoveries_per_explore") or 1.0)  # explore cycles before the first one
     pushed, too_long = (sum(row.get(f"fission/{name}", 0) for row in failed) for name in ("pushed", "too_long"))
     if not pushed and too_long:
         message, advice = (
@@ -226,6 +270,9 @@ def _unfilled(explores: Sequence[Row], recovers: Sequence[Row]) -> HealthWarning
         )
     elif not pushed:
         message, advice = "no failure became a corrective instance", "Set max_depth to 1; at 0 nothing is recovered."
+    elif len(explores) < due:
+        message = f"recovery_ratio asks for one after {math.ceil(due - 1e-6)}"
+        advice = "Raise recovery_ratio, or train longer."
     else:
         message = f"the buffer holds {failed[-1].get('fission/buffer', 0):.0f} instances, too few for a recover cycle"
         advice = "Raise max_age_steps and buffer_capacity, or set recovery_batches to mixed, which needs fewer."
@@ -278,22 +325,12 @@ def _faults(name: str, rows: Sequence[Row]) -> HealthWarning | None:
     return HealthWarning(name.split("/")[1], f"per cycle {count / len(cycles):.3g} {what}", advice)
 
 
-def _streak(rows: Sequence[Row], holds: Callable[[Row], bool], least: int = CYCLES) -> list[Row]:
-    """The last rows for which something holds one after another, if they are enough; else an empty list."""
-    found: list[Row] = []
-    for row in reversed(rows):
-        if not holds(row):
-            break
-        found.insert(0, row)
-    return found if len(found) >= least else []
-
-
 def _times(rows: Sequence[Row], what: str) -> str:
     return f"in the last {len(rows)} {what} (from step {rows[0].get('step', 0):.0f})"
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:
-    values = [row[name] for row in rows if name in row]
+    values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values) if values else 0.0
 
 

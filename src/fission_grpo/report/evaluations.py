@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fission_grpo.evaluation.compare import Comparison, NotComparable, comparison_text
+from fission_grpo.evaluation.compare import Comparison, NotComparable, comparison_text, difference_text
 from fission_grpo.evaluation.compare import compare as compare_cases
 from fission_grpo.evaluation.metrics import CaseSummary, Metrics, compute_metrics, retry_loops, summarize
 from fission_grpo.evaluation.records import CaseRecord
@@ -87,7 +87,23 @@ def summarize_evaluations(headline: Mapping[str, Evaluation]) -> tuple[str, Comp
     tokens = a.generated_tokens, b.generated_tokens
     apart = (max(tokens) - min(tokens)) / max(*tokens, 1)
     cost = f" Their generated tokens differ by {100 * apart:.0f}%, so this is not a comparison at equal cost."
-    return comparison_text(comparison) + (cost if min(tokens) and apart > SAME_COST else ""), comparison
+    text = comparison_text(comparison) + (cost if min(tokens) and apart > SAME_COST else "")
+    return text + _against_untrained(headline, pair), comparison
+
+
+def _against_untrained(headline: Mapping[str, Evaluation], pair: tuple[str, str]) -> str:
+    """Success of two trained policies less that of the one before training, if there is one on the same cases."""
+    before = [label for label, one in headline.items() if label not in pair and one.cases and not one.step]
+    if len(before) != 1 or not all(headline[label].step for label in pair):
+        return ""
+    parts = []
+    for label in pair:
+        try:
+            change = compare_cases(headline[before[0]].cases, headline[label].cases).differences[0]  # pyright: ignore
+        except NotComparable:
+            return ""
+        parts.append(f"{label} {difference_text(change)}")
+    return f" Success less that before training ({before[0]}): {'; '.join(parts)}."
 
 
 def _summarize_one(label: str, one: Evaluation) -> str:

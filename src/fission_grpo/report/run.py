@@ -25,6 +25,7 @@ from fission_grpo.evaluation.metrics import compute_metrics
 from fission_grpo.evaluation.records import CASES, read_records
 from fission_grpo.evaluation.run import MANIFEST, read_manifest
 from fission_grpo.fission.event_log import read_events
+from fission_grpo.fission.health import CYCLE_ROWS
 
 STATE, FISSION, EVAL = "trainer_state.json", "fission.jsonl", "eval.jsonl"
 DESCRIPTION = "fission_run.json"  # of the run: command, model, settings
@@ -100,11 +101,14 @@ class Evaluation:
 class Run:
     """A run folder. `log_history` has finite numbers only; `notes` are sentences about what is missing.
 
+    `cycles` are the rows for `fission.health.check_health`: one per cycle, or those of the log in earlier releases.
+
     `description` is what a training run writes about itself at its start; empty for runs of earlier releases.
     """
 
     name: str
     log_history: tuple[Mapping[str, float], ...] = ()
+    cycles: tuple[Mapping[str, float], ...] = ()
     instances: tuple[RecoveryRecord, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     notes: tuple[str, ...] = ()
@@ -158,9 +162,11 @@ def read_run(path: str | Path) -> Run:
     if _has_strict_recoveries(description):
         instances = tuple(replace(instance, is_strict=True) for instance in instances)
     evaluations = _read_evaluations(path, notes)
+    log_history, cycles = ((), ()) if state is None else read_history(state)
     return Run(
         name=evaluations[0].name if _is_evaluation(path) and evaluations else printable(path.resolve().name),
-        log_history=() if state is None else read_history(state),
+        log_history=log_history,
+        cycles=cycles,
         instances=instances,
         evaluations=evaluations,
         notes=tuple(notes),
@@ -202,16 +208,34 @@ def _state_path(path: Path) -> Path | None:
     return by_step[max(by_step)] if by_step else None
 
 
-def read_history(path: Path) -> tuple[Mapping[str, float], ...]:
-    """Read the finite numbers of each row of a trainer state's `log_history`. Raises RunFileError if damaged."""
+def read_history(path: Path) -> tuple[tuple[Mapping[str, float], ...], tuple[Mapping[str, float], ...]]:
+    """Read a trainer state: the finite numbers of its `log_history`, and all numbers of its rows per cycle.
+
+    Without rows per cycle the latter are those of the log. Raises RunFileError if the file is damaged.
+    """
     state = _read_object(path, "delete it and the newest checkpoint is read")
-    rows = state.get("log_history")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RunFileError(f"{path}: field 'log_history' must be a list of objects; is this a Trainer's state?")
-    return tuple(
-        {key: float(value) for key, value in row.items() if type(value) in NUMBER and abs(value) <= sys.float_info.max}
+    rows: Any = state.get("log_history")
+    cycles: Any = state
+    for name in ("stateful_callbacks", CYCLE_ROWS, "attributes", "cycles"):
+        cycles = cycles.get(name) if isinstance(cycles, dict) else None
+    for name, value in (("log_history", rows), (CYCLE_ROWS, cycles or [])):
+        if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+            raise RunFileError(f"{path}: field '{name}' must be a list of objects; is this a Trainer's state?")
+    log, cycles = _numbers(rows), _numbers(cycles or rows)
+    return tuple({key: value for key, value in row.items() if math.isfinite(value)} for row in log), tuple(cycles)
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The numbers in each row, NaN where one is beyond a float."""
+    largest = sys.float_info.max
+    return [
+        {
+            key: float(value) if abs(value) <= largest else math.nan
+            for key, value in row.items()
+            if type(value) in NUMBER
+        }
         for row in rows
-    )
+    ]
 
 
 def _read_object(path: Path, advice: str = "restore or delete it") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import signal
 import sys
 import time
@@ -15,10 +16,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
 
 from fission_grpo.core.terminal import TolerantStream, get_logger, show
 from fission_grpo.core.timing import format_duration
-from fission_grpo.fission.health import check_health
+from fission_grpo.fission.health import CYCLE_ROWS, METRICS, check_health
 from fission_grpo.inference.secrets import shown_command
 
 _log = get_logger(__name__)
@@ -159,7 +161,8 @@ class LiveProgress(TrainerCallback):
 class TokenBudget(TrainerCallback):
     """Ends training after the cycle in which a `FissionGRPOTrainer` has sampled a number of tokens; 0: no limit.
 
-    It waits for the end of the cycle because transformers skips the rest of the step, the update included, on a stop.
+    As at the last step, a checkpoint is saved, unless `save_strategy` is "no". It waits for the end of the cycle, as
+    transformers skips the rest of the step, the update included, on a stop.
     """
 
     def __init__(self, tokens: int, trainer: Any):
@@ -168,6 +171,7 @@ class TokenBudget(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if 0 < self._tokens <= self._trainer.generated_tokens and not self._trainer._in_cycle():
             control.should_training_stop = True
+            control.should_save = control.should_save or args.save_strategy != SaveStrategy.NO
 
 
 class SkipZeroSignal(TrainerCallback):
@@ -197,23 +201,62 @@ def _local(gradient: Any) -> torch.Tensor:
 
 
 class HealthWarnings(TrainerCallback):
-    """Warns of each finding of `fission.health.check_health` in the log rows, when it is first there."""
+    """Keeps one row of metrics per cycle, and warns of each finding of `check_health` in them, when it is first there.
 
-    def __init__(self) -> None:
+    The trainer logs means of `logging_steps` steps. The rows go into checkpoints with the trainer's state, where
+    `fission-grpo doctor` finds them, and on from there in a resumed run.
+
+    Args:
+        trainer: keeps its metrics as TRL's GRPOTrainer does: by name in `_metrics["train"]` until it logs.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.cycles: list[dict[str, float]] = []
         self._known: set[str] = set()
-        self._next = 0  # number of log rows at the next check
+        self._next = 0  # number of rows at the next check
+        self._seen: dict[str, int] = {}  # values of each metric since the trainer logged that are in the rows
 
-    def on_log(self, args, state, control, **kwargs):
-        if len(state.log_history) >= self._next:
+    def on_train_begin(self, args, state, control, **kwargs):
+        kept: Any = state.stateful_callbacks
+        if CYCLE_ROWS not in kept:  # this run begins, or it resumes one of an earlier release
+            logged = [dict(row) for row in state.log_history if "fission/phase" in row]
+            kept[CYCLE_ROWS] = {"args": {}, "attributes": {"cycles": logged}}
+        self.cycles = kept[CYCLE_ROWS]["attributes"]["cycles"]  # saved whenever the state is
+        self._known, self._next = set(), 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        metrics, row = self._trainer._metrics["train"], dict[str, float](step=state.global_step)
+        if len(metrics.get("fission/phase", ())) > self._seen.get("fission/phase", 0):
+            for name, values in metrics.items():
+                new = [value for value in values[self._seen.get(name, 0) :] if math.isfinite(value)]
+                if new and name.startswith(METRICS):
+                    row[name] = sum(new) / len(new)
+            self._seen = {name: len(values) for name, values in metrics.items()}
+            self.cycles.append(row)
+        control.should_log |= control.should_training_stop  # a run shorter than logging_steps has a log, too
+        if not control.should_log:
             self._check(state)
-            # later in a run more rarely, so that the checks' time does not grow with its square
-            self._next = len(state.log_history) + max(1, len(state.log_history) // 50)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self._trainer.model.training:  # TRL forgets the metrics now
+            self._seen.clear()
+        if self.cycles and logs and "learning_rate" in logs:
+            self.cycles[-1].update(
+                {name: logs[name] for name in ("learning_rate", "loss", "grad_norm") if name in logs}
+            )
+            self._check(state)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self._next = 0
         self._check(state)
 
     def _check(self, state: Any) -> None:
-        for finding in check_health(state.log_history) if state.is_world_process_zero else ():
+        if not state.is_world_process_zero or len(self.cycles) < self._next:
+            return
+        # later in a run more rarely, so that the checks' time does not grow with its square
+        self._next = len(self.cycles) + max(1, len(self.cycles) // 50)
+        for finding in check_health(self.cycles):
             if finding.name not in self._known:
                 self._known.add(finding.name)
                 _log.warning("step %d: %s", state.global_step, finding)

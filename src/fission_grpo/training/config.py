@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from trl import GRPOConfig
 
 from fission_grpo.core.result_errors import error_rule
 from fission_grpo.fission.options import BETA, REMOVED, RENAMED, FissionOptions, check_choices
+from fission_grpo.inference.pretrained import model_path
 
 Class = TypeVar("Class", bound=type)
 
@@ -223,14 +224,18 @@ class FissionGRPOConfig(FissionOptions, GRPOConfig):
         return most // (recovers * at_a_time) * at_a_time
 
 
-def checked_config(given: Mapping[str, Any]) -> FissionGRPOConfig:
+def checked_config(given: MutableMapping[str, Any]) -> FissionGRPOConfig:
     """Return the `args` among a trainer's arguments, with an absolute output_dir; named after the model by default.
+
+    The model "starter" among the arguments becomes its folder.
 
     Raises:
         TypeError: `args` is the config of another trainer.
         ValueError: there are environments, which recovery needs guarded, and they would not be.
     """
     args, model = given.get("args"), given["model"]
+    if isinstance(model, str) and model == "starter":
+        given["model"] = model_path(model)
     if args is None:
         name = model if isinstance(model, str) else model.config.name_or_path
         args = FissionGRPOConfig(f"{str(name).split('/')[-1]}-Fission-GRPO")

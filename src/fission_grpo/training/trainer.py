@@ -124,7 +124,8 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         self.fission = Fission(args, sources, self.event_log, self.special_tokens, self._fits)
         self.generated_tokens = 0
         self.add_callback(TokenBudget(args.max_generated_tokens, self))
-        self.add_callback(HealthWarnings())
+        self.health = HealthWarnings(self)
+        self.add_callback(self.health)
         tables = args.log_recoveries if self.accelerator.is_main_process else 0
         self._recovery_tables = RecoveryTables(tables, args.report_to or ())
         if args.skip_zero_signal:

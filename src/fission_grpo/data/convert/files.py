@@ -67,6 +67,12 @@ def rows_of_document(document: Any) -> Sequence[Any]:
     return [{"messages": document}] if document and is_dialogue else _as_list(document)
 
 
+def task_of(row: Mapping[str, Any]) -> str:
+    """The id of the task that a row is one of several trials of (τ-bench, τ²-bench, Inspect's epochs), else ""."""
+    name = row.get("task_id", row.get("id"))
+    return "" if name is None or row.get("trial", row.get("epoch")) is None else str(name)
+
+
 def as_dialogue(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row of other programs' results with `messages`, `id` and `success` as transcripts have them; else itself.
 
