@@ -32,7 +32,8 @@ def test_an_evaluation_leaves_its_cases_manifest_rates_and_one_line_for_reports(
     assert manifest.decoding == {"temperature": 1.0, "max_new_tokens": 64, "seed": 0}
     assert evaluated(tmp_path, *STARTER) == 0  # nothing is played again, and no line added
     assert "12 of 12 cases are there already" in capsys.readouterr().err
-    assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 1
+    [line] = (tmp_path / "eval.jsonl").read_text().splitlines()
+    assert (json.loads(line)["of"], json.loads(line)["samples"]) == ("desk", 1)
 
 
 def test_two_evaluations_are_compared_and_others_refused(tmp_path, capsys):
