@@ -116,15 +116,15 @@ def is_like_an_error(text: str) -> bool:
     answer = {str(key).lower(): value for key, value in read_mapping(text).items()}
     statuses = [answer.get(key) for key in _STATUSES]
     words = {value.strip().lower() for value in statuses if isinstance(value, str)}
-    if any(one is False for one in statuses) or words & {"error", "false"} or _says_so(answer.get("error")):
+    if any(one is False for one in statuses) or words & {"error", "false"} or _names_error(answer.get("error")):
         return True
     codes = [answer.get(key) for key in ("code", "status_code", "status")]
     is_refused = any(type(code) is int and 400 <= code < 600 for code in codes) and answer.keys() & _REASONS
-    has_failed = words & {"failed", "failure"} or is_refused or _says_so(answer.get("errors"))
+    has_failed = words & {"failed", "failure"} or is_refused or _names_error(answer.get("errors"))
     return bool(has_failed) and answer.keys() <= _ABOUT_A_FAILURE
 
 
-def _says_so(value: Any) -> bool:
+def _names_error(value: Any) -> bool:
     """Whether the value of a field for errors holds one: a text, or a list or object that is not empty."""
     if isinstance(value, str):
         return value.strip().lower() not in ("", "none", "null", "no", "false")
