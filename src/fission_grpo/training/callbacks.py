@@ -221,8 +221,10 @@ class HealthWarnings(TrainerCallback):
         kept: Any = state.stateful_callbacks
         if CYCLE_ROWS not in kept:  # this run begins, or it resumes one of an earlier release
             logged = [dict(row) for row in state.log_history if "fission/phase" in row]
-            kept[CYCLE_ROWS] = {"args": {}, "attributes": {"cycles": logged}}
-        self.cycles = kept[CYCLE_ROWS]["attributes"]["cycles"]  # saved whenever the state is
+            kept[CYCLE_ROWS] = {"args": {}, "attributes": {"cycles": logged, "seen": {}}}
+        self.cycles, self._seen = (
+            kept[CYCLE_ROWS]["attributes"][name] for name in ("cycles", "seen")
+        )  # saved with it
         self._known, self._next = set(), 0
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -232,7 +234,7 @@ class HealthWarnings(TrainerCallback):
                 new = [value for value in values[self._seen.get(name, 0) :] if math.isfinite(value)]
                 if new and name.startswith(METRICS) and not name.endswith("seconds"):  # equal runs have equal rows
                     row[name] = sum(new) / len(new)
-            self._seen = {name: len(values) for name, values in metrics.items()}
+            self._seen.update({name: len(values) for name, values in metrics.items()})
             self.cycles.append(row)
         control.should_log |= control.should_training_stop  # a run shorter than logging_steps has a log, too
         if not control.should_log:
