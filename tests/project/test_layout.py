@@ -12,19 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
-    "core": 3510,
-    "envs": 3740,
-    "data": 1760,
-    "inference": 1790,
-    "feedback": 2450,
-    "fission": 1580,
-    "training": 5100,
-    "evaluation": 3750,
-    "report": 1240,
-    "recipes": 4110,
-    "cli": 1160,
+    "core": 3500,
+    "envs": 3730,
+    "data": 1750,
+    "inference": 1780,
+    "feedback": 2440,
+    "fission": 1570,
+    "training": 5090,
+    "evaluation": 3740,
+    "report": 1230,
+    "recipes": 4100,
+    "cli": 1150,
 }
-TOTAL = 30_050
+TOTAL = 30_000
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
