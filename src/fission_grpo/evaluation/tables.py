@@ -17,13 +17,14 @@ def metrics_table(metrics: Metrics) -> str:
     """
     reasons = "; ".join(f"{printable(reason)}: {count}" for reason, count in metrics.missing_reasons.items())
     missing = f"{metrics.missing:,} missing" + (f" ({reasons})" if reasons else "")
+    unit = "tasks" if metrics.passes else "cases"
     lines = [
         f"cases    {metrics.cases:,}: {metrics.judged:,} judged, {metrics.unjudged:,} without a verdict, {missing}",
         f"errors   {metrics.own_errors:,} of the policy's own, {metrics.injected_errors:,} injected",
         "",
         *aligned(metrics_rows(metrics)),
         "",
-        "Intervals are 95%: Wilson's over cases; * bootstrap over cases, or Wilson's over the cases where all agree.",
+        f"Intervals are 95%: Wilson's over cases; * bootstrap over {unit}, or Wilson's over the {unit} where all agree.",
         "They do not cover other seeds.",
     ]
     if metrics.recovery.of:
