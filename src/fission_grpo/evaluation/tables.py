@@ -24,7 +24,7 @@ def metrics_table(metrics: Metrics) -> str:
         "",
         *aligned(metrics_rows(metrics)),
         "",
-        f"Intervals are 95%: Wilson's over cases; * bootstrap over {unit}, or Wilson's over the {unit} where all agree.",
+        f"Intervals are 95%: Wilson's over cases; * bootstrap over {unit}, or Wilson's over {unit} where all agree.",
         "They do not cover other seeds.",
     ]
     if metrics.recovery.of:
