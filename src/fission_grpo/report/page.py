@@ -166,7 +166,7 @@ def _run_facts(run: Run) -> dict[str, Any]:
     settings, versions = described.get("settings"), described.get("versions")
     settings = settings if isinstance(settings, Mapping) else {}
     steps, tokens, seconds = (
-        max((row[key] for row in run.log_history if key in row), default=0.0)
+        max((row[key] for row in (*run.log_history, *run.cycles) if key in row), default=0.0)
         for key in ("step", TOKENS, "train_runtime")
     )
     found = {label: settings.get(name) for label, name in SETTINGS.items()}
@@ -178,7 +178,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
     parameters, count = described.get("parameters"), described.get("processes")
     processes = f"{count} processes" if count not in (None, 1) else ""
     size = f" ({parameters:,} parameters)" if isinstance(parameters, int) else ""
-    done = [f"{steps:,.0f} steps"] + ([f"{tokens:,.0f} generated tokens"] if tokens else [])
+    done = [f"{steps:,.0f} steps"] if steps else []  # without a log nobody knows
+    done += [f"{tokens:,.0f} generated tokens"] if tokens else []
     return {
         "Command": described.get("command"),
         "Model": f"{described.get('model') or '(no name)'}{size}",

@@ -236,7 +236,6 @@ class HealthWarnings(TrainerCallback):
                     row[name] = sum(new) / len(new)
             self._seen.update({name: len(values) for name, values in metrics.items()})
             self.cycles.append(row)
-        control.should_log |= control.should_training_stop  # a run shorter than logging_steps has a log, too
         if not control.should_log:
             self._check(state)
 
