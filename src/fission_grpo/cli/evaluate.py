@@ -16,6 +16,7 @@ from fission_grpo.core.files import write_file
 from fission_grpo.core.install import install_line
 from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
+from fission_grpo.data.rows import names_own_task
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import KINDS, Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -246,11 +247,7 @@ def evaluate_traces(arguments: Namespace) -> str:
 
 def make_task_spec(arguments: Namespace) -> TaskSpec:
     """Which tasks. Raises ValueError for options that exclude each other."""
-    own = {"--environment": arguments.environment, "--rows": arguments.rows}
-    if arguments.tasks and any(own.values()):
-        raise ValueError("--tasks and --environment with --rows are two kinds of tasks; give one of them")
-    if missing := [option for option, value in own.items() if not value and (any(own.values()) or arguments.reward)]:
-        raise ValueError(f"{missing[0]} is missing: an own environment is --environment module:Class --rows FILE")
+    names_own_task(arguments.environment, arguments.rows, arguments.reward, arguments.tasks)
     tasks, max_turns = arguments.tasks or "desk", arguments.max_turns
     if max_turns is None:
         max_turns = MAX_TURNS if arguments.environment else turns_for(requests_of(tasks) or 1)

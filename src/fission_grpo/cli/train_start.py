@@ -11,9 +11,8 @@ import yaml
 from fission_grpo.cli.train_options import help_text
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.terminal import show
-from fission_grpo.data.load import DESK_STEPS, is_case_file, load_tasks
+from fission_grpo.data.load import DESK_STEPS, desk_requests, is_case_file, load_tasks
 from fission_grpo.data.rows import own_task
-from fission_grpo.envs.desk.tasks import requests_of
 from fission_grpo.fission.options import check_choices
 from fission_grpo.inference.pretrained import model_path
 
@@ -48,7 +47,7 @@ def check_early(argv: list[str]) -> None:
         return  # the parser of all options says what is wrong
     check_choices({name: value for name, value in given.items() if isinstance(value, str)})
     own_task(given.get("environment"), given.get("rows"), rewards, tasks)
-    if tasks and tasks != DESK_STEPS and not _is_desk(tasks):
+    if tasks and tasks != DESK_STEPS and not desk_requests(tasks):
         path = Path(tasks)
         if not path.is_file():
             raise UsageError(f"tasks: {tasks!r} is no file; give 'desk', 'desk:2', 'desk:steps' or the path of a file")
@@ -60,13 +59,6 @@ def check_early(argv: list[str]) -> None:
     for name in [reporters] if isinstance(reporters, str) else reporters:
         if name in REPORTERS and importlib.util.find_spec(name) is None:
             raise UsageError(f"report_to: {name} is not installed; pip install {name}, or set report_to to none")
-
-
-def _is_desk(tasks: str) -> bool:
-    try:
-        return bool(requests_of(tasks))
-    except ValueError as error:
-        raise UsageError(f"tasks: {error}") from error
 
 
 def _read_loosely(argv: list[str]) -> dict[str, Any]:

@@ -69,11 +69,7 @@ def load_training_data(
     if own is None and not tasks:
         kinds = "'desk', 'desk:2', 'desk:steps', a step-task or case file (.jsonl), or a ToolRL file"
         raise UsageError(f"tasks is missing; give {kinds}; or environment and rows of your own")
-    try:
-        requests = None if own or tasks == DESK_STEPS else requests_of(tasks)
-    except ValueError as error:
-        raise UsageError(f"tasks: {error}") from error
-    if requests:
+    if own is None and (requests := desk_requests(tasks)):
         if num_tasks > MAX_DESK_TASKS:
             raise UsageError(f"num_tasks is {num_tasks}, but of 'desk' at most {MAX_DESK_TASKS} can be drawn")
         return TrainingData(make_rows(num_tasks or DESK_TASKS, seed, "train", requests), Desk)
@@ -110,6 +106,14 @@ def _tools_of(environments: Any) -> dict[str, list[Any]]:
     """The tools of environments by the name that rows select them with; of a single one by an empty name."""
     by_name = environments if isinstance(environments, Mapping) else {"": environments} if environments else {}
     return {name: list(tool_methods(make()).values()) for name, make in by_name.items()}
+
+
+def desk_requests(tasks: str) -> int | None:
+    """The requests of each desk task that `tasks` names, None without any. Raises UsageError for a wrong number."""
+    try:
+        return None if tasks == DESK_STEPS else requests_of(tasks)
+    except ValueError as error:
+        raise UsageError(f"tasks: {error}") from error
 
 
 def desk_steps(skip: int, count: int, seed: int) -> list[Task]:

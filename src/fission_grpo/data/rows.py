@@ -43,14 +43,21 @@ def load_own_task(environment: str, rows: str | Path, rewards: Sequence[str]) ->
 
 def own_task(environment: str | None, rows: str | None, rewards: Sequence[str], tasks: str | None) -> OwnTask | None:
     """The own task that options of a command name; None without any. Raises UsageError if one is missing."""
-    if not (environment or rows or rewards):
+    if not names_own_task(environment, rows, rewards, tasks):
         return None
+    return load_own_task(str(environment), str(rows), rewards)
+
+
+def names_own_task(environment: str | None, rows: str | None, rewards: Sequence[str], tasks: str | None) -> bool:
+    """Whether options of a command name an own task. Raises UsageError if one is missing, or `tasks` is given."""
+    if not (environment or rows or rewards):
+        return False
     if tasks:
-        raise UsageError("tasks, and environment with rows, are two kinds of tasks; give one of them")
+        raise UsageError("--tasks, and --environment with --rows, are two kinds of tasks; give one of them")
     if not environment or not rows:
-        missing = "rows" if environment else "environment"
+        missing = "--rows" if environment else "--environment"
         raise UsageError(f"{missing} is missing; an own task is --environment module:Class --rows FILE")
-    return load_own_task(environment, rows, rewards)
+    return True
 
 
 def load_rows(path: str | Path, environments: Environments | None = None) -> list[dict[str, Any]]:
