@@ -28,8 +28,8 @@ from fission_grpo.envs.bfcl.tasks import load_cases
 from fission_grpo.recipes.starter_policy.bfcl_demos import case_demonstrations
 from fission_grpo.recipes.starter_policy.desk_demos import MIXED, SKILLED
 from fission_grpo.recipes.starter_policy.tokenizer import CHAT_TEMPLATE
-from fission_grpo.training.shared_prefix.layout import GroupedBatch
-from fission_grpo.training.shared_prefix.update import enable, shared_logps
+from fission_grpo.shared_prefix.layout import GroupedBatch
+from fission_grpo.shared_prefix.update import enable, shared_logps
 
 BATCH = 8
 """Dialogues an optimizer step. [ours]"""

@@ -17,9 +17,9 @@ from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.kv_cache import CACHE_ARGUMENTS, find_cache_argument, make_growing_cache
 from fission_grpo.inference.local import MIN_SHARED, LocalPolicy, eos_ids, prompt_text, shared_length
 from fission_grpo.inference.pretrained import load_starter
+from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, find_cache_argument, make_growing_cache
 
 SCHEMAS = ToolSchemas(tool_methods(Desk()))
 ASK = {"role": "user", "content": "Move plan_7.txt to home."}

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
     "core": 3500,
+    "shared_prefix": 1800,
     "envs": 3730,
     "data": 1750,
     "inference": 1780,
@@ -24,7 +25,7 @@ BUDGETS = {  # lines of each package, in import order: a package imports only ea
     "recipes": 4100,
     "cli": 1150,
 }
-TOTAL = 30_000
+TOTAL = 31_000
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone

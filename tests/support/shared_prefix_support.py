@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOTrainer
 
-from fission_grpo.training.shared_prefix.layout import GroupedBatch
-from fission_grpo.training.shared_prefix.update import enable, shared_logps
+from fission_grpo.shared_prefix.layout import GroupedBatch
+from fission_grpo.shared_prefix.update import enable, shared_logps
 
 try:
     from trl.trainer.utils import add_fused_lm_head

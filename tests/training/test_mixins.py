@@ -17,7 +17,7 @@ from fission_grpo.training.checkpoint import ExactCheckpointMixin
 from fission_grpo.training.checkpoint_files import FILE, find_corruption, load_state
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.reporting import ReportingMixin
-from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin
+from fission_grpo.training.shared_prefix import SharedPrefixMixin
 
 MIXINS = (LockstepToolCallsMixin, ExactCheckpointMixin, SharedPrefixMixin)
 

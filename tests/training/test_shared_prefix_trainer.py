@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from fission_grpo.envs.desk.env import Desk  # noqa: E402
 from fission_grpo.envs.desk.tasks import make_rows  # noqa: E402
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
-from fission_grpo.training.shared_prefix.trainer import SharedPrefixMixin, group_micro_batches  # noqa: E402
+from fission_grpo.training.shared_prefix import SharedPrefixMixin, group_micro_batches  # noqa: E402
 from fission_grpo.training.trl_compat import trl_release  # noqa: E402
 
 

@@ -27,7 +27,7 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.shared_prefix.generate import SharedGeneration
+from fission_grpo.shared_prefix.generate import SharedGeneration
 
 WAYS = ("plain", "shared")
 

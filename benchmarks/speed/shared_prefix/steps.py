@@ -21,7 +21,7 @@ from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.shared_prefix.layout import groups_of
+from fission_grpo.shared_prefix.layout import groups_of
 
 TRAINERS = {"trl": (GRPOTrainer, GRPOConfig), "ours": (FissionGRPOTrainer, FissionGRPOConfig)}
 METHODS = {

@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 from variants import VARIANTS
 
-from fission_grpo.training.shared_prefix.layout import GroupedBatch
-from fission_grpo.training.shared_prefix.update import enable
+from fission_grpo.shared_prefix.layout import GroupedBatch
+from fission_grpo.shared_prefix.update import enable
 
 
 def load(options):

@@ -14,9 +14,9 @@ from transformers.masking_utils import sdpa_mask
 from trl import GRPOTrainer
 from trl.kernels import ChunkedLogProbFunction
 
-from fission_grpo.training.shared_prefix.attention import NAME
-from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of, pack
-from fission_grpo.training.shared_prefix.update import shared_logps
+from fission_grpo.shared_prefix.attention import NAME
+from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of, pack
+from fission_grpo.shared_prefix.update import shared_logps
 
 
 class TRL:

@@ -103,7 +103,7 @@ class LocalPolicy:
         import torch
         from transformers import GenerationConfig
 
-        from fission_grpo.inference.kv_cache import (
+        from fission_grpo.shared_prefix.kv_cache import (
             CACHE_ARGUMENTS,
             find_cache_argument,
             make_growing_cache,

@@ -63,7 +63,7 @@ from fission_grpo.training.rewards import (
     strict_judgements,
 )
 from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle, row_of_task
-from fission_grpo.training.shared_prefix.trainer import SHARING_COUNTS, SharedPrefixMixin
+from fission_grpo.training.shared_prefix import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, context_length, trainer_arguments, with_signature
 

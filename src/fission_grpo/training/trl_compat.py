@@ -213,11 +213,6 @@ def check_names(trainer: type, get_version: Callable[[str], str] = metadata.vers
     )
 
 
-def has_fused_head(decoder: Any) -> bool:
-    """Whether TRL gave the model a head that scores chosen tokens (since 1.15), which shared updates need."""
-    return "forward" in vars(decoder)
-
-
 def context_length(trainer: Any) -> int | None:
     """Longest sequence in tokens that the model, or the vLLM engine that samples from it, takes; None if unknown."""
     config = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config()

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from shared_prefix_support import MODELS, TWO_GROUPS, assert_same, gradients, make_batch, make_model, of_trl  # noqa: E402
 
-from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of, pack  # noqa: E402
-from fission_grpo.training.shared_prefix.trainer import group_micro_batches  # noqa: E402
-from fission_grpo.training.shared_prefix.update import enable, rows_with_gradient, shared_logps  # noqa: E402
+from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of, pack  # noqa: E402
+from fission_grpo.shared_prefix.update import enable, rows_with_gradient, shared_logps  # noqa: E402
+from fission_grpo.training.shared_prefix import group_micro_batches  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -50,7 +50,7 @@ def test_any_lengths_and_any_order_of_rows(kind, groups, seed, shuffled):
 
 
 def test_many_completions_are_cut_into_runs_without_a_difference(monkeypatch):
-    monkeypatch.setattr("fission_grpo.training.shared_prefix.layout._MIN_BLOCK", 1)
+    monkeypatch.setattr("fission_grpo.shared_prefix.layout._MIN_BLOCK", 1)
     batch = make_batch([6], [[5, 3, 4, 6, 2, 9]])
     (group,) = pack(batch, [[0, 1, 2, 3, 4, 5]], batch.completion_mask.bool()).layout.groups
     assert group.blocks == ((6, 11), (11, 14), (14, 18), (18, 24), (24, 26), (26, 35))

@@ -15,8 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from fission_grpo.training.shared_prefix.decoding import Decoding, decode_attention
-from fission_grpo.training.shared_prefix.layout import Layout, PrefixGroup
+from fission_grpo.shared_prefix.decoding import Decoding, decode_attention
+from fission_grpo.shared_prefix.layout import Layout, PrefixGroup
 
 NAME = "shared_prefix_sdpa"  # argument of `model.set_attn_implementation`
 

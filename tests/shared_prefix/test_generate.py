@@ -12,12 +12,15 @@ from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: E402
 
-from fission_grpo.inference import kv_cache  # noqa: E402
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
-from fission_grpo.training.shared_prefix import decoding, rows  # noqa: E402
-from fission_grpo.training.shared_prefix.check import generation_agrees  # noqa: E402
-from fission_grpo.training.shared_prefix.generate import SharedGeneration  # noqa: E402
-from fission_grpo.training.shared_prefix.update import use_attention  # noqa: E402
+from fission_grpo.shared_prefix import (  # noqa: E402
+    decoding,
+    kv_cache,
+    rows,
+)
+from fission_grpo.shared_prefix.check import generation_agrees  # noqa: E402
+from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
+from fission_grpo.shared_prefix.update import use_attention  # noqa: E402
 
 VOCABULARY, EOS = 23, 2
 SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}

@@ -9,9 +9,9 @@ from shared_prefix_support import MODELS, TWO_GROUPS, gradients, loss_of, make_b
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from trl.trainer.utils import use_adapter  # noqa: E402
 
-from fission_grpo.training.shared_prefix.check import agrees  # noqa: E402
-from fission_grpo.training.shared_prefix.layout import GroupedBatch, pack  # noqa: E402
-from fission_grpo.training.shared_prefix.update import enable, shared_logps, unsupported  # noqa: E402
+from fission_grpo.shared_prefix.check import agrees  # noqa: E402
+from fission_grpo.shared_prefix.layout import GroupedBatch, pack  # noqa: E402
+from fission_grpo.shared_prefix.update import enable, shared_logps, unsupported  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -34,7 +34,7 @@ def test_the_self_check_finds_completions_that_see_each_other(monkeypatch, caplo
         packed.layout.owner.fill_(-1)
         return packed
 
-    monkeypatch.setattr("fission_grpo.training.shared_prefix.update.pack", blind)
+    monkeypatch.setattr("fission_grpo.shared_prefix.update.pack", blind)
     assert not agrees(model, batch)
     assert "prefixes cannot be shared with this model" in caplog.text
 

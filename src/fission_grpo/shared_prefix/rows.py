@@ -10,8 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fission_grpo.inference.kv_cache import CACHE_ARGUMENTS, GrowingLayer, States, find_cache_argument, read_prompts
-from fission_grpo.training.shared_prefix.decoding import Decoding
+from fission_grpo.shared_prefix.decoding import Decoding
+from fission_grpo.shared_prefix.kv_cache import (
+    CACHE_ARGUMENTS,
+    GrowingLayer,
+    States,
+    find_cache_argument,
+    read_prompts,
+)
 
 ROOM = 64  # [ours] number of tokens by which a row's cache grows at a time
 MAX_SCORES = 2**26  # [ours] most attention scores of one layer when tool results are read: 256 MiB of float32

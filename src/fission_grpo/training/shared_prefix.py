@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.training.shared_prefix.check import agrees
-from fission_grpo.training.shared_prefix.generate import SharedGeneration
-from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.training.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps
+from fission_grpo.shared_prefix.check import agrees
+from fission_grpo.shared_prefix.generate import SharedGeneration
+from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
+from fission_grpo.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps
 from fission_grpo.training.trl_compat import MixinBase
 
 _log = get_logger(__name__)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fission_grpo.training.shared_prefix.attention import NAME, register
-from fission_grpo.training.shared_prefix.layout import GroupedBatch, Layout, Packed, groups_of, pack
-from fission_grpo.training.trl_compat import has_fused_head
+from fission_grpo.shared_prefix.attention import NAME, register
+from fission_grpo.shared_prefix.layout import GroupedBatch, Layout, Packed, groups_of, pack
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """`config.model_type` of the tested models: decoders in which tokens meet in attention only."""
@@ -66,7 +65,7 @@ def enable(model: nn.Module) -> None:
     decoder = causal_lm(model)
     if reason := unsupported(model):
         raise ValueError(reason)
-    if not has_fused_head(decoder):
+    if "forward" not in vars(decoder):  # where TRL puts the head that scores chosen tokens
         raise ValueError("the model has no fused head, which TRL's trainer (1.15 and newer) or add_fused_lm_head adds")
     use_attention(decoder)
     if _keep_scored not in decoder.base_model._forward_hooks.values():

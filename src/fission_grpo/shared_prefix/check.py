@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.training.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.training.shared_prefix.rows import CachedRows, compute_prompts
-from fission_grpo.training.shared_prefix.update import shared_logps
+from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
+from fission_grpo.shared_prefix.rows import CachedRows, compute_prompts
+from fission_grpo.shared_prefix.update import shared_logps
 
 _log = get_logger(__name__)
 

@@ -20,15 +20,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.training.shared_prefix.check import generation_agrees
-from fission_grpo.training.shared_prefix.rows import (
+from fission_grpo.shared_prefix.check import generation_agrees
+from fission_grpo.shared_prefix.rows import (
     CachedRows,
     FinishedRows,
     compute_prompts,
     select_rows,
     token_bytes,
 )
-from fission_grpo.training.shared_prefix.update import causal_lm, unsupported, use_attention
+from fission_grpo.shared_prefix.update import causal_lm, unsupported, use_attention
 
 _log = get_logger(__name__)
 
