@@ -18,8 +18,9 @@ from fission_grpo.shared_prefix import (  # noqa: E402
     kv_cache,
     rows,
 )
-from fission_grpo.shared_prefix.check import generation_agrees  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
+from fission_grpo.shared_prefix.prefix_cache import PrefixCache  # noqa: E402
+from fission_grpo.shared_prefix.reading import generation_agrees  # noqa: E402
 from fission_grpo.shared_prefix.update import use_attention  # noqa: E402
 
 VOCABULARY, EOS = 23, 2
@@ -172,7 +173,7 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
     monkeypatch.setattr(rows, "MAX_SCORES", scores)  # 1: tool results are read token by token
     model, (ids, mask) = make_model(kind), make_prompts(UNEQUAL)
     config, sharing = config_of(max_new_tokens=9), SharedGeneration()
-    dialogues = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+    dialogues = dialogues_of(ids, mask)
     added = 9 + 17 + 4  # the prompts, once each
     with sharing.on(model):
         for turn in range(3):
@@ -190,21 +191,18 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
             drawn = [own_tokens(found[i, longest:].tolist()) for i in rows_left]
             results = [[5 + i] * (3 + i) for i in range(len(rows_left))]
             # The last token drawn has not been read yet, unless its row stayed for another step.
-            kept = {one for part in sharing._finished for one in part.tokens}
             dialogues = [dialogues[i] + own + result for i, own, result in zip(rows_left, drawn, results, strict=True)]
-            added = sum(len(one) - longest_known(one, kept) for one in dialogues)
+            added = sum(len(one) - sharing.cache.match(one[:-1]) for one in dialogues)
             assert added <= sum(len(result) + 1 for result in results)
-    assert sharing._prompts is None
     assert not sharing.reasons
+
+
+def dialogues_of(ids, mask):
+    return [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
 
 
 def own_tokens(ids):
     return ids[: ids.index(EOS) + 1] if EOS in ids else ids
-
-
-def longest_known(ids, kept):
-    data = torch.tensor(ids).numpy().tobytes()
-    return max(len(one) for one in kept if data.startswith(one) and len(one) < len(data)) // 8
 
 
 def test_a_batch_that_continues_nothing_is_read_afresh():
@@ -267,15 +265,15 @@ def test_generate_is_put_back():
 def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     use_attention(model)
-    assert generation_agrees(model, ids, mask)
-    right = decoding.Decoding.prompt_mask
+    assert generation_agrees(model, dialogues_of(ids, mask))
+    right = decoding.Decoding.level_mask
 
-    def hides_a_key(self, new, window, first):
-        hidden = right(self, new, window, first)
+    def hides_keys(self, number, new, window):
+        first, hidden = right(self, number, new, window)
         hidden[..., -3:] = True
-        return hidden
+        return first, hidden
 
-    monkeypatch.setattr(decoding.Decoding, "prompt_mask", hides_a_key)
+    monkeypatch.setattr(decoding.Decoding, "level_mask", hides_keys)
     plain, found, sharing = both(model, ids, mask)
     assert found.equal(plain)  # left to `generate`
     assert sharing.reasons == {"the self-check failed": 1}
@@ -285,4 +283,4 @@ def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
 def test_bfloat16_passes_the_self_check():
     model, (ids, mask) = make_model("llama").bfloat16(), make_prompts(UNEQUAL)
     use_attention(model)
-    assert generation_agrees(model, ids, mask)
+    assert generation_agrees(model, dialogues_of(ids, mask))

@@ -1,4 +1,4 @@
-"""KV caches for generation: prompts computed once for all rows that begin with them, and layers that grow in place."""
+"""KV caches for generation: what a plain forward pass reads, and layers that grow in place."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fission_grpo.core.terminal import get_logger, warn_once
-
-_log = get_logger(__name__)
-_NOT_SHARED = "prompts are not shared, so that generation is slower"
+from fission_grpo.shared_prefix.decoding import States
 
 CACHE_ARGUMENTS = ("past_key_values", "cache")
 """Names by which models take their KV cache: the first up to transformers 5.23, the second since."""
-
-States = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, (rows, key heads, tokens, head size) each."""
 
 MAX_TOKENS_PER_FORWARD = 16_384
 """[ours] Largest number of prompt tokens, padding included, in one forward pass of `read_prompts`."""
@@ -65,24 +59,6 @@ def find_cache_argument(model: Any) -> str | None:
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
-def make_growing_cache(model: Any, room: int) -> Cache | None:
-    """Return an empty cache of `GrowingLayer`s for a causal language model, wrapped by PEFT or not.
-
-    None, with one warning, if the model keeps anything else than the keys and values of all positions (sliding
-    windows, recurrent states), or cannot be called as `read_prompts` does.
-    """
-    if find_cache_argument(model) is None or "logits_to_keep" not in _parameters(model):
-        wanted = f"{' or '.join(CACHE_ARGUMENTS)}, and logits_to_keep"
-        warn_once(_log, f"{_NOT_SHARED}: the forward of {type(model).__name__} does not take {wanted}")
-        return None
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        other = f"{type(model).__name__} keeps other states than the keys and values of all positions"
-        warn_once(_log, f"{_NOT_SHARED}: {other}")
-        return None
-    return Cache(layers=[GrowingLayer(room) for _ in cache.layers])
-
-
 def _parameters(model: Any) -> Any:
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inspect.signature(decoder.forward).parameters
@@ -112,3 +88,10 @@ class GrowingLayer(DynamicLayer):
             target[:, :, used:end] = states
         self.keys, self.values = (store[:, :, :end] for store in self.storage)
         return self.keys, self.values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (N,) int only."""
+        if self.storage:
+            used = self.get_seq_length()
+            self.storage = tuple(x.index_select(0, rows) for x in self.storage)
+            self.keys, self.values = (store[:, :, :used] for store in self.storage)
