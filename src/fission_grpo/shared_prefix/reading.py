@@ -22,7 +22,7 @@ MIN_LEVEL = 512
 case; a level saves their copies, and costs a softmax for each token drawn."""
 
 CHECKED_STEPS = 4  # [ours] number of tokens that the self-check of generation decodes
-CHECKED_TOKENS = 256  # [ours] longest prompt of the self-check, or two sliding windows: longer ones lose their middle
+CHECKED_TOKENS = 128  # [ours] longest prompt of the self-check, or two sliding windows: longer ones lose their middle
 
 MAX_PADDING = 4  # [ours] prompts are read in one forward pass if the shortest lacks 1 / 4 of the longest, or 16 tokens
 
