@@ -207,7 +207,9 @@ def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter, name):
     # The first prompt is known but for its last token.
     assert policy.sharing.counts["read_tokens"] - read == sum(len(one) - shared for one in prompts[1:]) + 1
     assert max(rows for rows, tokens in shapes if tokens == 1) == 9
-    assert sum(rows * tokens for rows, tokens in shapes if tokens > 1) < 1.5 * sum(len(one) - shared for one in prompts)
+    assert sum(rows * tokens for rows, tokens in shapes if tokens > 1) < 1.5 * sum(
+        len(one) - shared for one in prompts
+    )
 
 
 def test_a_later_turn_reads_only_what_is_new_in_whatever_batch_and_call(starter):

@@ -7,51 +7,25 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from generation_support import (  # noqa: E402
+    EOS,
+    MODELS,
+    VOCABULARY,
+    config_of,
+    dialogues_of,
+    make_model,
+    own_tokens,
+    padded,
+)
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: E402
 
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
-from fission_grpo.shared_prefix import (  # noqa: E402
-    decoding,
-    kv_cache,
-    rows,
-)
+from fission_grpo.shared_prefix import decoding, reading, rows  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
-from fission_grpo.shared_prefix.prefix_cache import PrefixCache  # noqa: E402
 from fission_grpo.shared_prefix.reading import generation_agrees  # noqa: E402
 from fission_grpo.shared_prefix.update import use_attention  # noqa: E402
-
-VOCABULARY, EOS = 23, 2
-SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-MODELS = {
-    "llama": {},
-    "mistral": {"sliding_window": 5},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "qwen2 with windows": {"use_sliding_window": True, **SLIDING},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 16, **SLIDING},
-}
-
-
-def make_model(kind: str):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind.split()[0],
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,  # so that tokens depend on what was read
-        pad_token_id=0,
-        eos_token_id=EOS,
-        **MODELS[kind],
-    )
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
 def make_prompts(sizes: list[int], seed: int = 0):
@@ -65,20 +39,6 @@ def make_prompts(sizes: list[int], seed: int = 0):
     for row, size in enumerate(sizes):
         ids[row, max(sizes) - size :], mask[row, max(sizes) - size :] = tokens[size], 1
     return ids, mask
-
-
-def config_of(**more):
-    return GenerationConfig(
-        **{
-            "max_new_tokens": 12,
-            "do_sample": True,
-            "top_k": 0,
-            "pad_token_id": 0,
-            "eos_token_id": [EOS],
-            "disable_compile": True,
-            **more,
-        }
-    )
 
 
 def both(model, ids, mask, sharing=None, seed=3, **more):
@@ -178,9 +138,8 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
     with sharing.on(model):
         for turn in range(3):
             before = sharing.counts["read_tokens"]
-            longest = max(map(len, dialogues))
-            ids = torch.tensor([[0] * (longest - len(one)) + one for one in dialogues])
-            mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in dialogues])
+            ids, mask = padded(dialogues)
+            longest = ids.shape[1]
             torch.manual_seed(turn)
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             torch.manual_seed(turn)
@@ -195,14 +154,6 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
             added = sum(len(one) - sharing.cache.match(one[:-1]) for one in dialogues)
             assert added <= sum(len(result) + 1 for result in results)
     assert not sharing.reasons
-
-
-def dialogues_of(ids, mask):
-    return [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
-
-
-def own_tokens(ids):
-    return ids[: ids.index(EOS) + 1] if EOS in ids else ids
 
 
 def test_a_batch_that_continues_nothing_is_read_afresh():
@@ -227,7 +178,7 @@ def test_adapters_take_part():
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch):
-    monkeypatch.setattr(kv_cache, "MAX_TOKENS_PER_FORWARD", 20)
+    monkeypatch.setattr(reading, "MAX_TOKENS_PER_FORWARD", 20)
     plain, found, _ = both(make_model("gemma3_text"), *make_prompts(UNEQUAL))
     assert found.equal(plain)
 

@@ -36,7 +36,7 @@ def make_tree(draw):
 
 
 def tokens_of_tree(prompts, cache):
-    """How many tokens of these prompts must be read: common beginnings once, the rest of each different prompt once."""
+    """How many tokens of these prompts must be read: common beginnings, and the rest of each different prompt."""
     different = [list(prompt) for prompt in dict.fromkeys(map(tuple, prompts))]
     begun = {
         tuple(different[members[0]][:end])

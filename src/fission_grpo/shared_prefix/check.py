@@ -17,6 +17,7 @@ _log = get_logger(__name__)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """[ours] Largest mean absolute difference of a completion's log-probabilities, by the type the model computes in."""
 
+
 @torch.no_grad()
 def unshared_logps(model: nn.Module, batch: GroupedBatch) -> Tensor:
     """(B, R) log-probabilities as TRL computes them, one row per completion, 0 where `completion_mask` is 0."""

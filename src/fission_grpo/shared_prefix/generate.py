@@ -2,8 +2,8 @@
 
 `generate` itself prepares settings, logits processors and stopping criteria, and calls the loop below (its public
 `custom_generate`). The loop computes what prompts have in common once, removes ended rows from the batch, and reads
-only the new tokens of a dialogue's later turn. Each token is drawn from all B rows, ended ones included, as `generate` does: the
-same seed gives the same tokens unless the probabilities of two differ by less than rounding.
+only the new tokens of a dialogue's later turn. Each token is drawn from all B rows, ended ones included, as `generate`
+does: the same seed gives the same tokens unless the probabilities of two differ by less than rounding.
 """
 
 from __future__ import annotations

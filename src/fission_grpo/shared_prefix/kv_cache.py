@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from fission_grpo.shared_prefix.decoding import States
@@ -15,12 +14,9 @@ from fission_grpo.shared_prefix.decoding import States
 CACHE_ARGUMENTS = ("past_key_values", "cache")
 """Names by which models take their KV cache: the first up to transformers 5.23, the second since."""
 
-MAX_TOKENS_PER_FORWARD = 16_384
-"""[ours] Largest number of prompt tokens, padding included, in one forward pass of `read_prompts`."""
-
 
 def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[States, Tensor]:
-    """Compute the keys and values of U prompts.
+    """Compute the keys and values of U prompts in one forward pass.
 
     Args:
         model: a causal language model.
@@ -30,38 +26,23 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[S
     Returns:
         Keys and values per layer, (U, K, P, d) each, and (U, V) logits of the token after each prompt.
     """
-    states: list[States] = []
-    logits = []
-    cache_argument = find_cache_argument(model) or CACHE_ARGUMENTS[0]
-    for rows in torch.arange(len(ids), device=ids.device).split(max(1, MAX_TOKENS_PER_FORWARD // ids.shape[1])):
-        cache = DynamicCache()
-        row_mask = None if mask is None else mask[rows]
-        positions = None if row_mask is None else (row_mask.cumsum(1) - 1).clamp(min=0)
-        output = model(
-            input_ids=ids[rows],
-            attention_mask=row_mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **{cache_argument: cache},
-        )
-        logits.append(output.logits[:, -1])
-        states.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
-    if len(states) == 1:
-        return states[0], logits[0]
-    joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*states, strict=True)]
-    return joined, torch.cat(logits)  # pyright: ignore[reportReturnType]
+    cache = DynamicCache()
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+        **{find_cache_argument(model) or CACHE_ARGUMENTS[0]: cache},
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers], output.logits[:, -1]  # pyright: ignore
 
 
 def find_cache_argument(model: Any) -> str | None:
     """The keyword by which a causal language model, wrapped by PEFT or not, takes its KV cache; None without one."""
-    parameters = _parameters(model)
-    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
-
-
-def _parameters(model: Any) -> Any:
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(decoder.forward).parameters
+    parameters = inspect.signature(type(decoder).forward).parameters  # not the instance's, which TRL replaces
+    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 class GrowingLayer(DynamicLayer):

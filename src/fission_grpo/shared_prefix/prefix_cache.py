@@ -110,7 +110,7 @@ class PrefixCache:
         self.size += child.size
 
     def pieces(self, tokens: Sequence[int], start: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (layers, K, n, d) of the stored `tokens` from `start` on, in consecutive pieces, uncopied."""
+        """Keys and values (layers, K, n, d) of the stored `tokens` from `start` on, in pieces that are no copies."""
         found, at = [], 0
         for node, count in self._path(tokens):
             first = max(0, start - at)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fission_grpo.shared_prefix.check import eval_mode, is_within
 from fission_grpo.shared_prefix.decoding import Level, States
-from fission_grpo.shared_prefix.kv_cache import MAX_TOKENS_PER_FORWARD, read_prompts
+from fission_grpo.shared_prefix.kv_cache import read_prompts
 from fission_grpo.shared_prefix.prefix_cache import PrefixCache
 from fission_grpo.shared_prefix.prefixes import common_beginnings
 from fission_grpo.shared_prefix.rows import CachedRows, join_rows
@@ -20,6 +20,9 @@ from fission_grpo.shared_prefix.rows import CachedRows, join_rows
 MIN_LEVEL = 512
 """[ours] Shortest beginning that several beginnings share as a level of its own. Its tokens are computed once in any
 case; a level saves their copies, and costs a softmax for each token drawn."""
+
+MAX_TOKENS_PER_FORWARD = 16_384
+"""[ours] Largest number of prompt tokens, padding included, in one forward pass."""
 
 CHECKED_STEPS = 4  # [ours] number of tokens that the self-check of generation decodes
 CHECKED_TOKENS = 128  # [ours] longest prompt of the self-check, or two sliding windows: longer ones lose their middle
@@ -126,9 +129,9 @@ class Reader:
         return rows, rows.feed(ids, padding)
 
     def _kept(self, spans: list[tuple[list[int], int]]) -> tuple[States, Tensor]:
-        """Kept tokens of U sequences, each from its `start` on: states (U, K, P, d) and positions (U, P), -1 in padding.
+        """States (U, K, P, d) and positions (U, P), -1 in padding, of kept tokens of U sequences, each from a start on.
 
-        What is in one piece is not copied.
+        One sequence in one piece is not copied.
         """
         pieces = [self.cache.pieces(tokens, start) for tokens, start in spans]
         sizes = [len(tokens) - start for tokens, start in spans]
@@ -175,8 +178,8 @@ def generation_agrees(model: PreTrainedModel, prompts: Sequence[list[int]]) -> b
     """Compare decoding on a prefix tree to one plain forward pass; warn if log-probabilities differ.
 
     Takes two rows of the largest group of equal prompts and one of another, at most `CHECKED_TOKENS` of each, and
-    decodes `CHECKED_STEPS` tokens greedily. No random numbers are used; dropout is off. The difference is a mean over the vocabulary, with the limits
-    of `agrees`.
+    decodes `CHECKED_STEPS` tokens greedily. No random numbers are used; dropout is off. The difference is a mean over
+    the vocabulary, with the limits of `agrees`.
     """
     device, half = model.device, max(CHECKED_TOKENS, 2 * (getattr(model.config, "sliding_window", None) or 0)) // 2
     groups: dict[tuple[int, ...], list[list[int]]] = {}

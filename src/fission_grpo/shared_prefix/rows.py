@@ -93,7 +93,7 @@ class CachedRows:
             layer.select(rows)
 
     def repeat(self, row: Tensor) -> CachedRows:
-        """A batch of (B,) rows, each a copy of one of these; their tokens are shared as one more level if that pays."""
+        """A batch whose row i has read what `row[i]` of this one has; what these have of their own becomes a level."""
         levels = [level.select(row) for level in self.levels]
         if len(row) == len(self.valid):  # all different
             return self if row.equal(self.index) else CachedRows(self.model, levels, *self._rows(row))
