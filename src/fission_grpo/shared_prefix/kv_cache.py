@@ -53,6 +53,11 @@ class GrowingLayer(DynamicLayer):
         self.room = room
         self.storage: tuple[Tensor, ...] = ()
 
+    def start(self, keys: Tensor, values: Tensor) -> None:
+        """Take the first tokens' keys and values as they are; they are copied when more tokens come."""
+        self.lazy_initialization(keys, values)
+        self.storage, self.keys, self.values = (keys, values), keys, values
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append n tokens' keys and values, (B, K, n, d) each; returns those of all tokens."""
         used, new = self.get_seq_length(), (key_states, value_states)

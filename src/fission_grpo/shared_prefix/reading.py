@@ -60,9 +60,10 @@ class Reader:
         Args:
             valid: (N, S) bool, False where an own column of such a row is padding.
         """
-        base = rows.base[which].tolist()
-        for sequence, start, states in zip(tokens, base, rows.tokens_of(which, valid), strict=True):
-            self.cache.insert(sequence, start, states)
+        chosen = zip(tokens, which.tolist(), rows.base[which].tolist(), valid.tolist(), strict=True)
+        for sequence, row, start, are_tokens in chosen:
+            columns = [column for column, is_token in enumerate(are_tokens) if is_token]
+            self.cache.insert(sequence, start, rows.tokens_of(row, columns))
 
     def _rows_of_different(self, prompts: list[list[int]]) -> tuple[CachedRows, Tensor]:
         levels = self._levels(prompts)

@@ -39,7 +39,7 @@ class CachedRows:
         self._cache = Cache(layers=list(self.layers))
         if valid.shape[1]:
             for layer, (keys, values) in zip(self.layers, states, strict=True):
-                layer.update(keys, values)
+                layer.start(keys, values)
 
     def states(self) -> States:
         """Keys and values of the rows' own tokens, per layer; not before the first token is read."""
@@ -108,17 +108,11 @@ class CachedRows:
     def _rows(self, row: Tensor) -> tuple[States, Tensor]:
         return [(keys[row], values[row]) for keys, values in self.states()], self.valid[row]
 
-    def tokens_of(self, rows: Tensor, valid: Tensor) -> list[States]:
-        """Per row of `rows` (N,) int the states (K, n, d) of its own tokens, those that are `valid` (N, S)."""
-        row, column = valid.nonzero().unbind(1)
-        sizes = valid.sum(1).tolist()
-        flat = [
-            [x[rows[row], :, column].split(sizes) for x in states]  # (n, K, d) per row
-            for states in self.states()
-        ]
-        return [
-            [(keys[i].transpose(0, 1), values[i].transpose(0, 1)) for keys, values in flat] for i in range(len(rows))
-        ]
+    def tokens_of(self, row: int, columns: Sequence[int]) -> States:
+        """Per layer the states (K, n, d) of n own tokens of a row; no copies if the ascending `columns` have no gap."""
+        first, gapless = columns[0] if columns else 0, not columns or columns[-1] - columns[0] + 1 == len(columns)
+        picked: Any = slice(first, first + len(columns)) if gapless else torch.tensor(columns, device=self.valid.device)
+        return [(keys[row, :, picked], values[row, :, picked]) for keys, values in self.states()]
 
 
 def join_rows(parts: Sequence[CachedRows], levels: Sequence[Level], order: Tensor) -> CachedRows:
