@@ -109,7 +109,7 @@ def test_updates_compute_what_all_prompts_have_in_common_once_a_step(tmp_path):
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)
     assert tree._beginnings is None  # nothing is kept after a step
-    # Most of the four prompts of a step is the same text, which the backward pass computes again.
+    # Most of the four prompts of a step is the same text.
     assert tree.updated < groups.updated * 0.75
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.shared_prefix.layout import Beginning, States, beginning_layout
@@ -27,8 +30,8 @@ class Beginnings:
     - within one graph: a beginning is part of the graph of every forward pass that uses it.
     - `across_backward`: for the micro-batches of an optimizer step, each with its own backward pass. They accumulate
       their gradients with respect to the keys and values. The forward passes after `attach` hand these on, so that
-      their backward pass goes through each beginning, once for all. It computes the beginning again (like gradient
-      checkpointing, with the same random numbers), so that no activations are kept for it meanwhile.
+      their backward pass goes through each beginning, once for all. Its layers are checkpointed: the backward pass
+      computes each again, with the same random numbers, so that only their inputs are kept meanwhile.
 
     Args:
         model: a model after `enable`, wrapped or not.
@@ -81,7 +84,8 @@ class _Computed:
         if not across:
             self.states = _states(decoder, ids)
             return
-        self._graph: States = checkpoint(_states, decoder, ids, use_reentrant=False)  # pyright: ignore
+        with _checkpointed(decoder):
+            self._graph = _states(decoder, ids)
         self.states = {number: (_leaf(keys), _leaf(values)) for number, (keys, values) in self._graph.items()}
 
     def attach(self) -> Tensor | None:
@@ -101,6 +105,22 @@ class _Computed:
             for number, (keys, values) in self._graph.items()
         }
         return torch.stack(zeros).sum() if zeros else None
+
+
+@contextmanager
+def _checkpointed(decoder: nn.Module) -> Iterator[None]:
+    """Checkpoint the layers of a model in forward passes within the context."""
+    layers: list[Any] = [m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = [layer for layer in layers if not layer.gradient_checkpointing]
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = False
+            del layer._gradient_checkpointing_func
 
 
 def _leaf(states: Tensor) -> Tensor:
