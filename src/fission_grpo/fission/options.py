@@ -173,8 +173,8 @@ class FissionOptions:
     )
     shared_prefix: bool = _option(
         True,
-        "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
-        "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
+        "Compute what prompts have in common (system message, tools, the prompt of a group) once, in generation and "
+        "in the update: the same tokens, losses and gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
         " TRL's own computation is used [ours].",
     )
     log_instances: bool = _option(
