@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from shared_prefix_support import MODELS, VOCABULARY, gradients, loss_of, make_model, of_trl  # noqa: E402
+from shared_prefix_support import MODELS, MORE_MODELS, VOCABULARY, gradients, loss_of, make_model, of_trl  # noqa: E402
 
 from fission_grpo.shared_prefix.beginnings import Beginnings  # noqa: E402
 from fission_grpo.shared_prefix.layout import GroupedBatch, rows_by_prompt  # noqa: E402
@@ -17,7 +17,8 @@ from fission_grpo.shared_prefix.update import enable, shared_logps  # noqa: E402
 
 KINDS = ("mixed", "one prompt", "one group each", "a prompt is the beginning of another", "two sets of tools")
 
-CASES = [  # every kind of model with every kind of tree, and every pair of settings with each of both
+CASES = [(kind, tree, False, False) for kind in MORE_MODELS for tree in ("mixed", "two sets of tools")]
+CASES += [  # every kind of model with every kind of tree, and every pair of settings with each of both
     (kind, tree, bool((i + j) % 2), bool((i + j) // 2 % 2))
     for i, kind in enumerate(MODELS)
     for j, tree in enumerate(KINDS)
