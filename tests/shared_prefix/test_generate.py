@@ -24,8 +24,8 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
 from fission_grpo.shared_prefix import decoding, reading, rows  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
+from fission_grpo.shared_prefix.models import use_attention  # noqa: E402
 from fission_grpo.shared_prefix.reading import generation_agrees  # noqa: E402
-from fission_grpo.shared_prefix.update import use_attention  # noqa: E402
 
 
 def make_prompts(sizes: list[int], seed: int = 0):

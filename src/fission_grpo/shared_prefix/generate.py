@@ -20,10 +20,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
 from fission_grpo.shared_prefix.prefix_cache import PrefixCache, weights_version
 from fission_grpo.shared_prefix.reading import Reader, generation_agrees
 from fission_grpo.shared_prefix.rows import CachedRows
-from fission_grpo.shared_prefix.update import causal_lm, unsupported, use_attention
 
 _log = get_logger(__name__)
 

@@ -15,8 +15,9 @@ def common_beginnings(
     """Put prompts into clusters, each with one common beginning, so that fewer tokens are computed.
 
     Prompts stay in one cluster unless the parts into which they branch, each with a longer beginning, need fewer
-    tokens: two sets of tools after the same short text are two clusters. A beginning is computed once, and the rest of a prompt once per use. It is at least one token shorter than each
-    of its prompts, whose last token predicts the first token of a completion.
+    tokens: two sets of tools after the same short text are two clusters. A beginning is computed once, and the rest
+    of a prompt once per use. It is at least one token shorter than each of its prompts, whose last token predicts
+    the first token of a completion.
 
     Args:
         prompts: token ids of different prompts, none empty.
