@@ -6,7 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from generation_support import MODELS, VOCABULARY, config_of, make_model, own_tokens, padded  # noqa: E402
+from generation_support import (  # noqa: E402
+    MODELS,
+    MORE_MODELS,
+    VOCABULARY,
+    config_of,
+    make_model,
+    own_tokens,
+    padded,
+)
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
@@ -76,6 +84,11 @@ def check_turns(model, draw, turns=3, sharing=None):
 @given(st.integers(0, 10**6), st.sampled_from(list(MODELS)))
 def test_any_tree_is_continued_as_by_plain_generate_and_read_once(seed, kind):
     check_turns(make_model(kind), random.Random(seed))
+
+
+@pytest.mark.parametrize("kind", MORE_MODELS)
+def test_other_supported_types_continue_a_tree_as_by_plain_generate(kind):
+    check_turns(make_model(kind), random.Random(7), turns=2)
 
 
 @pytest.mark.parametrize("seed", range(4))
