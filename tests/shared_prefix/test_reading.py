@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
-from fission_grpo.shared_prefix import reading, rows  # noqa: E402
+from fission_grpo.shared_prefix import decoding, reading, rows  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
 from fission_grpo.shared_prefix.models import use_attention  # noqa: E402
 from fission_grpo.shared_prefix.prefix_cache import PrefixCache  # noqa: E402
@@ -84,9 +84,12 @@ def check_turns(model, draw, turns=3, sharing=None):
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(0, 10**6), st.sampled_from(list(MODELS)))
-def test_any_tree_is_continued_as_by_plain_generate_and_read_once(seed, kind):
-    check_turns(make_model(kind), random.Random(seed))
+@given(st.integers(0, 10**6), st.sampled_from(list(MODELS)), st.sampled_from([2, decoding.MIN_FUSED]))
+def test_any_tree_is_continued_as_by_plain_generate_and_read_once(seed, kind, fused):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (rows, decoding):
+            patch.setattr(module, "MIN_FUSED", fused)
+        check_turns(make_model(kind), random.Random(seed))
 
 
 @pytest.mark.parametrize("kind", MORE_MODELS)
