@@ -20,7 +20,7 @@ from fission_grpo.shared_prefix import (  # noqa: E402
 )
 from fission_grpo.shared_prefix.check import generation_agrees  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
-from fission_grpo.shared_prefix.update import use_attention  # noqa: E402
+from fission_grpo.shared_prefix.models import use_attention  # noqa: E402
 
 VOCABULARY, EOS = 23, 2
 SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}

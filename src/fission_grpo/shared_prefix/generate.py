@@ -21,6 +21,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.shared_prefix.check import generation_agrees
+from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
 from fission_grpo.shared_prefix.rows import (
     CachedRows,
     FinishedRows,
@@ -28,7 +29,6 @@ from fission_grpo.shared_prefix.rows import (
     select_rows,
     token_bytes,
 )
-from fission_grpo.shared_prefix.update import causal_lm, unsupported, use_attention
 
 _log = get_logger(__name__)
 
