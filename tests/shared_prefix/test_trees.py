@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from shared_prefix_support import MODELS, VOCABULARY, gradients, loss_of, make_model, of_trl  # noqa: E402
+from shared_prefix_support import MODELS, MORE_MODELS, VOCABULARY, gradients, loss_of, make_model, of_trl  # noqa: E402
 
 from fission_grpo.shared_prefix.beginnings import Beginnings  # noqa: E402
 from fission_grpo.shared_prefix.layout import GroupedBatch, rows_by_prompt  # noqa: E402
@@ -17,7 +17,8 @@ from fission_grpo.shared_prefix.update import enable, shared_logps  # noqa: E402
 
 KINDS = ("mixed", "one prompt", "one group each", "a prompt is the beginning of another", "two sets of tools")
 
-CASES = [  # every kind of model with every kind of tree, and every pair of settings with each of both
+CASES = [(kind, tree, False, False) for kind in MORE_MODELS for tree in ("mixed", "two sets of tools")]
+CASES += [  # every kind of model with every kind of tree, and every pair of settings with each of both
     (kind, tree, bool((i + j) % 2), bool((i + j) // 2 % 2))
     for i, kind in enumerate(MODELS)
     for j, tree in enumerate(KINDS)
@@ -208,3 +209,46 @@ def test_dropout_of_a_beginning_is_the_same_in_its_forward_and_backward_pass():
         (logps if zero is None else logps + zero).sum().backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert_equal_gradients(*found)
+
+
+def test_between_micro_batches_only_the_inputs_of_a_beginnings_layers_are_kept():
+    def kept(length: int, across: bool) -> int:
+        """Bytes that autograd keeps for the backward pass through a beginning."""
+        model = make_model("llama")
+        enable(model)
+        storages: dict[int, int] = {}
+
+        def note(x):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        prompt = tuple(range(1, 50)) * 5
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            found = Beginnings(model, {prompt[: length + 1]: 2}, across_backward=across).find(prompt[: length + 1])
+        assert found is not None
+        assert found.length == length
+        return sum(storages.values())
+
+    def growth(across: bool) -> int:
+        return kept(200, across) - kept(100, across)
+
+    assert growth(True) < growth(False) / 5
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_agrees_to_its_own_rounding(autocast):
+    model, batch = make_model("llama"), random_batch(random.Random(11), "mixed")
+    expected = gradients(model, of_trl(model, batch)[0].mean())
+    enable(model if autocast else model.bfloat16())
+    model.zero_grad()
+    parts = torch.arange(len(batch.prompt_ids)).split(2)
+    beginnings = Beginnings(
+        model, dict.fromkeys(rows_by_prompt(batch.prompt_ids, batch.prompt_mask), 2), across_backward=True
+    )
+    for rows in parts:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            zero = beginnings.attach() if rows is parts[-1] else None
+            logps = shared_logps(model, batch.rows(rows), beginnings=beginnings).logps
+        ((logps if zero is None else logps + zero).sum() / batch.completion_ids.numel()).backward()
+    error = sum((p.grad.float() - expected[name]).norm() ** 2 for name, p in model.named_parameters()) ** 0.5
+    assert error <= 2e-2 * sum(gradient.norm() ** 2 for gradient in expected.values()) ** 0.5

@@ -94,7 +94,7 @@ def test_training_with_tools_takes_the_steps_of_trl(tmp_path, fields):
     assert not counts["unshared"]
     assert counts["read_tokens"] < counts["prompt_tokens"] / 2
     assert set(trainer._shares.values()) == {trl_release() >= (1, 15)}  # since then TRL has a fused head
-    assert trainer.shared_generation._prompts is None
+    assert trainer.shared_generation.cache.size == 0
 
 
 def test_updates_compute_what_all_prompts_have_in_common_once_a_step(tmp_path):

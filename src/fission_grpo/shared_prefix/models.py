@@ -7,7 +7,21 @@ from transformers import PreTrainedModel
 
 from fission_grpo.shared_prefix.attention import NAME, register
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma3_text",
+    "exaone4",
+    "glm4",
+    "granite",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen3_moe",
+    "smollm3",
+)
 """`config.model_type` of the tested models: decoders in which tokens meet in attention only."""
 
 
