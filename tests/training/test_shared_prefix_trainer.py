@@ -180,3 +180,10 @@ def test_an_auxiliary_loss_is_left_to_trl_with_a_warning_and_a_count(tmp_path, c
         trainer._get_per_token_logps_and_entropies(*arguments, compute_aux_loss=True)
     assert trainer.take_sharing_counts()["shared_prefix/unshared_updates"] == 1
     assert "auxiliary loss" in caplog.text
+
+
+def test_generation_is_shared_under_mixed_precision(tmp_path):
+    trainer, _ = run(CountTokens, tmp_path, before="send the report now. " * 60, bf16=True, max_steps=1)
+    assert trainer.shared_generation.counts["shared"]
+    assert not trainer.shared_generation.reasons
+    assert set(trainer._shares.values()) == {True}

@@ -153,9 +153,10 @@ def _default_limit(root: _Node) -> int:
 def weights_version(model: nn.Module) -> Any:
     """A value that changes when the model's weights, or the adapters that take part, do.
 
-    In-place changes raise a parameter's version, except those through `.data`; these show in sampled values.
+    In-place changes raise a parameter's version, except those through `.data`; these show in sampled values, unless
+    they change a few values only.
     """
-    parameters = list(model.parameters())
+    parameters = [*model.parameters(), *model.buffers()]
     places = [(p.data_ptr(), None if p.is_inference() else p._version) for p in parameters]
     samples = [
         p.detach()[tuple(int(part * (size - 1)) for size in p.shape)].to(torch.float64)
@@ -172,4 +173,4 @@ def weights_version(model: nn.Module) -> Any:
     adapters = [str([getattr(layer, name, None) for name in names]) for layer in layers]
     device = parameters[0].device.type
     computes_in = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-    return places, values, adapters, computes_in
+    return places, values, adapters, computes_in, model.training
