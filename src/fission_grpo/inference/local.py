@@ -56,9 +56,10 @@ class LocalPolicy:
         self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
         self.eos = eos_ids(model, tokenizer)
         self.context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
-        if self._pad is None:
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
+        if pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
+        self._pad = int(pad)
         self._seed, self._calls, self._template_options = seed, 0, template_options
         self.sharing = SharedGeneration() if shared_prefix else None
 
@@ -69,14 +70,14 @@ class LocalPolicy:
         """
         import torch
 
+        from fission_grpo.shared_prefix.check import eval_mode
+
         prompts = [self._ids(request) or [self._pad] for request in requests]
         replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
         order = self._order(prompts, [i for i in range(len(prompts)) if i not in replies])
-        was_training = self.model.training
-        self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         sharing = self.sharing.on(self.model) if self.sharing else nullcontext()
-        with torch.random.fork_rng(devices), sharing:
+        with torch.random.fork_rng(devices), sharing, eval_mode(self.model):
             torch.manual_seed(hash((self._seed, self._calls)) % 2**31)
             for room, group in itertools.groupby(order, key=lambda i: self._room(prompts[i])):
                 indices = list(group)
@@ -84,7 +85,6 @@ class LocalPolicy:
                     batch = indices[start : start + self.batch_size]
                     seeds = [requests[i].seed for i in batch]
                     replies |= zip(batch, self._sample([prompts[i] for i in batch], room, seeds), strict=True)
-        self.model.train(was_training)
         self._calls += 1
         return [replies[i] for i in range(len(prompts))]
 

@@ -8,6 +8,7 @@ does: the same seed gives the same tokens unless the probabilities of two differ
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, find_cache_argument
 from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
 from fission_grpo.shared_prefix.prefix_cache import PrefixCache, weights_version
 from fission_grpo.shared_prefix.reading import Reader, generation_agrees
@@ -81,12 +83,19 @@ class SharedGeneration:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """Replace `generate` of this model (wrapped by PEFT or DDP or not) for the duration of the context."""
+        """Replace `generate` of this model (wrapped by PEFT or DDP or not) for the duration of the context.
+
+        One thread at a time: contexts of one model must not end in the order in which they began.
+        """
         decoder: Any = causal_lm(model)
         original, own = decoder.generate, vars(decoder).get("generate")
+        parameters = inspect.signature(original).parameters
+        takes_loop = "custom_generate" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            reason = self._why_not(model, decoder, args, kwargs)
+            if getattr(kwargs.get("custom_generate"), "__func__", None) is SharedGeneration._loop:
+                return original(*args, **kwargs)  # of a context within this one
+            reason = "generate was replaced" if not takes_loop else self._why_not(model, decoder, args, kwargs)
             if reason is None:
                 try:
                     return original(custom_generate=self._loop, **kwargs)
@@ -118,6 +127,8 @@ class SharedGeneration:
             return f"generate was called with {', '.join(unknown) or 'positional arguments or without input_ids'}"
         if kwargs.get("synced_gpus") or (kwargs.get("synced_gpus") is None and _is_synced(decoder)):
             return "the model is sharded (FSDP or ZeRO-3), so that all ranks must generate in step"
+        if find_cache_argument(decoder) is None:
+            return f"its forward takes no KV cache by the name {' or '.join(CACHE_ARGUMENTS)}"
         ids, mask = kwargs["input_ids"], _mask_of(kwargs, kwargs["input_ids"])
         if not bool(mask.any(1).all()):
             return "a prompt is empty"
