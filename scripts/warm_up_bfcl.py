@@ -44,8 +44,8 @@ from fission_grpo.shared_prefix.update import enable, shared_logps
 BATCH = 8
 """Dialogues an optimizer step. [ours] With LoRA all of one class."""
 TAGS = ["<tool_call>", "</tool_call>"]
-"""Trained with LoRA, too: Qwen2.5-Coder-0.5B was never trained on them. Their rows of the output layer, and of some
-280 other tokens, are the same, so that without it the model writes any of these."""
+"""Trained with LoRA, too. In Qwen2.5-Coder-0.5B their rows of the output layer are nearly the same, and the same as
+those of 2,450 other tokens (cosine above 0.999), so that LoRA on the layers before cannot choose between them."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises. [ours]"""
 
