@@ -186,12 +186,12 @@ def test_adapters_and_scores_cut_into_parts_change_no_token(monkeypatch):
 
 
 def test_beginnings_that_other_sets_of_tools_have_in_common_are_nested_and_no_level_occurs_twice():
-    tools = [[1] * 2000 + [2] * 1000, [1] * 2000 + [3] * 1000, [4] * 3000]  # the first two sets begin alike
+    tools = [[1] * 2000 + [2] * 1000, [1] * 2000 + [3] * 2000, [4] * 3000]  # the first two sets begin alike
     prompts = [one + [5 + number] * 5 for one in tools for number in range(2)]
     levels = reading._nested_beginnings(prompts)
     assert [sorted(level) for level in levels] == [
         [(0, [4, 5]), (2000, [0, 1, 2, 3])],
-        [(3000, [0, 1]), (3000, [2, 3]), (3000, [4, 5])],
+        [(3000, [0, 1]), (3000, [4, 5]), (4000, [2, 3])],
     ]
 
 
