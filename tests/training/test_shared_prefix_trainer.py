@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from accelerate.state import AcceleratorState  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
@@ -183,7 +184,10 @@ def test_an_auxiliary_loss_is_left_to_trl_with_a_warning_and_a_count(tmp_path, c
 
 
 def test_generation_is_shared_under_mixed_precision(tmp_path):
-    trainer, _ = run(CountTokens, tmp_path, before="send the report now. " * 60, bf16=True, max_steps=1)
+    try:
+        trainer, _ = run(CountTokens, tmp_path, before="send the report now. " * 60, bf16=True, max_steps=1)
+    finally:
+        AcceleratorState._reset_state(True)  # it would keep bfloat16 for the tests after this one
     assert trainer.shared_generation.counts["shared"]
     assert not trainer.shared_generation.reasons
     assert set(trainer._shares.values()) == {True}
