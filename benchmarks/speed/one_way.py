@@ -198,13 +198,19 @@ def load(cell: Cell) -> tuple[Any, Any]:
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))  # pyright: ignore[reportCallIssue]
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
-        vocab_size=len(vocabulary), num_hidden_layers=2, pad_token_id=0, bos_token_id=None, eos_token_id=1, **sizes
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
     )
-    return LlamaForCausalLM(config), PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", eos_token="[EOS]"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", eos_token="[EOS]")
+    return LlamaForCausalLM(config), tokenizer
 
 
 def prompts_of(cell: Cell, tokenizer: Any) -> list[str]:
@@ -266,12 +272,11 @@ def measure(cell: Cell, run: Run) -> dict[str, Any]:
         gc.collect()
         loaded = resident("VmRSS")
         trainer.train()
-    counts = dict(trainer.shared_generation.counts) if run.way != "trl" else {}
-    if counts.get("unshared"):
+    if run.way != "trl" and trainer.shared_generation.counts["unshared"]:
         raise SystemExit(f"{run.way} did not share in generation: {trainer.shared_generation.reasons}")
     logged = [{k: e[k] for k in ("loss", "grad_norm")} for e in trainer.state.log_history if "loss" in e]
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
-    return {**clocks.steps[1], "loaded_mib": loaded, "logged": logged[1], "counts": counts, "versions": versions}
+    return {**clocks.steps[1], "loaded_mib": loaded, "logged": logged[1], "versions": versions}
 
 
 def resident(name: str) -> float:

@@ -156,8 +156,10 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def entry_of(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    labels = dict.fromkeys(label(run) for run in runs if run["cell"] == asdict(cell) and not run["greedy"])
-    ways = {name: numbers(cell, [run for run in runs if label(run) == name and not run["greedy"]]) for name in labels}
+    alike = [run for run in runs if replace(Cell(**run["cell"]), groups=cell.groups) == cell and not run["greedy"]]
+    labels = dict.fromkeys(label(run) for run in alike)
+    ways = {name: numbers(cell, [run for run in alike if label(run) == name]) for name in labels}
+    ways = {name: found for name, found in ways.items() if found}
     entry: dict[str, Any] = {"cell": asdict(cell), "ways": ways}
     entry["bounds"] = {name: cell.tokens(a) / cell.tokens(b) for name, (a, b) in PAIRS.items()}
     entry["ratios"], entry["memory_ratios"] = {}, {}
@@ -199,12 +201,11 @@ def numbers(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def seconds_of(cell: Cell, runs: list[dict[str, Any]], part: str) -> dict[str, Any]:
     """Spread of a part at this cell; if it was not measured there: computed from fewer groups, for TRL only."""
-    alike = [run for run in runs if replace(Cell(**run["cell"]), groups=cell.groups) == cell]
-    measured = sorted({run["cell"]["groups"] for run in alike if run["cell"]["groups"] <= cell.groups})
-    if not measured or (measured[-1] < cell.groups and alike[0]["way"] != "trl"):
+    measured = sorted({run["cell"]["groups"] for run in runs if run["cell"]["groups"] <= cell.groups})
+    if not measured or (measured[-1] < cell.groups and runs[0]["way"] != "trl"):
         return {}
     n = measured[-1]
-    values = [run["seconds"][part][0] * cell.groups / n for run in alike if run["cell"]["groups"] == n]
+    values = [run["seconds"][part][0] * cell.groups / n for run in runs if run["cell"]["groups"] == n]
     spread = {"median": statistics.median(values), "least": min(values), "most": max(values), "runs": len(values)}
     return spread if n == cell.groups else {**spread, "computed_from": n}
 
