@@ -71,8 +71,8 @@ def speed(arguments):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fission_grpo.inference import local as shared_prefix
     from fission_grpo.inference.local import LocalPolicy, prompt_text
+    from fission_grpo.shared_prefix.prefixes import common_beginnings
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -80,13 +80,12 @@ def speed(arguments):
     prompts = [tokenizer(prompt_text(tokenizer, request))["input_ids"] for request in requests]
     clock = Clock(model.base_model)
     LocalPolicy(model, tokenizer, 0.0, 2).reply(requests[:1])  # warm up
-    least = shared_prefix.MIN_SHARED
     arms, texts = {}, {}
     for arm in arguments.arms:
-        shared_prefix.MIN_SHARED = least if arm == "batch, shared beginning" else 10**9
+        shared = arm == "batch, shared beginning"
         batch_size = 1 if arm == "one at a time" else len(requests)
         taken = requests[: arguments.single] if arm == "one at a time" else requests
-        policy = LocalPolicy(model, tokenizer, 0.0, NEW_TOKENS, batch_size=batch_size)
+        policy = LocalPolicy(model, tokenizer, 0.0, NEW_TOKENS, batch_size=batch_size, shared_prefix=shared)
         clock.prompt = clock.decode = 0.0
         began, computed = time.perf_counter(), time.process_time()
         replies = policy.reply(taken)
@@ -105,7 +104,6 @@ def speed(arguments):
         texts[arm] = [reply.text for reply in replies]
         print(arm, arms[arm], file=sys.stderr)
     first = texts[arguments.arms[0]]
-    shared_prefix.MIN_SHARED = 1
     return {
         "part": "speed",
         "tasks": arguments.tasks,
@@ -115,7 +113,7 @@ def speed(arguments):
         "load_average": round(os.getloadavg()[0], 1),
         "requests": len(requests),
         "prompt_tokens": [min(map(len, prompts)), max(map(len, prompts))],
-        "shared_tokens": shared_prefix.shared_length(prompts),
+        "shared_tokens": sorted(length for length, _ in common_beginnings(prompts)),
         "arms": arms,
         "times_as_fast": {
             arm: round(arms[arm]["tokens_per_s"] / arms[arguments.arms[0]]["tokens_per_s"], 2) for arm in arms

@@ -17,9 +17,10 @@ from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
 from fission_grpo.inference.base import Reply, Request
-from fission_grpo.inference.local import MIN_SHARED, LocalPolicy, eos_ids, prompt_text, shared_length
+from fission_grpo.inference.local import LocalPolicy, eos_ids, prompt_text
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, find_cache_argument, make_growing_cache
+from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, GrowingLayer, find_cache_argument
+from fission_grpo.shared_prefix.prefixes import MIN_SHARED, common_beginnings
 
 SCHEMAS = ToolSchemas(tool_methods(Desk()))
 ASK = {"role": "user", "content": "Move plan_7.txt to home."}
@@ -156,15 +157,6 @@ def test_limits_out_of_range_are_told(starter, settings):
         LocalPolicy(*starter, **settings)
 
 
-def test_what_all_prompts_begin_with_ends_before_the_shortest_and_before_the_first_difference():
-    begin = list(range(100))
-    assert shared_length([[*begin, 7, 8], [*begin, 7, 9, 9], [*begin, 7]]) == 100  # one token is left of the last
-    assert shared_length([[*begin, 1], [*begin, 2], [*begin[:50], 5, 5]]) == 50
-    assert shared_length([begin, begin]) == 99
-    assert shared_length([begin]) == 0
-    assert shared_length([[*begin[: MIN_SHARED - 1], 1], [*begin[: MIN_SHARED - 1], 2]]) == 0
-
-
 def renamed(starter, ours, new):
     """The starter's model with a forward and a `generate` that take the cache by another name."""
     from transformers import Qwen3ForCausalLM
@@ -198,38 +190,66 @@ def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter, name):
     system = {"role": "system", "content": "You keep the files and the calendar of a small office in good order."}
     requests = [Request([system, *request.messages], SCHEMAS) for request in requests_of_odd_lengths(9)]
     alone = [greedy(starter, batch_size=1).reply([request])[0] for request in requests]
-    lengths = []
+    policy, shapes = greedy(starter, batch_size=9), []
+    assert policy.reply(requests[:1]) == alone[:1]  # with the self-check
+    read = policy.sharing.counts["read_tokens"]
     hook = starter[0].base_model.register_forward_pre_hook(
-        lambda module, given, named: lengths.append(tuple(named["input_ids"].shape)), with_kwargs=True
+        lambda module, given, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
     )
-    together = greedy(starter, batch_size=9).reply(requests)
+    together = policy.reply(requests)
     hook.remove()
     assert together == alone
-    (one, shared), (rows, rest) = lengths[:2]
-    assert (one, rows) == (1, 9)
-    longest = max(len(starter[1](prompt_text(starter[1], request))["input_ids"]) for request in requests)
-    assert shared + rest == longest
+    assert not policy.sharing.counts["unshared"]
+    prompts = [policy._ids(request) for request in requests]
+    (shared, _), *others = common_beginnings(prompts)
     assert shared >= MIN_SHARED
-    assert set(lengths[2:]) == {(9, 1)}  # each later token is read alone
+    assert not others
+    # The first prompt is known but for its last token.
+    assert policy.sharing.counts["read_tokens"] - read == sum(len(one) - shared for one in prompts[1:]) + 1
+    assert max(rows for rows, tokens in shapes if tokens == 1) == 9
+    assert sum(rows * tokens for rows, tokens in shapes if tokens > 1) < 1.5 * sum(
+        len(one) - shared for one in prompts
+    )
 
 
-def test_generation_without_shared_prompts_is_no_secret(starter, caplog):
-    class Bare:
-        config = starter[0].config
+def test_a_later_turn_reads_only_what_is_new_in_whatever_batch_and_call(starter):
+    requests = requests_of_odd_lengths(8)
+    policy = greedy(starter, batch_size=3)
+    replies = policy.reply(requests)
+    before = policy.sharing.counts["read_tokens"]
+    later = [
+        Request([*request.messages, {"role": "assistant", "content": reply.text}, ASK], SCHEMAS)
+        for request, reply in zip(requests, replies, strict=True)
+    ][::-1]
+    assert policy.reply(later) == [greedy(starter, batch_size=1).reply([request])[0] for request in later]
+    known = [len(policy._ids(request)) + reply.tokens - 1 for request, reply in zip(requests, replies, strict=True)]
+    new = sum(len(policy._ids(request)) for request in later) - sum(known)
+    assert policy.sharing.counts["read_tokens"] - before <= new
+    assert new < 8 * 30
+    starter[0].lm_head.weight.data.mul_(1)  # the same weights
+    policy.reply(later)
+    assert policy.sharing.counts["read_tokens"] - before <= new + len(later)
 
-        def forward(self, input_ids, attention_mask=None):
-            """Takes no cache."""
 
-    class BareAgain(Bare):
-        pass
-
-    for model in (Bare(), Bare(), BareAgain()):
-        assert make_growing_cache(model, room=3) is None
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2  # one for each kind of model
-    assert "Bare does not take past_key_values or cache, and logits_to_keep" in caplog.text
+def test_replies_are_those_without_sharing(starter):
+    requests = requests_of_odd_lengths(7)
+    plain = greedy(starter, shared_prefix=False)
+    assert plain.reply(requests) == greedy(starter).reply(requests)
+    assert plain.sharing is None
 
 
-def test_a_model_with_a_sliding_window_reads_every_prompt_whole(starter):
+def test_a_model_that_cannot_share_replies_all_the_same_with_one_warning_and_a_count(starter, caplog):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("bloom", vocab_size=len(starter[1]), hidden_size=8, n_layer=1, n_head=2)
+    policy = greedy((AutoModelForCausalLM.from_config(config), starter[1]), max_new_tokens=3, batch_size=2)
+    assert len(policy.reply(requests_of_odd_lengths(4))) == 4
+    assert policy.sharing.counts == {"unshared": 2}
+    assert [record.levelname for record in caplog.records if "does not share prompts" in record.message] == ["WARNING"]
+    assert "model type 'bloom' is not among those tested" in caplog.text
+
+
+def test_a_model_with_a_sliding_window_shares_beginnings_longer_than_the_window(starter):
     from transformers import Qwen3ForCausalLM
 
     config = copy.deepcopy(starter[0].config)
@@ -240,15 +260,18 @@ def test_a_model_with_a_sliding_window_reads_every_prompt_whole(starter):
     prompts = [Request((), prompt="Move the plan. " * 20 + end) for end in ("Now", "Then it is done", "Or not")]
     policy = greedy((model, starter[1]), max_new_tokens=8)
     together = policy.reply(prompts)
-    assert together == [greedy((model, starter[1]), max_new_tokens=8).reply([prompt])[0] for prompt in prompts]
+    plain = greedy((model, starter[1]), max_new_tokens=8, shared_prefix=False)
+    assert together == [plain.reply([prompt])[0] for prompt in prompts]
+    assert policy.sharing.counts["read_tokens"] < policy.sharing.counts["prompt_tokens"] / 2
 
 
 def test_a_cache_with_room_holds_what_transformers_own_holds_and_moves_nothing_while_there_is_room(starter):
     import torch
-    from transformers.cache_utils import DynamicCache
+    from transformers.cache_utils import Cache, DynamicCache
 
     torch.manual_seed(0)
-    roomy, plain = make_growing_cache(starter[0], room=3), DynamicCache(config=starter[0].config)
+    plain = DynamicCache(config=starter[0].config)
+    roomy = Cache(layers=[GrowingLayer(room=3) for _ in plain.layers])
     places = []
     for tokens in (5, 1, 2, 1, 4):  # 5 and room for 3; the fourth goes beyond, to 9 and room for 3; so does the fifth
         keys, values = torch.randn(2, 2, tokens, 32), torch.randn(2, 2, tokens, 32)

@@ -11,7 +11,8 @@ from trl.trainer.utils import use_adapter  # noqa: E402
 
 from fission_grpo.shared_prefix.check import agrees  # noqa: E402
 from fission_grpo.shared_prefix.layout import GroupedBatch, pack  # noqa: E402
-from fission_grpo.shared_prefix.update import enable, shared_logps, unsupported  # noqa: E402
+from fission_grpo.shared_prefix.models import unsupported  # noqa: E402
+from fission_grpo.shared_prefix.update import enable, shared_logps  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", MODELS)

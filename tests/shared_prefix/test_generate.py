@@ -7,50 +7,25 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from generation_support import (  # noqa: E402
+    EOS,
+    MODELS,
+    VOCABULARY,
+    config_of,
+    dialogues_of,
+    make_model,
+    own_tokens,
+    padded,
+)
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig  # noqa: E402
 
 from fission_grpo.inference.pretrained import load_starter  # noqa: E402
-from fission_grpo.shared_prefix import (  # noqa: E402
-    decoding,
-    kv_cache,
-    rows,
-)
-from fission_grpo.shared_prefix.check import generation_agrees  # noqa: E402
+from fission_grpo.shared_prefix import decoding, reading, rows  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
-from fission_grpo.shared_prefix.update import use_attention  # noqa: E402
-
-VOCABULARY, EOS = 23, 2
-SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-MODELS = {
-    "llama": {},
-    "mistral": {"sliding_window": 5},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "qwen2 with windows": {"use_sliding_window": True, **SLIDING},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 16, **SLIDING},
-}
-
-
-def make_model(kind: str):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind.split()[0],
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,  # so that tokens depend on what was read
-        pad_token_id=0,
-        eos_token_id=EOS,
-        **MODELS[kind],
-    )
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+from fission_grpo.shared_prefix.models import use_attention  # noqa: E402
+from fission_grpo.shared_prefix.reading import generation_agrees  # noqa: E402
 
 
 def make_prompts(sizes: list[int], seed: int = 0):
@@ -64,20 +39,6 @@ def make_prompts(sizes: list[int], seed: int = 0):
     for row, size in enumerate(sizes):
         ids[row, max(sizes) - size :], mask[row, max(sizes) - size :] = tokens[size], 1
     return ids, mask
-
-
-def config_of(**more):
-    return GenerationConfig(
-        **{
-            "max_new_tokens": 12,
-            "do_sample": True,
-            "top_k": 0,
-            "pad_token_id": 0,
-            "eos_token_id": [EOS],
-            "disable_compile": True,
-            **more,
-        }
-    )
 
 
 def both(model, ids, mask, sharing=None, seed=3, **more):
@@ -172,14 +133,13 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
     monkeypatch.setattr(rows, "MAX_SCORES", scores)  # 1: tool results are read token by token
     model, (ids, mask) = make_model(kind), make_prompts(UNEQUAL)
     config, sharing = config_of(max_new_tokens=9), SharedGeneration()
-    dialogues = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+    dialogues = dialogues_of(ids, mask)
     added = 9 + 17 + 4  # the prompts, once each
     with sharing.on(model):
         for turn in range(3):
             before = sharing.counts["read_tokens"]
-            longest = max(map(len, dialogues))
-            ids = torch.tensor([[0] * (longest - len(one)) + one for one in dialogues])
-            mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in dialogues])
+            ids, mask = padded(dialogues)
+            longest = ids.shape[1]
             torch.manual_seed(turn)
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             torch.manual_seed(turn)
@@ -190,21 +150,10 @@ def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
             drawn = [own_tokens(found[i, longest:].tolist()) for i in rows_left]
             results = [[5 + i] * (3 + i) for i in range(len(rows_left))]
             # The last token drawn has not been read yet, unless its row stayed for another step.
-            kept = {one for part in sharing._finished for one in part.tokens}
             dialogues = [dialogues[i] + own + result for i, own, result in zip(rows_left, drawn, results, strict=True)]
-            added = sum(len(one) - longest_known(one, kept) for one in dialogues)
+            added = sum(len(one) - sharing.cache.match(one[:-1]) for one in dialogues)
             assert added <= sum(len(result) + 1 for result in results)
-    assert sharing._prompts is None
     assert not sharing.reasons
-
-
-def own_tokens(ids):
-    return ids[: ids.index(EOS) + 1] if EOS in ids else ids
-
-
-def longest_known(ids, kept):
-    data = torch.tensor(ids).numpy().tobytes()
-    return max(len(one) for one in kept if data.startswith(one) and len(one) < len(data)) // 8
 
 
 def test_a_batch_that_continues_nothing_is_read_afresh():
@@ -229,7 +178,7 @@ def test_adapters_take_part():
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch):
-    monkeypatch.setattr(kv_cache, "MAX_TOKENS_PER_FORWARD", 20)
+    monkeypatch.setattr(reading, "MAX_TOKENS_PER_FORWARD", 20)
     plain, found, _ = both(make_model("gemma3_text"), *make_prompts(UNEQUAL))
     assert found.equal(plain)
 
@@ -267,15 +216,15 @@ def test_generate_is_put_back():
 def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     use_attention(model)
-    assert generation_agrees(model, ids, mask)
-    right = decoding.Decoding.prompt_mask
+    assert generation_agrees(model, dialogues_of(ids, mask))
+    right = decoding.Decoding.level_mask
 
-    def hides_a_key(self, new, window, first):
-        hidden = right(self, new, window, first)
+    def hides_keys(self, number, new, window):
+        first, hidden = right(self, number, new, window)
         hidden[..., -3:] = True
-        return hidden
+        return first, hidden
 
-    monkeypatch.setattr(decoding.Decoding, "prompt_mask", hides_a_key)
+    monkeypatch.setattr(decoding.Decoding, "level_mask", hides_keys)
     plain, found, sharing = both(model, ids, mask)
     assert found.equal(plain)  # left to `generate`
     assert sharing.reasons == {"the self-check failed": 1}
@@ -285,4 +234,4 @@ def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
 def test_bfloat16_passes_the_self_check():
     model, (ids, mask) = make_model("llama").bfloat16(), make_prompts(UNEQUAL)
     use_attention(model)
-    assert generation_agrees(model, ids, mask)
+    assert generation_agrees(model, dialogues_of(ids, mask))

@@ -27,6 +27,17 @@ MODELS = {
     "qwen2 with windows": {"use_sliding_window": True, **SLIDING},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 16, **SLIDING},
 }
+MORE_MODELS = {
+    "exaone4": SLIDING,
+    "glm4": {"head_dim": 8},
+    "granite": {"logits_scaling": 2.0},
+    "olmo2": {},
+    "olmo3": SLIDING,
+    "phi3": {},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "smollm3": {},
+}
+"""Types that differ from those above in details; each is tested with a few batches."""
 
 
 def make_model(kind: str, adapter: bool = False, temperature: float = 0.7):
@@ -41,7 +52,7 @@ def make_model(kind: str, adapter: bool = False, temperature: float = 0.7):
         num_key_value_heads=2,
         max_position_embeddings=256,
         pad_token_id=0,
-        **MODELS[kind],
+        **(MODELS | MORE_MODELS)[kind],
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     add_fused_lm_head(model, temperature, outputs=("log_probs", "entropy"))

@@ -22,7 +22,23 @@ class Off(SharedPrefixTrainer):
     _sharing = False
 
 
-def run(cls, folder, **fields):
+class CountTokens(SharedPrefixTrainer):
+    """Counts the tokens that pass through the model in updates."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.updated = 0
+        self.model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module, args, kwargs):
+        self.updated += kwargs["input_ids"].numel() * module.training
+
+
+class GroupsOnly(CountTokens):
+    share_common = False
+
+
+def run(cls, folder, before: str = "", **fields):
     """A trainer after two steps of 16 rollouts, and what TRL logged of them."""
     model, tokenizer = load_starter()
     common = {
@@ -41,10 +57,13 @@ def run(cls, folder, **fields):
         "num_generations": 4,
         "max_steps": 2,
     }
+    rows = make_rows(16, seed=5, split="train")
+    for row in rows:
+        row["prompt"][-1]["content"] = before + row["prompt"][-1]["content"]
     trainer = cls(
         model=model,
         args=GRPOConfig(output_dir=str(folder), **(common | fields)),
-        train_dataset=Dataset.from_list(make_rows(16, seed=5, split="train")),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         environment_factory=Desk,
     )
@@ -75,7 +94,23 @@ def test_training_with_tools_takes_the_steps_of_trl(tmp_path, fields):
     assert not counts["unshared"]
     assert counts["read_tokens"] < counts["prompt_tokens"] / 2
     assert set(trainer._shares.values()) == {trl_release() >= (1, 15)}  # since then TRL has a fused head
-    assert trainer.shared_generation._prompts is None
+    assert trainer.shared_generation.cache.size == 0
+
+
+def test_updates_compute_what_all_prompts_have_in_common_once_a_step(tmp_path):
+    fields = {
+        "before": "send the report now. " * 60,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "max_completion_length": 24,
+    }
+    tree, ours = run(CountTokens, tmp_path / "tree", **fields)
+    groups, theirs = run(GroupsOnly, tmp_path / "groups", **fields)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert tree._beginnings is None  # nothing is kept after a step
+    # Most of the four prompts of a step is the same text.
+    assert tree.updated < groups.updated * 0.75
 
 
 def test_switched_off_it_is_trls_trainer_exactly(tmp_path):

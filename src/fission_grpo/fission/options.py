@@ -173,9 +173,9 @@ class FissionOptions:
     )
     shared_prefix: bool = _option(
         True,
-        "Compute the prompt of a group once, in generation and in the update: the same tokens, losses and "
-        "gradients up to rounding, in less time and memory. If the model does not allow it, a warning says why and"
-        " TRL's own computation is used [ours].",
+        "Compute what prompts have in common (system message, tools, the prompt of a group) once, in generation and "
+        "in the update: the same tokens, losses and gradients up to rounding, in less time and memory. If the "
+        "model does not allow it, a warning says why and TRL's own computation is used [ours].",
     )
     log_instances: bool = _option(
         True, "Write every corrective instance and its outcome to output_dir/fission.jsonl [paper: on disk]."

@@ -1,9 +1,10 @@
-"""A transformers model in this process as a policy: batched, with a KV cache and left padding."""
+"""A transformers model in this process as a policy: batched, and no token is read twice."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from fission_grpo.core.chat import template_text
@@ -11,21 +12,9 @@ from fission_grpo.core.json_io import encodable
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Message
 from fission_grpo.inference.base import Reply, Request
-
-MIN_SHARED = 32
-"""Shortest prefix that is read once for a batch, in tokens. [ours] A shorter one saves less than it costs."""
+from fission_grpo.shared_prefix.prefixes import common_beginnings
 
 _PLACEHOLDER = "ASSISTANT TURN"
-
-
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Return the length of the common prefix of prompts, at least one token less than each; 0 below `MIN_SHARED`."""
-    if len(prompts) < 2:
-        return 0
-    different = (at for at, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1)
-    shortest = min(map(len, prompts))
-    length = min(next(different, shortest), shortest - 1)
-    return length if length >= MIN_SHARED else 0
 
 
 class LocalPolicy:
@@ -38,11 +27,13 @@ class LocalPolicy:
         tokenizer: its tokenizer. Without a chat template it can only continue requests with a `prompt`.
         temperature: sampling temperature; 0 for greedy decoding.
         max_new_tokens: most tokens of one turn.
-        batch_size: requests per batch. Prompts are batched by length, and their common prefix is read once.
+        batch_size: requests per batch. Prompts with a common beginning are batched together, by length.
         seed: of the sampling. The same seed, model and requests in the same order and batches give the same replies
             on one machine. The global random state is kept. Requests with a seed of their own, if all of a batch have
             one, get the same replies in any batch, up to rounding: padding changes logits in their last digits.
         template_options: further arguments of the chat template, as in TRL's `chat_template_kwargs`.
+        shared_prefix: read what prompts have in common once, and of a dialogue's later turns what is new, as long as
+            the weights stay the same (`SharedGeneration`, whose counts are in `sharing`). Rounding differs.
     """
 
     def __init__(
@@ -54,7 +45,10 @@ class LocalPolicy:
         batch_size: int = 64,
         seed: int = 0,
         template_options: Mapping[str, Any] | None = None,
+        shared_prefix: bool = True,
     ):
+        from fission_grpo.shared_prefix.generate import SharedGeneration
+
         if temperature < 0 or max_new_tokens < 1 or batch_size < 1:
             limits = "temperature >= 0, max_new_tokens >= 1 and batch_size >= 1"
             raise ValueError(f"LocalPolicy needs {limits}, got {temperature}, {max_new_tokens}, {batch_size}")
@@ -66,6 +60,7 @@ class LocalPolicy:
         if self._pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
         self._seed, self._calls, self._template_options = seed, 0, template_options
+        self.sharing = SharedGeneration() if shared_prefix else None
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """Return one reply per request. A prompt that fills the model's context gets an empty, truncated reply.
@@ -76,10 +71,12 @@ class LocalPolicy:
 
         prompts = [self._ids(request) for request in requests]
         replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
-        order = sorted((i for i in range(len(prompts)) if i not in replies), key=lambda i: len(prompts[i]))
+        order = self._order(prompts, [i for i in range(len(prompts)) if i not in replies])
         was_training = self.model.training
         self.model.eval()
-        with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        sharing = self.sharing.on(self.model) if self.sharing else nullcontext()
+        with torch.random.fork_rng(devices), sharing:
             torch.manual_seed(hash((self._seed, self._calls)) % 2**31)
             for room, group in itertools.groupby(order, key=lambda i: self._room(prompts[i])):
                 indices = list(group)
@@ -93,7 +90,13 @@ class LocalPolicy:
 
     def _ids(self, request: Request) -> list[int]:
         text = encodable(prompt_text(self.tokenizer, request, self._template_options))
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self._pad]
+
+    def _order(self, prompts: Sequence[Sequence[int]], some: list[int]) -> list[int]:
+        """Numbers of `some` prompts, those with equal room together, then those that begin alike, then by length."""
+        clusters = common_beginnings([prompts[i] for i in some])
+        cluster = {some[i]: number for number, (_, members) in enumerate(clusters) for i in members}
+        return sorted(some, key=lambda i: (-self._room(prompts[i]), cluster[i], len(prompts[i])))
 
     def _room(self, prompt: Sequence[int]) -> int:
         return min(self.max_new_tokens, self.context - len(prompt)) if self.context else self.max_new_tokens
@@ -103,29 +106,9 @@ class LocalPolicy:
         import torch
         from transformers import GenerationConfig
 
-        from fission_grpo.shared_prefix.kv_cache import (
-            CACHE_ARGUMENTS,
-            find_cache_argument,
-            make_growing_cache,
-            read_prompts,
-        )
-
-        length, shared = max(1, *map(len, prompts)), shared_length(prompts)
-        cache = make_growing_cache(self.model, length - shared + room if shared else room)
-        if cache is None:
-            shared = 0
-        elif shared:
-            prefix = torch.tensor([prompts[0][:shared]], device=self.model.device)
-            with torch.no_grad():
-                states, _ = read_prompts(self.model, prefix)
-            for number, (keys, values) in enumerate(states):
-                rows = (len(prompts), -1, -1, -1)
-                cache.update(keys.expand(*rows), values.expand(*rows), number)
-        gaps = [length - len(prompt) for prompt in prompts]  # padding is on the left, or after the common prefix
-        ids = torch.tensor(
-            [prompt[:shared] + [self._pad] * gap + prompt[shared:] for prompt, gap in zip(prompts, gaps, strict=True)]
-        )
-        mask = torch.tensor([[1] * shared + [0] * gap + [1] * (length - shared - gap) for gap in gaps])
+        length = max(map(len, prompts))
+        ids = torch.tensor([[self._pad] * (length - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         is_sampled = self.temperature > 0
         own_seeds = [seed for seed in seeds if seed is not None] if is_sampled else []
         noise = (
@@ -147,7 +130,6 @@ class LocalPolicy:
                     logits_processor=noise,
                     top_k=0,
                     top_p=1.0,
-                    **{find_cache_argument(model) or CACHE_ARGUMENTS[0]: cache},
                 )
         finally:
             model.generation_config = settings

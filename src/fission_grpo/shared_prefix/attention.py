@@ -1,7 +1,8 @@
 """Attention over a packed row in two parts: prompts causally, completions over their prompt and themselves.
 
-The two parts are those of Prefix Grouper (arXiv 2506.05433). Both call PyTorch's `scaled_dot_product_attention`, so
-fused kernels run on CPU and GPU, forward and backward, and no attention probabilities are kept.
+What prompts of several groups have in common is a part of its own, whose keys and values stand in the layout. The two
+parts are those of Prefix Grouper (arXiv 2506.05433). Both call PyTorch's `scaled_dot_product_attention`, so fused
+kernels run on CPU and GPU, forward and backward, and no attention probabilities are kept.
 """
 
 from __future__ import annotations
@@ -62,13 +63,17 @@ def shared_prefix_attention(
     if isinstance(shared_prefix, Decoding):
         layer: Any = module.layer_idx
         return decode_attention(shared_prefix, layer, query, key, value, sliding_window, scaling), None
-    key_heads = key.shape[1]
+    number: Any = module.layer_idx
+    if shared_prefix.captured is not None:
+        shared_prefix.captured.setdefault(number, (key, value))  # gradient checkpointing computes a layer again
     # The heads of one key head are one element of the batch, so that keys are expanded without a copy.
-    query = query[0].unflatten(0, (key_heads, -1))
-    key, value = (x[0, :, None].expand(-1, query.shape[1], -1, -1) for x in (key, value))
+    query = query[0].unflatten(0, (key.shape[1], -1))
     sizes = [group.length for group in shared_prefix.groups]
+    parts = query.split(sizes, 2), key[0].split(sizes, 1), value[0].split(sizes, 1)
     outputs, start = [], 0
-    for group, q, k, v in zip(shared_prefix.groups, *(x.split(sizes, 2) for x in (query, key, value)), strict=True):
+    for group, q, k, v in zip(shared_prefix.groups, *parts, strict=True):
+        if group.beginning:
+            k, v = (torch.cat([x[0], own], 1) for x, own in zip(group.beginning.states[number], (k, v), strict=True))
         part = _GroupAttention(shared_prefix, group, start, sliding_window, dropout, scaling)
         outputs += part(q, k, v)
         start += group.length
@@ -76,21 +81,26 @@ def shared_prefix_attention(
 
 
 class _GroupAttention:
-    """One group's attention in one layer; q, k, v are (K, H/K, group.length, d)."""
+    """One group's attention in one layer: q is (K, H/K, group.length, d), k and v (K, C + group.length, d).
+
+    C tokens are the common beginning. Numbers of queries are relative to the group's start, those of keys to C before.
+    """
 
     def __init__(
         self, layout: Layout, group: PrefixGroup, start: int, window: int | None, dropout: float, scale: float | None
     ):
         self.layout, self.group, self.start, self.window = layout, group, start, window
+        self.common = group.beginning.length if group.beginning else 0
         self.options: dict[str, Any] = {"dropout_p": dropout, "scale": scale}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        return [*self._prefix(q, k, v), *(self._block(q, k, v, *block) for block in self.group.blocks)]
+        prompt = [] if self.common else self._prefix(q, k, v)
+        return [*prompt, *(self._block(q, k, v, *block) for block in self.group.blocks)]
 
     def _prefix(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         prefix, window = self.group.prefix, self.window or self.group.prefix
         if prefix <= window:
-            q, k, v = (x[:, :, :prefix] for x in (q, k, v))
+            q, (k, v) = q[:, :, :prefix], (_expanded(x[:, :prefix], q) for x in (k, v))
             return [scaled_dot_product_attention(q, k, v, is_causal=True, **self.options)]
         outputs = []
         for start in range(0, prefix, window):  # a window of queries sees two windows of keys
@@ -99,16 +109,19 @@ class _GroupAttention:
         return outputs
 
     def _block(self, q: Tensor, k: Tensor, v: Tensor, start: int, end: int) -> Tensor:
-        prefix = self.group.prefix
-        first = max(0, prefix - self.window + 1) if self.window else 0
-        keys = ((first, end),) if start == prefix else ((first, prefix), (start, end))
+        prefix, common = self.group.prefix, self.common
+        first = max(0, common + min(start, prefix) - self.window + 1) if self.window else 0
+        if start <= prefix:
+            keys = ((first, common + end),)
+        else:
+            keys = ((first, common + prefix), (common + start, common + end))
         return self._masked(q, k, v, (start, end), keys)
 
     def _masked(
         self, q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, int], keys: tuple[tuple[int, int], ...]
     ) -> Tensor:
         q, mask = q[:, :, slice(*queries)], self._mask(queries, keys, q.dtype)
-        k, v = (_runs(x, keys) for x in (k, v))
+        k, v = (_expanded(_runs(x, keys), q) for x in (k, v))
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, **self.options)
 
     def _mask(self, queries: tuple[int, int], keys: tuple[tuple[int, int], ...], dtype: torch.dtype) -> Tensor:
@@ -118,6 +131,9 @@ class _GroupAttention:
             group = slice(self.start, self.start + self.group.length)
             position, owner = self.layout.positions[group], self.layout.owner[group]
             query_at, query_owner = position[slice(*queries), None], owner[slice(*queries), None]
+            if self.common:
+                before = torch.arange(self.common, device=position.device)
+                position, owner = torch.cat([before, position]), torch.cat([torch.full_like(before, -1), owner])
             key_at, key_owner = _runs(position, keys, 0), _runs(owner, keys, 0)
             visible = (key_at <= query_at) & ((key_owner == -1) | (key_owner == query_owner))
             if self.window:
@@ -127,7 +143,12 @@ class _GroupAttention:
         return self.layout.masks[cache_key]
 
 
-def _runs(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int = 2) -> Tensor:
+def _expanded(x: Tensor, query: Tensor) -> Tensor:
+    """(K, N, d) keys or values for queries (K, H/K, n, d), without a copy."""
+    return x[:, None].expand(-1, query.shape[1], -1, -1)
+
+
+def _runs(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int = 1) -> Tensor:
     """The entries from `start` to `end` of each run, one run after the other."""
     parts = [x.narrow(dim, start, end - start) for start, end in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.shared_prefix.rows import CachedRows, compute_prompts
 from fission_grpo.shared_prefix.update import shared_logps
 
 _log = get_logger(__name__)
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 """[ours] Largest mean absolute difference of a completion's log-probabilities, by the type the model computes in."""
-
-CHECKED_STEPS = 4  # [ours] number of tokens that the self-check of generation decodes
 
 
 @torch.no_grad()
@@ -47,44 +42,16 @@ def agrees(model: nn.Module, batch: GroupedBatch) -> bool:
     largest = sorted(groups_of(batch.prompt_ids, batch.prompt_mask), key=len, reverse=True)[:2]
     chosen = torch.tensor([row for group in largest for row in group[:2]], device=batch.prompt_ids.device)
     batch = batch.rows(chosen)
-    with _eval_mode(model):
+    with eval_mode(model):
         shared, unshared = shared_logps(model, batch).logps, unshared_logps(model, batch)
     tokens = batch.completion_mask.sum(1).clamp(min=1)
     difference = ((shared.float() - unshared.float()).abs().sum(1) / tokens).max().item()
-    return _is_within(difference, model, batch.prompt_ids.device.type, "with")
-
-
-@torch.no_grad()
-def generation_agrees(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> bool:
-    """Compare decoding with shared prompts to one plain forward pass; warn if log-probabilities differ.
-
-    Takes two rows of the largest group and one of another from (B, P) ids and mask, padded on the left, and decodes
-    `CHECKED_STEPS` tokens greedily. No random numbers are used; dropout is off. The difference is a mean over the
-    vocabulary, with the limits of `agrees`.
-    """
-    groups = sorted(groups_of(ids, mask), key=len, reverse=True)[:2]
-    chosen = torch.tensor([*groups[0][:2], *(groups[1][:1] if len(groups) > 1 else ())], device=ids.device)
-    ids, mask = ids[chosen], mask[chosen]
-    prompt = torch.tensor([0] * len(groups[0][:2]) + [1] * (len(groups) - 1), device=ids.device)
-    firsts = torch.tensor([0, len(ids) - 1][: len(groups)], device=ids.device)
-    with _eval_mode(model):
-        prompts, prompt_logits = compute_prompts(model, ids[firsts], mask[firsts])
-        rows, logits = CachedRows(model, prompts, prompt), [prompt_logits[prompt]]
-        for _ in range(CHECKED_STEPS):
-            tokens = logits[-1].argmax(-1)[:, None]
-            ids, mask = torch.cat([ids, tokens], 1), torch.cat([mask, torch.ones_like(tokens)], 1)
-            logits.append(rows.feed(tokens))
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output: Any = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=CHECKED_STEPS + 1
-        )
-    shared, unshared = (x.float().log_softmax(-1) for x in (torch.stack(logits, 1), output.logits))
-    difference = (shared - unshared).abs().mean(-1).max().item()
-    return _is_within(difference, model, ids.device.type, "generated with")
+    return is_within(difference, model, batch.prompt_ids.device.type, "with")
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off for the duration of the context."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -94,7 +61,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _is_within(difference: float, model: nn.Module, device: str, how: str) -> bool:
+def is_within(difference: float, model: nn.Module, device: str, how: str) -> bool:
+    """Whether a difference of log-probabilities is within `TOLERANCE` of the type computed in; warn if not."""
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else next(model.parameters()).dtype
     tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])

@@ -1,7 +1,8 @@
-"""Attention of new tokens over a prompt whose keys are stored once per group, and over each row's own tokens.
+"""Attention of new tokens over the nodes of a prefix tree, each stored once, and over each row's own tokens.
 
-Each part has its own softmax; the two are joined by their log-sum-exps (as in flash decoding). So the keys of a prompt
-are read in one matrix product per head for all rows of its group.
+The beginning of a row is a path through levels of the tree: what all prompts begin with, then the prompt of a group.
+Each level, and the row's own tokens, have a softmax of their own; they are joined by their log-sum-exps (as in flash
+decoding). So the keys of a node are read in one matrix product per head for all rows that pass through it.
 """
 
 from __future__ import annotations
@@ -12,34 +13,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
+States = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, (rows, key heads, tokens, head size) each."""
+
+_HIDDEN = torch.finfo(torch.float32).min / 2  # a score; half the least, so that differences are finite
+
+
+class Level:
+    """U nodes of one level of a prefix tree, and the node that each of B rows passes through.
+
+    Args:
+        states: per layer keys and values of the nodes, (U, K, P, d).
+        positions: (U, P) int, the position of each column's token; -1 where a column is padding.
+        node: (B,) int, number of each row's node.
+        padded: whether there is padding; found out if None.
+    """
+
+    def __init__(self, states: States, positions: Tensor, node: Tensor, padded: bool | None = None):
+        self.states, self.positions, self.node = states, positions, node
+        self.padded = bool((positions < 0).any()) if padded is None else padded
+        order = node.argsort(stable=True)
+        sizes = node.bincount(minlength=len(positions))
+        starts, largest = sizes.cumsum(0) - sizes, int(sizes.max())
+        step = torch.arange(largest, device=node.device)
+        # (U, G) int, the rows of each node, G the largest number of rows; unused places hold any row.
+        self.members = order[(starts[:, None] + step).clamp(max=len(node) - 1)]
+        place = torch.empty_like(node)
+        place[order] = torch.arange(len(node), device=node.device) - starts[node[order]]
+        self.places = node * largest + place  # (B,) int, place of each row in `members`, flattened
+
+    def lengths(self) -> Tensor:
+        """(B,) int, number of tokens of each row's node."""
+        return (self.positions >= 0).sum(1)[self.node]
+
+    def select(self, rows: Tensor) -> Level:
+        """The level for `rows` (N,) int of the B rows only."""
+        return Level(self.states, self.positions, self.node[rows], self.padded)
+
 
 @dataclass(frozen=True)
 class Decoding:
     """State of one forward pass: B rows, n new tokens each, S tokens of their own, the new ones included."""
 
-    prompts: list[tuple[Tensor, Tensor]]  # per layer keys and values of U prompts, (U, K, P, d), padded on the left
-    prompt_lengths: Tensor  # (U,) int, tokens of each prompt
-    padded: bool  # some prompt is shorter than P
-    members: Tensor  # (U, G) int, the rows of each prompt, G the largest group's size; unused places hold any row
-    places: Tensor  # (B,) int, place of each row in `members`, flattened
+    levels: list[Level]
     positions: Tensor  # (B, S) int, positions of the rows' own tokens; the new ones are the last n
     valid: Tensor | None = None  # (B, S) bool, False where a column is a row's padding; None: all are tokens
-    masks: dict[Any, Tensor | None] = field(default_factory=dict)  # cache; layers with the same window share masks
+    masks: dict[Any, Any] = field(default_factory=dict)  # cache; layers with the same window share masks
 
-    def prompt_mask(self, new: int, window: int | None, first: int) -> Tensor | None:
-        """(U, 1, G, 1, n, P - first) True where a new token does not see a key of its prompt; None: sees all."""
-        if ("prompt", window) in self.masks:
-            return self.masks["prompt", window]
-        width = self.prompts[0][0].shape[2]
-        columns = torch.arange(first, width, device=self.prompt_lengths.device)
-        key_at = columns - (width - self.prompt_lengths[:, None])  # (U, P - first), negative in padding
-        hidden = (key_at < 0)[:, None, None, None, None] if self.padded else None
-        if window:
-            query_at = self.positions[:, -new:][self.members]  # (U, G, n)
-            too_old = (key_at[:, None, None] <= query_at[..., None] - window)[:, None, :, None]
-            hidden = too_old if hidden is None else hidden | too_old
-        self.masks["prompt", window] = hidden
-        return hidden
+    def level_mask(self, number: int, new: int, window: int | None) -> tuple[int, Tensor | None]:
+        """The first column of a level that a new token sees, and what it does not see from there on.
+
+        Returns:
+            The column, P if there is none; (U, 1, G, 1, n, P - first) bool, True where a key is hidden; None: none is.
+        """
+        if (number, window) not in self.masks:
+            level, first = self.levels[number], 0
+            key_at = level.positions
+            hidden = (key_at < 0)[:, None, None, None, None] if level.padded else None
+            if window:
+                query_at = self.positions[:, -new:]
+                seen = (key_at > query_at.min() - window).any(0)
+                first = int(seen.int().argmax()) if bool(seen.any()) else len(seen)
+                too_old = key_at[:, None, None] <= query_at[level.members][..., None] - window  # (U, G, n, P)
+                hidden = too_old[:, None, :, None] if hidden is None else hidden | too_old[:, None, :, None]
+                hidden = hidden[..., first:]
+            self.masks[number, window] = first, hidden
+        return self.masks[number, window]
 
     def own_mask(self, new: int, window: int | None) -> Tensor | None:
         """(B, 1, 1, n, S) True where a new token does not see one of its row's own; None: sees all."""
@@ -74,21 +113,23 @@ def decode_attention(
     key_heads = key.shape[1]
     query = (query * (scale or size**-0.5)).reshape(rows, key_heads, -1, size)  # (B, K, H/K n, d)
     shape = (rows, key_heads, heads // key_heads, new)
-    own, own_sum = _attend(query, key, value, state.own_mask(new, window), shape)
-    prompt_keys, prompt_values = state.prompts[layer]
-    prompts, most = state.members.shape
-    first = max(0, prompt_keys.shape[2] - window + 1) if window else 0
-    if first < prompt_keys.shape[2]:
-        prompt_keys, prompt_values = (x[:, :, first:] for x in (prompt_keys, prompt_values))
-        grouped = query[state.members].transpose(1, 2).reshape(prompts, key_heads, -1, size)  # (U, K, G H/K n, d)
-        shape = (prompts, key_heads, most, heads // key_heads, new)
-        shared, shared_sum = _attend(grouped, prompt_keys, prompt_values, state.prompt_mask(new, window, first), shape)
-        shared, shared_sum = (
-            x.view(prompts, key_heads, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[state.places]
-            for x in (shared, shared_sum)
+    joined, log_sum = _attend(query, key, value, state.own_mask(new, window), shape)
+    for number, level in enumerate(state.levels):
+        first, hidden = state.level_mask(number, new, window)
+        keys, values = (x[:, :, first:] for x in level.states[layer])
+        if not keys.shape[2]:
+            continue
+        nodes, most = level.members.shape
+        grouped = query[level.members].transpose(1, 2).reshape(nodes, key_heads, -1, size)  # (U, K, G H/K n, d)
+        shape = (nodes, key_heads, most, heads // key_heads, new)
+        above, above_sum = (
+            x.view(nodes, key_heads, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[level.places]
+            for x in _attend(grouped, keys, values, hidden, shape)
         )
-        own = own + (shared - own) * torch.sigmoid(shared_sum - own_sum).to(own.dtype)
-    return own.view(rows, heads, new, size).transpose(1, 2)
+        joined = joined + (above - joined) * torch.sigmoid(above_sum - log_sum).to(joined.dtype)
+        if number + 1 < len(state.levels):
+            log_sum = torch.logaddexp(log_sum, above_sum)
+    return joined.view(rows, heads, new, size).transpose(1, 2)
 
 
 def _attend(
@@ -97,7 +138,7 @@ def _attend(
     """Softmax-weighted values (..., q, d), and log-sum-exps of the scores (..., q, 1)."""
     scores = (query @ key.transpose(-1, -2)).float()
     if hidden is not None:
-        scores.view(*shape, -1).masked_fill_(hidden, torch.finfo(torch.float32).min / 2)
+        scores.view(*shape, -1).masked_fill_(hidden, _HIDDEN)
     weights = scores.softmax(-1)
     # The largest weight is exp(largest score - log-sum-exp): cheaper than another pass of exponentials.
     log_sum = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log()

@@ -1,9 +1,9 @@
 """Generation that computes each prompt once: `model.generate`, with the same arguments, result and random draws.
 
 `generate` itself prepares settings, logits processors and stopping criteria, and calls the loop below (its public
-`custom_generate`). The loop computes one prompt per group, removes ended rows from the batch, and reads only the new
-tokens of a dialogue's later turn. Each token is drawn from all B rows, ended ones included, as `generate` does: the
-same seed gives the same tokens unless the probabilities of two differ by less than rounding.
+`custom_generate`). The loop computes what prompts have in common once, removes ended rows from the batch, and reads
+only the new tokens of a dialogue's later turn. Each token is drawn from all B rows, ended ones included, as `generate`
+does: the same seed gives the same tokens unless the probabilities of two differ by less than rounding.
 """
 
 from __future__ import annotations
@@ -20,15 +20,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.shared_prefix.check import generation_agrees
-from fission_grpo.shared_prefix.rows import (
-    CachedRows,
-    FinishedRows,
-    compute_prompts,
-    select_rows,
-    token_bytes,
-)
-from fission_grpo.shared_prefix.update import causal_lm, unsupported, use_attention
+from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
+from fission_grpo.shared_prefix.prefix_cache import PrefixCache, weights_version
+from fission_grpo.shared_prefix.reading import Reader, generation_agrees
+from fission_grpo.shared_prefix.rows import CachedRows
 
 _log = get_logger(__name__)
 
@@ -64,24 +59,25 @@ class SharedGeneration:
     """Makes a model's `generate` compute shared prompts once, inside `with sharing.on(model)`.
 
     Args:
-        remember: keep caches until `on` ends or `forget` is called, so that later turns of a dialogue (tool loops)
-            read only new tokens. The weights must not change meanwhile.
+        remember: keep keys and values of all prompts and completions, so that later turns of a dialogue (tool loops)
+            read only new tokens; False: only of what several prompts begin with.
+        limit: most bytes kept, see `PrefixCache`.
 
-    `counts` has "shared" and "unshared" calls of `generate`, the "prompt_tokens" of shared ones and the "read_tokens"
-    of these that were computed, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
+    What is kept is forgotten when the weights change. `counts` has "shared" and "unshared" calls of `generate`, the
+    "prompt_tokens" of shared ones and the "read_tokens" of these that were computed, "evicted_tokens" that were no
+    longer kept because of the limit, "row_steps" of `generate`'s loop and the "computed_row_steps" of these.
     """
 
-    def __init__(self, remember: bool = True):
+    def __init__(self, remember: bool = True, limit: int | None = None):
         self.remember = remember
+        self.cache = PrefixCache(limit)
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()  # unshared calls
         self._agrees: bool | None = None
-        self.forget()
 
     def forget(self) -> None:
-        """Free the caches."""
-        self._prompts = None
-        self._finished: list[FinishedRows] = []
+        """Free what is kept."""
+        self.cache.clear()
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
@@ -106,7 +102,6 @@ class SharedGeneration:
         try:
             yield
         finally:
-            self.forget()
             if own is None:
                 del decoder.generate
             else:
@@ -123,10 +118,13 @@ class SharedGeneration:
             return f"generate was called with {', '.join(unknown) or 'positional arguments or without input_ids'}"
         if kwargs.get("synced_gpus") or (kwargs.get("synced_gpus") is None and _is_synced(decoder)):
             return "the model is sharded (FSDP or ZeRO-3), so that all ranks must generate in step"
+        ids, mask = kwargs["input_ids"], _mask_of(kwargs, kwargs["input_ids"])
+        if not bool(mask.any(1).all()):
+            return "a prompt is empty"
         use_attention(decoder)
+        self.cache.use(weights_version(decoder))
         if self._agrees is None:
-            ids = kwargs["input_ids"]
-            self._agrees = generation_agrees(decoder, ids, _mask_of(kwargs, ids))
+            self._agrees = generation_agrees(decoder, _rows_without_padding(ids, mask))
         return None if self._agrees else "the self-check failed"
 
     def _loop(
@@ -143,7 +141,11 @@ class SharedGeneration:
             if getattr(generation_config, name, None) not in supported:
                 raise _NotSharedError(f"{name} is {getattr(generation_config, name)!r}")
         mask = _mask_of(model_kwargs, input_ids)
-        rows, logits = self._start(model, input_ids, mask)
+        reader = Reader(model, self.cache, self.remember)
+        prompts = _rows_without_padding(input_ids, mask)
+        rows, logits = reader.rows_of(prompts)
+        self.counts["prompt_tokens"] += int(mask.sum())
+        self.counts["read_tokens"] += reader.read
         pad: Any = getattr(generation_config, "_pad_token_tensor", None)
         has_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         self.counts["shared"] += 1
@@ -164,61 +166,38 @@ class SharedGeneration:
             if not int(unfinished.max()):
                 break
             if (len(staying) - int(staying.sum())) * MIN_ENDED_SHARE >= len(staying):
-                self._remember(rows, ~staying, input_ids, mask, lengths)
+                self._remember(reader, rows, ~staying, prompts, input_ids, lengths)
                 rows.keep_only(staying.nonzero()[:, 0])
             logits[rows.index] = rows.feed(tokens[rows.index, None])
             self.counts["row_steps"] += len(input_ids)
             self.counts["computed_row_steps"] += len(rows.index)
-        self._remember(rows, torch.ones_like(staying), input_ids, mask, lengths)
+        self._remember(reader, rows, torch.ones_like(staying), prompts, input_ids, lengths)
+        self.cache.evict()
+        self.counts["evicted_tokens"] = self.cache.evicted
         return input_ids
 
-    def _start(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[CachedRows, Tensor]:
-        """The rows after their prompts, and (B, V) logits of their first new tokens."""
-        row_tokens = [token_bytes(row[is_token]) for row, is_token in zip(ids, mask.bool(), strict=True)]
-        self.counts["prompt_tokens"] += int(mask.sum())
-        finished, self._finished = self._finished, []
-        if self._prompts is not None and (chosen := _longest_prefixes(row_tokens, finished)):
-            earlier = select_rows(finished, chosen)
-            cached = torch.tensor([len(tokens) // 8 for tokens in earlier.tokens], device=ids.device)
-            sizes = mask.sum(1) - cached
-            new = int(sizes.max())
-            self.counts["read_tokens"] += int(sizes.sum())
-            rows = CachedRows(model, self._prompts, earlier.prompt, earlier)
-            valid = torch.arange(new, device=ids.device) >= new - sizes[:, None]
-            return rows, rows.feed(ids[:, -new:], None if bool(valid.all()) else valid)
-        numbers: dict[bytes, int] = {}
-        prompt = torch.tensor([numbers.setdefault(one, len(numbers)) for one in row_tokens], device=ids.device)
-        firsts = torch.tensor([row_tokens.index(one) for one in numbers], device=ids.device)
-        longest = max(map(len, numbers)) // 8
-        self._prompts, logits = compute_prompts(model, ids[firsts, -longest:], mask[firsts, -longest:])
-        self.counts["read_tokens"] += int(self._prompts.lengths.sum())
-        return CachedRows(model, self._prompts, prompt), logits[prompt]
-
-    def _remember(self, rows: CachedRows, leaving: Tensor, ids: Tensor, mask: Tensor, lengths: Tensor) -> None:
-        """Keep the caches of rows that leave.
+    def _remember(
+        self, reader: Reader, rows: CachedRows, leaving: Tensor, prompts: list[list[int]], ids: Tensor, lengths: Tensor
+    ) -> None:
+        """Keep what rows that leave have read.
 
         Args:
             rows: the rows still in the batch; `leaving` is a bool for each of them.
-            ids: (B, P + new) int, prompts and all tokens drawn; `mask` (B, P) is the prompts'.
+            prompts: token ids of all prompts of the batch.
+            ids: (B, P + new) int, padded prompts and all tokens drawn.
             lengths: (B,) int, tokens drawn before a row ended.
         """
-        if not self.remember:
+        if not self.remember or not rows.valid.shape[1]:
             return
-        width = mask.shape[1]
         at = leaving.nonzero()[:, 0]
         index = rows.index[at]
-        read = ids.shape[1] - width - 1  # the last token drawn has not been read
+        read = int(lengths.max()) - 1  # the last token drawn has not been read
         own = lengths[index].clamp(max=read)
         valid = rows.valid[at]
         valid[:, valid.shape[1] - read :] &= torch.arange(read, device=ids.device) < own[:, None]
-        tokens = [
-            token_bytes(torch.cat([ids[row, :width][mask[row].bool()], ids[row, width : width + length]]))
-            for row, length in zip(index.tolist(), own.tolist(), strict=True)
-        ]
-        states = rows.states()
-        if len(at) < len(leaving):
-            states = [(k.index_select(0, at), v.index_select(0, at)) for k, v in states]
-        self._finished.append(FinishedRows(states, valid, rows.prompt[at], tokens))
+        drawn = ids[:, ids.shape[1] - read - 1 :].tolist()
+        chosen = zip(index.tolist(), own.tolist(), strict=True)
+        reader.store(rows, [prompts[row] + drawn[row][:length] for row, length in chosen], at, valid)
 
 
 class _NotSharedError(Exception):
@@ -230,15 +209,8 @@ def _mask_of(kwargs: dict[str, Any], ids: Tensor) -> Tensor:
     return torch.ones_like(ids) if mask is None else mask
 
 
-def _longest_prefixes(prompts: list[bytes], finished: list[FinishedRows]) -> list[tuple[int, int]]:
-    """For each prompt the (part, row) that holds its longest prefix; empty if some prompt has none."""
-    candidates = [(tokens, n, row) for n, part in enumerate(finished) for row, tokens in enumerate(part.tokens)]
-    candidates.sort(key=lambda candidate: -len(candidate[0]))
-    chosen = []
-    for prompt in prompts:
-        fitting = ((n, row) for known, n, row in candidates if len(known) < len(prompt) and prompt.startswith(known))
-        chosen.append(next(fitting, None))
-    return [] if None in chosen else chosen
+def _rows_without_padding(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[is_token].tolist() for row, is_token in zip(ids, mask.bool(), strict=True)]
 
 
 def _is_synced(model: nn.Module) -> bool:

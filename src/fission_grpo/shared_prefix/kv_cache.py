@@ -1,32 +1,22 @@
-"""KV caches for generation: prompts computed once for all rows that begin with them, and layers that grow in place."""
+"""KV caches for generation: what a plain forward pass reads, and layers that grow in place."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from fission_grpo.core.terminal import get_logger, warn_once
-
-_log = get_logger(__name__)
-_NOT_SHARED = "prompts are not shared, so that generation is slower"
+from fission_grpo.shared_prefix.decoding import States
 
 CACHE_ARGUMENTS = ("past_key_values", "cache")
 """Names by which models take their KV cache: the first up to transformers 5.23, the second since."""
 
-States = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer, (rows, key heads, tokens, head size) each."""
-
-MAX_TOKENS_PER_FORWARD = 16_384
-"""[ours] Largest number of prompt tokens, padding included, in one forward pass of `read_prompts`."""
-
 
 def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[States, Tensor]:
-    """Compute the keys and values of U prompts.
+    """Compute the keys and values of U prompts in one forward pass.
 
     Args:
         model: a causal language model.
@@ -36,56 +26,23 @@ def read_prompts(model: Any, ids: Tensor, mask: Tensor | None = None) -> tuple[S
     Returns:
         Keys and values per layer, (U, K, P, d) each, and (U, V) logits of the token after each prompt.
     """
-    states: list[States] = []
-    logits = []
-    cache_argument = find_cache_argument(model) or CACHE_ARGUMENTS[0]
-    for rows in torch.arange(len(ids), device=ids.device).split(max(1, MAX_TOKENS_PER_FORWARD // ids.shape[1])):
-        cache = DynamicCache()
-        row_mask = None if mask is None else mask[rows]
-        positions = None if row_mask is None else (row_mask.cumsum(1) - 1).clamp(min=0)
-        output = model(
-            input_ids=ids[rows],
-            attention_mask=row_mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **{cache_argument: cache},
-        )
-        logits.append(output.logits[:, -1])
-        states.append([(layer.keys, layer.values) for layer in cache.layers])  # pyright: ignore
-    if len(states) == 1:
-        return states[0], logits[0]
-    joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*states, strict=True)]
-    return joined, torch.cat(logits)  # pyright: ignore[reportReturnType]
+    cache = DynamicCache()
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=None if mask is None else (mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+        **{find_cache_argument(model) or CACHE_ARGUMENTS[0]: cache},
+    )
+    return [(layer.keys, layer.values) for layer in cache.layers], output.logits[:, -1]  # pyright: ignore
 
 
 def find_cache_argument(model: Any) -> str | None:
     """The keyword by which a causal language model, wrapped by PEFT or not, takes its KV cache; None without one."""
-    parameters = _parameters(model)
-    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
-
-
-def make_growing_cache(model: Any, room: int) -> Cache | None:
-    """Return an empty cache of `GrowingLayer`s for a causal language model, wrapped by PEFT or not.
-
-    None, with one warning, if the model keeps anything else than the keys and values of all positions (sliding
-    windows, recurrent states), or cannot be called as `read_prompts` does.
-    """
-    if find_cache_argument(model) is None or "logits_to_keep" not in _parameters(model):
-        wanted = f"{' or '.join(CACHE_ARGUMENTS)}, and logits_to_keep"
-        warn_once(_log, f"{_NOT_SHARED}: the forward of {type(model).__name__} does not take {wanted}")
-        return None
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        other = f"{type(model).__name__} keeps other states than the keys and values of all positions"
-        warn_once(_log, f"{_NOT_SHARED}: {other}")
-        return None
-    return Cache(layers=[GrowingLayer(room) for _ in cache.layers])
-
-
-def _parameters(model: Any) -> Any:
     decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(decoder.forward).parameters
+    parameters = inspect.signature(type(decoder).forward).parameters  # not the instance's, which TRL replaces
+    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 class GrowingLayer(DynamicLayer):
@@ -95,6 +52,11 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self.room = room
         self.storage: tuple[Tensor, ...] = ()
+
+    def start(self, keys: Tensor, values: Tensor) -> None:
+        """Take the first tokens' keys and values as they are; they are copied when more tokens come."""
+        self.lazy_initialization(keys, values)
+        self.storage, self.keys, self.values = (keys, values), keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append n tokens' keys and values, (B, K, n, d) each; returns those of all tokens."""
@@ -112,3 +74,10 @@ class GrowingLayer(DynamicLayer):
             target[:, :, used:end] = states
         self.keys, self.values = (store[:, :, :end] for store in self.storage)
         return self.keys, self.values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (N,) int only."""
+        if self.storage:
+            used = self.get_seq_length()
+            self.storage = tuple(x.index_select(0, rows) for x in self.storage)
+            self.keys, self.values = (store[:, :, :used] for store in self.storage)

@@ -1,8 +1,8 @@
-"""KV caches of a batch in generation: each prompt's once, and each row's own tokens."""
+"""The rows of a batch that are still generating: the levels of the tree that they share, and each row's own tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,98 +10,44 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fission_grpo.shared_prefix.decoding import Decoding
-from fission_grpo.shared_prefix.kv_cache import (
-    CACHE_ARGUMENTS,
-    GrowingLayer,
-    States,
-    find_cache_argument,
-    read_prompts,
-)
+from fission_grpo.shared_prefix.decoding import Decoding, Level, States
+from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, GrowingLayer, find_cache_argument
 
 ROOM = 64  # [ours] number of tokens by which a row's cache grows at a time
-MAX_SCORES = 2**26  # [ours] most attention scores of one layer when tool results are read: 256 MiB of float32
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """U prompts whose keys and values are computed."""
-
-    states: States  # (U, K, P, d) keys and values per layer, padded on the left
-    lengths: Tensor  # (U,) int
-    padded: bool  # some prompt is shorter than P
-
-
-@dataclass(frozen=True)
-class FinishedRows:
-    """Rows that have left the batch, kept because a later turn may continue them."""
-
-    states: States  # (N, K, S, d) keys and values per layer, of the rows' own tokens
-    valid: Tensor  # (N, S) bool, False where a column is padding
-    prompt: Tensor  # (N,) int, number of each row's prompt
-    tokens: list[bytes]  # token ids in the caches, the prompt's and the row's own, as int64 bytes
-
-
-def token_bytes(ids: Tensor) -> bytes:
-    """Token ids as int64 bytes, which are fast to compare."""
-    return ids.to("cpu", torch.int64).numpy().tobytes()
-
-
-def compute_prompts(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> tuple[Prompts, Tensor]:
-    """Compute U different prompts: (U, P) ids and mask, padded on the left.
-
-    Returns:
-        The prompts, and (U, V) logits of the token after each.
-    """
-    lengths = mask.sum(1)
-    padded = bool((lengths < ids.shape[1]).any())
-    states, logits = read_prompts(model, ids, mask if padded else None)
-    return Prompts(states, lengths, padded), logits
+MAX_SCORES = 2**26  # [ours] most attention scores of one layer when tokens are read: 256 MiB of float32
 
 
 class CachedRows:
-    """The rows of a batch that are still generating.
+    """B rows and the tokens that they have read.
 
     Args:
         model: as `generate` calls it.
-        prompts: the prompts of the rows.
-        prompt: (B,) int, number of each row's prompt.
-        continued: caches of the rows' earlier turns, in the order of the rows; None: only prompts are cached.
+        levels: what the rows share, from the beginning on; each level has a node for every row.
+        states: per layer keys and values of the rows' own tokens, (B, K, S, d).
+        valid: (B, S) bool, False where a column is padding.
+
+    `index` (B,) int has the numbers in the batch of the rows left, `base` (B,) their numbers of shared tokens.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, prompts: Prompts, prompt: Tensor, continued: FinishedRows | None = None
-    ):
-        self.model, self.prompts = model, prompts
+    def __init__(self, model: PreTrainedModel, levels: Sequence[Level], states: States, valid: Tensor):
+        self.model, self.levels, self.valid = model, list(levels), valid
         self._cache_argument = find_cache_argument(model) or CACHE_ARGUMENTS[0]
-        self.index = torch.arange(len(prompt), device=prompt.device)  # numbers in the batch of the rows left
-        no_tokens = prompt.new_ones((len(prompt), 0), dtype=torch.bool)
-        self.valid = continued.valid if continued else no_tokens
-        self.has_padding = bool((~self.valid).any())
-        self._set(prompt, continued.states if continued else None)
-
-    def _set(self, prompt: Tensor, states: States | None) -> None:
-        """Make the cache of the rows' own tokens, and the index of the rows of each prompt."""
-        self.prompt = prompt
-        self.cache = Cache(layers=[GrowingLayer(ROOM) for _ in self.prompts.states])
-        if states and states[0][0].shape[2]:
-            for number, (keys, values) in enumerate(states):
-                self.cache.update(keys, values, number)
-        order = prompt.argsort(stable=True)
-        sizes = prompt.bincount(minlength=len(self.prompts.lengths))
-        starts, largest = sizes.cumsum(0) - sizes, int(sizes.max())
-        step = torch.arange(largest, device=prompt.device)
-        self._members = order[(starts[:, None] + step).clamp(max=len(prompt) - 1)]
-        place = torch.empty_like(prompt)
-        place[order] = torch.arange(len(prompt), device=prompt.device) - starts[prompt[order]]
-        self._places = prompt * largest + place
+        self.index = torch.arange(len(valid), device=valid.device)
+        self.base = sum((level.lengths() for level in self.levels), torch.zeros_like(self.index))
+        self.has_padding = bool((~valid).any())
+        self.layers = [GrowingLayer(ROOM) for _ in states]
+        self._cache = Cache(layers=list(self.layers))
+        if valid.shape[1]:
+            for layer, (keys, values) in zip(self.layers, states, strict=True):
+                layer.start(keys, values)
 
     def states(self) -> States:
-        """(B, K, S, d) keys and values of the rows' own tokens, per layer."""
-        if not self.valid.shape[1]:
-            none = torch.zeros_like(self.prompt)
-            return [(k[none, :, :0], v[none, :, :0]) for k, v in self.prompts.states]
-        return [(layer.keys, layer.values) for layer in self.cache.layers]  # pyright: ignore
+        """Keys and values of the rows' own tokens, per layer; not before the first token is read."""
+        return [(layer.keys, layer.values) for layer in self.layers]  # pyright: ignore[reportReturnType]
+
+    def positions(self) -> Tensor:
+        """(B, S) int, the position of each row's own tokens."""
+        return self.base[:, None] + (self.valid.cumsum(1) - 1).clamp(min=0)
 
     def feed(self, ids: Tensor, valid: Tensor | None = None) -> Tensor:
         """Read n more tokens of every row.
@@ -114,8 +60,9 @@ class CachedRows:
             (B, V) logits of the token after the last.
         """
         heads = self.model.config.num_attention_heads
-        width = self.prompts.states[0][0].shape[2] + self.valid.shape[1] + ids.shape[1]
-        step = max(1, MAX_SCORES // (len(ids) * heads * width))
+        places = [level.members.numel() * level.positions.shape[1] for level in self.levels]
+        most = max([len(ids) * (self.valid.shape[1] + ids.shape[1]), *places])
+        step = max(1, MAX_SCORES // (heads * most))
         for start in range(0, ids.shape[1] - step, step):
             self._feed(ids[:, start : start + step], None if valid is None else valid[:, start : start + step])
         last = (ids.shape[1] - 1) // step * step
@@ -125,53 +72,62 @@ class CachedRows:
         new_valid = valid if valid is not None else torch.ones_like(ids, dtype=torch.bool)
         self.valid = torch.cat([self.valid, new_valid], 1)
         self.has_padding = self.has_padding or valid is not None
-        positions = self.prompts.lengths[self.prompt, None] + (self.valid.cumsum(1) - 1).clamp(min=0)
-        state = Decoding(
-            self.prompts.states,
-            self.prompts.lengths,
-            self.prompts.padded,
-            self._members,
-            self._places,
-            positions,
-            self.valid if self.has_padding else None,
-        )
+        positions = self.positions()
         output: Any = self.model(
             input_ids=ids,
-            # transformers takes a mask of four dimensions as final; the attention reads `state` instead.
+            # transformers takes a mask of four dimensions as final; the attention reads the state instead.
             attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
             position_ids=positions[:, -ids.shape[1] :],
             use_cache=True,
             logits_to_keep=1,
-            shared_prefix=state,
-            **{self._cache_argument: self.cache},
+            shared_prefix=Decoding(self.levels, positions, self.valid if self.has_padding else None),
+            **{self._cache_argument: self._cache},
         )
         return output.logits[:, -1]
 
     def keep_only(self, rows: Tensor) -> None:
         """Drop all rows but those at `rows` (N,) int, which ascend."""
-        states = self.states()
-        self.index, self.valid = self.index[rows], self.valid[rows]
-        self._set(self.prompt[rows], [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in states])
+        self.index, self.valid, self.base = self.index[rows], self.valid[rows], self.base[rows]
+        self.levels = [level.select(rows) for level in self.levels]
+        for layer in self.layers:
+            layer.select(rows)
+
+    def repeat(self, row: Tensor) -> CachedRows:
+        """A batch whose row i has read what `row[i]` of this one has; what these have of their own becomes a level."""
+        levels = [level.select(row) for level in self.levels]
+        if len(row) == len(self.valid):  # all different
+            return self if row.equal(self.index) else CachedRows(self.model, levels, *self._rows(row))
+        positions = self.positions().masked_fill(~self.valid, -1)
+        return CachedRows(
+            self.model,
+            [*levels, Level(self.states(), positions, row)],
+            [(keys[:0], values[:0]) for keys, values in self.states()],
+            self.valid.new_zeros(len(row), 0),
+        )
+
+    def _rows(self, row: Tensor) -> tuple[States, Tensor]:
+        return [(keys[row], values[row]) for keys, values in self.states()], self.valid[row]
+
+    def tokens_of(self, row: int, columns: Sequence[int]) -> States:
+        """Per layer the states (K, n, d) of n own tokens of a row; no copies if the ascending `columns` have no gap."""
+        first, gapless = columns[0] if columns else 0, not columns or columns[-1] - columns[0] + 1 == len(columns)
+        picked: Any = (
+            slice(first, first + len(columns)) if gapless else torch.tensor(columns, device=self.valid.device)
+        )
+        return [(keys[row, :, picked], values[row, :, picked]) for keys, values in self.states()]
 
 
-def select_rows(parts: list[FinishedRows], chosen: list[tuple[int, int]]) -> FinishedRows:
-    """The `chosen` rows (part, row in it) of several parts as one, padded on the right."""
-    count, width = len(chosen), max(parts[part].valid.shape[1] for part, _ in chosen)
-    device = parts[0].valid.device
-    valid = torch.zeros(count, width, dtype=torch.bool, device=device)
-    prompt = torch.zeros(count, dtype=torch.int64, device=device)
-    shapes = [(count, keys.shape[1], width, keys.shape[3]) for keys, _ in parts[0].states]
-    layers = zip(parts[0].states, shapes, strict=True)
-    states = [(keys.new_zeros(shape), values.new_zeros(shape)) for (keys, values), shape in layers]
-    for number, part in enumerate(parts):
-        targets = [(target, row) for target, (source, row) in enumerate(chosen) if source == number]
-        if not targets:
-            continue
-        to, rows = (torch.tensor(x, device=device) for x in zip(*targets, strict=True))
-        columns = part.valid.shape[1]
-        valid[to, :columns] = part.valid[rows]
-        prompt[to] = part.prompt[rows]
-        for (keys, values), (part_keys, part_values) in zip(states, part.states, strict=True):
-            keys[to, :, :columns] = part_keys[rows]
-            values[to, :, :columns] = part_values[rows]
-    return FinishedRows(states, valid, prompt, [parts[part].tokens[row] for part, row in chosen])
+def join_rows(parts: Sequence[CachedRows], levels: Sequence[Level], order: Tensor) -> CachedRows:
+    """The rows of several batches as one batch, row i of which is row `order[i]` of the parts in sequence."""
+    if len(parts) == 1 and order.equal(parts[0].index):
+        return parts[0]
+    width = max(part.valid.shape[1] for part in parts)
+    valid = torch.cat([torch.nn.functional.pad(part.valid, (0, width - part.valid.shape[1])) for part in parts])
+    states: States = []
+    for layers in zip(*(part.states() for part in parts), strict=True):
+        padded = [
+            torch.cat([torch.nn.functional.pad(x, (0, 0, 0, width - x.shape[2])) for x in tensors])[order]
+            for tensors in zip(*layers, strict=True)
+        ]
+        states.append((padded[0], padded[1]))
+    return CachedRows(parts[0].model, levels, states, valid[order])

@@ -1,4 +1,4 @@
-"""Log-probabilities of a batch of groups, each prompt computed once.
+"""Log-probabilities of a batch of groups: each prompt computed once, and what prompts have in common once for all.
 
 Values and gradients are those of TRL's `GRPOTrainer._get_per_token_logps_and_entropies`.
 """
@@ -9,13 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from fission_grpo.shared_prefix.attention import NAME, register
-from fission_grpo.shared_prefix.layout import GroupedBatch, Layout, Packed, groups_of, pack
-
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
-"""`config.model_type` of the tested models: decoders in which tokens meet in attention only."""
+from fission_grpo.shared_prefix.beginnings import Beginnings, Prompt
+from fission_grpo.shared_prefix.layout import GroupedBatch, Layout, Packed, pack, rows_by_prompt
+from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
 
 
 class Scores(NamedTuple):
@@ -23,34 +20,6 @@ class Scores(NamedTuple):
 
     logps: Tensor
     entropies: Tensor | None  # None if the head has none
-
-
-def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside wrappers (DDP, accelerate, PEFT)."""
-    while not isinstance(model, PreTrainedModel):
-        if hasattr(model, "get_base_model"):
-            model = model.get_base_model()  # pyright: ignore
-        elif isinstance(inner := getattr(model, "module", None), nn.Module):
-            model = inner
-        else:
-            raise TypeError(f"{type(model).__name__} holds no transformers model.")
-    return model
-
-
-def unsupported(model: nn.Module) -> str | None:
-    """The reason why prefixes cannot be shared with this model; None if they can."""
-    decoder = causal_lm(model)
-    config = decoder.config
-    if config.model_type not in MODEL_TYPES:
-        return f"model type {config.model_type!r} is not among those tested: {', '.join(MODEL_TYPES)}"
-    if config._attn_implementation not in ("sdpa", NAME):
-        return f"attention is {config._attn_implementation!r}; load the model with attn_implementation='sdpa'"
-    if getattr(config, "use_bidirectional_attention", False):
-        return "its attention is bidirectional"
-    adapters = [one for module in model.modules() for one in getattr(module, "peft_config", {}).values()]
-    if any(adapter.is_prompt_learning for adapter in adapters):
-        return "its PEFT adapter puts virtual tokens before the prompt"
-    return None
 
 
 def enable(model: nn.Module) -> None:
@@ -70,13 +39,6 @@ def enable(model: nn.Module) -> None:
     use_attention(decoder)
     if _keep_scored not in decoder.base_model._forward_hooks.values():
         decoder.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
-
-
-def use_attention(decoder: PreTrainedModel) -> None:
-    """Set a supported model's attention to `attention.NAME`, which computes ordinary batches as before."""
-    if decoder.config._attn_implementation != NAME:
-        register()
-        decoder.set_attn_implementation(NAME)
 
 
 def _keep_scored(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
@@ -113,6 +75,7 @@ def shared_logps(
     with_gradient: Tensor | None = None,
     policy_tokens_only: bool = False,
     max_tokens: int | None = None,
+    beginnings: Beginnings | None = None,
 ) -> Scores:
     """Log-probabilities and entropies as TRL computes them, each prompt (and its dropout) once per group.
 
@@ -122,19 +85,26 @@ def shared_logps(
         with_gradient: (B,) bool, see `rows_with_gradient`; other rows are computed without a graph. None: all.
         policy_tokens_only: do not score tool results (tokens outside `tool_mask`).
         max_tokens: limit of packed tokens in one forward pass; a larger group is computed alone. None: one pass.
+        beginnings: common beginnings of prompts, this batch's among them. None: of this batch's prompts alone, in the
+            same graph.
     """
     wanted = batch.completion_mask.bool()
     if policy_tokens_only and batch.tool_mask is not None:
         wanted = wanted & batch.tool_mask.bool()
-    groups = [[r for r in rows if wanted[r].any()] for rows in groups_of(batch.prompt_ids, batch.prompt_mask)]
-    scored: list[_Scored] = []
+    is_wanted = wanted.any(1).tolist()
+    by_prompt = rows_by_prompt(batch.prompt_ids, batch.prompt_mask)
+    groups = {prompt: [r for r in rows if is_wanted[r]] for prompt, rows in by_prompt.items()}
+    constant: _Groups = {}
     if with_gradient is not None and torch.is_grad_enabled():
         has_gradient = with_gradient.tolist()
-        with torch.no_grad():
-            constant = [[r for r in rows if not has_gradient[r]] for rows in groups]
-            scored += _score(model, batch, constant, wanted, max_tokens)
-        groups = [[r for r in rows if has_gradient[r]] for rows in groups]
-    with_graph = _score(model, batch, groups, wanted, max_tokens)
+        constant = {prompt: [r for r in rows if not has_gradient[r]] for prompt, rows in groups.items()}
+        groups = {prompt: [r for r in rows if has_gradient[r]] for prompt, rows in groups.items()}
+    if beginnings is None:
+        uses = {prompt: bool(rows) + bool(constant.get(prompt)) for prompt, rows in groups.items()}
+        beginnings = Beginnings(model, {prompt: n for prompt, n in uses.items() if n})
+    with torch.no_grad():
+        scored = _score(model, batch, constant, wanted, max_tokens, beginnings)
+    with_graph = _score(model, batch, groups, wanted, max_tokens, beginnings)
     if not with_graph:  # a differentiable zero, so that each rank of a distributed run has a backward pass
         ids, mask = batch.prompt_ids[:1, -1:], batch.prompt_mask[:1, -1:]
         one_token = GroupedBatch(ids, mask, batch.completion_ids[:1, :0], batch.completion_mask[:1, :0])
@@ -146,26 +116,36 @@ def shared_logps(
     return Scores(logps, _in_cells(shape, entropies) if entropies else None)
 
 
+_Groups = dict[Prompt, list[int]]
+"""Numbers of the rows of each prompt."""
+
 _Scored = tuple[Packed, Tensor, Tensor | None]
 """A packed row, and log-probabilities and entropies (M,) of its scored tokens."""
 
 
 def _score(
-    model: nn.Module, batch: GroupedBatch, groups: list[list[int]], wanted: Tensor, max_tokens: int | None
+    model: nn.Module,
+    batch: GroupedBatch,
+    groups: _Groups,
+    wanted: Tensor,
+    max_tokens: int | None,
+    beginnings: Beginnings,
 ) -> list[_Scored]:
     """Compute the groups in forward passes of at most `max_tokens` packed tokens."""
-    prompts, completions = batch.prompt_mask.sum(1).tolist(), batch.completion_mask.sum(1).tolist()
+    completions = batch.completion_mask.sum(1).tolist()
     parts, room = [], 0
-    for rows in groups:
+    for prompt, rows in groups.items():
         if not rows:
             continue
-        size = int(prompts[rows[0]] + sum(completions[row] for row in rows))
+        beginning = beginnings.find(prompt)
+        size = len(prompt) - (beginning.length if beginning else 0) + sum(completions[row] for row in rows)
         if not parts or (max_tokens is not None and size > room):
-            parts.append([])
+            parts.append(([], []))
             room = max_tokens or 0
-        parts[-1].append(rows)
+        parts[-1][0].append(rows)
+        parts[-1][1].append(beginning)
         room -= size
-    return [_forward(model, pack(batch, part, wanted)) for part in parts]
+    return [_forward(model, pack(batch, rows, wanted, found)) for rows, found in parts]
 
 
 def _forward(model: nn.Module, packed: Packed) -> _Scored:
@@ -177,6 +157,7 @@ def _forward(model: nn.Module, packed: Packed) -> _Scored:
         shift_labels=packed.labels,
         shared_prefix=packed.layout,
         fused_lm_head=True,
+        use_cache=False,
     )
     return packed, output.log_probs[0], None if output.entropy is None else output.entropy[0]
 

@@ -1,4 +1,4 @@
-"""Shared prompts in TRL's GRPOTrainer: in generation, in log-probability passes and in the backward pass."""
+"""Shared prefixes in TRL's GRPOTrainer: in generation, in log-probability passes and in the backward pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.shared_prefix.beginnings import Beginnings
 from fission_grpo.shared_prefix.check import agrees
 from fission_grpo.shared_prefix.generate import SharedGeneration
-from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of
-from fission_grpo.shared_prefix.update import causal_lm, enable, rows_with_gradient, shared_logps
+from fission_grpo.shared_prefix.layout import GroupedBatch, groups_of, rows_by_prompt
+from fission_grpo.shared_prefix.models import causal_lm
+from fission_grpo.shared_prefix.update import enable, rows_with_gradient, shared_logps
 from fission_grpo.training.trl_compat import MixinBase
 
 _log = get_logger(__name__)
@@ -21,20 +23,26 @@ SHARING_COUNTS = ("shared_prefix/prompt_tokens", "shared_prefix/read_tokens", "s
 
 
 class SharedPrefixMixin(MixinBase):
-    """Computes the prompt of each group once, in `class Trainer(SharedPrefixMixin, GRPOTrainer)`.
+    """Computes shared prefixes once, in `class Trainer(SharedPrefixMixin, GRPOTrainer)`.
 
-    Adds: `args.shared_prefix` (True if there is no such field), `shared_generation`, `take_sharing_counts`. A model
+    What all prompts of an optimizer step have in common (system message, tools) is computed once a step, and each
+    group's prompt once. Adds: `args.shared_prefix` (True if there is no such field), `shared_generation`,
+    `take_sharing_counts`, and `share_common` (False: only rows of one group share, for comparison). A model
     that does not support it, or fails the self-check, is left to TRL, with a warning and a count.
 
     Overrides: `_generate_and_score_completions` (replaces the model's `generate` during rollouts),
     `_get_per_token_logps_and_entropies` (the same numbers, computed on packed rows), `_prepare_inputs` (order of rows
-    within an optimizer step) and `_compute_loss` (leaves out rows without a gradient).
+    within an optimizer step) and `_compute_loss` (leaves out rows without a gradient; ends the common parts).
 
     Without it every completion computes its prompt again: the same results up to rounding, more time and memory.
     """
 
+    share_common = True
+
     def __init__(self, *args: Any, **kwargs: Any):
         self.shared_generation = SharedGeneration()
+        self._step_rows: list[dict[str, Any]] = []  # micro-batches whose prompts have their beginnings in common
+        self._beginnings: Beginnings | None = None
         self._shares: dict[int, bool] = {}  # by id of the causal LM, after its self-check
         self._with_gradient: Tensor | None = None
         self._generated = False
@@ -66,19 +74,20 @@ class SharedPrefixMixin(MixinBase):
         Every optimizer step keeps the rows that it has with TRL, so its gradient is the same for all loss types that
         weigh rows or tokens alike in all micro-batches: all but "bnpo", which depends on TRL's own shuffle, too.
         """
-        self._generated = False
+        self._generated, self._step_rows = False, []
         inputs = super()._prepare_inputs(generation_batch)
-        buffered, step = self._buffered_inputs, self.args.gradient_accumulation_steps
-        is_new = self._generated and self._sharing and buffered and any(batch is inputs for batch in buffered)
-        if not is_new or "pixel_values" in inputs:
+        buffered, step = self._buffered_inputs or [], self.args.gradient_accumulation_steps
+        at = next((i for i, batch in enumerate(buffered) if batch is inputs), None)
+        if at is None or not self._sharing or "pixel_values" in inputs:
             return inputs
         size = len(buffered) if step % len(buffered) == 0 else step  # micro-batches of one optimizer step
         if size == 1 or len(buffered) % size:
             return inputs
-        at = next(i for i, batch in enumerate(buffered) if batch is inputs)
-        parts = [group_micro_batches(buffered[start : start + size]) for start in range(0, len(buffered), size)]
-        self._buffered_inputs = [batch for part in parts for batch in part]
-        return self._buffered_inputs[at]
+        if self._generated:
+            parts = [group_micro_batches(buffered[start : start + size]) for start in range(0, len(buffered), size)]
+            self._buffered_inputs = buffered = [batch for part in parts for batch in part]
+        self._step_rows = buffered[at : at - at % size + size]
+        return buffered[at]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         if self.accelerator.num_processes == 1:  # all ranks of DDP must make the same number of forward passes
@@ -92,6 +101,13 @@ class SharedPrefixMixin(MixinBase):
             return super()._compute_loss(model, inputs)
         finally:
             self._with_gradient = None
+            if self._is_last:
+                self._beginnings = None
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the weights change, or other rows follow, after this micro-batch."""
+        return len(self._step_rows) < 2 or self.accelerator.sync_gradients
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -118,8 +134,26 @@ class SharedPrefixMixin(MixinBase):
             if not self._shares_with(model, batch):
                 return super()._get_per_token_logps_and_entropies(model, *tensors, **options)
             max_tokens = None if batch_size is None else width + batch_size * logits_to_keep
-            scores = shared_logps(model, batch, with_gradient=self._with_gradient, max_tokens=max_tokens)
-        return scores.logps, scores.entropies if compute_entropy else None, None
+            beginnings = self._common_beginnings(model)
+            zero = beginnings.attach() if beginnings and self._is_last else None
+            scores = shared_logps(
+                model, batch, with_gradient=self._with_gradient, max_tokens=max_tokens, beginnings=beginnings
+            )
+        logps = scores.logps if zero is None else scores.logps + zero
+        return logps, scores.entropies if compute_entropy else None, None
+
+    def _common_beginnings(self, model: Any) -> Beginnings | None:
+        """Those of the optimizer step's prompts; None where each call of `shared_logps` finds its own."""
+        if not self.share_common:
+            return Beginnings(model, {})
+        if not torch.is_grad_enabled():
+            return None
+        if self._beginnings is None and len(self._step_rows) > 1:
+            uses: Counter[tuple[int, ...]] = Counter()
+            for rows in self._step_rows:
+                uses.update(rows_by_prompt(rows["prompt_ids"], rows["prompt_mask"]).keys())
+            self._beginnings = Beginnings(model, uses, across_backward=True)
+        return self._beginnings
 
     def _shares_with(self, model: Any, batch: GroupedBatch) -> bool:
         """Whether prompts can be shared with this model; checked once, on the first batch."""

@@ -1,0 +1,64 @@
+"""Tiny models of each supported kind, and what plain and shared `generate` give. For tests of shared_prefix."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+VOCABULARY, EOS = 23, 2
+SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+MODELS = {
+    "llama": {},
+    "mistral": {"sliding_window": 5},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "qwen2 with windows": {"use_sliding_window": True, **SLIDING},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 16, **SLIDING},
+}
+
+
+def make_model(kind: str):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind.split()[0],
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,  # so that tokens depend on what was read
+        pad_token_id=0,
+        eos_token_id=EOS,
+        **MODELS[kind],
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+def config_of(**more):
+    return GenerationConfig(
+        **{
+            "max_new_tokens": 12,
+            "do_sample": True,
+            "top_k": 0,
+            "pad_token_id": 0,
+            "eos_token_id": [EOS],
+            "disable_compile": True,
+            **more,
+        }
+    )
+
+
+def padded(dialogues):
+    """Token ids and mask of dialogues, padded on the left."""
+    width = max(map(len, dialogues))
+    ids = torch.tensor([[0] * (width - len(one)) + one for one in dialogues])
+    return ids, torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in dialogues])
+
+
+def dialogues_of(ids, mask):
+    return [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+
+
+def own_tokens(ids):
+    """What was drawn up to the end of the turn."""
+    return ids[: ids.index(EOS) + 1] if EOS in ids else ids
