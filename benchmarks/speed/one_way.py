@@ -69,6 +69,7 @@ class Run:
     Args:
         way: "trl", "groups" or "tree".
         rows: completions in a micro-batch; gradients are accumulated over all micro-batches of the step.
+        generated: groups in a call of `generate`, which takes less memory if they are few; 0: all.
         part: "step"; "generation": the update is left out.
         greedy: the most likely tokens in place of drawn ones.
         save: a file for the gradients and the tokens.
@@ -76,6 +77,7 @@ class Run:
 
     way: str
     rows: int
+    generated: int = 0
     part: str = "step"
     greedy: bool = False
     save: str | None = None
@@ -90,7 +92,7 @@ class Clocks(TrainerCallback):
     def __init__(self, cell: Cell, run: Run):
         self.cell, self.run = cell, run
         self.steps: list[dict[str, Any]] = []
-        self.tokens: Any = None  # drawn in the current step
+        self.tokens: list[Any] = []  # drawn in the current step
         self._open: dict[str, tuple[float, float]] = {}
 
     def attach(self, trainer: Any) -> None:
@@ -111,6 +113,7 @@ class Clocks(TrainerCallback):
     def on_step_begin(self, *args, **kwargs):
         tokens = self.cell.completion if self.steps else min(WARM_UP["completion"], self.cell.completion)
         self.trainer.generation_config.max_new_tokens = self.trainer.generation_config.min_new_tokens = tokens
+        self.tokens = []
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of memory until here
         self.steps.append({"generation_tokens": 0, "update_tokens": 0, "start_mib": resident("VmRSS"), "seconds": {}})
@@ -136,7 +139,7 @@ class Clocks(TrainerCallback):
 
     def reward(self, completions, completion_ids, **_):
         """Every second completion of a group is good, so that every row has a gradient."""
-        self.tokens = completion_ids
+        self.tokens += completion_ids
         return [float(i % 2) for i in range(len(completions))]
 
     def check(self, inputs: dict[str, Any]) -> None:
@@ -243,6 +246,7 @@ def measure(cell: Cell, run: Run) -> dict[str, Any]:
         "num_generations": cell.group,
         "per_device_train_batch_size": run.rows,
         "gradient_accumulation_steps": cell.groups * cell.group // run.rows,
+        "generation_batch_size": (run.generated or cell.groups) * cell.group,
         "max_completion_length": cell.completion,
         "generation_kwargs": {"do_sample": not run.greedy},
         "learning_rate": 0.0,

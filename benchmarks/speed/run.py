@@ -57,7 +57,8 @@ def steps_command(options: argparse.Namespace) -> None:
             saved = {path.stem: path for path in kept.glob("*.pt")}  # of an earlier call with --keep
             for way in options.ways:
                 rows = options.rows if way == "trl" and options.rows else options.our_rows or cell.group
-                run = Run(way, rows, options.part, options.greedy)
+                generated = options.generated if way == "trl" else 0
+                run = Run(way, rows, generated, options.part, options.greedy)
                 source = older if way == "groups" and older else ROOT / "src"
                 if options.compare and way not in saved:
                     saved[way] = kept / f"{way}.pt"
@@ -297,6 +298,7 @@ def main() -> None:
     steps.add_argument("--groups", type=int, nargs="+", default=[1, 4, 8, 16], help="N")
     steps.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="in this order, also repeated")
     steps.add_argument("--rows", type=int, default=0, help="of TRL's micro-batches, as its memory allows (0: G)")
+    steps.add_argument("--generated", type=int, default=0, help="groups in a call of TRL's generation (0: all)")
     steps.add_argument("--our-rows", type=int, default=0, help="of our micro-batches (0: G)")
     steps.add_argument("--part", choices=("step", "generation"), default="step")
     steps.add_argument("--greedy", action="store_true", help="the most likely tokens; not for the summary")
