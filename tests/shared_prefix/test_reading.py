@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from fission_grpo.shared_prefix import reading, rows  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
+from fission_grpo.shared_prefix.prefix_cache import PrefixCache  # noqa: E402
 from fission_grpo.shared_prefix.prefixes import MIN_SHARED, common_beginnings  # noqa: E402
 
 
@@ -91,13 +92,7 @@ def test_long_beginnings_of_beginnings_are_levels_of_their_own(seed, monkeypatch
         with sharing.on(model):
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         assert found.equal(model.generate(input_ids=ids, attention_mask=mask, generation_config=config))
-        assert sharing.counts["read_tokens"] == len(begin) + sum(
-            len(set_of) - len(begin) for set_of in _beginnings(prompts)
-        ) + sum(len(prompt) for prompt in prompts) - 3 * sum(map(len, _beginnings(prompts)))
-
-
-def _beginnings(prompts):
-    return [prompts[members[0]][:length] for length, members in common_beginnings(prompts)]
+        assert sharing.counts["read_tokens"] == tokens_of_tree(prompts, PrefixCache())
 
 
 def test_a_beginning_is_stored_once_for_all_rows_and_read_without_padding_of_other_prompts():
@@ -116,12 +111,8 @@ def test_a_beginning_is_stored_once_for_all_rows_and_read_without_padding_of_oth
     assert (begin, alone) == ((1, 100), (1, 90))
     assert rest[0][0] == 6
     assert rest[0][1] <= 4
-    (level,) = Reader_of(model, sharing).rows_of(prompts)[0].levels
+    (level,) = reading.Reader(model, sharing.cache).rows_of(prompts)[0].levels
     assert [tuple(x.shape) for x in level.states[0]] == [(2, 2, 100, 8)] * 2  # the last prompt's node is empty
-
-
-def Reader_of(model, sharing):
-    return reading.Reader(model, sharing.cache)
 
 
 def test_without_remembering_only_beginnings_are_kept_until_the_weights_change():

@@ -69,7 +69,7 @@ class LocalPolicy:
         """
         import torch
 
-        prompts = [self._ids(request) for request in requests]
+        prompts = [self._ids(request) or [self._pad] for request in requests]
         replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
         order = self._order(prompts, [i for i in range(len(prompts)) if i not in replies])
         was_training = self.model.training
@@ -90,7 +90,7 @@ class LocalPolicy:
 
     def _ids(self, request: Request) -> list[int]:
         text = encodable(prompt_text(self.tokenizer, request, self._template_options))
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self._pad]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _order(self, prompts: Sequence[Sequence[int]], some: list[int]) -> list[int]:
         """Numbers of `some` prompts, those with equal room together, then those that begin alike, then by length."""

@@ -130,7 +130,7 @@ class Reader:
         return rows, rows.feed(ids, padding)
 
     def _kept(self, spans: list[tuple[list[int], int]]) -> tuple[States, Tensor]:
-        """States (U, K, P, d) and positions (U, P), -1 in padding, of kept tokens of U sequences, each from a start on.
+        """States (U, K, P, d) and positions (U, P), -1 in padding, of kept tokens of U sequences, each from a start.
 
         One sequence in one piece is not copied.
         """

@@ -109,11 +109,10 @@ class CachedRows:
         return [(keys[row], values[row]) for keys, values in self.states()], self.valid[row]
 
     def tokens_of(self, row: int, columns: Sequence[int]) -> States:
-        """Per layer the states (K, n, d) of n own tokens of a row; no copies if the ascending `columns` have no gap."""
-        first, gapless = columns[0] if columns else 0, not columns or columns[-1] - columns[0] + 1 == len(columns)
-        picked: Any = (
-            slice(first, first + len(columns)) if gapless else torch.tensor(columns, device=self.valid.device)
-        )
+        """Per layer the states (K, n, d) of n own tokens of a row; no copies if ascending `columns` have no gap."""
+        picked: Any = torch.tensor(columns, device=self.valid.device)
+        if not columns or columns[-1] - columns[0] + 1 == len(columns):
+            picked = slice(columns[0], columns[-1] + 1) if columns else slice(0)
         return [(keys[row, :, picked], values[row, :, picked]) for keys, values in self.states()]
 
 
