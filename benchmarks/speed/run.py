@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -116,24 +116,20 @@ def check_shared(cell: Cell, run: Run, found: dict[str, Any]) -> None:
 
 
 def compared(cell: Cell, greedy: bool, saved: dict[str, Path]) -> list[dict[str, Any]]:
-    """Of every way but the first: the largest relative difference of a parameter's gradient, and equal tokens."""
+    """Of every way but the first: equal tokens and, if all are, the largest relative difference of a gradient."""
     (first, reference), *others = ((way, torch.load(path, mmap=True)) for way, path in saved.items())
     found = []
     for way, other in others:
-        gradients = {
-            name: float((other["gradients"][name] - own).norm() / own.norm())
+        pairs = zip(chain(*reference["tokens"]), chain(*other["tokens"]), strict=True)
+        equal = [a == b for a, b in pairs]
+        differences = [
+            float((other["gradients"][name] - own).norm() / own.norm())
             for name, own in reference["gradients"].items()
             if own.norm() > 0
-        }
-        tokens = [
-            (a, b)
-            for one, two in zip(reference["tokens"], other["tokens"], strict=True)
-            for a, b in zip(one, two, strict=True)
         ]
-        names = {"way": way, "against": first, "greedy": greedy}
-        largest = {"gradient_difference": max(gradients.values(), default=None), "parameters": len(gradients)}
-        same = {"tokens": len(tokens), "equal_tokens": sum(a == b for a, b in tokens)}
-        found.append({"cell": asdict(cell), **names, **largest, **same})
+        one = {"cell": asdict(cell), "way": way, "against": first, "greedy": greedy, "tokens": len(equal)}
+        one |= {"equal_tokens": sum(equal), "parameters": len(differences)}
+        found.append({**one, "gradient_difference": max(differences) if differences and all(equal) else None})
     return found
 
 
