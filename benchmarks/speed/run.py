@@ -22,6 +22,7 @@ its micro-batches are all alike; such numbers are marked ("computed_from": n, an
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -54,15 +55,17 @@ def steps_command(options: argparse.Namespace) -> None:
         older = unpacked(options.groups_at, Path(folder)) if options.groups_at else None
         for cell in cells:
             kept = options.keep or Path(folder)
-            saved = {path.stem: path for path in kept.glob("*.pt")}  # of an earlier call with --keep
+            earlier = sorted(kept.glob("*.pt"), key=lambda path: not path.stem.startswith("trl"))  # with --keep
+            saved = {path.stem: path for path in earlier}
             for way in options.ways:
                 rows = options.rows if way == "trl" and options.rows else options.our_rows or cell.group
                 generated = options.generated if way == "trl" else 0
                 run = Run(way, rows, generated, options.part, options.greedy)
                 source = older if way == "groups" and older else ROOT / "src"
-                if options.compare and way not in saved:
-                    saved[way] = kept / f"{way}.pt"
-                    run = replace(run, save=str(saved[way]))
+                name = f"{way}, {rows} rows"
+                if options.compare and name not in saved:
+                    saved[name] = kept / f"{name}.pt"
+                    run = replace(run, save=str(saved[name]))
                 found = one_process(cell, run, source, Path(folder) / "result.json")
                 check_shared(cell, run, found)
                 code = options.groups_at if source is older else "this"
@@ -116,21 +119,27 @@ def check_shared(cell: Cell, run: Run, found: dict[str, Any]) -> None:
 
 
 def compared(cell: Cell, greedy: bool, saved: dict[str, Path]) -> list[dict[str, Any]]:
-    """Of every way but the first: equal tokens and, if all are, the largest relative difference of a gradient."""
+    """Of every way but the first: equal tokens and, if all are, relative differences of the gradient."""
     (first, reference), *others = ((way, torch.load(path, mmap=True)) for way, path in saved.items())
     found = []
     for way, other in others:
         pairs = zip(chain(*reference["tokens"]), chain(*other["tokens"]), strict=True)
         equal = [a == b for a, b in pairs]
-        differences = [
-            float((other["gradients"][name] - own).norm() / own.norm())
-            for name, own in reference["gradients"].items()
-            if own.norm() > 0
-        ]
-        one = {"cell": asdict(cell), "way": way, "against": first, "greedy": greedy, "tokens": len(equal)}
-        one |= {"equal_tokens": sum(equal), "parameters": len(differences)}
-        found.append({**one, "gradient_difference": max(differences) if differences and all(equal) else None})
+        one = {"cell": asdict(cell), "way": way, "against": first, "greedy": greedy}
+        one |= {"tokens": len(equal), "equal_tokens": sum(equal)}
+        found.append(one | (differences(reference["gradients"], other["gradients"]) if all(equal) else {}))
     return found
+
+
+def differences(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Norms of differences over norms: of all parameters together, and of the one in which it is largest."""
+    norms = {n: (float((other[n] - own).norm()), float(own.norm())) for n, own in reference.items() if own.any()}
+    if not norms:
+        return {}
+    worst = max(norms, key=lambda name: norms[name][0] / norms[name][1])
+    together = math.hypot(*(a for a, _ in norms.values())) / math.hypot(*(b for _, b in norms.values()))
+    parameter = {"largest_of_a_parameter": norms[worst][0] / norms[worst][1], "parameter": worst}
+    return {"gradient_difference": together, **parameter, "parameters": len(norms)}
 
 
 def read(path: Path) -> dict[str, Any]:
