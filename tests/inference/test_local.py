@@ -6,7 +6,6 @@ Repeatability, left padding and what dialogues look like with the starter are in
 import copy
 import dataclasses
 import inspect
-from os.path import commonprefix
 
 import pytest
 
@@ -17,6 +16,7 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.evaluation.episodes import ToolSchemas
+from fission_grpo.evaluation.evaluate import evaluate
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.local import LocalPolicy, eos_ids, prompt_text
 from fission_grpo.inference.pretrained import load_starter
@@ -205,7 +205,7 @@ def test_a_shared_beginning_is_read_once_and_changes_no_reply(starter, name):
     (shared, _), *others = common_beginnings(prompts)
     assert shared >= MIN_SHARED
     assert not others
-    rest = sum(len(one) - max(shared, len(commonprefix([one, prompts[0]]))) for one in prompts[1:])
+    rest = sum(len(one) - max(shared, common_beginnings([one, prompts[0]], least=1)[0][0]) for one in prompts[1:])
     assert policy.sharing.counts["read_tokens"] - read == rest + 1  # the first is known but for its last token
     assert max(rows for rows, tokens in shapes if tokens == 1) == 9
     assert sum(rows * tokens for rows, tokens in shapes if tokens > 1) < 1.5 * rest
@@ -228,6 +228,26 @@ def test_a_later_turn_reads_only_what_is_new_in_whatever_batch_and_call(starter)
     starter[0].lm_head.weight.data.mul_(1)  # the same weights
     policy.reply(later)
     assert policy.sharing.counts["read_tokens"] - before <= new + len(later)
+
+
+def test_an_evaluation_reads_each_token_of_its_dialogues_once(starter):
+    """With the installed version of transformers: a fast path that it silently switches off fails here."""
+    policy = greedy(starter)
+    assert evaluate(policy, Desk, make_rows(12, 3, "held_out"), max_turns=4).metrics.cases == 12
+    counts = policy.sharing.counts
+    assert counts["shared"] > 1
+    assert not counts["unshared"]
+    assert counts["read_tokens"] < counts["prompt_tokens"] / 4
+
+
+def test_a_forward_that_takes_its_cache_by_a_new_name_is_left_to_generate_and_counted(starter, caplog):
+    ours = find_cache_argument(starter[0])
+    policy = greedy((renamed(starter, ours, "memory"), starter[1]), max_new_tokens=4)
+    assert policy.reply(requests_of_odd_lengths(2)) == greedy(starter, max_new_tokens=4).reply(
+        requests_of_odd_lengths(2)
+    )
+    assert policy.sharing.counts == {"unshared": 1}
+    assert "its forward takes no KV cache by the name past_key_values or cache" in caplog.text
 
 
 def test_replies_are_those_without_sharing(starter):

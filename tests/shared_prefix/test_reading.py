@@ -6,13 +6,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from generation_support import MODELS, VOCABULARY, config_of, make_model, own_tokens, padded  # noqa: E402
+from generation_support import (  # noqa: E402
+    MODELS,
+    MORE_MODELS,
+    VOCABULARY,
+    config_of,
+    make_model,
+    own_tokens,
+    padded,
+)
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from fission_grpo.shared_prefix import reading, rows  # noqa: E402
 from fission_grpo.shared_prefix.generate import SharedGeneration  # noqa: E402
+from fission_grpo.shared_prefix.models import use_attention  # noqa: E402
 from fission_grpo.shared_prefix.prefix_cache import PrefixCache  # noqa: E402
 from fission_grpo.shared_prefix.prefixes import MIN_SHARED, common_beginnings  # noqa: E402
 
@@ -52,16 +61,18 @@ def tokens_of_tree(prompts, cache):
 
 
 def check_turns(model, draw, turns=3, sharing=None):
-    """Greedy tokens and read tokens of a few turns of dialogues, some of which end early."""
+    """Greedy and sampled tokens, and tokens read, of a few turns of dialogues, some of which end early."""
     sharing, dialogues = sharing or SharedGeneration(), make_tree(draw)
-    config = config_of(do_sample=False, max_new_tokens=8)
     with sharing.on(model):
-        for _ in range(turns):
+        for turn in range(turns):
+            config = config_of(do_sample=turn % 2 == 1, max_new_tokens=8)
             draw.shuffle(dialogues)
             ids, mask = padded(dialogues)
             expected_reads = tokens_of_tree(dialogues, sharing.cache)
             before = sharing.counts["read_tokens"]
+            torch.manual_seed(turn)
             found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            torch.manual_seed(turn)
             plain = type(model).generate(model, input_ids=ids, attention_mask=mask, generation_config=config)
             assert found.equal(plain)
             assert sharing.counts["read_tokens"] - before == expected_reads
@@ -76,6 +87,11 @@ def check_turns(model, draw, turns=3, sharing=None):
 @given(st.integers(0, 10**6), st.sampled_from(list(MODELS)))
 def test_any_tree_is_continued_as_by_plain_generate_and_read_once(seed, kind):
     check_turns(make_model(kind), random.Random(seed))
+
+
+@pytest.mark.parametrize("kind", MORE_MODELS)
+def test_other_supported_types_continue_a_tree_as_by_plain_generate(kind):
+    check_turns(make_model(kind), random.Random(7), turns=2)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -146,6 +162,14 @@ def test_a_limit_costs_reading_again_and_changes_no_token():
     assert sharing.cache.size <= 20_000
     assert sharing.counts["evicted_tokens"] > 100
     assert sharing.counts["read_tokens"] > sum(map(len, prompts)) + 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_self_check_agrees_on_a_tree(dtype):
+    model, prompts = make_model("gemma3_text").to(dtype), make_tree(random.Random(2))
+    assert max(map(len, prompts)) > reading.CHECKED_TOKENS / 2
+    use_attention(model)
+    assert reading.generation_agrees(model, prompts)
 
 
 def test_adapters_and_scores_cut_into_parts_change_no_token(monkeypatch):

@@ -14,6 +14,18 @@ MODELS = {
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 16, **SLIDING},
 }
 
+MORE_MODELS = {
+    "exaone4": SLIDING,
+    "glm4": {"head_dim": 8},
+    "granite": {"logits_scaling": 2.0},
+    "olmo2": {},
+    "olmo3": SLIDING,
+    "phi3": {},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "smollm3": {},
+}
+"""Types that differ from those above in details; each is tested with a few batches."""
+
 
 def make_model(kind: str):
     torch.manual_seed(0)
@@ -29,7 +41,7 @@ def make_model(kind: str):
         initializer_range=0.3,  # so that tokens depend on what was read
         pad_token_id=0,
         eos_token_id=EOS,
-        **MODELS[kind],
+        **(MODELS | MORE_MODELS)[kind],
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 

@@ -130,6 +130,8 @@ class LocalModelFeedback:
             if isinstance(model, str | Path):
                 model, tokenizer = load_model(str(model), tokenizer)
             self._policy = LocalPolicy(model, tokenizer, 0.0, self._max_new_tokens, self._batch_size)
+            if self._policy.sharing:
+                self._policy.sharing.remember = False  # no dialogue goes on: training needs the memory
         return self._policy
 
     def _count(self, name: str, number: float) -> None:

@@ -56,9 +56,10 @@ class LocalPolicy:
         self.temperature, self.max_new_tokens, self.batch_size = temperature, max_new_tokens, batch_size
         self.eos = eos_ids(model, tokenizer)
         self.context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
-        if self._pad is None:
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(self.eos), None)
+        if pad is None:
             raise ValueError(f"{_name(tokenizer)} has neither a padding nor an end token; set tokenizer.pad_token")
+        self._pad = int(pad)
         self._seed, self._calls, self._template_options = seed, 0, template_options
         self.sharing = SharedGeneration() if shared_prefix else None
 

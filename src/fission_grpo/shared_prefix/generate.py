@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, find_cache_argument
 from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
 from fission_grpo.shared_prefix.prefix_cache import PrefixCache, weights_version
 from fission_grpo.shared_prefix.reading import Reader, generation_agrees
@@ -118,6 +119,8 @@ class SharedGeneration:
             return f"generate was called with {', '.join(unknown) or 'positional arguments or without input_ids'}"
         if kwargs.get("synced_gpus") or (kwargs.get("synced_gpus") is None and _is_synced(decoder)):
             return "the model is sharded (FSDP or ZeRO-3), so that all ranks must generate in step"
+        if find_cache_argument(decoder) is None:
+            return f"its forward takes no KV cache by the name {' or '.join(CACHE_ARGUMENTS)}"
         ids, mask = kwargs["input_ids"], _mask_of(kwargs, kwargs["input_ids"])
         if not bool(mask.any(1).all()):
             return "a prompt is empty"
