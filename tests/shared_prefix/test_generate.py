@@ -128,9 +128,11 @@ def test_rows_that_have_ended_are_not_computed():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("scores", [rows.MAX_SCORES, 1])
-def test_later_turns_read_only_what_was_added(kind, scores, monkeypatch):
+@pytest.mark.parametrize(("scores", "fused"), [(rows.MAX_SCORES, 64), (1, 64), (rows.MAX_SCORES, 2)])
+def test_later_turns_read_only_what_was_added(kind, scores, fused, monkeypatch):
     monkeypatch.setattr(rows, "MAX_SCORES", scores)  # 1: tool results are read token by token
+    for module in (rows, decoding):
+        monkeypatch.setattr(module, "MIN_FUSED", fused)
     model, (ids, mask) = make_model(kind), make_prompts(UNEQUAL)
     config, sharing = config_of(max_new_tokens=9), SharedGeneration()
     dialogues = dialogues_of(ids, mask)

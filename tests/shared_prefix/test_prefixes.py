@@ -55,9 +55,9 @@ def test_tool_sets_with_a_short_system_text_in_common_are_clusters_of_their_own(
 
 
 def test_a_prompt_used_once_shares_nothing_and_a_prompt_used_twice_all_but_its_last_token():
-    prompt = list(range(40))
+    prompt = list(range(80))
     assert common_beginnings([prompt]) == [(0, [0])]
-    assert common_beginnings([prompt], uses=[2]) == [(39, [0])]
+    assert common_beginnings([prompt], uses=[2]) == [(79, [0])]
     assert common_beginnings([]) == []
 
 

@@ -31,13 +31,13 @@ def tokens(rng: random.Random, low: int, high: int) -> list[int]:
 
 def random_prompts(rng: random.Random, kind: str) -> list[list[int]]:
     """One prompt a row, shuffled."""
-    common = tokens(rng, 33, 60)
+    common = tokens(rng, 65, 90)
     groups = rng.randint(2, 4)
     prompts = [common + tokens(rng, 1, 9) for _ in range(1 if kind == "one prompt" else groups)]
     if kind == "a prompt is the beginning of another":
         prompts[0] = common
     if kind == "two sets of tools":
-        other = common[:5] + tokens(rng, 40, 50)
+        other = common[:5] + tokens(rng, 70, 80)
         prompts += [other + tokens(rng, 1, 9) for _ in range(2)]
     rows = [prompt for prompt in prompts for _ in range(1 if kind == "one group each" else rng.randint(1, 4))]
     rows += rows[:1] if len(rows) < 2 else []

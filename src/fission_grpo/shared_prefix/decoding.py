@@ -2,7 +2,8 @@
 
 The beginning of a row is a path through levels of the tree: what all prompts begin with, then the prompt of a group.
 Each level, and the row's own tokens, have a softmax of their own; they are joined by their log-sum-exps (as in flash
-decoding). So the keys of a node are read in one matrix product per head for all rows that pass through it.
+decoding). So the keys of a node are read in one matrix product per head for all rows that pass through it. Where many
+tokens are read at once, each row is a call of PyTorch's fused attention instead, over a copy of all its keys.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 States = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (rows, key heads, tokens, head size) each."""
+
+MIN_FUSED = 64
+"""[ours] Smallest number of new tokens that are read by fused attention: it keeps no scores, but copies keys."""
 
 _HIDDEN = torch.finfo(torch.float32).min / 2  # a score; half the least, so that differences are finite
 
@@ -32,6 +37,7 @@ class Level:
     def __init__(self, states: States, positions: Tensor, node: Tensor, padded: bool | None = None):
         self.states, self.positions, self.node = states, positions, node
         self.padded = bool((positions < 0).any()) if padded is None else padded
+        self.nodes: list[int] = node.tolist()
         order = node.argsort(stable=True)
         sizes = node.bincount(minlength=len(positions))
         starts, largest = sizes.cumsum(0) - sizes, int(sizes.max())
@@ -97,6 +103,19 @@ class Decoding:
         self.masks["own", window] = hidden[:, None, None]
         return self.masks["own", window]
 
+    def row_mask(self, row: int, new: int, window: int | None) -> Tensor:
+        """(n, T) bool, True where a new token of a row sees one of the T tokens of its nodes and its own."""
+        if (row, window) not in self.masks:
+            query_at = self.positions[row, -new:, None]
+            key_at = torch.cat([level.positions[level.nodes[row]] for level in self.levels] or [query_at[:0, 0]])
+            visible = (key_at >= 0).expand(new, -1)
+            if window:
+                visible = visible & (key_at > query_at - window)
+            own = self.own_mask(new, window)
+            assert own is not None  # there is more than one new token
+            self.masks[row, window] = torch.cat([visible, ~own[row if len(own) > 1 else 0, 0, 0]], 1)
+        return self.masks[row, window]
+
 
 def decode_attention(
     state: Decoding, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None
@@ -111,6 +130,8 @@ def decode_attention(
     """
     rows, heads, new, size = query.shape
     key_heads = key.shape[1]
+    if new >= MIN_FUSED:
+        return _fused_attention(state, layer, query, key, value, window, scale)
     query = (query * (scale or size**-0.5)).reshape(rows, key_heads, -1, size)  # (B, K, H/K n, d)
     shape = (rows, key_heads, heads // key_heads, new)
     joined, log_sum = _attend(query, key, value, state.own_mask(new, window), shape)
@@ -130,6 +151,25 @@ def decode_attention(
         if number + 1 < len(state.levels):
             log_sum = torch.logaddexp(log_sum, above_sum)
     return joined.view(rows, heads, new, size).transpose(1, 2)
+
+
+def _fused_attention(
+    state: Decoding, layer: int, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None
+) -> Tensor:
+    """As `decode_attention`, row by row."""
+    outputs = []
+    for row in range(len(query)):
+        nodes = [(level.states[layer], level.nodes[row]) for level in state.levels]
+        q = query[row].unflatten(0, (key.shape[1], -1))  # (K, H/K, n, d)
+        k, v = (
+            torch.cat([*(states[which][node] for states, node in nodes), own[row]], 1)[:, None].expand(
+                -1, q.shape[1], -1, -1
+            )
+            for which, own in enumerate((key, value))
+        )
+        mask = state.row_mask(row, query.shape[2], window)
+        outputs.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).flatten(0, 1))
+    return torch.stack(outputs).transpose(1, 2)
 
 
 def _attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-MIN_SHARED = 32
+MIN_SHARED = 64
 """[ours] Shortest common beginning that is computed apart, in tokens. A shorter one saves less than it costs."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from fission_grpo.shared_prefix.decoding import Decoding, Level, States
+from fission_grpo.shared_prefix.decoding import MIN_FUSED, Decoding, Level, States
 from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, GrowingLayer, find_cache_argument
 
 ROOM = 64  # [ours] number of tokens by which a row's cache grows at a time
@@ -63,6 +63,8 @@ class CachedRows:
         places = [level.members.numel() * level.positions.shape[1] for level in self.levels]
         most = max([len(ids) * (self.valid.shape[1] + ids.shape[1]), *places])
         step = max(1, MAX_SCORES // (heads * most))
+        if ids.shape[1] >= MIN_FUSED:  # of which only the masks are kept
+            step = max(step, MIN_FUSED, MAX_SCORES // most)
         for start in range(0, ids.shape[1] - step, step):
             self._feed(ids[:, start : start + step], None if valid is None else valid[:, start : start + step])
         last = (ids.shape[1] - 1) // step * step
