@@ -32,7 +32,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
 
-WARM_UP = {"common": 48, "own": 8, "completion": 4}  # [ours] tokens of the step before the one that counts
+WARM_UP = {"common": 80, "own": 8, "completion": 4}  # [ours] tokens of the step before the one that counts
 
 
 @dataclass(frozen=True)

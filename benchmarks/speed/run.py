@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 WAYS = ("trl", "groups", "tree")
 PARTS = ("generation", "log-probabilities", "backward", "update", "whole")
 PAIRS = {"groups": ("trl", "groups"), "tree": ("trl", "tree"), "tree over groups": ("groups", "tree")}
-TINY = Cell("random", 0, common=40, own=10, completion=6, group=4, groups=2)
+TINY = Cell("random", 0, common=100, own=10, completion=6, group=4, groups=2)
 TOO_MANY_TOKENS = 1.1  # [ours] tokens of the update over those expected, beyond which a way has not shared
 
 
