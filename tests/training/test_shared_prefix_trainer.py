@@ -143,3 +143,40 @@ def test_rows_of_a_prompt_are_grouped_in_micro_batches_of_the_same_size():
     assert first["prompt_mask"].tolist() == [[1, 1], [1, 1], [0, 1]]
     assert first["num_items_in_batch"] == second["num_items_in_batch"] == 9
     assert first["ref_per_token_logps"] is None
+
+
+class Fails(CountTokens):
+    """Raises in the third micro-batch of the first step, once."""
+
+    failing, calls = True, 0
+    trainer: "Fails"
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        self.calls += torch.is_grad_enabled()
+        if self.failing and self.calls == 3:
+            Fails.trainer, self.failing = self, False
+            raise RuntimeError("no memory")
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+
+def test_nothing_of_a_step_that_failed_is_used_by_the_next(tmp_path, caplog):
+    fields = {
+        "before": "send the report now. " * 60,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+    }
+    with pytest.raises(RuntimeError, match="no memory"):
+        run(Fails, tmp_path / "failing", **fields)
+    assert "no gradient through what its prompts share" in caplog.text
+    assert Fails.trainer._beginnings is None
+
+
+def test_an_auxiliary_loss_is_left_to_trl_with_a_warning_and_a_count(tmp_path, caplog):
+    trainer, _ = run(CountTokens, tmp_path, max_steps=1)
+    assert not trainer.take_sharing_counts()["shared_prefix/unshared_updates"]
+    ids = torch.tensor([[5, 6, 7, 8]])
+    arguments = (trainer.model, ids, torch.ones_like(ids), 2)
+    with pytest.raises(AttributeError, match="num_experts"):  # TRL computes it, for a model without experts
+        trainer._get_per_token_logps_and_entropies(*arguments, compute_aux_loss=True)
+    assert trainer.take_sharing_counts()["shared_prefix/unshared_updates"] == 1
+    assert "auxiliary loss" in caplog.text

@@ -120,7 +120,7 @@ class _GroupAttention:
     def _masked(
         self, q: Tensor, k: Tensor, v: Tensor, queries: tuple[int, int], keys: tuple[tuple[int, int], ...]
     ) -> Tensor:
-        q, mask = q[:, :, slice(*queries)], self._mask(queries, keys, q.dtype)
+        q, mask = _runs(q, (queries,), 2), self._mask(queries, keys, q.dtype)
         k, v = (_expanded(_runs(x, keys), q) for x in (k, v))
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, **self.options)
 
@@ -150,5 +150,7 @@ def _expanded(x: Tensor, query: Tensor) -> Tensor:
 
 def _runs(x: Tensor, runs: tuple[tuple[int, int], ...], dim: int = 1) -> Tensor:
     """The entries from `start` to `end` of each run, one run after the other."""
+    if runs == ((0, x.shape[dim]),):
+        return x  # autograd need not put its gradient into zeros
     parts = [x.narrow(dim, start, end - start) for start, end in runs]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

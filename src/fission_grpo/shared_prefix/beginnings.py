@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fission_grpo.core.terminal import get_logger, warn_once
@@ -31,7 +31,7 @@ class Beginnings:
     - `across_backward`: for the micro-batches of an optimizer step, each with its own backward pass. They accumulate
       their gradients with respect to the keys and values. The forward passes after `attach` hand these on, so that
       their backward pass goes through each beginning, once for all. Its layers are checkpointed: the backward pass
-      computes each again, with the same random numbers, so that only their inputs are kept meanwhile.
+      computes each again, but for attention, with the same random numbers, so that little is kept meanwhile.
 
     Args:
         model: a model after `enable`, wrapped or not.
@@ -107,6 +107,17 @@ class _Computed:
         return torch.stack(zeros).sum() if zeros else None
 
 
+_KEPT = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+)
+"""Operations whose results are kept in a checkpointed layer: much to compute, and no larger than its inputs."""
+
+_keep_attention = partial(create_selective_checkpoint_contexts, list(_KEPT))
+
+
 @contextmanager
 def _checkpointed(decoder: nn.Module) -> Iterator[None]:
     """Checkpoint the layers of a model in forward passes within the context."""
@@ -114,7 +125,7 @@ def _checkpointed(decoder: nn.Module) -> Iterator[None]:
     layers = [layer for layer in layers if not layer.gradient_checkpointing]
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=_keep_attention)
     try:
         yield
     finally:

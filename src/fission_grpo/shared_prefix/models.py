@@ -52,6 +52,8 @@ def unsupported(model: nn.Module) -> str | None:
     adapters = [one for module in model.modules() for one in getattr(module, "peft_config", {}).values()]
     if any(adapter.is_prompt_learning for adapter in adapters):
         return "its PEFT adapter puts virtual tokens before the prompt"
+    if any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters):
+        return "its PEFT adapter (aLoRA) depends on each row's tokens"
     return None
 
 

@@ -30,13 +30,13 @@ class _Node:
         return sum(x.nbytes for x in self.states) if self.states else 0
 
     def cut(self, at: int) -> None:
-        """Leave the first `at` tokens to this node, and the others to a new child; the two share their storage."""
+        """Leave the first `at` tokens to this node, and the others to a new child, so that each can be dropped."""
         assert self.states
-        rest = _Node(self.tokens[at:], tuple(x[:, :, at:] for x in self.states), self)  # pyright: ignore
+        rest = _Node(self.tokens[at:], tuple(x[:, :, at:].clone() for x in self.states), self)  # pyright: ignore
         rest.children, rest.used = self.children, self.used
         for child in rest.children.values():
             child.parent = rest
-        self.tokens, self.states = self.tokens[:at], tuple(x[:, :, :at] for x in self.states)  # pyright: ignore
+        self.tokens, self.states = self.tokens[:at], tuple(x[:, :, :at].clone() for x in self.states)  # pyright: ignore
         self.children = {rest.tokens[0]: rest}
 
 

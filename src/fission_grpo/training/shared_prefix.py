@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fission_grpo.core.terminal import get_logger
+from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.shared_prefix.beginnings import Beginnings
 from fission_grpo.shared_prefix.check import agrees
 from fission_grpo.shared_prefix.generate import SharedGeneration
@@ -19,7 +19,13 @@ from fission_grpo.training.trl_compat import MixinBase
 
 _log = get_logger(__name__)
 
-SHARING_COUNTS = ("shared_prefix/prompt_tokens", "shared_prefix/read_tokens", "shared_prefix/unshared")
+UNSHARED_UPDATES = "shared_prefix/unshared_updates"
+SHARING_COUNTS = (
+    "shared_prefix/prompt_tokens",
+    "shared_prefix/read_tokens",
+    "shared_prefix/unshared",
+    UNSHARED_UPDATES,
+)
 
 
 class SharedPrefixMixin(MixinBase):
@@ -45,6 +51,7 @@ class SharedPrefixMixin(MixinBase):
         self._beginnings: Beginnings | None = None
         self._shares: dict[int, bool] = {}  # by id of the causal LM, after its self-check
         self._with_gradient: Tensor | None = None
+        self._unshared_updates = 0
         self._generated = False
         self._taken_counts: Counter[str] = Counter()
         super().__init__(*args, **kwargs)
@@ -55,8 +62,9 @@ class SharedPrefixMixin(MixinBase):
         return getattr(self.args, "shared_prefix", True)
 
     def take_sharing_counts(self) -> Counter[str]:
-        """Counts of this rank's calls of `generate` since the last time (see `SharedGeneration`), without zeros."""
+        """Counts of this rank since the last time: see `SharedGeneration`, and passes left to TRL; without zeros."""
         counts = Counter({name: self.shared_generation.counts[name.split("/")[1]] for name in SHARING_COUNTS})
+        counts[UNSHARED_UPDATES] = self._unshared_updates
         new = counts - self._taken_counts
         self._taken_counts = counts
         return new
@@ -71,8 +79,9 @@ class SharedPrefixMixin(MixinBase):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, then rows with equal prompts put together within each optimizer step's micro-batches.
 
-        Every optimizer step keeps the rows that it has with TRL, so its gradient is the same for all loss types that
-        weigh rows or tokens alike in all micro-batches: all but "bnpo", which depends on TRL's own shuffle, too.
+        Every optimizer step keeps the rows that it has with TRL, so its gradient is the same for all losses that weigh
+        rows or tokens alike in all micro-batches. The loss type "bnpo" and `top_entropy_quantile` do not: they depend
+        on TRL's own shuffle, too.
         """
         self._generated, self._step_rows = False, []
         inputs = super()._prepare_inputs(generation_batch)
@@ -86,6 +95,8 @@ class SharedPrefixMixin(MixinBase):
         if self._generated:
             parts = [group_micro_batches(buffered[start : start + size]) for start in range(0, len(buffered), size)]
             self._buffered_inputs = buffered = [batch for part in parts for batch in part]
+        if at % size == 0:
+            self._beginnings = None  # left by a step that was not finished
         self._step_rows = buffered[at : at - at % size + size]
         return buffered[at]
 
@@ -97,11 +108,16 @@ class SharedPrefixMixin(MixinBase):
                 entropy_bonus=self._entropy_bonus_enabled,
                 aux_loss=self.aux_loss_enabled,
             )
+        finished = False
         try:
-            return super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, inputs)
+            finished = True
+            return loss
         finally:
             self._with_gradient = None
-            if self._is_last:
+            if self._beginnings is not None and not finished:
+                _log.warning("after an error, this optimizer step has no gradient through what its prompts share.")
+            if self._is_last or not finished:
                 self._beginnings = None
 
     @property
@@ -121,10 +137,15 @@ class SharedPrefixMixin(MixinBase):
         **options: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         self.shared_generation.forget()  # the rollouts are done
-        multimodal = any(value is not None for value in options.values())
+        unshared = sorted(name for name, value in options.items() if value is not None)  # images
         options |= {"batch_size": batch_size, "compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
         tensors = (input_ids, attention_mask, logits_to_keep)
-        if not self._sharing or compute_aux_loss or multimodal:
+        if compute_aux_loss:
+            unshared.append("an auxiliary loss (of a mixture of experts; off with router_aux_loss_coef=0)")
+        if not self._sharing or unshared:
+            if self._sharing:
+                self._unshared_updates += 1
+                warn_once(_log, f"log-probabilities do not share prompts with {', '.join(unshared)}")
             return super()._get_per_token_logps_and_entropies(model, *tensors, **options)
         width = input_ids.shape[1] - logits_to_keep
         batch = GroupedBatch(
@@ -132,6 +153,7 @@ class SharedPrefixMixin(MixinBase):
         )
         with self.accelerator.autocast():
             if not self._shares_with(model, batch):
+                self._unshared_updates += 1
                 return super()._get_per_token_logps_and_entropies(model, *tensors, **options)
             max_tokens = None if batch_size is None else width + batch_size * logits_to_keep
             beginnings = self._common_beginnings(model)
