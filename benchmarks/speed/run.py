@@ -272,14 +272,15 @@ def plot_command(options: argparse.Namespace) -> None:
 
 
 def draw(axes: Any, entries: list[dict[str, Any]], part: str) -> None:
-    entries = sorted((one for one in entries if part in one["ratios"]["tree"]), key=lambda one: one["cell"]["groups"])
+    entries = sorted(entries, key=lambda one: one["cell"]["groups"])
     n = [one["cell"]["groups"] for one in entries]
     for name, color in (("tree", "tab:blue"), ("groups", "tab:orange")):
-        ratios = [one["ratios"][name][part] for one in entries]
-        axes.plot(n, ratios, color=color, label=name)
-        for one, x, y in zip(entries, n, ratios, strict=True):
+        found = [one for one in entries if part in one["ratios"].get(name, {})]
+        x, y = [one["cell"]["groups"] for one in found], [one["ratios"][name][part] for one in found]
+        axes.plot(x, y, color=color, label=name)
+        for one, *point in zip(found, x, y, strict=True):
             computed = "computed_from" in one["ways"]["trl"][part]
-            axes.plot([x], [y], "o", color=color, markerfacecolor="white" if computed else color)
+            axes.plot(*point, "o", color=color, markerfacecolor="white" if computed else color)
         axes.plot(
             n, [one["bounds"][name] for one in entries], "--", color=color, linewidth=1, label=f"bound of {name}"
         )
