@@ -1,16 +1,19 @@
 """`fission-grpo eval` as a user runs it: local models, an endpoint over real sockets, files, BFCL, transcripts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from openai_server import OpenAIServer
 
+from fission_grpo.cli.evaluate import eval_parser, make_task_spec
 from fission_grpo.cli.main import main
 from fission_grpo.core.chat import render_call
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.desk.tasks import make_rows, solution
 from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.run import read_manifest
+from fission_grpo.evaluation.task_sets import task_set
 
 STARTER = ["--model", "starter", "--tasks", "desk", "--num_tasks", "12"]
 
@@ -160,6 +163,45 @@ def test_bfcl_cases_are_played_and_official_files_written(tmp_path):
     ]
     written = {path.name for path in (tmp_path / "eval-small" / "bfcl").rglob("*.json")}
     assert written == {"BFCL_v4_multi_turn_base_result.json", "BFCL_v4_irrelevance_result.json"}
+
+
+def test_bare_json_calls_are_part_of_an_evaluation(tmp_path, capsys):
+    few = (*STARTER[:-1], "2")
+    assert evaluated(tmp_path, *few, "--name", "a") == 0
+    assert evaluated(tmp_path, *few, "--name", "b", "--bare_json_calls") == 0
+    assert read_manifest(tmp_path / "eval-b").prompt["bare_json_calls"] is True
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "eval-a"), str(tmp_path / "eval-b")]) == 2
+    assert "prompt.bare_json_calls: absent in A, true in B" in capsys.readouterr().err
+    official = ("--model", "starter", "--tasks", "multi_turn_base", "--endpoint", "http://localhost:1/v1", "--raw")
+    assert evaluated(tmp_path, *official, "--format", "qwen-fc", "--bare_json_calls") == 2
+    assert "no --bare_json_calls" in capsys.readouterr().err
+
+
+def test_a_subset_of_bfcl_is_given_by_a_file_of_ids(tmp_path, capsys):
+    ids = tmp_path / "ids.txt"
+    ids.write_text("# chosen for a test\nmulti_turn_base_3\nmulti_turn_base_1  # TradingBot\n\n", encoding="utf-8")
+    spec = make_task_spec(eval_parser().parse_args(["--tasks", "multi_turn_base", "--task_ids", str(ids)]))
+    tasks = task_set(spec)
+    assert list(tasks.cases) == [case.id for case in tasks.official] == ["multi_turn_base_1", "multi_turn_base_3"]
+    assert tasks.sha256 != task_set(replace(spec, ids=("multi_turn_base_1",))).sha256
+    options = ("--model", "starter", "--task_ids", str(ids))
+    ids.write_text("multi_turn_base_1\nmulti_turn_base_999\n", encoding="utf-8")
+    assert evaluated(tmp_path, *options, "--tasks", "multi_turn_base") == 2
+    assert "no case of multi_turn_base has the id 'multi_turn_base_999'" in capsys.readouterr().err
+    assert evaluated(tmp_path, *options, "--tasks", "desk") == 2
+    assert "--task_ids is for BFCL's own cases" in capsys.readouterr().err
+    ids.write_text("# none\n", encoding="utf-8")
+    assert evaluated(tmp_path, *options, "--tasks", "multi_turn_base") == 2
+    assert f"{ids}: holds no id" in capsys.readouterr().err
+
+
+def test_a_local_model_is_loaded_in_the_dtype_asked_for(tmp_path, capsys):
+    few = (*STARTER[:-1], "2")
+    assert evaluated(tmp_path, *few, "--dtype", "bfloat16") == 0
+    assert read_manifest(tmp_path / "eval-starter").policy["dtype"] == "torch.bfloat16"
+    assert evaluated(tmp_path, *few, "--dtype", "bfloat16", "--endpoint", "http://localhost:1/v1") == 2
+    assert "--dtype is for local models" in capsys.readouterr().err
 
 
 def test_transcripts_from_elsewhere_need_no_model(tmp_path, capsys):

@@ -351,3 +351,19 @@ def test_replies_with_seeds_are_samples_of_the_same_distribution(starter):
 def test_greedy_replies_do_not_depend_on_seeds(starter):
     requests = requests_of_odd_lengths(3)
     assert greedy(starter).reply(seeded(requests)) == greedy(starter).reply(requests)
+
+
+def test_an_error_in_generate_leaves_every_module_in_its_mode(starter):
+    policy = greedy(starter)
+    model = policy.model
+    model.train()
+    model.lm_head.eval()
+    model.generate = lambda **_: 1 / 0
+    try:
+        with pytest.raises(ZeroDivisionError):
+            policy.reply([Request((), prompt="a b")])
+        assert model.training
+        assert not model.lm_head.training
+    finally:
+        del model.generate
+        model.eval()

@@ -237,3 +237,29 @@ def test_bfloat16_passes_the_self_check():
     model, (ids, mask) = make_model("llama").bfloat16(), make_prompts(UNEQUAL)
     use_attention(model)
     assert generation_agrees(model, dialogues_of(ids, mask))
+
+
+def test_a_replaced_generate_that_takes_no_loop_is_left_alone_and_counted(caplog):
+    model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
+    config, plain = config_of(do_sample=False), type(make_model("llama")).generate
+
+    def generate(input_ids, attention_mask, generation_config):
+        return plain(model, input_ids=input_ids, attention_mask=attention_mask, generation_config=generation_config)
+
+    model.generate = generate
+    sharing = SharedGeneration()
+    with sharing.on(model):
+        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    assert model.generate is generate
+    assert found.equal(generate(ids, mask, config))
+    assert sharing.reasons == {"generate was replaced": 1}
+    assert "generate was replaced" in caplog.text
+
+
+def test_of_two_contexts_the_inner_one_shares_and_the_outer_one_counts_nothing():
+    model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
+    outer, inner = SharedGeneration(), SharedGeneration()
+    with outer.on(model), inner.on(model):
+        model.generate(input_ids=ids, attention_mask=mask, generation_config=config_of())
+    assert inner.counts["shared"] == 1
+    assert not outer.counts

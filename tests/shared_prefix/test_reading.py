@@ -183,3 +183,31 @@ def test_adapters_and_scores_cut_into_parts_change_no_token(monkeypatch):
     model = get_peft_model(make_model("qwen2 with windows"), lora).eval()
     check_turns(model.base_model.model, random.Random(5))
     assert MIN_SHARED < 90  # so that the trees have common beginnings
+
+
+def test_beginnings_that_other_sets_of_tools_have_in_common_are_nested_and_no_level_occurs_twice():
+    tools = [[1] * 2000 + [2] * 1000, [1] * 2000 + [3] * 1000, [4] * 3000]  # the first two sets begin alike
+    prompts = [one + [5 + number] * 5 for one in tools for number in range(2)]
+    levels = reading._nested_beginnings(prompts)
+    assert [sorted(level) for level in levels] == [
+        [(0, [4, 5]), (2000, [0, 1, 2, 3])],
+        [(3000, [0, 1]), (3000, [2, 3]), (3000, [4, 5])],
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nested_beginnings_beside_others_change_no_token(seed, monkeypatch):
+    monkeypatch.setattr(reading, "MIN_LEVEL", 8)
+    draw = random.Random(seed)
+    begin, other = tokens(draw, 40, 30), tokens(draw, 90, 80)
+    sets = [begin + tokens(draw, 80, 70), begin + tokens(draw, 80, 70), other]
+    prompts = [one + tokens(draw, 9) for one in sets for _ in range(3)] + [tokens(draw, 30)]
+    draw.shuffle(prompts)
+    model, sharing = make_model("llama"), SharedGeneration()
+    ids, mask = padded(prompts)
+    with sharing.on(model):
+        found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config_of(do_sample=False))
+    assert found.equal(
+        model.generate(input_ids=ids, attention_mask=mask, generation_config=config_of(do_sample=False))
+    )
+    assert not sharing.reasons

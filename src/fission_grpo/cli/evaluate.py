@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fission_grpo.cli.tasks import error_pattern
-from fission_grpo.core.files import write_file
+from fission_grpo.core.errors import RunFileError
+from fission_grpo.core.files import read_file, write_file
 from fission_grpo.core.install import install_line
 from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
@@ -77,6 +78,8 @@ def _add_policy_options(group: Any) -> None:
     add("--extra_body", type=_json_object, default={}, metavar="JSON", help="endpoint: more request fields")
     template = "local model: arguments of the chat template, as in training (an endpoint takes them in --extra_body)"
     add("--chat_template_kwargs", type=_json_object, default={}, metavar="JSON", help=template)
+    dtype = "local model: of its weights (default: float32 on a CPU, as saved on a GPU)"
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help=dtype)
     add("--traces", type=Path, metavar="FILE", help="no policy: read transcripts or BFCL result files instead")
 
 
@@ -89,6 +92,8 @@ def _add_task_options(group: Any) -> None:
     add("--tasks", help=tasks)
     add("--num_tasks", type=_count, default=0, help="number of cases, of each category; 0: all (256 of the desk)")
     add("--skip_tasks", type=_count, default=0, help="number of cases to leave out first, such as training tasks")
+    ids = "BFCL: only the cases with these ids, one a line; what follows a # is left out"
+    add("--task_ids", type=Path, metavar="FILE", help=ids)
     add("--environment", metavar="MODULE:CLASS", help="an environment of yours, or path/to/file.py:Class; with --rows")
     add("--rows", metavar="FILE", help="its tasks: a .jsonl, .json or .parquet file; a row has a prompt and columns")
     rewards = "its reward functions, called as TRL does; none if it has get_reward"
@@ -101,6 +106,8 @@ def _add_task_options(group: Any) -> None:
     add("--format", choices=("chat", "qwen-fc", "qwen-prompting"), default="chat", help=formats)
     modes = "BFCL: strict is official; feedback answers calls that cannot be read with an error (default strict)"
     add("--mode", choices=("strict", "feedback"), default="strict", help=modes)
+    bare = "also read calls that a reply writes as JSON without <tool_call> tags and without any other text"
+    add("--bare_json_calls", action="store_true", help=bare)
     limit = "seconds of one tool call; a case that exceeds them has failed; 0: no limit (default %(default)g)"
     add("--tool_timeout", type=_seconds, default=ToolLimits.timeout, help=limit)
     isolate = "run each environment in a process of its own, which is killed at --tool_timeout (not for BFCL)"
@@ -197,6 +204,8 @@ def evaluate_model(arguments: Namespace) -> str:
     name = arguments.name or name_of_model(arguments.model)
     in_flight = arguments.in_flight or (64 if requests_of(spec.tasks) else 16)
     if arguments.endpoint is not None:
+        if arguments.dtype:
+            raise ValueError("--dtype is for local models; leave it out with --endpoint")
         if arguments.chat_template_kwargs:
             raise ValueError("--chat_template_kwargs is for local models; an endpoint takes them in --extra_body")
         options = EndpointOptions(
@@ -211,7 +220,9 @@ def evaluate_model(arguments: Namespace) -> str:
         )
         loading = connect_endpoint(arguments.model, arguments.endpoint, options, arguments.tokenizer)
     else:
-        loading = nullcontext(load_local_policy(arguments.model, sampling, in_flight, arguments.chat_template_kwargs))
+        options = arguments.chat_template_kwargs
+        local = load_local_policy(arguments.model, sampling, in_flight, options, dtype=arguments.dtype)
+        loading = nullcontext(local)
     with loading as loaded:
         result = run_evaluation(loaded, tasks, spec.prompt, asdict(sampling), in_flight, name, arguments.output)
         if (counts := getattr(loaded.policy, "counts", None)) is not None:
@@ -264,11 +275,15 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
         max_turns=max_turns,
         format=arguments.format,
         mode=arguments.mode,
+        ids=() if arguments.task_ids is None else read_ids(arguments.task_ids),
+        bare_json_calls=arguments.bare_json_calls,
         tool_timeout=arguments.tool_timeout,
         isolate_environments=arguments.isolate_environments,
         faults=tuple(arguments.fault),
         error_if=arguments.error_pattern,
     )
+    if not spec.official and arguments.task_ids:
+        raise ValueError("--task_ids is for BFCL's own cases; leave it out for other tasks")
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):
         raise ValueError("--format and --mode are for BFCL's own cases; leave them out for other tasks")
     if arguments.endpoint is not None and spec.format != "chat" and not arguments.raw:
@@ -276,6 +291,15 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
     if arguments.raw and spec.format == "chat" and arguments.tokenizer is None:
         raise ValueError("--raw needs --tokenizer MODEL, to render the dialogues with")
     return spec
+
+
+def read_ids(path: Path) -> tuple[str, ...]:
+    """The ids in a file, one a line, without comments. Raises RunFileError if there are none."""
+    lines = read_file(path, "give a file of case ids, one a line").decode("utf-8-sig", "replace").splitlines()
+    ids = tuple(filter(None, (line.partition("#")[0].strip() for line in lines)))
+    if not ids:
+        raise RunFileError(f"{path}: holds no id; write one a line, such as multi_turn_base_0")
+    return ids
 
 
 def _sampling(arguments: Namespace, spec: TaskSpec) -> Sampling:

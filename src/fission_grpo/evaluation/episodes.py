@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fission_grpo.core.chat import parse
 from fission_grpo.core.rewards import RewardConfig, step_verdict
 from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
@@ -18,6 +17,7 @@ from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
+from fission_grpo.evaluation.bare_json import read_turn
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.inference.base import Reply, Request
@@ -37,6 +37,7 @@ class EpisodeConfig:
     reward: EpisodeReward = field(default_factory=EpisodeReward)  # judges an episode at its end
     limits: ToolLimits | None = None  # of every tool call; None: those of training
     error_if: Callable[[str], bool] | None = None  # whether a result's text is an error, as in training
+    bare_json_calls: bool = False  # see `bare_json`
 
     def __post_init__(self):
         if self.max_turns < 1:
@@ -75,7 +76,7 @@ class _Episode:
     steps: list[tuple[Reply, Turn, list[ToolResult]]] = field(default_factory=list)  # with executed calls
 
 
-def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
+def run_step(task: Task, config: RewardConfig | None = None, bare_json_calls: bool = False) -> RunningCase:
     """Run a step task. It succeeds under the same rule as in training: R_fmt = 1, R_corr >= `correctness_threshold`.
 
     A call of an unknown tool, or with arguments that violate its schema, is an error. As the task ends with one reply,
@@ -87,7 +88,7 @@ def run_step(task: Task, config: RewardConfig | None = None) -> RunningCase:
     reply = yield Request(task.prompt, task.tools)
     if reply.lost is not None:
         return CaseRecord(task.id, "step", missing=reply.lost, seconds=time.perf_counter() - started)
-    turn = parse(reply.text, truncated=reply.truncated)
+    turn = read_turn(reply, bare_json_calls)
     verdict = step_verdict(task, turn, reply.tokens, config=config)
     calls = []
     for call in turn.calls:
@@ -137,7 +138,7 @@ def run_episode(
         if reply.lost is not None:
             success, missing, why = None, reply.lost, None
             break
-        if not _take_step(episode, reply, is_last=len(episode.steps) == config.max_turns - 1):
+        if not _take_step(episode, reply, config):
             success, missing, why = _judge(episode, config, row)
             break
     turns = (TurnRecord(_step_records(episode), success, request),)
@@ -158,9 +159,9 @@ def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str, selec
     return _Episode(environment, tools, ToolSchemas(tools), messages)
 
 
-def _take_step(episode: _Episode, reply: Reply, is_last: bool) -> bool:
+def _take_step(episode: _Episode, reply: Reply, config: EpisodeConfig) -> bool:
     """Add a reply to its episode and execute its calls; returns whether the episode continues."""
-    turn, results = parse(reply.text, truncated=reply.truncated), []
+    turn, results, is_last = read_turn(reply, config.bare_json_calls), [], len(episode.steps) == config.max_turns - 1
     episode.steps.append((reply, turn, results))
     episode.transcript.append(assistant_message(reply))
     if is_last or reply.truncated or not (turn.calls or turn.error):

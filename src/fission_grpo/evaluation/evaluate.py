@@ -68,6 +68,7 @@ def evaluate(
     isolate_environments: bool = False,
     faults: Sequence[Fault] = (),
     error_if: str | Callable[[str], bool] | None = None,
+    bare_json_calls: bool = False,
 ) -> EvaluationResult:
     """Evaluate a model in an environment: one episode for each row. Arguments are named as TRL's trainer names them.
 
@@ -97,6 +98,7 @@ def evaluate(
     functions = [] if reward_funcs is None else [reward_funcs] if callable(reward_funcs) else reward_funcs
     limits: dict[str, Any] = {"tool_timeout": tool_timeout, "isolate_environments": isolate_environments}
     limits |= {"error_if": error_if, "max_turns": max_turns, "faults": tuple(faults)}
+    limits["bare_json_calls"] = bare_json_calls
     spec, reward = TaskSpec("", success_at=success_at, seed=seed, **limits), EpisodeReward(functions, reward_weights)
     tasks = rows_task_set(environment_factory, _checked_rows(rows, environment_factory), reward, spec)
     tasks = sampled(tasks, samples, temperature_of(model, temperature))

@@ -288,7 +288,8 @@ def calls_as_text(records: Sequence[CaseRecord]) -> str:
     if 2 * len(found) <= len(records):
         return ""
     begin = f"{len(found):,} of {len(records):,} cases begin with a call as text that is not read as one"
-    return f"{begin}, such as {quoted(found[0])}: if a server writes it, {TOOL_FLAGS}"
+    bare = "where a model writes JSON and nothing else, --bare_json_calls reads it"
+    return f"{begin}, such as {quoted(found[0])}: {bare}; if a server writes it, {TOOL_FLAGS}"
 
 
 def metrics_json(metrics: Any) -> Any:

@@ -45,10 +45,11 @@ def load_local_policy(
     batch_size: int,
     template_options: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
+    dtype: str | None = None,
 ) -> LoadedPolicy:
     """Load a transformers model into this process, as `load_model` does."""
     path = model_path(name)  # once: another checkpoint may come
-    model, tokenizer = load_model(path, tokenizer)
+    model, tokenizer = load_model(path, tokenizer, dtype)
     weights = fingerprint(Path(path))
     description = {"kind": "local", "model": name, "weights": weights, "dtype": str(model.dtype)}
     description["step"], description["tokens"] = read_training_progress(Path(path))

@@ -15,7 +15,7 @@ from typing import Any
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.result_errors import error_rule
-from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, multi_turn_cases, single_turn_cases
+from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, MultiTurnCase, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.episode_reward import EpisodeReward, name_of
 from fission_grpo.envs.faults import Fault, inject_faults
@@ -50,6 +50,8 @@ class TaskSpec:
     max_turns: int = 4  # assistant turns per episode (BFCL's own cases have their official limit)
     format: str = "chat"  # how BFCL's own cases are rendered: see `bfcl.formats`
     mode: str = "strict"  # as officially, or "feedback": see `bfcl.run_case`
+    ids: tuple[str, ...] = ()  # only these cases of BFCL's categories; empty: all
+    bare_json_calls: bool = False  # calls without tags are read, too: see `bare_json`
     tool_timeout: float = ToolLimits.timeout  # seconds of one call; a case that exceeds it has failed; 0: no limit
     isolate_environments: bool = False  # each in a process of its own, see `envs.worker` (not BFCL's own cases)
     faults: tuple[Fault, ...] = ()  # injected into environments (not into BFCL's own cases)
@@ -64,9 +66,11 @@ class TaskSpec:
     def prompt(self) -> dict[str, Any]:
         """The fields that decide how cases are rendered for a policy, for manifests."""
         if self.official:
-            return {"format": self.format, "mode": self.mode}
+            bare = {"bare_json_calls": True} if self.bare_json_calls else {}
+            return {"format": self.format, "mode": self.mode, **bare}
         rule = error_rule(self.error_if)
         options = {"faults": [asdict(fault) for fault in self.faults], "error_if": rule and rule.name}
+        options["bare_json_calls"] = self.bare_json_calls
         given = {name: value for name, value in options.items() if value}
         return {"format": "chat", "max_turns": self.max_turns, **given}
 
@@ -147,7 +151,8 @@ def _file(spec: TaskSpec) -> TaskSet:
         rows, environments = case_rows(spec.tasks, spec.skip, spec.count)
         return TaskSet(_episodes(rows, environments, spec), "cases", sha256_of(rows))
     tasks = load_tasks(spec.tasks)[spec.skip :][: spec.count or None]
-    return TaskSet({task.id: partial(run_step, task) for task in tasks}, "steps", sha256_of(tasks))
+    steps = {task.id: partial(run_step, task, bare_json_calls=spec.bare_json_calls) for task in tasks}
+    return TaskSet(steps, "steps", sha256_of(tasks))
 
 
 def _episodes(
@@ -170,7 +175,7 @@ def _episodes(
     limits = ToolLimits(spec.tool_timeout)
     judge = reward or EpisodeReward()
     error_if = error_rule(spec.error_if)
-    config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if)
+    config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if, spec.bare_json_calls)
     cases: dict[str, StartCase] = {}
     for number, row in enumerate(rows):
         case_id = str(row.get("id", number))
@@ -181,6 +186,7 @@ def _episodes(
 
 
 def _bfcl(spec: TaskSpec) -> TaskSet:
+    from fission_grpo.evaluation.bfcl.formats import BARE_JSON
     from fission_grpo.evaluation.bfcl.run_case import run_case
     from fission_grpo.evaluation.bfcl.single_turn import run_single_turn
 
@@ -190,19 +196,25 @@ def _bfcl(spec: TaskSpec) -> TaskSet:
         raise ValueError("BFCL's own cases have no environments of ours; leave out --isolate_environments")
     if spec.error_if is not None:
         raise ValueError("BFCL's own cases tell errors as the official command does; leave out --error_pattern")
+    if spec.bare_json_calls and spec.format != "chat":
+        raise ValueError(f"--format {spec.format} reads calls as the official command does; no --bare_json_calls")
+    form = BARE_JSON if spec.bare_json_calls else spec.format
     starts: dict[str, StartCase] = {}
     cases: list[Any] = []
+    wanted = set(spec.ids)
     chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)
     for category in spec.official:
-        if category in MULTI_TURN:
-            selected = multi_turn_cases(category)[chosen]
-            starts |= {
-                case.id: partial(run_case, case, spec.format, spec.mode, spec.tool_timeout) for case in selected
-            }
-        else:
-            selected = single_turn_cases(category)[chosen]
-            starts |= {case.id: partial(run_single_turn, case, spec.format) for case in selected}
+        load = multi_turn_cases if category in MULTI_TURN else single_turn_cases
+        selected = [case for case in load(category) if not spec.ids or case.id in wanted][chosen]
+        for case in selected:
+            if isinstance(case, MultiTurnCase):
+                starts[case.id] = partial(run_case, case, form, spec.mode, spec.tool_timeout)
+            else:
+                starts[case.id] = partial(run_single_turn, case, form)
         cases += selected
+        wanted -= {case.id for case in load(category)}
+    if wanted:
+        raise ValueError(f"--task_ids: no case of {spec.tasks} has the id {quoted(min(wanted))}; correct or delete it")
     return TaskSet(starts, ",".join(spec.official), sha256_of(cases), cases)
 
 

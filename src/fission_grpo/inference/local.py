@@ -70,14 +70,14 @@ class LocalPolicy:
         """
         import torch
 
+        from fission_grpo.shared_prefix.check import eval_mode
+
         prompts = [self._ids(request) or [self._pad] for request in requests]
         replies = {i: Reply("", truncated=True) for i, prompt in enumerate(prompts) if self._room(prompt) < 1}
         order = self._order(prompts, [i for i in range(len(prompts)) if i not in replies])
-        was_training = self.model.training
-        self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         sharing = self.sharing.on(self.model) if self.sharing else nullcontext()
-        with torch.random.fork_rng(devices), sharing:
+        with torch.random.fork_rng(devices), sharing, eval_mode(self.model):
             torch.manual_seed(hash((self._seed, self._calls)) % 2**31)
             for room, group in itertools.groupby(order, key=lambda i: self._room(prompts[i])):
                 indices = list(group)
@@ -85,7 +85,6 @@ class LocalPolicy:
                     batch = indices[start : start + self.batch_size]
                     seeds = [requests[i].seed for i in batch]
                     replies |= zip(batch, self._sample([prompts[i] for i in batch], room, seeds), strict=True)
-        self.model.train(was_training)
         self._calls += 1
         return [replies[i] for i in range(len(prompts))]
 

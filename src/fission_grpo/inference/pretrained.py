@@ -51,8 +51,9 @@ def load_starter(path: Path | None = None) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def load_model(name: str, tokenizer: Any = None) -> tuple[Any, Any]:
-    """Load a model and, unless given, its tokenizer: on a GPU in the saved dtype, on a CPU in float32 (faster there).
+def load_model(name: str, tokenizer: Any = None, dtype: str | None = None) -> tuple[Any, Any]:
+    """Load a model and, unless given, its tokenizer: on a GPU in the saved dtype, on a CPU in float32 (faster on
+    most); or in another `dtype`, such as "bfloat16".
 
     The random state is kept. Raises ValueError if there is no such model, or it cannot be loaded.
     """
@@ -65,6 +66,7 @@ def load_model(name: str, tokenizer: Any = None) -> tuple[Any, Any]:
         placement = {"dtype": "auto", "device_map": f"cuda:{torch.cuda.current_device()}"}
     with torch.random.fork_rng(), loading_model(path):
         refuse_hub_kernels(path)
+        placement |= {} if dtype is None else {"dtype": dtype}
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, trust_remote_code=False, **placement)
         return model, tokenizer or AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 

@@ -8,6 +8,7 @@ does: the same seed gives the same tokens unless the probabilities of two differ
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,12 +83,19 @@ class SharedGeneration:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """Replace `generate` of this model (wrapped by PEFT or DDP or not) for the duration of the context."""
+        """Replace `generate` of this model (wrapped by PEFT or DDP or not) for the duration of the context.
+
+        One thread at a time: contexts of one model must not end in the order in which they began.
+        """
         decoder: Any = causal_lm(model)
         original, own = decoder.generate, vars(decoder).get("generate")
+        parameters = inspect.signature(original).parameters
+        takes_loop = "custom_generate" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
         def generate(*args: Any, **kwargs: Any) -> Any:
-            reason = self._why_not(model, decoder, args, kwargs)
+            if getattr(kwargs.get("custom_generate"), "__func__", None) is SharedGeneration._loop:
+                return original(*args, **kwargs)  # of a context within this one
+            reason = "generate was replaced" if not takes_loop else self._why_not(model, decoder, args, kwargs)
             if reason is None:
                 try:
                     return original(custom_generate=self._loop, **kwargs)

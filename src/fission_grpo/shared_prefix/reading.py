@@ -169,9 +169,9 @@ def _nested_beginnings(prompts: list[list[int]]) -> list[list[tuple[int, list[in
             return levels
         clusters = [(length, [i for part in some for i in members[part]]) for length, some in found]
         levels.insert(0, clusters)
-        apart = [(length, some) for length, some in clusters if length]
-        apart += [(len(prompts[i]), [i]) for length, some in clusters if not length for i in some]
-        parts, members = [prompts[some[0]][:length] for length, some in apart], [some for _, some in apart]
+        apart = [(prompts[some[0]][:length], some) for length, some in clusters if length]
+        apart += [(parts[i], members[i]) for length, some in found if not length for i in some]  # beginnings stay so
+        parts, members = [tokens for tokens, _ in apart], [some for _, some in apart]
 
 
 @torch.no_grad()

@@ -2,20 +2,22 @@
 
 "qwen-fc" and "qwen-prompting" are the official `QwenFCHandler` and `QwenHandler`, byte for byte: `Request.prompt` is
 the text to continue. "chat" has messages and tools for any chat model, decoded by `core.chat.parse`: dots in names are
-underscores (endpoints refuse dots), and held-out functions are added to the tools at their turn.
+underscores (endpoints refuse dots), and held-out functions are added to the tools at their turn. `BARE_JSON` is "chat"
+that also reads calls without tags.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from fission_grpo.core.chat import parse
 from fission_grpo.core.types import Message
 from fission_grpo.envs.bfcl.functions import to_json_schema
 from fission_grpo.envs.bfcl.judge import write_call
 from fission_grpo.envs.bfcl.official import Doc
+from fission_grpo.evaluation.bare_json import read_turn
 from fission_grpo.evaluation.bfcl import decoding
 from fission_grpo.evaluation.bfcl.decoding import Decoded, OfficialCall, Undecodable, answer_text, clean
 from fission_grpo.inference.base import Reply, Request
@@ -108,8 +110,9 @@ class QwenPrompting(Conversation):
 class Chat(Conversation):
     """Messages and tool schemas, for any chat model."""
 
-    def __init__(self, functions: Sequence[Doc]):
+    def __init__(self, functions: Sequence[Doc], bare_json_calls: bool = False):
         super().__init__(functions)
+        self._bare_json_calls = bare_json_calls
         self._tools = [schema_of(doc) for doc in functions]
         self._official = {tool["name"]: doc["name"] for tool, doc in zip(self._tools, functions, strict=True)}
         self._ids: list[str] = []
@@ -124,7 +127,7 @@ class Chat(Conversation):
         return Request(tuple(self._messages), tuple(self._tools))
 
     def add_reply(self, reply: Reply) -> Decoded:
-        turn = parse(reply.text, reply.truncated)
+        turn = read_turn(reply, self._bare_json_calls)
         message: dict[str, Any] = {"role": "assistant", "content": reply.text}
         self._ids, self._is_structured = [], bool(reply.tool_calls)
         if turn.error is None and len(turn.calls) == len(reply.tool_calls) > 0:
@@ -146,13 +149,19 @@ class Chat(Conversation):
             super().add_error(error)
 
     def decode_single(self, reply: Reply) -> list[dict[str, Any]]:
-        turn = parse(reply.text, reply.truncated)
+        turn = read_turn(reply, self._bare_json_calls)
         if turn.error is not None or not turn.calls:
             raise Undecodable(turn.error or "no tool call")
         return [{self._official.get(call.name, call.name): dict(call.arguments)} for call in turn.calls]
 
 
-_CONVERSATIONS = {"qwen-fc": QwenFC, "qwen-prompting": QwenPrompting, "chat": Chat}
+BARE_JSON = "chat-bare-json"  # "chat" with `--bare_json_calls`
+_CONVERSATIONS: dict[str, Callable[[Sequence[Doc]], Conversation]] = {
+    "qwen-fc": QwenFC,
+    "qwen-prompting": QwenPrompting,
+    "chat": Chat,
+    BARE_JSON: partial(Chat, bare_json_calls=True),
+}
 FORMATS = tuple(_CONVERSATIONS)
 
 
