@@ -1,9 +1,11 @@
-"""What fission's bookkeeping (reading, diagnosing, buffering, writing) costs, as a share of the training step.
+"""What fission's bookkeeping (reading, diagnosing, buffering, writing) costs, and the buffer's operations alone.
 
     python benchmarks/speed/bookkeeping.py --steps 12 --output benchmarks/speed/bookkeeping.json
+    python benchmarks/speed/bookkeeping.py --buffer --output benchmarks/speed/buffer.json
 
 Trains the starter policy on the built-in environment and compares `fission/seconds` with TRL's `step_time`, step by
-step. The buffer is filled with as many waiting instances as given first, so that growth would show.
+step. The buffer is filled with as many waiting instances as given first, so that growth would show. With `--buffer`:
+microseconds of operations on full buffers of these sizes, without training.
 """
 
 import argparse
@@ -11,8 +13,12 @@ import json
 import platform
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,6 +30,7 @@ from fission_grpo.core.types import ErrorKind, Task
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.feedback.sources import FIXED_TEXT
+from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.inference.pretrained import starter_path
 
@@ -78,13 +85,28 @@ def fillers(count: int, seed: int) -> list[CorrectiveInstance]:
     return [replace(item, task=replace(task, id=f"filler{i}"), kind=kinds[i % len(kinds)]) for i in range(count)]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--waiting", type=int, nargs="+", default=[0, 10_000], help="instances waiting beforehand")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="raw results as JSON")
-    options = parser.parse_args()
+def buffer_times(order: str, size: int, repeats: int = 50) -> dict[str, list[float]]:
+    """Microseconds to take 8 of a full buffer, to add one, and to look for old ones: [median, least, most]."""
+    items = fillers(size + 8 * repeats, seed=0)
+    buffer, new = FissionBuffer(size, max_age=32, order=order), iter(items[size:])
+    for item in items[:size]:
+        buffer.push(item)
+    times: dict[str, list[float]] = {"pop": [], "push": [], "expire": []}
+    for _ in range(repeats):
+        fresh = list(islice(new, 8))
+        times["pop"].append(microseconds(lambda: buffer.sample(8)))
+        times["push"].append(microseconds(lambda fresh=fresh: [buffer.push(item) for item in fresh]) / 8)
+        times["expire"].append(microseconds(lambda: buffer.expire(0)))
+    return {name: [statistics.median(values), min(values), max(values)] for name, values in times.items()}
+
+
+def microseconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return 1e6 * (time.perf_counter() - started)
+
+
+def training_results(options: argparse.Namespace) -> dict[str, Any]:
     results = []
     for waiting in options.waiting:
         times = train(options.steps, waiting, options.seed)
@@ -97,10 +119,29 @@ def main():
                     f"{waiting:6d} waiting, {phase}: step {statistics.median(steps):.2f} s, "
                     f"bookkeeping {1000 * statistics.median(spent):.1f} ms, {share:.2f} % (medians of {len(steps)})"
                 )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
+    record = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    return {**record, "seed": options.seed, "runs": results}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--waiting", type=int, nargs="+", default=[0, 10_000], help="instances waiting beforehand")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--buffer", action="store_true", help="operations on full buffers of 100 to 100,000 instances")
+    parser.add_argument("--output", type=Path, help="raw results as JSON")
+    options = parser.parse_args()
+    if options.buffer:
+        points = product(("lifo", "random"), (100, 1000, 10_000, 100_000))
+        found = [{"order": order, "size": size, **buffer_times(order, size)} for order, size in points]
+        print(*found, sep="\n")
+        results: dict[str, Any] = {"median_least_most_microseconds": found}
+    else:
+        results = training_results(options)
     if options.output:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
-        record = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads()}
-        options.output.write_text(json.dumps({**record, "seed": options.seed, "runs": results}, indent=1) + "\n")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

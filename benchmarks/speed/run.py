@@ -1,212 +1,322 @@
-"""Training steps of TRL's GRPOTrainer and of ours without fission, on the same model, data and seed, in turn.
+"""A training step in three ways: TRL's, with shared groups, and with what all prompts share computed once.
 
-    python benchmarks/speed/run.py steps --output benchmarks/speed/starter.json
-    python benchmarks/speed/run.py steps --model MODEL --prompt 2048 --completion 128 --output grid.json
-    python benchmarks/speed/run.py buffer --output benchmarks/speed/buffer.json
-    python benchmarks/speed/run.py plot grid.json grid.png
+    python benchmarks/speed/run.py steps --model models/smollm2 --common 2000 --groups 8 \
+        --ways groups trl tree groups tree --rows 2 --groups-at e0b301f --compare --output FILE.json
+    python benchmarks/speed/run.py steps --tiny --output FILE.json
+    python benchmarks/speed/run.py show FILE.json [FILE.json ...]
+    python benchmarks/speed/run.py plot FILE.json IMAGE.png
 
-Without `--model` the starter policy plays the built-in tasks with its tools (8 groups of 8). With a model folder,
-every G completions of exactly R tokens follow a random text of P tokens, for all given P, R and G.
+The ways: "trl" is TRL's GRPOTrainer; "groups" and "tree" are ours without fission, which compute each group's prompt
+once, and in "tree" also the common beginning of all prompts once per optimizer step. All take the same step: N prompts
+of C common and Q own tokens, G completions of R tokens each, one optimizer step, on the same model, data and seed.
 
-`steps` adds its runs to what the file holds already, so a grid can be run in pieces and rounds. A step's parts are in
-seconds of the processor ("..._clock": on the clock); ratios are of medians over all runs' steps but each run's first
-(which has the self-checks; where a run has no other, it counts), beside the bound: tokens that pass through the model
-without and with sharing, (P+R)G / (P+GR). On CPU, TRL's head scores prompts too, so that its part can exceed the
-bound. Memory is the peak of a process of its own per trainer.
+Each run is a process of its own, which takes a short step first. `steps` adds its runs to what FILE holds, so that a
+grid can be run in pieces; the summary is made again. Seconds are the processor's (on one thread; raw: the clock's,
+too). "update" is all that is neither generation nor the optimizer's. A bound is the number of tokens that pass through
+the model's layers in the update, without sharing over with it. On a CPU TRL's head scores prompts too, so that a ratio
+can exceed its bound.
+
+Where TRL was not measured at N groups, its seconds are computed as N / n of those at the largest n measured, because
+its micro-batches are all alike; such numbers are marked ("computed_from": n, and ~ in tables).
 """
 
 import argparse
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
-from itertools import islice, product
+import tempfile
+from dataclasses import asdict, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-import trl
-from bookkeeping import fillers
 from matplotlib.figure import Figure
-from shared_prefix.steps import TRAINERS, Setting, peak, train
+from one_way import Cell, Run
 
-from fission_grpo.fission.buffer import FissionBuffer
-
-PARTS = {
-    "generation": lambda step: step["generation"],
-    "log-probabilities and loss": lambda step: step["loss"],
-    "backward": lambda step: step["backward"],
-    "log-probabilities to backward": lambda step: step["loss"] + step["backward"],
-    "whole step": lambda step: step["all"],
-}
+ROOT = Path(__file__).parents[2]
+WAYS = ("trl", "groups", "tree")
+PARTS = ("generation", "log-probabilities", "backward", "update", "whole")
+PAIRS = {"groups": ("trl", "groups"), "tree": ("trl", "tree"), "tree over groups": ("groups", "tree")}
+TINY = Cell("random", 0, common=100, own=10, completion=6, group=4, groups=2)
+TOO_MANY_TOKENS = 1.1  # [ours] tokens of the update over those expected, beyond which a way has not shared
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(options: argparse.Namespace) -> list[Setting]:
-    if options.model is None:
-        return [Setting(None)]
-    grid = product(options.prompt, options.completion, options.group, [options.micro_batch], options.tools)
-    return [Setting(options.model, options.layers, *point) for point in grid]
-
-
 def steps_command(options: argparse.Namespace) -> None:
-    if options.alone:
-        print(json.dumps(peak(settings_of(options)[0], options.alone)))
-        return
-    held = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    machine = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "trl": trl.__version__,
-    }
-    for setting, _, name in product(settings_of(options), range(options.rounds), options.trainers):
-        load = Path("/proc/loadavg").read_text().split()[0]
-        run = {"setting": asdict(setting), "trainer": name, "machine": {**machine, "load": float(load)}}
-        held.append(run | train(setting, name, options.steps))
-        write(options.output, held)
-    for setting, name in product(settings_of(options) if options.memory else (), options.trainers):
-        held.append({"setting": asdict(setting), "trainer": name, "machine": machine, **alone(setting, name)})
-        write(options.output, held)
-    for entry in summary(held):
-        print(*(f"{key}: {entry[key]}" for key in entry if key != "median_least_most"), sep="\n  ")
+    cells = [TINY] if options.tiny else cells_of(options)
+    results = read(options.output)
+    with tempfile.TemporaryDirectory() as folder:
+        older = unpacked(options.groups_at, Path(folder)) if options.groups_at else None
+        for cell in cells:
+            kept = options.keep or Path(folder)
+            earlier = sorted(kept.glob("*.pt"), key=lambda path: not path.stem.startswith("trl"))  # with --keep
+            saved = {path.stem: path for path in earlier}
+            for way in options.ways:
+                rows = options.rows if way == "trl" and options.rows else options.our_rows or cell.group
+                generated = options.generated if way == "trl" else 0
+                run = Run(way, rows, generated, options.part, options.greedy)
+                source = older if way == "groups" and older else ROOT / "src"
+                name = f"{way}, {rows} rows"
+                if options.compare and name not in saved:
+                    saved[name] = kept / f"{name}.pt"
+                    run = replace(run, save=str(saved[name]))
+                found = one_process(cell, run, source, Path(folder) / "result.json")
+                check_shared(cell, run, found)
+                code = options.groups_at if source is older else "this"
+                results["runs"].append(
+                    {"cell": asdict(cell), **asdict(replace(run, save=None)), "code": code, **found}
+                )
+                write(options.output, results)
+                print(json.dumps(results["runs"][-1]), flush=True)
+            if options.compare:
+                results["compared"] += compared(cell, options.greedy, saved)
+                write(options.output, results)
+                for path in () if options.keep else saved.values():
+                    path.unlink()
+    print(tables(results))
 
 
-def alone(setting: Setting, name: str) -> dict[str, float]:
-    """Memory of a step in a process of its own."""
-    command = [sys.executable, __file__, "steps", "--alone", name]
-    if setting.model is not None:
-        fields = asdict(setting)
-        command += [text for field, value in fields.items() for text in (f"--{field.replace('_', '-')}", str(value))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def cells_of(options: argparse.Namespace) -> list[Cell]:
+    if options.model is None:
+        raise SystemExit(
+            "--model is missing: give a folder, made for example by scripts/prepare_smollm2.py, or --tiny"
+        )
+    return [
+        Cell(options.model, options.layers, common, options.own, options.completion, options.group, groups)
+        for common, groups in product(options.common, options.groups)
+    ]
 
 
-def write(path: Path, runs: list[dict[str, Any]]) -> None:
-    path.write_text(json.dumps({"summary": summary(runs), "runs": runs}, indent=1) + "\n")
+def unpacked(commit: str, folder: Path) -> Path:
+    """The package at a commit of this repository, in a temporary folder."""
+    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    return folder / "src"
 
 
-def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per setting (micro-batches apart): median and spread of each part, ratios, bound and memory."""
-    runs = [{**run, "setting": {"tools": 0, **run["setting"], "micro_batch": 0}} for run in runs]
-    settings = {json.dumps(run["setting"], sort_keys=True): run["setting"] for run in runs}
-    return [_summary_of(one, runs) for one in settings.values()]
+def one_process(cell: Cell, run: Run, source: Path, result: Path) -> dict[str, Any]:
+    given = json.dumps({"cell": asdict(cell), "run": asdict(run), "result": str(result)})
+    load = float(Path("/proc/loadavg").read_text().split()[0])
+    threads = torch.get_num_threads()
+    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("one_way.py")), given]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{run.way} at {cell} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+    return {"threads": threads, "load_before": load, **json.loads(result.read_text())}
 
 
-def _summary_of(setting: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    mine = [run for run in runs if run["setting"] == setting]
-    seconds: dict[str, dict[str, list[float]]] = {}
-    memory: dict[str, dict[str, float]] = {}
-    shared: list[dict[str, float]] = []
-    for name in TRAINERS:
-        own = [run for run in mine if run["trainer"] == name]
-        steps = [step for run in own for step in run.get("steps", [])[1:]]
-        steps = steps or [step for run in own for step in run.get("steps", [])]
-        shared = steps if name == "ours" else shared
-        if steps:
-            seconds[name] = {part: _spread([of(step) for step in steps]) for part, of in PARTS.items()}
-            seconds[name]["steps"] = [len(steps)]
-        for run in own:
-            if "peak_mib" in run:
-                memory[name] = {k: run[k] for k in ("peak_mib", "step_mib")}
-    found: dict[str, Any] = {"setting": setting, "median_least_most": seconds}
-    if len(seconds) == len(TRAINERS):
-        found["bound"] = sum(s["tokens"] for s in shared) / sum(s["tokens_shared"] for s in shared)
-        found["times_faster"] = {part: seconds["trl"][part][0] / seconds["ours"][part][0] for part in PARTS}
-    if len(memory) == len(TRAINERS):
-        found["memory"] = memory
-        found["memory_ratio"] = {k: memory["ours"][k] / memory["trl"][k] for k in ("peak_mib", "step_mib")}
+def check_shared(cell: Cell, run: Run, found: dict[str, Any]) -> None:
+    expected = cell.tokens(run.way)
+    if run.part == "step" and run.rows % cell.group == 0 and found["update_tokens"] > TOO_MANY_TOKENS * expected:
+        raise SystemExit(f"{run.way} did not share: {found['update_tokens']} tokens in the update, not {expected}")
+
+
+def compared(cell: Cell, greedy: bool, saved: dict[str, Path]) -> list[dict[str, Any]]:
+    """Of every way but the first: equal tokens and, if all are, relative differences of the gradient."""
+    (first, reference), *others = ((way, torch.load(path, mmap=True)) for way, path in saved.items())
+    found = []
+    for way, other in others:
+        pairs = zip(chain(*reference["tokens"]), chain(*other["tokens"]), strict=True)
+        equal = [a == b for a, b in pairs]
+        one = {"cell": asdict(cell), "way": way, "against": first, "greedy": greedy}
+        one |= {"tokens": len(equal), "equal_tokens": sum(equal)}
+        found.append(one | (differences(reference["gradients"], other["gradients"]) if all(equal) else {}))
     return found
 
 
-def _spread(values: list[float]) -> list[float]:
-    return [statistics.median(values), min(values), max(values)]
+def differences(reference: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Norms of differences over norms: of all parameters together, and of the one in which it is largest."""
+    norms = {n: (float((other[n] - own).norm()), float(own.norm())) for n, own in reference.items() if own.any()}
+    if not norms:
+        return {}
+    worst = max(norms, key=lambda name: norms[name][0] / norms[name][1])
+    together = math.hypot(*(a for a, _ in norms.values())) / math.hypot(*(b for _, b in norms.values()))
+    parameter = {"largest_of_a_parameter": norms[worst][0] / norms[worst][1], "parameter": worst}
+    return {"gradient_difference": together, **parameter, "parameters": len(norms)}
 
 
-# -- buffer -----------------------------------------------------------------------------------------------------------
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {"runs": [], "compared": []}
 
 
-def buffer_command(options: argparse.Namespace) -> None:
-    """Times of operations on full buffers of each order and size."""
-    found = []
-    for order, size in product(("lifo", "random"), options.sizes):
-        found.append({"order": order, "size": size, **buffer_times(order, size, options.repeats)})
-        print(json.dumps(found[-1]), flush=True)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"median_least_most_microseconds": found}, indent=1) + "\n")
+def write(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = {"summary": summary(results["runs"]), "compared": results["compared"], "runs": results["runs"]}
+    path.write_text(json.dumps(held, indent=1) + "\n")
 
 
-def buffer_times(order: str, size: int, repeats: int) -> dict[str, list[float]]:
-    """Microseconds to take 8 of a full buffer, to add one, and to look for instances too old."""
-    items = fillers(size + 8 * repeats, seed=0)
-    buffer, new = FissionBuffer(size, max_age=32, order=order), iter(items[size:])
-    for item in items[:size]:
-        buffer.push(item)
-    times: dict[str, list[float]] = {"pop": [], "push": [], "expire": []}
-    for _ in range(repeats):
-        fresh = list(islice(new, 8))
-        times["pop"].append(_microseconds(lambda: buffer.sample(8)))
-        times["push"].append(_microseconds(lambda fresh=fresh: [buffer.push(item) for item in fresh]) / 8)
-        times["expire"].append(_microseconds(lambda: buffer.expire(0)))
-    return {name: _spread(values) for name, values in times.items()}
+# -- summary ----------------------------------------------------------------------------------------------------------
 
 
-def _microseconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return 1e6 * (time.perf_counter() - started)
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per cell: median, least and most of each part's processor seconds, memory, ratios and bounds."""
+    cells = {json.dumps(run["cell"]): Cell(**run["cell"]) for run in runs}
+    return [entry_of(cell, runs) for cell in cells.values()]
 
 
-# -- plot -------------------------------------------------------------------------------------------------------------
+def entry_of(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    alike = [run for run in runs if replace(Cell(**run["cell"]), groups=cell.groups) == cell and not run["greedy"]]
+    labels = dict.fromkeys(label(run) for run in alike)
+    ways = {name: numbers(cell, [run for run in alike if label(run) == name]) for name in labels}
+    ways = {name: found for name, found in ways.items() if found}
+    entry: dict[str, Any] = {"cell": asdict(cell), "ways": ways}
+    entry["bounds"] = {name: cell.tokens(a) / cell.tokens(b) for name, (a, b) in PAIRS.items()}
+    entry["ratios"], entry["memory_ratios"] = {}, {}
+    for name, (a, b) in PAIRS.items():
+        if a in ways and b in ways:
+            parts = [part for part in PARTS if part in ways[a] and part in ways[b]]
+            entry["ratios"][name] = {part: ways[a][part]["median"] / ways[b][part]["median"] for part in parts}
+            kinds = [kind for kind in ("peak_mib", "step_mib") if kind in ways[a] and kind in ways[b]]
+            entry["memory_ratios"][name] = {kind: ways[b][kind] / ways[a][kind] for kind in kinds}
+    return entry
+
+
+def label(run: dict[str, Any]) -> str:
+    """The way, and its rows where ours has other micro-batches than groups."""
+    usual = run["way"] == "trl" or run["rows"] == run["cell"]["group"]
+    return run["way"] if usual else f"{run['way']}, {run['rows']} rows"
+
+
+def numbers(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds of the parts and MiB at this cell, where TRL's may be computed from fewer groups."""
+    found: dict[str, Any] = {}
+    steps = [run for run in runs if run["part"] == "step"]
+    for part in PARTS:
+        alike = runs if part == "generation" else steps
+        if part != "whole" and (values := seconds_of(cell, alike, part)):
+            found[part] = values
+    mine = [run for run in steps if run["cell"] == asdict(cell)]
+    if mine:
+        found["whole"] = seconds_of(cell, mine, "whole")
+        found["rows"] = mine[0]["rows"]
+        found["peak_mib"] = max(run["peak_mib"] for run in mine)
+        found["step_mib"] = max(run["peak_mib"] - run["loaded_mib"] for run in mine)
+    elif "update" in found and "generation" in found:
+        parts = found["update"], found["generation"]
+        computed_from = min(part.get("computed_from", cell.groups) for part in parts)
+        found["whole"] = {"median": sum(part["median"] for part in parts), "computed_from": computed_from}
+    return found
+
+
+def seconds_of(cell: Cell, runs: list[dict[str, Any]], part: str) -> dict[str, Any]:
+    """Spread of a part at this cell; if it was not measured there: computed from fewer groups, for TRL only."""
+    measured = sorted({run["cell"]["groups"] for run in runs if run["cell"]["groups"] <= cell.groups})
+    if not measured or (measured[-1] < cell.groups and runs[0]["way"] != "trl"):
+        return {}
+    n = measured[-1]
+    values = [run["seconds"][part][0] * cell.groups / n for run in runs if run["cell"]["groups"] == n]
+    spread = {"median": statistics.median(values), "least": min(values), "most": max(values), "runs": len(values)}
+    return spread if n == cell.groups else {**spread, "computed_from": n}
+
+
+# -- tables and picture -----------------------------------------------------------------------------------------------
+
+
+def show_command(options: argparse.Namespace) -> None:
+    for path in options.results:
+        print(tables(json.loads(path.read_text())))
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: seconds and ratios of each cell, then what was compared."""
+    lines = []
+    for entry in summary(results["runs"]):
+        cell, ways = entry["cell"], entry["ways"]
+        lines += ["", ", ".join(f"{name} {value}" for name, value in cell.items())]
+        lines.append("| | " + " | ".join([*ways, *entry["ratios"]]) + " |")
+        lines.append("|---|" + "---|" * (len(ways) + len(entry["ratios"])))
+        for part in PARTS:
+            ratios = [f"{ratio[part]:.1f}" if part in ratio else "" for ratio in entry["ratios"].values()]
+            lines.append(
+                f"| {part} | " + " | ".join([*(as_text(way.get(part)) for way in ways.values()), *ratios]) + " |"
+            )
+        bounds = [f"{entry['bounds'][name]:.1f}" for name in entry["ratios"]]
+        lines.append("| bound | " + " | ".join(["", *[""] * (len(ways) - 1), *bounds]) + " |")
+        for kind in ("peak_mib", "step_mib"):
+            values = [f"{way[kind]:,.0f}" if kind in way else "" for way in ways.values()]
+            ratios = [f"{one[kind]:.2f}" if kind in one else "" for one in entry["memory_ratios"].values()]
+            lines.append(f"| {kind} | " + " | ".join([*values, *ratios]) + " |")
+    return "\n".join([*lines, *(json.dumps(one) for one in results["compared"])])
+
+
+def as_text(seconds: dict[str, Any] | None) -> str:
+    if seconds is None:
+        return ""
+    if "computed_from" in seconds:
+        return f"~{seconds['median']:.1f} s"
+    return f"{seconds['median']:.1f} s ({seconds['least']:.1f}–{seconds['most']:.1f})"
 
 
 def plot_command(options: argparse.Namespace) -> None:
-    """How many times faster each part is, over the bound; the line is where both are equal."""
-    entries = [one for one in json.loads(options.results.read_text())["summary"] if "times_faster" in one]
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for part in ("generation", "log-probabilities to backward", "whole step"):
-        axes.plot([e["bound"] for e in entries], [e["times_faster"][part] for e in entries], "o", label=part)
-    limit = max(e["bound"] for e in entries)
-    axes.plot([1, limit], [1, limit], "k--", linewidth=1, label="bound: tokens without / with sharing")
-    axes.set(xlabel="(P+R)·G / (P+G·R)", ylabel="TRL's time / ours", title="Shared prefixes, medians")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    """How many times faster than TRL, by number of groups; a panel for each C, filled where TRL was measured."""
+    entries = [one for one in json.loads(options.results.read_text())["summary"] if "tree" in one["ratios"]]
+    commons = sorted({one["cell"]["common"] for one in entries})
+    figure = Figure(figsize=(3.4 * len(commons), 6), layout="constrained")
+    axes = figure.subplots(2, len(commons), squeeze=False, sharex=True)
+    for (i, part), (j, common) in product(enumerate(("update", "whole")), enumerate(commons)):
+        draw(axes[i][j], [one for one in entries if one["cell"]["common"] == common], part)
+    for i, name in enumerate(("log-probabilities and backward", "whole step")):
+        axes[i][0].set_ylabel(f"TRL's seconds / ours:\n{name}")
+    for j, common in enumerate(commons):
+        axes[0][j].set_title(f"C = {common:,} common tokens", fontsize=10)
+        axes[1][j].set_xlabel("N, groups in an optimizer step")
+    axes[0][0].legend(fontsize=8)
     figure.savefig(options.image, dpi=120)
+
+
+def draw(axes: Any, entries: list[dict[str, Any]], part: str) -> None:
+    entries = sorted(entries, key=lambda one: one["cell"]["groups"])
+    n = [one["cell"]["groups"] for one in entries]
+    for name, color in (("tree", "tab:blue"), ("groups", "tab:orange")):
+        found = [one for one in entries if part in one["ratios"].get(name, {})]
+        x, y = [one["cell"]["groups"] for one in found], [one["ratios"][name][part] for one in found]
+        axes.plot(x, y, color=color, label=name)
+        for one, *point in zip(found, x, y, strict=True):
+            computed = "computed_from" in one["ways"]["trl"][part]
+            axes.plot(*point, "o", color=color, markerfacecolor="white" if computed else color)
+        axes.plot(
+            n, [one["bounds"][name] for one in entries], "--", color=color, linewidth=1, label=f"bound of {name}"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(n, [str(one) for one in n])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    steps = commands.add_parser("steps", help="time and memory of training steps")
-    steps.add_argument("--model", help="a folder; none: the starter policy at the built-in tasks")
+    steps = commands.add_parser("steps", help="time and memory of a training step in each way")
+    steps.add_argument("--model", help="a model folder")
+    steps.add_argument("--tiny", action="store_true", help="two random layers and few tokens, in seconds")
     steps.add_argument("--layers", type=int, default=0, help="first layers of the model only (0: all)")
-    steps.add_argument("--prompt", type=int, nargs="+", default=[256, 1024, 2048, 4096])
-    steps.add_argument("--completion", type=int, nargs="+", default=[64, 128])
-    steps.add_argument("--group", type=int, nargs="+", default=[4, 8, 16])
-    steps.add_argument("--micro-batch", type=int, default=0, help="rows of a forward of TRL's, to spare its memory")
-    steps.add_argument("--tools", type=int, nargs="+", default=[0], help="functions listed in the prompt")
-    steps.add_argument("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS))
-    steps.add_argument("--steps", type=int, default=2, help="of each run; the first is not counted if there are more")
-    steps.add_argument("--rounds", type=int, default=1)
-    steps.add_argument("--memory", action="store_true", help="also the peak memory of each trainer")
-    steps.add_argument("--output", type=Path, default=Path("benchmarks/speed/steps.json"))
-    steps.add_argument("--alone", choices=TRAINERS, help=argparse.SUPPRESS)
+    steps.add_argument("--common", type=int, nargs="+", default=[500, 2000, 6000], help="C")
+    steps.add_argument("--own", type=int, default=60, help="Q")
+    steps.add_argument("--completion", type=int, default=100, help="R")
+    steps.add_argument("--group", type=int, default=8, help="G")
+    steps.add_argument("--groups", type=int, nargs="+", default=[1, 4, 8, 16], help="N")
+    steps.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="in this order, also repeated")
+    steps.add_argument("--rows", type=int, default=0, help="of TRL's micro-batches, as its memory allows (0: G)")
+    steps.add_argument("--generated", type=int, default=0, help="groups in a call of TRL's generation (0: all)")
+    steps.add_argument("--our-rows", type=int, default=0, help="of our micro-batches (0: G)")
+    steps.add_argument("--part", choices=("step", "generation"), default="step")
+    steps.add_argument("--greedy", action="store_true", help="the most likely tokens; not for the summary")
+    steps.add_argument("--compare", action="store_true", help="also gradients and tokens with those of the first way")
+    steps.add_argument("--keep", type=Path, help="a folder for these, to compare other ways later at the same cell")
+    steps.add_argument("--groups-at", metavar="COMMIT", help='"groups" by the package at this commit, not by this one')
+    steps.add_argument("--output", type=Path, required=True)
     steps.set_defaults(run=steps_command)
-    buffer = commands.add_parser("buffer", help="time of the buffer's operations by its size")
-    buffer.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    buffer.add_argument("--repeats", type=int, default=50)
-    buffer.add_argument("--output", type=Path)
-    buffer.set_defaults(run=buffer_command)
-    plot = commands.add_parser("plot", help="ratios over their bounds")
+    show = commands.add_parser("show", help="tables of results")
+    show.add_argument("results", type=Path, nargs="+")
+    show.set_defaults(run=show_command)
+    plot = commands.add_parser("plot", help="ratios and bounds by number of groups")
     plot.add_argument("results", type=Path)
     plot.add_argument("image", type=Path)
     plot.set_defaults(run=plot_command)
