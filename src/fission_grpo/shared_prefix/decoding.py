@@ -25,6 +25,9 @@ and the largest number of rows, and those needed. Beyond it each node is compute
 MIN_FUSED = 64
 """[ours] Smallest number of new tokens that are read by fused attention: it keeps no scores, but copies keys."""
 
+_flash_attention_on_cpu: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""The kernel of `scaled_dot_product_attention`, which also gives log-sum-exps."""
+
 _HIDDEN = torch.finfo(torch.float32).min / 2  # a score; half the least, so that differences are finite
 
 
@@ -208,7 +211,18 @@ def _fused_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Softmax-weighted values (..., q, d), and log-sum-exps of the scores (..., q, 1)."""
+    """Softmax-weighted values (N, K, q, d), and log-sum-exps of the scores (N, K, q, 1).
+
+    `shape` is that of the queries, of which q are the last three or two dimensions, as `hidden` has them.
+    """
+    if query.device.type == "cpu":  # 3 times faster in bfloat16, and no scores are rounded
+        mask = None
+        if hidden is not None:
+            mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, _HIDDEN)
+            queries = (shape[0], 1, *shape[2:], key.shape[2])
+            mask = mask.expand(queries).reshape(shape[0], 1, -1, key.shape[2])
+        found, log_sum = _flash_attention_on_cpu(query, key, value, attn_mask=mask, scale=1.0)
+        return found, log_sum[..., None]
     scores = (query @ key.transpose(-1, -2)).float()  # rounded once in bfloat16, as in transformers' eager attention
     if hidden is not None:
         scores.view(*shape, -1).masked_fill_(hidden, _HIDDEN)
