@@ -20,10 +20,10 @@ BUDGETS = {  # lines of each package, in import order: a package imports only ea
     "feedback": 2440,
     "fission": 1570,
     "training": 4050,
-    "evaluation": 3740,
+    "evaluation": 3830,
     "report": 1230,
     "recipes": 4100,
-    "cli": 1150,
+    "cli": 1160,
 }
 TOTAL = 31_000
 ORDER = list(BUDGETS)

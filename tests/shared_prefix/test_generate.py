@@ -219,14 +219,15 @@ def test_the_self_check_finds_hidden_prompt_tokens(monkeypatch, caplog):
     model, (ids, mask) = make_model("llama"), make_prompts(UNEQUAL)
     use_attention(model)
     assert generation_agrees(model, dialogues_of(ids, mask))
-    right = decoding.Decoding.level_mask
+    right = decoding._Part.mask
 
-    def hides_keys(self, number, new, window):
-        first, hidden = right(self, number, new, window)
+    def hides_keys(self, query_at, window):
+        first, _ = right(self, query_at, window)
+        hidden = torch.zeros(len(self.positions), 1, 1, 1, 1, self.end - first, dtype=torch.bool)
         hidden[..., -3:] = True
         return first, hidden
 
-    monkeypatch.setattr(decoding.Decoding, "level_mask", hides_keys)
+    monkeypatch.setattr(decoding._Part, "mask", hides_keys)
     plain, found, sharing = both(model, ids, mask)
     assert found.equal(plain)  # left to `generate`
     assert sharing.reasons == {"the self-check failed": 1}

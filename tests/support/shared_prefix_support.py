@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from generation_support import MODELS, MORE_MODELS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOTrainer
@@ -18,26 +19,6 @@ except ImportError:  # the update shares prompts with TRL 1.15 and newer
     pytest.skip("this TRL has no fused head", allow_module_level=True)
 
 VOCABULARY = 61
-SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-MODELS = {
-    "llama": {},
-    "mistral": {"sliding_window": 5},
-    "qwen2": {},
-    "qwen3": {"head_dim": 8},
-    "qwen2 with windows": {"use_sliding_window": True, **SLIDING},
-    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 16, **SLIDING},
-}
-MORE_MODELS = {
-    "exaone4": SLIDING,
-    "glm4": {"head_dim": 8},
-    "granite": {"logits_scaling": 2.0},
-    "olmo2": {},
-    "olmo3": SLIDING,
-    "phi3": {},
-    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-    "smollm3": {},
-}
-"""Types that differ from those above in details; each is tested with a few batches."""
 
 
 def make_model(kind: str, adapter: bool = False, temperature: float = 0.7):

@@ -60,7 +60,7 @@ class CachedRows:
             (B, V) logits of the token after the last.
         """
         heads = self.model.config.num_attention_heads
-        places = [level.members.numel() * level.positions.shape[1] for level in self.levels]
+        places = [part.members.numel() * part.end for level in self.levels for part in level.parts]
         most = max([len(ids) * (self.valid.shape[1] + ids.shape[1]), *places])
         step = max(1, MAX_SCORES // (heads * most))
         if ids.shape[1] >= MIN_FUSED:  # of which only the masks are kept
