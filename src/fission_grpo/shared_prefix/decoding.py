@@ -217,6 +217,7 @@ def _attend(
     """
     if query.device.type == "cpu":  # 3 times faster in bfloat16, and no scores are rounded
         mask = None
+        query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings are float32 under autocast
         if hidden is not None:
             mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill_(hidden, _HIDDEN)
             queries = (shape[0], 1, *shape[2:], key.shape[2])
