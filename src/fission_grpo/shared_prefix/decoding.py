@@ -180,10 +180,9 @@ def decode_attention(
             nodes, most = part.members.shape
             grouped = query[part.members].transpose(1, 2).reshape(nodes, key_heads, -1, size)  # (u, K, G H/K n, d)
             shape = (nodes, key_heads, most, heads // key_heads, new)
-            above[part.rows], above_sum[part.rows] = (
-                x.view(nodes, key_heads, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[part.places]
-                for x in _attend(grouped, keys, values, hidden, shape)
-            )
+            for all_rows, x in zip((above, above_sum), _attend(grouped, keys, values, hidden, shape), strict=True):
+                own_rows = x.view(nodes, key_heads, most, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)[part.places]
+                all_rows[part.rows] = own_rows.to(all_rows.dtype)  # autocast mixes types
         joined = joined + (above - joined) * torch.sigmoid(above_sum - log_sum).to(joined.dtype)
         log_sum = torch.logaddexp(log_sum, above_sum)
     return joined.view(rows, heads, new, size).transpose(1, 2)
