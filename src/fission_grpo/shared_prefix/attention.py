@@ -28,6 +28,11 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def final_mask(device: torch.device) -> Tensor:
+    """A mask that transformers takes as final (four dimensions); the attention reads `shared_prefix` instead."""
+    return torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
 def shared_prefix_attention(
     module: nn.Module,
     query: Tensor,

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.shared_prefix.attention import final_mask
 from fission_grpo.shared_prefix.layout import Beginning, States, beginning_layout
 from fission_grpo.shared_prefix.models import causal_lm, is_reentrant
 from fission_grpo.shared_prefix.prefixes import common_beginnings
@@ -157,8 +158,7 @@ def _states(decoder: Any, ids: Tensor) -> States:
     decoder(
         input_ids=ids,
         position_ids=layout.positions[None],
-        # As in `update`: the attention reads the layout.
-        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+        attention_mask=final_mask(ids.device),
         shared_prefix=layout,
         use_cache=False,
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from fission_grpo.shared_prefix.attention import final_mask
 from fission_grpo.shared_prefix.decoding import MIN_FUSED, Decoding, Level, States
 from fission_grpo.shared_prefix.kv_cache import CACHE_ARGUMENTS, GrowingLayer, find_cache_argument
 
@@ -77,8 +78,7 @@ class CachedRows:
         positions = self.positions()
         output: Any = self.model(
             input_ids=ids,
-            # transformers takes a mask of four dimensions as final; the attention reads the state instead.
-            attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+            attention_mask=final_mask(ids.device),
             position_ids=positions[:, -ids.shape[1] :],
             use_cache=True,
             logits_to_keep=1,

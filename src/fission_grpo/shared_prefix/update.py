@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fission_grpo.shared_prefix.attention import final_mask
 from fission_grpo.shared_prefix.beginnings import Beginnings, Prompt
 from fission_grpo.shared_prefix.layout import GroupedBatch, Layout, Packed, pack, rows_by_prompt
 from fission_grpo.shared_prefix.models import causal_lm, unsupported, use_attention
@@ -152,8 +153,7 @@ def _forward(model: nn.Module, packed: Packed) -> _Scored:
     output = model(
         input_ids=packed.input_ids,
         position_ids=packed.layout.positions[None],
-        # transformers takes a mask of four dimensions as final; the attention reads the layout instead.
-        attention_mask=torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device),
+        attention_mask=final_mask(packed.input_ids.device),
         shift_labels=packed.labels,
         shared_prefix=packed.layout,
         fused_lm_head=True,
