@@ -27,21 +27,26 @@ MORE_MODELS = {
 """Types that differ from those above in details; each is tested with a few batches."""
 
 
-def make_model(kind: str):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
+def tiny_config(kind: str, **fields):
+    """Two layers of a supported type."""
+    return AutoConfig.for_model(
         kind.split()[0],
-        vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,  # so that tokens depend on what was read
         pad_token_id=0,
-        eos_token_id=EOS,
+        **fields,
         **(MODELS | MORE_MODELS)[kind],
+    )
+
+
+def make_model(kind: str):
+    torch.manual_seed(0)
+    spread = 0.3  # so that tokens depend on what was read
+    config = tiny_config(
+        kind, vocab_size=VOCABULARY, max_position_embeddings=512, initializer_range=spread, eos_token_id=EOS
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 

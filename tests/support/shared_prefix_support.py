@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from generation_support import MODELS, MORE_MODELS
+from generation_support import MODELS, MORE_MODELS, tiny_config  # noqa: F401
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from fission_grpo.shared_prefix.layout import GroupedBatch
@@ -23,18 +23,7 @@ VOCABULARY = 61
 
 def make_model(kind: str, adapter: bool = False, temperature: float = 0.7):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind.split()[0],
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=0,
-        **(MODELS | MORE_MODELS)[kind],
-    )
+    config = tiny_config(kind, vocab_size=VOCABULARY, max_position_embeddings=256)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     add_fused_lm_head(model, temperature, outputs=("log_probs", "entropy"))
     if adapter:
