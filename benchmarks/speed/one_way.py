@@ -21,6 +21,7 @@ import trl
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -40,8 +41,10 @@ class Cell:
     """What is trained: N prompts of C common and Q own tokens, each with G completions of R tokens.
 
     Args:
-        model: a folder; "random": two layers with random weights, for tests.
+        model: a folder, which without weights gets random ones; "random": two layers with random weights, for tests.
         layers: first layers of the model only; 0: all.
+        device: "cpu" or "cuda".
+        dtype: of weights and computation.
     """
 
     model: str
@@ -51,6 +54,8 @@ class Cell:
     completion: int
     group: int
     groups: int
+    device: str = "cpu"
+    dtype: str = "float32"
 
     def tokens(self, way: str) -> int:
         """Tokens that pass through the model once, without sharing ("trl") and with it."""
@@ -83,14 +88,46 @@ class Run:
     save: str | None = None
 
 
+class ProcessMemory:
+    """MiB that this process holds in main memory."""
+
+    def held(self) -> float:
+        return self._read("VmRSS")
+
+    def peak(self) -> float:
+        return self._read("VmHWM")
+
+    def forget_peak(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def _read(self, name: str) -> float:
+        return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+
+class GPUMemory:
+    """MiB that PyTorch's tensors take on the GPU."""
+
+    def held(self) -> float:
+        return torch.cuda.memory_allocated() / 2**20
+
+    def peak(self) -> float:
+        return torch.cuda.max_memory_allocated() / 2**20
+
+    def forget_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+
+MEMORY = {"cpu": ProcessMemory, "cuda": GPUMemory}
+
+
 class Clocks(TrainerCallback):
-    """Seconds of each part of every step: [of the processor, on the clock].
+    """Seconds of each part of every step, [of the processor, on the clock], and its memory.
 
     "update" is all but generation and optimizer, so that no trainer can hide work between the parts.
     """
 
     def __init__(self, cell: Cell, run: Run):
-        self.cell, self.run = cell, run
+        self.cell, self.run, self.memory = cell, run, MEMORY[cell.device]()
         self.steps: list[dict[str, Any]] = []
         self.tokens: list[Any] = []  # drawn in the current step
         self._open: dict[str, tuple[float, float]] = {}
@@ -115,8 +152,8 @@ class Clocks(TrainerCallback):
         self.trainer.generation_config.max_new_tokens = self.trainer.generation_config.min_new_tokens = tokens
         self.tokens = []
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of memory until here
-        self.steps.append({"generation_tokens": 0, "update_tokens": 0, "start_mib": resident("VmRSS"), "seconds": {}})
+        self.memory.forget_peak()
+        self.steps.append({"generation_tokens": 0, "update_tokens": 0, "start_mib": self.memory.held(), "seconds": {}})
         self._start("whole")
 
     def on_pre_optimizer_step(self, *args, **kwargs):
@@ -131,7 +168,7 @@ class Clocks(TrainerCallback):
 
     def on_step_end(self, *args, **kwargs):
         self._stop("whole")
-        self.steps[-1]["peak_mib"] = resident("VmHWM")
+        self.steps[-1]["peak_mib"] = self.memory.peak()
         seconds = self.steps[-1]["seconds"]
         whole, saving, optimizer, generation = (seconds[n] for n in ("whole", "saving", "optimizer", "generation"))
         seconds["whole"] = whole = [a - b for a, b in zip(whole, saving, strict=True)]
@@ -158,13 +195,19 @@ class Clocks(TrainerCallback):
         self._stop(name)
 
     def _start(self, name: str) -> None:
+        self._wait()
         self._open[name] = time.process_time(), time.perf_counter()
 
     def _stop(self, name: str) -> None:
+        self._wait()
         processor, clock = self._open.pop(name)
         seconds = self.steps[-1]["seconds"].setdefault(name, [0.0, 0.0])
         seconds[0] += time.process_time() - processor
         seconds[1] += time.perf_counter() - clock
+
+    def _wait(self) -> None:
+        if self.cell.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def clocked(way: str, run: Run, clocks: Clocks) -> type:
@@ -191,11 +234,16 @@ def clocked(way: str, run: Run, clocks: Clocks) -> type:
 
 
 def load(cell: Cell) -> tuple[Any, Any]:
-    """Model in float32 and tokenizer."""
+    """Model and tokenizer."""
     if cell.model != "random":
         cut = {"num_hidden_layers": cell.layers} if cell.layers else {}
-        model = AutoModelForCausalLM.from_pretrained(cell.model, dtype=torch.float32, **cut)
-        return model, AutoTokenizer.from_pretrained(cell.model)
+        tokenizer, dtype = AutoTokenizer.from_pretrained(cell.model), getattr(torch, cell.dtype)
+        if any(Path(cell.model).glob("*.safetensors")):
+            return AutoModelForCausalLM.from_pretrained(cell.model, dtype=dtype, **cut), tokenizer
+        torch.manual_seed(0)
+        with torch.device(cell.device):
+            config = AutoConfig.from_pretrained(cell.model, **cut)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
     names = [a + b for a in "bcdfghjklm" for b in "aeiou"]
     vocabulary = {name: i for i, name in enumerate(["[PAD]", "[EOS]", *names])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))  # pyright: ignore[reportCallIssue]
@@ -252,7 +300,7 @@ def measure(cell: Cell, run: Run) -> dict[str, Any]:
         "learning_rate": 0.0,
         "lr_scheduler_type": "constant",
         "shuffle_dataset": False,
-        "use_cpu": True,
+        "use_cpu": cell.device == "cpu",
         "bf16": False,
         "gradient_checkpointing": False,
         "report_to": "none",
@@ -274,18 +322,15 @@ def measure(cell: Cell, run: Run) -> dict[str, Any]:
         )
         clocks.attach(trainer)
         gc.collect()
-        loaded = resident("VmRSS")
+        loaded = clocks.memory.held()
         trainer.train()
     if run.way != "trl" and trainer.shared_generation.counts["unshared"]:
         raise SystemExit(f"{run.way} did not share in generation: {trainer.shared_generation.reasons}")
     logged = [{k: e[k] for k in ("loss", "grad_norm")} for e in trainer.state.log_history if "loss" in e]
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
-    return {**clocks.steps[1], "loaded_mib": loaded, "logged": logged[1], "versions": versions}
-
-
-def resident(name: str) -> float:
-    """MiB of this process: "VmRSS" now, "VmHWM" at its peak."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+    device = torch.cuda.get_device_name() if cell.device == "cuda" else "cpu"
+    model_of = {"parameters": sum(p.numel() for p in model.parameters()), "device_name": device}
+    return {**clocks.steps[1], "loaded_mib": loaded, "logged": logged[1], "versions": versions, **model_of}
 
 
 if __name__ == "__main__":

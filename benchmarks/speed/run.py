@@ -12,9 +12,10 @@ of C common and Q own tokens, G completions of R tokens each, one optimizer step
 
 Each run is a process of its own, which takes a short step first. `steps` adds its runs to what FILE holds, so that a
 grid can be run in pieces; the summary is made again. Seconds are the processor's (on one thread; raw: the clock's,
-too). "update" is all that is neither generation nor the optimizer's. A bound is the number of tokens that pass through
-the model's layers in the update, without sharing over with it. On a CPU TRL's head scores prompts too, so that a ratio
-can exceed its bound.
+too), on a GPU the clock's. A model folder without weights (its configuration and tokenizer) gets random ones.
+"update" is all that is neither generation nor the optimizer's. A bound is the number of tokens that pass through the
+model's layers in the update, without sharing over with it. On a CPU TRL's head scores prompts too, so that a ratio can
+exceed its bound.
 
 Where TRL was not measured at N groups, its seconds are computed as N / n of those at the largest n measured, because
 its micro-batches are all alike; such numbers are marked ("computed_from": n, and ~ in tables).
@@ -88,7 +89,17 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
             "--model is missing: give a folder, made for example by scripts/prepare_smollm2.py, or --tiny"
         )
     return [
-        Cell(options.model, options.layers, common, options.own, options.completion, options.group, groups)
+        Cell(
+            options.model,
+            options.layers,
+            common,
+            options.own,
+            options.completion,
+            options.group,
+            groups,
+            options.device,
+            options.dtype,
+        )
         for common, groups in product(options.common, options.groups)
     ]
 
@@ -104,7 +115,8 @@ def one_process(cell: Cell, run: Run, source: Path, result: Path) -> dict[str, A
     given = json.dumps({"cell": asdict(cell), "run": asdict(run), "result": str(result)})
     load = float(Path("/proc/loadavg").read_text().split()[0])
     threads = torch.get_num_threads()
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(Path(__file__).with_name("one_way.py")), given]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -192,7 +204,7 @@ def numbers(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
         alike = runs if part == "generation" else steps
         if part != "whole" and (values := seconds_of(cell, alike, part)):
             found[part] = values
-    mine = [run for run in steps if run["cell"] == asdict(cell)]
+    mine = [run for run in steps if Cell(**run["cell"]) == cell]
     if mine:
         found["whole"] = seconds_of(cell, mine, "whole")
         found["rows"] = mine[0]["rows"]
@@ -211,7 +223,8 @@ def seconds_of(cell: Cell, runs: list[dict[str, Any]], part: str) -> dict[str, A
     if not measured or (measured[-1] < cell.groups and runs[0]["way"] != "trl"):
         return {}
     n = measured[-1]
-    values = [run["seconds"][part][0] * cell.groups / n for run in runs if run["cell"]["groups"] == n]
+    clock = cell.device == "cuda"  # its time is not the processor's
+    values = [run["seconds"][part][clock] * cell.groups / n for run in runs if run["cell"]["groups"] == n]
     spread = {"median": statistics.median(values), "least": min(values), "most": max(values), "runs": len(values)}
     return spread if n == cell.groups else {**spread, "computed_from": n}
 
@@ -306,6 +319,10 @@ def main() -> None:
     steps.add_argument("--rows", type=int, default=0, help="of TRL's micro-batches, as its memory allows (0: G)")
     steps.add_argument("--generated", type=int, default=0, help="groups in a call of TRL's generation (0: all)")
     steps.add_argument("--our-rows", type=int, default=0, help="of our micro-batches (0: G)")
+    steps.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    steps.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights and computation"
+    )
     steps.add_argument("--part", choices=("step", "generation"), default="step")
     steps.add_argument("--greedy", action="store_true", help="the most likely tokens; not for the summary")
     steps.add_argument("--compare", action="store_true", help="also gradients and tokens with those of the first way")
