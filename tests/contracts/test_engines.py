@@ -84,7 +84,7 @@ OPTIONS = [
 @pytest.mark.parametrize("settings", OPTIONS, ids=str)
 def test_cycles_without_a_trainer_are_those_of_the_trainer(settings, tmp_path):
     rows = episode_rows()
-    found, _ = run_cycles(load_starter()[1], rows, **settings)
+    found = run_cycles(load_starter()[1], rows, **settings)
     expected = by_trainer(tmp_path, rows, **settings)
     assert_same(found, expected)
 
@@ -92,7 +92,7 @@ def test_cycles_without_a_trainer_are_those_of_the_trainer(settings, tmp_path):
 @pytest.mark.parametrize("settings", OPTIONS[:2], ids=str)
 def test_step_tasks_with_real_errors_are_those_of_the_trainer(settings, tmp_path):
     rows = step_rows(load_starter()[1])
-    found, _ = run_cycles(load_starter()[1], rows, environment=None, **settings)
+    found = run_cycles(load_starter()[1], rows, environment=None, **settings)
     expected = by_trainer(tmp_path, rows, environment=None, **settings)
     assert_same(found, expected)
     assert any("raised" in kind for one in expected for _, kind in one.failures)

@@ -1,7 +1,6 @@
 """One scripted policy and what every engine must do with it, cycle by cycle. For the contract test of engines."""
 
 import asyncio
-import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -75,28 +74,38 @@ def record(contexts, groups, buffer, before):
     )
 
 
-def run_cycles(tokenizer, rows, cycles=CYCLES, environment: Any = Desk, **settings):
-    """The contract by `RecoveryCycles` and `TaskRunner` alone: what an engine must do that adds nothing."""
-    fission = Fission(FissionSettings(**SETTINGS, **settings))
-    runner = TaskRunner(
-        fission, ChatCodec(tokenizer), environment, max_turns=MAX_TURNS, max_completion_length=MAX_LENGTH
-    )
-    runner.progress = lambda: len(records) / cycles
-    driver, script, records = RecoveryCycles(fission, runner, len(rows)), Script(tokenizer), []
+def make_cycles(tokenizer, environment: Any = Desk, rows=24, sources=None, **settings):
+    fission = Fission(FissionSettings(**SETTINGS, **settings), sources)
+    limits = {"max_turns": MAX_TURNS, "max_completion_length": MAX_LENGTH}
+    return RecoveryCycles(fission, TaskRunner(fission, ChatCodec(tokenizer), environment, **limits), rows)
 
-    async def sample(ids, _):
-        return Sampled(script(ids))
 
-    for step in range(cycles):
+def run_cycle(cycles, script, rows, step):
+    """One cycle by `RecoveryCycles` and `TaskRunner` alone; returns the plan and the episodes of its groups."""
+
+    async def sample(ids, most):
+        return Sampled(script(ids)[:most])
+
+    plan, _ = cycles.next(rows, step)
+    run = cycles.runner.run
+    groups = [[asyncio.run(run(group.row, sample)) for _ in range(group.size)] for group in plan.groups]
+    cycles.finish(plan, groups, step)
+    return plan, groups
+
+
+def run_cycles(tokenizer, rows, count=CYCLES, environment: Any = Desk, **settings):
+    """The contract without an engine: what an engine must do that adds nothing."""
+    cycles, script, records = make_cycles(tokenizer, environment, len(rows), **settings), Script(tokenizer), []
+    cycles.runner.progress = lambda: len(records) / count
+    buffer = cycles.fission.buffer
+    for step in range(count):
+        before = {item.task.id for item in buffer}
         arrived = [rows[(4 * step + i) % len(rows)] for i in range(4)]
-        before = {item.task.id for item in fission.buffer}
-        plan, _ = driver.next(arrived, step)
-        groups = [[asyncio.run(runner.run(group.row, sample)) for _ in range(group.size)] for group in plan.groups]
-        driver.finish(plan, groups, step)
-        advantages = driver.advantages([[episode.reward for episode in group] for group in groups])
+        plan, groups = run_cycle(cycles, script, arrived, step)
+        advantages = cycles.advantages([[episode.reward for episode in group] for group in groups])
         seen = [
             [(episode.reward, advantage, episode.rollout.text) for episode, advantage in zip(*both, strict=True)]
             for both in zip(groups, advantages, strict=True)
         ]
-        records.append(record(plan.contexts, seen, fission.buffer, before))
-    return records, json.dumps(driver.state())
+        records.append(record(plan.contexts, seen, buffer, before))
+    return records

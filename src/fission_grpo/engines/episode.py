@@ -96,6 +96,8 @@ class TaskRunner:
         step_reward: constants of the reward of step tasks.
         max_turns: assistant turns of an episode; calls in the last one are not made.
         max_completion_length: tokens of a completion, with those of tool results.
+        context_length: of the model, in tokens: recovery tasks that would not leave room for a completion are left out
+            and counted (`fission/too_long`). None: no limit.
         error_if: whether a tool's result is an error, from its text.
         progress: the share of training that is done, 0 to 1; the weights of a step task's reward depend on it.
 
@@ -110,6 +112,7 @@ class TaskRunner:
     step_reward: RewardConfig = field(default_factory=RewardConfig)
     max_turns: int = 5
     max_completion_length: int = 1024
+    context_length: int | None = None
     error_if: Callable[[str], bool] | None = None
     progress: Callable[[], float] = lambda: 0.0
 
@@ -121,7 +124,8 @@ class TaskRunner:
         if self.environments is not None:
             self.codec.check_tools()
         self.special_tokens = SpecialTokenFilter.from_tokenizer(self.codec.tokenizer)
-        self.fission.special_tokens = self.special_tokens
+        self.fission.special_tokens, self.fission.fits = self.special_tokens, self._fits
+        self._schemas: dict[Any, list[dict[str, Any]]] = {}  # of the tools, by the name of the environment
         self.step_environments = StepEnvironments(self._restorable)
         self.counts: Counter[str] = Counter()
 
@@ -132,6 +136,14 @@ class TaskRunner:
     def row_of(self, task: Task) -> Row:
         """The row of a recovery task."""
         return row_of_task(task, self.codec.tokenizer, self.codec.template_options)
+
+    def _fits(self, task: Task) -> bool:
+        """Whether a recovery task's prompt and a completion of full length fit into the model's context."""
+        if self.context_length is None:
+            return True
+        schemas = self._schemas.get(task.columns.get("environment"), [])
+        prompt_ids = self.codec.encode_prompt(self.row_of(task)["prompt"], schemas)
+        return len(prompt_ids) + self.max_completion_length <= self.context_length
 
     async def run(self, row: Row, sample: Sample) -> Episode:
         """Run one rollout of a row. Errors of `sample` are raised."""
@@ -167,7 +179,7 @@ class TaskRunner:
         prompt = self._first_messages(environment, row)
         task = task_of_row(row, prompt)
         tools = tool_methods(environment)
-        schemas = self.codec.schemas(tools.values())
+        schemas = self._schemas[row.get("environment")] = self.codec.schemas(tools.values())
         tokens = _Tokens(self.codec.encode_prompt(prompt, schemas))
         turns: list[Turn] = []
         single_turn = self.settings.recovery_scope == "turn" and TASK_KEY in row
