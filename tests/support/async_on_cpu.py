@@ -70,7 +70,8 @@ class LocalPolicy:
         with self._weights:
             while bool((left > len(tokens)).any()):
                 positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-                out = self.model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+                inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+                out = self.model(ids, **inputs, logits_to_keep=1)
                 cache, chances = out.past_key_values, out.logits[:, -1].log_softmax(-1)
                 ids = torch.multinomial(chances.exp(), 1, generator=self._random)
                 tokens.append(ids[:, 0])

@@ -32,17 +32,14 @@ from fission_grpo.core.errors import CheckpointError, UnsupportedVersionError, U
 from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.data.deferred_rows import check_columns
-from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
+from fission_grpo.engines.cycles import PlannedGroup, RecoveryCycles
 from fission_grpo.engines.episode import Episode, Row, Sample, Sampled
 
 _log = get_logger(__name__)
 
 STATE = "fission_worker.json"  # in a checkpoint's folder
-SAMPLE_FIELDS = (
-    *("prompt", "completion", "input_ids", "completion_mask", "old_log_probs", "advantage", "model_version"),
-    *("group_id", "metrics", "enqueued_at"),
-)
-"""Fields of TRL's RolloutSample, all of which the worker sets. Another TRL may have others."""
+SAMPLE_FIELDS = "prompt completion input_ids completion_mask old_log_probs advantage model_version group_id metrics"
+"""Fields of TRL's RolloutSample that the worker sets, before `enqueued_at`. Another TRL may have others."""
 BEAT_SECONDS = 0.5  # between two signs of life of the worker's thread [ours]
 POLL_SECONDS = 0.05  # between two looks at a full queue [ours]
 STOP_SECONDS = 15.0  # that the worker's thread has to end [TRL's]
@@ -56,10 +53,10 @@ def _sample_class() -> type:
     try:
         from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
-        fields = tuple(RolloutSample.__dataclass_fields__)
-        if fields == SAMPLE_FIELDS:
+        fields = " ".join(RolloutSample.__dataclass_fields__)
+        if fields == f"{SAMPLE_FIELDS} enqueued_at":
             return RolloutSample
-        problem = f"has a RolloutSample with the fields {', '.join(fields)}"
+        problem = f"has a RolloutSample with the fields {fields}"
     except (ImportError, AttributeError) as error:
         problem += f" ({error})"
     raise UnsupportedVersionError(
@@ -110,18 +107,20 @@ class FissionRolloutWorker(TrainerCallback):
         resume_from: str | Path | None = None,
     ):
         self._sample_type = _sample_class()
+        if not hasattr(dataset, "__len__"):
+            raise UsageError("the rollout worker needs a data set with rows, such as datasets.Dataset, not a stream")
         check_columns(dataset, cycles.runner.environments)
         self.cycles, self.dataset, self.sample, self.resume_from = cycles, dataset, sample, resume_from
         settings = cycles.fission.settings
         maxsize = settings.generation_batch_size if queue_maxsize is None else queue_maxsize
-        self.rollout_buffer: queue.Queue[Any] = _CountingQueue(maxsize)
+        self.rollout_buffer = _CountingQueue(maxsize)
         self.metrics_queue: queue.Queue[dict[str, Any]] = queue.Queue()
         self.step = 0  # optimizer steps so far, of the trainer
         self.model_version = 0
         self._max_inflight = max_inflight
         self._cursor = self._next_group = self._made = 0  # rows taken, groups and samples made so far
-        self._states: deque[tuple[int, dict[str, Any]]] = deque()  # before a cycle: samples made, and the state then
-        self._taken = self._trained = 0  # samples taken when this step began, and when the one before did
+        self._states: deque[tuple[int, dict[str, Any]]] = deque()  # samples made before a cycle, and the state then
+        self._taken = 0  # samples that the trainer had taken when its last step began
         self._is_callback = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -135,21 +134,18 @@ class FissionRolloutWorker(TrainerCallback):
         state = self.cycles.state()  # with the feedback that has arrived
         self._states.append((self._made, {"cycles": state, "cursor": self._cursor, "next_group": self._next_group}))
         started, model_version, step = time.monotonic(), self.model_version, self.step
-        plan, metrics = self.cycles.next(self._next_rows(), step)
+        at = range(self._cursor, self._cursor + self.cycles.explored_groups)
+        self._cursor = at.stop
+        plan, metrics = self.cycles.next([self.dataset[i % len(self.dataset)] for i in at], step)
         inflight = asyncio.Semaphore(self._max_inflight)
         groups = await asyncio.gather(*(self._run_group(group, inflight) for group in plan.groups))
         metrics |= self.cycles.finish(plan, groups, step)
         if isinstance(self.sample, VLLMSampler):
             metrics["rollout/vllm_retry_total"], self.sample.retries = float(self.sample.retries), 0
-        samples = self._samples(plan, groups, model_version)
+        samples = self._samples(groups, model_version)
         self._made += len(samples)
         self.metrics_queue.put({**metrics, "rollout/cycle_s": time.monotonic() - started})
         return samples
-
-    def _next_rows(self) -> list[Row]:
-        first, count = self._cursor, self.cycles.explored_groups
-        self._cursor += count
-        return [dict(self.dataset[i % len(self.dataset)]) for i in range(first, first + count)]
 
     async def _run_group(self, group: PlannedGroup, inflight: asyncio.Semaphore) -> list[Episode]:
         async def run_one() -> Episode:
@@ -158,38 +154,20 @@ class FissionRolloutWorker(TrainerCallback):
 
         return list(await asyncio.gather(*(run_one() for _ in range(group.size))))
 
-    def _samples(self, plan: Plan, groups: Sequence[Sequence[Episode]], model_version: int) -> list[Any]:
-        rewards = [[episode.reward for episode in group] for group in groups]
-        samples = []
+    def _samples(self, groups: Sequence[Sequence[Episode]], model_version: int) -> list[Any]:
+        samples, rewards = [], [[episode.reward for episode in group] for group in groups]
         for group, given, advantages in zip(groups, rewards, self.cycles.advantages(rewards), strict=True):
             judged = [reward for reward in given if not math.isnan(reward)]
             deviation = statistics.stdev(judged) if len(judged) > 1 else 0.0
             for episode, advantage in zip(group, advantages, strict=True):
                 metrics = {"reward": episode.reward, "reward_std": deviation}
+                origin = {"model_version": model_version, "group_id": self._next_group}
                 if any(episode.mask):
-                    samples.append(self._sample_of(episode, advantage, model_version, metrics))
+                    samples.append(
+                        self._sample_type(**_fields(episode), **origin, advantage=advantage, metrics=metrics)
+                    )
             self._next_group += 1
         return samples
-
-    def _sample_of(self, episode: Episode, advantage: float, model_version: int, metrics: dict[str, float]) -> Any:
-        if len(episode.logprobs) != len(episode.completion_ids):
-            raise UsageError(
-                "the worker's `sample` gives no log-probability for each token, which AsyncGRPOTrainer needs; return "
-                "Sampled(token_ids, logprobs)"
-            )
-        task, turns = episode.rollout.trajectory.task, episode.rollout.trajectory.turns
-        before = [0] * len(episode.prompt_ids)
-        return self._sample_type(
-            prompt=[{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else list(task.prompt),
-            completion=[message for turn in turns for message in turn_messages(turn)],
-            input_ids=np.asarray(episode.prompt_ids + episode.completion_ids, dtype=np.int64),
-            completion_mask=np.asarray(before + episode.mask, dtype=np.int64),
-            old_log_probs=np.asarray(before + episode.logprobs, dtype=np.float32),
-            advantage=advantage,
-            model_version=model_version,
-            group_id=self._next_group,
-            metrics=metrics,
-        )
 
     # -- TRL's RolloutWorkerProtocol ---------------------------------------------------------------------------------
 
@@ -201,17 +179,17 @@ class FissionRolloutWorker(TrainerCallback):
                 "checkpoint; give AsyncGRPOTrainer(..., rollout_worker=worker, callbacks=[worker])"
             )
         if isinstance(self.sample, VLLMSampler):
-            self.sample.start(self.model_version)
+            limit = self.sample.start(self.model_version)
+            self.cycles.runner.context_length = self.cycles.runner.context_length or limit
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="fission rollout worker", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the worker's thread; rollouts under way are lost."""
-        thread, self._thread = self._thread, None
+        thread, loop, self._thread = self._thread, self._loop, None
         if thread is None:
             return
-        loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
         thread.join(STOP_SECONDS)
@@ -246,37 +224,36 @@ class FissionRolloutWorker(TrainerCallback):
         self._loop = asyncio.get_running_loop()
         await asyncio.gather(self._show_life(), self._fill())
 
-    async def _fill(self) -> None:
-        while True:
-            for sample in await self.run_cycle():
-                await self._put(sample)
-
     async def _show_life(self) -> None:
         while True:
             self._beat = time.monotonic()
             await asyncio.sleep(BEAT_SECONDS)
 
-    async def _put(self, sample: Any) -> None:
-        started = time.monotonic()
-        while self.rollout_buffer.full():  # the worker's thread alone puts
-            await asyncio.sleep(POLL_SECONDS)
-        if (seconds := time.monotonic() - started) > POLL_SECONDS:
-            self.metrics_queue.put({"rollout/backpressure_s": seconds})
-        sample.enqueued_at = time.time()
-        self.rollout_buffer.put_nowait(sample)
+    async def _fill(self) -> None:
+        while True:
+            samples, started = await self.run_cycle(), time.monotonic()
+            for sample in samples:
+                while self.rollout_buffer.full():  # nothing else puts
+                    await asyncio.sleep(POLL_SECONDS)
+                sample.enqueued_at = time.time()
+                self.rollout_buffer.put_nowait(sample)
+            self.metrics_queue.put({"rollout/backpressure_s": time.monotonic() - started})
 
     # -- TrainerCallback ---------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load the checkpoint's state in a run that is resumed; TRL starts the worker after this."""
         self._is_callback, self.step = True, state.global_step
-        if state.global_step:
-            self.load(Path(self.resume_from or Path(args.output_dir) / f"checkpoint-{state.global_step}") / STATE)
+        self.cycles.runner.progress = lambda: self.step / max(1, state.max_steps)
+        if self.step:
+            self.load(Path(self.resume_from or Path(args.output_dir) / f"checkpoint-{self.step}") / STATE)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trained, self._taken = self._taken, self.rollout_buffer.taken  # TRL fetches one micro-batch ahead
-        if (args.token_budget or 0) > 0:
-            self._trained = max(0, self._trained - 1)  # the batcher holds back a sample that did not fit
+        """Forget the states before cycles that will be trained when this step ends: TRL fetches a batch ahead."""
+        held_back = int((args.token_budget or 0) > 0)  # by TRL's batcher: a sample that did not fit
+        while len(self._states) > 1 and self._states[1][0] <= self._taken - held_back:
+            self._states.popleft()
+        self._taken = self.rollout_buffer.taken
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step = state.global_step
@@ -287,24 +264,37 @@ class FissionRolloutWorker(TrainerCallback):
 
     def save(self, path: Path) -> None:
         """Write the state before the first cycle that may not have been trained as a whole."""
-        while len(self._states) > 1 and self._states[1][0] <= self._trained:
-            self._states.popleft()
         write_file(path, json.dumps({"format": 1, **self._states[0][1]}))
 
     def load(self, path: Path) -> None:
         """Go on from a file of `save`. Raises CheckpointError if there is none, or it cannot be read."""
-        fix = "resume from another checkpoint, or give the worker resume_from=FOLDER if it lies elsewhere"
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
-            cursor, next_group = int(saved["cursor"]), int(saved["next_group"])
+            self._cursor, self._next_group = int(saved["cursor"]), int(saved["next_group"])
             self.cycles.load_state(saved["cycles"])
-        except OSError as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path} cannot be read ({error.strerror}): the worker's buffer is lost; {fix}"
+                f"{path} cannot be read ({error!r}), and holds the corrective instances; resume from another "
+                "checkpoint, or give the worker resume_from=FOLDER if it lies elsewhere"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged ({error!r}); {fix}") from error
-        self._cursor, self._next_group = cursor, next_group
+
+
+def _fields(episode: Episode) -> dict[str, Any]:
+    """The fields of TRL's sample that one rollout decides: messages, for people, and tokens."""
+    if len(episode.logprobs) != len(episode.completion_ids):
+        raise UsageError(
+            "the worker's `sample` gives no log-probability for each token, which AsyncGRPOTrainer needs; return "
+            "Sampled(token_ids, logprobs)"
+        )
+    task, turns = episode.rollout.trajectory.task, episode.rollout.trajectory.turns
+    before = [0] * len(episode.prompt_ids)
+    return {
+        "prompt": [{"role": "user", "content": task.prompt}] if isinstance(task.prompt, str) else list(task.prompt),
+        "completion": [message for turn in turns for message in turn_messages(turn)],
+        "input_ids": np.asarray(episode.prompt_ids + episode.completion_ids, dtype=np.int64),
+        "completion_mask": np.asarray(before + episode.mask, dtype=np.int64),
+        "old_log_probs": np.asarray(before + episode.logprobs, dtype=np.float32),
+    }
 
 
 class VLLMSampler:
@@ -332,27 +322,26 @@ class VLLMSampler:
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=max_inflight, max_retries=retry))
         self._pool = ThreadPoolExecutor(max_inflight, "vllm request")
 
-    def start(self, model_version: int) -> None:
-        """Ask the server what it serves."""
+    def start(self, model_version: int) -> int | None:
+        """Ask the server what it serves, and return the longest sequence in tokens that it takes, if it says."""
         served, _ = self._send("GET", "/v1/models")
         names = [one["id"] for one in served["data"]]
         self.model, self.model_version = names[0], model_version
         self.uses_adapter = f"{ADAPTER}-v{model_version}" in names
+        return served["data"][0].get("max_model_len")
 
     async def __call__(self, token_ids: list[int], max_tokens: int) -> Sampled:
         args = self.args
+        options = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
         payload = {
             "model": f"{ADAPTER}-v{self.model_version}" if self.uses_adapter else self.model,
             "prompt": token_ids,
             "max_tokens": max_tokens,
-            "temperature": args.temperature,
-            "top_p": args.top_p,
-            "top_k": args.top_k,
-            "repetition_penalty": args.repetition_penalty,
             "n": 1,
             "return_token_ids": True,
             "logprobs": 0,
             "seed": random.getrandbits(63),  # engines of one server would sample the same without
+            **options,
             **({} if args.min_p is None else {"min_p": args.min_p}),
         }
         loop = asyncio.get_running_loop()
