@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
-from async_on_cpu import LocalPolicy, let_trl_train_on_cpu
+from async_on_cpu import SamplerOnCPU, let_trl_train_on_cpu
 from datasets import Dataset
 from engine_contract import CYCLES, MAX_LENGTH, MAX_TURNS, SETTINGS, Script, episode_rows, record, run_cycles
 from openai_server import OpenAIServer
@@ -309,7 +309,7 @@ def train(folder, policy, steps, monkeypatch, resume=None):
 
 
 def test_the_starter_policy_trains_and_a_resumed_run_goes_on_with_the_same_buffer(tmp_path, monkeypatch):
-    policy = LocalPolicy(load_starter()[0], TOKENIZER)
+    policy = SamplerOnCPU(load_starter()[0], TOKENIZER)
     trainer, _, before = train(tmp_path, policy, 3, monkeypatch)
     assert all(not torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
     logs = [entry for entry in trainer.state.log_history if "fission/phase" in entry]

@@ -36,7 +36,7 @@ def let_trl_train_on_cpu(monkeypatch=None):
     put(async_grpo_trainer, "get_peak_flops_per_device", lambda accelerator, dtype: 1e12)
 
 
-class LocalPolicy:
+class SamplerOnCPU:
     """Samples from its own copy of the policy, all requests that wait together; also TRL's transfer of weights."""
 
     def __init__(self, model, tokenizer, seed=0):
