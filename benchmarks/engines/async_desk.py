@@ -1,6 +1,6 @@
 """Does the starter policy learn at the desk with TRL's asynchronous trainer as it does with the synchronous one?
 
-    python benchmarks/engines/async_desk.py --seeds 0 1 --steps 30
+    PYTHONPATH=tests/support python benchmarks/engines/async_desk.py --seeds 0 1 --steps 30
 
 Both trainers run the same Fission-GRPO: cycles of 32 rollouts (G = G' = 8), one update each, no KL term. Each run is
 added to async_desk.json when it ends (those that are there are not repeated): for every cycle its phase, the tokens
@@ -11,17 +11,11 @@ async_desk.png shows the curves. The asynchronous trainer samples in this proces
 import argparse
 import asyncio
 import json
-import os
 import queue
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 
 from async_on_cpu import SamplerOnCPU, let_trl_train_on_cpu
 from datasets import Dataset
@@ -37,7 +31,7 @@ from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.inference.pretrained import load_starter, starter_path
 
-RESULTS, PICTURE = HERE / "async_desk.json", HERE / "async_desk.png"
+RESULTS, PICTURE = (Path(__file__).with_suffix(suffix) for suffix in (".json", ".png"))
 GROUPS = {"num_generations": 8, "num_recovery_generations": 8}
 ROLLOUTS, TURNS, LENGTH, RATE, HELD_OUT = 32, 4, 160, 5e-4, 256
 KEPT = {
