@@ -21,10 +21,12 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from fission_grpo import group_advantages
-from fission_grpo.core.errors import CheckpointError, UnsupportedVersionError, UsageError
+from fission_grpo.core.errors import CheckpointError, InfrastructureError, UnsupportedVersionError, UsageError
 from fission_grpo.engines import trl_async
 from fission_grpo.engines.episode import Sampled
 from fission_grpo.engines.trl_async import STATE, FissionRolloutWorker, VLLMSampler
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.feedback.sources import FunctionSource
 from fission_grpo.inference.pretrained import load_starter, starter_path
 
 MODEL, TOKENIZER = load_starter()
@@ -42,7 +44,7 @@ def scripted():
 
 def make_worker(sample=None, dataset=None, max_length=MAX_LENGTH, options=None, **settings):
     rows = episode_rows() if dataset is None else dataset
-    cycles = make_cycles(TOKENIZER, rows=len(rows), **settings)
+    cycles = make_cycles(TOKENIZER, rows=24, **settings)
     cycles.runner.max_completion_length = max_length
     return FissionRolloutWorker(cycles, rows, sample or scripted(), **(options or {}))
 
@@ -250,7 +252,41 @@ def test_another_trl_is_refused_at_the_start(monkeypatch):
         make_worker()
 
 
+class Later(FunctionSource):
+    """A source whose answers are collected when the next cycle begins."""
+
+    asynchronous = True
+
+
+def test_feedback_that_arrives_later_is_counted_in_the_next_cycle():
+    worker = make_worker(sources=[Later("later", lambda failure: "try unlock_file first")])
+    cycle(worker)
+    cycle(worker)
+    first, second = (worker.metrics_queue.get_nowait() for _ in range(2))
+    assert "fission/pushed" not in first
+    assert second["fission/pushed"] == 4
+    assert second["fission/phase"] == 1
+
+
+class Broken(Desk):
+    """A desk whose service is gone."""
+
+    def reset(self, **row):
+        super().reset(**row)
+        raise InfrastructureError("connection lost")
+
+
+def test_rollouts_in_a_broken_environment_are_counted_and_not_trained():
+    worker = make_worker(environment=Broken)
+    assert cycle(worker) == []
+    metrics = worker.metrics_queue.get_nowait()
+    assert metrics["fission/infrastructure"] == metrics["env/broken"] == 16
+    assert metrics["fission/buffer"] == 0
+
+
 def test_a_data_set_that_a_checkpoint_cannot_keep_is_refused():
+    with pytest.raises(UsageError, match="not a stream"):
+        make_worker(dataset=iter(episode_rows()))
     with pytest.raises(ValueError, match="empty"):
         make_worker(dataset=[])
     with pytest.raises(ValueError, match="'when'"):
@@ -283,7 +319,7 @@ def test_requests_to_the_server_are_those_of_trl_and_a_busy_server_is_asked_agai
         }
         assert sampler.retries == 1
         assert sampled.logprobs == [-0.25] * len(sampled.token_ids)
-        sampler.start(model_version=3)  # the trainer serves its adapter
+        assert sampler.start(model_version=3) is None  # the trainer serves its adapter now
         sampler.model_version = 4
         asyncio.run(sampler([5], 9))
         assert server.asked[-1]["model"] == "trl-policy-v4"

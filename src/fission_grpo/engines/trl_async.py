@@ -111,9 +111,8 @@ class FissionRolloutWorker(TrainerCallback):
             raise UsageError("the rollout worker needs a data set with rows, such as datasets.Dataset, not a stream")
         check_columns(dataset, cycles.runner.environments)
         self.cycles, self.dataset, self.sample, self.resume_from = cycles, dataset, sample, resume_from
-        settings = cycles.fission.settings
-        maxsize = settings.generation_batch_size if queue_maxsize is None else queue_maxsize
-        self.rollout_buffer = _CountingQueue(maxsize)
+        one_cycle = cycles.fission.settings.generation_batch_size
+        self.rollout_buffer = _CountingQueue(one_cycle if queue_maxsize is None else queue_maxsize)
         self.metrics_queue: queue.Queue[dict[str, Any]] = queue.Queue()
         self.step = 0  # optimizer steps so far, of the trainer
         self.model_version = 0
@@ -121,11 +120,10 @@ class FissionRolloutWorker(TrainerCallback):
         self._cursor = self._next_group = self._made = 0  # rows taken, groups and samples made so far
         self._states: deque[tuple[int, dict[str, Any]]] = deque()  # samples made before a cycle, and the state then
         self._taken = 0  # samples that the trainer had taken when its last step began
-        self._is_callback = False
+        self._is_callback, self._beat = False, time.monotonic()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._beat = time.monotonic()
 
     # -- one cycle ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +136,13 @@ class FissionRolloutWorker(TrainerCallback):
         self._cursor = at.stop
         plan, metrics = self.cycles.next([self.dataset[i % len(self.dataset)] for i in at], step)
         inflight = asyncio.Semaphore(self._max_inflight)
-        groups = await asyncio.gather(*(self._run_group(group, inflight) for group in plan.groups))
+
+        async def run_one(group: PlannedGroup) -> Episode:
+            async with inflight:
+                return await self.cycles.runner.run(group.row, self.sample)
+
+        rollouts = (asyncio.gather(*(run_one(group) for _ in range(group.size))) for group in plan.groups)
+        groups = await asyncio.gather(*rollouts)
         metrics |= self.cycles.finish(plan, groups, step)
         if isinstance(self.sample, VLLMSampler):
             metrics["rollout/vllm_retry_total"], self.sample.retries = float(self.sample.retries), 0
@@ -147,25 +151,16 @@ class FissionRolloutWorker(TrainerCallback):
         self.metrics_queue.put({**metrics, "rollout/cycle_s": time.monotonic() - started})
         return samples
 
-    async def _run_group(self, group: PlannedGroup, inflight: asyncio.Semaphore) -> list[Episode]:
-        async def run_one() -> Episode:
-            async with inflight:
-                return await self.cycles.runner.run(group.row, self.sample)
-
-        return list(await asyncio.gather(*(run_one() for _ in range(group.size))))
-
     def _samples(self, groups: Sequence[Sequence[Episode]], model_version: int) -> list[Any]:
         samples, rewards = [], [[episode.reward for episode in group] for group in groups]
         for group, given, advantages in zip(groups, rewards, self.cycles.advantages(rewards), strict=True):
             judged = [reward for reward in given if not math.isnan(reward)]
             deviation = statistics.stdev(judged) if len(judged) > 1 else 0.0
             for episode, advantage in zip(group, advantages, strict=True):
-                metrics = {"reward": episode.reward, "reward_std": deviation}
-                origin = {"model_version": model_version, "group_id": self._next_group}
+                fields = {"advantage": advantage, "metrics": {"reward": episode.reward, "reward_std": deviation}}
+                fields |= {"model_version": model_version, "group_id": self._next_group}
                 if any(episode.mask):
-                    samples.append(
-                        self._sample_type(**_fields(episode), **origin, advantage=advantage, metrics=metrics)
-                    )
+                    samples.append(self._sample_type(**_fields(episode), **fields))
             self._next_group += 1
         return samples
 
@@ -314,7 +309,7 @@ class VLLMSampler:
 
         self.args, self.url = args, str(args.vllm_server_base_url).rstrip("/")
         self.model, self.uses_adapter, self.model_version = "", False, 0
-        self.retries = 0  # of requests, until the worker has logged them
+        self.retries = 0  # of requests, since the worker has logged them
         waits = {"total": TRIES, "backoff_factor": 0.5, "backoff_max": 16}
         retry = Retry(**waits, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
         self._session = requests.Session()
@@ -332,8 +327,8 @@ class VLLMSampler:
 
     async def __call__(self, token_ids: list[int], max_tokens: int) -> Sampled:
         args = self.args
-        options = {name: getattr(args, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
-        payload = {
+        names = ("temperature", "top_p", "top_k", "repetition_penalty", *(() if args.min_p is None else ("min_p",)))
+        payload = {name: getattr(args, name) for name in names} | {
             "model": f"{ADAPTER}-v{self.model_version}" if self.uses_adapter else self.model,
             "prompt": token_ids,
             "max_tokens": max_tokens,
@@ -341,8 +336,6 @@ class VLLMSampler:
             "return_token_ids": True,
             "logprobs": 0,
             "seed": random.getrandbits(63),  # engines of one server would sample the same without
-            **options,
-            **({} if args.min_p is None else {"min_p": args.min_p}),
         }
         loop = asyncio.get_running_loop()
         answer, retries = await loop.run_in_executor(self._pool, self._send, "POST", "/v1/completions", payload)
