@@ -284,6 +284,14 @@ def test_rollouts_in_a_broken_environment_are_counted_and_not_trained():
     assert metrics["fission/buffer"] == 0
 
 
+def test_a_worker_whose_environment_stays_broken_fails_instead_of_waiting(tmp_path):
+    worker = started(make_worker(environment=Broken), tmp_path)
+    wait_until(lambda: not worker._thread.is_alive())
+    with pytest.raises(RuntimeError, match="nothing could be sampled in 3 cycles"):
+        worker.check_health(300)
+    worker.stop()
+
+
 def test_a_data_set_that_a_checkpoint_cannot_keep_is_refused():
     with pytest.raises(UsageError, match="not a stream"):
         make_worker(dataset=iter(episode_rows()))

@@ -1,10 +1,8 @@
 """A rollout worker for TRL's AsyncGRPOTrainer that runs recover cycles. Experimental, as `trl.experimental` is.
 
 The trainer takes samples from a queue, each with its own advantage and group, so groups of G and of G' need no change
-in it. The worker fills the queue from a thread, cycle after cycle, with what a vLLM server samples, and keeps its
-buffer in the trainer's checkpoints:
-
-    trainer = AsyncGRPOTrainer(..., rollout_worker=worker, callbacks=[worker])
+in it. The worker fills the queue from a thread, cycle after cycle, with what a vLLM server samples:
+`AsyncGRPOTrainer(..., rollout_worker=worker, callbacks=[worker])`.
 """
 
 from __future__ import annotations
@@ -42,6 +40,7 @@ SAMPLE_FIELDS = "prompt completion input_ids completion_mask old_log_probs advan
 """Fields of TRL's RolloutSample that the worker sets, before `enqueued_at`. Another TRL may have others."""
 BEAT_SECONDS = 0.5  # between two signs of life of the worker's thread [ours]
 POLL_SECONDS = 0.05  # between two looks at a full queue [ours]
+EMPTY_CYCLES = 3  # without a sample, in a row, after which the worker fails [ours]
 STOP_SECONDS = 15.0  # that the worker's thread has to end [TRL's]
 TRIES = 30  # of a request to the server, with waits of up to 16 s in between [TRL's]
 ADAPTER = "trl-policy"  # name under which TRL's trainer serves a LoRA adapter, before "-v" and the version
@@ -86,8 +85,7 @@ class FissionRolloutWorker(TrainerCallback):
         cycles: what to sample, and what becomes of it.
         dataset: rows in the order in which they are explored, again and again.
         sample: samples one turn, such as `VLLMSampler`.
-        queue_maxsize: largest number of samples that wait for the trainer; by default one cycle's [ours]. More
-            let the worker run further ahead, with an older policy.
+        queue_maxsize: largest number of samples that wait, and grow old; by default one cycle's [ours].
         max_inflight: largest number of rollouts, and of environments, at a time [TRL's].
         resume_from: checkpoint to load the state from; by default the trainer's own, in `output_dir`.
 
@@ -120,7 +118,7 @@ class FissionRolloutWorker(TrainerCallback):
         self._cursor = self._next_group = self._made = 0  # rows taken, groups and samples made so far
         self._states: deque[tuple[int, dict[str, Any]]] = deque()  # samples made before a cycle, and the state then
         self._taken = 0  # samples that the trainer had taken when its last step began
-        self._is_callback, self._beat = False, time.monotonic()
+        self._is_callback, self._beat = False, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -189,7 +187,7 @@ class FissionRolloutWorker(TrainerCallback):
             loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
         thread.join(STOP_SECONDS)
         if thread.is_alive():
-            _log.warning("the rollout worker did not end within %g s; it is left behind", STOP_SECONDS)
+            _log.warning("the rollout worker did not end within %g s", STOP_SECONDS)
 
     def update_model_version(self, model_version: int) -> None:
         self.model_version = model_version
@@ -201,10 +199,8 @@ class FissionRolloutWorker(TrainerCallback):
         if self._error is not None:
             raise RuntimeError(f"the rollout worker has failed: {self._error!r}") from self._error
         if (age := time.monotonic() - self._beat) > stale_after_s:
-            raise RuntimeError(
-                f"the rollout worker shows no sign of life for {age:.0f} s (limit {stale_after_s:.0f} s): a tool or a "
-                "reward may hang; isolate_environments=True ends calls at tool_timeout"
-            )
+            silence = f"the rollout worker shows no sign of life for {age:.0f} s (limit {stale_after_s:.0f} s)"
+            raise RuntimeError(f"{silence}; a tool may hang: isolate_environments=True ends it at tool_timeout")
 
     def _run(self) -> None:
         try:
@@ -225,8 +221,12 @@ class FissionRolloutWorker(TrainerCallback):
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _fill(self) -> None:
+        empty = 0
         while True:
             samples, started = await self.run_cycle(), time.monotonic()
+            empty = 0 if samples else empty + 1
+            if empty == EMPTY_CYCLES:
+                raise RuntimeError(f"nothing could be sampled in {empty} cycles; is the environment's service up?")
             for sample in samples:
                 while self.rollout_buffer.full():  # nothing else puts
                     await asyncio.sleep(POLL_SECONDS)
@@ -313,8 +313,7 @@ class VLLMSampler:
         waits = {"total": TRIES, "backoff_factor": 0.5, "backoff_max": 16}
         retry = Retry(**waits, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
         self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=max_inflight, max_retries=retry))
+        self._session.mount(self.url, HTTPAdapter(pool_maxsize=max_inflight, max_retries=retry))
         self._pool = ThreadPoolExecutor(max_inflight, "vllm request")
 
     def start(self, model_version: int) -> int | None:
