@@ -217,14 +217,13 @@ def test_a_tool_that_hangs_is_seen_by_check_health(tmp_path):
 def test_the_queue_holds_no_more_than_one_cycle_and_the_worker_stops(tmp_path):
     worker = started(make_worker(), tmp_path)
     wait_until(lambda: worker.rollout_buffer.full())
-    thread = worker._thread
     worker.check_health(300)
     sample = worker.rollout_buffer.get(timeout=5)
     assert isinstance(sample, RolloutSample)
     assert sample.enqueued_at is not None
     assert worker.rollout_buffer.qsize() <= SETTINGS["generation_batch_size"]
     worker.stop()
-    assert not thread.is_alive()
+    assert not worker._thread.is_alive()
     metrics = [worker.metrics_queue.get_nowait() for _ in range(worker.metrics_queue.qsize())]
     assert {"fission/phase", "fission/success", "fission/pushed"} <= metrics[0].keys()
 

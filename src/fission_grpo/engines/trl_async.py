@@ -119,7 +119,7 @@ class FissionRolloutWorker(TrainerCallback):
         self._states: deque[tuple[int, dict[str, Any]]] = deque()  # samples made before a cycle, and the state then
         self._taken = 0  # samples that the trainer had taken when its last step began
         self._is_callback, self._beat = False, 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -180,14 +180,11 @@ class FissionRolloutWorker(TrainerCallback):
 
     def stop(self) -> None:
         """End the worker's thread; rollouts under way are lost."""
-        thread, loop, self._thread = self._thread, self._loop, None
-        if thread is None:
-            return
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-        thread.join(STOP_SECONDS)
-        if thread.is_alive():
-            _log.warning("the rollout worker did not end within %g s", STOP_SECONDS)
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+            if self._thread.is_alive():
+                _log.warning("the rollout worker did not end within %g s; it is left behind", STOP_SECONDS)
 
     def update_model_version(self, model_version: int) -> None:
         self.model_version = model_version
@@ -212,13 +209,13 @@ class FissionRolloutWorker(TrainerCallback):
             _log.exception("the rollout worker has failed")
 
     async def _work(self) -> None:
-        self._loop = asyncio.get_running_loop()
         await asyncio.gather(self._show_life(), self._fill())
 
     async def _show_life(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             self._beat = time.monotonic()
             await asyncio.sleep(BEAT_SECONDS)
+        raise asyncio.CancelledError  # which ends the other part, too
 
     async def _fill(self) -> None:
         empty = 0
