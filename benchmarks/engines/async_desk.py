@@ -1,8 +1,8 @@
 """Does the starter policy learn at the desk with TRL's asynchronous trainer as it does with the synchronous one?
 
-    PYTHONPATH=tests/support python benchmarks/engines/async_desk.py --seeds 0 1 --steps 30
+    PYTHONPATH=tests/support python benchmarks/engines/async_desk.py --seeds 0 1 --steps 40
 
-Both trainers run the same Fission-GRPO: cycles of 32 rollouts (G = G' = 8), one update each, no KL term. Each run is
+Both trainers run the same Fission-GRPO: cycles of 64 rollouts (G = G' = 8), one update each, no KL term. Each run is
 added to async_desk.json when it ends (those that are there are not repeated): for every cycle its phase, the tokens
 sampled so far, and the success of the rollouts that explored; then the success on held-out tasks, one rollout each.
 async_desk.png shows the curves. The asynchronous trainer samples in this process (tests/support/async_on_cpu.py).
@@ -33,7 +33,7 @@ from fission_grpo.inference.pretrained import load_starter, starter_path
 
 RESULTS, PICTURE = (Path(__file__).with_suffix(suffix) for suffix in (".json", ".png"))
 GROUPS = {"num_generations": 8, "num_recovery_generations": 8}
-ROLLOUTS, TURNS, LENGTH, RATE, HELD_OUT = 32, 4, 160, 5e-4, 256
+ROLLOUTS, TURNS, LENGTH, RATE, HELD_OUT = 64, 4, 160, 3e-4, 256  # as configs/desk_fission.yaml
 KEPT = {
     "phase": "fission/phase",
     "tokens": "fission/generated_tokens",
@@ -154,7 +154,7 @@ def draw(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": []}
     if "starter" not in results:
