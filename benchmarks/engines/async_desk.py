@@ -34,6 +34,7 @@ from fission_grpo.inference.pretrained import load_starter, starter_path
 RESULTS, PICTURE = (Path(__file__).with_suffix(suffix) for suffix in (".json", ".png"))
 GROUPS = {"num_generations": 8, "num_recovery_generations": 8}
 ROLLOUTS, TURNS, LENGTH, RATE, HELD_OUT = 64, 4, 160, 3e-4, 256  # as configs/desk_fission.yaml
+SHOWN = 5  # explore cycles at the beginning and the end that are compared
 KEPT = {
     "phase": "fission/phase",
     "tokens": "fission/generated_tokens",
@@ -109,7 +110,8 @@ def train_async(folder, seed, steps):
 
 def held_out(model):
     """The success of one rollout of each held-out task."""
-    tokenizer = load_starter()[1]
+    weights, (model, tokenizer) = model.state_dict(), load_starter()  # without what a trainer has put into it
+    model.load_state_dict(weights)
     runner, sampler = runner_of(Fission(FissionSettings()), tokenizer), SamplerOnCPU(model, tokenizer, 1)
 
     async def run():
@@ -129,6 +131,21 @@ def one_run(arm, seed, steps):
     return {"arm": arm, "seed": seed, "steps": steps, "held_out": after, "seconds": seconds, "curve": curve} | versions
 
 
+def summary(results):
+    """A row for each run: its tokens, and the success of its first and its last explore cycles and on held-out tasks.
+
+    The last cycles are those up to the tokens that every run of the seed has sampled.
+    """
+    rows = []
+    for run in results["runs"]:
+        most = min(one["curve"][-1]["tokens"] for one in results["runs"] if one["seed"] == run["seed"])
+        explored = [one["success"] for one in run["curve"] if "success" in one and one["tokens"] <= most]
+        first, last = (sum(part) / SHOWN for part in (explored[:SHOWN], explored[-SHOWN:]))
+        cells = [f"{run['curve'][-1]['tokens']:,.0f}", *(f"{rate:.2f}" for rate in (first, last, run["held_out"]))]
+        rows.append(f"| {run['arm']} | {run['seed']} | {' | '.join(cells)} |")
+    return rows
+
+
 def draw(results):
     import matplotlib.pyplot as plt
 
@@ -136,16 +153,13 @@ def draw(results):
     colours = {"sync": "#888888", "async": "#1f77b4"}
     for run in results["runs"]:
         points = [(one["tokens"] / 1000, one["success"]) for one in run["curve"] if "success" in one]
-        means = [
-            sum(y for _, y in points[max(0, i - 3) : i + 1]) / len(points[max(0, i - 3) : i + 1])
-            for i in range(len(points))
-        ]
+        windows = [[y for _, y in points[max(0, i - 3) : i + 1]] for i in range(len(points))]
+        means = [sum(window) / len(window) for window in windows]
         label = f"{run['arm']}, seed {run['seed']} (held out: {run['held_out']:.2f})"
         line = "-" if run["seed"] == 0 else "--"
         axis.plot([x for x, _ in points], means, line, color=colours[run["arm"]], label=label)
-    axis.axhline(
-        results["starter"], color="black", linewidth=0.6, label=f"starter, held out: {results['starter']:.2f}"
-    )
+    before = results["starter"]
+    axis.axhline(before, color="black", linewidth=0.6, label=f"starter, held out: {before:.2f}")
     axis.set(xlabel="sampled tokens (thousands)", ylabel="success, mean of 4 explore cycles", ylim=(0, 1))
     axis.legend(fontsize=7)
     figure.savefig(PICTURE, dpi=150)
@@ -165,6 +179,7 @@ def main():
                 results["runs"].append(one_run(arm, seed, options.steps))
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 print(arm, seed, {key: results["runs"][-1][key] for key in ("held_out", "seconds")}, flush=True)
+    print(*summary(results), sep="\n")
     draw(results)
 
 

@@ -55,10 +55,14 @@ class SamplerOnCPU:
         while self._waiting:
             await asyncio.sleep(0.005)  # until the other rollouts have made their requests
             waiting, self._waiting = self._waiting, []
-            said = await asyncio.to_thread(self.generate, *zip(*[one[:2] for one in waiting], strict=True))
+            try:
+                said = await asyncio.to_thread(self.generate, *zip(*[one[:2] for one in waiting], strict=True))
+            except Exception as error:  # noqa: BLE001 - it is the answer to every request
+                said = [error] * len(waiting)
             for (*_, answer), sampled in zip(waiting, said, strict=True):
                 if not answer.done():
-                    answer.set_result(sampled)
+                    failed = isinstance(sampled, Exception)
+                    answer.set_exception(sampled) if failed else answer.set_result(sampled)
 
     @torch.no_grad()
     def generate(self, prompts, limits):
