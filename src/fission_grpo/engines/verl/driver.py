@@ -1,0 +1,190 @@
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+"""The driver's parts on verl: which rows a cycle samples, what came of them, the buffer in checkpoints.
+
+In one step of verl's `PPOTrainer`, `FissionLoopManager.generate_sequences` gives the batch the rows of the cycle,
+`FissionReplayBuffer.sample` waits for their rollouts and hands them to `FissionLoopManager.finish`, and
+`group_advantages` is the estimator. After a save, `FissionCheckpoint` adds the buffer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import uuid
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+
+from fission_grpo.core.errors import CheckpointError
+from fission_grpo.core.terminal import get_logger
+from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
+from fission_grpo.engines.verl.config import check_config, make_parts
+from fission_grpo.engines.verl.worker import EPISODE, ROW, SentEpisode, verl_row
+from fission_grpo.fission.metrics import group_advantages as advantages_of
+from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
+from verl.trainer.ppo.core_algos import register_adv_est
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.utils import tensordict_utils
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+_log = get_logger(__name__)
+
+STATE = "fission.json"  # in a checkpoint's folder
+
+
+class FissionLoopManager(AgentLoopManagerTQ):
+    """Chooses each cycle's rows: those of verl's batch, corrective instances in their place, or some of both.
+
+    A recovery group takes over the uid of a displaced row, which waits and gets another one with its own turn.
+    """
+
+    current: ClassVar[FissionLoopManager | None] = None  # of this process; verl makes its parts by themselves
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        check_config(config)
+        super().__init__(config, *args, **kwargs)
+        parts = make_parts(config)
+        self.cycles = RecoveryCycles(parts.fission, parts.runner, parts.rows)
+        self.plan: Plan | None = None
+        self.uids: list[str] = []  # of the plan's groups
+        self.metrics: dict[str, float] = {}  # of the plan
+        self._load(config.trainer)
+        FissionLoopManager.current = self
+
+    def generate_sequences(self, prompts: Any) -> None:
+        if "validate" in prompts:
+            return super().generate_sequences(prompts)
+        step = int(prompts["global_steps"])
+        self.plan, self.metrics = self.cycles.next([json.loads(row) for row in prompts[ROW]], step - 1)
+        self.uids = self._register(list(prompts["uid"]), len(self.plan.groups), step)
+        rows = [
+            {**verl_row(number, self._sent(group)), "uid": uid, "__rollout_n__": group.size}
+            for number, (uid, group) in enumerate(zip(self.uids, self.plan.groups, strict=True))
+        ]
+        batch = tensordict_utils.get_tensordict({name: [row[name] for row in rows] for name in rows[0]})
+        tensordict_utils.assign_non_tensor_data(batch, "global_steps", step)
+        super().generate_sequences(batch)
+
+    def _register(self, uids: list[str], groups: int, step: int) -> list[str]:
+        """As many uids as there are groups: verl has registered one for each row of its batch."""
+        if surplus := uids[groups:]:
+            tq.kv_clear(keys=surplus, partition_id="train")
+        if more := [str(uuid.uuid4()) for _ in range(groups - len(uids))]:
+            tag = {"is_prompt": True, "status": "pending", "global_steps": step}
+            tq.kv_batch_put(keys=more, partition_id="train", tags=[dict(tag) for _ in more])
+        return uids[:groups] + more
+
+    def _sent(self, group: PlannedGroup) -> str | bytes:
+        """A group's row as workers read it; a recovery with the snapshot to begin with."""
+        if group.context is None:
+            return json.dumps(group.row)
+        return pickle.dumps((group.row, self.cycles.fission.snapshots.get(group.context.task.id)))
+
+    def finish(self, batch: KVBatchMeta, step: int) -> tuple[KVBatchMeta, dict[str, float]]:
+        """Hand a cycle's rollouts to Fission; returns those that were judged, and the cycle's metrics."""
+        if self.plan is None:
+            raise RuntimeError("a batch without a cycle: FissionLoopManager has generated none")
+        fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        episodes = {
+            key: pickle.loads(extra[EPISODE])
+            for key, extra in zip(batch.keys, fields["extra_fields"].tolist(), strict=True)
+        }
+        by_uid: dict[str, list[SentEpisode]] = defaultdict(list)
+        for key, episode in sorted(episodes.items(), key=lambda item: int(item[0].split("_")[1])):
+            by_uid[key.split("_")[0]].append(episode)
+        for episode in episodes.values():
+            self.cycles.runner.special_tokens.broken += episode.counts.pop("special_tokens", 0)
+            self.cycles.runner.counts.update(episode.counts)
+        metrics = self.cycles.finish(self.plan, [by_uid[uid] for uid in self.uids], step - 1)
+        lost = sum(group.size for group in self.plan.groups) - len(episodes)
+        if lost:
+            _log.warning("step %d: %d rollouts raised an error (see the log of the agent loop workers)", step, lost)
+        self.plan = None
+        return self._judged(batch, episodes), {**self.metrics, **metrics, "fission/lost_rollouts": float(lost)}
+
+    def _judged(self, batch: KVBatchMeta, episodes: dict[str, SentEpisode]) -> KVBatchMeta:
+        """Take the rollouts that could not be judged out of a batch; verl fills it up."""
+        unjudged = {key for key, episode in episodes.items() if episode.rollout.verdict.reward is None}
+        if not unjudged:
+            return batch
+        if len(unjudged) == len(batch.keys):
+            raise RuntimeError("no rollout of this cycle could be judged: an environment is broken; see the log")
+        tq.kv_clear(keys=list(unjudged), partition_id=batch.partition_id)
+        kept = [(key, tag) for key, tag in zip(batch.keys, batch.tags, strict=True) if key not in unjudged]
+        return KVBatchMeta(
+            partition_id=batch.partition_id, keys=[key for key, _ in kept], tags=[tag for _, tag in kept]
+        )
+
+    def save(self, folder: Path) -> None:
+        (folder / STATE).write_text(json.dumps(self.cycles.state()), "utf-8")
+
+    def _load(self, trainer: Any) -> None:
+        """Load the state of the checkpoint that verl resumes from."""
+        folder = _checkpoint(trainer)
+        if folder is None:
+            return
+        file = folder / STATE
+        if not file.is_file():
+            _log.warning("%s has no %s: recovery begins with an empty buffer", folder, STATE)
+            return
+        try:
+            self.cycles.load_state(json.loads(file.read_text("utf-8")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file} cannot be read ({error}); resume from another checkpoint") from error
+
+
+def _checkpoint(trainer: Any) -> Path | None:
+    """The folder of the checkpoint that verl resumes from, None without one."""
+    if trainer.resume_mode == "disable":
+        return None
+    if trainer.resume_mode == "resume_path":
+        return Path(trainer.resume_from_path).absolute()
+    found = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+    return None if found is None else Path(found)
+
+
+class FissionReplayBuffer(ReplayBuffer):
+    """Waits for the groups of a cycle, of whichever number, and hands them to the loop manager."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        options = kwargs.get("sampler_kwargs") or {}
+        super().__init__(*args, **kwargs, poll_interval=options.get("poll_interval", 2.0))
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
+        manager = FissionLoopManager.current
+        if partition_id == "val" or manager is None:
+            return super().sample(global_steps, partition_id, batch_size)
+        batch, metrics = super().sample(global_steps, partition_id, len(manager.uids))
+        batch, ours = manager.finish(batch, global_steps)
+        return batch, {**metrics, **ours}
+
+
+class FissionCheckpoint(CheckpointCallback):
+    """Writes the buffer, and what else a run needs to go on, into each checkpoint."""
+
+    def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
+        trainer.agent_loop_manager.save(Path(checkpoint_dir))
+
+
+@register_adv_est("fission_grpo")
+def group_advantages(
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: np.ndarray, config: Any = None, **_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """verl's advantage estimator "fission_grpo": as FissionGRPOTrainer's; those of a group of one are 0."""
+    rewards = token_level_rewards.sum(dim=-1).tolist()
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, uid in enumerate(index):
+        rows[uid].append(row)
+    order = [row for group in rows.values() for row in group]
+    values = advantages_of([rewards[row] for row in order], [len(group) for group in rows.values()])
+    advantages = torch.zeros(len(rewards))
+    advantages[order] = torch.tensor(values)
+    spread = advantages.unsqueeze(-1) * response_mask
+    return spread, spread

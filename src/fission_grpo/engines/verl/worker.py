@@ -1,0 +1,163 @@
+# pyright: reportMissingImports=false
+"""What verl loads in every agent loop worker: the data set `data.custom_cls`, and with it the agent loop "fission"."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch.utils.data import Dataset
+
+from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.types import Failure, Rollout
+from fission_grpo.data.deferred_rows import check_row
+from fission_grpo.engines.episode import Episode, Sampled
+from fission_grpo.engines.verl.config import load_tasks, make_parts
+from fission_grpo.envs.restore import TASK_KEY
+from fission_grpo.fission.failures import FailedRollout
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
+
+_log = get_logger(__name__)
+
+ROW = "fission_row"  # column of verl's batches: a data set row as JSON; of a recovery its row and snapshot, pickled
+EPISODE = "fission_episode"  # in an output's `extra_fields`: a `SentEpisode`, pickled
+
+
+class TaskDataset(Dataset):
+    """What `data.train_files` and `data.val_files` name: step tasks, cases, the desk, or rows of an own environment.
+
+    Args:
+        data_files: as `fission-grpo train --tasks`; with `data.environment`, as its `--rows`.
+        tokenizer: of the policy; its chat template must render tools.
+        config: verl's `data`, with `environment` and `rewards` of an own task, and `step_reward`.
+        max_samples: number of tasks to take; negative for all.
+    """
+
+    def __init__(self, data_files: Any, tokenizer: Any, config: Any, max_samples: int = -1, **_: Any):
+        self.rows = load_tasks(data_files, tokenizer, config, max_samples).rows
+        for number, row in enumerate(self.rows, start=1):
+            check_row(row, f"row {number}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return verl_row(index, json.dumps(self.rows[index]))
+
+
+def verl_row(index: int, row: str | bytes) -> dict[str, Any]:
+    """A row with the columns that verl reads; our own is opaque to it."""
+    return {"index": index, ROW: row, "raw_prompt": "", "data_source": "fission", "reward_model": {}}
+
+
+@dataclass
+class SentEpisode:
+    """What the driver needs of an episode that a worker ran: what `engines.cycles` reads, without the environment."""
+
+    rollout: Rollout
+    mask: list[int]
+    failures: list[Failure]
+    snapshots: list[Any]  # of the environment at each failure; None where it has none, or one that cannot be sent
+    counts: Counter[str] = field(default_factory=Counter)  # events in environments, by metric
+
+    @property
+    def reward(self) -> float:
+        """The reward; NaN if the rollout could not be judged."""
+        reward = self.rollout.verdict.reward
+        return math.nan if reward is None else reward
+
+    def failed(self, failure_turn: str = "first", zero_std: bool = False) -> FailedRollout:
+        """As `Episode.failed`; the worker has found the failures."""
+        by_failure = {id(failure): snapshot for failure, snapshot in zip(self.failures, self.snapshots, strict=True)}
+        return FailedRollout(self.failures, zero_std, lambda failure: by_failure.get(id(failure)))
+
+
+def send(episode: Episode, failure_turn: str, counts: Counter[str]) -> bytes:
+    """Pickle what the driver needs of an episode. Snapshots that cannot be pickled are counted and left out."""
+    failed = episode.failed(failure_turn)
+    snapshots = [failed.get_snapshot(one) for one in failed.failures]
+    sent = SentEpisode(episode.rollout, episode.mask, list(failed.failures), snapshots, counts)
+    try:
+        return pickle.dumps(sent)
+    except Exception as error:  # noqa: BLE001 - of the user's values; without them the calls are repeated
+        warn_once(_log, f"a snapshot cannot be sent to another worker ({error}); calls are repeated there instead")
+        counts = counts + Counter({"env/snapshots_not_sent": len(snapshots)})
+        return pickle.dumps(replace(sent, snapshots=[None] * len(snapshots), counts=counts))
+
+
+class _Shared:
+    """What the agent loops of a worker share: verl makes one loop for each rollout."""
+
+    current: ClassVar[_Shared | None] = None
+
+    def __init__(self, config: Any):
+        self.config, self.step = config, 0
+        self.last_step = config.actor_rollout_ref.actor.optim.get("total_training_steps") or 0
+        self.runner = make_parts(config, self._progress).runner
+
+    @classmethod
+    def of(cls, config: Any) -> _Shared:
+        if cls.current is None or cls.current.config is not config:
+            cls.current = cls(config)
+        return cls.current
+
+    def _progress(self) -> float:
+        return min(1.0, max(0, self.step - 1) / self.last_step) if self.last_step > 0 else 0.0
+
+    def row(self, sent: str | bytes, step: int) -> dict[str, Any]:
+        """The row of a rollout, from column `ROW`; keeps the snapshot of a recovery until the next step."""
+        if step != self.step:
+            self.step = step
+            self.runner.fission.snapshots.clear()
+        if isinstance(sent, str):
+            return json.loads(sent)
+        row, snapshot = pickle.loads(sent)
+        if snapshot is not None:
+            self.runner.fission.snapshots[row[TASK_KEY].id] = snapshot
+        return row
+
+
+@register("fission")
+class FissionAgentLoop(AgentLoopBase):
+    """Runs one rollout of a row that `FissionLoopManager` chose: of the data set, or a recovery."""
+
+    async def run(self, sampling_params: dict[str, Any], **columns: Any) -> AgentLoopOutput:
+        shared = _Shared.of(self.config)
+        row = shared.row(columns[ROW], int(columns["global_steps"]))
+        versions: list[Any] = []  # of the weights, turn by turn
+
+        async def sample(token_ids: list[int], room: int) -> Sampled:
+            output = await self.server_manager.generate(
+                request_id=f"{columns['uid']}-{columns['session_id']}",  # all turns go to the server with its cache
+                prompt_ids=token_ids,
+                sampling_params={**sampling_params, "max_tokens": room},
+            )
+            versions.append(output.extra_fields)
+            return Sampled(output.token_ids, output.log_probs or ())
+
+        episode = await shared.runner.run(row, sample)
+        counts = shared.runner.pop_counts() + Counter(special_tokens=shared.runner.special_tokens.pop_count())
+        sent = send(episode, shared.runner.settings.failure_turn, counts)
+        return self._output(episode, sent, versions)
+
+    def _output(self, episode: Episode, sent: bytes, versions: list[Any]) -> AgentLoopOutput:
+        reward, nothing = episode.rollout.verdict.reward, not episode.completion_ids
+        return AgentLoopOutput(
+            prompt_ids=episode.prompt_ids,
+            response_ids=[self.tokenizer.eos_token_id] if nothing else episode.completion_ids,
+            response_mask=[0] if nothing else episode.mask,
+            response_logprobs=[0.0] if nothing else episode.logprobs or None,
+            reward_score=0.0 if reward is None else reward,  # the driver takes out what could not be judged
+            num_turns=2 * len(episode.rollout.trajectory.turns),
+            metrics=AgentLoopMetrics(),
+            extra_fields={
+                EPISODE: sent,
+                "reward_extra_info": {},
+                "min_global_steps": versions[0].get("min_global_steps") if versions else None,
+                "max_global_steps": versions[-1].get("max_global_steps") if versions else None,
+            },
+        )
