@@ -6,6 +6,7 @@ that hold the model, `Replicas` for the manager that sends them its weights.
 
 import json
 import os
+import re
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -53,9 +54,9 @@ def composed(name, *overrides):
 
 def start_ray():
     if not ray.is_initialized():
-        paths = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
+        paths = [os.environ.get("VERL_SRC", str(ROOT / "src")), str(ROOT / "tests" / "support")]
         variables = {"PYTHONPATH": os.pathsep.join(paths), "TRANSFER_QUEUE_ENABLE": "1", "OMP_NUM_THREADS": "1"}
-        ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
 
 
 class Vault:
@@ -95,20 +96,23 @@ def vault_rows(path, count=16):
     return str(path)
 
 
-def call(name, **arguments):
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+def opens(box, code):
+    return f'<tool_call>\n{{"name": "open_box", "arguments": {{"name": "box{box}", "code": "{code}"}}}}\n</tool_call>'
 
 
 def vault_policy(text, session):
-    """What the scripted policy writes: session 0 of a group opens the box, the others fail in three ways."""
-    if "open</tool" in text or text.rstrip().endswith("open\n<|im_end|>\n<|im_start|>assistant"):
+    """What the scripted policy writes. First rollouts of a group open their box; the others fail in three ways.
+
+    In a recovery, whose prompt has the right code or an error, every second one opens the box.
+    """
+    box = re.search(r"open box(\d+)", text)[1]
+    if "\nopen" in text.split("open box", 1)[1]:
         return "done"
-    box = text.split("open box")[1].split("<")[0].strip()
-    if "the code of" in text or "error" in text.split("<|im_start|>assistant")[0]:
-        return call("open_box", name=f"box{box}", code=f"c{box}") if session % 2 == 0 else "I give up"
-    if "<|im_start|>assistant" in text and session:
-        return ["", call("open_box", name=f"box{box}", code="?"), "<tool_call>\n{broken", "I will not"][session % 4]
-    return call("open_box", name=f"box{box}", code=f"c{box}")
+    answers = text.count("<|im_start|>assistant") - 1
+    if not answers:
+        return [opens(box, f"c{box}"), opens(box, "?"), "<tool_call>\n{broken", "I will not"][session % 4]
+    recovers = session % 2 == 0 and session != 2
+    return opens(box, f"c{box}") if recovers else "I give up"
 
 
 class ScriptedClient:

@@ -139,14 +139,12 @@ def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = 
     files = [data_files] if isinstance(data_files, str) else list(data_files)
     if len(files) != 1:
         raise UsageError(f"data.train_files and data.val_files take one file each, got {len(files)}; join them")
-    try:
-        ChatCodec(tokenizer, template_options(config)).check_tools()
-    except ValueError as error:
-        raise UsageError(f"actor_rollout_ref.model.path, or its custom_chat_template: {error}") from error
     environment = config.get("environment")
     own = own_task(environment, files[0], list(config.get("rewards") or ()), None) if environment else None
     step_reward: Mapping[str, Any] = config.get("step_reward") or {}
-    return load_training_data(
+    if not tokenizer.chat_template:
+        _check_tools(tokenizer, config)
+    data = load_training_data(
         files[0],
         tokenizer,
         own=own,
@@ -156,6 +154,16 @@ def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = 
         reward=RewardConfig(**step_reward),
         chat_template_kwargs=template_options(config),
     )
+    if data.environments is not None:  # step tasks have their tools in the system message, if need be
+        _check_tools(tokenizer, config)
+    return data
+
+
+def _check_tools(tokenizer: Any, config: Any) -> None:
+    try:
+        ChatCodec(tokenizer, template_options(config)).check_tools()
+    except ValueError as error:
+        raise UsageError(f"actor_rollout_ref.model.path, or its custom_chat_template: {error}") from error
 
 
 def template_options(config: Any) -> dict[str, Any]:

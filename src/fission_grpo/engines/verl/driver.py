@@ -9,6 +9,7 @@ In one step of verl's `PPOTrainer`, `FissionLoopManager.generate_sequences` give
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import uuid
@@ -92,35 +93,29 @@ class FissionLoopManager(AgentLoopManagerTQ):
         if self.plan is None:
             raise RuntimeError("a batch without a cycle: FissionLoopManager has generated none")
         fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        episodes = {
-            key: pickle.loads(extra[EPISODE])
-            for key, extra in zip(batch.keys, fields["extra_fields"].tolist(), strict=True)
-        }
-        by_uid: dict[str, list[SentEpisode]] = defaultdict(list)
-        for key, episode in sorted(episodes.items(), key=lambda item: int(item[0].split("_")[1])):
-            by_uid[key.split("_")[0]].append(episode)
-        for episode in episodes.values():
+        sent = [pickle.loads(extra[EPISODE]) for extra in list(fields["extra_fields"])]
+        by_uid: dict[str, dict[int, SentEpisode]] = defaultdict(dict)
+        errors: list[str] = []
+        judged: list[int] = []
+        for at, (key, episode) in enumerate(zip(batch.keys, sent, strict=True)):
+            uid, session, _ = key.split("_")
+            if isinstance(episode, str):
+                errors.append(episode)
+                continue
+            by_uid[uid][int(session)] = episode
             self.cycles.runner.special_tokens.broken += episode.counts.pop("special_tokens", 0)
             self.cycles.runner.counts.update(episode.counts)
-        metrics = self.cycles.finish(self.plan, [by_uid[uid] for uid in self.uids], step - 1)
-        lost = sum(group.size for group in self.plan.groups) - len(episodes)
-        if lost:
-            _log.warning("step %d: %d rollouts raised an error (see the log of the agent loop workers)", step, lost)
+            if not math.isnan(episode.reward):
+                judged.append(at)
+        if errors:
+            _log.warning("step %d: %d rollouts raised errors, such as %s", step, len(errors), errors[0])
+        if not judged:
+            why = f"raised errors, such as {errors[0]}" if errors else "met broken environments; see the workers' log"
+            raise RuntimeError(f"no rollout of step {step} could be judged: all {why}")
+        groups = [[episode for _, episode in sorted(by_uid[uid].items())] for uid in self.uids]
+        metrics = self.cycles.finish(self.plan, groups, step - 1)
         self.plan = None
-        return self._judged(batch, episodes), {**self.metrics, **metrics, "fission/lost_rollouts": float(lost)}
-
-    def _judged(self, batch: KVBatchMeta, episodes: dict[str, SentEpisode]) -> KVBatchMeta:
-        """Take the rollouts that could not be judged out of a batch; verl fills it up."""
-        unjudged = {key for key, episode in episodes.items() if episode.rollout.verdict.reward is None}
-        if not unjudged:
-            return batch
-        if len(unjudged) == len(batch.keys):
-            raise RuntimeError("no rollout of this cycle could be judged: an environment is broken; see the log")
-        tq.kv_clear(keys=list(unjudged), partition_id=batch.partition_id)
-        kept = [(key, tag) for key, tag in zip(batch.keys, batch.tags, strict=True) if key not in unjudged]
-        return KVBatchMeta(
-            partition_id=batch.partition_id, keys=[key for key, _ in kept], tags=[tag for _, tag in kept]
-        )
+        return _rows(batch, judged), {**self.metrics, **metrics, "fission/lost_rollouts": float(len(errors))}
 
     def save(self, folder: Path) -> None:
         (folder / STATE).write_text(json.dumps(self.cycles.state()), "utf-8")
@@ -148,6 +143,14 @@ def _checkpoint(trainer: Any) -> Path | None:
         return Path(trainer.resume_from_path).absolute()
     found = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
     return None if found is None else Path(found)
+
+
+def _rows(batch: KVBatchMeta, kept: list[int]) -> KVBatchMeta:
+    """Rows of a batch; the others are removed. verl fills the batch up."""
+    if removed := [key for at, key in enumerate(batch.keys) if at not in set(kept)]:
+        tq.kv_clear(keys=removed, partition_id=batch.partition_id)
+    keys, tags = [batch.keys[at] for at in kept], [batch.tags[at] for at in kept]
+    return KVBatchMeta(partition_id=batch.partition_id, keys=keys, tags=tags)
 
 
 class FissionReplayBuffer(ReplayBuffer):

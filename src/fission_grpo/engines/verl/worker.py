@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
+from fission_grpo.core.errors import error_message
 from fission_grpo.core.terminal import get_logger, warn_once
-from fission_grpo.core.types import Failure, Rollout
+from fission_grpo.core.types import Failure, Rollout, Task, Trajectory, Verdict
 from fission_grpo.data.deferred_rows import check_row
 from fission_grpo.engines.episode import Episode, Sampled
 from fission_grpo.engines.verl.config import load_tasks, make_parts
@@ -139,19 +140,26 @@ class FissionAgentLoop(AgentLoopBase):
             versions.append(output.extra_fields)
             return Sampled(output.token_ids, output.log_probs or ())
 
-        episode = await shared.runner.run(row, sample)
+        try:
+            episode = await shared.runner.run(row, sample)
+        except Exception as error:  # noqa: BLE001 - of environments, rewards, servers: the others of the group go on
+            _log.exception("a rollout raised an error; it is left out, and counted as fission/lost_rollouts")
+            return self._output(None, pickle.dumps(f"{type(error).__name__}: {error_message(error)}"), versions)
         counts = shared.runner.pop_counts() + Counter(special_tokens=shared.runner.special_tokens.pop_count())
         sent = send(episode, shared.runner.settings.failure_turn, counts)
         return self._output(episode, sent, versions)
 
-    def _output(self, episode: Episode, sent: bytes, versions: list[Any]) -> AgentLoopOutput:
-        reward, nothing = episode.rollout.verdict.reward, not episode.completion_ids
+    def _output(self, episode: Episode | None, sent: bytes, versions: list[Any]) -> AgentLoopOutput:
+        """A rollout as verl takes it. One that could not be judged is taken out by the driver, whatever is in it."""
+        empty = Episode(Rollout(Trajectory(Task("", ""), ()), Verdict(None, False)), [], [], [], [])
+        episode = episode or empty
+        reward, end = episode.rollout.verdict.reward, self.tokenizer.eos_token_id  # verl takes no empty sequences
         return AgentLoopOutput(
-            prompt_ids=episode.prompt_ids,
-            response_ids=[self.tokenizer.eos_token_id] if nothing else episode.completion_ids,
-            response_mask=[0] if nothing else episode.mask,
-            response_logprobs=[0.0] if nothing else episode.logprobs or None,
-            reward_score=0.0 if reward is None else reward,  # the driver takes out what could not be judged
+            prompt_ids=episode.prompt_ids or [end],
+            response_ids=episode.completion_ids or [end],
+            response_mask=episode.mask or [0],
+            response_logprobs=episode.logprobs or (None if episode.completion_ids else [0.0]),
+            reward_score=0.0 if reward is None else reward,
             num_turns=2 * len(episode.rollout.trajectory.turns),
             metrics=AgentLoopMetrics(),
             extra_fields={
