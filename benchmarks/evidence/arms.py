@@ -14,7 +14,8 @@ from accelerate.utils import gather_object
 from fission_grpo.core.types import Task, ToolCall, ToolResult
 from fission_grpo.envs.restore import get_progress
 from fission_grpo.envs.step_calls import StepEnvironments
-from fission_grpo.fission.algorithm import FailedRollout, Fission
+from fission_grpo.fission.algorithm import Fission
+from fission_grpo.fission.failures import FailedRollout
 from fission_grpo.fission.metrics import groups_of
 from fission_grpo.fission.recovery import CorrectiveInstance
 from fission_grpo.training.trainer import FissionGRPOTrainer

@@ -6,7 +6,7 @@ Importing this package loads neither torch nor trl. A name below is loaded when 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
+from fission_grpo.core.types import ErrorKind, Failure, Rollout, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
 
 if TYPE_CHECKING:
     from fission_grpo.core.errors import InfrastructureError
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from fission_grpo.evaluation.evaluate import evaluate
     from fission_grpo.feedback.leak_guard import find_leak
     from fission_grpo.feedback.sources import FeedbackSource
+    from fission_grpo.fission.algorithm import Fission
     from fission_grpo.fission.buffer import FissionBuffer
+    from fission_grpo.fission.failures import failed_rollout, find_failure
+    from fission_grpo.fission.metrics import group_advantages
+    from fission_grpo.fission.options import FissionSettings
     from fission_grpo.fission.recovery import recovery_task
     from fission_grpo.training.callbacks import StopAndSave
     from fission_grpo.training.config import FissionGRPOConfig
@@ -29,10 +33,13 @@ __all__ = [
     "Failure",
     "Fault",
     "FeedbackSource",
+    "Fission",
     "FissionBuffer",
     "FissionGRPOConfig",
     "FissionGRPOTrainer",
+    "FissionSettings",
     "InfrastructureError",
+    "Rollout",
     "StopAndSave",
     "Task",
     "ToolCall",
@@ -42,7 +49,10 @@ __all__ = [
     "Verdict",
     "check_environment",
     "evaluate",
+    "failed_rollout",
+    "find_failure",
     "find_leak",
+    "group_advantages",
     "inject_faults",
     "load_rows",
     "load_training_data",
@@ -52,14 +62,19 @@ __all__ = [
 _MODULES = {  # of the names that are loaded on first use, as importing trl takes seconds
     "Fault": "envs.faults",
     "FeedbackSource": "feedback.sources",
+    "Fission": "fission.algorithm",
     "FissionBuffer": "fission.buffer",
     "FissionGRPOConfig": "training.config",
     "FissionGRPOTrainer": "training.trainer",
+    "FissionSettings": "fission.options",
     "InfrastructureError": "core.errors",
     "StopAndSave": "training.callbacks",
     "check_environment": "envs.check",
     "evaluate": "evaluation.evaluate",
+    "failed_rollout": "fission.failures",
+    "find_failure": "fission.failures",
     "find_leak": "feedback.leak_guard",
+    "group_advantages": "fission.metrics",
     "inject_faults": "envs.faults",
     "load_rows": "data.rows",
     "load_training_data": "data.load",

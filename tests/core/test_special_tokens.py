@@ -20,12 +20,12 @@ from fission_grpo.core.types import (
     ToolResult,
     Turn,
 )
+from fission_grpo.data.rows import row_of_task
 from fission_grpo.feedback.local_model import LocalModelFeedback
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.base import Request
 from fission_grpo.inference.local import LocalPolicy, prompt_text
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.rollouts import row_of_task
 
 SHIPPED = Path(str(resources.files("trl") / "chat_templates"))
 TEMPLATES = {path.stem: path for path in SHIPPED.glob("*.jinja") if not path.stem.endswith("_training")}

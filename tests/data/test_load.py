@@ -9,12 +9,12 @@ from fission_grpo.cli.main import main
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.types import Task, ToolCall
 from fission_grpo.data.load import load_tasks, load_training_data
+from fission_grpo.data.rows import row_of_task
 from fission_grpo.data.step_tasks import row_of_step_task, to_rows
 from fission_grpo.envs.step_calls import guard_with
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.episodes import run_step
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.rollouts import row_of_task
 
 THINKING_OFF = "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
 TOOL = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}

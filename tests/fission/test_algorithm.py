@@ -12,8 +12,9 @@ from fission_grpo import FissionGRPOConfig
 from fission_grpo.core.types import ErrorKind, Failure, Task, ToolCall, Turn
 from fission_grpo.feedback.sources import environment
 from fission_grpo.feedback.spec import make_chain
-from fission_grpo.fission.algorithm import CollectedFeedback, FailedRollout, Fission
+from fission_grpo.fission.algorithm import CollectedFeedback, Fission
 from fission_grpo.fission.event_log import EventLog
+from fission_grpo.fission.failures import FailedRollout
 
 
 def test_snapshots_are_kept_for_instances_that_wait_or_are_recovered_from(tmp_path):

@@ -18,6 +18,7 @@ from fission_grpo.core.types import (
     Trajectory,
     Verdict,
 )
+from fission_grpo.data.rows import row_of_task
 from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
 from fission_grpo.envs.restore import make_call, make_restorable, replay
@@ -33,7 +34,7 @@ from fission_grpo.fission.recovery import corrective_instance, recovery_task
 from fission_grpo.inference.pretrained import load_starter
 from fission_grpo.report.page import render_page
 from fission_grpo.report.run import read_run
-from fission_grpo.training.rollouts import read_turns, row_of_task
+from fission_grpo.training.rollouts import read_turns
 from fission_grpo.training.tool_call_parser import report_parse_errors
 
 SECONDS = 4  # of processor time for all that is done with one output; on an idle core 1.2 s for a megabyte

@@ -15,24 +15,26 @@ BUDGETS = {  # lines of each package, in import order: a package imports only ea
     "core": 3500,
     "shared_prefix": 2020,
     "envs": 3730,
-    "data": 1750,
+    "data": 1930,
     "inference": 1700,
-    "feedback": 2440,
-    "fission": 1570,
-    "training": 4050,
+    "feedback": 2480,
+    "fission": 1840,
+    "engines": 1450,
+    "training": 3640,
     "evaluation": 3830,
     "report": 1230,
     "recipes": 4100,
     "cli": 1160,
 }
-TOTAL = 31_000
+TOTAL = 32_600
 ORDER = list(BUDGETS)
-MAY_IMPORT_TRL = {"training", "recipes", "cli"}
+MAY_IMPORT_TRL = {"engines", "training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
     **{
         f"recipes.bfcl_tasks.templates.{name}": "one module per BFCL class"
         for name in ("files", "maths", "message", "ticket", "twitter", "vehicle")
     },
+    "engines.codec": "between messages and tokens, which every engine makes for itself",
     "fission.schedule": "when to recover, apart from what is recovered from; tested alone",
     "recipes.bfcl_tasks.contamination": "checks the generator's output against BFCL's test set",
     "recipes.starter_policy.bfcl_demos": "needs bfcl-eval, the demonstrations in Desk do not",

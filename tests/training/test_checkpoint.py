@@ -6,6 +6,7 @@ import random
 import pytest
 
 from fission_grpo.core.serialization import generator_state, set_generator
+from fission_grpo.data.deferred_rows import DeferredRows, check_columns, pack_rows, unpack_rows
 from fission_grpo.feedback.spec import make_chain
 from fission_grpo.training.checkpoint import (
     load_source_states,
@@ -14,7 +15,6 @@ from fission_grpo.training.checkpoint import (
     source_states,
 )
 from fission_grpo.training.checkpoint_files import FILE, load_state, save_state
-from fission_grpo.training.deferred_rows import DeferredRows, check_columns, pack_rows, unpack_rows
 
 A, B = {"prompt": "a"}, {"prompt": "b"}
 

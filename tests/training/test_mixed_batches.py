@@ -9,8 +9,9 @@ from trainer_support import Spy, desk_trainer, events, history
 from trl import GRPOConfig, GRPOTrainer
 
 from fission_grpo import FissionGRPOConfig
+from fission_grpo.fission.metrics import group_advantages
 from fission_grpo.training.cycle import Cycle
-from fission_grpo.training.rewards import group_advantages, strict_judgements
+from fission_grpo.training.rewards import strict_judgements
 
 MIXED = {
     "recovery_batches": "mixed", "per_device_train_batch_size": 24, "max_steps": 4, "max_completion_length": 48,

@@ -18,9 +18,9 @@ from fission_grpo.core.types import (
     ToolResult,
     Turn,
 )
+from fission_grpo.data.rows import row_of_task
 from fission_grpo.fission.recovery import recovery_task
 from fission_grpo.inference.pretrained import load_starter
-from fission_grpo.training.rollouts import row_of_task
 from fission_grpo.training.tool_call_parser import _writes_our_format
 
 SMOLLM2 = Path(__file__).parent.parent / "fixtures" / "smollm2.jinja"

@@ -1,19 +1,25 @@
-"""Rows of an own environment: what `--rows FILE` accepts, for `reset` and the reward functions."""
+"""Rows: those of an own environment, which `--rows FILE` accepts, and any data set's row as a Task and back."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fission_grpo.core.chat import render
 from fission_grpo.core.errors import TaskFileError, UsageError
 from fission_grpo.core.json_io import quoted
+from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
+from fission_grpo.core.types import Message, Task
 from fission_grpo.data.convert.files import read_rows
 from fission_grpo.data.step_tasks import FIELDS, ROLES
 from fission_grpo.envs.catalog import ENVIRONMENT, load_factory, load_function
 from fission_grpo.envs.episode_reward import EpisodeReward
+from fission_grpo.envs.restore import TASK_KEY
 from fission_grpo.envs.step_calls import NOT_FOR_RESET
 
 Environments = Callable[[], Any] | Mapping[Any, Callable[[], Any]]  # one, or several by the rows' names of them
@@ -135,3 +141,44 @@ def _prompt(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
             f"{where}, field 'prompt': ends with a message of the {prompt[-1]['role']}; end with the user's"
         )
     return prompt
+
+
+def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message], start: Any = None) -> Task:
+    """Return the Task of a TRL row.
+
+    Its id is the row's, if it has one, and a hash of the row and the prompt: an `id` alone need not be unique (that of
+    a document with several questions), and an environment may draw another task for the same row.
+
+    Args:
+        row: as the data set has it, before environments, `rollout_func` and rewards change it.
+        prompt: the one sampled from, with the environment's first observation.
+        start: the environment's first snapshot, if `reset` draws the task, which the prompt need not show.
+    """
+    if TASK_KEY in row:
+        return row[TASK_KEY]
+    text = json.dumps([prompt, row] if start is None else [prompt, row, start], sort_keys=True, default=str)
+    digest = hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    if STEP_KEY in row:
+        task = step_task(row[STEP_KEY])
+        columns = {key: value for key, value in row.items() if key not in ("prompt", STEP_KEY)}
+        name = f"{task.id}:{digest}"
+        return replace(task, id=name, root=name, columns={**task.columns, **columns})
+    name = f"{row['id']}:{digest}" if isinstance(row.get("id"), str | int) else digest
+    return Task(id=name, prompt=prompt if isinstance(prompt, str) else tuple(prompt), columns=dict(row))
+
+
+def row_of_task(
+    task: Task, tokenizer: Any = None, template_options: Any = None, columns: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself.
+
+    `columns` are those of the data set, by default the task's, which for a step task has the fields of its file, too.
+    """
+    prompt = task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt]
+    row = {key: value for key, value in task.columns.items() if columns is None or key in columns}
+    row[TASK_KEY] = task
+    if task.reference is not None:
+        row[STEP_KEY] = task_to_json(task)
+        if not isinstance(prompt, str):
+            prompt = render(prompt, task.tools, tokenizer, template_options)
+    return {**row, "prompt": prompt}

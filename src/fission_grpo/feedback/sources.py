@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from fission_grpo.core.errors import UsageError, original
+from fission_grpo.core.serialization import faithful
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained
 from fission_grpo.core.types import Failure
@@ -186,3 +188,46 @@ def none(failure: Failure) -> str | None:
 
 
 SOURCES: Mapping[str, FeedbackFunction] = {"fixed": fixed, ENVIRONMENT: environment, "rules": rules, "none": none}
+
+
+def source_states(sources: Iterable[Any], strict: bool = True) -> list[dict[str, Any]]:
+    """Names and states of feedback sources; None for a source without `state()`.
+
+    A `state()` that raises is logged, and marked "failed". So is a state that is no JSON; if `strict`, ValueError.
+    """
+    states = []
+    for source in sources:
+        name = name_of(source)
+        try:
+            if faithful(state := contained(partial(state_of, source), "state()")) is not None:
+                states.append({"name": name, "state": state})
+                continue
+            problem = (
+                "state() must return plain JSON (objects with string keys, lists, strings, numbers, booleans, null), "
+                "else it cannot be kept in a checkpoint"
+            )
+        except Exception:  # noqa: BLE001 - the user's code
+            _log.warning("feedback source %r: state() failed", name, exc_info=True)
+        else:
+            if strict:
+                raise ValueError(f"feedback source {name!r}: {problem}")
+            _log.warning("feedback source %r: %s", name, problem)
+        states.append({"name": name, "state": None, "failed": True})
+    return states
+
+
+def load_source_states(sources: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Restore the states of feedback sources; returns the names of those whose state is missing or not accepted."""
+    unknown = []
+    for i, source in enumerate(sources):
+        name = name_of(source)
+        saved = states[i] if i < len(states) and states[i]["name"] == name else None
+        if saved is None or "failed" in saved:
+            unknown.append(name)
+        elif saved["state"] is not None and callable(getattr(source, "load_state", None)):
+            try:
+                contained(partial(source.load_state, saved["state"]), "load_state()")
+            except Exception:  # noqa: BLE001 - the user's code
+                _log.warning("feedback source %s: load_state() failed", name, exc_info=True)
+                unknown.append(name)
+    return unknown

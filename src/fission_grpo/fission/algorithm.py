@@ -1,6 +1,6 @@
 """Fission-GRPO between two cycles (paper, stages 2 and 3).
 
-A cycle is one generation batch and the updates made with it. The trainer calls, cycle after cycle:
+A cycle is one generation batch and the updates made with it. A training loop calls, cycle after cycle:
 
 1. `next_contexts`: recover from these corrective instances, or explore if there are none;
 2. `schedule.record_explore` or `record_recovery`: what the cycle's rollouts came to;
@@ -19,25 +19,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fission_grpo.core.serialization import recovery_id
+from fission_grpo.core.serialization import faithful, recovery_id
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import Failure, Task
 from fission_grpo.feedback.request import FeedbackRequest
 from fission_grpo.feedback.sources import FeedbackSource, counts_of
+from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.buffer import FissionBuffer
 from fission_grpo.fission.event_log import EventLog
+from fission_grpo.fission.failures import FailedRollout
 from fission_grpo.fission.metrics import RecoveryOutcome, outcomes_by_context, recovery_metrics
 from fission_grpo.fission.recovery import CONTINUED, CorrectiveInstance, corrective_instance
 from fission_grpo.fission.schedule import RecoverySchedule
-
-
-@dataclass(frozen=True)
-class FailedRollout:
-    """One failed rollout of this rank."""
-
-    failures: Sequence[Failure]  # its failing turns to recover from, see `failures.find_failures`
-    zero_std: bool  # whether all rewards of its group are equal
-    get_snapshot: Callable[[Failure], Any] = lambda _: None  # of its environment at a failure, None without one
 
 
 @dataclass(frozen=True)
@@ -68,26 +61,29 @@ class Fission:
     """Turns failed rollouts into recovery tasks, and decides when to train on them.
 
     Args:
-        args: a FissionGRPOConfig.
-        sources: sources of feedback, asked one after another.
-        event_log: file of all instances and their outcomes.
+        settings: a FissionSettings, or a FissionGRPOConfig, which has the same fields.
+        sources: sources of feedback, asked one after another; by default `make_chain("rules")`.
+        event_log: file of all instances and their outcomes; by default none is written.
         special_tokens: filter of the policy's tokenizer, see `recovery.recovery_task`.
         fits: whether a recovery task fits into the policy's context. Others are left out and counted.
     """
 
     def __init__(
         self,
-        args: Any,
-        sources: Sequence[FeedbackSource],
-        event_log: EventLog,
+        settings: Any,
+        sources: Sequence[FeedbackSource] | None = None,
+        event_log: EventLog | None = None,
         special_tokens: SpecialTokenFilter | None = None,
         fits: Callable[[Task], bool] = lambda task: True,
     ):
-        self.args, self.sources, self.event_log = args, sources, event_log
+        self.settings, self.event_log = settings, event_log or EventLog(None)
+        self.sources = make_chain("rules") if sources is None else sources
         self.special_tokens = special_tokens or SpecialTokenFilter()
         self.fits = fits
-        self.buffer = FissionBuffer(args.buffer_capacity, args.max_age_steps, args.buffer_order, seed=args.seed)
-        self.schedule = RecoverySchedule(args.recovery_ratio)
+        self.buffer = FissionBuffer(
+            settings.buffer_capacity, settings.max_age_steps, settings.buffer_order, seed=settings.seed
+        )
+        self.schedule = RecoverySchedule(settings.recovery_ratio)
         self.pending: PendingFeedback | None = None
         self.snapshots: dict[str, Any] = {}  # of this rank's environments, by instance id
 
@@ -109,10 +105,10 @@ class Fission:
 
     def _number_of_contexts(self) -> int:
         """How many instances to recover from in the next cycle, 0 to explore only."""
-        count, at_a_time = self.args.contexts_per_cycle, self.args.contexts_at_a_time
-        if len(self.buffer) < (self.args.min_buffered or at_a_time):
+        count, at_a_time = self.settings.contexts_per_cycle, self.settings.contexts_at_a_time
+        if len(self.buffer) < (self.settings.min_buffered or at_a_time):
             return 0
-        if not self.args.is_mixed:
+        if not self.settings.is_mixed:
             return count if self.schedule.recovery_due() else 0
         return min(count, len(self.buffer)) // at_a_time * at_a_time
 
@@ -120,7 +116,7 @@ class Fission:
         """Request feedback on this rank's failures, on one rollout per root task."""
         rollouts = list(failed)
         chosen, duplicates = select_failures(
-            [rollout.failures for rollout in rollouts], self.args.max_depth, self.buffer.__contains__
+            [rollout.failures for rollout in rollouts], self.settings.max_depth, self.buffer.__contains__
         )
         rollout_of = {id(failure): rollout for rollout in rollouts for failure in rollout.failures}
         origins = [rollout_of[id(failure)] for failure in chosen]
@@ -137,7 +133,7 @@ class Fission:
         if pending is None:
             return collected
         started = time.perf_counter()
-        feedbacks = pending.request.feedback(self.args.feedback_timeout)
+        feedbacks = pending.request.feedback(self.settings.feedback_timeout)
         collected.counts["duplicates"] = pending.duplicates
         for failure, feedback, rollout, snapshot in zip(
             pending.request.failures, feedbacks, pending.rollouts, pending.snapshots, strict=True
@@ -237,6 +233,10 @@ class Fission:
             self.event_log.recovered(item, step, [o.reward for o in group], [o.text for o in group])
         return recovery_metrics(contexts, outcomes, zero_std, step)
 
+    def get_snapshot(self, task_id: str) -> Any:
+        """This rank's snapshot of the environment where a recovery task begins; None if there is none."""
+        return self.snapshots.get(task_id)
+
     def buffered_snapshots(self) -> dict[str, Any]:
         """Return this rank's snapshots of the instances in the buffer, for a checkpoint."""
         return {name: snapshot for name, snapshot in self.snapshots.items() if name in self.buffer}
@@ -273,3 +273,8 @@ def select_failures(
         if new:
             chosen[rollout[0].task.root] = new
     return [failure for rollout in chosen.values() for failure in rollout], duplicates
+
+
+def packed_snapshots(states: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment snapshots that JSON preserves; other environments are restored by repeating their calls."""
+    return {name: state for name, state in states.items() if faithful(state) is not None}

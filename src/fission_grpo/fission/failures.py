@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fission_grpo.core.errors import error_message
+from fission_grpo.core.terminal import get_logger, warn_once
+from fission_grpo.core.timing import contained
 from fission_grpo.core.tool_schema import classify_call
-from fission_grpo.core.types import ErrorKind, Failure, Trajectory, Turn, Verdict
+from fission_grpo.core.types import ErrorKind, Failure, Rollout, ToolCall, Trajectory, Turn, Verdict
+from fission_grpo.envs.restore import snapshot_after
+from fission_grpo.envs.wrapper import ADVICE
+
+_log = get_logger(__name__)
 
 FAILURE_TURNS = ("first", "last", "every")
 
@@ -83,4 +91,57 @@ def _turn_failure(turn: Turn, tools: Sequence[Mapping[str, Any]]) -> tuple[Error
         result = turn.results[index] if index < len(turn.results) else None
         if problem := classify_call(call, result, tools or None):
             return problem.kind, problem.message, index
+    return None
+
+
+@dataclass(frozen=True)
+class FailedRollout:
+    """One failed rollout of this rank."""
+
+    failures: Sequence[Failure]  # its failing turns to recover from, see `failures.find_failures`
+    zero_std: bool  # whether all rewards of its group are equal
+    get_snapshot: Callable[[Failure], Any] = lambda _: None  # of its environment at a failure, None without one
+
+
+def failed_rollout(
+    rollout: Rollout,
+    environment: Any = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    failure_turn: str = "first",
+    zero_std: bool = False,
+) -> FailedRollout:
+    """The failures of a rollout, with what its environment knows about them.
+
+    Args:
+        rollout: one that may have failed.
+        environment: of the rollout, as it is at its end; None without one. Only one that is wrapped by
+            `envs.restore.make_restorable` has snapshots.
+        tools, failure_turn: see `find_failures`.
+        zero_std: see `FailedRollout`.
+    """
+    failures = find_failures(rollout.trajectory, rollout.verdict, tools, failure_turn)
+    if failures and (expected := _expected(environment)) is not None:
+        failures = [replace(failure, expected=expected) for failure in failures]
+
+    def get_snapshot(failure: Failure) -> Any:
+        if getattr(environment, "_fission_monitor", None) is None:
+            return None
+        return snapshot_after(environment, [result for turn in failure.turns for result in turn.results])
+
+    return FailedRollout(failures, zero_std, get_snapshot)
+
+
+def _expected(environment: Any) -> tuple[ToolCall, ...] | None:
+    """The calls of the environment's `_reference`, None if it knows none."""
+    reference = getattr(environment, "_reference", None)
+    monitor = getattr(environment, "_fission_monitor", None)
+    limit = 0 if monitor is None else monitor.limits.timeout
+    try:
+        calls = None if reference is None else contained(reference, "_reference", limit, ADVICE)
+        if calls is None or all(isinstance(call, ToolCall) for call in calls):
+            return None if calls is None else tuple(calls)
+        problem = "gave what is no ToolCall"
+    except Exception as error:  # noqa: BLE001 - the user's code; feedback then goes without it
+        problem = f"failed: {error_message(error)}"
+    warn_once(_log, f"{type(environment).__name__}._reference {problem}; feedback goes without it")
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,36 @@ def zero_std_groups(rewards: Sequence[float], sizes: Sequence[int]) -> list[bool
     """
     groups = groups_of(rewards, sizes)
     return [len({round(reward, 6) for reward in group if not math.isnan(reward)}) <= 1 for group in groups]
+
+
+def group_advantages(rewards: Sequence[float], sizes: Sequence[int], scale: str = "group") -> list[float]:
+    """The advantages of rollouts, normalised in each group by itself, as TRL computes them for groups of one size.
+
+    Args:
+        rewards: weighted, group after group; NaN where a rollout could not be judged, whose advantage is 0.
+        sizes: rollouts of each group.
+        scale: what rewards less their group's mean are divided by, TRL's `scale_rewards`: "group" (the standard
+            deviation of the group, plus 1e-4), "batch" (that of all rewards) or "none".
+
+    >>> [round(one, 3) for one in group_advantages([1.0, 0.0, 0.5, 0.5], [2, 2])]
+    [0.707, -0.707, 0.0, 0.0]
+    """
+    batch, advantages = _judged(rewards), []
+    for group in groups_of(rewards, sizes):
+        judged = _judged(group)
+        mean = sum(judged) / max(1, len(judged))
+        divisor = {"group": _deviation(judged) + 1e-4, "batch": _deviation(batch) + 1e-4}.get(scale, 1.0)
+        advantages += [0.0 if math.isnan(reward) else (reward - mean) / divisor for reward in group]
+    return advantages
+
+
+def _judged(rewards: Sequence[float]) -> list[float]:
+    return [reward for reward in rewards if not math.isnan(reward)]
+
+
+def _deviation(rewards: Sequence[float]) -> float:
+    """The standard deviation with Bessel's correction; 0 for one reward."""
+    return statistics.stdev(rewards) if len(rewards) > 1 else 0.0
 
 
 def fraction(flags: Sequence[bool]) -> float:

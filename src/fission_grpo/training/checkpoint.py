@@ -6,7 +6,7 @@ generation batch that is partly used. They hold what TRL and transformers keep i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,7 @@ from transformers import TrainerCallback
 
 from fission_grpo.core.errors import CheckpointError, RunDirectoryError, UsageError
 from fission_grpo.core.files import AGAIN, writing
-from fission_grpo.core.serialization import faithful
 from fission_grpo.core.terminal import get_logger
-from fission_grpo.core.timing import contained
-from fission_grpo.feedback.sources import name_of, state_of
 from fission_grpo.training import checkpoint_files, settings
 from fission_grpo.training.checkpoint_files import STAGING, TRAINER_STATE, load_state
 from fission_grpo.training.resume import find_checkpoint, loading
@@ -32,54 +29,6 @@ from fission_grpo.training.trl_compat import MixinBase
 REFERENCE = "ref_model.safetensors"  # the reference model's weights, if `sync_ref_model` changes them
 
 _log = get_logger(__name__)
-
-
-def source_states(sources: Iterable[Any], strict: bool = True) -> list[dict[str, Any]]:
-    """Names and states of feedback sources; None for a source without `state()`.
-
-    A `state()` that raises is logged, and marked "failed". So is a state that is no JSON; if `strict`, ValueError.
-    """
-    states = []
-    for source in sources:
-        name = name_of(source)
-        try:
-            if faithful(state := contained(partial(state_of, source), "state()")) is not None:
-                states.append({"name": name, "state": state})
-                continue
-            problem = (
-                "state() must return plain JSON (objects with string keys, lists, strings, numbers, booleans, null), "
-                "else it cannot be kept in a checkpoint"
-            )
-        except Exception:  # noqa: BLE001 - the user's code
-            _log.warning("feedback source %r: state() failed", name, exc_info=True)
-        else:
-            if strict:
-                raise ValueError(f"feedback source {name!r}: {problem}")
-            _log.warning("feedback source %r: %s", name, problem)
-        states.append({"name": name, "state": None, "failed": True})
-    return states
-
-
-def load_source_states(sources: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Restore the states of feedback sources; returns the names of those whose state is missing or not accepted."""
-    unknown = []
-    for i, source in enumerate(sources):
-        name = name_of(source)
-        saved = states[i] if i < len(states) and states[i]["name"] == name else None
-        if saved is None or "failed" in saved:
-            unknown.append(name)
-        elif saved["state"] is not None and callable(getattr(source, "load_state", None)):
-            try:
-                contained(partial(source.load_state, saved["state"]), "load_state()")
-            except Exception:  # noqa: BLE001 - the user's code
-                _log.warning("feedback source %s: load_state() failed", name, exc_info=True)
-                unknown.append(name)
-    return unknown
-
-
-def packed_snapshots(states: Mapping[str, Any]) -> dict[str, Any]:
-    """The environment snapshots that JSON preserves; other environments are restored by repeating their calls."""
-    return {name: state for name, state in states.items() if faithful(state) is not None}
 
 
 def shard_for_rank(by_rank: Sequence[Any], process_index: int, processes: int) -> Any:

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 from torch.nn import Module
-from trl.trainer.utils import nanstd
 
 from fission_grpo.core.errors import CallStopped, ExitAttempt, InfrastructureError
 from fission_grpo.core.json_io import QUOTE_LENGTH, quoted
@@ -19,6 +17,7 @@ from fission_grpo.core.rewards import is_nan, usable_reward
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.timing import contained, contained_async
 from fission_grpo.envs.wrapper import EpisodeMonitor
+from fission_grpo.fission.metrics import group_advantages
 from fission_grpo.training.cycle import Cycle, CycleScores
 
 _log = get_logger(__name__)
@@ -74,22 +73,6 @@ def correct_advantages(advantages: Any, cycle: Cycle, scale: str, skips_flat: bo
         advantages[:] = advantages.new_tensor(right[cycle.offset : cycle.offset + len(cycle.rows)])
     if skips_flat:
         advantages[cycle.flat_rows()] = 0.0
-
-
-def group_advantages(rewards: Sequence[float], sizes: Sequence[int], scale: str) -> list[float]:
-    """The advantages of rollouts in groups of different sizes, as TRL computes them for groups of one size.
-
-    Args:
-        rewards: weighted, group after group; NaN where a rollout could not be judged, whose advantage is 0.
-        sizes: rollouts of each group.
-        scale: TRL's `scale_rewards`: "group", "batch" or "none".
-    """
-    batch = torch.tensor(rewards)
-    groups = [group - group.nanmean() for group in batch.split(list(sizes))]
-    if scale == "group":
-        groups = [group / (nanstd(group) + 1e-4) for group in groups]
-    advantages = torch.cat(groups) / (nanstd(batch) + 1e-4 if scale == "batch" else 1.0)
-    return advantages.nan_to_num(0.0).tolist()
 
 
 def calculate_usable_rewards(trainer: Any, calculate: Callable[..., Any], *inputs: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -11,17 +9,14 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from fission_grpo.core.chat import parse, read_result, render
-from fission_grpo.core.errors import error_message
+from fission_grpo.core.chat import parse, read_result
 from fission_grpo.core.result_errors import like_errors
 from fission_grpo.core.rewards import StepReward
-from fission_grpo.core.serialization import STEP_KEY, step_task, task_to_json
+from fission_grpo.core.serialization import STEP_KEY
 from fission_grpo.core.special_tokens import SpecialTokenFilter
-from fission_grpo.core.terminal import get_logger, warn_once
-from fission_grpo.core.timing import contained
+from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import (
     PARSE_ERROR,
-    Failure,
     Message,
     Rollout,
     Task,
@@ -31,57 +26,15 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
-from fission_grpo.envs.restore import TASK_KEY, snapshot_after
+from fission_grpo.data.rows import task_of_row
 from fission_grpo.envs.step_calls import StepEnvironments, names_environment
-from fission_grpo.envs.wrapper import ADVICE, tool_methods
-from fission_grpo.fission.algorithm import FailedRollout
-from fission_grpo.fission.failures import find_failures
+from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.fission.failures import FailedRollout, failed_rollout
 from fission_grpo.fission.metrics import RecoveryOutcome, count_rollouts
 from fission_grpo.fission.recovery import continued_task
 from fission_grpo.training.cycle import Cycle, CycleScores, Row
 
 _log = get_logger(__name__)
-
-
-def task_of_row(row: Mapping[str, Any], prompt: str | Sequence[Message], start: Any = None) -> Task:
-    """Return the Task of a TRL row.
-
-    Its id is the row's, if it has one, and a hash of the row and the prompt: an `id` alone need not be unique (that of
-    a document with several questions), and an environment may draw another task for the same row.
-
-    Args:
-        row: as the data set has it, before environments, `rollout_func` and rewards change it.
-        prompt: the one sampled from, with the environment's first observation.
-        start: the environment's first snapshot, if `reset` draws the task, which the prompt need not show.
-    """
-    if TASK_KEY in row:
-        return row[TASK_KEY]
-    text = json.dumps([prompt, row] if start is None else [prompt, row, start], sort_keys=True, default=str)
-    digest = hashlib.sha1(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    if STEP_KEY in row:
-        task = step_task(row[STEP_KEY])
-        columns = {key: value for key, value in row.items() if key not in ("prompt", STEP_KEY)}
-        name = f"{task.id}:{digest}"
-        return replace(task, id=name, root=name, columns={**task.columns, **columns})
-    name = f"{row['id']}:{digest}" if isinstance(row.get("id"), str | int) else digest
-    return Task(id=name, prompt=prompt if isinstance(prompt, str) else tuple(prompt), columns=dict(row))
-
-
-def row_of_task(
-    task: Task, tokenizer: Any, template_options: Any = None, columns: Collection[str] | None = None
-) -> dict[str, Any]:
-    """Return the TRL row of a recovery task: the root's columns, the recovery prompt, and the Task itself.
-
-    `columns` are those of the data set, by default the task's, which for a step task has the fields of its file, too.
-    """
-    prompt = task.prompt if isinstance(task.prompt, str) else [dict(message) for message in task.prompt]
-    row = {key: value for key, value in task.columns.items() if columns is None or key in columns}
-    row[TASK_KEY] = task
-    if task.reference is not None:
-        row[STEP_KEY] = task_to_json(task)
-        if not isinstance(prompt, str):
-            prompt = render(prompt, task.tools, tokenizer, template_options)
-    return {**row, "prompt": prompt}
 
 
 def read_turns(
@@ -306,43 +259,12 @@ class LocalEnvironments:
     ) -> list[FailedRollout]:
         """Return the failures of this rank's rollouts; `zero_std` is that of every group."""
         groups = [cycle.group_of(cycle.offset + i) for i in range(len(rollouts))]
-        return [
-            self._failed_rollout(i, rollout, failure_turn, zero_std[group])
-            for i, (rollout, group) in enumerate(zip(rollouts, groups, strict=True))
-        ]
-
-    def _failed_rollout(self, i: int, rollout: Rollout, failure_turn: str, zero_std: bool) -> FailedRollout:
-        """Return the failures of local rollout `i` with what its environment knows about them.
-
-        `zero_std` is its group's, see `FailedRollout`; `failure_turn`: see `failures.find_failures`.
-        """
-        trajectory = rollout.trajectory
-        tools = trajectory.task.tools or self._tool_schemas(i)
-        failures = find_failures(trajectory, rollout.verdict, tools, failure_turn)
-        environment = self.environments[i] if self.environments else None
-        if failures and (expected := self._expected(environment)) is not None:
-            failures = [replace(failure, expected=expected) for failure in failures]
-
-        def get_snapshot(failure: Failure) -> Any:
-            if environment is None or not self.guarded:
-                return None
-            return snapshot_after(environment, [result for turn in failure.turns for result in turn.results])
-
-        return FailedRollout(failures, zero_std, get_snapshot)
-
-    def _expected(self, environment: Any) -> tuple[ToolCall, ...] | None:
-        """Return the calls of the environment's `_reference`, None if it knows none."""
-        reference = getattr(environment, "_reference", None)
-        limits = environment._fission_monitor.limits.timeout if self.guarded and environment is not None else 0
-        try:
-            calls = None if reference is None else contained(reference, "_reference", limits, ADVICE)
-            if calls is None or all(isinstance(call, ToolCall) for call in calls):
-                return None if calls is None else tuple(calls)
-            problem = "gave what is no ToolCall"
-        except Exception as error:  # noqa: BLE001 - the user's code; feedback then goes without it
-            problem = f"failed: {error_message(error)}"
-        warn_once(_log, f"{type(environment).__name__}._reference {problem}; feedback goes without it")
-        return None
+        found = []
+        for i, (rollout, group) in enumerate(zip(rollouts, groups, strict=True)):
+            environment = self.environments[i] if self.environments else None
+            tools = rollout.trajectory.task.tools or self._tool_schemas(i)
+            found.append(failed_rollout(rollout, environment, tools, failure_turn, zero_std[group]))
+        return found
 
     def pop_counts(self) -> Counter[str]:
         """Return and reset the events that the environments' monitors have counted, as `env/<event>`."""

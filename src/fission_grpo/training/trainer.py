@@ -27,25 +27,7 @@ from fission_grpo.core.rewards import StepReward
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.types import Rollout, Task
-from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, run_awaitable, without_task
-from fission_grpo.envs.step_calls import StepEnvironments
-from fission_grpo.envs.worker import isolated
-from fission_grpo.envs.wrapper import ToolLimits
-from fission_grpo.feedback.spec import FeedbackSpec, make_chain
-from fission_grpo.fission.algorithm import Fission
-from fission_grpo.fission.event_log import LOG, EventLog
-from fission_grpo.fission.metrics import explore_metrics, zero_std_groups
-from fission_grpo.training.callbacks import HealthWarnings, SkipZeroSignal, TokenBudget
-from fission_grpo.training.checkpoint import (
-    ExactCheckpointMixin,
-    load_source_states,
-    packed_snapshots,
-    shard_for_rank,
-    source_states,
-)
-from fission_grpo.training.config import FissionGRPOConfig, checked_config
-from fission_grpo.training.cycle import Cycle, CycleScores, Row
-from fission_grpo.training.deferred_rows import (
+from fission_grpo.data.deferred_rows import (
     DeferredRows,
     check_columns,
     check_row,
@@ -53,6 +35,20 @@ from fission_grpo.training.deferred_rows import (
     pack_rows,
     unpack_rows,
 )
+from fission_grpo.data.rows import row_of_task
+from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, run_awaitable, without_task
+from fission_grpo.envs.step_calls import StepEnvironments
+from fission_grpo.envs.worker import isolated
+from fission_grpo.envs.wrapper import ToolLimits
+from fission_grpo.feedback.sources import load_source_states, source_states
+from fission_grpo.feedback.spec import FeedbackSpec, make_chain
+from fission_grpo.fission.algorithm import Fission, packed_snapshots
+from fission_grpo.fission.event_log import LOG, EventLog
+from fission_grpo.fission.metrics import explore_metrics, zero_std_groups
+from fission_grpo.training.callbacks import HealthWarnings, SkipZeroSignal, TokenBudget
+from fission_grpo.training.checkpoint import ExactCheckpointMixin, shard_for_rank
+from fission_grpo.training.config import FissionGRPOConfig, checked_config
+from fission_grpo.training.cycle import Cycle, CycleScores, Row
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.reporting import RecoveryTables, ReportingMixin
 from fission_grpo.training.rewards import (
@@ -62,7 +58,7 @@ from fission_grpo.training.rewards import (
     set_judgements,
     strict_judgements,
 )
-from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle, row_of_task
+from fission_grpo.training.rollouts import LocalEnvironments, RolloutReader, count_cycle
 from fission_grpo.training.shared_prefix import SHARING_COUNTS, SharedPrefixMixin
 from fission_grpo.training.tool_call_parser import enable_parse_errors, with_parse_errors
 from fission_grpo.training.trl_compat import check_names, context_length, trainer_arguments, with_signature
@@ -165,7 +161,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         return make_restorable(
             factory,
             self._run_async,
-            lambda task_id: self.fission.snapshots.get(task_id),
+            lambda task_id: self.fission.get_snapshot(task_id),
             limits,
             lambda text: self.special_tokens.sanitize(text),
             replays,

@@ -1,0 +1,1 @@
+"""Fission in training loops other than TRL's synchronous trainer."""

@@ -1,0 +1,98 @@
+"""The contract of engines: the same scripted policy gives the same failures, feedback, buffer and advantages in each.
+
+verl has an environment of its own; its part is in tests/verl.
+"""
+
+import pytest
+
+pytest.importorskip("trl")
+
+from datasets import Dataset
+from engine_contract import (
+    CYCLES,
+    MAX_LENGTH,
+    MAX_TURNS,
+    SETTINGS,
+    Script,
+    episode_rows,
+    record,
+    run_cycles,
+    step_rows,
+)
+from trainer_settings import QUIETLY_ON_CPU
+
+from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
+from fission_grpo.core.rewards import StepReward
+from fission_grpo.envs.desk.env import Desk
+from fission_grpo.fission.metrics import groups_of
+from fission_grpo.inference.pretrained import load_starter
+
+
+class ScriptedTrainer(FissionGRPOTrainer):
+    """The trainer whose policy is a script; the update is real."""
+
+    script: Script
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        return [self.script(ids) for ids in prompt_ids], None
+
+    def _generate_and_score_completions(self, inputs):
+        before = {item.task.id for item in self.fission.buffer}
+        output = super()._generate_and_score_completions(inputs)
+        rollouts = [one.text for one in self._reader.read(self.cycle, bool(self.tools))]
+        rewards = self.cycle.scores.weighted
+        seen = zip(rewards, output["advantages"].tolist(), rollouts, strict=True)
+        groups = groups_of(list(seen), self.cycle.sizes)
+        self.records.append(record(self.cycle.contexts, groups, self.fission.buffer, before))
+        return output
+
+
+def by_trainer(folder, rows, environment=Desk, **settings):
+    model, tokenizer = load_starter()
+    fields = {**QUIETLY_ON_CPU, "learning_rate": 0.0, "per_device_train_batch_size": 16, "shuffle_dataset": False}
+    limits = {"max_tool_calling_iterations": MAX_TURNS - 1, "max_completion_length": MAX_LENGTH}
+    args = FissionGRPOConfig(str(folder), max_steps=CYCLES, **fields, **limits, **SETTINGS, **settings)
+    trainer = ScriptedTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        environment_factory=environment,
+        reward_funcs=None if environment else StepReward(),
+    )
+    trainer.script, trainer.records = Script(tokenizer), []
+    trainer.train()
+    return trainer.records
+
+
+def assert_same(found, expected):
+    assert sum(bool(one.contexts) for one in expected) >= 2
+    assert sum(len(one.failures) for one in expected) >= 6
+    assert len(found) == len(expected) == CYCLES
+    for one, other in zip(found, expected, strict=True):
+        assert one == other
+
+
+OPTIONS = [
+    {},
+    {"recovery_reward": "strict", "failure_turn": "every", "buffer_order": "random"},
+    {"recovery_scope": "turn"},
+    {"recovery_batches": "mixed", "max_depth": 2},
+]
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=str)
+def test_cycles_without_a_trainer_are_those_of_the_trainer(settings, tmp_path):
+    rows = episode_rows()
+    found = run_cycles(load_starter()[1], rows, **settings)
+    expected = by_trainer(tmp_path, rows, **settings)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("settings", OPTIONS[:2], ids=str)
+def test_step_tasks_with_real_errors_are_those_of_the_trainer(settings, tmp_path):
+    rows = step_rows(load_starter()[1])
+    found = run_cycles(load_starter()[1], rows, environment=None, **settings)
+    expected = by_trainer(tmp_path, rows, environment=None, **settings)
+    assert_same(found, expected)
+    assert any("raised" in kind for one in expected for _, kind in one.failures)
