@@ -1,4 +1,4 @@
-"""verl's real `PPOTrainer` on a CPU: its step, replay buffer, TransferQueue, advantages, metrics and agent loop workers.
+"""verl's real `PPOTrainer` on a CPU: its `fit`, replay buffer, TransferQueue, advantages, metrics, agent loop workers.
 
 In place of the GPU's parts: `ScriptedClient` answers as verl's LLM servers do, `ActorGroup` stands for the workers
 that hold the model, `Replicas` for the manager that sends them its weights.
@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import ray
 import torch
 import transfer_queue as tq
+from engine_contract import Script
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from tensordict import TensorDict
@@ -116,15 +117,23 @@ def vault_policy(text, session):
 
 
 class ScriptedClient:
-    """What agent loops ask verl's `LLMServerClient`: token ids for token ids. The text is `policy(text, session)`."""
+    """What agent loops ask verl's `LLMServerClient`: token ids for token ids.
 
-    def __init__(self, policy=vault_policy, path=STARTER):
-        self.policy, self.path, self.tokenizer = policy, path, None
+    The text is `policy(text, session)`, or the contract's `Script`, if there is no policy.
+    """
+
+    def __init__(self, policy=None):
+        self.policy, self.tokenizer, self.script = policy, None, None
 
     async def generate(self, request_id, *, prompt_ids, sampling_params, **_):
-        self.tokenizer = self.tokenizer or AutoTokenizer.from_pretrained(self.path)
-        text = self.policy(self.tokenizer.decode(prompt_ids), int(request_id.rsplit("-", 1)[1]))
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
+        if self.tokenizer is None:  # in the worker
+            self.tokenizer = AutoTokenizer.from_pretrained(STARTER)
+            self.script = Script(self.tokenizer)
+        if self.policy is None:
+            ids = self.script(prompt_ids)
+        else:
+            text = self.policy(self.tokenizer.decode(prompt_ids), int(request_id.rsplit("-", 1)[1]))
+            ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
         ids = ids[: sampling_params["max_tokens"]]
         versions = {"min_global_steps": 0, "max_global_steps": 0}
         return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), extra_fields=versions)
@@ -156,8 +165,7 @@ class ActorGroup:
                 {
                     "key": key, "uid": key.split("_")[0], "padding": bool(tag.get("is_padding")),
                     "reward": float(data["rm_scores"][i].sum()), "advantages": sorted(set(values[mask].tolist())),
-                    "untrained": float(values[~mask].abs().sum()), "prompt": data["prompts"][i].tolist(),
-                    "response": data["responses"][i].tolist(), "mask": mask.tolist(),
+                    "untrained": float(values[~mask].abs().sum()),
                 }
             )  # fmt: skip
         self.updates.append(rows)

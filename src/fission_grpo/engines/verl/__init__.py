@@ -7,20 +7,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fission_grpo.core.errors import UnsupportedVersionError
 
-SUPPORTED = ("0.9.1",)
+SUPPORTED = "0.9.1"
 
 
 def check_version() -> None:
-    """Raise UnsupportedVersionError if verl is missing, or is not a version that these parts were run with."""
+    """Raise UnsupportedVersionError if verl is missing, or is not the version that these parts were run with."""
     try:
         installed = version("verl")
     except PackageNotFoundError:
-        installed = None
-    if installed not in SUPPORTED:
-        found = "is not installed" if installed is None else f"{installed} is installed"
+        installed = "none"
+    if installed != SUPPORTED:
         raise UnsupportedVersionError(
-            f"fission_grpo.engines.verl runs on verl {', '.join(SUPPORTED)}, whose hooks it uses; verl {found}. In an "
-            f"environment of its own: pip install 'verl[vllm]=={SUPPORTED[-1]}' (docs/verl.md)."
+            f"fission_grpo.engines.verl runs on verl {SUPPORTED}, whose hooks it uses; installed: {installed}. In an "
+            f"environment of its own: pip install 'verl[vllm]=={SUPPORTED}' (docs/verl.md)."
         )
 
 

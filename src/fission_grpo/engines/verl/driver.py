@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import uuid
 from collections import defaultdict
+from os.path import abspath
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,19 +21,19 @@ import numpy as np
 import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
-
-from fission_grpo.core.errors import CheckpointError
-from fission_grpo.core.terminal import get_logger
-from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
-from fission_grpo.engines.verl.config import check_config, make_parts
-from fission_grpo.engines.verl.worker import EPISODE, ROW, SentEpisode, verl_row
-from fission_grpo.fission.metrics import group_advantages as advantages_of
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.utils import tensordict_utils
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+from fission_grpo.core.errors import CheckpointError, UsageError
+from fission_grpo.core.terminal import get_logger
+from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
+from fission_grpo.engines.verl.config import HOOKS, MANAGER_KEY, check_config, make_runner
+from fission_grpo.engines.verl.worker import EPISODE, ROW, SentEpisode, verl_row
+from fission_grpo.fission.metrics import group_advantages as advantages_of
 
 _log = get_logger(__name__)
 
@@ -51,8 +51,8 @@ class FissionLoopManager(AgentLoopManagerTQ):
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         check_config(config)
         super().__init__(config, *args, **kwargs)
-        parts = make_parts(config)
-        self.cycles = RecoveryCycles(parts.fission, parts.runner, parts.rows)
+        runner, rows = make_runner(config)
+        self.cycles = RecoveryCycles(runner.fission, runner, rows)
         self.plan: Plan | None = None
         self.uids: list[str] = []  # of the plan's groups
         self.metrics: dict[str, float] = {}  # of the plan
@@ -65,11 +65,11 @@ class FissionLoopManager(AgentLoopManagerTQ):
         step = int(prompts["global_steps"])
         self.plan, self.metrics = self.cycles.next([json.loads(row) for row in prompts[ROW]], step - 1)
         self.uids = self._register(list(prompts["uid"]), len(self.plan.groups), step)
-        rows = [
+        sent = [
             {**verl_row(number, self._sent(group)), "uid": uid, "__rollout_n__": group.size}
             for number, (uid, group) in enumerate(zip(self.uids, self.plan.groups, strict=True))
         ]
-        batch = tensordict_utils.get_tensordict({name: [row[name] for row in rows] for name in rows[0]})
+        batch = tensordict_utils.get_tensordict({name: [row[name] for row in sent] for name in sent[0]})
         tensordict_utils.assign_non_tensor_data(batch, "global_steps", step)
         super().generate_sequences(batch)
 
@@ -90,8 +90,7 @@ class FissionLoopManager(AgentLoopManagerTQ):
 
     def finish(self, batch: KVBatchMeta, step: int) -> tuple[KVBatchMeta, dict[str, float]]:
         """Hand a cycle's rollouts to Fission; returns those that were judged, and the cycle's metrics."""
-        if self.plan is None:
-            raise RuntimeError("a batch without a cycle: FissionLoopManager has generated none")
+        assert self.plan is not None  # verl generates before it samples
         fields = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
         sent = [pickle.loads(extra[EPISODE]) for extra in list(fields["extra_fields"])]
         by_uid: dict[str, dict[int, SentEpisode]] = defaultdict(dict)
@@ -122,27 +121,20 @@ class FissionLoopManager(AgentLoopManagerTQ):
 
     def _load(self, trainer: Any) -> None:
         """Load the state of the checkpoint that verl resumes from."""
-        folder = _checkpoint(trainer)
+        if trainer.resume_mode == "disable":
+            return
+        latest = trainer.resume_mode == "auto"
+        folder = find_latest_ckpt_path(abspath(trainer.default_local_dir)) if latest else trainer.resume_from_path
         if folder is None:
             return
-        file = folder / STATE
+        file = Path(folder) / STATE
         if not file.is_file():
-            _log.warning("%s has no %s: recovery begins with an empty buffer", folder, STATE)
+            _log.warning("%s is missing: the run it belongs to had no Fission; recovery begins without a buffer", file)
             return
         try:
             self.cycles.load_state(json.loads(file.read_text("utf-8")))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}); resume from another checkpoint") from error
-
-
-def _checkpoint(trainer: Any) -> Path | None:
-    """The folder of the checkpoint that verl resumes from, None without one."""
-    if trainer.resume_mode == "disable":
-        return None
-    if trainer.resume_mode == "resume_path":
-        return Path(trainer.resume_from_path).absolute()
-    found = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-    return None if found is None else Path(found)
 
 
 def _rows(batch: KVBatchMeta, kept: list[int]) -> KVBatchMeta:
@@ -162,8 +154,10 @@ class FissionReplayBuffer(ReplayBuffer):
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         manager = FissionLoopManager.current
-        if partition_id == "val" or manager is None:
+        if partition_id == "val":
             return super().sample(global_steps, partition_id, batch_size)
+        if manager is None:
+            raise UsageError(f"this sampler needs the loop manager of the key {MANAGER_KEY}: {HOOKS[MANAGER_KEY]}")
         batch, metrics = super().sample(global_steps, partition_id, len(manager.uids))
         batch, ours = manager.finish(batch, global_steps)
         return batch, {**metrics, **ours}

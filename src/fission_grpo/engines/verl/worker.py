@@ -11,16 +11,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
 from fission_grpo.core.errors import error_message
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import Failure, Rollout, Task, Trajectory, Verdict
 from fission_grpo.data.deferred_rows import check_row
 from fission_grpo.engines.episode import Episode, Sampled
-from fission_grpo.engines.verl.config import load_tasks, make_parts
+from fission_grpo.engines.verl.config import load_tasks, make_runner
 from fission_grpo.envs.restore import TASK_KEY
 from fission_grpo.fission.failures import FailedRollout
-from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
 _log = get_logger(__name__)
 
@@ -98,7 +98,7 @@ class _Shared:
     def __init__(self, config: Any):
         self.config, self.step = config, 0
         self.last_step = config.actor_rollout_ref.actor.optim.get("total_training_steps") or 0
-        self.runner = make_parts(config, self._progress).runner
+        self.runner = make_runner(config, self._progress)[0]
 
     @classmethod
     def of(cls, config: Any) -> _Shared:

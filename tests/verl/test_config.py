@@ -1,0 +1,114 @@
+"""The recipes of configs/verl, composed and read by verl's own code, and what Fission refuses in a configuration."""
+
+import re
+
+import pytest
+
+pytest.importorskip("verl", reason="verl has an environment of its own: make test-verl")
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
+from verl.trainer.ppo.checkpoint_callback import build_checkpoint_callback
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.utils.dataset.rl_dataset import get_dataset_class
+from verl.utils.import_utils import load_class_from_fqn, load_extern_object
+from verl_support import CPU, ROOT, composed
+
+from fission_grpo.core.errors import UsageError
+from fission_grpo.engines.verl import driver, worker
+from fission_grpo.engines.verl.config import HOOKS, check_config, settings_of
+
+RECIPES = ("fission_step_tasks", "fission_episodes", "fission_step_tasks_nodes")
+SIZES = ("1.7b", "4b", "8b")
+
+
+def keys_of(config, prefix=""):
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from keys_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_verl_accepts_the_recipe(recipe, size):
+    config = composed(recipe, f"size={size}")
+    check_config(config)
+    OmegaConf.resolve(config)
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    omega_conf_to_dataclass(config.algorithm)
+    settings = settings_of(config)
+    assert settings.num_generations == settings.num_recovery_generations == 8
+    assert config.actor_rollout_ref.model.path == f"Qwen/Qwen3-{size.upper()}"
+    limit = config.data.max_prompt_length + config.data.max_response_length
+    assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= limit
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "verl").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_key_is_one_of_verl_or_ours(path):
+    """A key that neither verl's own configuration nor Fission has would be ignored."""
+    own = {"data.environment", "data.rewards", "data.step_reward"}
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        base = compose("ppo_trainer")
+    values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    for key, _ in keys_of(values):
+        if key.split(".")[0] in ("defaults", "hydra", "fission") or key in own:
+            continue
+        known = OmegaConf.select(base, key, default="no such key") != "no such key"
+        assert known or key in HOOKS or key.startswith("trainer.v1.sampler.sampler_kwargs."), key
+
+
+def test_every_value_of_a_recipe_says_where_it_is_from():
+    for path in (ROOT / "configs" / "verl").rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            names_a_value = re.match(r"\s+\w+: \S", line) and "hook" not in line
+            if names_a_value and not re.match(r"\s+- |\s+(train_files|val_files|project_name|experiment_name|logger|"
+                                              r"default_local_dir|environment|rewards|step_reward|test_freq|"
+                                              r"val_before_train|resume_mode|searchpath)", line):  # fmt: skip
+                assert re.search(r"\[(paper|inferred|ours)", line), f"{path.name}: {line}"
+
+
+def test_verl_loads_every_hook_by_the_name_in_the_recipe():
+    config = composed("fission_episodes", *CPU)
+    assert get_dataset_class(config.data) is worker.TaskDataset
+    agent = config.actor_rollout_ref.rollout.agent
+    assert _agent_loop_registry[agent.default_agent_loop]["_target_"].endswith("worker.FissionAgentLoop")
+    assert load_class_from_fqn(agent.agent_loop_manager_class) is driver.FissionLoopManager
+    sampler = config.trainer.v1.sampler.custom_sampler
+    assert load_extern_object(sampler.path, sampler.name) is driver.FissionReplayBuffer
+    assert isinstance(build_checkpoint_callback(config), driver.FissionCheckpoint)
+    assert get_adv_estimator_fn(config.algorithm.adv_estimator) is driver.group_advantages
+
+
+@pytest.mark.parametrize("key", HOOKS)
+def test_a_recipe_without_one_hook_is_refused(key):
+    config = composed("fission_episodes", *CPU)
+    with open_dict(config):
+        OmegaConf.update(config, key, "another")
+    with pytest.raises(UsageError, match=re.escape(key)):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("fission.num_recovery_generations=3", "one of [2, 4, 8, 16]"),
+        ("fission.num_recovery_generations=1", "at least 2"),
+        ("actor_rollout_ref.rollout.n=1", "num_generations is 1, but must be at least 2"),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size=3", "lower ppo_mini_batch_size"),
+        ("trainer.v1.trainer_mode=colocate_async", "set it to 'sync'"),
+        ("algorithm.filter_groups.enable=true", "set it to false"),
+        ("data.gen_batch_size=2", "leave it out"),
+        ("+fission.buffer_size=3", "unexpected keyword argument 'buffer_size'"),
+        ("+fission.recover_share=0.5", "is now called `recovery_ratio`"),
+        ("fission.buffer_order=fifo", "set it to one of"),
+    ],
+)
+def test_settings_with_which_recovery_cannot_work_are_refused(override, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        check_config(composed("fission_episodes", *CPU, override))
