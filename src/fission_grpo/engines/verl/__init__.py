@@ -1,7 +1,4 @@
-"""Fission-GRPO on verl 0.9.1: parts that verl loads by the names in its configuration. No code of verl is copied.
-
-See docs/verl.md, and configs/verl for complete recipes.
-"""
+"""Fission-GRPO on verl: parts that verl loads by the names in its configuration (docs/verl.md, configs/verl)."""
 
 from importlib.metadata import PackageNotFoundError, version
 

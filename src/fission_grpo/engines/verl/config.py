@@ -23,7 +23,7 @@ from fission_grpo.fission.options import FissionSettings
 
 PACKAGE = "fission_grpo.engines.verl"
 MANAGER_KEY = "actor_rollout_ref.rollout.agent.agent_loop_manager_class"
-HOOKS = {  # keys of verl's configuration, and what they must name
+REQUIRED: dict[str, Any] = {  # keys of verl's configuration and their values: the hooks, and what recovery needs
     "data.custom_cls.path": f"pkg://{PACKAGE}.worker",
     "data.custom_cls.name": "TaskDataset",
     "algorithm.adv_estimator": "fission_grpo",
@@ -32,6 +32,9 @@ HOOKS = {  # keys of verl's configuration, and what they must name
     "trainer.v1.sampler.custom_sampler.path": f"pkg://{PACKAGE}.driver",
     "trainer.v1.sampler.custom_sampler.name": "FissionReplayBuffer",
     "trainer.checkpoint_callback_class": f"{PACKAGE}.driver.FissionCheckpoint",
+    "trainer.v1.trainer_mode": "sync",  # a recover cycle is a step of its own
+    "algorithm.filter_groups.enable": False,  # refilled groups would belong to no cycle
+    "data.gen_batch_size": None,  # a cycle is one `data.train_batch_size`
 }
 OWN = ("feedback", "max_turns")  # options under `fission` that are not of FissionSettings
 
@@ -52,26 +55,15 @@ def settings_of(config: Any) -> FissionSettings:
 
 def check_config(config: Any) -> None:
     """Raise UsageError, which names the key and the fix, for settings of verl with which recovery cannot work."""
-    for key, value in HOOKS.items():
+    for key, value in REQUIRED.items():
         if (found := OmegaConf.select(config, key)) != value:
             raise UsageError(f"{key} is {found!r}; Fission needs {value!r} there")
-    if config.trainer.v1.trainer_mode != "sync":
-        raise UsageError(
-            f"trainer.v1.trainer_mode is {config.trainer.v1.trainer_mode!r}: a recover cycle is a step of its own; "
-            "set it to 'sync'"
-        )
-    if OmegaConf.select(config, "algorithm.filter_groups.enable"):
-        raise UsageError("algorithm.filter_groups.enable: refilled groups would belong to no cycle; set it to false")
-    gen_batch_size = config.data.get("gen_batch_size")
-    if gen_batch_size not in (None, config.data.train_batch_size):
-        raise UsageError(f"data.gen_batch_size is {gen_batch_size}; leave it out, a cycle is one train_batch_size")
-    settings = settings_of(config)
+    rollouts = settings_of(config).generation_batch_size or 0
     mini_batch = config.actor_rollout_ref.actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-    if (settings.generation_batch_size or 0) % mini_batch:
+    if rollouts % mini_batch:
         raise UsageError(
-            f"a cycle has {settings.generation_batch_size} rollouts, no multiple of a mini-batch of {mini_batch} "
-            "(actor_rollout_ref.actor.ppo_mini_batch_size times rollout.n), and verl would pad it with empty "
-            "ones; lower ppo_mini_batch_size"
+            f"a cycle has {rollouts} rollouts, no multiple of a mini-batch of {mini_batch} (actor_rollout_ref.actor."
+            "ppo_mini_batch_size times rollout.n): verl would add empty ones; lower ppo_mini_batch_size"
         )
 
 
@@ -81,18 +73,18 @@ def make_runner(config: Any, progress: Callable[[], float] = lambda: 0.0) -> tup
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
     data = load_tasks(data_config.train_files, model.tokenizer, data_config, data_config.get("train_max_samples", -1))
     ends = getattr(model.generation_config, "eos_token_id", None) or []
-    codec = ChatCodec(model.tokenizer, template_options(data_config), ends if isinstance(ends, list) else [ends])
+    ends = ends if isinstance(ends, list) else [ends]
     fission = Fission(settings_of(config), make_chain(options.get("feedback", "rules")))
-    judges: dict[str, Any] = {"reward": EpisodeReward()}
-    if isinstance(data.reward, StepReward):
-        judges = {"step_reward": data.reward.config}
-    elif data.reward is not None:
-        judges = {"reward": EpisodeReward(data.reward if isinstance(data.reward, list) else [data.reward])}
+    reward = data.reward
+    functions = (
+        [] if reward is None or isinstance(reward, StepReward) else reward if isinstance(reward, list) else [reward]
+    )
     runner = TaskRunner(
         fission,
-        codec,
+        ChatCodec(model.tokenizer, data_config.get("apply_chat_template_kwargs"), ends),
         data.environments,
-        **judges,
+        EpisodeReward(functions),
+        reward.config if isinstance(reward, StepReward) else RewardConfig(),
         max_turns=options.get("max_turns", 5),
         max_completion_length=data_config.max_response_length,
         context_length=data_config.max_prompt_length + data_config.max_response_length,
@@ -126,15 +118,10 @@ def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = 
         max_prompt_tokens=config.max_prompt_length,
         seed=seed_of(config),
         reward=RewardConfig(**step_reward),
-        chat_template_kwargs=template_options(config),
+        chat_template_kwargs=dict(config.get("apply_chat_template_kwargs") or {}),
     )
 
 
 def seed_of(config: Any) -> int:
     """verl's `data.seed`, which may be null."""
     return 42 if config.get("seed") is None else config.seed
-
-
-def template_options(config: Any) -> dict[str, Any]:
-    """The arguments of the chat template, which verl's `data` names."""
-    return dict(config.get("apply_chat_template_kwargs") or {})

@@ -29,9 +29,10 @@ from verl.utils import tensordict_utils
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from fission_grpo.core.errors import CheckpointError, UsageError
+from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
-from fission_grpo.engines.verl.config import HOOKS, MANAGER_KEY, check_config, make_runner
+from fission_grpo.engines.verl.config import MANAGER_KEY, REQUIRED, check_config, make_runner
 from fission_grpo.engines.verl.worker import EPISODE, ROW, SentEpisode, verl_row
 from fission_grpo.fission.metrics import group_advantages as advantages_of
 
@@ -116,9 +117,6 @@ class FissionLoopManager(AgentLoopManagerTQ):
         self.plan = None
         return _rows(batch, judged), {**self.metrics, **metrics, "fission/lost_rollouts": float(len(errors))}
 
-    def save(self, folder: Path) -> None:
-        (folder / STATE).write_text(json.dumps(self.cycles.state()), "utf-8")
-
     def _load(self, trainer: Any) -> None:
         """Load the state of the checkpoint that verl resumes from."""
         if trainer.resume_mode == "disable":
@@ -157,7 +155,7 @@ class FissionReplayBuffer(ReplayBuffer):
         if partition_id == "val":
             return super().sample(global_steps, partition_id, batch_size)
         if manager is None:
-            raise UsageError(f"this sampler needs the loop manager of the key {MANAGER_KEY}: {HOOKS[MANAGER_KEY]}")
+            raise UsageError(f"this sampler needs the loop manager of the key {MANAGER_KEY}: {REQUIRED[MANAGER_KEY]}")
         batch, metrics = super().sample(global_steps, partition_id, len(manager.uids))
         batch, ours = manager.finish(batch, global_steps)
         return batch, {**metrics, **ours}
@@ -167,7 +165,7 @@ class FissionCheckpoint(CheckpointCallback):
     """Writes the buffer, and what else a run needs to go on, into each checkpoint."""
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, **kwargs: Any) -> None:
-        trainer.agent_loop_manager.save(Path(checkpoint_dir))
+        write_file(Path(checkpoint_dir) / STATE, json.dumps(trainer.agent_loop_manager.cycles.state()))
 
 
 @register_adv_est("fission_grpo")

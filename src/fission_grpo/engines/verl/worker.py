@@ -25,7 +25,8 @@ from fission_grpo.fission.failures import FailedRollout
 _log = get_logger(__name__)
 
 ROW = "fission_row"  # column of verl's batches: a data set row as JSON; of a recovery its row and snapshot, pickled
-EPISODE = "fission_episode"  # in an output's `extra_fields`: a `SentEpisode`, pickled
+EPISODE = "fission_episode"  # in an output's `extra_fields`: a `SentEpisode`, or the text of an error, pickled
+LOST = Episode(Rollout(Trajectory(Task("", ""), ()), Verdict(None, False)), [], [], [], [])
 
 
 class TaskDataset(Dataset):
@@ -107,7 +108,7 @@ class _Shared:
         return cls.current
 
     def _progress(self) -> float:
-        return min(1.0, max(0, self.step - 1) / self.last_step) if self.last_step > 0 else 0.0
+        return min(1.0, (self.step - 1) / self.last_step) if self.step and self.last_step > 0 else 0.0
 
     def row(self, sent: str | bytes, step: int) -> dict[str, Any]:
         """The row of a rollout, from column `ROW`; keeps the snapshot of a recovery until the next step."""
@@ -127,9 +128,16 @@ class FissionAgentLoop(AgentLoopBase):
     """Runs one rollout of a row that `FissionLoopManager` chose: of the data set, or a recovery."""
 
     async def run(self, sampling_params: dict[str, Any], **columns: Any) -> AgentLoopOutput:
+        try:
+            return await self._run(sampling_params, columns)
+        except Exception as error:  # noqa: BLE001 - of environments, rewards, servers: the others of the group go on
+            _log.exception("a rollout raised an error; it is left out, and counted as fission/lost_rollouts")
+            return self._output(LOST, pickle.dumps(f"{type(error).__name__}: {error_message(error)}"), [{}])
+
+    async def _run(self, sampling_params: dict[str, Any], columns: dict[str, Any]) -> AgentLoopOutput:
         shared = _Shared.of(self.config)
         row = shared.row(columns[ROW], int(columns["global_steps"]))
-        versions: list[Any] = []  # of the weights, turn by turn
+        versions: list[Any] = [{}]  # of the weights, turn by turn
 
         async def sample(token_ids: list[int], room: int) -> Sampled:
             output = await self.server_manager.generate(
@@ -140,20 +148,14 @@ class FissionAgentLoop(AgentLoopBase):
             versions.append(output.extra_fields)
             return Sampled(output.token_ids, output.log_probs or ())
 
-        try:
-            episode = await shared.runner.run(row, sample)
-        except Exception as error:  # noqa: BLE001 - of environments, rewards, servers: the others of the group go on
-            _log.exception("a rollout raised an error; it is left out, and counted as fission/lost_rollouts")
-            return self._output(None, pickle.dumps(f"{type(error).__name__}: {error_message(error)}"), versions)
+        episode = await shared.runner.run(row, sample)
         counts = shared.runner.pop_counts() + Counter(special_tokens=shared.runner.special_tokens.pop_count())
-        sent = send(episode, shared.runner.settings.failure_turn, counts)
-        return self._output(episode, sent, versions)
+        return self._output(episode, send(episode, shared.runner.settings.failure_turn, counts), versions)
 
-    def _output(self, episode: Episode | None, sent: bytes, versions: list[Any]) -> AgentLoopOutput:
+    def _output(self, episode: Episode, sent: bytes, versions: list[Any]) -> AgentLoopOutput:
         """A rollout as verl takes it. One that could not be judged is taken out by the driver, whatever is in it."""
-        empty = Episode(Rollout(Trajectory(Task("", ""), ()), Verdict(None, False)), [], [], [], [])
-        episode = episode or empty
         reward, end = episode.rollout.verdict.reward, self.tokenizer.eos_token_id  # verl takes no empty sequences
+        first, last = versions[:2][-1], versions[-1]
         return AgentLoopOutput(
             prompt_ids=episode.prompt_ids or [end],
             response_ids=episode.completion_ids or [end],
@@ -165,7 +167,7 @@ class FissionAgentLoop(AgentLoopBase):
             extra_fields={
                 EPISODE: sent,
                 "reward_extra_info": {},
-                "min_global_steps": versions[0].get("min_global_steps") if versions else None,
-                "max_global_steps": versions[-1].get("max_global_steps") if versions else None,
+                "min_global_steps": first.get("min_global_steps"),
+                "max_global_steps": last.get("max_global_steps"),
             },
         )
