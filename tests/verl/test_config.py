@@ -85,6 +85,44 @@ def test_verl_loads_every_hook_by_the_name_in_the_recipe():
     assert get_adv_estimator_fn(config.algorithm.adv_estimator) is driver.group_advantages
 
 
+def load_dataset(config):
+    return get_dataset_class(config.data)
+
+
+def load_agent_loop(config):
+    return _agent_loop_registry[config.actor_rollout_ref.rollout.agent.default_agent_loop]
+
+
+def load_manager(config):
+    return load_class_from_fqn(config.actor_rollout_ref.rollout.agent.agent_loop_manager_class)
+
+
+def load_sampler(config):
+    return load_extern_object(*config.trainer.v1.sampler.custom_sampler.values())
+
+
+def load_estimator(config):
+    return get_adv_estimator_fn(config.algorithm.adv_estimator)
+
+
+@pytest.mark.parametrize(
+    ("override", "load"),
+    [
+        ("data.custom_cls.name=NoSuch", load_dataset),
+        ("data.custom_cls.path=pkg://fission_grpo.engines.verl.no_such", load_dataset),
+        ("actor_rollout_ref.rollout.agent.default_agent_loop=no_such", load_agent_loop),
+        ("actor_rollout_ref.rollout.agent.agent_loop_manager_class=no.such", load_manager),
+        ("trainer.v1.sampler.custom_sampler.name=NoSuch", load_sampler),
+        ("trainer.checkpoint_callback_class=no.such", build_checkpoint_callback),
+        ("algorithm.adv_estimator=no_such", load_estimator),
+    ],
+)
+def test_verl_looks_for_each_hook_by_the_key_of_the_recipe(override, load):
+    load(composed("fission_episodes", *CPU))
+    with pytest.raises((AttributeError, ImportError, KeyError, ValueError)):
+        load(composed("fission_episodes", *CPU, override))
+
+
 @pytest.mark.parametrize("key", REQUIRED)
 def test_another_value_in_the_place_of_a_hook_is_refused(key):
     config = composed("fission_episodes", *CPU)

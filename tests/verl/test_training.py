@@ -100,7 +100,7 @@ def test_metrics_have_our_names(contract_run):
     phases = [one["fission/phase"] for one in trainer.logged]
     assert phases == [0.0, 1.0] * 4 + [0.0]
     assert all(one["fission/lost_rollouts"] == 0 for one in trainer.logged)
-    assert all("recovery/success" in one for one in trainer.logged[1::2])
+    assert all("recovery/rate" in one for one in trainer.logged[1::2])
 
 
 def test_a_run_resumes_with_the_buffer_of_its_checkpoint(contract_run):

@@ -83,7 +83,7 @@ def make_runner(config: Any, progress: Callable[[], float] = lambda: 0.0) -> tup
         fission,
         ChatCodec(model.tokenizer, data_config.get("apply_chat_template_kwargs"), ends),
         data.environments,
-        EpisodeReward(functions),
+        EpisodeReward([one for one in functions if not isinstance(one, StepReward)]),
         reward.config if isinstance(reward, StepReward) else RewardConfig(),
         max_turns=options.get("max_turns", 5),
         max_completion_length=data_config.max_response_length,
