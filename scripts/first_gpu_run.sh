@@ -27,19 +27,20 @@ if not gpus:
 PY
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
-rm -rf runs/verl/first_gpu_run
+folder=runs/verl/first_gpu_run
+steps=$([ -e "$folder" ] && echo 3 || echo 2) # called once more, it resumes and runs one step
 "$python" -m verl.trainer.main_ppo --config-path "$PWD/configs/verl" --config-name fission_episodes size=1.7b \
-	trainer.n_gpus_per_node="$gpus" trainer.total_training_steps=2 trainer.save_freq=2 \
+	trainer.n_gpus_per_node="$gpus" trainer.total_training_steps="$steps" trainer.save_freq=1 \
 	trainer.experiment_name=first_gpu_run "$@" 2>&1 | tee "$log"
 
 cat <<EOF
 
-Two steps have run; their metrics are in $log. Compare, and write to the project's issues with the log:
+Step $steps has run; the metrics are in $log. Compare, and write to the project's issues with the log:
   1. step 1 has fission/phase 0. If fission/buffer was 8 or more after it, step 2 has fission/phase 1.
   2. training/rollout_probs_diff_mean is small (below 0.01): the tokens that the agent loop returned are those that
      the LLM server sampled. A large one means that turns were put together wrongly.
   3. actor/pg_clipfrac and actor/ppo_kl are near 0, as each batch has one update.
-  4. fission/lost_rollouts is 0, and runs/verl/first_gpu_run/global_step_2/fission.json exists.
+  4. fission/lost_rollouts is 0, and $folder/global_step_$steps/fission.json exists.
   5. timing_s/gen of both steps: the time of sampling with environments.
-Then run this command again without the rm in the script and with trainer.total_training_steps=3: it resumes at step 3.
+Then run this command once more: it must resume at step 3, with the fission/buffer of step 2. Remove $folder to begin anew.
 EOF

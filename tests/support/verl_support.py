@@ -7,7 +7,6 @@ that hold the model, `Replicas` for the manager that sends them its weights.
 import json
 import os
 import re
-import shutil
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,8 @@ from transformers import AutoTokenizer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.import_utils import load_class_from_fqn
 from verl.workers.rollout.replica import TokenOutput
+
+from fission_grpo.core.errors import InfrastructureError
 
 ROOT = Path(__file__).parents[2]
 STARTER = str(resources.files("fission_grpo") / "inference" / "starter_policy")
@@ -54,16 +55,20 @@ def composed(name, *overrides):
 
 
 def start_ray():
+    """A Ray of this machine, unless RAY_ADDRESS names one that runs."""
     if not ray.is_initialized():
-        paths = [os.environ.get("VERL_SRC", str(ROOT / "src")), str(ROOT / "tests" / "support")]
+        paths = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
         variables = {"PYTHONPATH": os.pathsep.join(paths), "TRANSFER_QUEUE_ENABLE": "1", "OMP_NUM_THREADS": "1"}
-        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables})
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 4, "include_dashboard": False}
+        ray.init(log_to_driver=False, runtime_env={"env_vars": variables}, **own)
 
 
 class Vault:
     """Opens boxes with codes. A wrong code is refused, and the message has the right one."""
 
-    def reset(self, box: str, code: str, **_):
+    def reset(self, box: str, code: str, broken: bool = False, **_):
+        if broken:
+            raise InfrastructureError("the vault's service is down")
         self._box, self._code, self._opened = box, code, False
 
     def open_box(self, name: str, code: str) -> str:
@@ -91,8 +96,11 @@ class Vault:
         self._box, self._code, self._opened = state
 
 
-def vault_rows(path, count=16):
-    rows = [{"id": f"box-{i}", "prompt": f"open box{i}", "box": f"box{i}", "code": f"c{i}"} for i in range(count)]
+def vault_rows(path, count=16, broken=()):
+    rows = [
+        {"id": f"box-{i}", "prompt": f"open box{i}", "box": f"box{i}", "code": f"c{i}", "broken": i in broken}
+        for i in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -114,6 +122,14 @@ def vault_policy(text, session):
         return [opens(box, f"c{box}"), opens(box, "?"), "<tool_call>\n{broken", "I will not"][session % 4]
     recovers = session % 2 == 0 and session != 2
     return opens(box, f"c{box}") if recovers else "I give up"
+
+
+def unreliable_policy(text, session):
+    """The policy of a server that fails: for one rollout of box0, all of box2, and all but one of box3."""
+    box = re.search(r"open box(\d+)", text)[1]
+    if session in {"0": (1,), "2": range(4), "3": (1, 2, 3)}.get(box, ()):
+        raise ConnectionError("the server is gone")
+    return vault_policy(text, session)
 
 
 class ScriptedClient:
@@ -178,6 +194,14 @@ class ActorGroup:
         assert Path(local_path).is_dir()
 
 
+def groups_of_update(rows):
+    """The rows of an update, group by group."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(row["uid"], []).append(row)
+    return list(groups.values())
+
+
 class Replicas:
     """Stands for the manager that sends the weights to the replicas of the LLM server."""
 
@@ -224,7 +248,3 @@ def train(config, client=None):
     finally:
         tq.close()
     return trainer, manager
-
-
-def remove(folder):
-    shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ pytest.importorskip("verl", reason="verl has an environment of its own: make tes
 
 from engine_contract import MAX_LENGTH, MAX_TURNS, episode_rows, record, run_cycles
 from transformers import AutoTokenizer
-from verl_support import CPU, STARTER, ScriptedClient, composed, train, vault_policy, vault_rows
+from verl_support import CPU, STARTER, ScriptedClient, composed, groups_of_update, train, vault_policy, vault_rows
 
 from fission_grpo.engines.cycles import RecoveryCycles
 
@@ -54,14 +54,6 @@ def contract_run(tmp_path_factory):
         patch.setattr(RecoveryCycles, "finish", finish_and_keep)
         trainer, _ = train(contract_config(folder, f"trainer.total_training_steps={STEPS}"))
     return trainer, cycles, folder
-
-
-def groups_of_update(rows):
-    """The rows of an update, group by group."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["uid"], []).append(row)
-    return list(groups.values())
 
 
 def rounded(groups):
