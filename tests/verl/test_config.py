@@ -145,6 +145,7 @@ def test_another_value_in_the_place_of_a_hook_is_refused(key):
         ("+fission.buffer_size=3", "unexpected keyword argument 'buffer_size'"),
         ("+fission.recover_share=0.5", "is now called `recovery_ratio`"),
         ("fission.buffer_order=fifo", "set it to one of"),
+        ("+fission.beta=0.04", "does nothing here; leave it out"),
     ],
 )
 def test_settings_with_which_recovery_cannot_work_are_refused(override, says):

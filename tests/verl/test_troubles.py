@@ -20,7 +20,7 @@ def config_of(folder, broken, *overrides):
 
 def test_rollouts_without_a_judgement_are_counted_and_left_out(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        trainer, manager = train(
+        trainer, _ = train(
             config_of(tmp_path, [1], "trainer.total_training_steps=2"), ScriptedClient(unreliable_policy)
         )
     first, second = trainer.logged
@@ -37,5 +37,5 @@ def test_rollouts_without_a_judgement_are_counted_and_left_out(tmp_path, caplog)
 
 def test_a_cycle_in_which_nothing_can_be_judged_ends_the_run_with_the_reason(tmp_path):
     config = config_of(tmp_path, range(16), "trainer.total_training_steps=2")
-    with pytest.raises(RuntimeError, match="no rollout of step 1 could be judged: all met broken environments"):
+    with pytest.raises(RuntimeError, match="no rollout of step 1 could be judged: the environments are broken"):
         train(config, ScriptedClient(unreliable_policy))

@@ -37,11 +37,14 @@ REQUIRED: dict[str, Any] = {  # keys of verl's configuration and their values: t
     "data.gen_batch_size": None,  # a cycle is one `data.train_batch_size`
 }
 OWN = ("feedback", "max_turns")  # options under `fission` that are not of FissionSettings
+NOT_HERE = ("beta", "shared_prefix", "skip_zero_signal", "max_generated_tokens", "log_instances", "log_recoveries")
 
 
 def settings_of(config: Any) -> FissionSettings:
     """The settings under `fission`. Raises UsageError for one that is unknown, or does not fit to verl's own keys."""
     options = {name: value for name, value in _options_of(config).items() if name not in OWN}
+    if ignored := sorted(options.keys() & set(NOT_HERE)):
+        raise UsageError(f"fission.{ignored[0]} is for FissionGRPOTrainer alone, and does nothing here; leave it out")
     generations = config.actor_rollout_ref.rollout.n
     size = config.data.train_batch_size * generations
     try:

@@ -1,9 +1,8 @@
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
-"""The driver's parts on verl: which rows a cycle samples, what came of them, the buffer in checkpoints.
+"""The driver's parts on verl: which rows a cycle samples, what came of them, their advantages, the buffer's checkpoint.
 
-In one step of verl's `PPOTrainer`, `FissionLoopManager.generate_sequences` gives the batch the rows of the cycle,
-`FissionReplayBuffer.sample` waits for their rollouts and hands them to `FissionLoopManager.finish`, and
-`group_advantages` is the estimator. After a save, `FissionCheckpoint` adds the buffer.
+In a step of verl's trainer `FissionLoopManager.generate_sequences` gives the batch the rows of the cycle, and
+`FissionReplayBuffer.sample` waits for their rollouts, which `FissionLoopManager.finish` hands to the algorithm.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from fission_grpo.core.errors import CheckpointError, UsageError
 from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import get_logger
+from fission_grpo.data.deferred_rows import check_rows
 from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
 from fission_grpo.engines.verl.config import MANAGER_KEY, REQUIRED, check_config, make_runner
 from fission_grpo.engines.verl.worker import EPISODE, ROW, SentEpisode, verl_row
@@ -53,6 +53,7 @@ class FissionLoopManager(AgentLoopManagerTQ):
         check_config(config)
         super().__init__(config, *args, **kwargs)
         runner, rows = make_runner(config)
+        check_rows(range(rows), runner.settings.generation_batch_size, runner.settings.num_generations)
         self.cycles = RecoveryCycles(runner.fission, runner, rows)
         self.plan: Plan | None = None
         self.uids: list[str] = []  # of the plan's groups
@@ -107,11 +108,11 @@ class FissionLoopManager(AgentLoopManagerTQ):
             self.cycles.runner.counts.update(episode.counts)
             if not math.isnan(episode.reward):
                 judged.append(at)
-        if errors:
-            _log.warning("step %d: %d rollouts raised errors, such as %s", step, len(errors), errors[0])
+        why = f"{len(errors)} rollouts raised errors, such as {errors[0]}" if errors else "the environments are broken"
         if not judged:
-            why = f"raised errors, such as {errors[0]}" if errors else "met broken environments; see the workers' log"
-            raise RuntimeError(f"no rollout of step {step} could be judged: all {why}")
+            raise RuntimeError(f"no rollout of step {step} could be judged: {why}; see the log of the workers")
+        if errors:
+            _log.warning("step %d: %s", step, why)
         groups = [[episode for _, episode in sorted(by_uid[uid].items())] for uid in self.uids]
         metrics = self.cycles.finish(self.plan, groups, step - 1)
         self.plan = None

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -57,20 +57,12 @@ def verl_row(index: int, row: str | bytes) -> dict[str, Any]:
 
 
 @dataclass
-class SentEpisode:
-    """What the driver needs of an episode that a worker ran: what `engines.cycles` reads, without the environment."""
+class SentEpisode(Episode):
+    """What the driver needs of an episode that a worker ran: without the environment, and of the tokens the mask."""
 
-    rollout: Rollout
-    mask: list[int]
-    failures: list[Failure]
-    snapshots: list[Any]  # of the environment at each failure; None where it has none, or one that cannot be sent
+    failures: Sequence[Failure] = ()
+    snapshots: Sequence[Any] = ()  # of the environment at each failure; None where none can be sent
     counts: Counter[str] = field(default_factory=Counter)  # events in environments, by metric
-
-    @property
-    def reward(self) -> float:
-        """The reward; NaN if the rollout could not be judged."""
-        reward = self.rollout.verdict.reward
-        return math.nan if reward is None else reward
 
     def failed(self, failure_turn: str = "first", zero_std: bool = False) -> FailedRollout:
         """As `Episode.failed`; the worker has found the failures."""
@@ -82,7 +74,9 @@ def send(episode: Episode, failure_turn: str, counts: Counter[str]) -> bytes:
     """Pickle what the driver needs of an episode. Snapshots that cannot be pickled are counted and left out."""
     failed = episode.failed(failure_turn)
     snapshots = [failed.get_snapshot(one) for one in failed.failures]
-    sent = SentEpisode(episode.rollout, episode.mask, list(failed.failures), snapshots, counts)
+    sent = SentEpisode(
+        episode.rollout, [], [], episode.mask, [], failures=failed.failures, snapshots=snapshots, counts=counts
+    )
     try:
         return pickle.dumps(sent)
     except Exception as error:  # noqa: BLE001 - of the user's values; without them the calls are repeated
