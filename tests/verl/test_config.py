@@ -21,7 +21,7 @@ from fission_grpo.core.errors import UsageError
 from fission_grpo.engines.verl import driver, worker
 from fission_grpo.engines.verl.config import REQUIRED, check_config, settings_of
 
-RECIPES = ("fission_step_tasks", "fission_episodes", "fission_step_tasks_nodes")
+RECIPES = ("fission_step_tasks", "fission_episodes")
 SIZES = ("1.7b", "4b", "8b")
 
 
@@ -33,10 +33,11 @@ def keys_of(config, prefix=""):
             yield f"{prefix}{name}", value
 
 
+@pytest.mark.parametrize("nodes", [1, 4])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_verl_accepts_the_recipe(recipe, size):
-    config = composed(recipe, f"size={size}")
+def test_verl_accepts_the_recipe(recipe, size, nodes):
+    config = composed(recipe, f"size={size}", f"nodes={nodes}")
     check_config(config)
     OmegaConf.resolve(config)
     validate_config(config, need_reference_policy(config), need_critic(config))
@@ -45,6 +46,7 @@ def test_verl_accepts_the_recipe(recipe, size):
     settings = settings_of(config)
     assert settings.num_generations == settings.num_recovery_generations == 8
     assert config.actor_rollout_ref.model.path == f"Qwen/Qwen3-{size.upper()}"
+    assert config.trainer.nnodes * 8 == config.data.train_batch_size  # queries: as many as GPUs
     limit = config.data.max_prompt_length + config.data.max_response_length
     assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= limit
 
