@@ -3,6 +3,9 @@
 verl has an environment of its own; its part is in tests/verl.
 """
 
+import runpy
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("trl")
@@ -20,10 +23,12 @@ from engine_contract import (
     step_rows,
 )
 from trainer_settings import QUIETLY_ON_CPU
+from transformers.utils import get_json_schema
 
-from fission_grpo import FissionGRPOConfig, FissionGRPOTrainer
+from fission_grpo import Fission, FissionGRPOConfig, FissionGRPOTrainer, FissionSettings
 from fission_grpo.core.rewards import StepReward
 from fission_grpo.envs.desk.env import Desk
+from fission_grpo.envs.wrapper import tool_methods
 from fission_grpo.fission.metrics import groups_of
 from fission_grpo.inference.pretrained import load_starter
 
@@ -87,6 +92,28 @@ def test_cycles_without_a_trainer_are_those_of_the_trainer(settings, tmp_path):
     found = run_cycles(load_starter()[1], rows, **settings)
     expected = by_trainer(tmp_path, rows, **settings)
     assert_same(found, expected)
+
+
+def test_the_loop_of_ones_own_is_that_of_the_trainer(tmp_path):
+    own_loop = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "own_loop.py"))
+    tokenizer, rows = load_starter()[1], episode_rows()
+    fission, script, found, before = Fission(FissionSettings(**SETTINGS)), Script(tokenizer), [], set()
+
+    class Policy:
+        def reply(self, messages, task):
+            return script.next_text(tokenizer.apply_chat_template(messages, tokenize=False))
+
+        def update(self, rollouts, advantages):
+            pass
+
+    tools = [get_json_schema(tool) for tool in tool_methods(Desk()).values()]
+    for contexts, rollouts, advantages in own_loop["train"](Policy(), rows, fission, CYCLES, MAX_TURNS, tools):
+        seen = [(one.verdict.reward, a, one.text) for one, a in zip(rollouts, advantages, strict=True)]
+        size = SETTINGS["num_recovery_generations" if contexts else "num_generations"]
+        groups = groups_of(seen, [size] * (len(seen) // size))
+        found.append(record(contexts, groups, fission.buffer, before))
+        before = {item.task.id for item in fission.buffer}
+    assert_same(found, by_trainer(tmp_path, rows))
 
 
 @pytest.mark.parametrize("settings", OPTIONS[:2], ids=str)

@@ -37,10 +37,12 @@ class Script:
 
     def __call__(self, prompt_ids):
         """Token ids of the next turn, with the one that ends it."""
-        dialogue = self.tokenizer.decode(prompt_ids)
-        self.seen[dialogue] += 1
-        text = self.text(dialogue, self.seen[dialogue] - 1)
+        text = self.next_text(self.tokenizer.decode(prompt_ids))
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def next_text(self, dialogue):
+        self.seen[dialogue] += 1
+        return self.text(dialogue, self.seen[dialogue] - 1)
 
     def text(self, dialogue, number):
         calls = next(calls for request, calls in self.calls.items() if request in dialogue)

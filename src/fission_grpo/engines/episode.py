@@ -18,12 +18,9 @@ from fission_grpo.core.rewards import RewardConfig, step_verdict
 from fission_grpo.core.serialization import STEP_KEY
 from fission_grpo.core.special_tokens import SpecialTokenFilter
 from fission_grpo.core.types import (
-    PARSE_ERROR,
     Message,
     Rollout,
     Task,
-    ToolCall,
-    ToolResult,
     Trajectory,
     Turn,
     Verdict,
@@ -33,8 +30,8 @@ from fission_grpo.engines.codec import ChatCodec
 from fission_grpo.envs.episode_reward import EpisodeReward
 from fission_grpo.envs.restore import (
     TASK_KEY,
+    answer_turn,
     judge_corrective_turn,
-    make_call,
     make_restorable,
     run_awaitable,
     without_task,
@@ -234,12 +231,7 @@ class TaskRunner:
 
     def _answered(self, turn: Turn, tools: Mapping[str, Any], tokens: _Tokens) -> tuple[Turn, bool]:
         """The turn with its calls' results, and whether these fit into the completion; else it counts as cut off."""
-        if turn.error is not None:  # answered by the first tool, in the words that the trainer's policy reads
-            call = ToolCall(next(iter(tools), "error"), {PARSE_ERROR: turn.error})
-            results = (ToolResult(call, str({"error": turn.error}), turn.error),)
-        else:
-            results = tuple(make_call(tools, call, run_awaitable, self.error_if) for call in turn.calls)
-        answered = replace(turn, results=results)
+        answered = replace(turn, results=answer_turn(turn, tools, run_awaitable, self.error_if))
         messages = self.special_tokens.sanitize_tool_results(turn_messages(answered)[1:])
         ids = self.codec.encode_results(messages)
         if len(tokens.completion) + len(ids) >= self.max_completion_length:

@@ -23,7 +23,7 @@ from fission_grpo.core.chat import read_result
 from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimitExceeded, error_message
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained
-from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult
+from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult, Turn
 from fission_grpo.envs.wrapper import (
     ADVICE,
     ENDED,
@@ -208,6 +208,19 @@ def make_call(
         message = error_message(error)
         return ToolResult(call, str({"error": message}), message)
     return read_result(call, text, error_if)
+
+
+def answer_turn(
+    turn: Turn,
+    tools: Mapping[str, Callable[..., Any]],
+    run_async: RunAsync | None = None,
+    error_if: Callable[[str], bool] | None = None,
+) -> tuple[ToolResult, ...]:
+    """Make the calls of a turn, see `make_call`. A turn that cannot be read is answered by the first tool with why."""
+    if turn.error is not None:
+        call = ToolCall(next(iter(tools), "error"), {PARSE_ERROR: turn.error})
+        return (ToolResult(call, str({"error": turn.error}), turn.error),)
+    return tuple(make_call(tools, call, run_async, error_if) for call in turn.calls)
 
 
 def run_awaitable(awaitable: Any) -> Any:
