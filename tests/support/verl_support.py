@@ -4,7 +4,6 @@ In place of the GPU's parts: `ScriptedClient` answers as verl's LLM servers do, 
 that hold the model, `Replicas` for the manager that sends them its weights.
 """
 
-import json
 import os
 import re
 from importlib import resources
@@ -96,13 +95,11 @@ class Vault:
         self._box, self._code, self._opened = state
 
 
-def vault_rows(path, count=16, broken=()):
-    rows = [
+def vault_rows(count=16, broken=()):
+    return [
         {"id": f"box-{i}", "prompt": f"open box{i}", "box": f"box{i}", "code": f"c{i}", "broken": i in broken}
         for i in range(count)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def opens(box, code):

@@ -33,7 +33,7 @@ def keys_of(config, prefix=""):
             yield f"{prefix}{name}", value
 
 
-@pytest.mark.parametrize("nodes", [1, 4])
+@pytest.mark.parametrize("nodes", ["one", "four"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_verl_accepts_the_recipe(recipe, size, nodes):

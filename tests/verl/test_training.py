@@ -1,59 +1,74 @@
 """Whole runs of verl's own trainer with Fission's hooks, on a CPU."""
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("verl", reason="verl has an environment of its own: make test-verl")
 
-from engine_contract import MAX_LENGTH, MAX_TURNS, episode_rows, record, run_cycles
+from engine_contract import MAX_LENGTH, MAX_TURNS, SETTINGS, episode_rows, record, run_cycles, step_rows
 from transformers import AutoTokenizer
 from verl_support import CPU, STARTER, ScriptedClient, composed, groups_of_update, train, vault_policy, vault_rows
 
 from fission_grpo.engines.cycles import RecoveryCycles
+from fission_grpo.envs.desk.env import Desk
 
 STEPS = 9  # explore and recover cycles in turn: five of the one, four of the other
 SAVED = 5
+LIMITS = (f"fission.max_turns={MAX_TURNS}", f"data.max_response_length={MAX_LENGTH}")
+STEP_TASKS = ("data.train_files=desk:steps", "data.val_files=desk:steps", "data.seed=5", "data.train_max_samples=24")
+KINDS = {  # recipe, settings of the contract, further values of verl's configuration
+    "episodes": ("fission_episodes", {}, ()),
+    "step tasks": ("fission_step_tasks", {}, STEP_TASKS),
+    "mixed batches": ("fission_episodes", {"recovery_batches": "mixed", "max_depth": 2}, ()),
+    "more groups than rows": ("fission_episodes", {"num_recovery_generations": 2}, ()),
+}
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def config_of(folder, rows, environment, *overrides):
+def config_of(folder, recipe, rows, environment, *overrides):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = f"data.train_files={file}", f"data.val_files={file}", f"data.environment={environment}"
     return composed(
-        "fission_episodes", *CPU, f"data.train_files={rows}", f"data.val_files={rows}",
-        f"data.environment={environment}", f"trainer.default_local_dir={folder / 'run'}", *overrides,
-    )  # fmt: skip
+        recipe, *CPU, *(own if environment else ()), f"trainer.default_local_dir={folder / 'run'}", *overrides
+    )
 
 
-def contract_config(folder, *overrides):
-    rows = write_rows(folder / "rows.jsonl", episode_rows())
-    limits = f"fission.max_turns={MAX_TURNS}", f"data.max_response_length={MAX_LENGTH}", "data.seed=0"
+def contract_config(folder, recipe, settings, *overrides):
+    options = [f"++fission.{name}={value}" for name, value in settings.items()]
     one_worker = "actor_rollout_ref.rollout.agent.num_workers=1"  # its script counts the dialogues of all rollouts
-    environment = "fission_grpo.envs.desk.env:Desk"
-    return config_of(folder, rows, environment, *limits, one_worker, f"trainer.save_freq={SAVED}", *overrides)
+    environment = None if recipe == "fission_step_tasks" else "fission_grpo.envs.desk.env:Desk"
+    more = (*LIMITS, *options, one_worker, f"trainer.save_freq={SAVED}", *overrides)
+    return config_of(folder, recipe, episode_rows(), environment, *more)
 
 
-@pytest.fixture(scope="module")
-def contract_run(tmp_path_factory):
-    """The trainer of a run of the contract's script, what it did in each cycle, and its folder."""
-    folder, cycles = tmp_path_factory.mktemp("contract"), []
+class Recorder:
+    """Keeps what `RecoveryCycles.finish` gets and does, cycle by cycle."""
+
+    def __init__(self, patch):
+        self.cycles, self._finish = [], RecoveryCycles.finish
+        patch.setattr(RecoveryCycles, "finish", lambda *given: self.finish(*given))
+
+    def finish(self, cycles, plan, groups, step):
+        before = {item.task.id for item in cycles.fission.buffer}
+        metrics = self._finish(cycles, plan, groups, step)
+        seen = [[(episode.reward, 0.0, episode.rollout.text) for episode in group] for group in groups]
+        self.cycles.append(record(plan.contexts, seen, cycles.fission.buffer, before))
+        return metrics
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(request, tmp_path_factory):
+    """Kind, trainer, what it did in each cycle, and folder of a run of the contract's script."""
+    recipe, settings, overrides = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        finish = RecoveryCycles.finish
-
-        def finish_and_keep(self, plan, groups, step):
-            before = {item.task.id for item in self.fission.buffer}
-            metrics = finish(self, plan, groups, step)
-            texts = [[(episode.reward, episode.rollout.text) for episode in group] for group in groups]
-            cycles.append((plan.contexts, texts, list(self.fission.buffer), before))
-            return metrics
-
-        patch.setattr(RecoveryCycles, "finish", finish_and_keep)
-        trainer, _ = train(contract_config(folder, f"trainer.total_training_steps={STEPS}"))
-    return trainer, cycles, folder
+        recorder = Recorder(patch)
+        trainer, _ = train(
+            contract_config(folder, recipe, settings, f"trainer.total_training_steps={STEPS}", *overrides)
+        )
+    return request.param, trainer, recorder.cycles, folder
 
 
 def rounded(groups):
@@ -61,71 +76,72 @@ def rounded(groups):
     return sorted(sorted((round(reward, 6), round(advantage, 4)) for reward, advantage in group) for group in groups)
 
 
-def test_cycles_are_those_of_the_contract(contract_run):
-    trainer, cycles, _ = contract_run
-    expected = run_cycles(AutoTokenizer.from_pretrained(STARTER), episode_rows(), STEPS)
+def test_cycles_are_those_of_the_contract(run, monkeypatch):
+    kind, trainer, cycles, _ = run
+    recipe, settings, _ = KINDS[kind]
+    tokenizer = AutoTokenizer.from_pretrained(STARTER)
+    rows, environment = (step_rows(tokenizer), None) if recipe == "fission_step_tasks" else (episode_rows(), Desk)
+    for name, value in settings.items():
+        monkeypatch.setitem(SETTINGS, name, value)
+    expected = run_cycles(tokenizer, rows, STEPS, environment)
     assert sum(bool(one.contexts) for one in expected) >= 3
-    assert sum(not one.contexts for one in expected) >= 4
-    for (contexts, groups, buffer, before), update, other in zip(
-        cycles, trainer.actor_rollout_wg.updates, expected, strict=True
-    ):
+    assert kind == "mixed batches" or sum(not one.contexts for one in expected) >= 4
+    for found, update, other in zip(cycles, trainer.actor_rollout_wg.updates, expected, strict=True):
         trained = [[(row["reward"], *row["advantages"]) for row in group] for group in groups_of_update(update)]
         assert rounded(trained) == rounded([[one[:2] for one in group] for group in other.groups])
-        found = record(contexts, [[(reward, 0.0, text) for reward, text in group] for group in groups], buffer, before)
-        assert found.contexts == other.contexts
-        assert found.failures == other.failures
-        assert found.feedback == other.feedback
-        assert found.buffer == other.buffer
-        texts = [[(reward, text) for reward, _, text in group] for group in other.groups]
-        assert [[(reward, text) for reward, _, text in group] for group in found.groups] == [sorted(g) for g in texts]
+        without = [sorted((reward, 0.0, text) for reward, _, text in group) for group in other.groups]
+        assert found == replace(other, groups=without)
 
 
-def test_only_sampled_tokens_are_trained(contract_run):
-    trainer, *_ = contract_run
+def test_only_sampled_tokens_are_trained(run):
+    _, trainer, *_ = run
     rows = [row for update in trainer.actor_rollout_wg.updates for row in update]
     assert all(len(row["advantages"]) == 1 and row["untrained"] == 0.0 for row in rows)
     assert not any(row["padding"] for row in rows)
 
 
-def test_metrics_have_our_names(contract_run):
-    trainer, *_ = contract_run
-    phases = [one["fission/phase"] for one in trainer.logged]
-    assert phases == [0.0, 1.0] * 4 + [0.0]
+def test_metrics_have_the_names_of_the_other_trainer(run):
+    kind, trainer, *_ = run
+    if kind != "mixed batches":
+        assert [one["fission/phase"] for one in trainer.logged] == [0.0, 1.0] * 4 + [0.0]
     assert all(one["fission/lost_rollouts"] == 0 for one in trainer.logged)
-    assert all("recovery/rate" in one for one in trainer.logged[1::2])
+    assert all("recovery/rate" in one for one in trainer.logged if one["fission/phase"])
+    assert all("fission/success" in one for one in trainer.logged if one["fission/phase"] < 1)
+    assert all("fission/pushed" in one for one in trainer.logged)
 
 
-def test_a_run_resumes_with_the_buffer_of_its_checkpoint(contract_run):
-    *_, folder = contract_run
+def test_a_run_resumes_with_the_buffer_of_its_checkpoint(run, tmp_path):
+    kind, trainer, cycles, folder = run
+    recipe, settings, overrides = KINDS[kind]
     checkpoint = folder / "run" / f"global_step_{SAVED}"
     saved = json.loads((checkpoint / "fission.json").read_text())
     assert saved["fission"]["buffer"]
     config = contract_config(
-        folder, f"trainer.total_training_steps={SAVED + 1}", "trainer.resume_mode=resume_path",
-        f"trainer.resume_from_path={checkpoint}",
+        tmp_path, recipe, settings, *overrides, f"trainer.total_training_steps={SAVED + 1}",
+        "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}", "trainer.save_freq=-1",
     )  # fmt: skip
     states = []
     with pytest.MonkeyPatch.context() as patch:
-        load = RecoveryCycles.load_state
+        load, recorder = RecoveryCycles.load_state, Recorder(patch)
 
         def load_and_keep(self, state):
             load(self, state)
             states.append(self.state())
 
         patch.setattr(RecoveryCycles, "load_state", load_and_keep)
-        trainer, _ = train(config)
+        resumed, _ = train(config)
     assert states == [saved]
-    assert len(trainer.actor_rollout_wg.updates) == 1
-    assert trainer.logged[0]["fission/phase"] == 1.0
+    assert [one["training/global_step"] for one in resumed.logged] == [SAVED + 1]
+    assert [one.contexts for one in recorder.cycles] == [cycles[SAVED].contexts]
+    assert resumed.logged[0]["fission/phase"] == trainer.logged[SAVED]["fission/phase"]
 
 
-def test_a_recovery_runs_in_another_worker_than_the_failure(tmp_path):
-    rows = vault_rows(tmp_path / "rows.jsonl")
+def test_a_recovery_runs_from_its_snapshot_in_any_worker(tmp_path):
     config = config_of(
-        tmp_path, rows, "verl_support:Vault", "trainer.total_training_steps=4", "trainer.save_freq=-1",
-        "data.max_response_length=256",
+        tmp_path, "fission_episodes", vault_rows(), "verl_support:Vault", "trainer.total_training_steps=4",
+        "trainer.save_freq=-1", "data.max_response_length=256",
     )  # fmt: skip
     trainer, _ = train(config, ScriptedClient(vault_policy))
     assert [one["fission/phase"] for one in trainer.logged] == [0.0, 1.0, 0.0, 1.0]
-    assert sum(one.get("env/restored", 0) for one in trainer.logged) > 0
-    assert Path(rows).is_file()
+    assert [one.get("env/restored", 0) for one in trainer.logged] == [0, 16, 0, 16]
+    assert not any(one.get("env/replayed", 0) for one in trainer.logged)

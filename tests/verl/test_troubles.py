@@ -1,5 +1,6 @@
 """Runs in which agent loops raise errors and environments break: counted, logged, and left out of the batch."""
 
+import json
 import logging
 
 import pytest
@@ -10,7 +11,8 @@ from verl_support import CPU, ScriptedClient, composed, groups_of_update, train,
 
 
 def config_of(folder, broken, *overrides):
-    rows = vault_rows(folder / "rows.jsonl", broken=broken)
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in vault_rows(broken=broken)))
     return composed(
         "fission_episodes", *CPU, f"data.train_files={rows}", f"data.val_files={rows}",
         "data.environment=verl_support:Vault", f"trainer.default_local_dir={folder / 'run'}", "trainer.save_freq=-1",

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportMissingModuleSource=false
-"""The driver's parts on verl: which rows a cycle samples, what came of them, their advantages, the buffer's checkpoint.
+"""The driver's parts on verl: the rows of a cycle, what came of them, their advantages, the buffer in checkpoints.
 
 In a step of verl's trainer `FissionLoopManager.generate_sequences` gives the batch the rows of the cycle, and
 `FissionReplayBuffer.sample` waits for their rollouts, which `FissionLoopManager.finish` hands to the algorithm.
