@@ -16,8 +16,14 @@ from fission_grpo.envs.desk.env import Desk
 
 STEPS = 9  # explore and recover cycles in turn: five of the one, four of the other
 SAVED = 5
-LIMITS = (f"fission.max_turns={MAX_TURNS}", f"data.max_response_length={MAX_LENGTH}")
-STEP_TASKS = ("data.train_files=desk:steps", "data.val_files=desk:steps", "data.seed=5", "data.train_max_samples=24")
+LIMITS = (f"++fission.max_turns={MAX_TURNS}", f"data.max_response_length={MAX_LENGTH}")
+STEP_TASKS = (
+    "data.train_files=desk:steps",
+    "data.val_files=desk:steps",
+    "data.seed=5",
+    "data.train_max_samples=24",
+    "fission.feedback=rules",
+)
 KINDS = {  # recipe, settings of the contract, further values of verl's configuration
     "episodes": ("fission_episodes", {}, ()),
     "step tasks": ("fission_step_tasks", {}, STEP_TASKS),
@@ -101,9 +107,8 @@ def test_only_sampled_tokens_are_trained(run):
 
 
 def test_metrics_have_the_names_of_the_other_trainer(run):
-    kind, trainer, *_ = run
-    if kind != "mixed batches":
-        assert [one["fission/phase"] for one in trainer.logged] == [0.0, 1.0] * 4 + [0.0]
+    _, trainer, cycles, _ = run
+    assert [one["fission/phase"] > 0 for one in trainer.logged] == [bool(one.contexts) for one in cycles]
     assert all(one["fission/lost_rollouts"] == 0 for one in trainer.logged)
     assert all("recovery/rate" in one for one in trainer.logged if one["fission/phase"])
     assert all("fission/success" in one for one in trainer.logged if one["fission/phase"] < 1)
