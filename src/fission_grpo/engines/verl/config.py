@@ -98,9 +98,7 @@ def make_runner(config: Any, progress: Callable[[], float] = lambda: 0.0) -> tup
 
 
 def _options_of(config: Any) -> Mapping[str, Any]:
-    if "fission" not in config:
-        raise UsageError("the configuration has no key 'fission'; configs/verl has complete ones")
-    return OmegaConf.to_container(config.fission, resolve=True)  # pyright: ignore[reportReturnType]
+    return OmegaConf.to_container(config.get("fission") or OmegaConf.create(), resolve=True)  # pyright: ignore
 
 
 def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = -1) -> TrainingData:

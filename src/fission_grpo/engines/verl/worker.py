@@ -66,7 +66,7 @@ class SentEpisode(Episode):
 
     def failed(self, failure_turn: str = "first", zero_std: bool = False) -> FailedRollout:
         """As `Episode.failed`; the worker has found the failures."""
-        by_failure = {id(failure): snapshot for failure, snapshot in zip(self.failures, self.snapshots, strict=True)}
+        by_failure = dict(zip(map(id, self.failures), self.snapshots, strict=True))
         return FailedRollout(self.failures, zero_std, lambda failure: by_failure.get(id(failure)))
 
 
@@ -74,9 +74,8 @@ def send(episode: Episode, failure_turn: str, counts: Counter[str]) -> bytes:
     """Pickle what the driver needs of an episode. Snapshots that cannot be pickled are counted and left out."""
     failed = episode.failed(failure_turn)
     snapshots = [failed.get_snapshot(one) for one in failed.failures]
-    sent = SentEpisode(
-        episode.rollout, [], [], episode.mask, [], failures=failed.failures, snapshots=snapshots, counts=counts
-    )
+    found = {"failures": failed.failures, "snapshots": snapshots, "counts": counts}
+    sent = SentEpisode(episode.rollout, [], [], episode.mask, [], **found)
     try:
         return pickle.dumps(sent)
     except Exception as error:  # noqa: BLE001 - of the user's values; without them the calls are repeated
@@ -91,8 +90,7 @@ class _Shared:
     current: ClassVar[_Shared | None] = None
 
     def __init__(self, config: Any):
-        self.config, self.step = config, 0
-        self.last_step = config.actor_rollout_ref.actor.optim.get("total_training_steps") or 0
+        self.config, self.step = config, 1
         self.runner = make_runner(config, self._progress)[0]
 
     @classmethod
@@ -102,7 +100,7 @@ class _Shared:
         return cls.current
 
     def _progress(self) -> float:
-        return min(1.0, (self.step - 1) / self.last_step) if self.step and self.last_step > 0 else 0.0
+        return min(1.0, (self.step - 1) / max(1, self.config.actor_rollout_ref.actor.optim.total_training_steps))
 
     def row(self, sent: str | bytes, step: int) -> dict[str, Any]:
         """The row of a rollout, from column `ROW`; keeps the snapshot of a recovery until the next step."""
@@ -149,7 +147,6 @@ class FissionAgentLoop(AgentLoopBase):
     def _output(self, episode: Episode, sent: bytes, versions: list[Any]) -> AgentLoopOutput:
         """A rollout as verl takes it. One that could not be judged is taken out by the driver, whatever is in it."""
         reward, end = episode.rollout.verdict.reward, self.tokenizer.eos_token_id  # verl takes no empty sequences
-        first, last = versions[:2][-1], versions[-1]
         return AgentLoopOutput(
             prompt_ids=episode.prompt_ids or [end],
             response_ids=episode.completion_ids or [end],
@@ -161,7 +158,7 @@ class FissionAgentLoop(AgentLoopBase):
             extra_fields={
                 EPISODE: sent,
                 "reward_extra_info": {},
-                "min_global_steps": first.get("min_global_steps"),
-                "max_global_steps": last.get("max_global_steps"),
+                "min_global_steps": versions[:2][-1].get("min_global_steps"),
+                "max_global_steps": versions[-1].get("max_global_steps"),
             },
         )
