@@ -58,7 +58,7 @@ def start_ray():
     if not ray.is_initialized():
         paths = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
         variables = {"PYTHONPATH": os.pathsep.join(paths), "TRANSFER_QUEUE_ENABLE": "1", "OMP_NUM_THREADS": "1"}
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": 4, "include_dashboard": False}
+        own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": 4, "include_dashboard": False}
         ray.init(log_to_driver=False, runtime_env={"env_vars": variables}, **own)
 
 
@@ -210,7 +210,10 @@ class Replicas:
 
 
 class CPUTrainer(PPOTrainerSync):
-    """verl's synchronous trainer, without the parts that need GPUs; `logged` are the metrics of every step."""
+    """verl's synchronous trainer, without the parts that need GPUs.
+
+    `logged` are the metrics of every step, `validated` those of the last validation.
+    """
 
     def _setup(self):
         self._init_tokenizer()
@@ -221,6 +224,10 @@ class CPUTrainer(PPOTrainerSync):
         self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])
         self.logged = []
         self._load_checkpoint()
+
+    def _validate(self):
+        self.validated = super()._validate()
+        return self.validated
 
     def _compute_metrics(self, batch, metrics, *args, **kwargs):
         super()._compute_metrics(batch, metrics, *args, **kwargs)

@@ -146,9 +146,10 @@ def test_a_run_resumes_with_the_buffer_of_its_checkpoint(run, tmp_path):
 def test_a_recovery_runs_from_its_snapshot_in_any_worker(tmp_path):
     config = config_of(
         tmp_path, "fission_episodes", vault_rows(), "verl_support:Vault", "trainer.total_training_steps=4",
-        "trainer.save_freq=-1", "data.max_response_length=256",
+        "trainer.save_freq=-1", "data.max_response_length=256", "trainer.val_before_train=true",
     )  # fmt: skip
     trainer, _ = train(config, ScriptedClient(vault_policy))
+    assert trainer.validated["val-core/fission/reward/mean@1"] == 1.0  # one rollout of each row, the right one
     assert [one["fission/phase"] for one in trainer.logged] == [0.0, 1.0, 0.0, 1.0]
     assert [one.get("env/restored", 0) for one in trainer.logged] == [0, 16, 0, 16]
     assert not any(one.get("env/replayed", 0) for one in trainer.logged)

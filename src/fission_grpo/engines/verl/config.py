@@ -32,6 +32,7 @@ REQUIRED: dict[str, Any] = {  # keys of verl's configuration and their values: t
     "trainer.v1.sampler.custom_sampler.path": f"pkg://{PACKAGE}.driver",
     "trainer.v1.sampler.custom_sampler.name": "FissionReplayBuffer",
     "trainer.checkpoint_callback_class": f"{PACKAGE}.driver.FissionCheckpoint",
+    "trainer.use_v1": True,
     "trainer.v1.trainer_mode": "sync",  # a recover cycle is a step of its own
     "algorithm.filter_groups.enable": False,  # refilled groups would belong to no cycle
     "data.gen_batch_size": None,  # a cycle is one `data.train_batch_size`
