@@ -1,5 +1,6 @@
 """The recipes of configs/verl, composed and read by verl's own code, and what Fission refuses in a configuration."""
 
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ pytest.importorskip("verl", reason="verl has an environment of its own: make tes
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
+from transformers import AutoTokenizer
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 from verl.trainer.ppo.checkpoint_callback import build_checkpoint_callback
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
@@ -15,11 +17,12 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import get_dataset_class
 from verl.utils.import_utils import load_class_from_fqn, load_extern_object
-from verl_support import CPU, ROOT, composed
+from verl_support import CPU, ROOT, STARTER, composed
 
 from fission_grpo.core.errors import UsageError
 from fission_grpo.engines.verl import driver, worker
-from fission_grpo.engines.verl.config import REQUIRED, check_config, settings_of
+from fission_grpo.engines.verl.config import REQUIRED, check_config, make_runner, settings_of
+from fission_grpo.envs.desk.tasks import make_rows
 
 RECIPES = ("fission_step_tasks", "fission_episodes")
 SIZES = ("1.7b", "4b", "8b")
@@ -152,3 +155,40 @@ def test_another_value_in_the_place_of_a_hook_is_refused(key):
 def test_settings_with_which_recovery_cannot_work_are_refused(override, says):
     with pytest.raises(UsageError, match=re.escape(says)):
         check_config(composed("fission_episodes", *CPU, override))
+
+
+def test_several_files_are_refused():
+    config = composed("fission_episodes", *CPU)
+    with pytest.raises(UsageError, match="take one file each, got 2"):
+        worker.TaskDataset(["a.jsonl", "b.jsonl"], AutoTokenizer.from_pretrained(STARTER), config.data)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    config, tokenizer = composed("fission_step_tasks", *CPU), AutoTokenizer.from_pretrained(STARTER)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template"):
+        worker.TaskDataset("desk:steps", tokenizer, config.data)
+
+
+def test_a_template_without_tools_is_refused_for_episodes():
+    template = "actor_rollout_ref.model.custom_chat_template='{{ messages[0].content }}'"
+    with pytest.raises(ValueError, match="does not show tools to the policy"):
+        make_runner(composed("fission_episodes", *CPU, template))
+
+
+def test_a_data_set_with_too_few_rows_for_a_cycle_is_refused():
+    config = composed("fission_episodes", *CPU, "data.train_max_samples=3")
+    with pytest.raises(ValueError, match="train_dataset has 3 rows, but a generation batch of this run takes 4"):
+        driver.FissionLoopManager(config, llm_client=None)
+
+
+def test_the_rows_of_a_data_set_are_handed_on_as_they_are():
+    config = composed("fission_episodes", *CPU, "data.train_max_samples=4")
+    rows = worker.TaskDataset("desk", AutoTokenizer.from_pretrained(STARTER), config.data, 4)
+    assert [json.loads(rows[i][worker.ROW]) for i in range(4)] == make_rows(4, config.data.seed, "train")
+
+
+def test_settings_reach_fission_and_the_runner():
+    options = "fission.failure_turn=last", "fission.max_turns=2", "data.max_prompt_length=700"
+    runner, rows = make_runner(composed("fission_episodes", *CPU, *options))
+    assert (runner.settings.failure_turn, runner.max_turns, runner.context_length, rows) == ("last", 2, 956, 512)

@@ -109,7 +109,6 @@ def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = 
         raise UsageError(f"data.train_files and data.val_files take one file each, got {len(files)}; join them")
     environment = config.get("environment")
     own = own_task(environment, files[0], list(config.get("rewards") or ()), None) if environment else None
-    step_reward: Mapping[str, Any] = config.get("step_reward") or {}
     if not tokenizer.chat_template:
         ChatCodec(tokenizer).check_tools()  # says so; templates without tools serve step tasks
     return load_training_data(
@@ -119,7 +118,7 @@ def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = 
         num_tasks=max(0, max_samples),
         max_prompt_tokens=config.max_prompt_length,
         seed=seed_of(config),
-        reward=RewardConfig(**step_reward),
+        reward=RewardConfig(**(config.get("step_reward") or {})),
         chat_template_kwargs=dict(config.get("apply_chat_template_kwargs") or {}),
     )
 

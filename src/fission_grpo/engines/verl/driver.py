@@ -148,8 +148,7 @@ class FissionReplayBuffer(ReplayBuffer):
     """Waits for the groups of a cycle, of whichever number, and hands them to the loop manager."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        options = kwargs.get("sampler_kwargs") or {}
-        super().__init__(*args, **kwargs, poll_interval=options.get("poll_interval", 2.0))
+        super().__init__(*args, **kwargs, poll_interval=kwargs["sampler_kwargs"].get("poll_interval", 2.0))
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict]:
         manager = FissionLoopManager.current
