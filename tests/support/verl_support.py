@@ -95,6 +95,30 @@ class Vault:
         self._box, self._code, self._opened = state
 
 
+class Unsteady(Vault):
+    """A vault without snapshots. From its fifth reset in a process on, box3 opens with any code."""
+
+    resets = 0
+    _snapshot = _restore = None
+
+    def reset(self, **row):
+        super().reset(**row)
+        Unsteady.resets += self._box == "box3"
+        self._any_code = self._box == "box3" and Unsteady.resets > 4
+
+    def open_box(self, name: str, code: str) -> str:
+        """Open a box.
+
+        Args:
+            name: Of the box.
+            code: Of its lock.
+
+        Returns:
+            A confirmation.
+        """
+        return super().open_box(name, self._code if self._any_code else code)
+
+
 def vault_rows(count=16, broken=()):
     return [
         {"id": f"box-{i}", "prompt": f"open box{i}", "box": f"box{i}", "code": f"c{i}", "broken": i in broken}
