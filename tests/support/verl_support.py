@@ -53,13 +53,16 @@ def composed(name, *overrides):
         return compose(name, list(overrides))
 
 
-def start_ray():
-    """A Ray of this machine, unless RAY_ADDRESS names one that runs."""
-    if not ray.is_initialized():
-        paths = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
-        variables = {"PYTHONPATH": os.pathsep.join(paths), "TRANSFER_QUEUE_ENABLE": "1", "OMP_NUM_THREADS": "1"}
-        own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": 4, "include_dashboard": False}
-        ray.init(log_to_driver=False, runtime_env={"env_vars": variables}, **own)
+def start(config):
+    """Ray and TransferQueue for the runs of this process; a Ray that runs is used if RAY_ADDRESS names it."""
+    if ray.is_initialized():
+        return
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "300"}  # for machines that are busy
+    paths = [str(ROOT / "src"), str(ROOT / "tests" / "support")]
+    variables = {"PYTHONPATH": os.pathsep.join(paths), "TRANSFER_QUEUE_ENABLE": "1", "OMP_NUM_THREADS": "1"}
+    own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": 4, "include_dashboard": False}
+    ray.init(log_to_driver=False, runtime_env={"env_vars": variables}, **own)
+    tq.init(config.transfer_queue)
 
 
 class Vault:
@@ -260,11 +263,11 @@ class CPUTrainer(PPOTrainerSync):
 
 def train(config, client=None):
     """What verl's `TaskRunnerV1.run` does, in this process; returns the trainer and the loop manager."""
-    start_ray()
     OmegaConf.resolve(config)
     with open_dict(config):
         config.transfer_queue.enable = True
-    tq.init(config.transfer_queue)
+    start(config)
+    workers = []
     try:
         trainer = CPUTrainer(config=config)
         trainer.init()
@@ -272,7 +275,11 @@ def train(config, client=None):
         manager = load_class_from_fqn(name).create(
             config=config, llm_client=client or ScriptedClient(), teacher_client=None, reward_loop_worker_handles=[]
         )
+        workers = manager.agent_loop_workers
         trainer.fit(manager)
     finally:
-        tq.close()
+        for worker in workers:
+            ray.kill(worker)
+        for partition, keys in (tq.kv_list() or {}).items():  # of a run that ended early
+            tq.kv_clear(keys=list(keys), partition_id=partition)
     return trainer, manager

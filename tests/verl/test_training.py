@@ -117,6 +117,7 @@ def test_metrics_have_the_names_of_the_other_trainer(run):
     assert all("fission/pushed" in one for one in trainer.logged)
 
 
+@pytest.mark.parametrize("run", ["episodes", "mixed batches"], indirect=True)
 def test_a_run_resumes_with_the_buffer_of_its_checkpoint(run, tmp_path):
     kind, trainer, cycles, folder = run
     recipe, settings, overrides = KINDS[kind]
