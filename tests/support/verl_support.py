@@ -281,5 +281,6 @@ def train(config, client=None):
         for worker in workers:
             ray.kill(worker)
         for partition, keys in (tq.kv_list() or {}).items():  # of a run that ended early
-            tq.kv_clear(keys=list(keys), partition_id=partition)
+            if keys:
+                tq.kv_clear(keys=list(keys), partition_id=partition)
     return trainer, manager
