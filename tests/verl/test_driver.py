@@ -91,8 +91,8 @@ def test_a_snapshot_that_cannot_be_sent_is_left_out_and_counted():
 
 
 def test_another_version_of_verl_is_refused(monkeypatch):
-    monkeypatch.setattr(package, "version", lambda name: "0.10.0")
-    with pytest.raises(UnsupportedVersionError, match=r"verl 0\.9\.1, .* installed: 0\.10\.0"):
+    monkeypatch.setattr(package, "SUPPORTED", "0.8.0")
+    with pytest.raises(UnsupportedVersionError, match=r"runs on verl 0\.8\.0, .* installed: 0\.9\.1"):
         package.check_version()
 
 

@@ -1,6 +1,6 @@
 """Fission-GRPO on verl: parts that verl loads by the names in its configuration (docs/verl.md, configs/verl)."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 
 from fission_grpo.core.errors import UnsupportedVersionError
 
@@ -9,10 +9,7 @@ SUPPORTED = "0.9.1"
 
 def check_version() -> None:
     """Raise UnsupportedVersionError if verl is missing, or is not the version that these parts were run with."""
-    try:
-        installed = version("verl")
-    except PackageNotFoundError:
-        installed = "none"
+    installed = next((found.version for found in distributions(name="verl")), "none")
     if installed != SUPPORTED:
         raise UnsupportedVersionError(
             f"fission_grpo.engines.verl runs on verl {SUPPORTED}, whose hooks it uses; installed: {installed}. In an "

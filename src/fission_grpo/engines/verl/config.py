@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,6 +17,7 @@ from fission_grpo.data.rows import own_task
 from fission_grpo.engines.codec import ChatCodec
 from fission_grpo.engines.episode import TaskRunner
 from fission_grpo.envs.episode_reward import EpisodeReward
+from fission_grpo.feedback.sources import FeedbackSource
 from fission_grpo.feedback.spec import make_chain
 from fission_grpo.fission.algorithm import Fission
 from fission_grpo.fission.options import FissionSettings
@@ -50,7 +51,7 @@ def settings_of(config: Any) -> FissionSettings:
     size = config.data.train_batch_size * generations
     try:
         return FissionSettings(
-            **options, num_generations=generations, generation_batch_size=size, seed=seed_of(config.data)
+            **options, num_generations=generations, generation_batch_size=size, seed=config.data.get("seed") or 0
         )
     except (TypeError, ValueError) as error:
         where = "num_generations is actor_rollout_ref.rollout.n, generation_batch_size data.train_batch_size times it"
@@ -71,14 +72,22 @@ def check_config(config: Any) -> None:
         )
 
 
-def make_runner(config: Any, progress: Callable[[], float] = lambda: 0.0) -> tuple[TaskRunner, int]:
+def make_sources(config: Any) -> Sequence[FeedbackSource]:
+    """The sources of feedback that `fission.feedback` names, checked."""
+    sources = make_chain(_options_of(config).get("feedback", "rules"))
+    for source in sources:
+        source.check()
+    return sources
+
+
+def make_runner(config: Any, sources: Any = (), progress: Any = lambda: 0.0) -> tuple[TaskRunner, int]:
     """What runs the rows of `data.train_files` and recovery tasks of them, and the number of these rows."""
     options, data_config = _options_of(config), config.data
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
     data = load_tasks(data_config.train_files, model.tokenizer, data_config, data_config.get("train_max_samples", -1))
     ends = getattr(model.generation_config, "eos_token_id", None) or []
     ends = ends if isinstance(ends, list) else [ends]
-    fission = Fission(settings_of(config), make_chain(options.get("feedback", "rules")))
+    fission = Fission(settings_of(config), sources)
     reward = data.reward
     functions = (
         [] if reward is None or isinstance(reward, StepReward) else reward if isinstance(reward, list) else [reward]
@@ -117,12 +126,7 @@ def load_tasks(data_files: Any, tokenizer: Any, config: Any, max_samples: int = 
         own=own,
         num_tasks=max(0, max_samples),
         max_prompt_tokens=config.max_prompt_length,
-        seed=seed_of(config),
+        seed=config.get("seed") or 0,
         reward=RewardConfig(**(config.get("step_reward") or {})),
         chat_template_kwargs=dict(config.get("apply_chat_template_kwargs") or {}),
     )
-
-
-def seed_of(config: Any) -> int:
-    """verl's `data.seed`, which may be null."""
-    return 42 if config.get("seed") is None else config.seed

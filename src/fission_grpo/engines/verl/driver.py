@@ -32,7 +32,7 @@ from fission_grpo.core.files import write_file
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.data.deferred_rows import check_rows
 from fission_grpo.engines.cycles import Plan, PlannedGroup, RecoveryCycles
-from fission_grpo.engines.verl.config import MANAGER_KEY, REQUIRED, check_config, make_runner
+from fission_grpo.engines.verl.config import MANAGER_KEY, REQUIRED, check_config, make_runner, make_sources
 from fission_grpo.engines.verl.worker import EPISODE, ROW, SentEpisode, verl_row
 from fission_grpo.fission.metrics import group_advantages as advantages_of
 
@@ -52,7 +52,7 @@ class FissionLoopManager(AgentLoopManagerTQ):
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         check_config(config)
         super().__init__(config, *args, **kwargs)
-        runner, rows = make_runner(config)
+        runner, rows = make_runner(config, make_sources(config))
         check_rows(range(rows), runner.settings.generation_batch_size, runner.settings.num_generations)
         self.cycles = RecoveryCycles(runner.fission, runner, rows)
         self.plan: Plan | None = None

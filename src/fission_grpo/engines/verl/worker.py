@@ -91,7 +91,7 @@ class _Shared:
 
     def __init__(self, config: Any):
         self.config, self.step = config, 1
-        self.runner = make_runner(config, self._progress)[0]
+        self.runner = make_runner(config, progress=self._progress)[0]  # without sources: the driver asks them
 
     @classmethod
     def of(cls, config: Any) -> _Shared:
@@ -157,7 +157,6 @@ class FissionAgentLoop(AgentLoopBase):
             metrics=AgentLoopMetrics(),
             extra_fields={
                 EPISODE: sent,
-                "reward_extra_info": {},
                 "min_global_steps": versions[:2][-1].get("min_global_steps"),
                 "max_global_steps": versions[-1].get("max_global_steps"),
             },
