@@ -89,9 +89,7 @@ def make_runner(config: Any, sources: Any = (), progress: Any = lambda: 0.0) -> 
     ends = ends if isinstance(ends, list) else [ends]
     fission = Fission(settings_of(config), sources)
     reward = data.reward
-    functions = (
-        [] if reward is None or isinstance(reward, StepReward) else reward if isinstance(reward, list) else [reward]
-    )
+    functions = reward if isinstance(reward, list) else [reward] if reward else []
     runner = TaskRunner(
         fission,
         ChatCodec(model.tokenizer, data_config.get("apply_chat_template_kwargs"), ends),
