@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ import torch
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 import fission_grpo.engines.verl as package
-from fission_grpo.core.errors import UnsupportedVersionError, UsageError
+from fission_grpo.core.errors import CheckpointError, UnsupportedVersionError, UsageError
 from fission_grpo.core.types import Rollout, Task, ToolCall, Trajectory, Turn, Verdict
 from fission_grpo.engines.episode import Episode
 from fission_grpo.engines.verl import driver, worker
@@ -101,3 +102,20 @@ def test_the_sampler_without_the_loop_manager_says_which_key_is_missing(monkeypa
     sampler = driver.FissionReplayBuffer.__new__(driver.FissionReplayBuffer)
     with pytest.raises(UsageError, match="agent_loop_manager_class"):
         sampler.sample(1, "train", 4)
+
+
+def load_from(checkpoint):
+    manager = driver.FissionLoopManager.__new__(driver.FissionLoopManager)
+    manager.cycles = SimpleNamespace(load_state=dict)
+    manager._load(SimpleNamespace(resume_mode="resume_path", resume_from_path=str(checkpoint)))
+
+
+def test_a_checkpoint_of_a_run_without_fission_gives_a_warning(tmp_path, caplog):
+    load_from(tmp_path)
+    assert "fission.json is missing" in caplog.text
+
+
+def test_a_damaged_state_in_a_checkpoint_is_named(tmp_path):
+    (tmp_path / driver.STATE).write_text('{"fission": ')
+    with pytest.raises(CheckpointError, match=r"fission\.json cannot be read"):
+        load_from(tmp_path)
