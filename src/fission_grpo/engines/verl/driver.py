@@ -115,8 +115,9 @@ class FissionLoopManager(AgentLoopManagerTQ):
             _log.warning("step %d: %s", step, why)
         groups = [[episode for _, episode in sorted(by_uid[uid].items())] for uid in self.uids]
         metrics = self.cycles.finish(self.plan, groups, step - 1)
+        lost = sum(self.plan.sizes) - len(sent) + len(errors)  # the first: those that verl itself lost
         self.plan = None
-        return _rows(batch, judged), {**self.metrics, **metrics, "fission/lost_rollouts": float(len(errors))}
+        return _rows(batch, judged), {**self.metrics, **metrics, "fission/lost_rollouts": float(lost)}
 
     def _load(self, trainer: Any) -> None:
         """Load the state of the checkpoint that verl resumes from."""
