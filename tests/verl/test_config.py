@@ -20,9 +20,12 @@ from verl.utils.import_utils import load_class_from_fqn, load_extern_object
 from verl_support import CPU, ROOT, STARTER, composed
 
 from fission_grpo.core.errors import UsageError
+from fission_grpo.core.types import Task
 from fission_grpo.engines.verl import driver, worker
 from fission_grpo.engines.verl.config import REQUIRED, check_config, make_runner, settings_of
+from fission_grpo.envs.desk.env import Desk
 from fission_grpo.envs.desk.tasks import make_rows
+from fission_grpo.envs.wrapper import tool_methods
 
 RECIPES = ("fission_step_tasks", "fission_episodes")
 SIZES = ("1.7b", "4b", "8b")
@@ -192,3 +195,13 @@ def test_settings_reach_fission_and_the_runner():
     options = "fission.failure_turn=last", "fission.max_turns=2", "data.max_prompt_length=700"
     runner, rows = make_runner(composed("fission_episodes", *CPU, *options))
     assert (runner.settings.failure_turn, runner.max_turns, runner.context_length, rows) == ("last", 2, 956, 512)
+
+
+def test_whether_a_recovery_fits_is_known_before_anything_has_run():
+    runner, _ = make_runner(composed("fission_episodes", *CPU))
+    tools = runner.codec.schemas(tool_methods(Desk()).values())
+    message = {"role": "user", "content": "a " * 500}
+    length = len(runner.codec.encode_prompt([message], tools))
+    for limit, fits in ((length, True), (length - 1, False)):
+        runner.context_length = limit + runner.max_completion_length
+        assert runner.fission.fits(Task("t", prompt=(message,))) is fits
