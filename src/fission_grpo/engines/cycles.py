@@ -78,6 +78,7 @@ class RecoveryCycles:
         self.explored_groups = settings.generation_batch_size // settings.num_generations
         self.deferred = DeferredRows(rows, self.explored_groups)
         self.generated_tokens = 0
+        self._collected: dict[str, float] = {}  # metrics of feedback that `state` has collected
 
     def next(self, rows: Sequence[Row], step: int) -> tuple[Plan, dict[str, float]]:
         """Plan the next cycle; returns metrics, too, of feedback that has arrived since.
@@ -89,7 +90,7 @@ class RecoveryCycles:
         """
         if len(rows) != self.explored_groups:
             raise ValueError(f"{len(rows)} rows for a cycle of {self.explored_groups} explored groups; give as many.")
-        metrics = self._push()
+        metrics, self._collected = self._collected | self._push(), {}
         settings = self.fission.settings
         self.deferred.add([dict(row) for row in rows])
         contexts = self.fission.next_contexts(step) if settings.fission else []
@@ -162,7 +163,7 @@ class RecoveryCycles:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON values: buffer, schedule, waiting rows, snapshots, sources."""
-        self._push()
+        self._collected |= self._push()
         return {
             "fission": self.fission.state(),
             "deferred": list(self.deferred.rows),
