@@ -34,7 +34,6 @@ SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, 
         f"recipes.bfcl_tasks.templates.{name}": "one module per BFCL class"
         for name in ("files", "maths", "message", "ticket", "twitter", "vehicle")
     },
-    "engines.codec": "between messages and tokens, which every engine makes for itself",
     "fission.schedule": "when to recover, apart from what is recovered from; tested alone",
     "recipes.bfcl_tasks.contamination": "checks the generator's output against BFCL's test set",
     "recipes.starter_policy.bfcl_demos": "needs bfcl-eval, the demonstrations in Desk do not",
