@@ -13,6 +13,11 @@ from urllib.parse import unquote, urlsplit
 NAME = "fission-grpo"
 EXTRAS = {"openai": "endpoint", "matplotlib": "report", "jinja2": "report", "gguf": "smollm2"}  # others: train
 BFCL = "--no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock"
+# what the suites import; agentdojo itself demands the clients of all providers, which they do not
+AGENTDOJO = (
+    "--no-deps agentdojo==0.1.35 deepdiff orderly-set 'cachebox<6' docstring-parser email-validator dnspython "
+    "google-genai google-auth tenacity websockets distro sniffio && pip install 'pydantic>=2.7' pyyaml requests anyio"
+)
 
 
 def install_line(package: object) -> str:
