@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     tools = "JSON list of the tools of rows that list none, as of τ-bench's results"
     action.add_argument("--tools", type=Path, metavar="FILE", help=tools)
     action.add_argument("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
-    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet; or multi_turn_base, ..., agentdojo:banking, ...")
+    data = ".json, .jsonl or .parquet; or multi_turn_base, ...; with --from agentdojo: agentdojo, agentdojo:slack, ..."
+    action.add_argument("input", metavar="IN", type=Path, help=data)
     action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
     actions.add_parser("generate", help="make cases over BFCL's environments; see `tasks generate --help`")
     return parser

@@ -103,7 +103,8 @@ def _read_history(
     if row.get("environment") is None:
         return ()  # the columns are the user's own
     if not isinstance(row["environment"], str):
-        raise RowError("environment", f"must be desk, bfcl, agentdojo:SUITE or my_module:MyEnv, got {quoted(row['environment'])}")
+        known = "desk, bfcl, agentdojo:SUITE or my_module:MyEnv"
+        raise RowError("environment", f"must be {known}, got {quoted(row['environment'])}")
     following = row.get("following")
     if following is not None:
         if not isinstance(following, list) or not all(isinstance(calls, list) for calls in following):

@@ -44,6 +44,7 @@ from fission_grpo.data.convert.dialogues import (
 from fission_grpo.data.convert.files import read_dialogues
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
+from fission_grpo.envs.agentdojo.suites import SUITES, suites_of
 from fission_grpo.envs.catalog import ENVIRONMENT
 
 GUESSED_ROWS = 1000  # rows that decide the layout of a file [ours]

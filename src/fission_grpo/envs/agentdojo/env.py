@@ -22,7 +22,7 @@ from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.types import Message, ToolCall
 from fission_grpo.envs.agentdojo.suites import load_suite, official
 
-CACHED_STARTS = 512  # [ours] states at the start of tasks: the rollouts of a group share one
+CACHED_STARTS = 512  # [ours] states with injections, and at the start of tasks: the rollouts of a group share one
 
 _log = get_logger(__name__)
 _runtime: Any = official("functions_runtime")
@@ -128,9 +128,14 @@ class AgentDojoEnvironment:
 @lru_cache(maxsize=CACHED_STARTS)
 def _start_of(suite: str, user_task: str, injections: str) -> bytes:
     """The pickled state in which a task begins."""
-    loaded = load_suite(suite)
-    state = loaded.load_and_inject_default_environment(json.loads(injections))
-    return pickle.dumps(loaded.user_tasks[user_task].init_environment(state))
+    state = pickle.loads(_state_of(suite, injections))
+    return pickle.dumps(load_suite(suite).user_tasks[user_task].init_environment(state))
+
+
+@lru_cache(maxsize=CACHED_STARTS)
+def _state_of(suite: str, injections: str) -> bytes:
+    """The pickled state of a suite; to read it from its YAML file takes 60 times as long as from a pickle."""
+    return pickle.dumps(load_suite(suite).load_and_inject_default_environment(json.loads(injections)))
 
 
 def _as_list(value: Any) -> Any:
