@@ -15,7 +15,7 @@ EXTRAS = {"openai": "endpoint", "matplotlib": "report", "jinja2": "report", "ggu
 BFCL = "--no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock"
 AGENTDOJO = (  # what its suites import; alone it would bring the clients of all providers
     "--no-deps agentdojo==0.1.35",
-    "'deepdiff>=8.6.1' docstring-parser 'pydantic[email]>=2.7' pyyaml google-genai",
+    "'deepdiff>=8.6.1' docstring-parser 'pydantic[email]>=2.7' pyyaml rich google-genai",
 )
 
 
