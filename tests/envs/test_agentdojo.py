@@ -299,8 +299,13 @@ def test_step_tasks_from_the_references_are_valid_and_answer_wrong_calls_with_re
     path = tmp_path / "steps.jsonl"
     path.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks))
     assert "24 tasks tried in their environments" in check_tasks(path)
-    task = next(task for task in load_step_tasks(path) if task.id == "banking/user_task_0.0")
-    assert [call.name for call in task.reference] == ["read_file"]
+    tasks = {task.id: task for task in load_step_tasks(path)}
+    assert tasks["banking/user_task_1.0"].reference == (ToolCall("get_most_recent_transactions"),), (
+        "100 is its default"
+    )
+    assert "banking/user_task_0.1" not in tasks, "no text says how the subject of the payment is to be written"
+    task = tasks["banking/user_task_0.0"]
+    assert task.reference == (ToolCall("read_file", {"file_path": "bill-december-2023.txt"}),)
     wrong = ToolCall("read_file", {"path": "bill-december-2023.txt"})
     (result,) = StepEnvironments().results(task, [wrong])
     assert result.error.startswith("ValidationError: 1 validation error for Input schema for `read_file`\nfile_path")

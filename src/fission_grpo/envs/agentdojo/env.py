@@ -7,7 +7,6 @@ the calls and the assistant's last message. This module needs the package agentd
 from __future__ import annotations
 
 import ast
-import enum
 import inspect
 import json
 import pickle
@@ -176,8 +175,7 @@ def _docstring(function: Any) -> str:
 
 def _choices(field: Any) -> list[str]:
     """The values of a parameter that is an enumeration; hints cannot express it with the official descriptions."""
-    is_enum = isinstance(field.annotation, type) and issubclass(field.annotation, enum.Enum)
-    return [member.value for member in field.annotation] if is_enum else []
+    return [member.value for member in getattr(field.annotation, "__members__", {}).values()]
 
 
 def _one_line(text: str) -> str:

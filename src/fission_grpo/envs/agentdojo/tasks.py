@@ -54,12 +54,12 @@ def step_tasks(suite: str, dropped: Counter[str]) -> Iterator[Task]:
     environment = ENVIRONMENTS[suite]()
     for row in task_rows(suite):
         environment.reset(**row)
-        reference = environment._reference()
+        reference = tuple(_without_defaults(environment, call) for call in environment._reference())
         messages: list[Message] = list(row["prompt"])
         known: list[bool] = []  # by call: whether its arguments stand in the dialogue
         prompts: list[tuple[Message, ...]] = []
         for call in reference:
-            known.append(_is_known(environment, call, messages))
+            known.append(_is_known(call, messages))
             prompts.append(tuple(messages))
             function = {"type": "function", "function": call_fields(call)}
             messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
@@ -88,12 +88,16 @@ def _answer(environment: AgentDojoEnvironment, call: ToolCall) -> str:
     return environment._call(call.name, call.arguments)
 
 
-def _is_known(environment: AgentDojoEnvironment, call: ToolCall, messages: Sequence[Message]) -> bool:
-    """Whether every word of a call's arguments stands in the dialogue, or is the default of its parameter. [ours]"""
+def _without_defaults(environment: AgentDojoEnvironment, call: ToolCall) -> ToolCall:
+    """The same call without the arguments that its tool would take anyway, which no text asks for."""
+    fields = environment._functions.functions[call.name].parameters.model_fields
+    return ToolCall(call.name, {name: one for name, one in call.arguments.items() if one != fields[name].default})
+
+
+def _is_known(call: ToolCall, messages: Sequence[Message]) -> bool:
+    """Whether every word of a call's arguments stands in the dialogue. [ours]"""
     text = " ".join(str(message["content"]) for message in messages).lower()
-    fields = next(tool for tool in environment._suite.tools if tool.name == call.name).parameters.model_fields
-    given = [value for name, value in call.arguments.items() if value != fields[name].default]
-    return all(word in text for value in given for word in _words(value))
+    return all(word in text for value in call.arguments.values() for word in _words(value))
 
 
 def _words(value: Any) -> list[str]:
