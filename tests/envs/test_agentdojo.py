@@ -6,6 +6,8 @@ import json
 import random
 import re
 import statistics
+import subprocess
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -156,6 +158,14 @@ def test_200_transcripts_with_mistakes_get_the_verdict_and_the_messages_of_agent
         verdicts.append(record.success)
     assert 40 < sum(verdicts) < 160
     assert erring > 50
+
+
+def test_the_suites_load_without_the_clients_of_model_providers():
+    code = (
+        "import sys; from fission_grpo.envs.agentdojo import env; print(sorted({'anthropic', 'cohere', 'langchain', "
+    )
+    code += "'agentdojo.agent_pipeline'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 def test_a_refused_call_says_what_agentdojo_says():
