@@ -101,8 +101,8 @@ MISTAKES = ("wrong argument", "missing argument", "wrong type", "unknown tool", 
 
 
 def with_mistake(calls, text, kind, rng):
-    """The calls and the final text with one mistake."""
-    calls, index = list(calls), rng.randrange(len(calls))
+    """The calls and the final text with one mistake, often in the last call, as those before it mostly read."""
+    calls, index = list(calls), rng.choice([rng.randrange(len(calls)), len(calls) - 1])
     name, arguments = calls[index].name, dict(calls[index].arguments)
     if kind == "missing call":
         return calls[:index] + calls[index + 1 :], text
