@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
     "core": 3500,
     "shared_prefix": 2020,
-    "envs": 3730,
-    "data": 1930,
+    "envs": 4150,
+    "data": 1940,
     "inference": 1700,
     "feedback": 2480,
     "fission": 1840,
@@ -26,7 +26,7 @@ BUDGETS = {  # lines of each package, in import order: a package imports only ea
     "recipes": 4100,
     "cli": 1160,
 }
-TOTAL = 32_600
+TOTAL = 33_100
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"engines", "training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
@@ -74,6 +74,7 @@ NAMES_OF_OTHERS = {  # identifiers of libraries and of BFCL's APIs
     "card_id",
     "create_model_card",
     "credit_card_list",
+    "ground_truth",
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FILES = [
