@@ -78,4 +78,4 @@ lock:  ## renew requirements/ci.txt from the ranges of pyproject.toml; then `mak
 	$(BIN)/python scripts/lock.py $(VENV)/lock.json > requirements/ci.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_VERL) runs
