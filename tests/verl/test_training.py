@@ -96,7 +96,7 @@ def test_cycles_are_those_of_the_contract(run, monkeypatch):
     for found, update, other in zip(cycles, trainer.actor_rollout_wg.updates, expected, strict=True):
         trained = [[(row["reward"], *row["advantages"]) for row in group] for group in groups_of_update(update)]
         expected_numbers = in_order([[one[:2] for one in group] for group in other.groups])
-        assert in_order(trained) == pytest.approx(expected_numbers, abs=6e-5)  # they are rounded to 4 digits
+        assert in_order(trained) == pytest.approx(expected_numbers, abs=1e-6)
         without = [sorted((reward, 0.0, text) for reward, _, text in group) for group in other.groups]
         assert found == replace(other, groups=without)
 
