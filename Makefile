@@ -14,8 +14,11 @@ EXTRAS := .[train,report,smollm2,dev]
 BIN := $(VENV)/bin
 # Test files run in three processes, each with one thread (tests/conftest.py): some wait for child processes of theirs.
 PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
+# verl pins other versions than TRL: an environment of its own, with Python 3.11 or 3.12.
+VENV_VERL ?= .venv-verl
+PYTHON_VERL ?= $(PYTHON)
 
-.PHONY: demo evidence-smoke evidence test test-all test-fast test-env lint unit lock clean
+.PHONY: demo evidence-smoke evidence test test-all test-fast test-verl test-env lint unit lock clean
 
 demo: $(VENV)/installed  ## evaluate, train GRPO and Fission-GRPO, evaluate, report (about 2 minutes on 2 cores)
 	$(BIN)/python examples/demo.py --output runs/demo
@@ -46,6 +49,17 @@ test-all: lint  ## with the dearest tests: four processes, sharded models, suite
 test-fast: $(VENV)/installed  ## the tests that take less than a minute together: no training, no child processes
 	$(BIN)/pytest $(PYTEST) -m "not slow"
 
+test-verl: $(VENV_VERL)/installed  ## verl's own trainer on a CPU with our hooks (docs/verl.md)
+	OMP_NUM_THREADS=1 $(VENV_VERL)/bin/pytest tests/verl
+
+$(VENV_VERL)/installed: pyproject.toml
+	@echo "Installing into $(VENV_VERL), once: 2.1 GB and some minutes"
+	$(PYTHON_VERL) -m venv $(VENV_VERL)
+	if $(HAS_CPU_INDEX); then extra="--extra-index-url $(CPU_INDEX)"; fi; \
+	$(VENV_VERL)/bin/pip install --quiet $$extra $(TORCH)
+	$(VENV_VERL)/bin/pip install --quiet --editable '.[verl]' 'pytest>=8'
+	touch $@
+
 test-env: $(VENV)/installed  ## what the tests need, and nothing more
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
@@ -64,4 +78,4 @@ lock:  ## renew requirements/ci.txt from the ranges of pyproject.toml; then `mak
 	$(BIN)/python scripts/lock.py $(VENV)/lock.json > requirements/ci.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_VERL) runs

@@ -13,8 +13,8 @@ the core. With `--single 4` the arm "one at a time" takes the first four request
 On Linux without a GPU, glibc gives the growing KV cache's memory back to the system after every token and faults it in
 again; MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment keeps it.
 
-`memory`: resident memory every 50 cases while the starter policy runs 800 built-in tasks through `evaluate_run`. Results are
-added to results.json beside this file.
+`memory`: resident memory every 50 cases while the starter policy runs 800 built-in tasks through `evaluate_run`.
+Results are added to results.json beside this file.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from engine_contract import (
     MAX_TURNS,
     SETTINGS,
     Script,
+    assert_same_cycle,
     episode_rows,
     record,
     run_cycles,
@@ -75,7 +76,7 @@ def assert_same(found, expected):
     assert sum(len(one.failures) for one in expected) >= 6
     assert len(found) == len(expected) == CYCLES
     for one, other in zip(found, expected, strict=True):
-        assert one == other
+        assert_same_cycle(one, other)
 
 
 OPTIONS = [

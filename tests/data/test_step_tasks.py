@@ -248,7 +248,7 @@ ENVIRONMENT_MISTAKES = {
     "no string": (
         in_environment() | {"environment": {"name": "desk"}},
         "environment",
-        "must be desk, bfcl or my_module",
+        "must be desk, bfcl, agentdojo:SUITE or my_module",
     ),
     "call without result": (
         in_environment(called("1", "2"), answered("1")),

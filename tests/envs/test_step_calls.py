@@ -113,7 +113,7 @@ MISTAKES = {
     "unknown": (
         step(name="desks:"),
         "environment",
-        r"unknown environment 'desks:'; write desk, bfcl, my_module:MyEnv",
+        r"unknown environment 'desks:'; write desk, bfcl, agentdojo:SUITE, my_module:MyEnv",
     ),
     "no module": (step(name="no_such_module:A"), "environment", "no_such_module: cannot be imported"),
     "no class": (step(name="Lockers"), "environment", "step_environments has no class 'Lockers'; it has "),

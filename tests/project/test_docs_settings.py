@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -41,11 +42,13 @@ def at_root(monkeypatch):
 
 
 def read_settings(path):
-    """Read a settings file with what reads it in use: `train`, accelerate or the runner of evidence suites."""
+    """Read a settings file with what reads it in use: `train`, accelerate, verl or the runner of evidence suites."""
     if "accelerate" in path.parts:
         from accelerate.commands.config.config_args import load_config_from_file
 
         return load_config_from_file(str(path))
+    if "verl" in path.parts:  # tests/verl composes these with verl's own, in its environment
+        return yaml.safe_load(path.read_text())
     if "\nsuite:" in path.read_text():
         import sys
 

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
     "core": 3500,
     "shared_prefix": 2020,
-    "envs": 3730,
-    "data": 1930,
+    "envs": 4150,
+    "data": 1940,
     "inference": 1700,
     "feedback": 2480,
     "fission": 1840,
@@ -26,7 +26,7 @@ BUDGETS = {  # lines of each package, in import order: a package imports only ea
     "recipes": 4100,
     "cli": 1160,
 }
-TOTAL = 32_600
+TOTAL = 33_100
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"engines", "training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
@@ -34,7 +34,6 @@ SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, 
         f"recipes.bfcl_tasks.templates.{name}": "one module per BFCL class"
         for name in ("files", "maths", "message", "ticket", "twitter", "vehicle")
     },
-    "engines.codec": "between messages and tokens, which every engine makes for itself",
     "fission.schedule": "when to recover, apart from what is recovered from; tested alone",
     "recipes.bfcl_tasks.contamination": "checks the generator's output against BFCL's test set",
     "recipes.starter_policy.bfcl_demos": "needs bfcl-eval, the demonstrations in Desk do not",
@@ -75,6 +74,7 @@ NAMES_OF_OTHERS = {  # identifiers of libraries and of BFCL's APIs
     "card_id",
     "create_model_card",
     "credit_card_list",
+    "ground_truth",
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FILES = [

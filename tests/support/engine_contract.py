@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pytest
 
 from fission_grpo import Fission, FissionSettings
 from fission_grpo.core.chat import render_call
@@ -69,11 +71,26 @@ def record(contexts, groups, buffer, before):
     new = [item for item in buffer if item.task.id not in before]
     return CycleRecord(
         [item.task.id for item in contexts],
-        [sorted((round(r, 6), round(a, 4), text) for r, a, text in group) for group in groups],
+        [sorted(((round(r, 6), a, text) for r, a, text in group), key=without_advantage) for group in groups],
         [(item.task.id, str(item.kind)) for item in new],
         [item.feedback for item in new],
         [item.task.id for item in buffer],
     )
+
+
+def without_advantage(rollout):
+    reward, _, text = rollout
+    return reward, text
+
+
+def assert_same_cycle(found, expected):
+    """Everything is equal, and advantages to 1e-6."""
+    bare = [
+        replace(one, groups=[list(map(without_advantage, group)) for group in one.groups]) for one in (found, expected)
+    ]
+    assert bare[0] == bare[1]
+    numbers = [[a for group in one.groups for _, a, _ in group] for one in (found, expected)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
 
 
 def make_cycles(tokenizer, environment: Any = Desk, rows=24, sources=None, **settings):

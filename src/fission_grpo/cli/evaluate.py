@@ -18,6 +18,8 @@ from fission_grpo.core.install import install_line
 from fission_grpo.core.result_errors import ERROR_PATTERN_HELP, error_rule
 from fission_grpo.core.terminal import ArgumentParser, show
 from fission_grpo.data.rows import names_own_task
+from fission_grpo.envs.agentdojo.suites import MAX_TURNS as AGENTDOJO_TURNS
+from fission_grpo.envs.agentdojo.suites import suites_of
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
 from fission_grpo.envs.faults import KINDS, Fault
 from fission_grpo.envs.wrapper import ToolLimits
@@ -86,11 +88,13 @@ def _add_policy_options(group: Any) -> None:
 def _add_task_options(group: Any) -> None:
     add = group.add_argument
     tasks = (
-        "desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; or BFCL's categories, "
+        "desk (built in), desk:2 for tasks of two requests (up to 4); a case or step-task file; agentdojo, or a suite "
+        "of it such as agentdojo:banking; or BFCL's categories, "
         "joined by commas: multi_turn, ast, single_turn, or single ones such as multi_turn_base (default desk)"
     )
     add("--tasks", help=tasks)
-    add("--num_tasks", type=_count, default=0, help="number of cases, of each category; 0: all (256 of the desk)")
+    number = "number of cases, of each category or suite; 0: all (256 of the desk)"
+    add("--num_tasks", type=_count, default=0, help=number)
     add("--skip_tasks", type=_count, default=0, help="number of cases to leave out first, such as training tasks")
     ids = "BFCL: only the cases with these ids, one a line; what follows a # is left out"
     add("--task_ids", type=Path, metavar="FILE", help=ids)
@@ -100,7 +104,7 @@ def _add_task_options(group: Any) -> None:
     add("--reward", nargs="+", default=[], metavar="MODULE:FUNCTION", help=rewards)
     add("--reward_weights", nargs="+", type=float, metavar="WEIGHT", help="of several reward functions (default 1)")
     add("--success_at", type=float, default=1.0, help="lowest reward of a success in it (default %(default)g)")
-    turns = "assistant turns per episode, not for BFCL (default: own environment 10, desk 4, desk:2 7, desk:3 10)"
+    turns = "assistant turns per episode, not for BFCL (default: own environment 10, desk 4, desk:2 7, agentdojo 16)"
     add("--max_turns", type=int, help=turns)
     formats = "BFCL: how cases are rendered; the last two are the official prompts, byte for byte (default chat)"
     add("--format", choices=("chat", "qwen-fc", "qwen-prompting"), default="chat", help=formats)
@@ -119,7 +123,7 @@ def _add_task_options(group: Any) -> None:
 
 def _add_sampling_options(group: Any) -> None:
     add = group.add_argument
-    add("--temperature", type=float, help="0: most probable token (default: 0 on BFCL, else 1)")
+    add("--temperature", type=float, help="0: most probable token (default: 0 on BFCL and AgentDojo, else 1)")
     add("--max_new_tokens", type=int, help="of one turn (default: 64 at the desk, else 512)")
     add("--seed", type=int, default=0, help="of the desk's tasks, faults and sampling (default 0)")
     add("--samples", type=int, default=1, metavar="K", help="runs of each case, for pass@k and pass^k (default 1)")
@@ -260,7 +264,9 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
     """Which tasks. Raises ValueError for options that exclude each other."""
     names_own_task(arguments.environment, arguments.rows, arguments.reward, arguments.tasks)
     tasks, max_turns = arguments.tasks or "desk", arguments.max_turns
-    if max_turns is None:
+    if max_turns is None and suites_of(tasks):
+        max_turns = AGENTDOJO_TURNS
+    elif max_turns is None:
         max_turns = MAX_TURNS if arguments.environment else turns_for(requests_of(tasks) or 1)
     spec = TaskSpec(
         tasks="" if arguments.environment else tasks,
@@ -303,7 +309,7 @@ def read_ids(path: Path) -> tuple[str, ...]:
 
 
 def _sampling(arguments: Namespace, spec: TaskSpec) -> Sampling:
-    default = 0.0 if spec.official else 1.0
+    default = 0.0 if spec.official or suites_of(spec.tasks) else 1.0  # 0 as in the official commands
     temperature = default if arguments.temperature is None else arguments.temperature
     tokens = arguments.max_new_tokens or (64 if requests_of(spec.tasks) else 512)
     return Sampling(temperature, tokens, arguments.seed)

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     skip = "do not try the tasks in the environments that they name"
     action.add_argument("--no_environments", action="store_true", help=skip)
     action = actions.add_parser("convert", help="make a step-task file from other data")
-    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl", "cases")
+    layouts = ("auto", "openai", "xlam", "toolace", "hermes", "apigen-mt", "toolrl", "cases", "agentdojo")
     action.add_argument("--from", dest="layout", choices=layouts, default="auto", help="layout of IN (default auto)")
     action.add_argument("--abstentions", action="store_true", help="also make tasks of turns without calls")
     errors = "a tool's result with a match is an error, as is one that begins like one: its turn makes no task"
@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     tools = "JSON list of the tools of rows that list none, as of τ-bench's results"
     action.add_argument("--tools", type=Path, metavar="FILE", help=tools)
     action.add_argument("--error_pattern", type=error_pattern, metavar="REGEX", help=errors)
-    action.add_argument("input", metavar="IN", type=Path, help=".json, .jsonl or .parquet; or multi_turn_base, ...")
+    data = ".json, .jsonl or .parquet; or multi_turn_base, ...; with --from agentdojo: agentdojo, agentdojo:slack, ..."
+    action.add_argument("input", metavar="IN", type=Path, help=data)
     action.add_argument("output", metavar="OUT", type=Path, help="the .jsonl to write")
     actions.add_parser("generate", help="make cases over BFCL's environments; see `tasks generate --help`")
     return parser

@@ -13,15 +13,21 @@ from urllib.parse import unquote, urlsplit
 NAME = "fission-grpo"
 EXTRAS = {"openai": "endpoint", "matplotlib": "report", "jinja2": "report", "gguf": "smollm2"}  # others: train
 BFCL = "--no-deps bfcl-eval==2026.3.23 mpmath==1.3.0 filelock"
+AGENTDOJO = (  # what its suites import; alone it would bring the clients of all providers
+    "--no-deps agentdojo==0.1.35",
+    "'deepdiff>=8.6.1' docstring-parser 'pydantic[email]>=2.7' pyyaml rich google-genai",
+)
 
 
 def install_line(package: object) -> str:
-    """The command that installs what the import of a package lacks: one of our extras, or bfcl-eval.
+    """The command that installs what the import of a package lacks: one of our extras, bfcl-eval or agentdojo.
 
     Example: `install_line("openai")`, where this package was installed by `pip install -e /src/fission`, is
     `pip install -e '/src/fission[endpoint]'`.
     """
     top = str(package).partition(".")[0]
+    if top == "agentdojo":
+        return " && ".join(f"{_pip()} install {packages}" for packages in AGENTDOJO)
     return f"{_pip()} install {BFCL if top == 'bfcl_eval' else requirement(EXTRAS.get(top, 'train'))}"
 
 

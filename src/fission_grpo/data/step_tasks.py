@@ -10,7 +10,7 @@ A row:
 With an empty `reference` the right turn calls nothing. Further fields are kept in `Task.columns`; of these have a
 meaning:
 
-    "environment": "my_module:MyEnv"    # or "desk", "bfcl": where a failed turn's calls are made, after `reset(**row)`
+    "environment": "my_module:MyEnv"    # or "desk", "bfcl", "agentdojo:banking": where a failed turn's calls are made
     "snapshot": {...}                   # the state of the environment at this turn, for `_restore`; without it the
                                         # calls of the dialogue are made again
     "following": [[{"name": ...}], []]  # the calls of the turns after this one; with [] the assistant ends
@@ -103,7 +103,8 @@ def _read_history(
     if row.get("environment") is None:
         return ()  # the columns are the user's own
     if not isinstance(row["environment"], str):
-        raise RowError("environment", f"must be desk, bfcl or my_module:MyEnv, got {quoted(row['environment'])}")
+        known = "desk, bfcl, agentdojo:SUITE or my_module:MyEnv"
+        raise RowError("environment", f"must be {known}, got {quoted(row['environment'])}")
     following = row.get("following")
     if following is not None:
         if not isinstance(following, list) or not all(isinstance(calls, list) for calls in following):

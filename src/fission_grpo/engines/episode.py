@@ -138,7 +138,11 @@ class TaskRunner:
         """Whether a recovery task's prompt and a completion of full length fit into the model's context."""
         if self.context_length is None:
             return True
-        schemas = self._schemas.get(task.columns.get("environment"), [])
+        row = dict(task.columns)
+        if self.environments is not None and row.get("environment") not in self._schemas:  # of another process
+            tools = tool_methods(self._make_environment(row))
+            self._schemas[row.get("environment")] = self.codec.schemas(tools.values())
+        schemas = self._schemas.get(row.get("environment"), [])
         prompt_ids = self.codec.encode_prompt(self.row_of(task)["prompt"], schemas)
         return len(prompt_ids) + self.max_completion_length <= self.context_length
 

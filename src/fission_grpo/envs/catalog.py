@@ -1,4 +1,4 @@
-"""Environments by their names in task files and commands: "desk", "bfcl", and classes of the user's own modules."""
+"""Environments by their names in task files and commands: the built-in ones, and classes of the user's modules."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.install import install_line
 from fission_grpo.core.json_io import quoted
+from fission_grpo.envs.agentdojo.suites import suites_of
 from fission_grpo.envs.desk.env import Desk
 
 ENVIRONMENT = "environment"  # column of a row that names its environment
@@ -30,8 +31,8 @@ def is_environment_name(value: Any) -> TypeGuard[str]:
 def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
     """The environment that a row's column `environment` names: a name for its set of tools, and the class.
 
-    "desk" is the built-in one. "bfcl" has the tools of the BFCL classes in column `classes`. Anything else is
-    "my_module:MyEnv" or "path/to/file.py:MyEnv".
+    "desk" is the built-in one. "bfcl" has the tools of the BFCL classes in column `classes`, "agentdojo:SUITE" those
+    of a suite of AgentDojo. Anything else is "my_module:MyEnv" or "path/to/file.py:MyEnv".
 
     Raises:
         UsageError: the environment is not known or cannot be imported, or a package that it needs is missing.
@@ -41,8 +42,12 @@ def environment_of_row(row: Mapping[str, Any]) -> tuple[str, Callable[[], Any]]:
         return "desk", Desk
     if name == "bfcl":
         return _bfcl(row.get(CLASSES))
+    if isinstance(name, str) and len(suites := suites_of(name)) == 1:
+        from fission_grpo.envs.agentdojo.env import ENVIRONMENTS
+
+        return name, ENVIRONMENTS[suites[0]]
     if not is_environment_name(name):
-        forms = "write desk, bfcl, my_module:MyEnv or path/to/file.py:MyEnv"
+        forms = "write desk, bfcl, agentdojo:SUITE, my_module:MyEnv or path/to/file.py:MyEnv"
         raise UsageError(f"unknown environment {quoted(name)}; {forms}, or rename a column that means something else")
     factory = load_factory(name)
     if not isinstance(factory, type) or not callable(getattr(factory, "reset", None)):  # a file may name any function

@@ -262,10 +262,10 @@ def _guard_reward(judge: Callable[[], Any], monitor: EpisodeMonitor) -> Callable
     """The environment's reward; 0 if a call was stopped, None (TRL's value for none) if it cannot be judged."""
 
     @functools.wraps(judge)
-    def get_reward() -> Any:
+    def get_reward(*output: str) -> Any:
         if monitor.infrastructure_error is not None or monitor.stopped is not None:
             return None if monitor.infrastructure_error is not None else 0.0
-        return monitor.run(judge, judge.__name__)
+        return monitor.run(partial(judge, *output), judge.__name__)
 
     @functools.wraps(judge)
     async def get_reward_async() -> Any:

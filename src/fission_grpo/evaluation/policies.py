@@ -18,7 +18,7 @@ from fission_grpo.inference.endpoint import EndpointOptions
 from fission_grpo.inference.pretrained import load_model, model_path
 
 HASHED_BYTES = 1 << 20  # read at either end of a weight file for its fingerprint [ours]
-PACKAGES = ("fission-grpo", "bfcl-eval", "transformers", "torch", "trl", "openai")
+PACKAGES = ("fission-grpo", "bfcl-eval", "agentdojo", "transformers", "torch", "trl", "openai")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The task sets that `fission-grpo eval --tasks` accepts: the Desk environment, task files, and BFCL's own cases."""
+"""The task sets that `fission-grpo eval --tasks` accepts: the Desk, AgentDojo, task files, and BFCL's own cases."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from fission_grpo.core.errors import UsageError
 from fission_grpo.core.json_io import quoted
 from fission_grpo.core.result_errors import error_rule
+from fission_grpo.envs.agentdojo.suites import VERSION, environment_name, suites_of
 from fission_grpo.envs.bfcl.official import MULTI_TURN, SINGLE_TURN, MultiTurnCase, multi_turn_cases, single_turn_cases
 from fission_grpo.envs.desk.tasks import make_rows, requests_of
 from fission_grpo.envs.episode_reward import EpisodeReward, name_of
@@ -33,7 +34,7 @@ class TaskSet:
     """Cases to evaluate on."""
 
     cases: Mapping[str, StartCase]  # functions that start each case, by case id
-    kind: str  # "desk" or "desk:2", "rows", "cases", "steps", or BFCL's categories joined by commas
+    kind: str  # "desk", "desk:2", "agentdojo", ..., "rows", "cases", "steps", or BFCL's categories joined by commas
     sha256: str  # of the contents of all cases
     official: Sequence[Any] = ()  # BFCL's own cases, for its result files
     settings: Mapping[str, Any] = field(default_factory=dict)  # more that comparable evaluations share, for manifests
@@ -43,9 +44,10 @@ class TaskSet:
 class TaskSpec:
     """Which tasks to evaluate on, and how they are run."""
 
-    tasks: str = "desk"  # or "desk:2", a case or step-task file, or BFCL's categories or `GROUPS`, joined by commas
-    count: int = 0  # cases taken (of each BFCL category); 0: all (256 of the desk)
-    skip: int = 0  # cases left out before them (of each category)
+    # or "desk:2"; "agentdojo", "agentdojo:banking"; a case or step-task file; BFCL's categories, `GROUPS`, with commas
+    tasks: str = "desk"
+    count: int = 0  # cases taken (of each BFCL category or AgentDojo suite); 0: all (256 of the desk)
+    skip: int = 0  # cases left out before them (of each category or suite)
     seed: int = 0  # of the desk's tasks, and of faults
     max_turns: int = 4  # assistant turns per episode (BFCL's own cases have their official limit)
     format: str = "chat"  # how BFCL's own cases are rendered: see `bfcl.formats`
@@ -94,10 +96,12 @@ def task_set(spec: TaskSpec) -> TaskSet:
         tasks = _bfcl(spec)
     elif requests := requests_of(spec.tasks):
         tasks = _desk(spec, requests)
+    elif suites := suites_of(spec.tasks):
+        tasks = _agentdojo(spec, suites)
     elif not Path(spec.tasks).is_file():
         raise ValueError(
-            f"--tasks {spec.tasks!r} is no file; give 'desk', 'desk:2', a case or step-task file (.jsonl), or "
-            f"categories of BFCL: {', '.join((*GROUPS, *MULTI_TURN, *SINGLE_TURN))}"
+            f"--tasks {spec.tasks!r} is no file; give desk, desk:2, agentdojo, a case or step-task file (.jsonl), "
+            f"or categories of BFCL: {', '.join((*GROUPS, *MULTI_TURN, *SINGLE_TURN))}"
         )
     else:
         tasks = _file(spec)
@@ -144,6 +148,18 @@ def _desk(spec: TaskSpec, requests: int) -> TaskSet:
     return TaskSet(_episodes(rows, Desk, spec), "desk" if requests == 1 else f"desk:{requests}", sha256_of(rows))
 
 
+def _agentdojo(spec: TaskSpec, suites: Sequence[str]) -> TaskSet:
+    from fission_grpo.envs.agentdojo.env import ENVIRONMENTS, utility
+    from fission_grpo.envs.agentdojo.tasks import task_rows
+
+    chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)
+    rows = [row for suite in suites for row in task_rows(suite)[chosen]]
+    environments = {environment_name(suite): ENVIRONMENTS[suite] for suite in suites}
+    # as officially, no result is cut
+    cases = _episodes(rows, environments, spec, EpisodeReward((utility,)), ToolLimits(spec.tool_timeout, 0))
+    return TaskSet(cases, spec.tasks, sha256_of(rows), (), {"benchmark_version": VERSION})
+
+
 def _file(spec: TaskSpec) -> TaskSet:
     from fission_grpo.data.load import case_rows, is_case_file, load_tasks
 
@@ -160,6 +176,7 @@ def _episodes(
     environments: Factory | Mapping[str, Factory],
     spec: TaskSpec,
     reward: EpisodeReward | None = None,
+    limits: ToolLimits | None = None,
 ) -> dict[str, StartCase]:
     """The cases by id: the rows' ids, or their numbers. Raises UsageError for an id that occurs twice."""
 
@@ -172,7 +189,7 @@ def _episodes(
         environments = {name: wrapped(make) for name, make in environments.items()}
     else:
         environments = wrapped(environments)
-    limits = ToolLimits(spec.tool_timeout)
+    limits = limits or ToolLimits(spec.tool_timeout)
     judge = reward or EpisodeReward()
     error_if = error_rule(spec.error_if)
     config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if, spec.bare_json_calls)

@@ -44,6 +44,7 @@ from fission_grpo.data.convert.dialogues import (
 from fission_grpo.data.convert.files import read_dialogues
 from fission_grpo.data.convert.toolrl import read_toolrl
 from fission_grpo.data.convert.tools import tools_of
+from fission_grpo.envs.agentdojo.suites import SUITES, suites_of
 from fission_grpo.envs.catalog import ENVIRONMENT
 
 GUESSED_ROWS = 1000  # rows that decide the layout of a file [ours]
@@ -304,6 +305,19 @@ def read_cases(path: Path) -> Converted:
     return Converted(tuple(tasks), len(tasks) + dropped.total(), +dropped, notes=(note,) if is_official else ())
 
 
+def read_agentdojo(path: Path) -> Converted:
+    """The step tasks of AgentDojo's suites: `path` is "agentdojo", or "agentdojo:banking" for one."""
+    suites = suites_of(str(path))
+    if not suites:
+        raise TaskFileError(f"{path}: is no suite; write agentdojo, or one of agentdojo:{', agentdojo:'.join(SUITES)}")
+    from fission_grpo.envs.agentdojo.tasks import step_tasks as agentdojo_steps
+
+    dropped: Counter[str] = Counter()
+    tasks = [task for suite in suites for task in agentdojo_steps(suite, dropped)]
+    note = "these are test tasks of AgentDojo: evaluate on other suites than you train on"
+    return Converted(tuple(tasks), len(tasks) + dropped.total(), dropped, notes=(note,))
+
+
 LAYOUTS: Mapping[str, RowReader] = {
     "openai": read_openai,
     "xlam": read_xlam,
@@ -323,7 +337,7 @@ OWN_FIELDS: Mapping[str, tuple[str, ...]] = {  # of a row, which hold its dialog
 def convert_file(path: Path, layout: str, options: ConvertOptions = ALL_TURNS) -> tuple[str, Converted]:
     """The layout of a file and its step tasks. Raises TaskFileError.
 
-    `layout` is a key of `LAYOUTS`, "toolrl", "cases", or "auto".
+    `layout` is a key of `LAYOUTS`, "toolrl", "cases", "agentdojo", or "auto".
     """
     layout = guess_layout(path) if layout == "auto" else layout
     if layout in _WHOLE:
@@ -339,6 +353,7 @@ def convert_file(path: Path, layout: str, options: ConvertOptions = ALL_TURNS) -
 _WHOLE = {  # layouts without options: their reader, and why
     "toolrl": (read_toolrl, "a row of ToolRL is one turn with calls, so it changes nothing"),
     "cases": (read_cases, "the turns of cases without calls are tasks anyway, and no call of a reference fails"),
+    "agentdojo": (read_agentdojo, "every turn of its references has a call, and none fails"),
 }
 
 
