@@ -7,13 +7,10 @@ import pytest
 
 from fission_grpo.core.serialization import generator_state, set_generator
 from fission_grpo.data.deferred_rows import DeferredRows, check_columns, pack_rows, unpack_rows
+from fission_grpo.feedback.sources import load_source_states, source_states
 from fission_grpo.feedback.spec import make_chain
-from fission_grpo.training.checkpoint import (
-    load_source_states,
-    packed_snapshots,
-    shard_for_rank,
-    source_states,
-)
+from fission_grpo.fission.algorithm import packed_snapshots
+from fission_grpo.training.checkpoint import shard_for_rank
 from fission_grpo.training.checkpoint_files import FILE, load_state, save_state
 
 A, B = {"prompt": "a"}, {"prompt": "b"}

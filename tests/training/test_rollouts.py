@@ -13,14 +13,10 @@ from fission_grpo.core.types import (
     Turn,
     Verdict,
 )
+from fission_grpo.data.rows import row_of_task, task_of_row
 from fission_grpo.envs.restore import TASK_KEY
 from fission_grpo.fission.failures import find_failures
-from fission_grpo.training.rollouts import (
-    read_turns,
-    row_of_task,
-    sampled_segments,
-    task_of_row,
-)
+from fission_grpo.training.rollouts import read_turns, sampled_segments
 
 EOS = 0
 CALL = ToolCall("ls")
