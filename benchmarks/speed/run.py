@@ -169,8 +169,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per cell: median, least and most of each part's processor seconds, memory, ratios and bounds."""
-    cells = {json.dumps(run["cell"]): Cell(**run["cell"]) for run in runs}
-    return [entry_of(cell, runs) for cell in cells.values()]
+    return [entry_of(cell, runs) for cell in dict.fromkeys(Cell(**run["cell"]) for run in runs)]
 
 
 def entry_of(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -272,7 +271,7 @@ def plot_command(options: argparse.Namespace) -> None:
     entries = [one for one in json.loads(options.results.read_text())["summary"] if "tree" in one["ratios"]]
     commons = sorted({one["cell"]["common"] for one in entries})
     figure = Figure(figsize=(3.4 * len(commons), 6), layout="constrained")
-    axes = figure.subplots(2, len(commons), squeeze=False, sharex=True)
+    axes = figure.subplots(2, len(commons), squeeze=False, sharex="col")
     for (i, part), (j, common) in product(enumerate(("update", "whole")), enumerate(commons)):
         draw(axes[i][j], [one for one in entries if one["cell"]["common"] == common], part)
     for i, name in enumerate(("log-probabilities and backward", "whole step")):
