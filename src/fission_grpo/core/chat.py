@@ -148,7 +148,7 @@ def template_text(
     template_options: Mapping[str, Any] | None = None,
 ) -> str:
     """As `render`, but with the beginning-of-sequence token if the template writes one."""
-    if _takes_tools(tokenizer):
+    if takes_tools(tokenizer):
         own = [dict(message) for message in messages]
         return _apply(tokenizer, own, [_openai_tool(tool) for tool in tools], **(template_options or {}))
     return _apply(tokenizer, _plain_messages(messages, tools), [], **(template_options or {}))
@@ -363,7 +363,7 @@ def _apply(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str,
     return tokenizer.apply_chat_template(messages, tools=tools or None, **settings)
 
 
-def _takes_tools(tokenizer: Any) -> bool:
+def takes_tools(tokenizer: Any) -> bool:
     question = [{"role": "user", "content": "x"}]
     return _apply(tokenizer, question, [_openai_tool(_PROBE_TOOL)]) != _apply(tokenizer, question, [])
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from fission_grpo.core.chat import takes_tools
 from fission_grpo.core.types import Message
-
-_PROBE = {
-    "type": "function",
-    "function": {"name": "fission_probe", "description": "", "parameters": {"type": "object", "properties": {}}},
-}
 
 
 class ChatCodec:
@@ -33,10 +28,7 @@ class ChatCodec:
         fix = "take an instruction-tuned model with tool calling, or set tokenizer.chat_template"
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(f"the tokenizer {name} has no chat template; {fix}.")
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "x"}], tools=[_PROBE], tokenize=False, **self.template_options
-        )
-        if "fission_probe" not in text:
+        if not takes_tools(self.tokenizer):
             raise ValueError(f"the chat template of the tokenizer {name} does not show tools to the policy; {fix}.")
 
     def encode_prompt(self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
@@ -69,7 +61,9 @@ class ChatCodec:
 
     def schemas(self, tools: Iterable[Callable[..., Any]]) -> list[dict[str, Any]]:
         """JSON schemas of an environment's tools, as templates take them."""
-        return [_schema_of(getattr(tool, "__func__", tool)) for tool in tools]
+        from transformers.utils import get_json_schema
+
+        return [get_json_schema(tool) for tool in tools]
 
     def _template(self, messages: Sequence[Message], **options: Any) -> list[int]:
         return self.tokenizer.apply_chat_template(
@@ -79,10 +73,3 @@ class ChatCodec:
             **options,
             **self.template_options,
         )
-
-
-@functools.lru_cache(maxsize=512)
-def _schema_of(tool: Callable[..., Any]) -> dict[str, Any]:
-    from transformers.utils import get_json_schema
-
-    return get_json_schema(tool)

@@ -36,7 +36,7 @@ from fission_grpo.envs.restore import (
     run_awaitable,
     without_task,
 )
-from fission_grpo.envs.step_calls import StepEnvironments, names_environment
+from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.envs.worker import isolated
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.fission.algorithm import Fission
@@ -138,11 +138,7 @@ class TaskRunner:
         """Whether a recovery task's prompt and a completion of full length fit into the model's context."""
         if self.context_length is None:
             return True
-        row = dict(task.columns)
-        if self.environments is not None and row.get("environment") not in self._schemas:  # of another process
-            tools = tool_methods(self._make_environment(row))
-            self._schemas[row.get("environment")] = self.codec.schemas(tools.values())
-        schemas = self._schemas.get(row.get("environment"), [])
+        schemas = [] if self.environments is None else self._tool_schemas(task.columns)
         prompt_ids = self.codec.encode_prompt(self.row_of(task)["prompt"], schemas)
         return len(prompt_ids) + self.max_completion_length <= self.context_length
 
@@ -166,9 +162,8 @@ class TaskRunner:
         sampled = await sample(prompt_ids, self.max_completion_length)
         turn = self._read(sampled)
         verdict = step_verdict(task, turn, len(sampled.token_ids), self.progress(), self.step_reward)
-        if verdict.failed and turn.calls and not turn.truncated and names_environment(task):
-            results = self.step_environments.results(task, turn.calls)
-            turn = turn if results is None else replace(turn, results=results)
+        if verdict.failed:
+            turn = self.step_environments.answered(task, turn)
         episode = _Tokens(prompt_ids)
         episode.add(sampled)
         return episode.finish(Rollout(Trajectory(task, (turn,)), self._strict(task, verdict)))
@@ -180,7 +175,7 @@ class TaskRunner:
         prompt = self._first_messages(environment, row)
         task = task_of_row(row, prompt)
         tools = tool_methods(environment)
-        schemas = self._schemas[row.get("environment")] = self.codec.schemas(tools.values())
+        schemas = self._tool_schemas(row, environment)
         tokens = _Tokens(self.codec.encode_prompt(prompt, schemas))
         turns: list[Turn] = []
         single_turn = self.settings.recovery_scope == "turn" and TASK_KEY in row
@@ -202,7 +197,15 @@ class TaskRunner:
         rollout = Rollout(Trajectory(task, tuple(turns)), verdict)
         return tokens.finish(rollout, environment, [schema["function"] for schema in schemas])
 
-    def _make_environment(self, row: dict[str, Any]) -> Any:
+    def _tool_schemas(self, row: Row, environment: Any = None) -> list[dict[str, Any]]:
+        """JSON schemas of the tools of a row's environment, made once for each factory, as TRL does."""
+        name = row["environment"] if isinstance(self.environments, Mapping) else None
+        if name not in self._schemas:
+            environment = self._make_environment(row) if environment is None else environment
+            self._schemas[name] = self.codec.schemas(tool_methods(environment).values())
+        return self._schemas[name]
+
+    def _make_environment(self, row: Row) -> Any:
         if self.environments is None:
             raise ValueError("a row without a step task needs an environment: give `environments`.")
         make = self.environments
@@ -243,11 +246,13 @@ class TaskRunner:
         monitor = environment._fission_monitor
         if single_turn and turns:
             calls = () if turns[-1].truncated else turns[-1].calls
-            judged = judge_corrective_turn(environment, _completion([replace(turns[-1], calls=calls)]), run_awaitable)
+            judged = judge_corrective_turn(
+                environment, completion_of([replace(turns[-1], calls=calls)]), run_awaitable
+            )
             turns[-1] = replace(turns[-1], results=judged.results)
             reward: float | None = float(judged.resolved)
         elif monitor.infrastructure_error is None:
-            reward = self.reward(environment, without_task(row), _completion(turns))
+            reward = self.reward(environment, without_task(row), completion_of(turns))
         else:
             reward = None
         if monitor.infrastructure_error is not None or reward is None:
@@ -295,7 +300,7 @@ class _Tokens:
         return Episode(rollout, self.prompt, self.completion, self.mask, logprobs, environment, tools)
 
 
-def _completion(turns: Sequence[Turn]) -> list[Message]:
+def completion_of(turns: Sequence[Turn]) -> list[Message]:
     """The messages after the prompt, in the form in which TRL gives completions to reward functions."""
     messages: list[Message] = []
     for turn in turns:

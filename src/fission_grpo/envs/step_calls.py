@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from fission_grpo.core.result_errors import is_like_an_error
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.terminal import get_logger
 from fission_grpo.core.tool_schema import tool_names
-from fission_grpo.core.types import FOLLOWING, Task, ToolCall, ToolResult
+from fission_grpo.core.types import FOLLOWING, Task, ToolCall, ToolResult, Turn
 from fission_grpo.envs.catalog import CLASSES, ENVIRONMENT, environment_of_row
 from fission_grpo.envs.restore import RunAsync, make_call, make_restorable, replayed, run_awaitable
 from fission_grpo.envs.worker import isolated
@@ -79,6 +79,12 @@ class StepEnvironments:
             self._answers[key] = self._make_calls(task, calls)
             self._counts["step_calls" if self._answers[key] is not None else "no_step_calls"] += 1
         return self._answers[key]
+
+    def answered(self, task: Task, turn: Turn) -> Turn:
+        """The turn with what its environment answers to its calls; as it is, where they cannot be made."""
+        has_calls = turn.calls and not turn.truncated and names_environment(task)
+        results = self.results(task, turn.calls) if has_calls else None
+        return turn if results is None else replace(turn, results=results)
 
     def _make_calls(self, task: Task, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...] | None:
         try:

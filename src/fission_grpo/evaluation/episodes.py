@@ -13,6 +13,7 @@ from typing import Any
 from fission_grpo.core.rewards import RewardConfig, step_verdict
 from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
+from fission_grpo.engines.episode import completion_of
 from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
 from fission_grpo.envs.faults import injected_calls
 from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
@@ -182,7 +183,8 @@ def _judge(
     if monitor.infrastructure_error is not None:  # reward functions might read a state that is not there
         return None, monitor.infrastructure_error, None
     try:
-        reward = config.reward(episode.environment, row, _completion(episode))
+        turns = [replace(turn, results=tuple(results)) for _, turn, results in episode.steps]
+        reward = config.reward(episode.environment, row, completion_of(turns))
     except UnusableReward as error:
         return None, str(error), None
     if monitor.infrastructure_error is not None or reward is None:
@@ -190,20 +192,6 @@ def _judge(
     if monitor.stopped is not None:
         return False, None, monitor.stopped
     return reward >= config.success_at, None, None if reward >= config.success_at else f"reward {reward:g}"
-
-
-def _completion(episode: _Episode) -> list[Message]:
-    """The messages after the prompt, in the form in which TRL gives completions to reward functions."""
-    messages: list[Message] = []
-    for _, turn, results in episode.steps:
-        calls = [
-            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in turn.calls
-        ]
-        message: dict[str, Any] = {"role": "assistant", "content": turn.content if calls else turn.text}
-        messages.append(message | ({"tool_calls": calls} if calls else {}))
-        messages += [{"role": "tool", "name": one.call.name, "content": one.content} for one in results]
-    return messages
 
 
 def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:

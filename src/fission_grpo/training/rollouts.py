@@ -191,7 +191,7 @@ class RolloutReader:
         if i in scores.resolved:
             verdict = replace(verdict, failed=not scores.resolved[i])
         if verdict.failed and self.step_environments is not None and names_environment(task):
-            turns = (self._with_real_results(task, turns[0]),)
+            turns = (self.step_environments.answered(task, turns[0]),)
         return Rollout(Trajectory(task, turns), verdict)
 
     def continuations(self, cycle: Cycle, rollouts: Sequence[Rollout]) -> list[tuple[str, Task]]:
@@ -214,13 +214,6 @@ class RolloutReader:
         if STEP_KEY not in row or self.step_reward is None:
             return None
         return not self.step_reward.verdicts[i].failed
-
-    def _with_real_results(self, task: Task, turn: Turn) -> Turn:
-        """A step task's turn with what its environment answers to its calls, where they can be made."""
-        if not turn.calls or turn.truncated or self.step_environments is None:
-            return turn
-        results = self.step_environments.results(task, turn.calls)
-        return turn if results is None else replace(turn, results=results)
 
 
 def with_results(turn: Turn, results: tuple[ToolResult, ...]) -> Turn:
