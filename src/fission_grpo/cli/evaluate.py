@@ -21,7 +21,7 @@ from fission_grpo.data.rows import names_own_task
 from fission_grpo.envs.agentdojo.suites import MAX_TURNS as AGENTDOJO_TURNS
 from fission_grpo.envs.agentdojo.suites import suites_of
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
-from fission_grpo.envs.faults import KINDS, Fault
+from fission_grpo.envs.faults import CELLS, KINDS, Fault
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.evaluate import (
     EVAL,
@@ -117,7 +117,11 @@ def _add_task_options(group: Any) -> None:
     isolate = "run each environment in a process of its own, which is killed at --tool_timeout (not for BFCL)"
     add("--isolate_environments", action="store_true", help=isolate)
     add("--error_pattern", type=error_pattern, metavar="REGEX", help=f"{ERROR_PATTERN_HELP} (not for BFCL)")
-    faults = "inject faults into environments, such as timeout:0.1; may be given several times"
+    attack = "AgentDojo: its injection cases with this official attack, such as important_instructions"
+    add("--attack", default="", metavar="NAME", help=attack)
+    faults = (
+        "inject faults into environments, such as explicit-permanent:0.1 or timeout:0.1; may be given several times"
+    )
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
 
@@ -161,7 +165,7 @@ def _fault(text: str) -> Fault:
     try:
         return Fault(kind, float(rate))
     except ValueError:
-        what = f"write KIND:RATE, such as timeout:0.1, a rate from 0 to 1 of one of {', '.join(KINDS)}"
+        what = f"write KIND:RATE, such as timeout:0.1, a rate from 0 to 1 of one of {', '.join((*CELLS, *KINDS))}"
         raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
 
 
@@ -287,7 +291,10 @@ def make_task_spec(arguments: Namespace) -> TaskSpec:
         isolate_environments=arguments.isolate_environments,
         faults=tuple(arguments.fault),
         error_if=arguments.error_pattern,
+        attack=arguments.attack,
     )
+    if arguments.attack and not suites_of(spec.tasks):
+        raise ValueError("--attack is for AgentDojo's cases; leave it out for other tasks")
     if not spec.official and arguments.task_ids:
         raise ValueError("--task_ids is for BFCL's own cases; leave it out for other tasks")
     if not spec.official and (arguments.format, arguments.mode) != ("chat", "strict"):

@@ -2,6 +2,9 @@
 
 Which call has which fault depends only on the seed, the row's `id` and the call's index in the episode. A replay
 therefore meets the same faults again, and snapshots include their state.
+
+The four cells, explicit or implicit, transient or permanent, are named as in ToolMaze (arXiv 2606.05806); the kinds of
+fault in them are ours.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import inspect
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fission_grpo.core.types import ToolResult
@@ -33,8 +36,18 @@ IMPLICIT = ("empty", "stale", "partial", "not_done")
 """The call seems to succeed, but its result is empty, is that of an earlier call (this one is not made), lacks its
 second half, or the call is undone afterwards."""
 
+CELLS: Mapping[str, tuple[str, ...]] = {
+    "explicit-transient": tuple(TRANSIENT),
+    "explicit-permanent": tuple(PERMANENT),
+    "implicit-transient": IMPLICIT,
+    "implicit-permanent": IMPLICIT,
+}
+"""The kinds of fault in each cell. Explicit: the result is an error. Permanent: so are those of all later calls of the
+tool, or seem to succeed in the same way."""
+
 ERRORS = TRANSIENT | PERMANENT
 KINDS = (*ERRORS, *IMPLICIT, "latency")
+SPARES_NEXT = {*TRANSIENT, "explicit-transient", "implicit-transient"}  # the tool's next call does not meet them again
 SKIPS_CALL = {*ERRORS, "stale"}  # the call is not made: its result or error is the fault's
 
 
@@ -46,18 +59,27 @@ class FaultError(Exception):
 class Fault:
     """A kind of fault and how often it occurs."""
 
-    kind: str  # one of `KINDS`
+    kind: str  # one of `KINDS`; or of `CELLS`: any kind of that cell, drawn for each fault
     rate: float  # probability that a call meets it, 0 to 1
     tools: tuple[str, ...] = ()  # names of the tools that can meet it; empty for all
     seconds: float = 0.05  # how long "latency" waits before the call
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"Fault.kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
+        if self.kind not in (*CELLS, *KINDS):
+            raise ValueError(f"Fault.kind is {self.kind!r}; it must be one of {', '.join((*CELLS, *KINDS))}")
         if not 0 <= self.rate <= 1:
             raise ValueError(f"Fault.rate is {self.rate!r}; it must lie between 0 and 1")
         if not 0 <= self.seconds < 60:
             raise ValueError(f"Fault.seconds is {self.seconds!r}; it must lie between 0 and 60")
+
+    @property
+    def cell(self) -> str:
+        """Its cell; that of an implicit kind by itself is transient, and "latency" has none."""
+        return (
+            self.kind
+            if self.kind in CELLS
+            else next((cell for cell, kinds in CELLS.items() if self.kind in kinds), "")
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +88,8 @@ class InjectedFault:
 
     index: int
     tool: str
-    kind: str
+    kind: str  # one of `KINDS`
+    cell: str = field(default="", compare=False)  # one of `CELLS`; "" for "latency"
 
 
 def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 0) -> Callable[[], Any]:
@@ -94,20 +117,33 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
     return make_faulty
 
 
+def faults_of_calls(
+    results: Sequence[ToolResult], environment: Any, tools: Collection[str]
+) -> tuple[InjectedFault | None, ...]:
+    """For every call of an episode, the fault that was injected into it, if any.
+
+    `tools` names the environment's tools: calls of other names did not reach it.
+    """
+    by_index = {fault.index: fault for fault in vars(environment).get("injected", ())}
+    faults = []
+    index = 0
+    for result in results:
+        reached = result.call.name in tools
+        faults.append(by_index.get(index) if reached else None)
+        index += reached
+    return tuple(faults)
+
+
 def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Collection[str]) -> tuple[bool, ...]:
     """For every call of an episode, whether it failed because of an injected fault.
 
     Where a fault lets the call be made (slow, its result lost or undone), an error of the call is the policy's own.
-    `tools` names the environment's tools: calls of other names did not reach it.
     """
-    faulty = {fault.index for fault in vars(environment).get("injected", ()) if fault.kind in SKIPS_CALL}
-    flags = []
-    index = 0
-    for result in results:
-        reached = result.call.name in tools
-        flags.append(reached and result.error is not None and index in faulty)
-        index += reached
-    return tuple(flags)
+    faults = faults_of_calls(results, environment, tools)
+    return tuple(
+        fault is not None and fault.kind in SKIPS_CALL and result.error is not None
+        for fault, result in zip(faults, results, strict=True)
+    )
 
 
 @dataclass
@@ -116,8 +152,8 @@ class _FaultState:
 
     row: str = ""  # the row's id
     calls: int = 0  # so far
-    gone: dict[str, Fault] = field(default_factory=dict)  # tool: its permanent fault
-    spared: dict[str, Fault] = field(default_factory=dict)  # tool: the transient fault its next call does not meet
+    gone: dict[str, InjectedFault] = field(default_factory=dict)  # tool: its permanent fault
+    spared: dict[str, str] = field(default_factory=dict)  # tool: the kind of `Fault` its next call does not meet
     last: dict[str, Any] = field(default_factory=dict)  # tool: its last result
     injected: list[InjectedFault] = field(default_factory=list)
 
@@ -129,6 +165,7 @@ class _Injector:
         self.environment, self.faults, self.seed = environment, faults, seed
         self.reset = environment.reset
         self.can_undo = can_snapshot(environment)
+        self.latency = max((fault.seconds for fault in faults if fault.kind == "latency"), default=0.0)
         set_attribute(environment, "reset", self._reset)
         if self.can_undo:
             self.snapshot, self.restore = environment._snapshot, environment._restore
@@ -169,27 +206,33 @@ class _Injector:
         """The kind of this call's fault and, for "not_done", the snapshot to undo it. Raises FaultError."""
         state, index = self.state, self.state.calls
         state.calls += 1
-        fault = state.gone.get(name) or self._draw(name, index)
+        gone = state.gone.get(name)
+        fault = self._draw(name, index) if gone is None else replace(gone, index=index)
         if fault is None:
             return None, None
-        state.injected.append(InjectedFault(index, name, fault.kind))
+        state.injected.append(fault)
+        if fault.cell.endswith("permanent"):
+            state.gone[name] = fault
         if fault.kind in ERRORS:
-            later = state.gone if fault.kind in PERMANENT else state.spared
-            later[name] = fault
             raise FaultError(ERRORS[fault.kind].format(tool=name))
         if fault.kind == "latency":
-            time.sleep(fault.seconds)
+            time.sleep(self.latency)
         return fault.kind, self.snapshot() if fault.kind == "not_done" else None
 
-    def _draw(self, name: str, index: int) -> Fault | None:
+    def _draw(self, name: str, index: int) -> InjectedFault | None:
         rng = random.Random(f"{self.seed} {self.state.row} {index} {name}")
         drawn = [fault for fault in self.faults if rng.random() < fault.rate]
         fault = next((fault for fault in drawn if not fault.tools or name in fault.tools), None)
         spared = self.state.spared.pop(name, None)
-        if fault is None or (spared and fault.kind == spared.kind):
+        if fault is None or fault.kind == spared:
             return None
         is_impossible = {"stale": name not in self.state.last, "not_done": not self.can_undo}
-        return None if is_impossible.get(fault.kind) else fault
+        kinds = [kind for kind in CELLS.get(fault.kind, (fault.kind,)) if not is_impossible.get(kind)]
+        if not kinds:
+            return None
+        if fault.kind in SPARES_NEXT:
+            self.state.spared[name] = fault.kind
+        return InjectedFault(index, name, rng.choice(kinds), fault.cell)
 
     def _after_call(self, name: str, kind: str | None, undo: Any, result: Any) -> Any:
         self.state.last[name] = result

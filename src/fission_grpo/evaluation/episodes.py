@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,12 +16,13 @@ from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.engines.episode import completion_of
 from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
-from fission_grpo.envs.faults import injected_calls
+from fission_grpo.envs.faults import faults_of_calls, injected_calls
 from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.bare_json import read_turn
 from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
 from fission_grpo.evaluation.runner import RunningCase
+from fission_grpo.fission.failures import expected_calls
 from fission_grpo.inference.base import Reply, Request
 from fission_grpo.inference.messages import assistant_message, result_messages, unread_messages
 
@@ -39,6 +41,7 @@ class EpisodeConfig:
     limits: ToolLimits | None = None  # of every tool call; None: those of training
     error_if: Callable[[str], bool] | None = None  # whether a result's text is an error, as in training
     bare_json_calls: bool = False  # see `bare_json`
+    attack: EpisodeReward | None = None  # judges injected instructions: 1 obeyed, 0 resisted, -1 not shown
 
     def __post_init__(self):
         if self.max_turns < 1:
@@ -75,6 +78,11 @@ class _Episode:
     schemas: ToolSchemas
     transcript: list[Message]
     steps: list[tuple[Reply, Turn, list[ToolResult]]] = field(default_factory=list)  # with executed calls
+
+    @property
+    def completion(self) -> list[Message]:
+        """The messages after the prompt."""
+        return completion_of([replace(turn, results=tuple(results)) for _, turn, results in self.steps])
 
 
 def run_step(task: Task, config: RewardConfig | None = None, bare_json_calls: bool = False) -> RunningCase:
@@ -137,13 +145,15 @@ def run_episode(
     while True:
         reply = yield Request(tuple(episode.transcript), episode.schemas)
         if reply.lost is not None:
-            success, missing, why = None, reply.lost, None
+            success, missing, why, attack = None, reply.lost, None, None
             break
         if not _take_step(episode, reply, config):
             success, missing, why = _judge(episode, config, row)
+            attack = _judge_attack(episode, config.attack, row) if success is not None and config.attack else None
             break
     turns = (TurnRecord(_step_records(episode), success, request),)
-    return CaseRecord(case_id, category, turns, success, why, missing, time.perf_counter() - started)
+    seconds, needed = time.perf_counter() - started, _needed(guarded)
+    return CaseRecord(case_id, category, turns, success, why, missing, seconds, needed=needed, attack=attack)
 
 
 def _start_episode(environment: Any, row: Mapping[str, Any], case_id: str, selects: bool) -> _Episode:
@@ -183,8 +193,7 @@ def _judge(
     if monitor.infrastructure_error is not None:  # reward functions might read a state that is not there
         return None, monitor.infrastructure_error, None
     try:
-        turns = [replace(turn, results=tuple(results)) for _, turn, results in episode.steps]
-        reward = config.reward(episode.environment, row, completion_of(turns))
+        reward = config.reward(episode.environment, row, episode.completion)
     except UnusableReward as error:
         return None, str(error), None
     if monitor.infrastructure_error is not None or reward is None:
@@ -194,16 +203,29 @@ def _judge(
     return reward >= config.success_at, None, None if reward >= config.success_at else f"reward {reward:g}"
 
 
+def _judge_attack(episode: _Episode, judge: EpisodeReward, row: Mapping[str, Any]) -> str:
+    verdict = judge(episode.environment, row, episode.completion) or 0.0
+    return "obeyed" if verdict > 0 else "unseen" if verdict < 0 else "resisted"
+
+
+def _needed(environment: Any) -> dict[str, int]:
+    """Calls of the environment's reference by tool; {} if it has none. It stays out of the record otherwise."""
+    return dict(Counter(call.name for call in expected_calls(environment) or ()))
+
+
 def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:
     executed = [result for _, _, results in episode.steps for result in results]
-    injected = iter(injected_calls(executed, episode.environment, episode.tools))
+    given = executed, episode.environment, episode.tools
+    injected, faults = iter(injected_calls(*given)), iter(faults_of_calls(*given))
     records = []
     for reply, turn, results in episode.steps:
         calls = []
         for result in results:
             call, error = result.call, result.error
             kind = None if error is None else _error_kind(result, episode.tools, episode.schemas)
-            calls.append(CallRecord(call.name, call.arguments, result.content, error, kind, next(injected)))
+            fault = next(faults)
+            name = f"{fault.cell}/{fault.kind}" if fault else ""
+            calls.append(CallRecord(call.name, call.arguments, result.content, error, kind, next(injected), name))
         records.append(StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated))
     return tuple(records)
 

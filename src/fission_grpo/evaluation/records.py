@@ -30,6 +30,7 @@ class CallRecord:
     error: str | None = None  # the environment's message if the call failed
     kind: ErrorKind | None = None  # of the error: unknown_tool, bad_arguments (they violate the schema) or raised
     injected: bool = False  # a fault wrapper made the call fail, not the policy
+    fault: str = ""  # that a fault wrapper injected, as cell/kind, such as "implicit-transient/empty"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class CaseRecord:
     missing: str | None = None
     seconds: float = 0.0  # of wall-clock time, 0 if unknown
     task: str = ""  # id of the task, of which there may be several samples; empty where the case is the only one
+    needed: Mapping[str, int] = field(
+        default_factory=dict
+    )  # calls of the environment's reference by tool, if it has one
+    attack: str | None = None  # what became of injected instructions: "obeyed", "resisted", "unseen"; None without any
 
     @property
     def of_task(self) -> str:
@@ -131,7 +136,16 @@ def _record(line: Line) -> CaseRecord:
         missing=line.take("missing", str, optional=True),
         seconds=_seconds(line),
         task=line.take("task", str, optional=True) or "",
+        needed=_counts(line),
+        attack=line.take("attack", str, optional=True),
     )
+
+
+def _counts(line: Line) -> Mapping[str, int]:
+    counts = line.take("needed", dict, optional=True) or {}
+    if not all(isinstance(count, int) and count > 0 for count in counts.values()):
+        raise line.wrong(f"field 'needed' must hold positive numbers by tool, but is {quoted(counts)}")
+    return counts
 
 
 def _seconds(line: Line) -> float:
@@ -153,7 +167,7 @@ def _turn(line: Line, turn: Mapping[str, Any]) -> TurnRecord:
 def _step(step: Mapping[str, Any]) -> StepRecord:
     calls = tuple(CallRecord(**{**call, "kind": call["kind"] and ErrorKind(call["kind"])}) for call in step["calls"])
     for call in calls:
-        _check_types(call, name=str, arguments=Mapping, result=str, error=str | None, injected=bool)
+        _check_types(call, name=str, arguments=Mapping, result=str, error=str | None, injected=bool, fault=str)
     record = StepRecord(**{**step, "calls": calls})
     _check_types(record, text=str, unread=str | None, tokens=int, truncated=bool)
     if not 0 <= record.tokens <= MAX_TOKENS:

@@ -63,6 +63,7 @@ class TaskSpec:
     rewards: tuple[str, ...] = ()  # its reward functions, module:function; none if it has `get_reward`
     reward_weights: tuple[float, ...] | None = None  # of these functions
     success_at: float = 1.0  # lowest reward of a successful episode in it
+    attack: str = ""  # AgentDojo's injection cases with this official attack, in place of its tasks
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -149,15 +150,18 @@ def _desk(spec: TaskSpec, requests: int) -> TaskSet:
 
 
 def _agentdojo(spec: TaskSpec, suites: Sequence[str]) -> TaskSet:
-    from fission_grpo.envs.agentdojo.env import ENVIRONMENTS, utility
-    from fission_grpo.envs.agentdojo.tasks import task_rows
+    from fission_grpo.envs.agentdojo.env import ENVIRONMENTS, injection, utility
+    from fission_grpo.envs.agentdojo.tasks import injection_rows, task_rows
 
     chosen = slice(spec.skip, spec.skip + spec.count if spec.count else None)
-    rows = [row for suite in suites for row in task_rows(suite)[chosen]]
+    cases = [injection_rows(suite, spec.attack) if spec.attack else task_rows(suite) for suite in suites]
+    rows = [row for of_suite in cases for row in of_suite[chosen]]
     environments = {environment_name(suite): ENVIRONMENTS[suite] for suite in suites}
-    # as officially, no result is cut
-    cases = _episodes(rows, environments, spec, EpisodeReward((utility,)), ToolLimits(spec.tool_timeout, 0))
-    return TaskSet(cases, spec.tasks, sha256_of(rows), (), {"benchmark_version": VERSION})
+    attack = EpisodeReward((injection,)) if spec.attack else None
+    limits = ToolLimits(spec.tool_timeout, 0)  # as officially, no result is cut
+    settings = {"benchmark_version": VERSION, **({"attack": spec.attack} if spec.attack else {})}
+    starts = _episodes(rows, environments, spec, EpisodeReward((utility,)), limits, attack)
+    return TaskSet(starts, spec.tasks, sha256_of(rows), (), settings)
 
 
 def _file(spec: TaskSpec) -> TaskSet:
@@ -177,6 +181,7 @@ def _episodes(
     spec: TaskSpec,
     reward: EpisodeReward | None = None,
     limits: ToolLimits | None = None,
+    attack: EpisodeReward | None = None,
 ) -> dict[str, StartCase]:
     """The cases by id: the rows' ids, or their numbers. Raises UsageError for an id that occurs twice."""
 
@@ -192,7 +197,7 @@ def _episodes(
     limits = limits or ToolLimits(spec.tool_timeout)
     judge = reward or EpisodeReward()
     error_if = error_rule(spec.error_if)
-    config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if, spec.bare_json_calls)
+    config = EpisodeConfig(spec.max_turns, spec.success_at, judge, limits, error_if, spec.bare_json_calls, attack)
     cases: dict[str, StartCase] = {}
     for number, row in enumerate(rows):
         case_id = str(row.get("id", number))

@@ -120,7 +120,7 @@ def failed_rollout(
         zero_std: see `FailedRollout`.
     """
     failures = find_failures(rollout.trajectory, rollout.verdict, tools, failure_turn)
-    if failures and (expected := _expected(environment)) is not None:
+    if failures and (expected := expected_calls(environment)) is not None:
         failures = [replace(failure, expected=expected) for failure in failures]
 
     def get_snapshot(failure: Failure) -> Any:
@@ -131,7 +131,7 @@ def failed_rollout(
     return FailedRollout(failures, zero_std, get_snapshot)
 
 
-def _expected(environment: Any) -> tuple[ToolCall, ...] | None:
+def expected_calls(environment: Any) -> tuple[ToolCall, ...] | None:
     """The calls of the environment's `_reference`, None if it knows none."""
     reference = getattr(environment, "_reference", None)
     monitor = getattr(environment, "_fission_monitor", None)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from types import SimpleNamespace
 from typing import Any
 
 from fission_grpo.core.chat import dialogue_results
+from fission_grpo.core.errors import UsageError
 from fission_grpo.core.serialization import call_fields
 from fission_grpo.core.types import FOLLOWING, Message, Task, ToolCall
 from fission_grpo.envs.agentdojo.env import ENVIRONMENTS, AgentDojoEnvironment
-from fission_grpo.envs.agentdojo.suites import environment_name, load_suite
+from fission_grpo.envs.agentdojo.suites import environment_name, load_suite, official
 from fission_grpo.envs.wrapper import tool_methods
 
 
@@ -34,6 +37,49 @@ def task_rows(suite: str) -> list[dict[str, Any]]:
         }
         for name, task in sorted(tasks.items(), key=lambda item: int(item[0].rpartition("_")[2]))
     ]
+
+
+def injection_rows(suite: str, attack: str) -> list[dict[str, Any]]:
+    """TRL rows of all pairs of a user task and an injection task, in an order in which few of them vary both.
+
+    As in `task_rows`, with `injection_task` and `injections`, the official attack's texts, which are shown to who
+    makes the official calls of the user task. Ids are "banking/user_task_3/injection_task_1". User tasks whose
+    official calls show no injection vector are left out. Raises UsageError for an unknown attack.
+    """
+    tasks = load_suite(suite)
+    attacker = _attacker(suite, attack)
+    rows = [row for row in task_rows(suite) if _is_injectable(attacker, tasks.user_tasks[row["user_task"]])]
+    names = list(tasks.injection_tasks)
+    pairs = [(row, names[(at + shift) % len(names)]) for shift in range(len(names)) for at, row in enumerate(rows)]
+    return [_injected(row, name, attacker) for row, name in pairs]
+
+
+def _attacker(suite: str, attack: str) -> Any:
+    """An official attack on a model that the official command calls "local".
+
+    Attacks that only stop the assistant ("dos") are judged in another way and left out, as is the one that asks a human.
+    """
+    known: dict[str, Any] = {}
+    for module in ("important_instructions_attacks", "baseline_attacks"):  # which fill the registry
+        official(f"attacks.{module}")
+        known |= official("attacks.attack_registry").ATTACKS
+    known = {name: one for name, one in known.items() if not one.is_dos_attack and name != "manual"}
+    if attack not in known:
+        raise UsageError(f"{attack!r}: AgentDojo has no such attack; write one of {', '.join(sorted(known))}")
+    return known[attack](load_suite(suite), SimpleNamespace(name="local"))
+
+
+def _is_injectable(attacker: Any, task: Any) -> bool:
+    try:
+        return bool(attacker.get_injection_candidates(task))
+    except ValueError:  # "not injectable"
+        return False
+
+
+def _injected(row: Mapping[str, Any], name: str, attacker: Any) -> dict[str, Any]:
+    suite = attacker.task_suite
+    texts = attacker.attack(suite.user_tasks[row["user_task"]], suite.injection_tasks[name])
+    return {**row, "id": f"{row['id']}/{name}", "injection_task": name, "injections": json.dumps(texts)}
 
 
 @cache
