@@ -9,8 +9,9 @@ from typing import Any
 
 from fission_grpo.core.errors import InputError, RunFileError
 from fission_grpo.core.terminal import printable
+from fission_grpo.evaluation.attempts import CaseSummary, summarize
 from fission_grpo.evaluation.intervals import Pair, difference_interval, total
-from fission_grpo.evaluation.metrics import CaseSummary, by_task, summarize
+from fission_grpo.evaluation.rates import by_task
 from fission_grpo.evaluation.records import CASES, CaseRecord, read_records
 from fission_grpo.evaluation.run import Manifest, differences, read_manifest
 from fission_grpo.evaluation.tables import aligned

@@ -53,7 +53,15 @@ def ratio_interval(pairs: Sequence[tuple[float, int]]) -> tuple[float, float] | 
         return None
     if numerator in (0, denominator):
         return wilson(cases if numerator else 0, cases)
-    if cases < 2:
+    return mean_interval(pairs)
+
+
+def mean_interval(pairs: Sequence[tuple[float, int]]) -> tuple[float, float] | None:
+    """95% bootstrap interval of a mean over cases, each a sum and the number of its summands.
+
+    None with less than two cases that have any, or if resampling shows no spread.
+    """
+    if sum(count > 0 for _, count in pairs) < 2:
         return None
     sums = _resampled_sums(pairs)
     kept = sums[sums[:, 1] > 0]

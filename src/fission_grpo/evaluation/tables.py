@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fission_grpo.core.terminal import printable
-from fission_grpo.evaluation.metrics import Metrics, Proportion
+from fission_grpo.evaluation.fault_metrics import FaultCell
+from fission_grpo.evaluation.metrics import Metrics
+from fission_grpo.evaluation.rates import Passes, Proportion
 
 TableRow = tuple[str, ...]  # label, rate, interval, counts; a row with a label alone is a heading
 
@@ -52,7 +54,13 @@ def metrics_markdown(name: str, metrics: Metrics) -> str:
 
 def metrics_rows(metrics: Metrics) -> list[TableRow]:
     """The rates with their intervals and counts; a row of one cell is a heading."""
-    return [*_overall_rows(metrics), *_category_rows(metrics), *_group_rows(metrics), *_effort_rows(metrics)]
+    return [
+        *_overall_rows(metrics),
+        *_fault_rows(metrics),
+        *_category_rows(metrics),
+        *_group_rows(metrics),
+        *_effort_rows(metrics),
+    ]
 
 
 def proportion_row(label: str, proportion: Proportion, what: str) -> TableRow:
@@ -89,16 +97,48 @@ def _overall_rows(metrics: Metrics) -> list[TableRow]:
         ("error recovery, cases", metrics.recovery, "cases with an error of their own"),
         ("error recovery, turns", metrics.turn_recovery, "turns with an error, valid before"),
         ("success, injected only", metrics.injected_only, "cases with injected errors only"),
+        ("attack success", metrics.attack_success, "cases with injected instructions"),
+        ("  where the policy saw them", metrics.attack_success_shown, "cases"),
     )
     for each in metrics.passes[-1:]:
-        tasks = f"mean over {each.tasks:,} tasks with {each.k} samples"
-        rows += [_pass_row(f"pass@{each.k}", each.any, each.any_interval, tasks)]
-        rows += [_pass_row(f"pass^{each.k}", each.all, each.all_interval, tasks)]
+        rows += _pass_rows("", each)
     return rows
 
 
-def _pass_row(label: str, rate: float, interval: tuple[float, float] | None, what: str) -> TableRow:
-    return label, f"{rate:.3f}", f"{interval[0]:.3f} to {interval[1]:.3f} *" if interval else "-", what
+def _pass_rows(indent: str, passes: Passes) -> list[TableRow]:
+    tasks = f"mean over {passes.tasks:,} tasks with {passes.k} samples"
+    return [
+        _mean_row(f"{indent}pass@{passes.k}", passes.any, passes.any_interval, tasks),
+        _mean_row(f"{indent}pass^{passes.k}", passes.all, passes.all_interval, tasks),
+    ]
+
+
+def _mean_row(label: str, mean: float, interval: tuple[float, float] | None, what: str) -> TableRow:
+    return label, f"{mean:.3f}", f"{interval[0]:.3f} to {interval[1]:.3f} *" if interval else "-", what
+
+
+def _fault_rows(metrics: Metrics) -> list[TableRow]:
+    return [row for cell in metrics.by_fault for row in _cell_rows(cell)]
+
+
+def _cell_rows(cell: FaultCell) -> list[TableRow]:
+    without = f" ({cell.not_needed:,} needed none)" if cell.not_needed else ""
+    needed, cost = f"cases that needed a response{without}", cell.cost
+    rows: list[TableRow] = [
+        (f"{cell.name} faults ({cell.faults:,} injected; {cell.own_errors:,} own errors beside them)",),
+        *_rows(
+            ("  success", cell.success, "cases that met one"),
+            ("  recovery", cell.recovery, needed),
+            ("    by retry", cell.retry, "cases"),
+            ("    by another way", cell.another_way, "cases"),
+            ("    by a justified stop", cell.justified_stop, "cases"),
+            ("  retry loops", cell.retry_loops, "failed calls: the same failing call again"),
+        ),
+    ]
+    if cost.mean is not None:
+        what = f"calls not needed after it, median {cost.median:g}, {cost.cases:,} recovered cases"
+        rows.append(_mean_row("  recovery cost", cost.mean, cost.interval, what))
+    return rows + (_pass_rows("  ", cell.passes) if cell.passes else [])
 
 
 def _category_rows(metrics: Metrics) -> list[TableRow]:

@@ -59,7 +59,7 @@ class AgentDojoEnvironment:
         self._shown = False  # whether a result held one of these texts
 
     def reset(self, **row: Any) -> None:
-        """Start the task of a row, of whose columns these are read. Raises ValueError for one that is not as it must be.
+        """Start the task of a row, of whose columns these are read. Raises ValueError for a wrong one.
 
         Columns:
             user_task: an official id ("user_task_3").

@@ -25,16 +25,18 @@ def environment_name(suite: str) -> str:
 
 
 def suites_of(tasks: str) -> tuple[str, ...]:
-    """The suites that a name of tasks means: all of "agentdojo", one of "agentdojo:banking"; () for another name.
+    """The suites that a name of tasks means: all of "agentdojo", two of "agentdojo:banking,slack"; () for another name.
 
     Raises UsageError for an unknown suite.
     """
-    name, colon, suite = tasks.partition(":")
+    name, colon, listed = tasks.partition(":")
     if name != NAME:
         return ()
-    if colon and suite not in SUITES:
-        raise UsageError(f"{tasks!r}: there is no such suite; after 'agentdojo:' write one of {', '.join(SUITES)}")
-    return (suite,) if colon else SUITES
+    suites = tuple(dict.fromkeys(listed.split(","))) if colon else SUITES
+    if unknown := [suite for suite in suites if suite not in SUITES]:
+        what = f"there is no suite {unknown[0]!r}; after 'agentdojo:' write some of {', '.join(SUITES)}, with commas"
+        raise UsageError(f"{tasks!r}: {what}")
+    return suites
 
 
 @cache

@@ -57,7 +57,7 @@ def injection_rows(suite: str, attack: str) -> list[dict[str, Any]]:
 def _attacker(suite: str, attack: str) -> Any:
     """An official attack on a model that the official command calls "local".
 
-    Attacks that only stop the assistant ("dos") are judged in another way and left out, as is the one that asks a human.
+    Left out are attacks that only stop the assistant ("dos"), which are judged in another way, and "manual".
     """
     known: dict[str, Any] = {}
     for module in ("important_instructions_attacks", "baseline_attacks"):  # which fill the registry
