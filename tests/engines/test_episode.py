@@ -123,6 +123,7 @@ def test_a_step_task_gets_the_real_answer_to_its_wrong_call(tokenizer):
     ("make", "message"),
     [
         (lambda t: make_runner(t, settings={"recovery_continues": True}), "recovery_continues"),
+        (lambda t: make_runner(t, settings={"fault_pairs": True}), "fault_pairs"),
         (lambda t: make_runner(t, max_turns=0), "max_turns"),
         (lambda t: make_runner(_without_tools(t)), "does not show tools"),
         (lambda t: make_runner(_without_template(t)), "no chat template"),

@@ -116,6 +116,8 @@ class TaskRunner:
     def __post_init__(self):
         if self.settings.recovery_continues:
             raise ValueError("recovery_continues=True works with FissionGRPOTrainer only; leave it out here.")
+        if self.settings.fault_pairs:
+            raise ValueError("fault_pairs=True works with FissionGRPOTrainer only; leave it out here.")
         if self.max_turns < 1 or self.max_completion_length < 1:
             raise ValueError("max_turns and max_completion_length must be at least 1.")
         if self.environments is not None:

@@ -51,6 +51,9 @@ SPARES_NEXT = {*TRANSIENT, "explicit-transient", "implicit-transient"}  # the to
 SKIPS_CALL = {*ERRORS, "stale"}  # the call is not made: its result or error is the fault's
 
 
+FAULTS_KEY = "_fission_faults"  # column that says whether the row's episode meets faults; hidden from users
+
+
 class FaultError(Exception):
     """Raised by a tool in a transient or permanent fault."""
 
@@ -114,6 +117,7 @@ def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 
         return environment
 
     make_faulty.__name__ = f"{getattr(make, '__name__', 'environment')}_with_faults"
+    make_faulty.injects_faults = True  # pyright: ignore[reportFunctionMemberAccess]
     return make_faulty
 
 
@@ -151,6 +155,7 @@ class _FaultState:
     """The state of the faults in an episode."""
 
     row: str = ""  # the row's id
+    enabled: bool = True  # whether calls meet faults
     calls: int = 0  # so far
     gone: dict[str, InjectedFault] = field(default_factory=dict)  # tool: its permanent fault
     spared: dict[str, str] = field(default_factory=dict)  # tool: the kind of `Fault` its next call does not meet
@@ -178,7 +183,9 @@ class _Injector:
         self.environment.injected = state.injected
 
     def _reset(self, **row: Any) -> Any:
-        self._set_state(_FaultState(str(row["id"]) if "id" in row else json.dumps(row, sort_keys=True, default=str)))
+        enabled = row.pop(FAULTS_KEY, True)
+        name = str(row["id"]) if "id" in row else json.dumps(row, sort_keys=True, default=str)
+        self._set_state(_FaultState(name, enabled))
         return self.reset(**row)
 
     def _restore(self, state: tuple[Any, _FaultState]) -> None:
@@ -206,6 +213,8 @@ class _Injector:
         """The kind of this call's fault and, for "not_done", the snapshot to undo it. Raises FaultError."""
         state, index = self.state, self.state.calls
         state.calls += 1
+        if not state.enabled:
+            return None, None
         gone = state.gone.get(name)
         fault = self._draw(name, index) if gone is None else replace(gone, index=index)
         if fault is None:

@@ -24,6 +24,7 @@ from fission_grpo.core.errors import InfrastructureError, ProcessDied, TimeLimit
 from fission_grpo.core.terminal import get_logger, warn_once
 from fission_grpo.core.timing import contained
 from fission_grpo.core.types import PARSE_ERROR, Message, Task, ToolCall, ToolResult, Turn
+from fission_grpo.envs.faults import FAULTS_KEY
 from fission_grpo.envs.wrapper import (
     ADVICE,
     ENDED,
@@ -254,8 +255,8 @@ def snapshot_after(environment: Any, results: Iterable[ToolResult]) -> Any:
 
 
 def without_task(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without the recovery task, as the user's reward functions know it."""
-    return {key: value for key, value in row.items() if key != TASK_KEY}
+    """The row without the recovery task and what else is hidden, as the user's reward functions know it."""
+    return {key: value for key, value in row.items() if key not in (TASK_KEY, FAULTS_KEY)}
 
 
 def _guard_reward(judge: Callable[[], Any], monitor: EpisodeMonitor) -> Callable[[], Any]:

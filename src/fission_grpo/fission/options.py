@@ -138,6 +138,12 @@ class FissionOptions:
         "A right recovery of a step task goes on: the turn after it becomes a recovery task too, with the "
         "error in its dialogue. Needs the task's environment and its column `following` [ours].",
     )
+    fault_pairs: bool = _experimental(
+        False,
+        "With an environment_factory of inject_faults: half of each explored group meets the faults, the other half "
+        "does the same task without any, and advantages are normalised within each half, so that faults from outside "
+        "are not blamed on the policy. num_generations must be even and at least 4 [ours].",
+    )
     buffer_order: str = _experimental(
         "lifo",
         "Instances to recover from first: lifo, the newest [paper], or random [ours].",
@@ -223,6 +229,11 @@ class FissionOptions:
         error_rule(self.error_pattern)  # refuses one that cannot be used
         if self.skip_zero_signal is None:
             self.skip_zero_signal = self.fission
+        if self.fault_pairs and (self.num_generations % 2 or self.num_generations < 4):
+            raise ValueError(
+                f"fault_pairs halves groups, but num_generations is {self.num_generations}; set it to an even number "
+                "of at least 4."
+            )
         if self.fission:
             _check_recovery(self)
 
@@ -358,7 +369,7 @@ def _check_ratio(settings: Any) -> None:
         raise ValueError(
             "recovery_scope=turn judges corrective turns in batches of their own; set recovery_batches=alternate."
         )
-    one_size = settings.num_recovery_generations == settings.num_generations
+    one_size = settings.num_recovery_generations == settings.num_generations // (2 if settings.fault_pairs else 1)
     if not one_size and getattr(settings, "multi_objective_aggregation", _SUM) != _SUM:
         raise ValueError(
             "recovery_batches=mixed with groups of two sizes needs multi_objective_aggregation="

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ def checked_config(given: MutableMapping[str, Any]) -> FissionGRPOConfig:
 
     Raises:
         TypeError: `args` is the config of another trainer.
-        ValueError: there are environments, which recovery needs guarded, and they would not be.
+        ValueError: there are environments, which recovery needs guarded, and they would not be; or `fault_pairs` is
+            set, and they have no faults.
     """
     args, model = given.get("args"), given["model"]
     if isinstance(model, str) and model == "starter":
@@ -128,6 +129,13 @@ def checked_config(given: MutableMapping[str, Any]) -> FissionGRPOConfig:
         raise ValueError(
             "guard_tools=False with environments: recovery brings a guarded environment back to the failed turn. "
             "Leave guard_tools unset, or set fission=False."
+        )
+    factory = given.get("environment_factory")
+    factories = factory.values() if isinstance(factory, Mapping) else [factory]
+    if args.fault_pairs and not all(getattr(make, "injects_faults", False) for make in factories):
+        raise ValueError(
+            "fault_pairs needs environments with faults: give an environment_factory of fission_grpo.inject_faults, "
+            "or leave fault_pairs out."
         )
     args.output_dir = os.path.abspath(str(args.output_dir))  # a tool may change the working directory
     return args

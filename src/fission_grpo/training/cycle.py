@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fission_grpo.core.types import Message
+from fission_grpo.envs.faults import FAULTS_KEY
 from fission_grpo.envs.restore import TurnVerdict
 from fission_grpo.fission.metrics import groups_of
 from fission_grpo.fission.recovery import CorrectiveInstance
@@ -49,6 +50,7 @@ class Cycle:
     starts: Sequence[Any] = ()  # per rollout, the environment's first snapshot, if `reset` draws the tasks
     max_calling_turns: float = math.inf  # turns of an episode whose calls are made
     like_errors: int = 0  # results of this rank that begin like errors and count as successes
+    paired: bool = False  # the groups of explored rows come in pairs, see `in_fault_pairs`
 
     @functools.cached_property
     def _groups(self) -> list[int]:
@@ -63,6 +65,17 @@ class Cycle:
         """Whether a rollout recovers; `i` counts the rollouts of all ranks."""
         return self._groups[i] >= len(self.sizes) - len(self.contexts)
 
+    def rewards_of_pairs(self) -> dict[str, float]:
+        """The mean rewards of explored rollouts without and with injected faults, of all ranks; {} if not paired."""
+        if self.scores is None or not self.paired:
+            return {}
+        groups = groups_of(self.scores.weighted, self.sizes)
+        explored, means = groups[: len(self.sizes) - len(self.contexts)], {}
+        for at, name in enumerate(("without", "with")):
+            judged = [reward for group in explored[at::2] for reward in group if not math.isnan(reward)]
+            means |= {f"fission/reward_{name}_faults": sum(judged) / len(judged)} if judged else {}
+        return means
+
     @property
     def recovery_share(self) -> float:
         """The share of the rollouts that recover, 0 to 1."""
@@ -76,3 +89,18 @@ class Cycle:
         groups = [] if self.scores is None else groups_of(self.scores.weighted, self.sizes)
         flat = [len({one for one in group if not math.isnan(one)}) <= 1 for group in groups]
         return [flat[self.group_of(self.offset + i)] for i in range(len(self.rows))]
+
+
+def in_fault_pairs(cycle: Cycle) -> Cycle:
+    """The cycle with each explored group in two halves of the same task: without injected faults, and with them.
+
+    The halves are groups by themselves, so that advantages compare rollouts with others that met the same conditions.
+    """
+    explored = len(cycle.sizes) - len(cycle.contexts)
+    halves = [size // 2 for size in cycle.sizes[:explored] for _ in range(2)]
+    paired = replace(cycle, sizes=[*halves, *cycle.sizes[explored:]], paired=True)
+    for i, row in enumerate(cycle.rows):
+        group = paired.group_of(cycle.offset + i)
+        if group < len(halves):
+            paired.rows[i] = {**row, FAULTS_KEY: group % 2 == 1}
+    return paired

@@ -36,6 +36,7 @@ from fission_grpo.data.deferred_rows import (
     unpack_rows,
 )
 from fission_grpo.data.rows import row_of_task
+from fission_grpo.envs.faults import FAULTS_KEY
 from fission_grpo.envs.restore import TurnVerdict, judge_corrective_turn, make_restorable, run_awaitable, without_task
 from fission_grpo.envs.step_calls import StepEnvironments
 from fission_grpo.envs.worker import isolated
@@ -48,7 +49,7 @@ from fission_grpo.fission.metrics import explore_metrics, zero_std_groups
 from fission_grpo.training.callbacks import HealthWarnings, SkipZeroSignal, TokenBudget
 from fission_grpo.training.checkpoint import ExactCheckpointMixin, shard_for_rank
 from fission_grpo.training.config import FissionGRPOConfig, checked_config
-from fission_grpo.training.cycle import Cycle, CycleScores, Row
+from fission_grpo.training.cycle import Cycle, CycleScores, Row, in_fault_pairs
 from fission_grpo.training.lockstep import LockstepToolCallsMixin
 from fission_grpo.training.reporting import RecoveryTables, ReportingMixin
 from fission_grpo.training.rewards import (
@@ -186,10 +187,12 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
             return output
         started = time.perf_counter()
         self._buffer_feedback()
-        self.cycle = self._next_cycle(inputs)
+        cycle = self._next_cycle(inputs)
+        self.cycle = in_fault_pairs(cycle) if self.args.fault_pairs else cycle
         seconds = time.perf_counter() - started
         with self._cycle_settings():
-            rows = [copy.deepcopy(row) for row in self.cycle.rows] if self.args.fission else inputs
+            copied = self.args.fission or self.args.fault_pairs
+            rows = [copy.deepcopy(row) for row in self.cycle.rows] if copied else inputs
             output = super()._generate_and_score_completions(rows)  # which, like environments, may change its rows
         if self.multi_objective_aggregation == "sum_then_normalize":
             correct_advantages(output["advantages"], self.cycle, str(self.scale_rewards), self.args.skip_zero_signal)
@@ -215,7 +218,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
         explored = self.deferred.take((size - len(contexts) * recovers) // explores)
         if skipped := self.deferred.skip_newest():
             self._log_cycle({"fission/skipped_batches": skipped / len(arrived)})
-        options, columns = self.chat_template_kwargs, inputs[0].keys()
+        options, columns = self.chat_template_kwargs, {*inputs[0], FAULTS_KEY}
         recovered = [row_of_task(item.task, self.processing_class, options, columns) for item in contexts]
         sizes = [explores] * len(explored) + [recovers] * len(contexts)
         batch = [row for row, count in zip(explored + recovered, sizes, strict=True) for _ in range(count)]
@@ -254,7 +257,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         cycle = self.cycle
-        rows = [without_task(row) for row in inputs] if cycle.contexts else inputs
+        rows = [without_task(row) for row in inputs] if cycle.contexts or cycle.paired else inputs
         corrective: dict[int, TurnVerdict] = {}
         if cycle.single_turn:
             for i, (environment, turn) in enumerate(zip(self.environments or (), completions, strict=True)):
@@ -308,7 +311,7 @@ class FissionGRPOTrainer(LockstepToolCallsMixin, ExactCheckpointMixin, SharedPre
                 self._log_cycle(self.fission.push_continued(cycle.contexts, gather_object(continued), step))
         if first_recovery:
             self.fission.schedule.record_explore()
-            self._log_cycle(explore_metrics(total, zero_std[:first_recovery]))
+            self._log_cycle(explore_metrics(total, zero_std[:first_recovery]) | cycle.rewards_of_pairs())
         self._log_cycle(self._common_metrics(total))
 
     def _buffer_feedback(self) -> None:

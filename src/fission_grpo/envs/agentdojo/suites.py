@@ -25,7 +25,7 @@ def environment_name(suite: str) -> str:
 
 
 def suites_of(tasks: str) -> tuple[str, ...]:
-    """The suites that a name of tasks means: all of "agentdojo", two of "agentdojo:banking,slack"; () for another name.
+    """The suites that a name of tasks means: all of "agentdojo", two of "agentdojo:banking,slack"; else ().
 
     Raises UsageError for an unknown suite.
     """
