@@ -270,7 +270,20 @@ def test_a_pattern_that_cannot_be_used_is_one_clear_error(options, complaint, ca
     assert complaint in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("fault", ["flood:0.5", "timeout:2", "timeout"])
+def test_faults_of_a_cell_have_rows_of_their_own(tmp_path, capsys):
+    assert evaluated(tmp_path, *STARTER, "--fault", "explicit-permanent:0.5") == 0
+    assert "explicit-permanent faults (" in capsys.readouterr().out
+    (cell,) = json.loads((tmp_path / "eval-starter" / "rates.json").read_text())["by_fault"]
+    assert cell["name"] == "explicit-permanent"
+    assert cell["recovery"]["of"] == cell["success"]["of"] - cell["not_needed"] > 0
+
+
+def test_an_attack_is_for_agentdojo_alone(capsys):
+    assert main(["eval", "--model", "starter", "--tasks", "desk", "--attack", "direct"]) == 2
+    assert "--attack is for AgentDojo's cases; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["flood:0.5", "timeout:2", "timeout", "explicit-permanent", "implicit:0.1"])
 def test_a_wrong_fault_names_the_option_and_the_kinds(fault, capsys):
     with pytest.raises(SystemExit):
         main(["eval", "--model", "starter", "--fault", fault])

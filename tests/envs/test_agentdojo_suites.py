@@ -15,6 +15,7 @@ INSTALL = r"install --no-deps agentdojo==0\.1\.35 && .*install .*'pydantic\[emai
 def test_a_name_of_tasks_means_all_suites_or_one():
     assert suites_of("agentdojo") == SUITES
     assert suites_of(environment_name("slack")) == ("slack",)
+    assert suites_of("agentdojo:slack,banking") == ("slack", "banking")
     assert suites_of("desk") == suites_of("agentdojo.jsonl") == ()
     with pytest.raises(UsageError, match="after 'agentdojo:' write one of workspace, travel, banking, slack"):
         suites_of("agentdojo:")

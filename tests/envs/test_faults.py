@@ -9,8 +9,12 @@ from scripted_policy import ScriptedPolicy
 from fission_grpo.core.types import ToolCall
 from fission_grpo.envs.check import check_environment
 from fission_grpo.envs.faults import (
+    CELLS,
+    FAULTS_KEY,
+    KINDS,
     Fault,
     InjectedFault,
+    faults_of_calls,
     inject_faults,
     injected_calls,
 )
@@ -201,3 +205,74 @@ def test_an_error_of_a_call_that_a_fault_let_through_is_the_policys_own():
         assert injected_calls(results, environment, ["put"]) == (False,)
     environment = till(Fault("timeout", 1.0))
     assert injected_calls(say(environment, wrong), environment, ["put"]) == (True,)
+
+
+def cells(environment):
+    return [fault.cell for fault in environment.injected]
+
+
+def test_every_kind_is_in_a_cell_and_latency_in_none():
+    assert {kind for kinds in CELLS.values() for kind in kinds} == set(KINDS) - {"latency"}
+    named = {"timeout": "explicit-transient", "permission": "explicit-permanent", "stale": "implicit-transient"}
+    assert {kind: Fault(kind, 0.1).cell for kind in named} == named
+    assert Fault("latency", 0.1).cell == ""
+    assert all(Fault(cell, 0.1).cell == cell for cell in CELLS)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_draws_each_of_its_kinds(cell):
+    seen = set()
+    for row in range(40):
+        environment = till(Fault(cell, 0.5), row=row)
+        say(environment, PUT, TOTAL, PUT, TOTAL, PUT)
+        seen |= set(kinds(environment))
+        assert set(cells(environment)) <= {cell}
+    assert seen == set(CELLS[cell])
+
+
+def test_a_transient_cell_spares_the_tools_next_call_and_a_permanent_one_no_later_call():
+    for cell, expected in (
+        ("explicit-transient", [0, 2]),
+        ("implicit-transient", [0, 2]),
+        ("explicit-permanent", [0, 1, 2, 3]),
+        ("implicit-permanent", [0, 1, 2, 3]),
+    ):
+        environment = till(Fault(cell, 1.0, tools=("put",)))
+        say(environment, PUT, PUT, PUT, PUT, TOTAL)
+        assert [fault.index for fault in environment.injected] == expected
+        if cell.endswith("permanent"):
+            assert len(kinds(environment)) == 1  # the same each time
+
+
+def test_what_cannot_be_done_is_not_drawn():
+    for row in range(20):
+        environment = till(Fault("implicit-transient", 1.0), cls=Blind, row=row)
+        say(environment, PUT)
+        assert set(kinds(environment)) <= {"empty", "partial"}
+
+
+def test_faults_of_calls_are_by_call_and_skip_unknown_tools():
+    environment = till(Fault("implicit-permanent", 1.0, tools=("put",)))
+    results = say(environment, ToolCall("nothing"), TOTAL, PUT, PUT)
+    faults = faults_of_calls(results, environment, tool_methods(environment))
+    assert [fault and fault.cell for fault in faults] == [None, None, "implicit-permanent", "implicit-permanent"]
+    assert injected_calls(results, environment, tool_methods(environment)) == (False,) * 4
+
+
+def test_a_permanent_implicit_fault_survives_a_snapshot():
+    environment = till(Fault("implicit-permanent", 1.0, tools=("put",)), row=3)
+    say(environment, PUT)
+    state, before = environment._snapshot(), kinds(environment)
+    again = inject_faults(Till, [Fault("implicit-permanent", 1.0, tools=("put",))])()
+    again.reset(id=9)
+    again._restore(state)
+    say(again, PUT)
+    assert kinds(again) == dict.fromkeys(before, 2)
+
+
+def test_a_row_can_be_without_faults():
+    environment = inject_faults(Till, [Fault("timeout", 1.0)])()
+    for expected in (0, 2):
+        environment.reset(id="a", **{FAULTS_KEY: bool(expected)})
+        say(environment, PUT, PUT, TOTAL)
+        assert len(environment.injected) == expected

@@ -107,5 +107,5 @@ def test_groups_that_cannot_be_halved_are_refused(tmp_path, count):
 
 
 def test_environments_without_faults_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="environment_factory of fission_grpo.inject_faults"):
+    with pytest.raises(ValueError, match="give an environment_factory of"):
         desk_trainer(tmp_path, num_generations=8, fault_pairs=True)

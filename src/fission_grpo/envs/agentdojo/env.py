@@ -107,7 +107,7 @@ class AgentDojoEnvironment:
             return bool(check(task, blocks, before, after, calls))
         except Exception as error:  # noqa: BLE001 - some checks index what a wrong call left out
             problem = f"{type(error).__name__}: {error_message(error)}"
-            warn_once(_log, f"the check of {self._suite.name}/{task.ID} raised {problem}: judged as not done")
+            warn_once(_log, f"the check of {self._suite.name}/{task.ID} raised {problem}: judged as not solved")
             return False
 
     def _progress(self) -> float:

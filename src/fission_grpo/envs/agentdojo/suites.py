@@ -33,9 +33,9 @@ def suites_of(tasks: str) -> tuple[str, ...]:
     if name != NAME:
         return ()
     suites = tuple(dict.fromkeys(listed.split(","))) if colon else SUITES
-    if unknown := [suite for suite in suites if suite not in SUITES]:
-        what = f"there is no suite {unknown[0]!r}; after 'agentdojo:' write some of {', '.join(SUITES)}, with commas"
-        raise UsageError(f"{tasks!r}: {what}")
+    if not set(suites) <= set(SUITES):
+        known = f"after 'agentdojo:' write one of {', '.join(SUITES)}, or several with commas"
+        raise UsageError(f"{tasks!r}: there is no such suite; {known}")
     return suites
 
 
