@@ -14,19 +14,19 @@ PACKAGE = ROOT / "src" / "fission_grpo"
 BUDGETS = {  # lines of each package, in import order: a package imports only earlier ones
     "core": 3500,
     "shared_prefix": 2020,
-    "envs": 4150,
+    "envs": 4300,
     "data": 1940,
     "inference": 1700,
     "feedback": 2480,
-    "fission": 1840,
+    "fission": 1850,
     "engines": 1450,
-    "training": 3640,
-    "evaluation": 3830,
+    "training": 3660,
+    "evaluation": 4120,
     "report": 1230,
     "recipes": 4100,
-    "cli": 1160,
+    "cli": 1170,
 }
-TOTAL = 33_100
+TOTAL = 33_450
 ORDER = list(BUDGETS)
 MAY_IMPORT_TRL = {"engines", "training", "recipes", "cli"}
 SMALL_MODULES: dict[str, str] = {  # modules under 120 lines with one importer, and why they stand alone
