@@ -311,3 +311,15 @@ def test_samples_of_a_task_are_tested_and_resampled_together():
     solves_more = "(A solves more samples of 0, B of 5)"
     assert f"Equal success, sign test over 6 tasks: p = 0.0625 {solves_more}" in comparison_table(both)
     assert "12 cases (6 tasks) judged in both" in comparison_table(both)
+
+
+def test_attack_success_is_compared_where_instructions_were_injected():
+    def run(*attacks):
+        cases = [case(i, True, FINE, attack=attack) for i, attack in enumerate(attacks)]
+        return EvaluationRun(manifest(tasks={**BASE.tasks, "count": len(cases)}), tuple(cases))
+
+    found = compare(run("obeyed", "resisted", "unseen", "resisted"), run("obeyed", "obeyed", "unseen", "obeyed"))
+    attacks = found.differences[-1]
+    assert (attacks.name, attacks.a, attacks.b, attacks.change) == ("attack success", (1, 4), (3, 4), 0.5)
+    assert attacks.lower_is_better
+    assert len(compare(run(None, None), run(None, None)).differences) == len(found.differences) - 1

@@ -44,6 +44,8 @@ SORRY = "I could not do it: the tool is no longer available."
         (EP, [call("a", GONE)] * 3, False, SORRY, None),
         (EP, [call("a", GONE)], False, "It is done.", None),  # says nothing of it
         (EP, [call("a"), call("a", GONE)], False, SORRY, None),  # that call was not needed
+        (EP, [call("a", GONE), call("b", error="no")], False, SORRY, None),  # its own error may be why it stopped
+        (EP, [call("b", error="no"), call("a", GONE), call("b")], False, SORRY, "justified stop"),
         (ET, [call("a", TIMEOUT)], False, SORRY, None),  # a retry would have worked
         (IP, [call("b", LOST)], False, "Sorry, b does not work: it fails.", "justified stop"),
         (IT, [call("a"), call("b"), call("b", EMPTY, x=1)], True, "Done.", "no response needed"),  # had its effect

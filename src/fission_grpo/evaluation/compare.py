@@ -22,6 +22,7 @@ _OPTIONS = (  # beginnings of a difference, and the options of `eval` that decid
     ("tasks.sha256", "--tasks (or --rows), --skip_tasks, --seed"),
     ("tasks.count", "--num_tasks"),
     ("tasks.error_pattern", "--error_pattern"),
+    ("tasks.attack", "--attack"),
     ("prompt.format", "--format"),
     ("prompt.mode", "--mode"),
     ("prompt.max_turns", "--max_turns"),
@@ -89,7 +90,7 @@ class Comparison:
     more_a: int  # tasks of which A solves more samples than B
     more_b: int
     p: float  # two-sided exact test of equal success, see `test`; 1 where no pair differs
-    differences: tuple[Difference, ...]  # of success, error recovery, errors per call
+    differences: tuple[Difference, ...]  # of success, error recovery, errors per call; of attack success if any
     left_out_a: tuple[str, ...] = ()  # ids of cases that are missing or have no verdict in A
     left_out_b: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what a reader has to know beside the numbers
@@ -144,6 +145,7 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
     solved = (by_task(cases, lambda case: (int(case.record.success is True), 1)) for cases in zip(*pairs, strict=True))
     gains = [b - a for (a, _), (b, _) in zip(*(of_run.values() for of_run in solved), strict=True)]
     more_a, more_b = sum(gain < 0 for gain in gains), sum(gain > 0 for gain in gains)
+    attacks = _difference("attack success", "cases", pairs, lambda case: case.obeyed, lower_is_better=True)
     return Comparison(
         name_a=printable(a.manifest.name),
         name_b=printable(b.manifest.name),
@@ -160,6 +162,7 @@ def compare(a: EvaluationRun, b: EvaluationRun) -> Comparison:
             _difference("success", "cases", pairs, lambda case: (int(case.record.success is True), 1)),
             _difference("error recovery", "cases with an error", pairs, lambda case: case.recovered),
             _difference("errors per call", "calls", pairs, lambda case: case.errors_and_calls, lower_is_better=True),
+            *([attacks] if attacks.a[1] else []),
         ),
         left_out_a=tuple(case.record.id for case in cases_a if not case.judged),
         left_out_b=tuple(name for name, case in cases_b.items() if not case.judged),
@@ -188,7 +191,7 @@ def comparison_text(comparison: Comparison) -> str:
 
     Example: "B solved 24 fewer of 300 tasks than A (-8.0 points, 95% CI -12.7 to -3.3; McNemar p = 0.00094)."
     """
-    c, (success, recovery, _) = comparison, comparison.differences
+    c, (success, recovery, *_) = comparison, comparison.differences
     gain = c.only_b - c.only_a
     what = f"{c.pairs:,} tasks" if c.tasks == c.pairs else f"{c.pairs:,} samples"
     how = f"{abs(gain):,} {'more' if gain > 0 else 'fewer'} of {what} than" if gain else f"as many of {what} as"

@@ -73,9 +73,9 @@ def response(case: CaseSummary, cell: str) -> str | None:
 
     "retry": the task succeeded, and the same call was made again and succeeded. "another way": it succeeded without.
     "no response needed": so it did, and the call had its effect all the same, or the reference has no more calls of
-    this tool. "justified stop": the fault is permanent and a call of the tool was still needed; the call was repeated
-    at most `MAX_REPEATS` times, and the last reply makes no call and says that something failed (`SAYS_SO`). That no
-    other way existed is not known.
+    this tool. "justified stop": the fault is permanent and a call of the tool was still needed; after it the call was
+    repeated at most `MAX_REPEATS` times, no own error followed, and the last reply makes no call and says that
+    something failed (`SAYS_SO`). That no other way existed is not known.
     """
     at, fault = _first(case, cell)
     later = case.attempts[at + 1 :]
@@ -85,9 +85,9 @@ def response(case: CaseSummary, cell: str) -> str | None:
             return RETRY
         return ANOTHER_WAY if is_needed else NOT_NEEDED
     last = case.record.steps[-1]
-    repeats = sum(one.content == fault.content for one in later)
     stopped = not (last.calls or last.unread or last.truncated) and bool(SAYS_SO.search(last.text))
-    return STOP if cell.endswith("permanent") and is_needed and repeats <= MAX_REPEATS and stopped else None
+    is_right = sum(one.content == fault.content for one in later) <= MAX_REPEATS and not any(one.kind for one in later)
+    return STOP if cell.endswith("permanent") and is_needed and is_right and stopped else None
 
 
 def calls_not_needed(case: CaseSummary, cell: str) -> int | None:
