@@ -1,5 +1,7 @@
 """Rollouts as dialogues."""
 
+from dataclasses import replace
+
 from report_support import BAD, FINE, PUSHED, RECOVERED, page_of, write_run
 
 from fission_grpo.core.types import Rollout, Task, ToolCall, ToolResult, Trajectory, Turn, Verdict
@@ -71,6 +73,16 @@ def test_a_prompt_that_is_text_is_split_at_the_failed_turn(tmp_path):
     events = [PUSHED | {"prompt": "User: go\nwrote this\n\nfeedback\n\n", "failed": "wrote this"}]
     story = tell_recovery(read_run(write_run(tmp_path / "run", fission=events)).instances[0])
     assert (story.request, story.answers) == ("User: go\n", (Shown("user", "feedback"),))
+
+
+def test_an_injected_fault_is_named_also_where_the_call_seems_to_succeed():
+    explicit = replace(BAD, injected=True, fault="explicit-transient/timeout")
+    implicit = replace(FINE, result="", fault="implicit-transient/empty")
+    record = CaseRecord("1", turns=(TurnRecord((StepRecord("", (explicit, implicit)),), False, "Move it."),))
+    assert [shown.note for shown in case_dialogue(record)[2:]] == [
+        "injected error",
+        "injected fault: implicit-transient/empty",
+    ]
 
 
 def test_a_case_shows_requests_calls_and_results():

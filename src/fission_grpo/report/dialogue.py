@@ -11,7 +11,7 @@ from typing import Any
 
 from fission_grpo.core.chat import parse, read_result, without_blocks
 from fission_grpo.core.types import Message, ToolCall
-from fission_grpo.evaluation.records import CaseRecord, StepRecord, request_text
+from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, request_text
 from fission_grpo.report.run import RecoveryRecord
 
 _RESULT = re.compile(r"\[([^\]\n]+)\] (.*)")  # a line of `Rollout.text` that begins a tool's result
@@ -147,9 +147,14 @@ def _shown_step(step: StepRecord) -> Sequence[Shown]:
     if step.unread is not None:
         messages.append(Shown("tool", step.unread, is_error=True, note="the call cannot be read"))
     for call in step.calls:
-        if call.result or call.error:
-            note = "injected error" if call.injected else str(call.kind or "").replace("_", " ")
-            messages.append(
-                Shown("tool", call.result or call.error or "", (), call.name, call.error is not None, note)
-            )
+        if call.result or call.error or call.fault:
+            content = call.result or call.error or ""
+            messages.append(Shown("tool", content, (), call.name, call.error is not None, _note(call)))
     return messages
+
+
+def _note(call: CallRecord) -> str:
+    """What a result does not say: the kind of an error, or that a fault was injected."""
+    if call.injected:
+        return "injected error"
+    return f"injected fault: {call.fault}" if call.fault else str(call.kind or "").replace("_", " ")
