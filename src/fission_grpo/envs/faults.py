@@ -49,8 +49,6 @@ ERRORS = TRANSIENT | PERMANENT
 KINDS = (*ERRORS, *IMPLICIT, "latency")
 SPARES_NEXT = {*TRANSIENT, "explicit-transient", "implicit-transient"}  # the tool's next call does not meet them again
 SKIPS_CALL = {*ERRORS, "stale"}  # the call is not made: its result or error is the fault's
-
-
 FAULTS_KEY = "_fission_faults"  # column that says whether the row's episode meets faults; hidden from users
 
 

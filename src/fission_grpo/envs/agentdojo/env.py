@@ -74,6 +74,7 @@ class AgentDojoEnvironment:
             raise ValueError(f"{what}, such as user_task_0, got {quoted(name)}")
         try:
             self._start = _start_of(self._suite.name, name, injections)
+            self._injected = tuple(map(_squeezed, filter(None, json.loads(injections).values())))
         except (TypeError, AttributeError, ValueError) as error:
             known = ", ".join(self._suite.get_injection_vector_defaults())
             what = f"{where}column 'injections' must be the JSON text of an object with texts for some of {known}"
@@ -82,7 +83,6 @@ class AgentDojoEnvironment:
         if self._injection_task and self._injection_task not in self._suite.injection_tasks:
             known = ", ".join(self._suite.injection_tasks)
             raise ValueError(f"{where}column 'injection_task' must be one of {known}, got {self._injection_task!r}")
-        self._injected = tuple(map(_squeezed, filter(None, json.loads(injections).values())))
         self._task, self._state, self._calls, self._shown = name, pickle.loads(self._start), [], False
 
     def _reward(self, output: str = "", judge: str = "utility") -> float:
