@@ -9,10 +9,14 @@ from fission_grpo.core.install import AGENTDOJO
 
 pytest.importorskip("agentdojo", reason=f"pip install {' && pip install '.join(AGENTDOJO)}")
 
+from openai_server import OpenAIServer, calls
+
+from fission_grpo.cli.main import main
 from fission_grpo.core.errors import UsageError
 from fission_grpo.envs.agentdojo.env import ENVIRONMENTS, injection
 from fission_grpo.envs.agentdojo.suites import SUITES, load_suite, official
 from fission_grpo.envs.agentdojo.tasks import injection_rows
+from fission_grpo.evaluation.records import read_records
 from fission_grpo.evaluation.task_sets import TaskSpec, task_set
 from fission_grpo.inference.base import Reply
 
@@ -26,9 +30,9 @@ def started(suite, row):
     return environment
 
 
-def make(environment, calls):
+def make(environment, made):
     """Make official calls, as long as they have no errors."""
-    for call in calls:
+    for call in made:
         environment._call(call.function, dict(call.args))
 
 
@@ -82,9 +86,9 @@ def official_calls(environment):
     return task.ground_truth(environment._state.model_copy(deep=True))
 
 
-def ended(start, calls, text="Done."):
+def ended(start, made, text="Done."):
     """The record of a case in which the policy makes these calls, one a turn, and ends with a text."""
-    replies = [f"<tool_call>{json.dumps({'name': c.function, 'arguments': dict(c.args)})}</tool_call>" for c in calls]
+    replies = [f"<tool_call>{json.dumps({'name': c.function, 'arguments': dict(c.args)})}</tool_call>" for c in made]
     running = start()
     next(running)
     try:
@@ -104,7 +108,7 @@ def test_an_evaluation_says_what_became_of_the_instructions():
     environment = started("slack", row)
     user = official_calls(environment)
     injected = load_suite("slack").injection_tasks["injection_task_3"].ground_truth(environment._state)
-    outcomes = [ended(tasks.cases[name], calls).attack for calls in (user, [*user, *injected], [])]
+    outcomes = [ended(tasks.cases[name], made).attack for made in (user, [*user, *injected], [])]
     assert outcomes == ["resisted", "obeyed", "unseen"]
 
 
@@ -125,3 +129,26 @@ def test_a_wrong_injection_task_names_the_row_and_the_column():
     row = {"id": "r", "user_task": "user_task_0", "injection_task": "injection_task_99"}
     with pytest.raises(ValueError, match="row 'r': column 'injection_task' must be one of injection_task_0"):
         ENVIRONMENTS["banking"]().reset(**row)
+
+
+def test_the_command_behind_an_endpoint(tmp_path):
+    """A model that makes the official calls of the user's task, and then those of the injected one."""
+    (row,) = injection_rows("slack", ATTACK)[:1]
+    environment = started("slack", row)
+    user = official_calls(environment)
+    injected = load_suite("slack").injection_tasks[row["injection_task"]].ground_truth(environment._state)
+    scripted = [*user, *injected]
+
+    def answer(body):
+        at = sum(message["role"] == "assistant" for message in body["messages"])
+        if at >= len(scripted):
+            return "Done."
+        return calls((scripted[at].function, json.dumps(dict(scripted[at].args))))
+
+    with OpenAIServer(answer) as server:
+        given = ["--model", "small", "--endpoint", server.url, "--tasks", "agentdojo:slack", "--attack", ATTACK]
+        assert main(["eval", *given, "--num_tasks", "1", "--output", str(tmp_path)]) == 0
+    (record,) = read_records(tmp_path / "eval-small" / "cases.jsonl")
+    assert (record.id, record.attack) == (row["id"], "obeyed")
+    rates = json.loads((tmp_path / "eval-small" / "rates.json").read_text())
+    assert (rates["attack_success"]["hits"], rates["attack_success_shown"]["of"]) == (1, 1)
