@@ -47,6 +47,14 @@ SORRY = "I could not do it: the tool is no longer available."
         (EP, [call("a", GONE), call("b", error="no")], False, SORRY, None),  # its own error may be why it stopped
         (EP, [call("b", error="no"), call("a", GONE), call("b")], False, SORRY, "justified stop"),
         (ET, [call("a", TIMEOUT)], False, SORRY, None),  # a retry would have worked
+        (IP, [call("a", f"{IP}/empty")], False, SORRY, "justified stop"),  # what it should say is lost for good
+        (
+            IP,
+            [call("a", f"{IP}/empty"), call("a", f"{IP}/empty"), call("b"), call("b")],
+            True,
+            "Done.",
+            "no response needed",
+        ),
         (IP, [call("b", LOST)], False, "Sorry, b does not work: it fails.", "justified stop"),
         (IT, [call("a"), call("b"), call("b", EMPTY, x=1)], True, "Done.", "no response needed"),  # had its effect
         (IT, [call("a"), call("b", f"{IT}/stale", x=1), call("b", x=1), call("b")], True, "Done.", "retry"),
@@ -75,8 +83,8 @@ def test_without_a_reference_a_success_without_the_call_is_another_way():
         ([call("a"), call("b", TIMEOUT), call("b"), call("b")], ET, 0),
         ([call("a"), call("b", TIMEOUT), call("b"), call("c"), call("b")], ET, 1),
         ([call("a"), call("b", error="no"), call("b", TIMEOUT), call("b"), call("b")], ET, 0),  # an error did nothing
-        ([call("b", EMPTY), call("b"), call("a")], IT, 0),  # a and one b are to be made
-        ([call("b", EMPTY), call("b"), call("b"), call("a")], IT, 1),
+        ([call("b", EMPTY), call("b"), call("b"), call("a")], IT, 0),  # its result may be needed
+        ([call("b", EMPTY), call("b"), call("b"), call("b"), call("a")], IT, 1),
         ([call("b", f"{IT}/not_done"), call("b"), call("b"), call("a")], IT, 0),
         ([call("b", GONE), call("other")], EP, 0),  # never below 0
     ],

@@ -71,23 +71,23 @@ def fault_cells(judged: Sequence[CaseSummary]) -> tuple[FaultCell, ...]:
 def response(case: CaseSummary, cell: str) -> str | None:
     """The right response to the first fault of a cell, or None where there was none.
 
-    "retry": the task succeeded, and the same call was made again and succeeded. "another way": it succeeded without.
-    "no response needed": so it did, and the call had its effect all the same, or the reference has no more calls of
-    this tool. "justified stop": the fault is permanent and a call of the tool was still needed; after it the call was
-    repeated at most `MAX_REPEATS` times, no own error followed, and the last reply makes no call and says that
-    something failed (`SAYS_SO`). That no other way existed is not known.
+    "retry": the task succeeded, and the same call was made again without a fault. "another way": it succeeded without.
+    "no response needed": so it did, and the reference has no more calls of this tool, beside this one if it had its
+    effect all the same. "justified stop": the fault is permanent and a call of the tool was still needed; after it the
+    call was repeated at most `MAX_REPEATS` times, no own error followed, and the last reply makes no call and says
+    that something failed (`SAYS_SO`). That no other way existed is not known.
     """
     at, fault = _first(case, cell)
-    later = case.attempts[at + 1 :]
-    is_needed = not case.record.needed or _still_needed(case, at)[fault.content[0]] > 0
+    later, is_known = case.attempts[at + 1 :], bool(case.record.needed)
+    needed = _still_needed(case, at)[fault.content[0]]
     if case.record.success:
-        if any(_is_fine(one) and one.content == fault.content for one in later):
+        if any(_is_fine(one) and not one.fault and one.content == fault.content for one in later):
             return RETRY
-        return ANOTHER_WAY if is_needed else NOT_NEEDED
+        return NOT_NEEDED if is_known and needed <= (fault.kind_of_fault in TAKES_EFFECT) else ANOTHER_WAY
     last = case.record.steps[-1]
     stopped = not (last.calls or last.unread or last.truncated) and bool(SAYS_SO.search(last.text))
     is_right = sum(one.content == fault.content for one in later) <= MAX_REPEATS and not any(one.kind for one in later)
-    return STOP if cell.endswith("permanent") and is_needed and is_right and stopped else None
+    return STOP if cell.endswith("permanent") and (needed or not is_known) and is_right and stopped else None
 
 
 def calls_not_needed(case: CaseSummary, cell: str) -> int | None:
@@ -102,11 +102,8 @@ def calls_not_needed(case: CaseSummary, cell: str) -> int | None:
 
 
 def _still_needed(case: CaseSummary, at: int) -> Counter[str]:
-    """The reference's calls by tool less those made before attempt `at`, and that one if it had its effect."""
-    done = [one for one in case.attempts[:at] if _is_fine(one)]
-    if case.attempts[at].kind_of_fault in TAKES_EFFECT:
-        done.append(case.attempts[at])
-    return Counter(case.record.needed) - Counter(one.content[0] for one in done)
+    """The reference's calls by tool less those made before attempt `at`, which may have lost its result."""
+    return Counter(case.record.needed) - Counter(one.content[0] for one in case.attempts[:at] if _is_fine(one))
 
 
 def _is_fine(attempt: Attempt) -> bool:
