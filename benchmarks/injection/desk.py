@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "evidence"), str(HERE.parent), str(HERE)]
 
@@ -208,6 +207,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT, help="held-out tasks")
     parser.add_argument("--task_seed", type=int, default=TASK_SEED, help="of the tasks")
     options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # before torch
     sets = [one.split("/") for one in options.sets]
     results = {"count": options.count, "task_seed": options.task_seed, "sets": sets, "runs": []}
     if options.output.is_file():
