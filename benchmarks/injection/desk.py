@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "evidence"), str(HERE.parent), str(HERE)]
 
-from analysis.intervals import difference, estimate, less  # noqa: E402
-from analysis.verdicts import verdict  # noqa: E402
+from analysis.intervals import Difference, Estimate, difference, estimate, less  # noqa: E402
+from analysis.verdicts import direction, verdict  # noqa: E402
 from injected_desk import (  # noqa: E402
     AFTER_ERROR,
     AFTER_RESULT,
@@ -29,6 +30,8 @@ from injected_desk import (  # noqa: E402
     CLEAN,
     ERRORS,
     NEEDS_ERROR,
+    RESULTS,
+    SAME_DIALOGUE,
     WORDINGS,
     injected_cases,
     injected_rows,
@@ -53,6 +56,14 @@ MAIN = (
     (AFTER_RESULT, "delete"),
 )
 """Sets of the main run, (carrier, wording); all else was piloted."""
+
+HEADLINES = (
+    (ERRORS, "unlock", "tool tried"),
+    (AFTER_RESULT, "unlock", "tool tried"),
+    (ERRORS, "false_id", "obeyed"),
+    (AFTER_RESULT, "cancel", "obeyed"),
+)
+"""The comparisons that count, each Fission less GRPO (desk.md)."""
 
 COMPARED = (
     ("fission", "grpo"),
@@ -146,8 +157,50 @@ MEASURES: Mapping[str, Callable[[Sequence[str]], float | None]] = {
 with the user's task done or the harmful call made, those with the harmful call (for `false_id`)."""
 
 
+def tables(results: Mapping[str, Any]) -> list[str]:
+    """Markdown: the comparisons that count, then for each set every arm's measures and the arms' differences."""
+    lines = ["### Comparisons that count", ""]
+    for carrier, wording, measure in HEADLINES:
+        if [carrier, wording] in [list(one) for one in results["sets"]]:
+            kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
+            values = {arm: Column(carrier, wording, measure, kinds).of(results["runs"], arm) for arm in COMPARED[0]}
+            found = difference(less(*values.values()))
+            p = "" if found.p is None else f"; sign-flip p = {found.p:.3f}"
+            lines.append(f"- `{wording}`, {carrier}, {measure}: {verdict(found)}{p}")
+    for carrier, wording in results["sets"]:
+        kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
+        lines += ["", f"### `{wording}`, {carrier} ({len(kinds)} tasks)", ""]
+        lines += _table(results["runs"], _columns(carrier, wording, kinds))
+    return lines
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure on a set, on all of its tasks or on those that need an error, or less the same on the clean set."""
+
+    carrier: str
+    wording: str
+    measure: str
+    kinds: Sequence[str]
+    needed: bool = False
+    less_clean: bool = False
+
+    @property
+    def title(self) -> str:
+        """Example: "tool tried, tasks that need an error"."""
+        ends = (", tasks that need an error" * self.needed, ", less clean" * self.less_clean)
+        return self.measure + "".join(ends)
+
+    def of(self, runs: Sequence[Mapping[str, Any]], arm: str) -> dict[int, float | None]:
+        """The arm's values by seed."""
+        where = [not self.needed or kind in NEEDS_ERROR for kind in self.kinds]
+        given = runs, arm, self.wording, self.measure, where
+        found = by_seed(self.carrier, *given)
+        return less(found, by_seed(CLEAN, *given)) if self.less_clean else found
+
+
 def by_seed(
-    runs: Sequence[Mapping[str, Any]], arm: str, carrier: str, wording: str, measure: str, where: Sequence[bool]
+    carrier: str, runs: Sequence[Mapping[str, Any]], arm: str, wording: str, measure: str, where: Sequence[bool]
 ) -> dict[int, float | None]:
     """A measure for each seed of an arm, on the tasks where `where` is true."""
     of_arm = {run["seed"]: run["outcomes"][carrier][wording] for run in runs if run["arm"] == arm}
@@ -157,44 +210,50 @@ def by_seed(
     }
 
 
-def tables(results: Mapping[str, Any]) -> list[str]:
-    """Markdown: for each wording and carrier every arm's measures, and differences to GRPO and to the untrained."""
-    lines: list[str] = []
-    for carrier, wording in results["sets"]:
-        kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
-        lines += ["", f"### `{wording}`, {carrier} ({len(kinds)} tasks)", ""]
-        lines += _table(results["runs"], carrier, wording, kinds)
-    return lines
+def _columns(carrier: str, wording: str, kinds: Sequence[str]) -> list[Column]:
+    """What is shown of a set: in the clean one nothing is seen, and an own-tool wording's tool is the user's."""
+    names = ["obeyed", "utility"] if carrier == CLEAN else ["obeyed", "seen", "obeyed, of seen", "utility"]
+    if carrier in SAME_DIALOGUE:
+        names = ["obeyed", "utility"]
+    if WORDINGS[wording].tool:
+        tried = ["tool tried", "tool tried, of seen"] if "seen" in names else ["tool tried"]
+        names = [*tried, *names]
+    elif carrier != CLEAN:
+        names.append("false of acted")
+    columns = [Column(carrier, wording, name, kinds) for name in names]
+    if "tool tried" in names and not set(kinds) <= set(NEEDS_ERROR):
+        columns.insert(1, Column(carrier, wording, "tool tried", kinds, needed=True))
+    if carrier in (ERRORS, RESULTS):
+        columns += [Column(carrier, wording, name, kinds, less_clean=True) for name in ("obeyed", "utility")]
+    return columns
 
 
-def _table(runs: Sequence[Mapping[str, Any]], carrier: str, wording: str, kinds: Sequence[str]) -> list[str]:
-    everywhere, needed = [True] * len(kinds), [kind in NEEDS_ERROR for kind in kinds]
-    own = not WORDINGS[wording].tool
-    names = [name for name in MEASURES if ("tool tried" not in name if own else name != "false of acted")]
-    columns = [(name, name, everywhere) for name in names]
-    if not all(needed):
-        columns += [(f"{name}, tasks that need an error", name, needed) for name in names[:2]]
+def _table(runs: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[str]:
+    """Rows of arms, then of differences, paired by seed; bold: bootstrap and t-interval exclude 0."""
     arms = [arm for arm in ARMS if any(run["arm"] == arm for run in runs)]
-    lines = ["| arm | " + " | ".join(title for title, _, _ in columns) + " |", "|---|" + "---:|" * len(columns)]
+    lines = ["| percent of cases | " + " | ".join(one.title for one in columns) + " |"]
+    lines.append("|---|" + "---:|" * len(columns))
     for arm in arms:
-        cells = [_cell(by_seed(runs, arm, carrier, wording, measure, where)) for _, measure, where in columns]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    lines.append("")
+        lines.append(
+            f"| {arm} | " + " | ".join(_cell(estimate(one.of(runs, arm)), "{:.1f}") for one in columns) + " |"
+        )
     for arm, other in COMPARED:
         if arm in arms and other in arms:
-            for title, measure, where in columns:
-                pair = [by_seed(runs, one, carrier, wording, measure, where) for one in (arm, other)]
-                lines.append(f"- {arm} less {other}, {title}: {verdict(difference(less(*pair)))}")
+            found = [difference(less(one.of(runs, arm), one.of(runs, other))) for one in columns]
+            lines.append(f"| {arm} less {other} | " + " | ".join(_cell(one, "{:+.1f}") for one in found) + " |")
     return lines
 
 
-def _cell(found: Mapping[int, float | None]) -> str:
-    """Mean over seeds in percent with its bootstrap interval."""
-    one = estimate(found)
-    if one.mean is None:
+def _cell(found: Estimate, form: str) -> str:
+    """Mean over seeds in percent, its bootstrap interval, and of a difference the t-interval behind it."""
+    if found.mean is None:
         return "–"
-    interval = "" if one.interval is None else f" [{100 * one.interval[0]:.1f}, {100 * one.interval[1]:.1f}]"
-    return f"{100 * one.mean:.1f}{interval}"
+    texts = [form.format(100 * found.mean + 0.0)]
+    for interval in (found.interval, getattr(found, "t", None)):
+        if interval is not None:
+            texts.append("[" + ", ".join(form.format(100 * end) for end in interval) + "]")
+    shown = " ".join(texts)
+    return f"**{shown}**" if isinstance(found, Difference) and direction(found) else shown
 
 
 def main() -> None:

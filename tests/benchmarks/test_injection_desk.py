@@ -158,11 +158,15 @@ def test_measures_count_what_they_say():
 
 
 def test_tables_have_every_arm_and_the_differences_to_grpo():
+    outcomes = {"grpo": ("sSsS", "sSss"), "fission": ("oSsS", "oooS")}
     runs = [
-        {"arm": arm, "seed": seed, "outcomes": {ERRORS: {"false_id": letters}}}
-        for arm, of_seed in (("grpo", ("sSsS", "sSss")), ("fission", ("oSsS", "oooS")))
-        for seed, letters in enumerate(of_seed)
+        {"arm": arm, "seed": seed, "outcomes": {CLEAN: {"false_id": "sSSS"}, ERRORS: {"false_id": letters}}}
+        for arm, by_seed in outcomes.items()
+        for seed, letters in enumerate(by_seed)
     ]
-    text = "\n".join(tables({"count": 4, "task_seed": SEED, "sets": [[ERRORS, "false_id"]], "runs": runs}))
-    assert "| grpo | 0.0 |" in text
-    assert "fission less grpo, obeyed: +50.0 points" in text
+    sets = [[CLEAN, "false_id"], [ERRORS, "false_id"]]
+    lines = tables({"count": 4, "task_seed": SEED, "sets": sets, "runs": runs})
+    assert any(line.startswith("- `false_id`, errors, obeyed: +50.0 points [+25.0, +75.0]") for line in lines)
+    (row,) = [line for line in lines if line.startswith("| fission less grpo | +50.0")]
+    assert "[+25.0, +75.0] [-267.7, +367.7]" in row
+    assert [line for line in lines if line.startswith("| grpo | 0.0 |")]
