@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE.parents[1] / "runs" / "evidence" / "static")
     parser.add_argument("--output", type=Path, default=HERE / "desk_results.json", help="raw results")
     parser.add_argument("--tables", action="store_true", help="evaluate nothing, print the tables")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(FIRST_SEED, FIRST_SEED + SEEDS)))
     parser.add_argument("--sets", nargs="+", default=["/".join(one) for one in MAIN], help="as carrier/wording")
     parser.add_argument("--count", type=int, default=COUNT, help="held-out tasks")
@@ -273,7 +274,7 @@ def main() -> None:
         results = json.loads(options.output.read_text())
     done = {(run["arm"], run["seed"]) for run in results["runs"]}
     for number, seed in enumerate(() if options.tables else options.seeds):
-        for arm in ARMS:
+        for arm in options.arms:
             if (arm, seed) in done or (arm == "untrained" and number >= UNTRAINED_SEEDS):
                 continue
             path = checkpoint(arm, seed, options.runs.resolve())
