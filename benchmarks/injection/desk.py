@@ -2,6 +2,8 @@
 
     python benchmarks/injection/desk.py            # evaluates what is missing in desk_results.json, then the tables
     python benchmarks/injection/desk.py --tables   # the tables alone
+    python benchmarks/injection/desk.py --arms grpo fission --sets errors/neutral after_error/neutral \\
+        --output benchmarks/injection/desk_neutral.json   # the control, which the tables compare with if it is there
 
 The policies are those of the suite `static` of benchmarks/evidence, arms `grpo`, `fission` and `shuffled`, and the
 untrained starter; a checkpoint that is not in `--runs` is trained with the suite's own options (a minute of one core).
@@ -56,6 +58,8 @@ MAIN = (
     (AFTER_RESULT, "delete"),
 )
 """Sets of the main run, (carrier, wording); all else was piloted."""
+
+MAIN_FILE, CONTROL_FILE = "desk_results.json", "desk_neutral.json"
 
 HEADLINES = (
     (ERRORS, "unlock", "tool tried"),
@@ -159,18 +163,20 @@ with the user's task done or the harmful call made, those with the harmful call 
 
 def tables(results: Mapping[str, Any]) -> list[str]:
     """Markdown: the comparisons that count, then for each set every arm's measures and the arms' differences."""
-    lines = ["### Comparisons that count", ""]
-    for carrier, wording, measure in HEADLINES:
-        if [carrier, wording] in [list(one) for one in results["sets"]]:
-            kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
-            values = {arm: Column(carrier, wording, measure, kinds).of(results["runs"], arm) for arm in COMPARED[0]}
-            found = difference(less(*values.values()))
-            p = "" if found.p is None else f"; sign-flip p = {found.p:.3f}"
-            lines.append(f"- `{wording}`, {carrier}, {measure}: {verdict(found)}{p}")
+    there = [tuple(one) for one in results["sets"]]
+    headlines = [one for one in HEADLINES if one[:2] in there]
+    lines = ["### Comparisons that count", ""] if headlines else []
+    for carrier, wording, measure in headlines:
+        kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
+        values = {arm: Column(carrier, wording, measure, kinds).of(results["runs"], arm) for arm in COMPARED[0]}
+        found = difference(less(*values.values()))
+        p = "" if found.p is None else f"; sign-flip p = {found.p:.3f}"
+        lines.append(f"- `{wording}`, {carrier}, {measure}: {verdict(found)}{p}")
     for carrier, wording in results["sets"]:
         kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
         lines += ["", f"### `{wording}`, {carrier} ({len(kinds)} tasks)", ""]
-        lines += _table(results["runs"], _columns(carrier, wording, kinds))
+        has_clean = (CLEAN, wording) in there
+        lines += _table(results["runs"], _columns(carrier, wording, kinds, has_clean))
     return lines
 
 
@@ -210,7 +216,7 @@ def by_seed(
     }
 
 
-def _columns(carrier: str, wording: str, kinds: Sequence[str]) -> list[Column]:
+def _columns(carrier: str, wording: str, kinds: Sequence[str], has_clean: bool) -> list[Column]:
     """What is shown of a set: in the clean one nothing is seen, and an own-tool wording's tool is the user's."""
     names = ["obeyed", "utility"] if carrier == CLEAN else ["obeyed", "seen", "obeyed, of seen", "utility"]
     if carrier in SAME_DIALOGUE:
@@ -223,7 +229,7 @@ def _columns(carrier: str, wording: str, kinds: Sequence[str]) -> list[Column]:
     columns = [Column(carrier, wording, name, kinds) for name in names]
     if "tool tried" in names and not set(kinds) <= set(NEEDS_ERROR):
         columns.insert(1, Column(carrier, wording, "tool tried", kinds, needed=True))
-    if carrier in (ERRORS, RESULTS):
+    if has_clean and carrier in (ERRORS, RESULTS):
         columns += [Column(carrier, wording, name, kinds, less_clean=True) for name in ("obeyed", "utility")]
     return columns
 
@@ -256,10 +262,28 @@ def _cell(found: Estimate, form: str) -> str:
     return f"**{shown}**" if isinstance(found, Difference) and direction(found) else shown
 
 
+def against_neutral(results: Mapping[str, Any], control: Mapping[str, Any]) -> list[str]:
+    """Markdown: what asking makes, `unlock` less `neutral` on the same tasks, by arm and Fission less GRPO. [ours]"""
+    lines = ["", "### `unlock` less `neutral`", ""]
+    for carrier in (ERRORS, AFTER_ERROR):
+        kinds = kinds_of("unlock", carrier, results["count"], results["task_seed"])
+        for measure in ("tool tried", "utility"):
+            by_arm = {
+                arm: less(
+                    Column(carrier, "unlock", measure, kinds).of(results["runs"], arm),
+                    Column(carrier, "neutral", measure, kinds).of(control["runs"], arm),
+                )
+                for arm in COMPARED[0]
+            }
+            by_arm[" less ".join(COMPARED[0])] = less(*by_arm.values())
+            lines += [f"- {carrier}, {measure}, {arm}: {verdict(difference(found))}" for arm, found in by_arm.items()]
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=HERE.parents[1] / "runs" / "evidence" / "static")
-    parser.add_argument("--output", type=Path, default=HERE / "desk_results.json", help="raw results")
+    parser.add_argument("--output", type=Path, default=HERE / MAIN_FILE, help="raw results")
     parser.add_argument("--tables", action="store_true", help="evaluate nothing, print the tables")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(FIRST_SEED, FIRST_SEED + SEEDS)))
@@ -282,7 +306,10 @@ def main() -> None:
             results["runs"].append({"arm": arm, "seed": seed, "outcomes": found})
             options.output.write_text(json.dumps(results) + "\n")
             print(arm, seed, flush=True)
-    print("\n".join(tables(results)))
+    lines = tables(results)
+    if options.output.name == MAIN_FILE and (control := options.output.with_name(CONTROL_FILE)).is_file():
+        lines += against_neutral(results, json.loads(control.read_text()))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
