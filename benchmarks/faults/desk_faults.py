@@ -1,7 +1,7 @@
 """Recovery from injected faults by cell, of the desk's policies: untrained, GRPO, Fission, and shuffled errors.
 
-    python benchmarks/faults/desk_faults.py             # evaluates what is missing in desk_results.json, then the tables
-    python benchmarks/faults/desk_faults.py --tables    # the tables alone
+    python benchmarks/faults/desk_faults.py             # evaluates what desk_results.json lacks, then the tables
+    python benchmarks/faults/desk_faults.py --tables    # the tables alone, as in desk_tables.md
 
 The policies are those of the suite `static` of benchmarks/evidence, whose training met no injected fault; a checkpoint
 that is not in `--runs` is trained with the suite's own options (a minute of one core). Nothing was chosen by results.
