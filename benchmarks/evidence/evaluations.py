@@ -9,7 +9,8 @@ from typing import Any
 from desk_sets import SETS, desk_plays
 from suite import Set
 
-from fission_grpo.evaluation.metrics import retry_loops, summarize, total
+from fission_grpo.evaluation.attempts import retry_loops, summarize
+from fission_grpo.evaluation.intervals import total
 from fission_grpo.evaluation.records import CaseRecord
 from fission_grpo.evaluation.runner import RunningCase, run_cases
 from fission_grpo.evaluation.task_sets import TaskSpec, task_set
