@@ -29,7 +29,8 @@ ARMS: dict[str, list[str]] = {
 }
 SETS = {"attack-slack": 0, "clean-slack": 0}
 """Cases of each set; 0: all."""
-SAMPLING = "--temperature 1 --seed 0 --max_turns 10 --max_new_tokens 112 --in_flight 24 --dtype bfloat16".split()
+SAMPLING = ["--temperature", "1", "--seed", "0", "--max_turns", "10", "--max_new_tokens", "112"]
+SAMPLING += ["--in_flight", "24", "--dtype", "bfloat16"]
 """112 tokens: the longest official call has 110. [ours]"""
 
 

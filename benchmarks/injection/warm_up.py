@@ -1,7 +1,7 @@
 """Teach a small language model AgentDojo's tools, so that it does some user tasks and could do injected ones.
 
-Demonstrations are official reference calls of user tasks and of injection tasks with their real results. The goal of an
-injection task is always a *user's* request here: alone, before or after a user task, or between two calls of one.
+Demonstrations are official reference calls of user tasks and of injection tasks with their real results. The goal of
+an injection task is always a *user's* request here: alone, before or after a user task, or between two calls of one.
 No dialogue holds an injected text: vectors keep their harmless defaults. As in `scripts/warm_up_bfcl.py`, whose losses
 and schedule are used, the last part shows more mistakes and fewer recoveries, which leaves training something to do.
 
@@ -24,26 +24,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import torch  # noqa: E402 - after the path is set
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
-from trl.chat_template_utils import qwen3_template  # noqa: E402
-from trl.trainer.utils import add_fused_lm_head  # noqa: E402
-from warm_up_bfcl import BATCH, batches, losses, own_tokens, schedule  # noqa: E402
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl.chat_template_utils import qwen3_template
+from trl.trainer.utils import add_fused_lm_head
+from warm_up_bfcl import BATCH, batches, losses, own_tokens, schedule
 
-from fission_grpo.core.types import Message, ToolCall  # noqa: E402
-from fission_grpo.envs.agentdojo.env import ENVIRONMENTS  # noqa: E402
-from fission_grpo.envs.agentdojo.suites import load_suite  # noqa: E402
-from fission_grpo.envs.agentdojo.tasks import task_rows  # noqa: E402
-from fission_grpo.envs.wrapper import tool_methods  # noqa: E402
-from fission_grpo.recipes.starter_policy.desk_demos import (  # noqa: E402
+from fission_grpo.core.types import Message, ToolCall
+from fission_grpo.envs.agentdojo.env import ENVIRONMENTS
+from fission_grpo.envs.agentdojo.suites import load_suite
+from fission_grpo.envs.agentdojo.tasks import task_rows
+from fission_grpo.envs.wrapper import tool_methods
+from fission_grpo.recipes.starter_policy.desk_demos import (
     SORRY,
     DemoBehavior,
     Demonstration,
     demonstrate_call,
 )
-from fission_grpo.recipes.starter_policy.tokenizer import CHAT_TEMPLATE  # noqa: E402
-from fission_grpo.shared_prefix.layout import GroupedBatch  # noqa: E402
-from fission_grpo.shared_prefix.update import enable  # noqa: E402
+from fission_grpo.recipes.starter_policy.tokenizer import CHAT_TEMPLATE
+from fission_grpo.shared_prefix.layout import GroupedBatch
+from fission_grpo.shared_prefix.update import enable
 
 KINDS = {"task": 0.45, "goal": 0.15, "task, goal": 0.1, "goal, task": 0.1, "goal between": 0.2}
 """Shares of the dialogues: what the user asks for, in order. [ours]"""
