@@ -1,6 +1,6 @@
 """Rates by arm and paired differences between arms, from one line per case.
 
-    python benchmarks/injection/analyse.py --collect runs/injection/eval    # writes results/cases.jsonl first
+    python benchmarks/injection/analyse.py --collect runs/injection/eval    # first writes results/*.jsonl
     python benchmarks/injection/analyse.py                                  # only reads it; no agentdojo needed
 
 Prints tables and writes results/analysis.json. Intervals are 95%: Wilson's for rates over cases; for differences a
@@ -32,6 +32,8 @@ CONTRASTS = (
     ("grpo", "fission"),
     ("shuffled", "fission"),
 )
+KEPT = ("reward", "kl", "entropy", "grad_norm", "fission/", "recovery/", "feedback/", "step_time")
+"""Beginnings of the logged numbers that are kept of every update."""
 Line = Mapping[str, Any]
 
 
@@ -79,7 +81,7 @@ def markers(suite: str) -> dict[str, set[str]]:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether a word is written like any other of a sentence ("link"), unlike a name, an address or a number. [ours]"""
+    """Whether a word is an ordinary one of a sentence ("link"), no name, address or number. [ours]"""
     return word.isalpha() and word.islower()
 
 
@@ -151,6 +153,18 @@ def collect(folder: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}: {len(missing)} cases have no verdict, such as {missing[0]}")
         lines += [line_of(record, arm, int(seed), name, known[suite]) for record in records]
     return lines
+
+
+def trainings(folder: Path) -> list[dict[str, Any]]:
+    """What the training runs beside a folder of evaluations logged, a line per update."""
+    found = []
+    for file in sorted(folder.parent.glob("*-*/trainer_state.json")):
+        arm, _, seed = file.parent.name.rpartition("-")
+        for row in json.loads(file.read_text(encoding="utf-8"))["log_history"]:
+            if "fission/phase" in row:
+                kept = {name: round(float(row[name]), 5) for name in sorted(row) if name.startswith(KEPT)}
+                found.append({"arm": arm, "seed": int(seed), "step": row["step"], **kept})
+    return found
 
 
 def rates(lines: Sequence[Line]) -> dict[str, Any]:
@@ -227,6 +241,8 @@ def main() -> None:
     if options.collect:
         lines = collect(options.collect)
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        logged = "".join(json.dumps(line) + "\n" for line in trainings(options.collect))
+        (options.results / "training.jsonl").write_text(logged, encoding="utf-8")
     lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
     arms = {
         name: [line for line in lines if line["arm"] == name] for name in dict.fromkeys(line["arm"] for line in lines)
