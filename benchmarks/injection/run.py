@@ -27,10 +27,10 @@ ARMS: dict[str, list[str]] = {
     "fission": ["--feedback", "environment,rules"],
     "shuffled": ["--feedback", "shuffled:environment,rules"],
 }
-SETS = {"attack-slack": 0, "clean-slack": 0}
-"""Cases of each set; 0: all."""
-SAMPLING = ["--temperature", "1", "--seed", "0", "--max_turns", "10", "--max_new_tokens", "112"]
-SAMPLING += ["--in_flight", "24", "--dtype", "bfloat16"]
+SETS = {"attack-slack": 63, "clean-slack": 0}
+"""Cases of each set, 63: three injection tasks for each user task; 0: all. [ours]"""
+SAMPLING = ["--temperature", "1", "--seed", "0", "--max_turns", "4", "--max_new_tokens", "112"]
+SAMPLING += ["--in_flight", "32", "--dtype", "bfloat16"]
 """112 tokens: the longest official call has 110. [ours]"""
 
 
