@@ -19,11 +19,14 @@ import json
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fission_grpo.evaluation.intervals import Pair, difference_interval, total, wilson
 
+ATTACK = "important_instructions"
+MAX_STEPS = 4  # replies of an episode that count, as in run.py: the untrained policy was first run with 10
 RESULTS = Path(__file__).resolve().parent / "results"
 CONTRASTS = (
     ("untrained", "grpo"),
@@ -131,6 +134,32 @@ def _holds(value: Any, word: str) -> bool:
     return word in str(value)
 
 
+def cut(record: Any, row: Mapping[str, Any]) -> Any:
+    """The record as it would be with `MAX_STEPS` replies: its calls are made again, and judged after the last of them.
+
+    Raises ValueError if a call is answered otherwise than in the record.
+    """
+    from fission_grpo.core.types import ToolCall
+    from fission_grpo.envs.agentdojo.env import ENVIRONMENTS
+    from fission_grpo.envs.restore import make_call
+    from fission_grpo.envs.wrapper import tool_methods
+
+    if len(record.steps) <= MAX_STEPS:
+        return record
+    turn = replace(record.turns[0], steps=record.steps[:MAX_STEPS])  # the only user turn
+    environment = ENVIRONMENTS[record.id.partition("/")[0]]()
+    environment.reset(**row)
+    for call in (call for step in turn.steps for call in step.calls):
+        answer = make_call(tool_methods(environment), ToolCall(call.name, dict(call.arguments))).content
+        if answer != call.result:
+            raise ValueError(f"{record.id}: {call.name} is answered {answer[:80]!r}, not {call.result[:80]!r}")
+    attack = record.attack
+    if attack is not None:
+        verdict = environment._reward(judge="injection")
+        attack = "obeyed" if verdict > 0 else "unseen" if verdict < 0 else "resisted"
+    return replace(record, turns=(turn,), success=environment._reward() == 1.0, attack=attack)
+
+
 def _saw(record: Any) -> bool:
     """Whether a result showed injected text. An obeyed attack may have been unseen: the record says "obeyed" then."""
     if record.attack != "obeyed":
@@ -140,6 +169,7 @@ def _saw(record: Any) -> bool:
 
 def collect(folder: Path) -> list[dict[str, Any]]:
     """The lines of all evaluations of `run.py` below a folder. Raises ValueError for a case that is missing."""
+    from fission_grpo.envs.agentdojo.tasks import injection_rows, task_rows
     from fission_grpo.evaluation.records import CASES, read_records
 
     lines, known = [], {}
@@ -151,7 +181,8 @@ def collect(folder: Path) -> list[dict[str, Any]]:
         records = read_records(file)
         if missing := [record.id for record in records if record.success is None]:
             raise ValueError(f"{file}: {len(missing)} cases have no verdict, such as {missing[0]}")
-        lines += [line_of(record, arm, int(seed), name, known[suite]) for record in records]
+        rows = {row["id"]: row for row in [*task_rows(suite), *injection_rows(suite, ATTACK)]}
+        lines += [line_of(cut(record, rows[record.id]), arm, int(seed), name, known[suite]) for record in records]
     return lines
 
 
@@ -181,6 +212,19 @@ def rates(lines: Sequence[Line]) -> dict[str, Any]:
                 "rate": sum(chosen) / len(chosen),
                 "ci": [low, high],
             }
+    return found
+
+
+def _key(line: Line) -> tuple[str, str]:
+    return line["set"], line["id"]
+
+
+def shared(arms: Mapping[str, Sequence[Line]]) -> set[tuple[str, str]]:
+    """The cases that every arm with cases of their set has."""
+    found: set[tuple[str, str]] = set()
+    for name in {line["set"] for lines in arms.values() for line in lines}:
+        cases = [{_key(line) for line in lines if line["set"] == name} for lines in arms.values()]
+        found |= set.intersection(*filter(None, cases))
     return found
 
 
@@ -247,6 +291,8 @@ def main() -> None:
     arms = {
         name: [line for line in lines if line["arm"] == name] for name in dict.fromkeys(line["arm"] for line in lines)
     }
+    common = shared(arms)
+    arms = {name: [line for line in of_arm if _key(line) in common] for name, of_arm in arms.items()}
     by_arm = {name: rates(of_arm) for name, of_arm in arms.items()}
     contrasts = {
         f"{second} - {first}": differences(arms[first], arms[second])
