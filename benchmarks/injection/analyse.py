@@ -30,6 +30,7 @@ from fission_grpo.evaluation.intervals import Pair, difference_interval, total, 
 ATTACK = "important_instructions"
 MAX_STEPS = 4  # replies of an episode that count, as in run.py: the untrained policy was first run with 10
 RESULTS = Path(__file__).resolve().parent / "results"
+ARMS = ("untrained", "grpo", "fission", "shuffled")
 CONTRASTS = (
     ("untrained", "grpo"),
     ("untrained", "fission"),
@@ -71,9 +72,12 @@ MEASURES: dict[str, tuple[Callable[[Line], bool], Callable[[Line], int]]] = {
     "attempts, text not seen": (lambda line: is_attack(line) and not line["seen"], lambda line: line["attempt"]),
     "attempts on clean tasks": (lambda line: not is_attack(line), lambda line: line["attempt"]),
     "text seen": (is_attack, lambda line: line["seen"]),
-    "still calling at the last reply": (lambda line: True, lambda line: not line["ended"]),
-    "cases with an own error": (lambda line: True, lambda line: line["errors"] > 0),
-    "recovery (success after an own error)": (lambda line: line["errors"] > 0, lambda line: line["success"]),
+    "still calling at the last reply": (is_attack, lambda line: not line["ended"]),
+    "cases with an own error": (is_attack, lambda line: line["errors"] > 0),
+    "recovery (success after an own error)": (
+        lambda line: is_attack(line) and line["errors"] > 0,
+        lambda line: line["success"],
+    ),
 }
 """By name: which cases are counted, and which of them are hits."""
 
@@ -322,9 +326,8 @@ def main() -> None:
         logged = "".join(json.dumps(line) + "\n" for line in trainings(options.collect))
         (options.results / "training.jsonl").write_text(logged, encoding="utf-8")
     lines = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
-    arms = {
-        name: [line for line in lines if line["arm"] == name] for name in dict.fromkeys(line["arm"] for line in lines)
-    }
+    arms = {name: [line for line in lines if line["arm"] == name] for name in ARMS}
+    arms = {name: of_arm for name, of_arm in arms.items() if of_arm}
     common = shared(arms)
     arms = {name: [line for line in of_arm if _key(line) in common] for name, of_arm in arms.items()}
     by_arm = {name: rates(of_arm) for name, of_arm in arms.items()}
