@@ -266,17 +266,25 @@ def shared(arms: Mapping[str, Sequence[Line]]) -> set[tuple[str, str]]:
     return found
 
 
-def differences(first: Iterable[Line], second: Iterable[Line]) -> dict[str, Any]:
-    """The second arm's rates minus the first's, over the cases of both; seeds of a case are summed."""
+def differences(first: Sequence[Line], second: Sequence[Line]) -> dict[str, Any]:
+    """The second arm's rates minus the first's, over the cases of both; seeds of a case are summed.
+
+    "text seen by both" stands for the cases in which both arms were shown the text.
+    """
+    seen = {_key(line) for line in first if line["seen"]} & {_key(line) for line in second if line["seen"]}
+    measures = dict(MEASURES)
+    for name in ("attempts", "attack success"):
+        measures[f"{name}, text seen by both"] = (lambda line: _key(line) in seen, MEASURES[name][1])
     found = {}
-    for name, (counted, hit) in MEASURES.items():
+    for name, (counted, hit) in measures.items():
         pairs = [_pairs(lines, counted, hit) for lines in (first, second)]
         shared = sorted(set(pairs[0]) & set(pairs[1]))
         one, two = ([of_arm[case] for case in shared] for of_arm in pairs)
         (hits, of), (other_hits, other_of) = total(one), total(two)
         if of and other_of:
             interval = difference_interval(one, two)
-            found[name] = {"difference": other_hits / other_of - hits / of, "ci": interval}
+            difference = other_hits / other_of - hits / of
+            found[name] = {"from": [hits, of], "to": [other_hits, other_of], "difference": difference, "ci": interval}
     return found
 
 
@@ -297,7 +305,7 @@ def tables(by_arm: Mapping[str, Any], contrasts: Mapping[str, Any]) -> str:
         cells = [_rate(of_arm[name]) if name in of_arm else "" for of_arm in by_arm.values()]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     rows += ["", "| | " + " | ".join(contrasts) + " |", "|---|" + "---|" * len(contrasts)]
-    for name in MEASURES:
+    for name in dict.fromkeys(name for one in contrasts.values() for name in one):
         cells = [_difference(one[name]) if name in one else "" for one in contrasts.values()]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)

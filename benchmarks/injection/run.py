@@ -40,7 +40,7 @@ def fission_grpo(*words: str) -> None:
 
 
 def prepare() -> None:
-    """Write the step tasks of both suites into one file."""
+    """Write the step tasks of all suites into one file."""
     target = ROOT / WORK / "steps.jsonl"
     if target.exists():
         return
