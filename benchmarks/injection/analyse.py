@@ -278,7 +278,8 @@ def differences(first: Sequence[Line], second: Sequence[Line]) -> dict[str, Any]
     found = {}
     for name, (counted, hit) in measures.items():
         pairs = [_pairs(lines, counted, hit) for lines in (first, second)]
-        shared = sorted(set(pairs[0]) & set(pairs[1]))
+        of_both = sorted(set(pairs[0]) & set(pairs[1]))
+        shared = [case for case in of_both if pairs[0][case][1] or pairs[1][case][1]]
         one, two = ([of_arm[case] for case in shared] for of_arm in pairs)
         (hits, of), (other_hits, other_of) = total(one), total(two)
         if of and other_of:
