@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -144,6 +144,7 @@ def line_of(record: Any, arm: str, seed: int, name: str, known: Mapping[str, set
         "next": _next_reply(record, tries),
         "errors": len(case.own),
         "calls": len(record.calls),
+        "tools": dict(Counter(call.name for call in record.calls)),
         "steps": len(record.steps),
         "ended": not parse(record.steps[-1].text).calls and record.steps[-1].unread is None,
         "tokens": sum(step.tokens for step in record.steps),
@@ -240,6 +241,10 @@ def rates(lines: Sequence[Line]) -> dict[str, Any]:
     """Each measure with its counts and interval; and errors and calls a case."""
     found: dict[str, Any] = {"cases": len(lines), "errors": sum(line["errors"] for line in lines)}
     found["calls"] = sum(line["calls"] for line in lines)
+    tools: Counter[str] = sum((Counter(line["tools"]) for line in lines if is_attack(line)), Counter())
+    found["tools under attack"] = dict(tools.most_common(5)) | {"all": tools.total()}
+    obeyed = (line["id"].rpartition("/")[2] for line in lines if line["attack"] == "obeyed")
+    found["obeyed by injection task"] = dict(Counter(obeyed))
     for name, (counted, hit) in MEASURES.items():
         chosen = [bool(hit(line)) for line in lines if counted(line)]
         if chosen:
