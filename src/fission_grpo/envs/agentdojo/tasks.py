@@ -91,10 +91,12 @@ def _system_message() -> str:
 
 
 def step_tasks(suite: str, dropped: Counter[str]) -> Iterator[Task]:
-    """One step task per official call of a user task, whose dialogue holds the earlier ones with their real results.
+    """Step tasks from the official calls of each user task: one per call, and one in which no call is left to make.
 
-    Left out, and counted in `dropped`, are calls with arguments that nobody could write from the dialogue, such as
-    the wording of a message: their reference would punish right calls. Ids are "banking/user_task_3.0".
+    The dialogue of each holds the earlier calls with their real results. Left out, and counted in `dropped`, are calls
+    with arguments that nobody could write from the dialogue, such as the wording of a message: their reference would
+    punish right calls. Ids are "banking/user_task_3.0"; the last one of a task has an empty reference, so that the
+    assistant learns to end.
     """
     tools = _tool_schemas(suite)
     environment = ENVIRONMENTS[suite]()
@@ -110,18 +112,20 @@ def step_tasks(suite: str, dropped: Counter[str]) -> Iterator[Task]:
             function = {"type": "function", "function": call_fields(call)}
             messages.append({"role": "assistant", "content": "", "tool_calls": [function]})
             messages.append({"role": "tool", "name": call.name, "content": _answer(environment, call)})
-        for index, prompt in enumerate(prompts):
-            if not known[index]:
+        for index, prompt in enumerate([*prompts, tuple(messages)]):
+            if not all(known[index : index + 1]):
                 dropped["an argument of the reference does not stand in the dialogue"] += 1
                 continue
             columns = {name: row[name] for name in ("environment", "user_task")}
             columns[FOLLOWING] = _following(reference, known, index + 1)
-            name, expected, history = f"{row['id']}.{index}", (reference[index],), dialogue_results(prompt)
+            name, expected, history = f"{row['id']}.{index}", reference[index : index + 1], dialogue_results(prompt)
             yield Task(name, prompt, tools, expected, columns, history=history)
 
 
 def _following(reference: Sequence[ToolCall], known: Sequence[bool], start: int) -> list[list[dict[str, Any]]]:
-    """The calls after a step, one by one, then none: then the assistant ends. None from the first unknown one on."""
+    """The calls after a step, one by one, then none: then the assistant ends. Nothing from the first unknown one on."""
+    if start > len(reference):
+        return []
     turns = []
     for call, is_known in zip(reference[start:], known[start:], strict=True):
         if not is_known:
