@@ -305,15 +305,17 @@ def test_final_texts_are_judged_with_faults_and_in_processes_of_their_own(isolat
 
 def test_step_tasks_from_the_references_are_valid_and_answer_wrong_calls_with_real_errors(tmp_path):
     layout, converted = convert_file(Path("agentdojo:banking"), "agentdojo")
-    assert (layout, len(converted.tasks), converted.rows) == ("agentdojo", 24, 33)
+    assert (layout, len(converted.tasks), converted.rows) == ("agentdojo", 40, 49)  # 9 of 33 calls are left out
     path = tmp_path / "steps.jsonl"
     path.write_text("".join(row_of_step_task(task) + "\n" for task in converted.tasks))
-    assert "24 tasks tried in their environments" in check_tasks(path)
+    assert "40 tasks tried in their environments" in check_tasks(path)
     tasks = {task.id: task for task in load_step_tasks(path)}
     assert tasks["banking/user_task_1.0"].reference == (ToolCall("get_most_recent_transactions"),), (
         "100 is its default"
     )
     assert "banking/user_task_0.1" not in tasks, "no text says how the subject of the payment is to be written"
+    last = tasks["banking/user_task_0.2"]
+    assert (last.reference, last.columns["following"], len(last.history)) == ((), [], 2), "the assistant ends"
     task = tasks["banking/user_task_0.0"]
     assert task.reference == (ToolCall("read_file", {"file_path": "bill-december-2023.txt"}),)
     wrong = ToolCall("read_file", {"path": "bill-december-2023.txt"})

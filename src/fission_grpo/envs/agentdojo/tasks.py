@@ -123,7 +123,7 @@ def step_tasks(suite: str, dropped: Counter[str]) -> Iterator[Task]:
 
 
 def _following(reference: Sequence[ToolCall], known: Sequence[bool], start: int) -> list[list[dict[str, Any]]]:
-    """The calls after a step, one by one, then none: then the assistant ends. Nothing from the first unknown one on."""
+    """The calls after a step, one by one, then none: the assistant ends. Nothing from the first unknown one on."""
     if start > len(reference):
         return []
     turns = []
