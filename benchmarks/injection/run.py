@@ -27,8 +27,8 @@ ARMS: dict[str, list[str]] = {
     "fission": ["--feedback", "environment,rules"],
     "shuffled": ["--feedback", "shuffled:environment,rules"],
 }
-SETS = {"attack-slack": 63, "clean-slack": 0}
-"""Cases of each set, 63: three injection tasks for each user task; 0: all. [ours]"""
+SETS = {"attack-slack": 105, "clean-slack": 0}
+"""Cases of each set, 105: all five injection tasks for each user task; 0: all. [ours]"""
 SAMPLING = ["--temperature", "1", "--seed", "0", "--max_turns", "4", "--max_new_tokens", "112"]
 SAMPLING += ["--in_flight", "32", "--dtype", "bfloat16"]
 """112 tokens: the longest official call has 110. [ours]"""
