@@ -168,6 +168,7 @@ def cut(record: Any, row: Mapping[str, Any]) -> Any:
     from fission_grpo.envs.agentdojo.env import ENVIRONMENTS
     from fission_grpo.envs.restore import make_call
     from fission_grpo.envs.wrapper import tool_methods
+    from fission_grpo.evaluation.records import attack_outcome
 
     if len(record.steps) <= MAX_STEPS:
         return record
@@ -181,8 +182,7 @@ def cut(record: Any, row: Mapping[str, Any]) -> Any:
             raise ValueError(f"{record.id}: {call.name} is answered {answer[:80]!r}, not {call.result[:80]!r}")
     attack = record.attack
     if attack is not None:
-        verdict = environment._reward(last.text, "injection")
-        attack = "obeyed" if verdict > 0 else "unseen" if verdict < 0 else "resisted"
+        attack = attack_outcome(environment._reward(last.text, "injection"))
     return replace(record, turns=(turn,), success=environment._reward(last.text) == 1.0, attack=attack)
 
 

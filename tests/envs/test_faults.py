@@ -1,6 +1,7 @@
 """Faults: seeded, recorded, and the same again after a replay."""
 
 import asyncio
+import time
 from collections import Counter
 
 import pytest
@@ -113,6 +114,18 @@ def test_latency_is_recorded_and_changes_nothing():
     environment = till(Fault("latency", 1.0, seconds=0.001))
     assert say(environment, PUT)[0].content == "2 cents"
     assert kinds(environment) == {"latency": 1}
+
+
+def test_each_latency_waits_as_long_as_it_says():
+    environment = till(
+        Fault("latency", 1.0, tools=("put",), seconds=0.001), Fault("latency", 1.0, tools=("total",), seconds=0.2)
+    )
+    seconds = []
+    for call in (PUT, TOTAL):
+        began = time.perf_counter()
+        say(environment, call)
+        seconds.append(time.perf_counter() - began)
+    assert seconds[0] < 0.1 <= 0.2 <= seconds[1]
 
 
 def test_the_same_seed_and_row_give_the_same_faults_and_others_give_others():

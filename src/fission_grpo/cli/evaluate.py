@@ -21,7 +21,7 @@ from fission_grpo.data.rows import names_own_task
 from fission_grpo.envs.agentdojo.suites import MAX_TURNS as AGENTDOJO_TURNS
 from fission_grpo.envs.agentdojo.suites import suites_of
 from fission_grpo.envs.desk.tasks import requests_of, turns_for
-from fission_grpo.envs.faults import CELLS, KINDS, Fault
+from fission_grpo.envs.faults import NAMES, Fault
 from fission_grpo.envs.wrapper import ToolLimits
 from fission_grpo.evaluation.evaluate import (
     EVAL,
@@ -119,9 +119,7 @@ def _add_task_options(group: Any) -> None:
     add("--error_pattern", type=error_pattern, metavar="REGEX", help=f"{ERROR_PATTERN_HELP} (not for BFCL)")
     attack = "AgentDojo: its injection cases with this official attack, such as important_instructions"
     add("--attack", default="", metavar="NAME", help=attack)
-    faults = (
-        "inject faults into environments, such as explicit-permanent:0.1 or timeout:0.1; may be given several times"
-    )
+    faults = "inject faults into environments, such as explicit-permanent:0.1; may be given several times"
     add("--fault", action="append", type=_fault, default=[], metavar="KIND:RATE", help=faults)
 
 
@@ -165,7 +163,7 @@ def _fault(text: str) -> Fault:
     try:
         return Fault(kind, float(rate))
     except ValueError:
-        what = f"write KIND:RATE, such as timeout:0.1, a rate from 0 to 1 of one of {', '.join((*CELLS, *KINDS))}"
+        what = f"write KIND:RATE, such as timeout:0.1, a rate from 0 to 1 of one of {', '.join(NAMES)}"
         raise argparse.ArgumentTypeError(f"{text!r}: {what}") from None
 
 

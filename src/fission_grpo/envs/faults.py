@@ -47,6 +47,7 @@ tool, or seem to succeed in the same way."""
 
 ERRORS = TRANSIENT | PERMANENT
 KINDS = (*ERRORS, *IMPLICIT, "latency")
+NAMES = (*CELLS, *KINDS)  # what `Fault.kind` may be
 SPARES_NEXT = {*TRANSIENT, "explicit-transient", "implicit-transient"}  # the tool's next call does not meet them again
 SKIPS_CALL = {*ERRORS, "stale"}  # the call is not made: its result or error is the fault's
 FAULTS_KEY = "_fission_faults"  # column that says whether the row's episode meets faults; hidden from users
@@ -60,14 +61,14 @@ class FaultError(Exception):
 class Fault:
     """A kind of fault and how often it occurs."""
 
-    kind: str  # one of `KINDS`; or of `CELLS`: any kind of that cell, drawn for each fault
+    kind: str  # one of `NAMES`; of a cell any kind, drawn for each fault
     rate: float  # probability that a call meets it, 0 to 1
     tools: tuple[str, ...] = ()  # names of the tools that can meet it; empty for all
     seconds: float = 0.05  # how long "latency" waits before the call
 
     def __post_init__(self):
-        if self.kind not in (*CELLS, *KINDS):
-            raise ValueError(f"Fault.kind is {self.kind!r}; it must be one of {', '.join((*CELLS, *KINDS))}")
+        if self.kind not in NAMES:
+            raise ValueError(f"Fault.kind is {self.kind!r}; it must be one of {', '.join(NAMES)}")
         if not 0 <= self.rate <= 1:
             raise ValueError(f"Fault.rate is {self.rate!r}; it must lie between 0 and 1")
         if not 0 <= self.seconds < 60:
@@ -76,11 +77,7 @@ class Fault:
     @property
     def cell(self) -> str:
         """Its cell; that of an implicit kind by itself is transient, and "latency" has none."""
-        return (
-            self.kind
-            if self.kind in CELLS
-            else next((cell for cell, kinds in CELLS.items() if self.kind in kinds), "")
-        )
+        return next((cell for cell, kinds in CELLS.items() if self.kind in (cell, *kinds)), "")
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,7 @@ class InjectedFault:
     tool: str
     kind: str  # one of `KINDS`
     cell: str = field(default="", compare=False)  # one of `CELLS`; "" for "latency"
+    seconds: float = field(default=0.0, compare=False)  # how long "latency" waits
 
 
 def inject_faults(make: Callable[[], Any], faults: Sequence[Fault], seed: int = 0) -> Callable[[], Any]:
@@ -142,10 +140,12 @@ def injected_calls(results: Sequence[ToolResult], environment: Any, tools: Colle
     Where a fault lets the call be made (slow, its result lost or undone), an error of the call is the policy's own.
     """
     faults = faults_of_calls(results, environment, tools)
-    return tuple(
-        fault is not None and fault.kind in SKIPS_CALL and result.error is not None
-        for fault, result in zip(faults, results, strict=True)
-    )
+    return tuple(made_fail(fault, result) for fault, result in zip(faults, results, strict=True))
+
+
+def made_fail(fault: InjectedFault | None, result: ToolResult) -> bool:
+    """Whether a call's error is the fault's, see `injected_calls`."""
+    return fault is not None and fault.kind in SKIPS_CALL and result.error is not None
 
 
 @dataclass
@@ -168,7 +168,6 @@ class _Injector:
         self.environment, self.faults, self.seed = environment, faults, seed
         self.reset = environment.reset
         self.can_undo = can_snapshot(environment)
-        self.latency = max((fault.seconds for fault in faults if fault.kind == "latency"), default=0.0)
         set_attribute(environment, "reset", self._reset)
         if self.can_undo:
             self.snapshot, self.restore = environment._snapshot, environment._restore
@@ -223,7 +222,7 @@ class _Injector:
         if fault.kind in ERRORS:
             raise FaultError(ERRORS[fault.kind].format(tool=name))
         if fault.kind == "latency":
-            time.sleep(self.latency)
+            time.sleep(fault.seconds)
         return fault.kind, self.snapshot() if fault.kind == "not_done" else None
 
     def _draw(self, name: str, index: int) -> InjectedFault | None:
@@ -239,7 +238,7 @@ class _Injector:
             return None
         if fault.kind in SPARES_NEXT:
             self.state.spared[name] = fault.kind
-        return InjectedFault(index, name, rng.choice(kinds), fault.cell)
+        return InjectedFault(index, name, rng.choice(kinds), fault.cell, fault.seconds)
 
     def _after_call(self, name: str, kind: str | None, undo: Any, result: Any) -> Any:
         self.state.last[name] = result

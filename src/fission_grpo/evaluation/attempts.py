@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.intervals import Pair
-from fission_grpo.evaluation.records import CallRecord, CaseRecord
+from fission_grpo.evaluation.records import OBEYED, CallRecord, CaseRecord
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CaseSummary:
     @property
     def obeyed(self) -> Pair:
         """(1, 1) where injected instructions were obeyed, (0, 1) where they were not, (0, 0) without any."""
-        return int(self.record.attack == "obeyed"), int(self.record.attack is not None)
+        return int(self.record.attack == OBEYED), int(self.record.attack is not None)
 
     @property
     def recovered(self) -> Pair:

@@ -16,11 +16,18 @@ from fission_grpo.core.tool_schema import classify_call
 from fission_grpo.core.types import ErrorKind, Message, Task, ToolResult, Turn
 from fission_grpo.engines.episode import completion_of
 from fission_grpo.envs.episode_reward import EpisodeReward, UnusableReward
-from fission_grpo.envs.faults import faults_of_calls, injected_calls
+from fission_grpo.envs.faults import faults_of_calls, made_fail
 from fission_grpo.envs.restore import error_rule_of, make_call, make_restorable, run_awaitable
 from fission_grpo.envs.wrapper import ToolLimits, tool_methods
 from fission_grpo.evaluation.bare_json import read_turn
-from fission_grpo.evaluation.records import CallRecord, CaseRecord, StepRecord, TurnRecord, request_text
+from fission_grpo.evaluation.records import (
+    CallRecord,
+    CaseRecord,
+    StepRecord,
+    TurnRecord,
+    attack_outcome,
+    request_text,
+)
 from fission_grpo.evaluation.runner import RunningCase
 from fission_grpo.fission.failures import expected_calls
 from fission_grpo.inference.base import Reply, Request
@@ -149,7 +156,9 @@ def run_episode(
             break
         if not _take_step(episode, reply, config):
             success, missing, why = _judge(episode, config, row)
-            attack = _judge_attack(episode, config.attack, row) if success is not None and config.attack else None
+            attack = None
+            if config.attack is not None and success is not None:
+                attack = attack_outcome(config.attack(guarded, row, episode.completion))
             break
     turns = (TurnRecord(_step_records(episode), success, request),)
     seconds, needed = time.perf_counter() - started, _needed(guarded)
@@ -203,11 +212,6 @@ def _judge(
     return reward >= config.success_at, None, None if reward >= config.success_at else f"reward {reward:g}"
 
 
-def _judge_attack(episode: _Episode, judge: EpisodeReward, row: Mapping[str, Any]) -> str:
-    verdict = judge(episode.environment, row, episode.completion) or 0.0
-    return "obeyed" if verdict > 0 else "unseen" if verdict < 0 else "resisted"
-
-
 def _needed(environment: Any) -> dict[str, int]:
     """Calls of the environment's reference by tool; {} if it has none. It stays out of the record otherwise."""
     return dict(Counter(call.name for call in expected_calls(environment) or ()))
@@ -215,8 +219,7 @@ def _needed(environment: Any) -> dict[str, int]:
 
 def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:
     executed = [result for _, _, results in episode.steps for result in results]
-    given = executed, episode.environment, episode.tools
-    injected, faults = iter(injected_calls(*given)), iter(faults_of_calls(*given))
+    faults = iter(faults_of_calls(executed, episode.environment, episode.tools))
     records = []
     for reply, turn, results in episode.steps:
         calls = []
@@ -225,7 +228,8 @@ def _step_records(episode: _Episode) -> tuple[StepRecord, ...]:
             kind = None if error is None else _error_kind(result, episode.tools, episode.schemas)
             fault = next(faults)
             name = f"{fault.cell}/{fault.kind}" if fault else ""
-            calls.append(CallRecord(call.name, call.arguments, result.content, error, kind, next(injected), name))
+            injected = made_fail(fault, result)
+            calls.append(CallRecord(call.name, call.arguments, result.content, error, kind, injected, name))
         records.append(StepRecord(reply.text, tuple(calls), turn.error, reply.tokens, reply.truncated))
     return tuple(records)
 

@@ -18,7 +18,7 @@ from fission_grpo.core.types import ErrorKind
 from fission_grpo.evaluation.attempts import CaseSummary, retry_loops, steps_to_recovery, summarize, turn_recovery
 from fission_grpo.evaluation.fault_metrics import FaultCell, fault_cells
 from fission_grpo.evaluation.rates import Passes, Proportion, bootstrap_of, passes_of, share_of, success_of
-from fission_grpo.evaluation.records import CaseRecord
+from fission_grpo.evaluation.records import OBEYED, RESISTED, CaseRecord
 from fission_grpo.inference.messages import TOOL_FLAGS, call_as_text
 
 KINDS = (ErrorKind.UNPARSED, ErrorKind.UNKNOWN_TOOL, ErrorKind.BAD_ARGUMENTS, ErrorKind.RAISED)  # in reported order
@@ -123,8 +123,8 @@ def compute_metrics(records: Sequence[CaseRecord]) -> Metrics:
         injected_errors=sum(case.injected for case in finished),
         injected_only=success_of([case for case in judged if case.injected and not case.own]),
         by_fault=fault_cells(judged),
-        attack_success=_obeyed(judged, "obeyed", "resisted", "unseen"),
-        attack_success_shown=_obeyed(judged, "obeyed", "resisted"),
+        attack_success=_obeyed([case for case in judged if case.record.attack]),
+        attack_success_shown=_obeyed([case for case in judged if case.record.attack in (OBEYED, RESISTED)]),
         by_category=_by_category(records, finished),
         by_kind=_by_kind(judged),
         by_errors=_by_errors(judged),
@@ -172,9 +172,8 @@ def metrics_json(metrics: Any) -> Any:
     return {"rate": metrics.rate, **values} if isinstance(metrics, Proportion) else values
 
 
-def _obeyed(judged: Sequence[CaseSummary], *outcomes: str) -> Proportion:
-    cases = [case for case in judged if case.record.attack in outcomes]
-    return share_of(cases, lambda case: case.record.attack == "obeyed")
+def _obeyed(cases: Sequence[CaseSummary]) -> Proportion:
+    return share_of(cases, lambda case: case.record.attack == OBEYED)
 
 
 def _by_category(records: Sequence[CaseRecord], finished: Sequence[CaseSummary]) -> tuple[Category, ...]:

@@ -42,6 +42,7 @@ class Passes:
 
 
 def success_of(cases: Sequence[CaseSummary]) -> Proportion:
+    """The share of cases that succeeded, see `share_of`."""
     return share_of(cases, lambda case: case.record.success is True)
 
 

@@ -237,18 +237,17 @@ ENVIRONMENTS: Mapping[str, type[AgentDojoEnvironment]] = {
 
 def utility(environments: Sequence[Any], completions: Sequence[Sequence[Message]], **_: Any) -> list[float | None]:
     """TRL reward function: the official utility check of each episode, with the assistant's last message."""
-    return [
-        environment._reward(_last_text(completion))
-        for environment, completion in zip(environments, completions, strict=True)
-    ]
+    return _judged("utility", environments, completions)
 
 
 def injection(environments: Sequence[Any], completions: Sequence[Sequence[Message]], **_: Any) -> list[float | None]:
     """The official security check of each episode as a reward function, see `_reward`: 1.0 if the attack succeeded."""
-    return [
-        environment._reward(_last_text(completion), "injection")
-        for environment, completion in zip(environments, completions, strict=True)
-    ]
+    return _judged("injection", environments, completions)
+
+
+def _judged(judge: str, environments: Sequence[Any], completions: Sequence[Sequence[Message]]) -> list[float | None]:
+    pairs = zip(environments, completions, strict=True)
+    return [environment._reward(_last_text(completion), judge) for environment, completion in pairs]
 
 
 def _last_text(completion: Sequence[Message]) -> str:
