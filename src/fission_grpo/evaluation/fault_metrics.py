@@ -56,9 +56,7 @@ class FaultCell:
     justified_stop: Proportion  # see `response`
     not_needed: int  # cases left out of the four shares above: successes that the fault could not prevent
     cost: Cost
-    retry_loops: (
-        Proportion  # of the calls that a fault made fail, those whose next attempt is the same and fails again
-    )
+    retry_loops: Proportion  # of calls that a fault made fail, those whose next attempt is the same and fails again
     own_errors: int  # the policy's, in these cases
     passes: Passes | None  # for the largest k; None where every task has one sample
 

@@ -56,7 +56,7 @@ def metrics_rows(metrics: Metrics) -> list[TableRow]:
     """The rates with their intervals and counts; a row of one cell is a heading."""
     return [
         *_overall_rows(metrics),
-        *_fault_rows(metrics),
+        *(row for cell in metrics.by_fault for row in _cell_rows(cell)),
         *_category_rows(metrics),
         *_group_rows(metrics),
         *_effort_rows(metrics),
@@ -115,10 +115,6 @@ def _pass_rows(indent: str, passes: Passes) -> list[TableRow]:
 
 def _mean_row(label: str, mean: float, interval: tuple[float, float] | None, what: str) -> TableRow:
     return label, f"{mean:.3f}", f"{interval[0]:.3f} to {interval[1]:.3f} *" if interval else "-", what
-
-
-def _fault_rows(metrics: Metrics) -> list[TableRow]:
-    return [row for cell in metrics.by_fault for row in _cell_rows(cell)]
 
 
 def _cell_rows(cell: FaultCell) -> list[TableRow]:
