@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 
@@ -66,6 +67,24 @@ def test_verdicts_are_the_official_ones(suite):
             assert (utility == 1.0, attack == 1.0) == expected
             seen.add(expected)
     assert {(True, False), (False, True)} <= seen
+
+
+@pytest.mark.parametrize(
+    ("suite", "undone"),
+    [
+        ("workspace", {"injection_task_0": 9, **{f"injection_task_{number}": 40 for number in range(6, 14)}}),
+        ("travel", {}),
+        ("banking", {}),
+        ("slack", {}),
+    ],
+)
+def test_injection_tasks_that_their_own_official_calls_do_not_do(suite, undone):
+    found = Counter()
+    for row in injection_rows(suite, ATTACK):
+        environment, task = started(suite, row), load_suite(suite).injection_tasks[row["injection_task"]]
+        make(environment, task.ground_truth(environment._state.model_copy(deep=True)))
+        found[task.ID] += environment._reward(task.GROUND_TRUTH_OUTPUT, "injection") != 1.0
+    assert +found == undone
 
 
 @pytest.mark.parametrize("suite", SUITES)
