@@ -176,7 +176,7 @@ def tables(results: Mapping[str, Any]) -> list[str]:
         kinds = kinds_of(wording, carrier, results["count"], results["task_seed"])
         lines += ["", f"### `{wording}`, {carrier} ({len(kinds)} tasks)", ""]
         has_clean = (CLEAN, wording) in there
-        lines += _table(results["runs"], _columns(carrier, wording, kinds, has_clean))
+        lines += table(results["runs"], _columns(carrier, wording, kinds, has_clean))
     return lines
 
 
@@ -234,8 +234,11 @@ def _columns(carrier: str, wording: str, kinds: Sequence[str], has_clean: bool) 
     return columns
 
 
-def _table(runs: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[str]:
-    """Rows of arms, then of differences, paired by seed; bold: bootstrap and t-interval exclude 0."""
+def table(runs: Sequence[Mapping[str, Any]], columns: Sequence[Any]) -> list[str]:
+    """Rows of arms, then of differences, paired by seed; bold: bootstrap and t-interval exclude 0.
+
+    `columns` have a `title`, and `of(runs, arm)`, an arm's values by seed, as `Column`.
+    """
     arms = [arm for arm in ARMS if any(run["arm"] == arm for run in runs)]
     lines = ["| percent of cases | " + " | ".join(one.title for one in columns) + " |"]
     lines.append("|---|" + "---:|" * len(columns))
@@ -280,20 +283,28 @@ def against_neutral(results: Mapping[str, Any], control: Mapping[str, Any]) -> l
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None, output: Path) -> argparse.ArgumentParser:
+    """The options of a program that evaluates these policies, with the file of its raw results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=HERE.parents[1] / "runs" / "evidence" / "static")
-    parser.add_argument("--output", type=Path, default=HERE / MAIN_FILE, help="raw results")
+    parser.add_argument("--output", type=Path, default=output, help="raw results")
     parser.add_argument("--tables", action="store_true", help="evaluate nothing, print the tables")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(FIRST_SEED, FIRST_SEED + SEEDS)))
-    parser.add_argument("--sets", nargs="+", default=["/".join(one) for one in MAIN], help="as carrier/wording")
-    parser.add_argument("--count", type=int, default=COUNT, help="held-out tasks")
-    parser.add_argument("--task_seed", type=int, default=TASK_SEED, help="of the tasks")
-    options = parser.parse_args()
+    return parser
+
+
+def completed(
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    evaluate: Callable[[str, int, Mapping[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """The results in `options.output`, or new ones of these settings, completed and written run by run.
+
+    `evaluate(path, seed, results)` gives what is kept of a policy beside its arm and seed.
+    """
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # before torch
-    sets = [one.split("/") for one in options.sets]
-    results = {"count": options.count, "task_seed": options.task_seed, "sets": sets, "runs": []}
+    results: dict[str, Any] = {**settings, "runs": []}
     if options.output.is_file():
         results = json.loads(options.output.read_text())
     done = {(run["arm"], run["seed"]) for run in results["runs"]}
@@ -301,11 +312,26 @@ def main() -> None:
         for arm in options.arms:
             if (arm, seed) in done or (arm == "untrained" and number >= UNTRAINED_SEEDS):
                 continue
-            path = checkpoint(arm, seed, options.runs.resolve())
-            found = outcomes(path, seed, results["sets"], results["count"], results["task_seed"])
-            results["runs"].append({"arm": arm, "seed": seed, "outcomes": found})
+            found = evaluate(checkpoint(arm, seed, options.runs.resolve()), seed, results)
+            results["runs"].append({"arm": arm, "seed": seed, **found})
             options.output.write_text(json.dumps(results) + "\n")
             print(arm, seed, flush=True)
+    return results
+
+
+def main() -> None:
+    parser = parser_of(__doc__, HERE / MAIN_FILE)
+    parser.add_argument("--sets", nargs="+", default=["/".join(one) for one in MAIN], help="as carrier/wording")
+    parser.add_argument("--count", type=int, default=COUNT, help="held-out tasks")
+    parser.add_argument("--task_seed", type=int, default=TASK_SEED, help="of the tasks")
+    options = parser.parse_args()
+    sets = [one.split("/") for one in options.sets]
+
+    def evaluate(path: str, seed: int, results: Mapping[str, Any]) -> dict[str, Any]:
+        return {"outcomes": outcomes(path, seed, results["sets"], results["count"], results["task_seed"])}
+
+    settings = {"count": options.count, "task_seed": options.task_seed, "sets": sets}
+    results = completed(options, settings, evaluate)
     lines = tables(results)
     if options.output.name == MAIN_FILE and (control := options.output.with_name(CONTROL_FILE)).is_file():
         lines += against_neutral(results, json.loads(control.read_text()))
