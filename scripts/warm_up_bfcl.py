@@ -23,7 +23,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,22 +109,28 @@ def schedule(progress: float) -> float:
     return 0.05 + 0.95 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Finetune the weights that have gradients; returns what was done."""
-    cases = load_cases(arguments.cases)
-    classes = sorted({case.classes for case in cases}) if arguments.lora_r else [None]
-    lessons = [case_demonstrations([case for case in cases if one in (None, case.classes)]) for one in classes]
-    template = CHAT_TEMPLATE if arguments.template == "starter" else get_training_chat_template(tokenizer)
+def optimize(
+    model: Any,
+    arguments: argparse.Namespace,
+    sample: Callable[[int, bool], Sequence[GroupedBatch]],
+    losses_of: Callable[[Any, GroupedBatch], Iterator[torch.Tensor]],
+) -> dict[str, Any]:
+    """Finetune the weights that have gradients; returns what was done.
+
+    Args:
+        arguments: steps, mixed_share, learning_rate and seed.
+        sample: from the step and whether it is a mixed one to its batches.
+        losses_of: the summed losses of a batch, in parts.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)
     began, tokens, loss = time.monotonic(), 0, math.nan
     for step in range(arguments.steps):
         mixed = step >= arguments.steps * (1 - arguments.mixed_share)
-        seed, quality = arguments.seed * 1_000_003 + step, MIXED if mixed else SKILLED
-        rows = batches(tokenizer, template, lessons[step % len(lessons)], seed, quality)
+        rows = sample(step, mixed)
         count, loss = sum(own_tokens(row) for row in rows), 0.0
         for row in rows:
-            for part in (lora_losses if arguments.lora_r else losses)(model, row):
+            for part in losses_of(model, row):
                 (part / count).backward()
                 loss += part.item() / count
             tokens += int(row.completion_mask.sum()) + row.prompt_ids.shape[1]
@@ -141,13 +147,39 @@ def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str
         "mixed_share": arguments.mixed_share,
         "learning_rate": arguments.learning_rate,
         "seed": arguments.seed,
-        "cases": str(arguments.cases),
-        "lora_r": arguments.lora_r,
         "tokens": tokens,
         "last_loss": round(loss, 4),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "torch": torch.__version__,
     }
+
+
+def seed_of(arguments: argparse.Namespace, step: int) -> int:
+    """The seed of a step's dialogues."""
+    return arguments.seed * 1_000_003 + step
+
+
+def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Finetune on demonstrations of the cases; returns what was done."""
+    cases = load_cases(arguments.cases)
+    classes = sorted({case.classes for case in cases}) if arguments.lora_r else [None]
+    lessons = [case_demonstrations([case for case in cases if one in (None, case.classes)]) for one in classes]
+    template = CHAT_TEMPLATE if arguments.template == "starter" else get_training_chat_template(tokenizer)
+
+    def sample(step: int, mixed: bool) -> list[GroupedBatch]:
+        quality, of_class = MIXED if mixed else SKILLED, lessons[step % len(lessons)]
+        return batches(tokenizer, template, of_class, seed_of(arguments, step), quality)
+
+    done = optimize(model, arguments, sample, lora_losses if arguments.lora_r else losses)
+    return {**done, "cases": str(arguments.cases), "lora_r": arguments.lora_r}
+
+
+def save(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> None:
+    """Write the model's folder, with `warm_up.json`, and print what was done."""
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    (output / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record))
 
 
 def main() -> None:
@@ -181,10 +213,7 @@ def main() -> None:
     record = train(model, tokenizer, arguments)
     if arguments.lora_r:
         model = model.float().merge_and_unload().to(dtype)  # rounded once
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
-    (arguments.output / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record))
+    save(model, tokenizer, record, arguments.output)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ and schedule are used, the last part shows more mistakes and fewer recoveries, w
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import pickle
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import qwen3_template
 from trl.trainer.utils import add_fused_lm_head
-from warm_up_bfcl import BATCH, batches, losses, own_tokens, schedule
+from warm_up_bfcl import batches, losses, optimize, save, seed_of
 
 from fission_grpo.core.types import Message, ToolCall
 from fission_grpo.envs.agentdojo.env import ENVIRONMENTS
@@ -183,30 +180,14 @@ def parts(batch: GroupedBatch) -> Iterator[GroupedBatch]:
 
 def train(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Finetune all weights; returns what was done."""
-    lessons = demonstrations(arguments.suites)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
-    began, tokens, loss = time.monotonic(), 0, math.nan
-    for step in range(arguments.steps):
-        mixed = step >= arguments.steps * (1 - arguments.mixed_share)
-        seed = arguments.seed * 1_000_003 + step
-        rows = batches(tokenizer, CHAT_TEMPLATE, lessons, seed, MIXED if mixed else SKILLED)
-        count, loss = sum(own_tokens(row) for row in rows), 0.0
-        for part in (part for row in rows for part in parts(row)):
-            for one in losses(model, part):
-                (one / count).backward()
-                loss += one.item() / count
-            tokens += int(part.completion_mask.sum()) + part.prompt_ids.shape[1]
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * schedule(step / arguments.steps)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds = time.monotonic() - began
-        print(f"step {step + 1:3d}  loss {loss:.4f}  {'mixed' if mixed else 'skilled'}  {seconds:5.0f} s", flush=True)
-    done = {name: getattr(arguments, name) for name in ("suites", "steps", "mixed_share", "learning_rate", "seed")}
-    minutes = round((time.monotonic() - began) / 60, 1)
-    more = {"dialogues": arguments.steps * BATCH, "tokens": tokens, "last_loss": round(loss, 4), "minutes": minutes}
-    return {**done, **more, "torch": torch.__version__}
+    sampled = demonstrations(arguments.suites)
+
+    def sample(step: int, mixed: bool) -> list[GroupedBatch]:
+        behavior = MIXED if mixed else SKILLED
+        rows = batches(tokenizer, CHAT_TEMPLATE, sampled, seed_of(arguments, step), behavior)
+        return [part for row in rows for part in parts(row)]
+
+    return {"suites": arguments.suites, **optimize(model, arguments, sample, losses)}
 
 
 def main() -> None:
@@ -227,10 +208,7 @@ def main() -> None:
     add_fused_lm_head(model)
     enable(model)
     record = train(model, tokenizer, arguments)
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
-    (arguments.output / "warm_up.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record))
+    save(model, tokenizer, record, arguments.output)
 
 
 if __name__ == "__main__":
